@@ -1,0 +1,182 @@
+"""Plugins: every family of things a user may add to, found by name.
+
+A plugin is named in one of four ways, tried in this order: registered in code, built in,
+an installed package's entry point in the group `dynopt_ray.<family>`, or `module:attribute`.
+Nothing is imported before its first use, so a broken plugin breaks only itself.
+"""
+
+import importlib
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from dynopt_ray.errors import PluginError, UnknownNameError
+
+Family = Literal[
+    "criteria",
+    "schedules",
+    "tasks",
+    "rules",
+    "detectors",
+    "lr_controllers",
+    "costs",
+    "reactions",
+    "searchers",
+    "schedulers",
+]
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
+
+# One line per built-in member: name -> where it lives.
+_BUILT_IN: dict[Family, dict[str, str]] = {
+    "criteria": {},
+    "schedules": {},
+    "tasks": {},
+    "rules": {},
+    "detectors": {},
+    "lr_controllers": {},
+    "costs": {},
+    "reactions": {},
+    "searchers": {},
+    "schedulers": {},
+}
+
+_registered: dict[tuple[Family, str], Any] = {}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One member of a family, as `dynopt plugins` lists it.
+
+    Attributes:
+        family: the family it belongs to.
+        name: what specs and functions call it.
+        target: `module:attribute`, or the object's repr when registered in code.
+        source: "code", "built in" or the name of the distribution that brings it.
+        error: why it cannot be loaded, or None. Filled in by `check`.
+    """
+
+    family: Family
+    name: str
+    target: str
+    source: str
+    error: str | None = None
+
+    def check(self) -> "Plugin":
+        """The same plugin, loaded once, with `error` telling whether that worked."""
+        try:
+            load(self.family, self.name)
+        except PluginError as error:
+            return Plugin(self.family, self.name, self.target, self.source, str(error))
+        return self
+
+
+def register(family: Family, name: str, plugin: Any) -> None:
+    """Make `plugin` known as `name` in this process.
+
+    Workers do not see it: give them `module:attribute`, or install an entry point.
+
+    Raises:
+        UnknownNameError: no such family.
+        ValueError: another plugin already has this name.
+    """
+    _check_family(family)
+    if ":" in name:
+        raise ValueError(f"plugin name {name!r} contains ':', which marks a module:attribute path")
+    for known in plugins(family):
+        if known.name == name and _registered.get((family, name)) is not plugin:
+            raise ValueError(f"{family} already has a {name!r} ({known.target}); choose another")
+    _registered[family, name] = plugin
+
+
+def unregister(family: Family, name: str) -> None:
+    """Forget what `register` made known; a name that is not known is an error."""
+    if (family, name) not in _registered:
+        raise UnknownNameError(
+            f"registered plugin of {family}", name, (n for f, n in _registered if f == family)
+        )
+    del _registered[family, name]
+
+
+def load(family: Family, name: str) -> Any:
+    """The plugin called `name`: a known name or `module:attribute`.
+
+    Raises:
+        UnknownNameError: no plugin of this name, with the closest match.
+        PluginError: it exists but cannot be imported.
+    """
+    _check_family(family)
+    if (family, name) in _registered:
+        return _registered[family, name]
+    if ":" in name:
+        return import_attribute(name)
+    for plugin in plugins(family):
+        if plugin.name == name:
+            return import_attribute(plugin.target)
+    raise UnknownNameError(_SINGULAR.get(family, family), name, names(family))
+
+
+def names(family: Family) -> list[str]:
+    """All names known in a family, sorted."""
+    return sorted(plugin.name for plugin in plugins(family))
+
+
+def plugins(family: Family) -> Iterator[Plugin]:
+    """All plugins of a family, none of them loaded."""
+    _check_family(family)
+    for (registered_family, name), plugin in _registered.items():
+        if registered_family == family:
+            yield Plugin(family, name, repr(plugin), "code")
+    for name, target in _BUILT_IN[family].items():
+        yield Plugin(family, name, target, "built in")
+    for entry in importlib.metadata.entry_points(group=f"dynopt_ray.{family}"):
+        source = entry.dist.name if entry.dist else "entry point"
+        yield Plugin(family, entry.name, entry.value, source)
+
+
+def import_attribute(path: str) -> Any:
+    """What `module:attribute` names; attributes may be dotted.
+
+    Raises:
+        PluginError: the module cannot be imported or lacks the attribute.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise PluginError(
+            f"{path!r} is not of the form module:attribute, e.g. 'my_package.x:thing'"
+        )
+    try:
+        value: Any = importlib.import_module(module_name)
+    except Exception as error:
+        # Whatever a user's module raises while it is imported, the cause is named and kept.
+        raise PluginError(
+            f"cannot import {module_name!r} for {path!r}: {type(error).__name__}: {error}"
+        ) from error
+    for part in attribute.split("."):
+        try:
+            value = getattr(value, part)
+        except AttributeError as error:
+            raise PluginError(
+                f"{module_name!r} has no attribute {attribute!r} ({path!r})"
+            ) from error
+    return value
+
+
+_SINGULAR: dict[str, str] = {
+    "criteria": "criterion",
+    "schedules": "schedule",
+    "tasks": "task",
+    "rules": "rule",
+    "detectors": "detector",
+    "lr_controllers": "LR controller",
+    "costs": "cost",
+    "reactions": "reaction",
+    "searchers": "searcher",
+    "schedulers": "scheduler",
+}
+
+
+def _check_family(family: str) -> None:
+    if family not in FAMILIES:
+        raise UnknownNameError("plugin family", family, FAMILIES)

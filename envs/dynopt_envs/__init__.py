@@ -1,0 +1,1 @@
+"""Gymnasium environments of dynopt_ray, found by id."""
