@@ -31,7 +31,17 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 # One line per built-in member: name -> where it lives.
 _BUILT_IN: dict[Family, dict[str, str]] = {
     "criteria": {},
-    "schedules": {},
+    "schedules": {
+        "article_step": "dynopt_ray.schedules:article_step",
+        "constant": "dynopt_ray.schedules:constant",
+        "cosine": "dynopt_ray.schedules:cosine",
+        "exponential": "dynopt_ray.schedules:exponential",
+        "linear": "dynopt_ray.schedules:linear",
+        "polynomial": "dynopt_ray.schedules:polynomial",
+        "sequence": "dynopt_ray.schedules:sequence",
+        "step": "dynopt_ray.schedules:step",
+        "warmup": "dynopt_ray.schedules:warmup",
+    },
     "tasks": {},
     "rules": {},
     "detectors": {},

@@ -1,0 +1,106 @@
+# ruff: noqa: N801
+"""Schedules made of schedules: warmup and sequence."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import pairwise
+
+from dynopt_ray.schedules.base import Schedule, between, check_count, check_number, check_step
+
+
+@dataclass(frozen=True)
+class warmup:
+    """A straight rise (or fall) to where a schedule starts, then that schedule.
+
+    a(t) = a₀ + (f(0) − a₀)·t/N for 0 <= t < N, and f(t − N) after: the schedule f begins
+    with its own step 0 once the warm-up is over, so its whole length is run.
+
+    Args:
+        schedule: f, what follows.
+        num_steps: N, the length of the warm-up.
+        initial: a₀, the value at step 0.
+
+    Raises:
+        TypeError: `schedule` cannot be called, or an argument of the wrong type.
+        ValueError: `num_steps` < 1, or `initial` is not finite.
+
+    Example:
+        >>> from dynopt_ray.schedules import constant
+        >>> rate = warmup(constant(0.1), num_steps=4)
+        >>> [rate(step) for step in (0, 1, 2, 4, 5)]
+        [0.0, 0.025, 0.05, 0.1, 0.1]
+    """
+
+    schedule: Schedule
+    _: KW_ONLY
+    num_steps: int
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_schedule("warmup", "schedule", self.schedule)
+        check_count("warmup", "num_steps", self.num_steps)
+        check_number("warmup", "initial", self.initial)
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        index = check_step(step)
+        if index >= self.num_steps:
+            return float(self.schedule(index - self.num_steps))
+        return between(self.initial, self.schedule(0), index / self.num_steps)
+
+
+@dataclass(frozen=True)
+class sequence:
+    """One schedule after another, each beginning with its own step 0.
+
+    a(t) = f_i(t − m_i) for m_i <= t < m_{i+1}, with m_0 = 0 and the milestones m_1 < m_2 < …
+
+    Args:
+        schedules: f_0, f_1, …; kept as a tuple.
+        milestones: the steps at which the next one takes over, one fewer than `schedules`.
+
+    Raises:
+        TypeError: a schedule that cannot be called, or a milestone that is not an int.
+        ValueError: no schedule, milestones that do not increase, or the wrong number of them.
+
+    Example:
+        >>> from dynopt_ray.schedules import constant
+        >>> removed = sequence([constant(0.0), constant(0.5)], milestones=[100])
+        >>> removed(99), removed(100)
+        (0.0, 0.5)
+    """
+
+    schedules: Sequence[Schedule]
+    _: KW_ONLY
+    milestones: Sequence[int]
+
+    def __post_init__(self) -> None:
+        # Tuples, so that the caller's lists cannot change a schedule and it stays hashable.
+        object.__setattr__(self, "schedules", tuple(self.schedules))
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for index, schedule in enumerate(self.schedules):
+            _check_schedule("sequence", f"schedules[{index}]", schedule)
+        for index, milestone in enumerate(self.milestones):
+            check_count("sequence", f"milestones[{index}]", milestone)
+        if len(self.milestones) != len(self.schedules) - 1:
+            raise ValueError(
+                f"sequence: {len(self.schedules)} schedules and {len(self.milestones)} "
+                f"milestones; give one milestone between each two schedules"
+            )
+        if any(early >= late for early, late in pairwise(self.milestones)):
+            raise ValueError(f"sequence: milestones {list(self.milestones)} do not increase")
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        index = check_step(step)
+        active = sum(index >= milestone for milestone in self.milestones)
+        start = self.milestones[active - 1] if active else 0
+        return float(self.schedules[active](index - start))
+
+
+def _check_schedule(owner: str, name: str, schedule: object) -> None:
+    if not callable(schedule):
+        raise TypeError(
+            f"{owner}: {name} must be a schedule, a function of the step, not {schedule!r}; "
+            f"for a fixed value write constant({schedule!r})"
+        )
