@@ -1,1 +1,34 @@
-"""Placeholder: structure."""
+"""Resizing a live network: trace it, then grow, shrink and mask it with its optimizer."""
+
+from dynopt_ray.structure.apply import Receipt
+from dynopt_ray.structure.cost import Cost, measure
+from dynopt_ray.structure.edits import (
+    Edit,
+    Grow,
+    Mask,
+    Plan,
+    Shrink,
+    plan_from_json,
+    plan_to_json,
+)
+from dynopt_ray.structure.graph import Graph, trace
+from dynopt_ray.structure.groups import Slice, WidthGroup
+from dynopt_ray.structure.masks import mask_of
+
+__all__ = [
+    "Cost",
+    "Edit",
+    "Graph",
+    "Grow",
+    "Mask",
+    "Plan",
+    "Receipt",
+    "Shrink",
+    "Slice",
+    "WidthGroup",
+    "mask_of",
+    "measure",
+    "plan_from_json",
+    "plan_to_json",
+    "trace",
+]

@@ -1,0 +1,100 @@
+"""Integer attributes of modules that follow a width: `out_features`, `groups`, `num_heads`."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dynopt_ray.structure.grouping import Grouping
+from dynopt_ray.structure.groups import WidthGroup
+from dynopt_ray.structure.record import Link
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An integer attribute and how much one more unit of each group adds to it.
+
+    Attributes:
+        module: dotted name of the module; "" is the network itself.
+        name: the attribute.
+        index: which entry, where the attribute is a tuple or list; else None.
+        per_unit: group name -> change per added unit.
+    """
+
+    module: str
+    name: str
+    index: int | None
+    per_unit: Mapping[str, int]
+
+    def read(self, model: nn.Module) -> int:
+        """Its value now."""
+        value = getattr(model.get_submodule(self.module), self.name)
+        return int(value if self.index is None else value[self.index])
+
+    def write(self, model: nn.Module, value: int) -> None:
+        """Change it; tuples and lists keep their type and other entries."""
+        module = model.get_submodule(self.module)
+        if self.index is None:
+            setattr(module, self.name, value)
+            return
+        entries = list(getattr(module, self.name))
+        entries[self.index] = value
+        setattr(module, self.name, type(getattr(module, self.name))(entries))
+
+    def change(self, added: Mapping[str, int]) -> int:
+        """What adding `added[group]` units (negative: removing) adds to the value."""
+        return sum(step * added.get(group, 0) for group, step in self.per_unit.items())
+
+
+def linked(model: nn.Module, links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
+    """The links whose attribute exists, equals its dimension's size and can change."""
+    found: dict[tuple[str, str, int | None], Attribute] = {}
+    for link in links:
+        groups, counts = np.unique(grouping.group_of[link.ids], return_counts=True)
+        per_unit = {
+            grouping.groups[g].name: int(count) // grouping.groups[g].width
+            for g, count in zip(groups.tolist(), counts, strict=True)
+            if g >= 0
+        }
+        attribute = Attribute(link.module, link.attribute, link.index, per_unit)
+        if per_unit and _holds(model, attribute, len(link.ids)):
+            found[link.module, link.attribute, link.index] = attribute
+    return list(found.values())
+
+
+def candidates(model: nn.Module, group: WidthGroup) -> Iterator[Attribute]:
+    """Attributes near a group's parameters that equal one of its sizes: they may be that size.
+
+    Looked for in the modules that own the group's parameters and in all that contain them.
+    """
+    sizes = {group.width * s.positions.shape[1]: s.positions.shape[1] for s in group.slices}
+    sizes.setdefault(group.width, 1)
+    for name in _containing(s.parameter for s in group.slices):
+        module = model.get_submodule(name)
+        for attribute, value in vars(module).items():
+            if attribute.startswith("_") or attribute == "training":
+                continue
+            entries = list(enumerate(value)) if isinstance(value, tuple | list) else [(None, value)]
+            for index, entry in entries:
+                if type(entry) is int and entry in sizes:
+                    yield Attribute(name, attribute, index, {group.name: sizes[entry]})
+
+
+def _containing(parameters: Iterable[str]) -> list[str]:
+    """All modules around some parameters, innermost first."""
+    names: dict[str, None] = {}
+    for parameter in parameters:
+        name = parameter
+        while name:
+            name = name.rpartition(".")[0]
+            names[name] = None
+    return sorted(names, key=lambda n: -n.count(".") - bool(n))
+
+
+def _holds(model: nn.Module, attribute: Attribute, size: int) -> bool:
+    value: Any = getattr(model.get_submodule(attribute.module), attribute.name, None)
+    if attribute.index is not None:
+        value = value[attribute.index] if isinstance(value, tuple | list) else None
+    return type(value) is int and value == size

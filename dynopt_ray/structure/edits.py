@@ -1,0 +1,172 @@
+"""Edits: pieces of data that say how a network should change. A plan is a list of them."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.errors import EditError, UnknownNameError
+
+Init = Literal["fresh", "split"]
+_INITS: tuple[Init, ...] = ("fresh", "split")
+
+
+@dataclass(frozen=True)
+class Grow:
+    """Add units to a width group; they become its last ones.
+
+    Attributes:
+        group: name of the width group.
+        units: how many, at least 1.
+        init: "fresh" initialises what the units read as the layer itself would and what reads
+            them with zero; "split" copies existing units and shares their outgoing weights
+            unevenly between the copies (Net2Net, Chen et al. 2016).
+        exact: True refuses a growth that would change the network's output.
+    """
+
+    group: str
+    units: int
+    init: Init = "fresh"
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        if type(self.units) is not int or self.units < 1:
+            raise EditError(
+                f"Grow({self.group!r}, units={self.units!r}) adds nothing: units must be an "
+                "integer of at least 1"
+            )
+        if self.init not in _INITS:
+            raise UnknownNameError("way to initialise new units", self.init, _INITS)
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Remove units from a width group; the rest keep their order.
+
+    Attributes:
+        group: name of the width group.
+        remove: indices of the units to remove, or None when `keep` is given.
+        keep: indices of the units to keep, or None when `remove` is given.
+    """
+
+    group: str
+    remove: Sequence[int] | None = field(default=None, kw_only=True)
+    keep: Sequence[int] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if (self.remove is None) == (self.keep is None):
+            raise EditError(
+                f"Shrink({self.group!r}) needs either remove=… or keep=…, not both and not neither"
+            )
+        for side in ("remove", "keep"):
+            value = getattr(self, side)
+            if value is not None:
+                object.__setattr__(self, side, _indices(self.group, side, value))
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Hold some weights of a parameter at zero through training.
+
+    Attributes:
+        parameter: dotted name of the parameter.
+        keep: bool tensor of the parameter's shape; False is held at zero.
+    """
+
+    parameter: str
+    keep: Tensor = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.keep, Tensor) or self.keep.dtype != torch.bool:
+            raise EditError(
+                f"Mask({self.parameter!r}) needs keep=<bool tensor of the parameter's shape>, got "
+                f"{getattr(self.keep, 'dtype', type(self.keep).__name__)}"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Mask)
+            and self.parameter == other.parameter
+            and torch.equal(self.keep, other.keep)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.parameter, tuple(self.keep.shape)))
+
+
+Edit = Grow | Shrink | Mask
+Plan = Sequence[Edit]
+
+
+def plan_to_json(plan: Iterable[Edit]) -> str:
+    """A plan as JSON text; `plan_from_json` is its inverse."""
+    return json.dumps([_to_dict(edit) for edit in plan])
+
+
+def plan_from_json(text: str) -> list[Edit]:
+    """The plan that `plan_to_json` wrote.
+
+    Raises:
+        EditError: the text is not a plan.
+    """
+    try:
+        return [_from_dict(item) for item in json.loads(text)]
+    except (json.JSONDecodeError, TypeError, KeyError, ValueError) as error:
+        if isinstance(error, EditError):
+            raise
+        raise EditError(f"not a plan: {error}") from error
+
+
+def _to_dict(edit: Edit) -> dict[str, Any]:
+    match edit:
+        case Grow():
+            return {
+                "edit": "grow",
+                "group": edit.group,
+                "units": edit.units,
+                "init": edit.init,
+                "exact": edit.exact,
+            }
+        case Shrink():
+            side = "remove" if edit.keep is None else "keep"
+            return {"edit": "shrink", "group": edit.group, side: list(getattr(edit, side))}
+        case Mask():
+            # Most weights are kept or most are removed: list the rarer kind.
+            flat = edit.keep.flatten()
+            listed = bool(flat.sum() * 2 < flat.numel())
+            return {
+                "edit": "mask",
+                "parameter": edit.parameter,
+                "shape": list(edit.keep.shape),
+                "kept" if listed else "removed": torch.nonzero(flat == listed).flatten().tolist(),
+            }
+
+
+def _from_dict(item: Mapping[str, Any]) -> Edit:
+    kind, values = item["edit"], {k: v for k, v in item.items() if k != "edit"}
+    if kind == "grow":
+        return Grow(**values)
+    if kind == "shrink":
+        return Shrink(**values)
+    if kind == "mask":
+        listed = "kept" in values
+        keep = torch.full((int(torch.Size(values["shape"]).numel()),), not listed)
+        keep[torch.tensor(values["kept" if listed else "removed"], dtype=torch.long)] = listed
+        return Mask(values["parameter"], keep=keep.reshape(values["shape"]))
+    raise EditError(f"no edit {kind!r}. Known: grow, mask, shrink.")
+
+
+def _indices(group: str, side: str, value: Any) -> tuple[int, ...]:
+    """Unit indices as plain integers, from any sequence, array or tensor of them."""
+    if isinstance(value, Tensor) and value.dtype == torch.bool:
+        value = torch.nonzero(value).flatten()
+    values = value.tolist() if hasattr(value, "tolist") else list(value)
+    if any(type(v) is not int for v in values):
+        raise EditError(
+            f"Shrink({group!r}, {side}=…) needs integer unit indices or a bool tensor with one "
+            f"entry per unit, got {values[:5]}"
+        )
+    return tuple(values)

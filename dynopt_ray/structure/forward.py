@@ -1,0 +1,93 @@
+"""Running a network without data: its parameters replaced by shapes, or by zeros of a new size."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._pytree import tree_map_only
+
+from dynopt_ray.structure.tracing import Trace
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+"""What a network is called with: one tensor, positional arguments or keyword arguments."""
+
+
+def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any:
+    """The network's output with its parameters and buffers replaced; nothing of it changes."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, dict):
+        kwargs = inputs
+    else:
+        args = inputs if isinstance(inputs, tuple) else (inputs,)
+    return functional_call(model, dict(tensors), args, kwargs)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a shared one appears once, under its first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
+    """The same inputs on a device."""
+    return cast(Inputs, tree_map_only(Tensor, lambda t: t.detach().to(device), inputs))
+
+
+def shells(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Tensors without content: of a new shape where `shapes` has one, else of their own."""
+    return {
+        name: torch.zeros(tuple(shapes.get(name, t.shape)), dtype=t.dtype, device=device)
+        for name, t in tensors.items()
+    }
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None]:
+    """Leaves modes, gradients' switch and random state as they were.
+
+    Args:
+        model: the network that will run.
+        training: the mode to run it in; None for the mode each module is in.
+    """
+    modes = {module: module.training for module in model.modules()}
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        if training is not None:
+            model.train(training)
+        with torch.random.fork_rng(devices=sorted(d.index for d in devices)), torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def module_names(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """Keeps `trace.module_stack` at the names of the modules that are running."""
+    names = {module: name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        trace.module_stack.append(names.get(module, ""))
+
+    def leave(*_: Any) -> None:
+        trace.module_stack.pop()
+
+    handles = [
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        trace.module_stack.clear()

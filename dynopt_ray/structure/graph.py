@@ -1,0 +1,170 @@
+"""`trace` a network, then change its widths, masks and costs through the graph it returns."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from dynopt_ray.errors import EditError, TraceError, UnknownNameError
+from dynopt_ray.structure.apply import Receipt, apply_plan
+from dynopt_ray.structure.attributes import Attribute
+from dynopt_ray.structure.cost import Cost, CostModel, count_nonzero
+from dynopt_ray.structure.edits import Edit
+from dynopt_ray.structure.forward import Inputs, named_tensors
+from dynopt_ray.structure.groups import WidthGroup
+from dynopt_ray.structure.passes import trace_at_own_sizes
+from dynopt_ray.structure.record import Consumer
+from dynopt_ray.structure.tracing import Heads
+from dynopt_ray.structure.verify import Verifier
+
+_BY_CALLER = "the caller fixed it"
+
+
+class Graph:
+    """A live network and the groups in which its widths can change. Made by `trace`.
+
+    Attributes:
+        model: the network itself; edits change it in place.
+        groups: what can be resized, in forward order.
+        fixed: what cannot be resized: name -> reason.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[WidthGroup],
+        fixed: Mapping[str, str],
+        *,
+        attributes: Sequence[Attribute],
+        consumers: Mapping[str, Sequence[Consumer]],
+        cost_model: CostModel,
+    ) -> None:
+        self.model = model
+        self.fixed = dict(fixed)
+        self.groups = tuple(groups)
+        self.attributes = tuple(attributes)
+        self.consumers = consumers
+        self.num_edits = 0
+        self.receipts: list[Receipt] = []
+        self._cost_model = cost_model
+
+    def __getitem__(self, name: str) -> WidthGroup:
+        """The group that a module or parameter produces.
+
+        Raises:
+            EditError: it cannot be resized; says why.
+            UnknownNameError: the network has nothing of this name.
+        """
+        for group in self.groups:
+            if name == group.name:
+                return group
+        for group in self.groups:
+            if name in group.producers:
+                return group
+        if name in self.fixed:
+            raise EditError(f"{name!r} cannot be resized: {self.fixed[name]}")
+        raise UnknownNameError("width group", name, (group.name for group in self.groups))
+
+    def __iter__(self) -> Iterator[WidthGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __repr__(self) -> str:
+        lines = [f"  {group.name}: {group.width}" for group in self.groups]
+        return "\n".join([f"Graph of {type(self.model).__name__}, widths:", *lines])
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of every group, in forward order."""
+        return {group.name: group.width for group in self.groups}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's parameters and buffers by name."""
+        return named_tensors(self.model)
+
+    def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
+        """What the network costs, or would cost at other widths. Nothing is resized or run.
+
+        Args:
+            widths: group name -> width; groups not named keep theirs. None is the network as it
+                is, with its zero weights counted; at other widths no weight counts as zero.
+
+        Raises:
+            UnknownNameError: no group of this name.
+        """
+        if widths is None:
+            nonzero = count_nonzero(list(self.model.parameters()))
+            return self._cost_model.cost([g.width for g in self.groups], nonzero)
+        wanted = {self[name].name: width for name, width in widths.items()}
+        return self._cost_model.cost([wanted.get(g.name, g.width) for g in self.groups])
+
+    def apply(
+        self,
+        plan: Sequence[Edit],
+        *,
+        optimizer: Optimizer | None = None,
+        compensate: Iterable[Inputs] | Tensor | None = None,
+    ) -> Receipt:
+        """Change the network; see `dynopt_ray.structure.apply.apply_plan`."""
+        return apply_plan(self, plan, optimizer=optimizer, compensate=compensate)
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Inputs,
+    fixed: Iterable[str] = (),
+    heads: Heads = "heads",
+) -> Graph:
+    """Find every width of a network that can be resized, and all that must follow.
+
+    The network runs on these inputs, on the meta device where its forward allows that: shapes
+    only, no data, no memory. It is not changed.
+
+    Args:
+        model: any network.
+        example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of
+            keyword arguments, with a batch of at least 2.
+        fixed: names of modules or parameters whose outputs must keep their width.
+        heads: a unit of attention is a whole head ("heads") or one coordinate of all heads
+            ("dims").
+
+    Raises:
+        TraceError: the network does not run on these inputs or is wrapped for distribution.
+        UnknownNameError: `fixed` names nothing of the network.
+    """
+    _check_model(model)
+    tensors = named_tensors(model)
+    pinned = {_produced_by(tensors, name): _BY_CALLER for name in fixed}
+    passes = trace_at_own_sizes(model, example_inputs, tensors, heads, pinned)
+    verdict = Verifier(model, example_inputs, tensors, passes, heads).verdict()
+    return Graph(
+        model,
+        verdict.groups,
+        {**passes.grouping.fixed, **verdict.fixed},
+        attributes=verdict.attributes,
+        consumers=passes.record.consumers,
+        cost_model=CostModel(tensors, passes.record, passes.grouping.only(verdict.groups)),
+    )
+
+
+def _check_model(model: nn.Module) -> None:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise TraceError(
+            "the network is wrapped in DistributedDataParallel, whose buckets have the old sizes. "
+            "Trace and edit the inner module (.module), then wrap it again."
+        )
+    if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
+        raise TraceError(
+            "the network has lazy layers without shapes. Run it once on real data before tracing."
+        )
+
+
+def _produced_by(tensors: Mapping[str, Tensor], name: str) -> str:
+    """The parameter whose first dimension a name stands for."""
+    for parameter in (name, f"{name}.weight", f"{name}.bias"):
+        if parameter in tensors:
+            return parameter
+    raise UnknownNameError("module or parameter with a width", name, tensors)

@@ -1,0 +1,246 @@
+"""From the ties of one traced pass to width groups: array operations, never a loop over units."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dynopt_ray.structure.groups import Slice, WidthGroup, contiguous_runs, producer_name
+from dynopt_ray.structure.labels import IntArray
+from dynopt_ray.structure.record import Record
+
+Key = tuple[str, int]
+"""A parameter's or buffer's name and one of its dimensions."""
+
+_UNUSED = "the forward pass does not use it"
+_ROLE_ORDER = {"out": 0, "scale": 1, "in": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """The outcome of one trace.
+
+    Attributes:
+        groups: what can be resized, in forward order.
+        fixed: what cannot: name -> reason.
+        group_of: for every unit id, the index of its group in `groups`, or -1.
+    """
+
+    groups: tuple[WidthGroup, ...]
+    fixed: dict[str, str]
+    group_of: IntArray
+
+    def only(self, groups: Sequence[WidthGroup]) -> "Grouping":
+        """The same outcome with some of the groups left; the others count as fixed."""
+        index = {group.name: i for i, group in enumerate(groups)}
+        renumber = np.array([*(index.get(g.name, -1) for g in self.groups), -1])
+        return Grouping(tuple(groups), self.fixed, renumber[self.group_of])
+
+
+def group_units(record: Record) -> Grouping:
+    """Merge tied units; those that lie in the same slices form a width group."""
+    component = _merged(record)
+    num_components = int(component.max(initial=-1)) + 1
+    reasons = _pinned(record, component, num_components)
+    mixed = np.zeros(num_components, dtype=bool)
+    for ids in record.mixed:
+        mixed[component[ids]] = True
+
+    keys = sorted(
+        (key for key in record.parameter_ids if key not in record.hidden),
+        key=lambda key: _priority(record, key),
+    )
+    entries = _Entries.build(record, keys, component)
+    signature = _signatures(entries, reasons, num_components)
+    leader = np.full(num_components, len(entries.key))
+    np.minimum.at(leader, entries.component, np.arange(len(entries.key)))
+
+    present = np.flatnonzero(leader < len(entries.key))
+    present = present[np.argsort(leader[present], kind="stable")]
+    _, first, bundle = np.unique(signature[present], return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))  # bundles in order of their first unit
+    bundle_of = np.full(num_components, -1)
+    bundle_of[present] = rank[bundle]
+    unit_of = _counted_within(bundle_of, present, num_components)
+
+    groups: list[WidthGroup] = []
+    fixed: dict[str, str] = {}
+    group_of_bundle = np.full(len(first) + 1, -1)
+    for index, members in enumerate(entries.slices(bundle_of, unit_of)):
+        (name, dim), positions = members[0]
+        reason = reasons[component[record.parameter_ids[name, dim][positions[0, 0]]]]
+        if name not in record.first_use:
+            reason = reason or _UNUSED
+        if reason is not None:
+            for (parameter, d), _ in members:
+                fixed.setdefault(_fixed_name(record, parameter, d), reason)
+            continue
+        group_of_bundle[index] = len(groups)
+        unit = component[record.parameter_ids[name, dim][positions[0, 0]]]
+        groups.append(_width_group(record, members, exact=not mixed[unit]))
+    groups = _uniquely_named(groups)
+    group_of = group_of_bundle[bundle_of[component]] if num_components else component
+    return Grouping(tuple(groups), fixed, group_of)
+
+
+def _merged(record: Record) -> IntArray:
+    """The connected component of every id; views to several dimensions are made rectangular."""
+    component = _components(record.num_ids, record.ties)
+    while True:
+        ties = [tie for ids in record.factors for tie in _rectangular(component, ids)]
+        if not ties:
+            return component
+        record.ties.extend(ties)
+        component = _components(record.num_ids, record.ties)
+
+
+def _components(num_ids: int, ties: Iterable[tuple[IntArray, IntArray]]) -> IntArray:
+    # scipy loads slowly and `import dynopt_ray` should not wait for it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = [np.broadcast_arrays(one, other) for one, other in ties]
+    if not pairs:
+        return np.arange(num_ids)
+    rows = np.concatenate([one.ravel() for one, _ in pairs])
+    columns = np.concatenate([other.ravel() for _, other in pairs])
+    weights = np.ones(len(rows), dtype=np.int8)
+    edges = coo_array((weights, (rows, columns)), shape=(num_ids, num_ids))
+    _, component = connected_components(edges, directed=False)
+    return np.asarray(component, dtype=np.int64)
+
+
+def _rectangular(component: IntArray, ids: IntArray) -> list[tuple[IntArray, IntArray]]:
+    """Ties that make the units of a view to several dimensions vary along one of them only.
+
+    Where nothing else decided (heads are tied within by the product over their coordinates), the
+    last dimension counts units and the others repeat them: channel shuffle, chunks.
+    """
+    values = component[ids]
+    for axis in range(ids.ndim):
+        others = tuple(a for a in range(ids.ndim) if a != axis)
+        reference = values[
+            tuple(slice(0, 1) if a in others else slice(None) for a in range(ids.ndim))
+        ]
+        if bool((values == reference).all()):
+            return []
+    return [(ids, ids[(*(slice(0, 1),) * (ids.ndim - 1), slice(None))])]
+
+
+def _pinned(record: Record, component: IntArray, num_components: int) -> list[str | None]:
+    reasons: list[str | None] = [None] * num_components
+    for ids, reason in record.pinned:
+        for unit in np.unique(component[ids]).tolist():
+            reasons[unit] = reasons[unit] or reason
+    return reasons
+
+
+def _priority(record: Record, key: Key) -> tuple[int, int, int]:
+    """Producers first, in forward order: the first one names the group and numbers its units."""
+    name, dim = key
+    use = record.first_use.get(name, len(record.first_use))
+    return (_ROLE_ORDER[record.roles.get(key, "out")], use, dim)
+
+
+@dataclass(frozen=True, eq=False)
+class _Entries:
+    """One row per coordinate of every parameter dimension: its key, component and position."""
+
+    keys: list[Key]
+    key: IntArray
+    component: IntArray
+    position: IntArray
+
+    @classmethod
+    def build(cls, record: Record, keys: list[Key], component: IntArray) -> "_Entries":
+        sizes = [len(record.parameter_ids[key]) for key in keys]
+        ids = np.concatenate([np.zeros(0, np.int64), *(record.parameter_ids[key] for key in keys)])
+        positions = [np.arange(size) for size in sizes]
+        return cls(
+            keys,
+            np.repeat(np.arange(len(keys)), sizes),
+            component[ids],
+            np.concatenate([np.zeros(0, np.int64), *positions]),
+        )
+
+    def slices(
+        self, bundle_of: IntArray, unit_of: IntArray
+    ) -> Iterable[list[tuple[Key, IntArray]]]:
+        """For each bundle of units, its keys with the positions (units, k) along them."""
+        bundle, unit = bundle_of[self.component], unit_of[self.component]
+        order = np.lexsort((self.position, unit, self.key, bundle))
+        bundle, key, unit = bundle[order], self.key[order], unit[order]
+        position = self.position[order]
+        starts = np.flatnonzero(
+            (np.diff(bundle, prepend=-1) != 0) | (np.diff(key, prepend=-1) != 0)
+        )
+        members: list[tuple[Key, IntArray]] = []
+        for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+            if members and bundle[start] != bundle[start - 1]:
+                yield members
+                members = []
+            width = int(unit[stop - 1]) + 1
+            members.append((self.keys[key[start]], position[start:stop].reshape(width, -1)))
+        if members:
+            yield members
+
+
+def _signatures(
+    entries: _Entries, reasons: list[str | None], num_components: int
+) -> npt.NDArray[np.uint64]:
+    """A number per component that is equal for components in the same slices, equally often."""
+    tokens = np.random.default_rng(0).integers(2**63, size=len(entries.keys), dtype=np.uint64)
+    signature = np.zeros(num_components, dtype=np.uint64)
+    np.add.at(signature, entries.component, tokens[entries.key])
+    pinned = np.fromiter((reason is not None for reason in reasons), bool, num_components)
+    signature[pinned] += np.uint64(1)
+    return signature
+
+
+def _counted_within(bundle_of: IntArray, present: IntArray, num_components: int) -> IntArray:
+    """The number of each component within its bundle, in the order of `present`."""
+    unit_of = np.full(num_components, -1)
+    order = np.argsort(bundle_of[present], kind="stable")
+    bundles = bundle_of[present][order]
+    starts = np.flatnonzero(np.diff(bundles, prepend=-1) != 0)
+    counts = np.diff([*starts, len(order)])
+    unit_of[present[order]] = np.arange(len(order)) - np.repeat(starts, counts)
+    return unit_of
+
+
+def _width_group(record: Record, members: list[tuple[Key, IntArray]], *, exact: bool) -> WidthGroup:
+    slices = []
+    for (name, dim), array in members:
+        positions = torch.from_numpy(np.ascontiguousarray(array))
+        role = record.roles.get((name, dim), "out")
+        slices.append(Slice(name, dim, role, positions, contiguous_runs(positions[-1])))
+    producers = dict.fromkeys(producer_name(s.parameter) for s in slices if s.role == "out")
+    name = next(iter(producers), producer_name(slices[0].parameter))
+    return WidthGroup(
+        name=name,
+        width=len(slices[0].positions),
+        exact_growth=exact,
+        slices=tuple(slices),
+        producers=tuple(producers) or (name,),
+    )
+
+
+def _uniquely_named(groups: Iterable[WidthGroup]) -> list[WidthGroup]:
+    """Several groups that one module makes (parts of a fused layer) are called m, m#2, m#3."""
+    seen: Counter[str] = Counter()
+    named = []
+    for group in groups:
+        seen[group.name] += 1
+        count = seen[group.name]
+        named.append(group if count == 1 else replace(group, name=f"{group.name}#{count}"))
+    return named
+
+
+def _fixed_name(record: Record, parameter: str, dim: int) -> str:
+    """Like a group's name for what is produced; `parameter[dim]` for what is read."""
+    if record.roles.get((parameter, dim), "out") == "in":
+        return f"{parameter}[{dim}]"
+    return producer_name(parameter)

@@ -1,0 +1,95 @@
+"""How the weights of new units start."""
+
+import copy
+import zlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+_SPLIT_SPREAD = 0.4
+
+
+def seeded(*parts: object) -> int:
+    """A seed that depends on `torch.manual_seed` and the parts; draws nothing from the generator.
+
+    New weights must not move the caller's random state, yet differ from one edit to the next.
+    """
+    return zlib.crc32(repr((torch.initial_seed(), *parts)).encode())
+
+
+def fresh_tensors(
+    module: nn.Module, shapes: Mapping[str, Sequence[int]], old: Mapping[str, Tensor], seed: int
+) -> dict[str, Tensor]:
+    """The module's own parameters and buffers as its `reset_parameters` would fill these shapes.
+
+    What that method does not reach (a module without one, a parameter used directly) is drawn
+    with the mean and the standard deviation of the entries that exist.
+
+    Args:
+        module: owner of the tensors; not changed.
+        shapes: own tensor name -> shape wanted.
+        old: own tensor name -> tensor as it is.
+        seed: makes the draw repeatable.
+    """
+    shell = copy.copy(module)
+    filled = {
+        name: torch.full(tuple(shape), torch.nan, dtype=old[name].dtype, device=old[name].device)
+        if old[name].is_floating_point()
+        else torch.zeros(tuple(shape), dtype=old[name].dtype, device=old[name].device)
+        for name, shape in shapes.items()
+    }
+    shell._parameters = {
+        name: p if p is None else nn.Parameter(filled.get(name, p.detach()), p.requires_grad)
+        for name, p in module._parameters.items()
+    }
+    shell._buffers = {
+        name: b if b is None else filled.get(name, b.clone()) for name, b in module._buffers.items()
+    }
+    devices = sorted({t.device.index for t in filled.values() if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        # A module with children may reset them too, and they are not ours to touch.
+        if not module._modules and callable(reset := _reset_method(shell)):
+            reset()
+        for name, tensor in filled.items():
+            if tensor.is_floating_point() and not tensor.is_meta:
+                _fill_missing(tensor, old[name])
+    return filled
+
+
+def split_shares(width: int, source: Tensor, seed: int) -> Tensor:
+    """How copied units and their copies share the original's outgoing weights (Net2Net).
+
+    Equal shares would receive equal gradients and stay equal for ever, so they differ by up to
+    a fifth.
+
+    Args:
+        width: number of units before.
+        source: LongTensor, for each new unit the one it copies.
+        seed: makes the draw repeatable.
+
+    Returns:
+        Tensor (width + len(source),): the factors of the old units' outgoing weights, then of
+        the new ones'. Those of a unit and its copies sum to 1; a unit without copies has 1.
+
+    References:
+        Chen, Goodfellow, Shlens 2016, "Net2Net", eq. 4, with uneven instead of equal shares.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    family = torch.cat([torch.arange(width), source])
+    parts = 1 + _SPLIT_SPREAD * (torch.rand(len(family), generator=generator) - 0.5)
+    return parts / torch.zeros(width).index_add_(0, family, parts)[family]
+
+
+def _reset_method(module: nn.Module) -> object:
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+
+
+def _fill_missing(tensor: Tensor, old: Tensor) -> None:
+    missing = tensor.isnan()
+    if missing.any():
+        known = old.detach().float()
+        spread = known.std() if known.numel() > 1 else torch.zeros(())
+        draw = torch.randn(tensor.shape) * spread.cpu() + known.mean().cpu()
+        tensor.copy_(torch.where(missing, draw.to(tensor), tensor))

@@ -1,0 +1,136 @@
+"""The traced passes of one network, and what they say together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.errors import TraceError
+from dynopt_ray.structure import rules as rules  # fills tracing.RULES
+from dynopt_ray.structure.forward import Inputs, call, module_names, moved, shells, undisturbed
+from dynopt_ray.structure.grouping import Grouping, group_units
+from dynopt_ray.structure.record import Record
+from dynopt_ray.structure.tracing import Heads, Trace, tensors_in
+
+_OUTPUT = "it is the network's output"
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """A network traced at one set of shapes.
+
+    Attributes:
+        record: ties, roles, consumers, work.
+        grouping: the width groups and fixed sizes that follow from it.
+        output_sizes: the sizes of all output tensors.
+        device: where it could be traced: "meta", or the network's own device.
+    """
+
+    record: Record
+    grouping: Grouping
+    output_sizes: tuple[torch.Size, ...]
+    device: torch.device
+
+
+def trace_passes(
+    model: nn.Module,
+    inputs: Inputs,
+    tensors: Mapping[str, Tensor],
+    *,
+    heads: Heads,
+    device: torch.device,
+    pinned: Mapping[str, str] | None = None,
+) -> Passes:
+    """Run the network under a trace in evaluation mode; what that leaves unused, in training mode.
+
+    Args:
+        model: the network. Nothing of it changes.
+        inputs: what it is called with, on `device`.
+        tensors: its parameters and buffers at the sizes to trace, on `device`.
+        heads: what a unit of attention is.
+        device: where it runs; "meta" computes shapes only.
+        pinned: parameter name -> reason, for sizes that the caller wants fixed.
+
+    Raises:
+        Exception: whatever the network's own forward raises.
+    """
+    record = Record({id(tensor): name for name, tensor in tensors.items()})
+    sizes = _run(model, inputs, tensors, record, heads, training=False)
+    if any(t.ndim and name not in record.first_use for name, t in tensors.items()):
+        # Auxiliary classifiers run in training mode only.
+        sizes += _run(model, inputs, tensors, record, heads, training=True)
+    for name, reason in (pinned or {}).items():
+        record.pinned.append((record.parameter_ids[name, 0], reason))
+    return Passes(record, group_units(record), sizes, device)
+
+
+def trace_at_own_sizes(
+    model: nn.Module,
+    inputs: Inputs,
+    tensors: Mapping[str, Tensor],
+    heads: Heads,
+    pinned: Mapping[str, str],
+) -> Passes:
+    """Trace on the meta device; a network that needs values runs on its own device instead.
+
+    Raises:
+        TraceError: the network fails on these inputs.
+    """
+    try:
+        return _trace_on(torch.device("meta"), model, inputs, tensors, heads, pinned)
+    except Exception as meta_error:
+        device = next((t.device for t in tensors.values()), torch.device("cpu"))
+        if device.type == "meta":
+            raise _untraceable(model, meta_error) from meta_error
+        try:
+            return _trace_on(device, model, inputs, tensors, heads, pinned)
+        except Exception as error:
+            raise _untraceable(model, error) from error
+
+
+def _trace_on(
+    device: torch.device,
+    model: nn.Module,
+    inputs: Inputs,
+    tensors: Mapping[str, Tensor],
+    heads: Heads,
+    pinned: Mapping[str, str],
+) -> Passes:
+    if device.type == "meta":
+        traced = shells(tensors, {}, device)
+    else:
+        # A pass in training mode writes to buffers; they must not be the network's own.
+        traced = {n: t if isinstance(t, nn.Parameter) else t.clone() for n, t in tensors.items()}
+    return trace_passes(
+        model, moved(inputs, device), traced, heads=heads, device=device, pinned=pinned
+    )
+
+
+def _untraceable(model: nn.Module, error: Exception) -> TraceError:
+    return TraceError(
+        f"{type(model).__name__} cannot run on these example inputs: "
+        f"{type(error).__name__}: {error}. Pass what the network is called with in training: a "
+        "tensor, a tuple of arguments or a dict of keyword arguments, with a batch of at least 2."
+    )
+
+
+def _run(
+    model: nn.Module,
+    inputs: Inputs,
+    tensors: Mapping[str, Tensor],
+    record: Record,
+    heads: Heads,
+    *,
+    training: bool,
+) -> tuple[torch.Size, ...]:
+    """One pass; its outputs are pinned."""
+    with undisturbed(model, training):
+        trace = Trace(tensors, record, heads)
+        with module_names(model, trace), trace:
+            output: Any = call(model, inputs, tensors)
+        outputs = list(tensors_in(output))
+        for tensor in outputs:
+            trace.pin(trace.labels(tensor), _OUTPUT)
+    return tuple(tensor.shape for tensor in outputs)

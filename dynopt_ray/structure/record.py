@@ -1,0 +1,78 @@
+"""What one traced pass says about a network's units."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from dynopt_ray.structure.labels import IntArray
+
+Role = Literal["out", "in", "scale"]
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """One use of a weight whose inputs are units: what compensation refits.
+
+    Attributes:
+        weight: name of the weight.
+        bias: name of its bias, or None.
+        mean: running mean of the BatchNorm that follows directly, or None.
+        groups: groups of a convolution; 1 otherwise.
+    """
+
+    weight: str
+    bias: str | None
+    mean: str | None
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Multiply-adds of one operation: `coefficient` times the sizes of the labelled dimensions."""
+
+    coefficient: int
+    factors: tuple[IntArray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """An integer attribute of a module that follows the size of a dimension.
+
+    Attributes:
+        module: dotted name of the module.
+        attribute: its attribute; an integer, or a tuple when `index` is given.
+        index: which entry of the tuple, or None.
+        ids: the units along the dimension it follows, one per coordinate.
+    """
+
+    module: str
+    attribute: str
+    index: int | None
+    ids: IntArray
+
+
+@dataclass
+class Record:
+    """Everything one pass says about a network's units."""
+
+    names: dict[int, str]
+    ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    pinned: list[tuple[IntArray, str]] = field(default_factory=list)
+    mixed: list[IntArray] = field(default_factory=list)
+    factors: list[IntArray] = field(default_factory=list)
+    roles: dict[tuple[str, int], Role] = field(default_factory=dict)
+    first_use: dict[str, int] = field(default_factory=dict)
+    hidden: set[tuple[str, int]] = field(default_factory=set)
+    consumers: dict[str, list[Consumer]] = field(default_factory=lambda: defaultdict(list))
+    work: list[Work] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    parameter_ids: dict[tuple[str, int], IntArray] = field(default_factory=dict)
+    num_ids: int = 0
+
+    def fresh(self, size: int) -> IntArray:
+        """Ids that nothing carries yet."""
+        ids = np.arange(self.num_ids, self.num_ids + size)
+        self.num_ids += size
+        return ids

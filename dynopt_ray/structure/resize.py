@@ -1,0 +1,157 @@
+"""New tensors for a new layout. Nothing here writes to a network."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.structure.grouping import Key
+from dynopt_ray.structure.initialise import fresh_tensors, seeded, split_shares
+from dynopt_ray.structure.layout import Axis, Change, moved_group
+
+Axes = Mapping[int, Axis]
+"""The new layout of some dimensions of one tensor: dimension -> axis."""
+
+
+def resized(tensor: Tensor, axes: Axes, new: Tensor | float | bool) -> Tensor:
+    """A tensor in the new layout.
+
+    Args:
+        tensor: the old values.
+        axes: the new layout of the dimensions that change.
+        new: what new coordinates hold; a tensor of the new shape, or one value.
+    """
+    result = tensor.detach()
+    for dim, axis in axes.items():
+        result = result.index_select(dim, axis.index.clamp(min=0).to(tensor.device))
+    for dim, axis in axes.items():
+        if len(axis.new):
+            at = axis.new.to(tensor.device)
+            if isinstance(new, Tensor):
+                result.index_copy_(dim, at, new.index_select(dim, at))
+            else:
+                result.index_fill_(dim, at, new)
+    return result
+
+
+def resized_weights(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    changes: Sequence[Change],
+    axes: Mapping[Key, Axis],
+    *,
+    edit_number: int,
+) -> dict[str, Tensor]:
+    """The new values of every parameter and buffer that the changes touch.
+
+    Units that are copies take over what their original makes and share what it gives. Fresh ones
+    start as their layer would, and nothing reads them yet: their outgoing weights are zero.
+
+    Args:
+        model: the network; only read.
+        tensors: its parameters and buffers by name.
+        changes: how its groups change.
+        axes: the new layout.
+        edit_number: number of this edit; new weights differ from one edit to the next.
+    """
+    by_tensor = axes_of_tensors(axes)
+    shares = _shares(changes, axes, edit_number)
+    result: dict[str, Tensor] = {}
+    for module_name, names in _by_module(by_tensor).items():
+        grown = [n for n in names if any(_makes_fresh(a) for a in by_tensor[n].values())]
+        fresh = _fresh(model, module_name, grown, tensors, by_tensor, edit_number)
+        for name in names:
+            result[name] = _resized_weight(tensors[name], by_tensor[name], fresh.get(name))
+            for dim in by_tensor[name]:
+                if (name, dim) in shares:
+                    factor = shares[name, dim].to(result[name])
+                    result[name].mul_(factor.reshape(_column(dim, tensors[name].ndim)))
+    return result
+
+
+def axes_of_tensors(axes: Mapping[Key, Axis]) -> dict[str, dict[int, Axis]]:
+    """The axes of each tensor: name -> dimension -> axis."""
+    by_tensor: dict[str, dict[int, Axis]] = defaultdict(dict)
+    for (name, dim), axis in axes.items():
+        by_tensor[name][dim] = axis
+    return by_tensor
+
+
+def _resized_weight(tensor: Tensor, axes: Axes, fresh: Tensor | None) -> Tensor:
+    result = tensor.detach()
+    for dim, axis in axes.items():
+        result = result.index_select(dim, axis.index.clamp(min=0).to(tensor.device))
+    for dim, axis in axes.items():
+        if fresh is not None and len(made := axis.new[_fresh_here(axis) & ~axis.read]):
+            at = made.to(tensor.device)
+            result.index_copy_(dim, at, fresh.index_select(dim, at))
+    # What reads fresh units comes last: zero also where a fresh row crosses a fresh column.
+    for dim, axis in axes.items():
+        if len(read := axis.new[_fresh_here(axis) & axis.read]):
+            result.index_fill_(dim, read.to(tensor.device), 0)
+    return result
+
+
+def _fresh_here(axis: Axis) -> Tensor:
+    return axis.index[axis.new] < 0
+
+
+def _makes_fresh(axis: Axis) -> bool:
+    return bool((_fresh_here(axis) & ~axis.read).any())
+
+
+def _fresh(
+    model: nn.Module,
+    module_name: str,
+    names: Sequence[str],
+    tensors: Mapping[str, Tensor],
+    by_tensor: Mapping[str, Axes],
+    edit_number: int,
+) -> dict[str, Tensor]:
+    """Fresh values for some of one module's tensors, by full name."""
+    if not names:
+        return {}
+    own = {name.rpartition(".")[2]: name for name in names}
+    shapes = {}
+    for short, name in own.items():
+        shapes[short] = list(tensors[name].shape)
+        for dim, axis in by_tensor[name].items():
+            shapes[short][dim] = len(axis.index)
+    filled = fresh_tensors(
+        model.get_submodule(module_name),
+        shapes,
+        {short: tensors[name] for short, name in own.items()},
+        seeded("fresh", module_name, edit_number),
+    )
+    return {own[short]: tensor for short, tensor in filled.items()}
+
+
+def _shares(
+    changes: Sequence[Change], axes: Mapping[Key, Axis], edit_number: int
+) -> dict[Key, Tensor]:
+    """Factors along every dimension that reads copied units."""
+    factors: dict[Key, Tensor] = {}
+    for change in changes:
+        if not len(change.source) or bool((change.source < 0).any()):
+            continue
+        seed = seeded("split", change.group.name, edit_number)
+        shares = split_shares(change.group.width, change.source, seed)
+        for s in moved_group(change.group, change, axes).slices:
+            if s.role == "in":
+                key = (s.parameter, s.dim)
+                factor = factors.setdefault(key, torch.ones(len(axes[key].index)))
+                factor[s.positions] = shares[:, None].expand(s.positions.shape)
+    return factors
+
+
+def _by_module(names: Mapping[str, object]) -> dict[str, list[str]]:
+    modules: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        modules[name.rpartition(".")[0]].append(name)
+    return modules
+
+
+def _column(dim: int, ndim: int) -> tuple[int, ...]:
+    """The shape that lies along `dim` of an `ndim`-dimensional tensor."""
+    return tuple(-1 if d == dim else 1 for d in range(ndim))

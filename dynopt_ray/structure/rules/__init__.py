@@ -1,0 +1,25 @@
+"""How unit ids flow through each operation: importing this package fills `tracing.RULES`.
+
+A rule is one function in one of these files. It receives the trace, the operation's output and
+the operation's own arguments, ties the ids that must be equal and labels the output.
+"""
+
+from dynopt_ray.structure.rules import (
+    convolution,
+    elementwise,
+    linear,
+    normalisation,
+    reduction,
+    selection,
+    shape,
+)
+
+__all__ = [
+    "convolution",
+    "elementwise",
+    "linear",
+    "normalisation",
+    "reduction",
+    "selection",
+    "shape",
+]

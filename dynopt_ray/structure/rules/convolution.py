@@ -1,0 +1,101 @@
+"""Convolutions, pooling and other operations over space."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dynopt_ray.structure.labels import Label, without
+from dynopt_ray.structure.tracing import Trace, rule, tensors_in
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> None:
+    """Reads the channels of `input` by weight dimension 1, makes those of dimension 0.
+
+    A grouped convolution keeps its number of groups: channel i of every group is one unit.
+    A depthwise one has as many groups as channels: it scales its input's units.
+    """
+    channel = out.ndim - weight.ndim + 1
+    num_channels = input.shape[channel]
+    trace.hide(weight, range(2, weight.ndim))
+    read, made = trace.units(weight, 1), trace.units(weight, 0)
+    if groups == num_channels > 1:
+        trace.use(weight, "scale")
+        trace.hide(weight, [1])
+        _depthwise(trace, input, weight, channel)
+    else:
+        trace.use(weight, "out", "in")
+        if read is not None:
+            channels = np.tile(read, groups)
+            trace.link("in_channels", channels, owner=weight)
+            trace.match(input, channel, channels)
+        if groups > 1 and made is not None:
+            trace.tie(made.reshape(groups, -1), made.reshape(groups, -1)[:1])
+        trace.consume(weight, bias, out, groups)
+    if made is not None:
+        trace.link("out_channels", made, owner=weight)
+    trace.use(bias, "out")
+    if bias is not None:
+        trace.match(bias, 0, made)
+    rest = without(trace.labels(input), channel)
+    labels = (*rest, *(() if made is None else (Label((channel,), made),)))
+    trace.set(out, labels)
+    kernel = weight[0, 0].numel()
+    if groups == num_channels:
+        trace.count(labels, [*out.shape, kernel])
+    else:
+        inner = () if read is None else (Label((out.ndim,), read),)
+        trace.count((*labels, *inner), [*out.shape, weight.shape[1], kernel])
+
+
+@rule(
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "lp_pool2d"),
+    *(
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+        "max_pool1d_with_indices",
+    ),
+    *(
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+        "interpolate",
+        "upsample",
+        "local_response_norm",
+    ),
+)
+def over_space(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
+    """Each channel by itself; units along space are used up in an unknown way."""
+    for tensor in tensors_in(out):
+        kept = []
+        for label in trace.labels(input):
+            if all(tensor.shape[d] == input.shape[d] and d < 2 for d in label.dims):
+                kept.append(label)
+            else:
+                trace.pin(label.ids, "pooled or resampled along this dimension")
+        trace.set(tensor, tuple(kept))
+
+
+def _depthwise(trace: Trace, input: Tensor, weight: Tensor, channel: int) -> None:
+    """Channel j of the input makes the channels j·m … j·m + m - 1."""
+    made = trace.units(weight, 0)
+    if made is None:
+        trace.match(input, channel, None)
+        return
+    per_channel = made.reshape(input.shape[channel], -1)
+    trace.tie(per_channel, per_channel[:, :1])
+    trace.match(input, channel, per_channel[:, 0])
+    trace.link("groups", per_channel[:, 0], owner=weight)
+    trace.link("in_channels", per_channel[:, 0], owner=weight)

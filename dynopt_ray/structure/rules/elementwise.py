@@ -1,0 +1,97 @@
+"""Operations that treat every coordinate alike."""
+
+from typing import Any
+
+from torch import Tensor
+
+from dynopt_ray.structure.labels import Label
+from dynopt_ray.structure.record import Role
+from dynopt_ray.structure.rules.joining import broadcast
+from dynopt_ray.structure.tracing import Trace, rule, tensors_in
+
+
+@rule(
+    *("abs", "acos", "asin", "atan", "ceil", "clamp", "clamp_max", "clamp_min", "clip", "cos"),
+    *("cosh", "deg2rad", "erf", "erfc", "exp", "exp2", "expm1", "floor", "frac", "log", "log10"),
+    *("log1p", "log2", "logit", "nan_to_num", "neg", "negative", "reciprocal", "round", "rsqrt"),
+    *("sigmoid", "sign", "sin", "sinc", "sinh", "sqrt", "square", "tan", "tanh", "trunc"),
+    *("isnan", "isinf", "isfinite", "logical_not", "bitwise_not"),
+    *("celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
+    *("logsigmoid", "mish", "relu", "relu6", "rrelu", "selu", "silu", "softplus", "softshrink"),
+    *("softsign", "tanhshrink", "threshold"),
+    *("celu_", "elu_", "hardtanh_", "leaky_relu_", "relu_", "rrelu_", "selu_", "threshold_"),
+    *("abs_", "clamp_", "exp_", "neg_", "sigmoid_", "sqrt_", "tanh_", "round_", "floor_"),
+    *("alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
+    *("dropout_", "feature_alpha_dropout"),
+    *("clone", "contiguous", "cpu", "cuda", "detach", "detach_", "double", "float", "half"),
+    *("bfloat16", "int", "long", "bool", "requires_grad_", "to", "type", "type_as", "data"),
+    *("__neg__", "__abs__", "__invert__"),
+)
+@rule(
+    *("add", "sub", "subtract", "rsub", "div", "divide", "true_divide", "floor_divide", "pow"),
+    *("fmod", "remainder", "maximum", "minimum", "fmax", "fmin", "atan2", "hypot", "lerp"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "where"),
+    *("addcmul", "addcdiv", "masked_fill", "copysign", "xlogy", "logaddexp"),
+    *("add_", "sub_", "div_", "pow_", "masked_fill_", "addcmul_", "addcdiv_", "copy_", "lerp_"),
+    *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "__truediv__"),
+    *("__rtruediv__", "__rdiv__", "__itruediv__", "__idiv__", "__pow__", "__rpow__", "__ipow__"),
+    *("__mod__", "__floordiv__", "__rfloordiv__", "__and__", "__or__", "__xor__"),
+    *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
+)
+def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Tie the units that meet; parameters among the operands take part like any tensor."""
+    operands = list(tensors_in((args, kwargs)))
+    for tensor in operands:
+        trace.use(tensor)
+    trace.set(out, broadcast(trace, operands, out))
+
+
+@rule("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__")
+def multiply(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Like any elementwise operation; a parameter among the factors scales units."""
+    for tensor in tensors_in((args, kwargs)):
+        scales: list[Role] = ["scale"] * tensor.ndim
+        trace.use(tensor, *scales)
+    elementwise(trace, out, *args, **kwargs)
+
+
+@rule("prelu")
+def prelu(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> None:
+    """One slope for all channels, or one per channel (dimension 1)."""
+    trace.use(weight, "scale")
+    if weight.numel() > 1:
+        trace.match(input, 1 if input.ndim > 1 else 0, trace.units(weight, 0))
+    else:
+        trace.pin(trace.labels(weight), "one slope for all channels")
+    trace.set(out, trace.labels(input))
+
+
+@rule(
+    *("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"),
+    *("bernoulli", "bernoulli_", "normal_", "uniform_", "zero_", "fill_"),
+)
+def filled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """A tensor of another's shape has that tensor's units."""
+    trace.set(out, trace.labels(input))
+
+
+@rule(
+    *("empty", "full", "ones", "rand", "randn", "zeros", "arange", "linspace", "eye", "tensor"),
+    *("as_tensor", "scalar_tensor", "new_empty", "new_full", "new_ones", "new_zeros", "new_tensor"),
+    *("tril", "triu", "meshgrid", "one_hot", "randint", "randperm"),
+)
+def made_here(trace: Trace, out: Any, *_: Any, **__: Any) -> None:
+    """A tensor made inside forward: its sizes may follow a width or be a literal.
+
+    Fresh ids let it join whatever it meets; whether its size really follows is seen when the
+    network is run at another width.
+    """
+    for tensor in tensors_in(out):
+        trace.set(
+            tensor,
+            tuple(
+                Label((dim,), trace.record.fresh(size))
+                for dim, size in enumerate(tensor.shape)
+                if size > 1
+            ),
+        )

@@ -1,0 +1,110 @@
+"""What happens where several tensors meet: elementwise, in products and in sums."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dynopt_ray.structure.labels import Label, Labels, covering, first_along, renumbered, spread
+from dynopt_ray.structure.tracing import Trace
+
+Operand = tuple[Tensor, Sequence[int]]
+"""A tensor and, for each of its dimensions, the dimension of the joint space it lies on."""
+
+
+def broadcast(trace: Trace, tensors: Sequence[Tensor], out: Tensor) -> Labels:
+    """Labels of an elementwise result whose shape the tensors broadcast to."""
+    operands = [(t, range(out.ndim - t.ndim, out.ndim)) for t in tensors]
+    return join(trace, operands, out.shape)
+
+
+def contract(
+    trace: Trace, out: Tensor, operands: Sequence[Operand], out_dims: Sequence[int]
+) -> None:
+    """A sum of products (`einsum`): multiply in the joint space, sum what `out_dims` leaves out."""
+    sizes: dict[int, int] = {}
+    for tensor, dims in operands:
+        for dim, size in zip(dims, tensor.shape, strict=True):
+            sizes[dim] = max(size, sizes.get(dim, 1))
+    labels = join(trace, operands, [sizes[d] for d in range(len(sizes))])
+    summed = sorted(sizes.keys() - set(out_dims))
+    trace.count(labels, [sizes[d] for d in range(len(sizes))])
+    for dim in summed:
+        labels = summed_over(trace, labels, dim)
+    position = [list(out_dims).index(d) if d in out_dims else -1 for d in range(len(sizes))]
+    trace.set(out, renumbered(labels, position))
+
+
+def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Labels:
+    """Labels in the joint space of some tensors; ties the units that meet.
+
+    Units that meet data without units become fixed: the data has the size it has.
+    """
+    result: list[Label] = []
+    for tensor, dims in operands:
+        for label in trace.labels(tensor):
+            if any(tensor.shape[d] != sizes[dims[d]] for d in label.dims):
+                trace.pin(label.ids, "one unit is broadcast over a whole dimension")
+                continue
+            (label,) = renumbered((label,), dims)
+            if _meets_plain_data(trace, label, operands, sizes):
+                trace.pin(label.ids, "combined with data that has no units along this dimension")
+            result = _merge(trace, result, label, sizes)
+    return tuple(result)
+
+
+def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
+    """Labels after a sum over `dim`, whose units are thereby used up.
+
+    Of units spread over several dimensions (heads × coordinates), whole heads are left: the
+    coordinates summed over are tied within each head or, with `heads="dims"`, across the heads.
+    """
+    label = covering(labels, dim)
+    if label is None:
+        return labels
+    rest = tuple(other for other in labels if other is not label)
+    if len(label.dims) == 1:
+        return rest
+    axis = label.dims.index(dim)
+    if trace.heads == "heads":
+        trace.tie(label.ids, label.ids.take([0], axis=axis))
+        left = first_along(label, dim)
+        return rest if left is None else (*rest, left)
+    for other in range(label.ids.ndim):
+        if other != axis:
+            trace.tie(label.ids, label.ids.take([0], axis=other))
+    return rest
+
+
+def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]) -> list[Label]:
+    """Add one label to those found so far, tying it to every label it overlaps."""
+    apart = [other for other in result if set(other.dims).isdisjoint(label.dims)]
+    for other in result:
+        if set(other.dims).isdisjoint(label.dims):
+            continue
+        if other.dims == label.dims:
+            trace.tie(other.ids, label.ids)
+            continue
+        wide, narrow = (other, label) if len(other.dims) >= len(label.dims) else (label, other)
+        unit_dim = wide.dims[0] if trace.heads == "heads" else wide.dims[-1]
+        if narrow.dims == (unit_dim,) or not set(narrow.dims) <= set(wide.dims):
+            dims = sorted({*other.dims, *label.dims})
+            extents = [sizes[d] for d in dims]
+            trace.tie(spread(wide, dims, extents), spread(narrow, dims, extents))
+        else:
+            # One coordinate for all heads (a norm over each head): heads stay the units.
+            trace.pin(narrow.ids, "shared by all heads")
+        label = wide
+    return [*apart, label]
+
+
+def _meets_plain_data(
+    trace: Trace, label: Label, operands: Sequence[Operand], sizes: Sequence[int]
+) -> bool:
+    """Whether another operand has one of the label's dimensions in full, but without units."""
+    for tensor, dims in operands:
+        labels = trace.labels(tensor)
+        for own, dim in enumerate(dims):
+            full = tensor.shape[own] == sizes[dim] > 1
+            if full and dim in label.dims and covering(labels, own) is None:
+                return True
+    return False

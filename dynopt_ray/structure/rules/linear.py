@@ -1,0 +1,70 @@
+"""Linear layers, embeddings and matrix products."""
+
+from typing import Any
+
+from torch import Tensor
+
+from dynopt_ray.structure.labels import Label, Labels
+from dynopt_ray.structure.rules.joining import contract
+from dynopt_ray.structure.tracing import Trace, rule
+
+
+@rule("linear")
+def linear(
+    trace: Trace, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> None:
+    """`input @ weight.T + bias`: reads units by weight dimension 1, makes those of dimension 0."""
+    trace.use(weight, "out", "in")
+    trace.use(bias, "out")
+    rows = list(range(input.ndim - 1))
+    inner, made = len(rows), len(rows) + 1
+    contract(trace, out, [(input, [*rows, inner]), (weight, [made, inner])], [*rows, made])
+    read, units = trace.units(weight, 1), trace.units(out, -1)
+    if read is not None:
+        trace.link("in_features", read, owner=weight)
+    if units is not None:
+        trace.link("out_features", units, owner=weight)
+    if bias is not None:
+        trace.match(bias, 0, units)
+    trace.consume(weight, bias, out)
+
+
+@rule("embedding")
+def embedding(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
+    """Row `input` of a table: one row per index, so only the columns are units."""
+    trace.use(weight, "in", "out")
+    rows, columns = trace.units(weight, 0), trace.units(weight, 1)
+    if rows is not None:
+        trace.pin(rows, "one row for each index that the data may hold")
+    made: Labels = ()
+    if columns is not None:
+        trace.link("embedding_dim", columns, owner=weight)
+        made = (Label((out.ndim - 1,), columns),)
+    trace.set(out, (*trace.labels(input), *made))
+
+
+@rule("matmul", "__matmul__", "mm", "bmm", "mv", "dot")
+def matmul(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> None:
+    """A product of two tensors, batched over their leading dimensions."""
+    trace.use(one)
+    trace.use(other)
+    num_batch = max(one.ndim, other.ndim, 2) - 2
+    row, inner, column = num_batch, num_batch + 1, num_batch + 2
+    batch = list(range(num_batch))
+
+    def place(tensor: Tensor, matrix: list[int], vector: list[int]) -> list[int]:
+        return vector if tensor.ndim == 1 else [*batch[num_batch + 2 - tensor.ndim :], *matrix]
+
+    one_dims = place(one, [row, inner], [inner])
+    other_dims = place(other, [inner, column], [inner])
+    used = sorted({*batch, *one_dims, *other_dims})
+    dense = {dim: index for index, dim in enumerate(used)}
+    out_dims = [dense[d] for d in used if d != inner]
+    operands = [(one, [dense[d] for d in one_dims]), (other, [dense[d] for d in other_dims])]
+    contract(trace, out, operands, out_dims)
+
+
+@rule("__rmatmul__")
+def reversed_matmul(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> None:
+    """`other @ one`."""
+    matmul(trace, out, other, one)

@@ -1,0 +1,95 @@
+"""Normalisation layers."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dynopt_ray.structure.labels import IntArray
+from dynopt_ray.structure.record import Role
+from dynopt_ray.structure.tracing import Trace, rule
+
+
+@rule("batch_norm", "instance_norm")
+def batch_norm(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *_: object,
+    **__: object,
+) -> None:
+    """Every channel by itself, so channels can come and go without touching the others."""
+    channels = _scaled_by(trace, input, 1, (weight, bias, running_mean, running_var))
+    if channels is not None:
+        trace.link("num_features", channels)
+    trace.normalised(input, running_mean)
+    trace.set(out, trace.labels(input))
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float | None = None,
+) -> None:
+    """Mean and variance over the last dimensions: they depend on the number of units there."""
+    del eps
+    first = input.ndim - len(normalized_shape)
+    for index in range(len(normalized_shape)):
+        units = _scaled_by(trace, input, first + index, (weight, bias), index)
+        if units is not None:
+            trace.mix(units)
+            trace.link("normalized_shape", units, index)
+    trace.set(out, trace.labels(input))
+
+
+@rule("group_norm")
+def group_norm(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> None:
+    """Mean and variance within each group of channels.
+
+    Whole groups come and go, which leaves the others' statistics alone; with a single group the
+    channels do, as in a LayerNorm.
+    """
+    del eps
+    channels = _scaled_by(trace, input, 1, (weight, bias))
+    if channels is not None:
+        trace.link("num_channels", channels)
+        if num_groups > 1:
+            grouped = channels.reshape(num_groups, -1)
+            trace.tie(grouped, grouped[:, :1])
+            trace.link("num_groups", grouped[:, 0])
+        else:
+            trace.mix(channels)
+    trace.set(out, trace.labels(input))
+
+
+def _scaled_by(
+    trace: Trace,
+    input: Tensor,
+    dim: int,
+    parameters: Sequence[Tensor | None],
+    own_dim: int = 0,
+) -> IntArray | None:
+    """Tie one dimension of the input to its scales, shifts and statistics; its units."""
+    units = trace.units(input, dim)
+    for parameter in parameters:
+        if parameter is not None:
+            roles: list[Role | None] = [None] * own_dim
+            trace.use(parameter, *roles, "scale")
+            trace.match(parameter, own_dim, units)
+    return units

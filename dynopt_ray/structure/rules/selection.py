@@ -1,0 +1,210 @@
+"""Operations that choose among a tensor's coordinates."""
+
+from collections.abc import Sequence
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dynopt_ray.structure.labels import Label, Labels, covering, renumbered
+from dynopt_ray.structure.tracing import Trace, rule, tensors_in
+
+_PICKED = "one of its units is picked by a constant index"
+
+
+@rule("__getitem__")
+def getitem(trace: Trace, out: Tensor, input: Tensor, index: Any) -> None:
+    """`x[...]` with integers, slices, None, ... and index tensors."""
+    trace.use(input)
+    trace.set(out, indexed(trace, input, index, out.ndim))
+
+
+@rule("__setitem__")
+def setitem(trace: Trace, out: None, input: Tensor, index: Any, value: Any) -> None:
+    """What is written must match what it replaces."""
+    # `tracing` skips operations without a result; this one reaches it as `out=None`.
+    del out
+    if isinstance(value, Tensor):
+        target = indexed(trace, input, index, value.ndim)
+        for label in target:
+            twin = next((o for o in trace.labels(value) if o.dims == label.dims), None)
+            if twin is not None and twin.ids.shape == label.ids.shape:
+                trace.tie(label.ids, twin.ids)
+            else:
+                trace.pin(label.ids, "overwritten with data that has no units")
+
+
+@rule("select")
+def select(trace: Trace, out: Tensor, input: Tensor, dim: int, index: int) -> None:
+    """One coordinate of a dimension."""
+    trace.use(input)
+    trace.set(
+        out,
+        renumbered(
+            _picked(trace, trace.labels(input), dim % input.ndim, index),
+            _gap(input.ndim, dim % input.ndim),
+        ),
+    )
+
+
+@rule("narrow")
+def narrow(trace: Trace, out: Tensor, input: Tensor, dim: int, start: int, length: int) -> None:
+    """A run of coordinates."""
+    trace.use(input)
+    trace.set(out, _sliced(trace.labels(input), dim % input.ndim, slice(start, start + length)))
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split")
+def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: int = 0) -> None:
+    """Consecutive parts. Equal parts stay equal at another width, so their units are tied."""
+    trace.use(input)
+    dim %= input.ndim
+    label = covering(trace.labels(input), dim)
+    widths = [part.shape[dim] for part in out]
+    if label is not None and len(set(widths)) == 1 and len(widths) > 1 and len(label.dims) == 1:
+        trace.record.factors.append(label.ids.reshape(len(widths), -1))
+    start = 0
+    for part in out:
+        stop = start + part.shape[dim]
+        trace.set(part, _sliced(trace.labels(input), dim, slice(start, stop)))
+        start = stop
+
+
+@rule("unbind")
+def unbind(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int = 0) -> None:
+    """Every coordinate of a dimension by itself."""
+    trace.use(input)
+    dim %= input.ndim
+    for index, part in enumerate(out):
+        labels = _picked(trace, trace.labels(input), dim, index)
+        trace.set(part, renumbered(labels, _gap(input.ndim, dim)))
+
+
+@rule("index_select", "gather", "take_along_dim", "flip", "roll", "topk", "sort")
+def reorder(trace: Trace, out: Any, input: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Coordinates in another order: dimensions that change may not be resized."""
+    trace.use(input)
+    dims = kwargs.get("dims", kwargs.get("dim", [a for a in args if isinstance(a, int)][-1:]))
+    if not dims and dims != 0:
+        dims = next((a for a in args if isinstance(a, tuple | list)), range(input.ndim))
+    for tensor in tensors_in(out):
+        labels = trace.labels(input)
+        for dim in [dims] if isinstance(dims, int) else dims:
+            label = covering(labels, dim % input.ndim)
+            if label is not None:
+                trace.pin(label.ids, "its units are put in another order")
+                labels = tuple(other for other in labels if other is not label)
+        trace.set(tensor, labels)
+
+
+@rule("pad")
+def pad(trace: Trace, out: Tensor, input: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> None:
+    """Constant coordinates around the others; those in front of units cannot be resized."""
+    trace.use(input)
+    labels: list[Label] = []
+    for label in trace.labels(input):
+        ids = label.ids
+        for axis, dim in enumerate(label.dims):
+            offset = 2 * (input.ndim - 1 - dim)
+            before, after = (*pad[offset : offset + 2], 0, 0)[:2]
+            if before or after:
+                ids = _padded(trace, ids, axis, before, after)
+        labels.append(Label(label.dims, ids))
+    trace.set(out, tuple(labels))
+
+
+def indexed(trace: Trace, input: Tensor, index: Any, out_ndim: int) -> Labels:
+    """Labels of `input[index]`, a tensor of `out_ndim` dimensions."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    taken = sum(_dims_taken(item) for item in items)
+    if Ellipsis not in [item for item in items if isinstance(item, EllipsisType)]:
+        items.append(Ellipsis)
+    at = next(i for i, item in enumerate(items) if isinstance(item, EllipsisType))
+    items[at : at + 1] = [slice(None)] * (input.ndim - taken)
+    if any(isinstance(item, Tensor | list | np.ndarray) for item in items):
+        return _indexed_by_tensors(trace, input, items, out_ndim)
+    labels = trace.labels(input)
+    position: list[int] = []
+    old_dim = new_dim = 0
+    for item in items:
+        if item is None:
+            new_dim += 1
+        elif isinstance(item, slice):
+            if item != slice(None):
+                labels = _sliced(labels, old_dim, item)
+            position.append(new_dim)
+            old_dim, new_dim = old_dim + 1, new_dim + 1
+        else:
+            labels = _picked(trace, labels, old_dim, int(item))
+            position.append(-1)
+            old_dim += 1
+    return renumbered(labels, position)
+
+
+def _indexed_by_tensors(trace: Trace, input: Tensor, items: Sequence[Any], out_ndim: int) -> Labels:
+    """Index tensors pick whole coordinates; only trailing dimensions they leave alone keep ids."""
+    last = max(i for i, item in enumerate(items) if not isinstance(item, slice))
+    kept_trailing = len(items) - 1 - last
+    kept: list[Label] = []
+    for label in trace.labels(input):
+        if all(d >= input.ndim - kept_trailing for d in label.dims) and all(
+            item == slice(None) for item in items[last + 1 :]
+        ):
+            kept.append(Label(tuple(d - input.ndim + out_ndim for d in label.dims), label.ids))
+        else:
+            trace.pin(label.ids, "indexed by a tensor")
+    return tuple(kept)
+
+
+def _dims_taken(item: Any) -> int:
+    if item is None or isinstance(item, EllipsisType):
+        return 0
+    if isinstance(item, Tensor) and item.dtype.is_floating_point is False and item.dim() > 0:
+        return item.dim() if str(item.dtype) in ("torch.bool", "torch.uint8") else 1
+    return 1
+
+
+def _sliced(labels: Labels, dim: int, part: slice) -> Labels:
+    return tuple(
+        Label(label.dims, label.ids[(slice(None),) * label.dims.index(dim) + (part,)])
+        if dim in label.dims
+        else label
+        for label in labels
+    )
+
+
+def _picked(trace: Trace, labels: Labels, dim: int, index: int) -> Labels:
+    """Labels after one coordinate of `dim` was chosen; `dim` is gone but not yet renumbered."""
+    kept = []
+    for label in labels:
+        if dim not in label.dims:
+            kept.append(label)
+            continue
+        axis = label.dims.index(dim)
+        ids = label.ids.take([index], axis=axis).squeeze(axis)
+        if len(label.dims) == 1:
+            trace.pin(ids.reshape(1), _PICKED)
+        else:
+            kept.append(Label(tuple(d for d in label.dims if d != dim), ids))
+    return tuple(kept)
+
+
+def _gap(ndim: int, dim: int) -> list[int]:
+    return [d - (d > dim) for d in range(ndim)]
+
+
+def _padded(trace: Trace, ids: Any, axis: int, before: int, after: int) -> Any:
+    parts = []
+    for amount, reason in ((before, "before"), (0, ""), (after, "after")):
+        if not reason:
+            parts.append(ids)
+        elif amount > 0:
+            shape = list(ids.shape)
+            shape[axis] = amount
+            fresh = trace.record.fresh(int(np.prod(shape))).reshape(shape)
+            trace.pin(fresh, "padding of a constant size")
+            parts.append(fresh)
+    joined = np.concatenate(parts, axis=axis)
+    start, stop = max(-before, 0), joined.shape[axis] - max(-after, 0)
+    return joined.take(np.arange(start, stop), axis=axis)

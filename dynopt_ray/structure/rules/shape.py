@@ -1,0 +1,167 @@
+"""Operations that rearrange a tensor without choosing among its coordinates."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dynopt_ray.structure.labels import Label, Labels, covering, renumbered, reshaped, spread
+from dynopt_ray.structure.rules.joining import broadcast
+from dynopt_ray.structure.tracing import Trace, rule
+
+
+@rule("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
+def reshape(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Any row-major view: 8 channels of 3 × 3 flatten to 72 coordinates of 8 units."""
+    trace.use(input)
+    old = trace.labels(input)
+    new = reshaped(old, input.shape, out.shape)
+    for before, after in zip(old, new, strict=True):
+        if len(after.dims) > len(before.dims):
+            # The view must stay rectangular: whole rows or whole columns come and go.
+            trace.record.factors.append(after.ids)
+    trace.set(out, new)
+
+
+@rule("permute")
+def permute(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> None:
+    """Dimensions in another order."""
+    order = kwargs.get("dims", dims)
+    if len(order) == 1 and not isinstance(order[0], int):
+        order = order[0]
+    _reorder(trace, out, input, order)
+
+
+@rule("transpose", "swapaxes", "swapdims", "transpose_")
+def transpose(trace: Trace, out: Tensor, input: Tensor, dim0: int, dim1: int) -> None:
+    """Two dimensions change places."""
+    order = list(range(out.ndim))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    _reorder(trace, out, input, order)
+
+
+@rule("t", "T", "mT")
+def matrix_transpose(trace: Trace, out: Tensor, input: Tensor) -> None:
+    """The last two dimensions change places (all of them, for at most two)."""
+    order = list(range(out.ndim))
+    order[-2:] = order[-2:][::-1]
+    _reorder(trace, out, input, order)
+
+
+@rule("movedim", "moveaxis")
+def movedim(trace: Trace, out: Tensor, input: Tensor, source: Any, destination: Any) -> None:
+    """Some dimensions move, the others keep their order."""
+    markers = np.empty(tuple(range(1, input.ndim + 1)), dtype=np.int8)
+    _reorder(trace, out, input, [n - 1 for n in np.moveaxis(markers, source, destination).shape])
+
+
+@rule("unsqueeze", "unsqueeze_")
+def unsqueeze(trace: Trace, out: Tensor, input: Tensor, dim: int) -> None:
+    """A new dimension of size 1."""
+    trace.use(input)
+    new_dim = dim % out.ndim
+    trace.set(out, renumbered(trace.labels(input), [d + (d >= new_dim) for d in range(input.ndim)]))
+
+
+@rule("squeeze", "squeeze_")
+def squeeze(trace: Trace, out: Tensor, input: Tensor, dim: Any = None) -> None:
+    """Dimensions of size 1 disappear; a unit that stands alone cannot be squeezed away."""
+    trace.use(input)
+    dims = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {d % input.ndim for d in dims if input.shape[d] == 1}
+    labels = trace.labels(input)
+    for d in gone:
+        label = covering(labels, d)
+        if label is not None:
+            trace.pin(label.ids, "a dimension of one unit is squeezed away")
+            labels = tuple(other for other in labels if other is not label)
+    position = np.cumsum([d not in gone for d in range(input.ndim)]) - 1
+    trace.set(out, renumbered(labels, position.tolist()))
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Dimensions of size 1 are repeated."""
+    trace.use(input)
+    trace.set(out, broadcast(trace, [input], out))
+
+
+@rule("repeat", "tile")
+def repeat(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """The whole tensor is repeated along some dimensions."""
+    trace.use(input)
+    offset = out.ndim - input.ndim
+    labels = []
+    for label in trace.labels(input):
+        dims = tuple(d + offset for d in label.dims)
+        times = [out.shape[d] // input.shape[d - offset] for d in dims]
+        labels.append(Label(dims, np.tile(label.ids, times)))
+    trace.set(out, tuple(labels))
+
+
+@rule("cat", "concat", "concatenate")
+def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0, **__: Any) -> None:
+    """Units lie one after the other along `dim`; along other dimensions they must match."""
+    tensors = [t for t in tensors if t.numel() or t.ndim == out.ndim]
+    dim %= out.ndim
+    for tensor in tensors:
+        trace.use(tensor)
+    joined = _join(trace, tensors, dim)
+    first, *others = [_apart_from(trace, tensor, dim) for tensor in tensors]
+    for other in others:
+        first = _matched(trace, first, other)
+    trace.set(out, (*joined, *first))
+
+
+@rule("stack")
+def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+    """A new dimension in front of which all tensors must match."""
+    dim %= out.ndim
+    first, *others = [trace.labels(tensor) for tensor in tensors]
+    for other in others:
+        first = _matched(trace, first, other)
+    trace.set(out, renumbered(first, [d + (d >= dim) for d in range(out.ndim - 1)]))
+
+
+def _reorder(trace: Trace, out: Tensor, input: Tensor, order: Sequence[int]) -> None:
+    """Dimension `order[i]` becomes dimension i."""
+    trace.use(input)
+    new_dim = np.argsort([d % input.ndim for d in order])
+    trace.set(out, renumbered(trace.labels(input), new_dim.tolist()))
+
+
+def _join(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Labels:
+    """The label along the dimension of a concatenation; parts without units get pinned ids."""
+    labels = [covering(trace.labels(tensor), dim) for tensor in tensors]
+    dims = tuple(sorted({d for label in labels if label is not None for d in label.dims}))
+    if not dims:
+        return ()
+    parts = []
+    for tensor, label in zip(tensors, labels, strict=True):
+        if label is None:
+            plain = trace.record.fresh(tensor.shape[dim])
+            trace.pin(plain, "data without units is part of a concatenation")
+            label = Label((dim,), plain)
+        parts.append(spread(label, dims, [tensor.shape[d] for d in dims]))
+    return (Label(dims, np.concatenate(parts, axis=dims.index(dim))),)
+
+
+def _apart_from(trace: Trace, tensor: Tensor, dim: int) -> Labels:
+    return tuple(label for label in trace.labels(tensor) if dim not in label.dims)
+
+
+def _matched(trace: Trace, one: Labels, other: Labels) -> Labels:
+    """Labels that must be equal; those without a counterpart are pinned and dropped."""
+    kept = []
+    for label in one:
+        twin = next((o for o in other if o.dims == label.dims), None)
+        if twin is None:
+            trace.pin(label.ids, "combined with data that has no units along this dimension")
+        else:
+            trace.tie(label.ids, twin.ids)
+            kept.append(label)
+    for label in other:
+        if all(label.dims != k.dims for k in one):
+            trace.pin(label.ids, "combined with data that has no units along this dimension")
+    return tuple(kept)

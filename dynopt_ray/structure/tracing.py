@@ -1,0 +1,240 @@
+"""Following unit ids through one forward pass.
+
+`Trace` is a mode under which a network runs once. Parameters enter with a fresh id per coordinate
+of each dimension; every operation's rule says how ids flow and which must be equal. Nothing is
+decided here: ties are only collected, and `grouping` merges them when the pass is over.
+
+An operation without a rule is not assumed harmless: what it touches becomes fixed.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
+from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
+
+Heads = Literal["heads", "dims"]
+Rule = Callable[..., None]
+
+RULES: dict[Callable[..., Any], Rule] = {}
+_NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for every torch function or tensor method of these names.
+
+    The rule is called with the trace, the operation's output and the operation's own arguments.
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            operations = list(_operations(name))
+            assert operations, f"torch has no operation {name!r}"
+            for operation in operations:
+                RULES[operation] = function
+        return function
+
+    return register
+
+
+def _operations(name: str) -> Iterable[Callable[..., Any]]:
+    for namespace in _NAMESPACES:
+        found: Any = getattr(namespace, name, None)
+        if callable(found):
+            yield found
+        elif inspect.isdatadescriptor(found):
+            # A property (x.T) reaches the mode as its getter.
+            yield getattr(found, "__get__")  # noqa: B009
+
+
+class Trace(TorchFunctionMode):
+    """Runs a network and fills in a `Record`.
+
+    Args:
+        tensors: name -> tensor for every parameter and buffer, as the network will meet them.
+        record: where to write.
+        heads: what a unit of attention is: a whole head, or one coordinate of all heads.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], record: Record, heads: Heads) -> None:
+        super().__init__()
+        self.record = record
+        self.heads: Heads = heads
+        self.module_stack: list[str] = []
+        self._labels: dict[int, tuple[Tensor, Labels]] = {}
+        self._producers: dict[int, Consumer] = {}
+        for name, tensor in tensors.items():
+            labels = []
+            for dim, size in enumerate(tensor.shape):
+                ids = record.parameter_ids.get((name, dim))
+                if ids is None:
+                    ids = record.parameter_ids[name, dim] = record.fresh(size)
+                labels.append(Label((dim,), ids))
+            self._labels[id(tensor)] = (tensor, tuple(labels))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation, then let its rule say how ids flow."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        handler = RULES.get(func)
+        if handler is not None:
+            handler(self, out, *args, **kwargs)
+        elif any(True for _ in tensors_in(out)):
+            unknown_operation(self, out, func, args, kwargs)
+        return out
+
+    # What rules read and write.
+
+    def labels(self, tensor: Tensor) -> Labels:
+        """The labels of a tensor; none for data that the caller brought."""
+        entry = self._labels.get(id(tensor))
+        return entry[1] if entry else ()
+
+    def set(self, tensor: Tensor, labels: Labels) -> None:
+        """Give a tensor its labels. Keeps the tensor alive, so that its identity stays its own."""
+        claimed: set[int] = set()
+        clean: list[Label] = []
+        for label in labels:
+            if claimed.intersection(label.dims):
+                self.pin(label.ids, "two kinds of units were merged into one dimension")
+                continue
+            claimed.update(label.dims)
+            clean.append(label)
+        self._labels[id(tensor)] = (tensor, tuple(clean))
+
+    def name(self, tensor: Tensor | None) -> str | None:
+        """The name of a parameter or buffer; None for any other tensor."""
+        return None if tensor is None else self.record.names.get(id(tensor))
+
+    def tie(self, one: IntArray, other: IntArray) -> None:
+        """These units are the same: they can only come and go together. Broadcasts."""
+        if one is not other:
+            self.record.ties.append((one, other))
+
+    def pin(self, ids: IntArray | Labels, reason: str) -> None:
+        """These units cannot be resized."""
+        for array in [ids] if isinstance(ids, np.ndarray) else [label.ids for label in ids]:
+            self.record.pinned.append((array.ravel(), reason))
+
+    def mix(self, ids: IntArray) -> None:
+        """An operation's result depends on how many of these units there are."""
+        self.record.mixed.append(ids.ravel())
+
+    def units(self, tensor: Tensor, dim: int) -> IntArray | None:
+        """Ids along one dimension that a single one-dimensional label covers, else None."""
+        label = covering(self.labels(tensor), dim % tensor.ndim)
+        if label is not None and len(label.dims) > 1:
+            self.pin(label.ids, "units spread over several dimensions meet a weight")
+            return None
+        return None if label is None else label.ids
+
+    def match(self, tensor: Tensor, dim: int, ids: IntArray | None) -> None:
+        """The units along `dim` of a tensor are `ids`; data without units pins them."""
+        label = covering(self.labels(tensor), dim % tensor.ndim)
+        if label is None and ids is not None:
+            self.pin(ids, f"its size is that of the data ({tensor.shape[dim]})")
+        elif label is not None and ids is None:
+            self.pin(label.ids, "it meets data without units of its own")
+        elif label is not None and ids is not None:
+            axis = label.dims.index(dim % tensor.ndim)
+            self.tie(
+                label.ids, ids.reshape([-1 if a == axis else 1 for a in range(len(label.dims))])
+            )
+
+    def use(self, tensor: Tensor | None, *roles: Role | None) -> None:
+        """Note the roles of a parameter's dimensions, in order: `use(weight, "out", "in")`."""
+        name = self.name(tensor)
+        if name is None:
+            return
+        self.record.first_use.setdefault(name, len(self.record.first_use))
+        for dim, role in enumerate(roles):
+            # "out" wins where a weight is used twice (tied embeddings): it names the group.
+            if role is not None and self.record.roles.get((name, dim)) != "out":
+                self.record.roles[name, dim] = role
+
+    def hide(self, tensor: Tensor, dims: Iterable[int]) -> None:
+        """These dimensions of a parameter (kernel sizes) are nobody's width."""
+        name = self.name(tensor)
+        if name is not None:
+            self.record.hidden.update((name, dim) for dim in dims)
+
+    def consume(self, weight: Tensor, bias: Tensor | None, out: Tensor, groups: int = 1) -> None:
+        """Note that `out` is linear in the units that `weight` reads."""
+        name = self.name(weight)
+        if name is not None:
+            consumer = Consumer(name, self.name(bias), None, groups)
+            self._producers[id(out)] = consumer
+            self.record.consumers[name].append(consumer)
+
+    def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
+        """A BatchNorm reads `source`: its running mean can absorb a missing bias."""
+        consumer = self._producers.get(id(source))
+        mean = self.name(running_mean)
+        if consumer is not None and mean is not None:
+            uses = self.record.consumers[consumer.weight]
+            uses[uses.index(consumer)] = Consumer(
+                consumer.weight, consumer.bias, mean, consumer.groups
+            )
+
+    def count(self, labels: Labels, sizes: Sequence[int]) -> None:
+        """Note the multiply-adds of a product over a joint space of these sizes."""
+        labelled = {dim for label in labels for dim in label.dims}
+        coefficient = math.prod(s for dim, s in enumerate(sizes) if dim not in labelled)
+        self.record.work.append(Work(coefficient, tuple(label.ids.ravel() for label in labels)))
+
+    def link(
+        self,
+        attribute: str,
+        ids: IntArray,
+        index: int | None = None,
+        owner: Tensor | None = None,
+    ) -> None:
+        """An integer attribute follows a size: of `owner`'s module, else of the running one."""
+        name = self.name(owner)
+        if name is not None:
+            self.record.links.append(Link(name.rpartition(".")[0], attribute, index, ids.ravel()))
+        elif self.module_stack:
+            self.record.links.append(Link(self.module_stack[-1], attribute, index, ids.ravel()))
+
+
+def unknown_operation(
+    trace: Trace,
+    out: Any,
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """No rule: everything the operation read becomes fixed, its result has no units."""
+    name = resolve_name(func) or getattr(func, "__name__", repr(func))
+    for tensor in tensors_in((args, kwargs)):
+        trace.pin(trace.labels(tensor), f"no rule for the operation {name}")
+    for tensor in tensors_in(out):
+        trace.set(tensor, ())
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """All tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for key in value.__dataclass_fields__:
+            yield from tensors_in(getattr(value, key))

@@ -1,0 +1,86 @@
+"""Assignments to a live network that can be taken back, all or none."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynopt_ray.structure.masks import mask_of, set_mask
+
+
+class Transaction:
+    """A log of assignments. As a context manager it takes them back when its body fails."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> "Transaction":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.roll_back()
+
+    def roll_back(self) -> None:
+        """Put everything back as it was, last assignment first."""
+        while self._undo:
+            self._undo.pop()()
+
+    def assign(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+        """Give a parameter or buffer another value, of any shape; its identity stays."""
+        old, old_grad = tensor.data, tensor.grad
+        self._undo.append(lambda: _assign(tensor, old, old_grad))
+        _assign(tensor, _in_format_of(old, value), grad)
+
+    def set_attribute(self, owner: Any, name: str, value: Any) -> None:
+        """`setattr` that can be taken back."""
+        old = getattr(owner, name)
+        self._undo.append(lambda: setattr(owner, name, old))
+        setattr(owner, name, value)
+
+    def set_state(
+        self, optimizer: Optimizer, parameter: nn.Parameter, state: dict[str, Any] | None
+    ) -> None:
+        """Replace an optimizer's state of one parameter; None where it has none yet."""
+        old = optimizer.state.get(parameter)
+        self._undo.append(lambda: _set_state(optimizer, parameter, old))
+        _set_state(optimizer, parameter, state)
+
+    def set_mask(self, parameter: Tensor, keep: Tensor | None) -> None:
+        """Replace a parameter's mask."""
+        old = mask_of(parameter)
+        self._undo.append(lambda: set_mask(parameter, old))
+        set_mask(parameter, keep)
+
+
+def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+    tensor.grad = None
+    if tensor.shape != value.shape and tensor.requires_grad:
+        # A live graph (a loss that somebody still holds) keeps the node that accumulates this
+        # parameter's gradient, and the node keeps the old shape. Only a change of dtype drops it.
+        other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = value
+    tensor.grad = grad
+
+
+def _set_state(optimizer: Optimizer, parameter: nn.Parameter, state: dict[str, Any] | None) -> None:
+    if state is None:
+        optimizer.state.pop(parameter, None)
+    else:
+        optimizer.state[parameter] = state
+
+
+def _in_format_of(old: Tensor, value: Tensor) -> Tensor:
+    """Keep channels-last weights channels-last: convolutions are several times faster so."""
+    if old.ndim == 4 and not old.is_contiguous():
+        return value.contiguous(memory_format=torch.channels_last)
+    return value.contiguous()

@@ -1,0 +1,181 @@
+"""Proof by running: a group counts as resizable only if the network runs at another width.
+
+A forward pass may use a size as a literal (`x.view(-1, 400)`) or keep it in an attribute of its
+own. So the network is traced once more with one unit added to every group. Where that fails, the
+groups at fault are searched by halving; each is given the integer attributes that equal its size,
+and is fixed if no choice of them makes the network run.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.structure.attributes import Attribute, candidates, linked
+from dynopt_ray.structure.forward import Inputs, moved, shells
+from dynopt_ray.structure.groups import WidthGroup
+from dynopt_ray.structure.passes import Passes, trace_passes
+from dynopt_ray.structure.tracing import Heads
+
+_MOST_CHOICES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What running at other widths showed.
+
+    Attributes:
+        groups: those that can be resized.
+        attributes: the integer attributes that must follow them.
+        fixed: group name -> why it cannot be resized.
+    """
+
+    groups: tuple[WidthGroup, ...]
+    attributes: tuple[Attribute, ...]
+    fixed: Mapping[str, str]
+
+
+class Verifier:
+    """Runs one network at other widths.
+
+    Args:
+        model: the network; its attributes are changed while it runs and then put back.
+        inputs: what it is called with.
+        tensors: its parameters and buffers.
+        passes: what tracing it at its own sizes showed.
+        heads: what a unit of attention is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        tensors: Mapping[str, Tensor],
+        passes: Passes,
+        heads: Heads,
+    ) -> None:
+        self._model = model
+        self._inputs = moved(inputs, passes.device)
+        self._tensors = tensors
+        self._passes = passes
+        self._heads: Heads = heads
+        self._linked = linked(model, passes.record.links, passes.grouping)
+
+    def verdict(self) -> Verdict:
+        """Which groups can be resized, and what must follow them."""
+        pending = list(self._passes.grouping.groups)
+        found: list[Attribute] = []
+        fixed: dict[str, str] = {}
+        while (outcome := self._attempt(pending, found)) and isinstance(outcome, str):
+            culprit = self._culprit(pending, found)
+            found = [a for a in found if culprit.name not in a.per_unit]
+            solution = self._search(culprit)
+            if solution is None:
+                error = self._attempt([culprit], [])
+                fixed[culprit.name] = f"its size is written into the forward pass ({error})"
+                pending.remove(culprit)
+            else:
+                found += solution + self._alike(solution, [g for g in pending if g is not culprit])
+        runs = outcome if isinstance(outcome, dict) else {}
+        groups = tuple(_with_runs(group, runs[group.name]) for group in pending)
+        return Verdict(groups, (*self._linked, *found), fixed)
+
+    def _attempt(
+        self, groups: Sequence[WidthGroup], found: Sequence[Attribute]
+    ) -> str | dict[str, WidthGroup]:
+        """Run with one more unit in each group: the groups then found, or what went wrong."""
+        added = {group.name: 1 for group in groups}
+        tensors = shells(self._tensors, resized_shapes(self._tensors, groups, added), self._device)
+        try:
+            with attributes_changed(self._model, [*self._linked, *found], added):
+                seen = trace_passes(
+                    self._model, self._inputs, tensors, heads=self._heads, device=self._device
+                )
+        except Exception as error:
+            # The network's own forward ran at a size it was not written for: anything may come.
+            return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        if seen.output_sizes != self._passes.output_sizes:
+            return f"the output's size becomes {[tuple(s) for s in seen.output_sizes]}"
+        now = {group.name: group for group in seen.grouping.groups}
+        for group in groups:
+            twin = now.get(group.name)
+            if twin is None or twin.width != group.width + 1 or _layout(twin) != _layout(group):
+                return f"with one more unit in {group.name!r}, others are read in their place"
+        return now
+
+    def _culprit(self, groups: Sequence[WidthGroup], found: Sequence[Attribute]) -> WidthGroup:
+        """One group that makes the network fail, found by halving."""
+        while len(groups) > 1:
+            half = groups[: len(groups) // 2]
+            failed = isinstance(self._attempt(half, found), str)
+            groups = half if failed else groups[len(half) :]
+        return groups[0]
+
+    def _search(self, group: WidthGroup) -> list[Attribute] | None:
+        """The smallest choice of attributes with which the network runs."""
+        known = {(a.module, a.name, a.index) for a in self._linked}
+        free = [
+            a for a in candidates(self._model, group) if (a.module, a.name, a.index) not in known
+        ]
+        sizes = range(1, len(free) + 1)
+        choices = itertools.chain.from_iterable(itertools.combinations(free, n) for n in sizes)
+        for choice in itertools.islice(choices, _MOST_CHOICES):
+            if isinstance(self._attempt([group], choice), dict):
+                return list(choice)
+        return None
+
+    def _alike(
+        self, solution: Sequence[Attribute], groups: Sequence[WidthGroup]
+    ) -> list[Attribute]:
+        """The same attributes in other modules of the same class: one search serves all blocks."""
+        kinds = {self._kind(attribute) for attribute in solution}
+        return [a for g in groups for a in candidates(self._model, g) if self._kind(a) in kinds]
+
+    def _kind(self, attribute: Attribute) -> tuple[type[nn.Module], str, int | None]:
+        module = self._model.get_submodule(attribute.module)
+        return type(module), attribute.name, attribute.index
+
+    @property
+    def _device(self) -> torch.device:
+        return self._passes.device
+
+
+def resized_shapes(
+    tensors: Mapping[str, Tensor], groups: Sequence[WidthGroup], added: Mapping[str, int]
+) -> dict[str, list[int]]:
+    """The shapes of the tensors that change when `added[group]` units come (or go)."""
+    shapes: dict[str, list[int]] = {}
+    for group in groups:
+        for s in group.slices:
+            shape = shapes.setdefault(s.parameter, list(tensors[s.parameter].shape))
+            shape[s.dim] += added.get(group.name, 0) * s.positions.shape[1]
+    return shapes
+
+
+@contextlib.contextmanager
+def attributes_changed(
+    model: nn.Module, attributes: Sequence[Attribute], added: Mapping[str, int]
+) -> Iterator[None]:
+    """The network's integer attributes as they are after `added[group]` units came."""
+    before = [(attribute, attribute.read(model)) for attribute in attributes]
+    try:
+        for attribute, value in before:
+            attribute.write(model, value + attribute.change(added))
+        yield
+    finally:
+        for attribute, value in before:
+            attribute.write(model, value)
+
+
+def _layout(group: WidthGroup) -> list[tuple[str, int, int]]:
+    return sorted((s.parameter, s.dim, s.positions.shape[1]) for s in group.slices)
+
+
+def _with_runs(group: WidthGroup, wider: WidthGroup) -> WidthGroup:
+    """The same group, its runs read where they are unambiguous: with at least two units."""
+    runs = {(s.parameter, s.dim): s.runs for s in wider.slices}
+    slices = tuple(replace(s, runs=runs[s.parameter, s.dim]) for s in group.slices)
+    return replace(group, slices=slices)
