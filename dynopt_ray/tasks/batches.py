@@ -1,0 +1,141 @@
+"""Batches: what they are, the order they come in, and how a model is called with one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.errors import DataError
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""What a model is called with: one tensor, positional arguments or keyword arguments."""
+
+Batch = tuple[Inputs, Tensor]
+"""The inputs and the targets of the same rows."""
+
+
+def batch_indices(
+    num_samples: int, batch_size: int, generator: torch.Generator | None = None
+) -> Iterator[Tensor]:
+    """Row numbers of one batch after the other, without end.
+
+    The stream runs through one permutation of all rows after the other and is cut into
+    batches of equal size, so a batch may hold the end of one permutation and the start of
+    the next. Batches of one size stack, compile once and never leave a last batch of a single
+    row, on which batch normalisation fails; dropping the rest instead would skip rows.
+
+    Args:
+        num_samples: the number of rows.
+        batch_size: rows per batch; `num_samples` where that is less.
+        generator: a CPU generator that draws the permutations; the same state gives the same
+            stream. Without it the rows come in order, again and again.
+
+    Returns:
+        An endless iterator of LongTensors (min(batch_size, num_samples),) on the CPU.
+
+    Raises:
+        ValueError: `num_samples` or `batch_size` is less than 1.
+
+    Example:
+        >>> stream = batch_indices(3, 2)
+        >>> [next(stream).tolist() for _ in range(3)]
+        [[0, 1], [2, 0], [1, 2]]
+    """
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    return _batch_indices(num_samples, min(batch_size, num_samples), generator)
+
+
+def _batch_indices(
+    num_samples: int, batch_size: int, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    rest = torch.empty(0, dtype=torch.int64)
+    while True:
+        rest = torch.cat([rest, epoch_order(num_samples, generator)])
+        while len(rest) >= batch_size:
+            yield rest[:batch_size]
+            rest = rest[batch_size:]
+
+
+def epoch_order(num_samples: int, generator: torch.Generator | None) -> Tensor:
+    """All row numbers once: shuffled with a generator, in order without one."""
+    if generator is None:
+        return torch.arange(num_samples)
+    return torch.randperm(num_samples, generator=generator)
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's output: a tuple is spread over the arguments, a dict over the keywords.
+
+    Any RuntimeError carries a note that says what the model was called with.
+    """
+    try:
+        if isinstance(inputs, dict):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    except RuntimeError as error:
+        error.add_note(f"The model was called with {describe(inputs)}.{_hint(inputs)}")
+        raise
+
+
+def check_output(output: object, targets: Tensor) -> Tensor:
+    """The output, once it is known to be one prediction per target.
+
+    Raises:
+        DataError: not a tensor; for labels, not (rows, classes, …); for numbers, not of the
+            targets' shape.
+    """
+    if not isinstance(output, Tensor):
+        raise DataError(
+            f"the model returns {type(output).__name__}; a task needs one tensor: wrap the model "
+            f"in a module whose forward returns it"
+        )
+    shape, wanted = tuple(output.shape), tuple(targets.shape)
+    if targets.is_floating_point():
+        if shape != wanted:
+            raise DataError(
+                f"the model returns shape {shape} for targets of shape {wanted}; numbers need "
+                f"equal shapes, or the loss would compare every row with every other. Reshape "
+                f"y, e.g. y[:, None], or the model's output"
+            )
+    elif not is_classification(output, targets):
+        raise DataError(
+            f"the model returns shape {shape} for labels of shape {wanted}; labels need "
+            f"(rows, classes) and then the labels' other dimensions"
+        )
+    return output
+
+
+def is_classification(output: Tensor, targets: Tensor) -> bool:
+    """Whether the output holds one score per class for each of the targets."""
+    return (
+        not targets.is_floating_point()
+        and output.dim() >= 2
+        and (output.shape[0], *output.shape[2:]) == tuple(targets.shape)
+    )
+
+
+def take_rows(inputs: Inputs, num_rows: int) -> Inputs:
+    """The first rows of all tensors in the inputs."""
+    if isinstance(inputs, dict):
+        return {name: value[:num_rows] for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(value[:num_rows] for value in inputs)
+    return inputs[:num_rows]
+
+
+def describe(inputs: Inputs) -> str:
+    """Shapes and dtypes, for messages."""
+    if isinstance(inputs, dict):
+        return ", ".join(f"{name}={describe(value)}" for name, value in inputs.items())
+    if isinstance(inputs, tuple):
+        return ", ".join(describe(value) for value in inputs)
+    return f"a {inputs.dtype} tensor of shape {tuple(inputs.shape)} on {inputs.device}"
+
+
+def _hint(inputs: Inputs) -> str:
+    if isinstance(inputs, Tensor) and inputs.dtype == torch.int64:
+        return " Whole numbers suit embeddings; other layers need floats: x.astype('float32')."
+    return ""

@@ -1,0 +1,141 @@
+"""The two loops of every task: some training steps, and an evaluation of a whole split."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dynopt_ray.errors import DivergedError
+from dynopt_ray.tasks.batches import Batch, Inputs, call_model, check_output, is_classification
+from dynopt_ray.tasks.objectives import (
+    LossFunction,
+    MetricFunction,
+    Metrics,
+    TargetKind,
+    check_scalar,
+    confidence,
+    default_metric,
+    kind_of,
+)
+from dynopt_ray.tasks.sources import Source
+
+
+@dataclass(frozen=True)
+class TrainStats:
+    """What some training steps did.
+
+    Attributes:
+        mean_loss: the mean of the batches' losses, each before its own step.
+        last_loss: the last of them.
+        num_steps: optimizer steps taken.
+        num_samples: rows seen, with repetition.
+    """
+
+    mean_loss: float
+    last_loss: float
+    num_steps: int
+    num_samples: int
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterator[Batch],
+    *,
+    num_steps: int,
+    source: Source,
+    loss: LossFunction,
+    kind: TargetKind | None,
+    scheduler: LRScheduler | None,
+) -> TrainStats:
+    """Take `num_steps` optimizer steps; see `Task.train_steps`."""
+    losses, num_samples = [], 0
+    with mode(model, training=True), torch.enable_grad():
+        for step, (inputs, targets) in enumerate(islice(batches, num_steps), start=1):
+            optimizer.zero_grad()
+            output = checked_output(model, inputs, targets, source, kind)
+            value = check_scalar(loss(output, targets))
+            losses.append(value.item())
+            if not math.isfinite(losses[-1]):
+                raise DivergedError(
+                    f"the loss is {losses[-1]} at step {step} of {num_steps}; this step was not "
+                    f"taken. Lower the learning rate, or go back to an earlier state"
+                )
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            num_samples += len(targets)
+    return TrainStats(math.fsum(losses) / len(losses), losses[-1], len(losses), num_samples)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    *,
+    source: Source,
+    loss: LossFunction,
+    metric: MetricFunction | None,
+    kind: TargetKind | None,
+) -> Metrics:
+    """Loss, metric and confidence over all batches; see `Task.evaluate`."""
+    outputs, targets, losses = [], [], []
+    with mode(model, training=False), torch.no_grad():
+        for inputs, batch_targets in batches:
+            output = checked_output(model, inputs, batch_targets, source, kind)
+            value = check_scalar(loss(output, batch_targets)).item()
+            losses.append(value * len(batch_targets))
+            outputs.append(output)
+            targets.append(batch_targets)
+        # A metric such as R² is no mean of its batches' values, hence the whole split at once.
+        output, all_targets = torch.cat(outputs), torch.cat(targets)
+        metric = metric or default_metric(kind_of(all_targets))
+        metrics = Metrics(
+            loss=math.fsum(losses) / len(all_targets),
+            metric=float(metric(output, all_targets)),
+            confidence=confidence(output, all_targets),
+            num_samples=len(all_targets),
+        )
+    for name, figure in (("loss", metrics.loss), ("metric", metrics.metric)):
+        if not math.isfinite(figure):
+            raise DivergedError(
+                f"the {name} over {metrics.num_samples} rows is {figure}: the model's outputs are "
+                f"not finite or too large, so it cannot be judged"
+            )
+    return metrics
+
+
+def checked_output(
+    model: nn.Module, inputs: Inputs, targets: Tensor, source: Source, kind: TargetKind | None
+) -> Tensor:
+    """The model's output for a batch that it fits.
+
+    Where the user brought the loss function (`kind` is None) the shapes are up to it.
+
+    Raises:
+        DataError: the output's shape does not fit the targets, or there are more classes.
+    """
+    output = call_model(model, inputs)
+    if kind is not None or not isinstance(output, Tensor):
+        output = check_output(output, targets)
+    if is_classification(output, targets):
+        source.check_labels(targets, output.shape[1])
+    return output
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Train or eval mode for a while; afterwards each module is in the mode it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training

@@ -1,0 +1,94 @@
+"""The networks of the built-in tasks: plain torch, so that every width can be changed."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+
+from torch import nn
+
+
+def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Sequential:
+    """Linear layers with ReLU between them; the hidden layers are "0", "2", "4", ….
+
+    Args:
+        num_inputs: columns of the input (rows, num_inputs).
+        hidden: the width of each hidden layer.
+        num_outputs: columns of the output.
+    """
+    widths = [num_inputs, *hidden]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
+
+
+def vgg(image_size: int, channels: Sequence[int], hidden: int, num_outputs: int) -> nn.Sequential:
+    """A small VGG for square images of one channel.
+
+    Per entry of `channels` two 3×3 convolutions of that width, each with batch normalisation
+    and ReLU, then a halving of the image; at the end one hidden linear layer.
+
+    Args:
+        image_size: pixels per side; halved once per entry of `channels`.
+        channels: the width of each block.
+        hidden: the width of the linear layer.
+        num_outputs: columns of the output.
+    """
+    layers: list[nn.Module] = []
+    before = 1
+    for width in channels:
+        for _ in range(2):
+            # Batch normalisation takes the mean out, and a bias with it.
+            layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+            layers += [nn.ReLU()]
+            before = width
+        layers += [nn.MaxPool2d(2)]
+    layers += [
+        nn.Flatten(),
+        nn.Linear(before * (image_size >> len(channels)) ** 2, hidden),
+        nn.ReLU(),
+    ]
+    return nn.Sequential(*layers, nn.Linear(hidden, num_outputs))
+
+
+def mlp_factory(
+    num_inputs: int, hidden: Sequence[int], num_outputs: int
+) -> Callable[[], nn.Sequential]:
+    """A factory of `mlp` that pickles; its arguments are checked here and now.
+
+    Raises:
+        TypeError: `hidden` is not a list of whole numbers.
+        ValueError: it is empty or holds a width below 1.
+    """
+    return partial(mlp, num_inputs, _widths("hidden", hidden), num_outputs)
+
+
+def vgg_factory(
+    image_size: int, channels: Sequence[int], hidden: int, num_outputs: int
+) -> Callable[[], nn.Sequential]:
+    """A factory of `vgg` that pickles; its arguments are checked here and now.
+
+    Raises:
+        TypeError: widths that are not whole numbers.
+        ValueError: a width below 1, or more blocks than the image can be halved.
+    """
+    widths = _widths("channels", channels)
+    if image_size >> len(widths) < 1:
+        raise ValueError(
+            f"channels has {len(widths)} blocks, each of which halves an image of {image_size} "
+            f"pixels a side; give at most {image_size.bit_length() - 1}"
+        )
+    return partial(vgg, image_size, widths, _widths("hidden", [hidden])[0], num_outputs)
+
+
+def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(widths, str) or not isinstance(widths, Sequence):
+        raise TypeError(f"{name} must be a list of widths such as [64, 32], not {widths!r}")
+    for width in widths:
+        if isinstance(width, bool) or not isinstance(width, int):
+            raise TypeError(f"{name} must hold whole numbers, not {width!r}")
+        if width < 1:
+            raise ValueError(f"{name} holds {width}; every width must be at least 1")
+    if not widths:
+        raise ValueError(f"{name} is empty; give at least one width")
+    return tuple(widths)

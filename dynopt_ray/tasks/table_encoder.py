@@ -1,0 +1,125 @@
+"""Table columns as numbers, by what the training rows hold."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynopt_ray.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A numeric column: what to subtract, what to divide by, and what stands for missing."""
+
+    name: str
+    mean: float
+    deviation: float
+    fill: float
+
+    def encode(self, column: "pd.Series[Any]") -> NDArray[np.float64]:
+        """Shape (rows, 1)."""
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        values = np.where(np.isnan(values), self.fill, values)
+        return ((values - self.mean) / self.deviation)[:, None]
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """A column of texts: one output column per category, and what stands for missing."""
+
+    name: str
+    categories: tuple[str, ...]
+    fill: str
+
+    def encode(self, column: "pd.Series[Any]") -> NDArray[np.float64]:
+        """Shape (rows, categories); a category that training did not have is all zero."""
+        texts = _texts(column, self.fill)
+        same: NDArray[np.bool_] = texts[:, None] == np.array(self.categories, dtype=object)
+        return same.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """All columns of a table, in its order."""
+
+    columns: tuple[Numeric | Categorical, ...]
+
+    def encode(self, table: "pd.DataFrame") -> NDArray[np.float32]:
+        """Shape (rows, encoded columns)."""
+        parts = [column.encode(table[column.name]) for column in self.columns]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def fit_encoder(table: "pd.DataFrame") -> Encoder:
+    """An encoder of the table's columns, fitted on all of its rows.
+
+    Raises:
+        DataError: a column of neither numbers nor texts, or one without any value.
+    """
+    return Encoder(tuple(_fit(table[name]) for name in table.columns))
+
+
+def first_missing(table: "pd.DataFrame") -> str | None:
+    """Where the first missing value is, row by row, or None."""
+    return _first(table, table.isna().to_numpy())
+
+
+def check_finite(table: "pd.DataFrame") -> None:
+    """Refuse infinite numbers.
+
+    Raises:
+        DataError: the first of them, with row and column.
+    """
+    numeric = table.select_dtypes("number")
+    place = _first(numeric, np.isinf(numeric.to_numpy(dtype=np.float64, na_value=np.nan)))
+    if place:
+        raise DataError(f"{place}: the value is infinite; replace it by a finite one")
+
+
+def _first(table: "pd.DataFrame", bad: NDArray[np.bool_]) -> str | None:
+    if not bad.any():
+        return None
+    row, column = (int(index[0]) for index in np.nonzero(bad))
+    return f"row {table.index[row]}, column {table.columns[column]!r}"
+
+
+def _fit(column: "pd.Series[Any]") -> Numeric | Categorical:
+    from pandas.api import types
+
+    name = str(column.name)
+    if not column.notna().any():
+        raise DataError(f"column {name!r} has no value in any training row; leave it out")
+    if types.is_bool_dtype(column) or types.is_numeric_dtype(column):
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        fill = float(np.nanmedian(values))
+        values = np.where(np.isnan(values), fill, values)
+        # A column that is constant in training carries nothing; dividing by 1 keeps it finite.
+        return Numeric(name, float(values.mean()), float(values.std()) or 1.0, fill)
+    if not (
+        types.is_string_dtype(column)
+        or types.is_object_dtype(column)
+        or isinstance(column.dtype, _categorical_dtype())
+    ):
+        raise DataError(
+            f"column {name!r} holds {column.dtype}, neither numbers nor texts; convert it to "
+            f"numbers (e.g. days since a date) or leave it out"
+        )
+    texts = column.dropna().astype(str)
+    return Categorical(name, tuple(sorted(texts.unique())), str(texts.mode().iloc[0]))
+
+
+def _texts(column: "pd.Series[Any]", fill: str) -> NDArray[Any]:
+    missing = column.isna().to_numpy()
+    texts = column.astype(object).astype(str).to_numpy(dtype=object)
+    return np.where(missing, fill, texts)
+
+
+def _categorical_dtype() -> type:
+    import pandas as pd
+
+    return pd.CategoricalDtype

@@ -1,0 +1,396 @@
+"""A task: a model factory, data splits, a loss and a metric."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dynopt_ray.errors import DataError, UnknownNameError
+from dynopt_ray.schedules import Schedule, to_torch
+from dynopt_ray.tasks import loop
+from dynopt_ray.tasks.batches import Batch, Inputs
+from dynopt_ray.tasks.loop import TrainStats
+from dynopt_ray.tasks.objectives import (
+    LossFunction,
+    MetricFunction,
+    Metrics,
+    TargetKind,
+    kind_of,
+    resolve_loss,
+    resolve_metric,
+)
+from dynopt_ray.tasks.sources import (
+    Arrays,
+    ArraySource,
+    ArraySplits,
+    Loader,
+    Source,
+    Split,
+    array_sources,
+    loader_sources,
+)
+
+ModelFactory = Callable[[], nn.Module]
+"""Makes a new network of the starting size, drawing its weights from torch's generator."""
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Task:
+    """What to learn: a model factory, data splits, a loss and a metric.
+
+    Make one with `from_arrays`, `from_loaders` or `load_task`. Decisions use the validation
+    split; the test split is for the final figure.
+
+    Attributes:
+        name: for messages and reports.
+        model: makes a new network.
+        sources: where each split's batches come from.
+        loss: (output, targets) -> mean loss.
+        metric: (output, targets) -> figure, larger is better; None until the targets' kind is
+            known: accuracy for labels, R² for numbers.
+        kind: "labels" or "numbers"; None if the loss is a function of the user's own.
+        device: where models and batches are.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(200, 4)
+        >>> y = (x[:, 0] > 0).long()
+        >>> task = Task.from_arrays(
+        ...     model=lambda: torch.nn.Linear(4, 2), train=(x, y), validation=(x, y), name="sign"
+        ... )
+        >>> model = task.new_model(seed=0)
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        >>> stats = task.train_steps(model, optimizer, 100)
+        >>> task.evaluate(model).metric > 0.9
+        True
+    """
+
+    name: str
+    model: ModelFactory
+    sources: Mapping[Split, Source]
+    loss: LossFunction
+    metric: MetricFunction | None
+    kind: TargetKind | None
+    device: torch.device
+
+    @staticmethod
+    def from_arrays(
+        *,
+        model: ModelFactory,
+        train: Arrays,
+        validation: Arrays,
+        test: Arrays | None = None,
+        loss: str | LossFunction = "cross_entropy",
+        metric: str | MetricFunction | None = None,
+        batch_size: int = 128,
+        name: str = "arrays",
+        device: str | torch.device = "cpu",
+    ) -> "Task":
+        """A task on arrays in memory.
+
+        Arrays that are float32 (x, and y of a regression) or int64 (labels) are used as they
+        are, without a copy, and may be read-only; do not change them afterwards. Other floats
+        are converted to torch's default dtype, other whole numbers to int64.
+
+        Args:
+            model: a function without arguments that makes the network.
+            train: (x, y), x of shape (rows, …), y of shape (rows,) for labels 0, 1, … or of
+                the output's shape for numbers.
+            validation: the same, for decisions.
+            test: the same, for the final figure.
+            loss: "cross_entropy", "mse", "l1", "huber", or a function (output, targets) ->
+                mean loss.
+            metric: "accuracy", "r2", or a function (output, targets) of a whole split, larger
+                is better. Default: accuracy for labels, R² for numbers.
+            batch_size: rows per batch.
+            name: for messages and reports.
+            device: where models and data are put.
+
+        Raises:
+            DataError: empty or mismatched arrays, NaN or inf (with row and column), labels
+                that are not 0, 1, ….
+            UnknownNameError: no such loss or metric.
+            TypeError: `model` is a module rather than a function that makes one.
+            ValueError: a batch size below 1, or a metric for the other kind of targets.
+        """
+        _check_factory(model)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        objective = resolve_loss(loss)
+        sources = array_sources(
+            {"train": train, "validation": validation, "test": test},
+            kind=objective.targets,
+            batch_size=batch_size,
+        )
+        task = Task(
+            name=name,
+            model=model,
+            sources=sources,
+            loss=objective.function,
+            metric=resolve_metric(metric, kind_of(sources["train"].y)),
+            kind=objective.targets,
+            device=torch.device("cpu"),
+        )
+        return task.to(device)
+
+    @staticmethod
+    def from_loaders(
+        *,
+        model: ModelFactory,
+        train: Loader,
+        validation: Loader,
+        test: Loader | None = None,
+        loss: str | LossFunction = "cross_entropy",
+        metric: str | MetricFunction | None = None,
+        name: str = "loaders",
+        device: str | torch.device = "cpu",
+    ) -> "Task":
+        """A task on any iterables of batches: torch DataLoaders, Hugging Face datasets, lists.
+
+        A batch is (inputs, targets) or a dict in which `label`, `labels`, `target`, `targets`
+        or `y` holds the targets. A dict with one other column calls the model with that
+        column, one with several calls it with keyword arguments; a tuple of inputs is spread
+        over the arguments. A loader decides its own order: to shuffle reproducibly give a
+        DataLoader its own generator.
+
+        Args:
+            model: a function without arguments that makes the network.
+            train: batches to learn from; iterated over again and again. A function that
+                returns a new iterable serves as well, e.g. `lambda: dataset.iter(128)`.
+            validation: batches for decisions, each row once.
+            test: batches for the final figure.
+            loss: see `from_arrays`.
+            metric: see `from_arrays`.
+            name: for messages and reports.
+            device: where models and batches are put.
+
+        Raises:
+            DataError: a loader that can be iterated over only once. What is wrong with a
+                batch is said, with its number, when it is met.
+            UnknownNameError: no such loss or metric.
+            TypeError: `model` is a module rather than a function that makes one, or a loader
+                that cannot be iterated over.
+            ValueError: a metric for the other kind of targets.
+        """
+        _check_factory(model)
+        objective = resolve_loss(loss)
+        place = torch.device(device)
+        return Task(
+            name=name,
+            model=model,
+            sources=loader_sources(
+                {"train": train, "validation": validation, "test": test},
+                kind=objective.targets,
+                device=place,
+            ),
+            loss=objective.function,
+            metric=resolve_metric(metric, objective.targets),
+            kind=objective.targets,
+            device=place,
+        )
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits this task has."""
+        return tuple(self.sources)
+
+    @cached_property
+    def num_classes(self) -> int | None:
+        """How many classes the model tells apart, or None where targets are numbers.
+
+        Raises:
+            DataError: the model's output does not fit the targets.
+        """
+        source = self._source("train")
+        inputs, targets = source.head(2)
+        if targets.is_floating_point():
+            return None
+        model = self.new_model(seed=0)
+        with loop.mode(model, training=False), torch.no_grad():
+            return int(loop.checked_output(model, inputs, targets, source, "labels").shape[1])
+
+    def new_model(self, seed: int | None = None) -> nn.Module:
+        """A new network of the starting size, on the task's device.
+
+        Args:
+            seed: the same seed gives the same weights and leaves torch's generators as they
+                were. Without it the weights are drawn from torch's global generator.
+
+        Raises:
+            TypeError: the factory does not return a module.
+        """
+        if seed is None:
+            return self._make_model()
+        devices = range(torch.cuda.device_count()) if self.device.type == "cuda" else ()
+        with torch.random.fork_rng(devices=devices):
+            # Not `torch.manual_seed`: it would also seed devices whose state is not restored.
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed_all(seed)
+            return self._make_model()
+
+    def example_inputs(self) -> Inputs:
+        """What the model is called with, for tracing: the first two training rows."""
+        return self._source("train").head(2)[0]
+
+    def batches(
+        self,
+        split: Split,
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """One pass over a split, each row once.
+
+        Args:
+            split: "train", "validation" or "test".
+            batch_size: rows per batch, if not the task's own; the last batch holds the rest.
+            generator: a CPU generator that shuffles; without it the rows come in order.
+                Loaders keep their own order.
+
+        Raises:
+            UnknownNameError: the task has no such split.
+            DataError: `batch_size` with a loader, which makes its own batches.
+            ValueError: `batch_size` is less than 1.
+        """
+        return self._source(split).batches(batch_size, generator)
+
+    def train_steps(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        num_steps: int,
+        *,
+        batch_size: int | None = None,
+        generator: torch.Generator | None = None,
+        schedule: Schedule | LRScheduler | None = None,
+    ) -> TrainStats:
+        """Take optimizer steps on shuffled training batches.
+
+        The order of rows is that of `batch_indices`; a loader goes on where the last call
+        stopped. The model is trained in train mode and left in the mode it was in.
+
+        Args:
+            model: trained in place.
+            optimizer: over the model's parameters.
+            num_steps: optimizer steps to take.
+            batch_size: rows per batch, if not the task's own.
+            generator: a CPU generator that draws the order; default: torch's global one.
+            schedule: the learning rate. A schedule starts at its step 0 with this call and
+                sets the rate as `to_torch` does; a torch scheduler is stepped along, and so
+                continues from call to call.
+
+        Raises:
+            DivergedError: the loss is NaN or infinite, with the step. That step is not taken.
+            DataError: the model's output does not fit the targets; a loader's bad batch.
+            ValueError: `num_steps` < 1, or a torch scheduler of another optimizer.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+        source = self._source("train")
+        return loop.train(
+            model,
+            optimizer,
+            source.stream(batch_size, generator or torch.default_generator),
+            num_steps=num_steps,
+            source=source,
+            loss=self.loss,
+            kind=self.kind,
+            scheduler=_scheduler(schedule, optimizer),
+        )
+
+    def evaluate(self, model: nn.Module, split: Split = "validation") -> Metrics:
+        """Loss, metric and confidence over a whole split, exactly.
+
+        Nothing is learned: no gradients, eval mode, and each module's mode is restored.
+
+        Raises:
+            UnknownNameError: the task has no such split.
+            DataError: the model's output does not fit the targets.
+            DivergedError: the loss or the metric is NaN or infinite.
+        """
+        source = self._source(split)
+        return loop.evaluate(
+            model,
+            source.batches(None, None),
+            source=source,
+            loss=self.loss,
+            metric=self.metric,
+            kind=self.kind,
+        )
+
+    def arrays(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The inputs and targets of a split, on the task's device. Do not write to them.
+
+        Raises:
+            UnknownNameError: the task has no such split.
+            DataError: the split comes from a loader.
+        """
+        source = self._array_source(split)
+        return source.x, source.y
+
+    @property
+    def data(self) -> ArraySplits:
+        """All splits as read-only NumPy arrays over the task's own memory.
+
+        `Task.from_arrays(model=…, **task.data)` makes a task of them again, without a copy.
+        Pickling a task passes the same arrays on, so `ray.put(task)` stores them once and
+        every worker on a node reads them in place.
+
+        Raises:
+            DataError: the data come from loaders.
+        """
+        arrays = {split: self._array_source(split).numpy() for split in self.splits}
+        return cast(ArraySplits, arrays)
+
+    def to(self, device: str | torch.device) -> "Task":
+        """The same task with its models and batches on another device."""
+        place = torch.device(device)
+        sources = {split: source.to(place) for split, source in self.sources.items()}
+        return replace(self, sources=sources, device=place)
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, splits={', '.join(self.splits)}, device={self.device})"
+
+    def _source(self, split: Split) -> Source:
+        if split not in self.sources:
+            raise UnknownNameError(f"split in task {self.name!r} called", split, self.sources)
+        return self.sources[split]
+
+    def _array_source(self, split: Split) -> ArraySource:
+        source = self._source(split)
+        if not isinstance(source, ArraySource):
+            raise DataError(
+                f"task {self.name!r} reads its {split} split from a loader, so there are no "
+                f"arrays; make it with Task.from_arrays where the data fit in memory"
+            )
+        return source
+
+    def _make_model(self) -> nn.Module:
+        model = self.model()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the model factory of task {self.name!r} returned {model!r}")
+        return model.to(self.device)
+
+
+def _check_factory(model: object) -> None:
+    if isinstance(model, nn.Module) or not callable(model):
+        raise TypeError(
+            f"model must be a function without arguments that makes a new network, not "
+            f"{type(model).__name__}: write model=lambda: MyNetwork(…)"
+        )
+
+
+def _scheduler(schedule: Schedule | LRScheduler | None, optimizer: Optimizer) -> LRScheduler | None:
+    if schedule is None:
+        return None
+    if not isinstance(schedule, LRScheduler):
+        return to_torch(schedule, optimizer)
+    if schedule.optimizer is not optimizer:
+        raise ValueError("the schedule was made for another optimizer; make one for this one")
+    return schedule
