@@ -1,1 +1,6 @@
-"""Placeholder: testing."""
+"""Conformance kits: what plugin authors run on their own plugins, and we on ours."""
+
+from dynopt_ray.testing.schedules import check_schedule
+from dynopt_ray.testing.tasks import check_task
+
+__all__ = ["check_schedule", "check_task"]
