@@ -50,10 +50,21 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "tabular": "dynopt_ray.tasks.tabular:tabular",
     },
     "rules": {},
-    "detectors": {},
+    "detectors": {
+        "adwin": "dynopt_ray.online.detectors:adwin",
+        "ddm": "dynopt_ray.online.detectors:ddm",
+        "eddm": "dynopt_ray.online.detectors:eddm",
+        "hddm_a": "dynopt_ray.online.detectors:hddm_a",
+        "hddm_w": "dynopt_ray.online.detectors:hddm_w",
+        "kswin": "dynopt_ray.online.detectors:kswin",
+        "page_hinkley": "dynopt_ray.online.detectors:page_hinkley",
+    },
     "lr_controllers": {},
     "costs": {},
-    "reactions": {},
+    "reactions": {
+        "raise_rate": "dynopt_ray.online.reactions:RaiseRate",
+        "replay": "dynopt_ray.online.reactions:Replay",
+    },
     "searchers": {},
     "schedulers": {},
 }

@@ -1,0 +1,181 @@
+"""Drift detectors: they watch the stream of errors and say when it has changed.
+
+The algorithms are river's. Their state lives in Rust objects and private attributes that
+cannot be saved without pickle, and no pickle may be loaded from a checkpoint. So `Replayed`
+keeps the errors themselves, and a restored detector is fed them again. This needs nothing from
+a detector but determinism, so it holds for any of river's, present and future.
+"""
+
+from array import array
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from dynopt_ray import plugins
+from dynopt_ray.errors import CheckpointError
+
+
+class Detector(Protocol):
+    """What the learner needs of a drift detector."""
+
+    def update(self, error: float, /) -> bool:
+        """Take the next event's error; True where the stream has drifted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state: numbers, strings, lists and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly as the detector that gave `state` would."""
+
+
+class RiverDetector(Protocol):
+    """What `Replayed` needs of a detector of river's."""
+
+    @property
+    def drift_detected(self) -> bool:
+        """Whether the last value was the one at which a change was found."""
+
+    def update(self, x: float) -> object:
+        """Take the next value."""
+
+
+class Replayed:
+    """A river detector whose state is the log of the errors it has seen.
+
+    The log starts anew when a change is detected, because river's detectors do too. It is bounded:
+    at `max_log` errors the detector is rebuilt from the latest half, in the running learner as
+    in a restored one, so that both stay the same to the bit. A detector thus remembers between
+    `max_log / 2` and `max_log` errors, at twice its own cost per error: 0.4 µs for ADWIN, 0.8
+    for Page–Hinkley. Restoring takes at most `max_log` updates: 2 ms and 4 ms.
+
+    Only a rise of the error is reported. ADWIN and KSWIN find any change, and a falling error
+    is what learning looks like: reacting to it would raise the rate of a network that is doing
+    well.
+
+    Args:
+        build: makes a fresh detector; it must be deterministic (seeded).
+        max_log: the most errors kept, at least 2.
+
+    Raises:
+        ValueError: `max_log` below 2.
+
+    Example:
+        >>> from river.drift import ADWIN
+        >>> detector = Replayed(lambda: ADWIN(delta=0.01))
+        >>> any(detector.update(error) for error in [0.0] * 200 + [1.0] * 200)
+        True
+    """
+
+    def __init__(self, build: Callable[[], RiverDetector], *, max_log: int = 10_000) -> None:
+        if max_log < 2:
+            raise ValueError(f"Replayed: max_log is {max_log}; it must be at least 2")
+        self._build = build
+        self._max_log = max_log
+        self._log = array("d")
+        self._detector = build()
+
+    def update(self, error: float) -> bool:
+        """Take the next event's error; True where the stream has drifted."""
+        self._log.append(error)
+        self._detector.update(error)
+        changed = bool(self._detector.drift_detected)
+        risen = changed and _has_risen(self._log)
+        if changed:
+            self._restart(array("d"))
+        elif len(self._log) >= self._max_log:
+            self._restart(self._log[-(self._max_log // 2) :])
+        return risen
+
+    def state_dict(self) -> dict[str, Any]:
+        """The errors since the last drift or rebuild."""
+        return {"errors": torch.tensor(self._log.tolist(), dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Rebuild the detector from a log of errors.
+
+        Raises:
+            CheckpointError: the log is longer than this detector would have kept.
+        """
+        errors = array("d", state["errors"].tolist())
+        if len(errors) >= self._max_log:
+            raise CheckpointError(
+                f"the snapshot holds {len(errors)} errors of a drift detector that keeps fewer "
+                f"than {self._max_log}; build it with the same max_log as when it was saved"
+            )
+        self._restart(errors)
+
+    def _restart(self, errors: "array[float]") -> None:
+        self._log = errors
+        self._detector = self._build()
+        for error in errors:
+            self._detector.update(error)
+
+
+def _has_risen(errors: "array[float]") -> bool:
+    """Whether the latest errors are larger on average than those before them."""
+    num_latest = max(1, min(32, len(errors) // 2))
+    latest, earlier = errors[-num_latest:], errors[:-num_latest]
+    return not earlier or sum(latest) / len(latest) > sum(earlier) / len(earlier)
+
+
+def _river(path: str, settings: dict[str, Any], *, max_log: int = 10_000) -> Replayed:
+    """A detector of river's by its path; river is imported here, at first use."""
+    kind = plugins.import_attribute(path)
+    return Replayed(lambda: kind(**settings), max_log=max_log)
+
+
+def adwin(**settings: Any) -> Replayed:
+    """ADWIN: the means of two parts of an adaptive window differ. `settings` are river's."""
+    return _river("river.drift:ADWIN", settings)
+
+
+def kswin(*, seed: int = 0, window_size: int = 100, **settings: Any) -> Replayed:
+    """KSWIN: a Kolmogorov–Smirnov test on a sliding window. `settings` are river's.
+
+    It forgets all but its window, and an update takes 170 µs, so its log is short.
+    """
+    settings |= {"seed": seed, "window_size": window_size}
+    return _river("river.drift:KSWIN", settings, max_log=10 * window_size)
+
+
+def page_hinkley(*, mode: str = "up", **settings: Any) -> Replayed:
+    """Page–Hinkley: the errors have risen above their mean. `settings` are river's.
+
+    Args:
+        mode: "up" watches for a rising error; "both" would start anew at every improvement.
+        **settings: river's other settings.
+    """
+    return _river("river.drift:PageHinkley", {"mode": mode, **settings})
+
+
+def ddm(**settings: Any) -> Replayed:
+    """DDM: the error rate rises above its minimum; errors must be 0 or 1."""
+    return _river("river.drift.binary:DDM", settings)
+
+
+def eddm(**settings: Any) -> Replayed:
+    """EDDM: errors come closer together; errors must be 0 or 1."""
+    return _river("river.drift.binary:EDDM", settings)
+
+
+def hddm_a(**settings: Any) -> Replayed:
+    """HDDM-A: Hoeffding's bound on averages; errors must be 0 or 1."""
+    return _river("river.drift.binary:HDDMA", settings)
+
+
+def hddm_w(**settings: Any) -> Replayed:
+    """HDDM-W: McDiarmid's bound on weighted averages; errors must be 0 or 1."""
+    return _river("river.drift.binary:HDDMW", settings)
+
+
+def build_detector(detector: str | Detector | None) -> Detector | None:
+    """A detector from a plugin's name, or the object itself.
+
+    Raises:
+        UnknownNameError: no detector of this name.
+    """
+    if isinstance(detector, str):
+        built: Detector = plugins.load("detectors", detector)()
+        return built
+    return detector

@@ -1,0 +1,171 @@
+"""Prequential evaluation: test then learn, beside the baselines that need no learning."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dynopt_ray.errors import DataError
+from dynopt_ray.online.learner import LearnResult
+
+if TYPE_CHECKING:
+    pass
+
+
+class Learns(Protocol):
+    """What is evaluated: an `OnlineLearner`, or anything that learns like one."""
+
+    def learn(self, x: Any, y: Any, /) -> LearnResult:
+        """Test on one event or mini-batch, then learn from it."""
+
+
+def evaluate(stream: Iterable[tuple[Any, Any]], learner: Learns, *, window: int = 1_000) -> Any:
+    """Test then learn on a stream of classes; scores over time.
+
+    With p the accuracy and p_b that of a baseline, κ = (p − p_b)/(1 − p_b). For `kappa` the
+    baseline guesses at random with the frequencies of prediction and truth (Cohen), for
+    `kappa_t` it repeats the label before (no-change); 0 is no better than that, 1 perfect.
+    Where the baseline is always right, κ is 0.
+
+    Args:
+        stream: (x, y) events or mini-batches with y as classes.
+        learner: what predicts and learns.
+        window: events per row of the result.
+
+    Returns:
+        A DataFrame with one row per `window` events, the last one for what is left: `event`
+        (how many so far), `accuracy`, `kappa`, `kappa_t`, `no_change` and `majority` (their
+        accuracies) since the first event, the same with the prefix `window_` for the events
+        since the row before, `loss` and `lr` (of the row), `drifts`, `shrunk`, `rolled_back`
+        and `quarantined` (in the row). Quarantined events are not scored.
+
+    Raises:
+        ValueError: `window` below 1.
+        DataError: the stream's targets are not classes.
+
+    References:
+        Bifet et al. 2015, "Efficient online evaluation of big data stream classifiers": κ and
+        κ_t (there also "kappa temporal").
+    """
+    import pandas as pd
+
+    if window < 1:
+        raise ValueError(f"evaluate: window is {window}; it must be at least 1 event")
+    total, row, baselines = _Scores(), _Row(), _Baselines()
+    rows: list[dict[str, float]] = []
+    for x, y in stream:
+        result = learner.learn(x, y)
+        labels = np.atleast_1d(np.asarray(y)) if result.rows else np.empty(0)
+        predicted = _predicted_classes(result)
+        for index, prediction in zip(result.rows, predicted, strict=True):
+            outcome = baselines.outcome(int(labels[index]), prediction)
+            total.add(outcome)
+            row.scores.add(outcome)
+        row.add(result)
+        if row.num_events >= window:
+            rows.append(row.report(result.event, total))
+            row = _Row()
+    if row.num_events:
+        rows.append(row.report(result.event, total))
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    label: int
+    prediction: int
+    no_change: bool
+    majority: bool
+
+
+class _Baselines:
+    """No-change and majority, as prequential classifiers."""
+
+    def __init__(self) -> None:
+        self._previous: int | None = None
+        self._counts: Counter[int] = Counter()
+
+    def outcome(self, label: int, prediction: int) -> _Outcome:
+        """How the baselines do on an event; then they learn its label."""
+        most = max(self._counts, key=self._counts.__getitem__, default=None)
+        outcome = _Outcome(label, prediction, self._previous == label, most == label)
+        self._previous = label
+        self._counts[label] += 1
+        return outcome
+
+
+@dataclass
+class _Scores:
+    num_events: int = 0
+    num_right: int = 0
+    no_change: int = 0
+    majority: int = 0
+    labels: Counter[int] = field(default_factory=Counter)
+    predictions: Counter[int] = field(default_factory=Counter)
+
+    def add(self, outcome: _Outcome) -> None:
+        self.num_events += 1
+        self.num_right += outcome.label == outcome.prediction
+        self.no_change += outcome.no_change
+        self.majority += outcome.majority
+        self.labels[outcome.label] += 1
+        self.predictions[outcome.prediction] += 1
+
+    def report(self, prefix: str) -> dict[str, float]:
+        n = max(self.num_events, 1)
+        accuracy, no_change = self.num_right / n, self.no_change / n
+        chance = sum(self.labels[k] * self.predictions[k] for k in self.labels) / n**2
+        return {
+            f"{prefix}accuracy": accuracy,
+            f"{prefix}kappa": _kappa(accuracy, chance),
+            f"{prefix}kappa_t": _kappa(accuracy, no_change),
+            f"{prefix}no_change": no_change,
+            f"{prefix}majority": self.majority / n,
+        }
+
+
+@dataclass
+class _Row:
+    scores: _Scores = field(default_factory=_Scores)
+    num_events: int = 0
+    loss: float = 0.0
+    lr: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, result: LearnResult) -> None:
+        self.num_events += len(result.rows) + len(result.rejected)
+        if result.rows:
+            self.loss += result.loss * len(result.rows)
+        self.lr = result.lr
+        self.counts["drifts"] += result.drift
+        self.counts["shrunk"] += result.verdict == "shrunk"
+        self.counts["rolled_back"] += result.verdict == "rolled back"
+        self.counts["quarantined"] += len(result.rejected)
+
+    def report(self, event: int, total: _Scores) -> dict[str, float]:
+        return {
+            "event": event,
+            **total.report(""),
+            **self.scores.report("window_"),
+            "loss": self.loss / self.scores.num_events if self.scores.num_events else np.nan,
+            "lr": self.lr,
+            **self.counts,
+        }
+
+
+def _kappa(accuracy: float, baseline: float) -> float:
+    return (accuracy - baseline) / (1 - baseline) if baseline < 1 else 0.0
+
+
+def _predicted_classes(result: LearnResult) -> list[int]:
+    if not result.rows:
+        return []
+    if result.output.ndim != 2:
+        raise DataError(
+            f"evaluate scores classes; the network's output for one event has shape "
+            f"{tuple(result.output.shape[1:])}, (classes,) is wanted"
+        )
+    classes: list[int] = result.output.argmax(dim=1).tolist()
+    return classes

@@ -1,0 +1,258 @@
+"""The journal: events on disk before they are acknowledged.
+
+Layout, all little-endian:
+
+    file   = header record*
+    header = magic (8) | base sequence (u64) | CRC-32 of both (u32)
+    record = marker (4) | body length (u32) | first sequence (u64) | events (u32)
+             | CRC-32 of the body (u32) | CRC-32 of the 24 bytes before (u32) | body
+    body   = (x y)*, each an array: type (u8) | dimensions (u8) | sizes (u32 each) | bytes
+
+One `append` is one record and one sync. The next is only written after it, so a crash or power
+failure can damage the last record alone: a bad record at the end is a torn write and is
+dropped; a bad record with good ones behind it is corruption and is refused.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynopt_ray.errors import CheckpointError, DataError, LearnerError
+from dynopt_ray.online.snapshot import sync_directory
+
+_MAGIC = b"DYNOPTJ1"
+_HEADER = struct.Struct("<8sQI")
+_MARKER = b"\xd5REC"
+_RECORD = struct.Struct("<4sIQIII")
+_TYPES = ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "u2", "u4")
+_CODES = {np.dtype(name): code for code, name in enumerate(_TYPES)}
+_MAX_BODY_BYTES = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One call of `learn`, as the journal keeps it.
+
+    Attributes:
+        sequence: its number in the stream, from 1.
+        x: the event or mini-batch.
+        y: its target or targets.
+    """
+
+    sequence: int
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+
+class Journal:
+    """An append-only file of events since the last snapshot.
+
+    Args:
+        path: the file; it is made when missing. A torn last record is dropped on opening.
+
+    Attributes:
+        base: the sequence number before the first entry.
+        last: the sequence number of the last entry, or `base` where there is none.
+
+    Raises:
+        CheckpointError: the file is not a journal or is damaged in the middle.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._broken: str | None = None
+        self.base = self.last = 0
+        self._end = _HEADER.size
+        if not self._path.exists():
+            self._write_empty(0)
+        self._file = self._reopened()
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Write entries and wait until the disk has them.
+
+        Raises:
+            LearnerError: they are out of sequence, or the disk refused them; the journal is as
+                it was and the entries must not be acknowledged.
+        """
+        if not entries:
+            return
+        if self._broken:
+            raise LearnerError(f"journal {self._path} is closed: {self._broken}; open it anew")
+        sequences = [entry.sequence for entry in entries]
+        if sequences != list(range(self.last + 1, self.last + 1 + len(entries))):
+            raise LearnerError(
+                f"the journal goes on with sequence {self.last + 1}; got {_range(sequences)}"
+            )
+        body = b"".join(_encode(entry.x) + _encode(entry.y) for entry in entries)
+        if len(body) > _MAX_BODY_BYTES:
+            raise LearnerError(f"{len(entries)} events take {len(body)} bytes; send fewer at once")
+        try:
+            self._file.seek(self._end)
+            rest = memoryview(_record_header(sequences[0], len(entries), body) + body)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fdatasync(self._file.fileno())
+        except OSError as error:
+            self._take_back(error)
+            raise LearnerError(
+                f"cannot write journal {self._path}: {error.strerror}; events "
+                f"{_range(sequences)} were not accepted, send them again once there is room"
+            ) from error
+        self._end += _RECORD.size + len(body)
+        self.last = sequences[-1]
+
+    def entries(self, *, after: int = 0) -> Iterator[Entry]:
+        """The entries with sequence numbers above `after`, in order."""
+        position = _HEADER.size
+        while position < self._end:
+            first, count, body, position = self._record_at(position)
+            if first + count - 1 > after:
+                yield from (e for e in _decode(first, count, body) if e.sequence > after)
+
+    def restart(self, sequence: int) -> None:
+        """Forget all entries up to `sequence`, which a durable snapshot now covers.
+
+        Raises:
+            LearnerError: it is not the last entry's sequence, so some would be lost.
+        """
+        if sequence < self.last:
+            raise LearnerError(f"restarting at {sequence} would lose entries up to {self.last}")
+        self._write_empty(sequence)
+        self._file.close()
+        self._file = self._reopened()
+        self.base = self.last = sequence
+        self._end = _HEADER.size
+
+    def close(self) -> None:
+        """Close the file; everything appended is on disk already."""
+        self._file.close()
+        self._broken = "it was closed"
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _reopened(self) -> FileIO:
+        # Unbuffered: after a failed write, nothing may be left over that a later one would write.
+        return FileIO(self._path, "r+")
+
+    def _write_empty(self, base: int) -> None:
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        head = struct.pack("<8sQ", _MAGIC, base)
+        with open(temporary, "wb") as file:
+            file.write(head + struct.pack("<I", zlib.crc32(head)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+        sync_directory(self._path.parent)
+
+    def _open(self) -> None:
+        """Read the header, verify every record, and cut off a torn last one."""
+        head = self._file.read(_HEADER.size)
+        if len(head) < _HEADER.size or head[:8] != _MAGIC:
+            raise CheckpointError(f"{self._path} is not a journal of this version")
+        _, base, checksum = _HEADER.unpack(head)
+        if checksum != zlib.crc32(head[:16]):
+            raise CheckpointError(f"journal {self._path} is damaged in its header")
+        self.base = self.last = base
+        size = os.fstat(self._file.fileno()).st_size
+        while self._end < size:
+            try:
+                first, count, _, end = self._record_at(self._end)
+            except CheckpointError:
+                self._drop_torn(size)
+                return
+            if first != self.last + 1:
+                raise CheckpointError(
+                    f"journal {self._path} jumps from sequence {self.last} to {first}"
+                )
+            self.last, self._end = first + count - 1, end
+
+    def _record_at(self, position: int) -> tuple[int, int, bytes, int]:
+        """(first sequence, count, body, end) of the record at a position of the file."""
+        self._file.seek(position)
+        head = self._file.read(_RECORD.size)
+        if len(head) == _RECORD.size:
+            marker, length, first, count, body_sum, head_sum = _RECORD.unpack(head)
+            if marker == _MARKER and head_sum == zlib.crc32(head[:-4]):
+                body = self._file.read(length)
+                if len(body) == length and zlib.crc32(body) == body_sum:
+                    return first, count, body, position + _RECORD.size + length
+        raise CheckpointError(f"journal {self._path} is damaged at byte {position}")
+
+    def _drop_torn(self, size: int) -> None:
+        """Cut off what follows the last good record, unless a good record lies behind it."""
+        self._file.seek(self._end)
+        rest = self._file.read()
+        place = rest.find(_MARKER, 1)
+        while place >= 0:
+            try:
+                first, *_ = self._record_at(self._end + place)
+            except CheckpointError:
+                place = rest.find(_MARKER, place + 1)
+                continue
+            raise CheckpointError(
+                f"journal {self._path} is damaged after sequence {self.last}, at byte "
+                f"{self._end} of {size}: events up to {first - 1} are lost, later ones are there"
+            )
+        self._file.truncate(self._end)
+        os.fsync(self._file.fileno())
+
+    def _take_back(self, error: OSError) -> None:
+        try:
+            self._file.truncate(self._end)
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._broken = f"a failed write could not be undone ({error.strerror})"
+
+
+def _record_header(first: int, count: int, body: bytes) -> bytes:
+    head = struct.pack("<4sIQII", _MARKER, len(body), first, count, zlib.crc32(body))
+    return head + struct.pack("<I", zlib.crc32(head))
+
+
+def _encode(array: NDArray[Any]) -> bytes:
+    code = _CODES.get(array.dtype)
+    if code is None:
+        raise DataError(
+            f"the journal cannot keep {array.dtype} data; convert it to one of {', '.join(_TYPES)}"
+        )
+    shape = struct.pack(f"<BB{array.ndim}I", code, array.ndim, *array.shape)
+    return shape + np.ascontiguousarray(array).tobytes()
+
+
+def _decode(first: int, count: int, body: bytes) -> Iterator[Entry]:
+    position = 0
+    for sequence in range(first, first + count):
+        x, position = _decode_array(body, position)
+        y, position = _decode_array(body, position)
+        yield Entry(sequence, x, y)
+
+
+def _decode_array(body: bytes, position: int) -> tuple[NDArray[Any], int]:
+    code, ndim = struct.unpack_from("<BB", body, position)
+    shape = struct.unpack_from(f"<{ndim}I", body, position + 2)
+    dtype = np.dtype(_TYPES[code])
+    position += 2 + 4 * ndim
+    size = int(np.prod(shape, dtype=np.int64))
+    array = np.frombuffer(body, dtype, size, position).reshape(shape).copy()
+    return array, position + size * dtype.itemsize
+
+
+def _range(sequences: Sequence[int]) -> str:
+    return f"{sequences[0]} to {sequences[-1]}" if len(sequences) > 1 else str(sequences[0])

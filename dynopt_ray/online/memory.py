@@ -1,0 +1,70 @@
+"""The latest events of a stream, kept in a fixed amount of memory."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Memory:
+    """The latest `capacity` events, in order of arrival.
+
+    The buffers hold twice the capacity, so the latest events are always one contiguous slice:
+    a ring of exactly the capacity would gather rows at every read, and the guard reads it at
+    every event.
+
+    Args:
+        capacity: how many events to keep; 0 keeps none.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._x: Tensor | None = None
+        self._y: Tensor | None = None
+        self._end = 0
+
+    def __len__(self) -> int:
+        return min(self._end, self.capacity)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Append a mini-batch; the oldest events make room. The tensors are copied."""
+        if not self.capacity:
+            return
+        x, y = x[-self.capacity :], y[-self.capacity :]
+        if self._x is None or self._y is None:
+            self._x = x.new_empty((2 * self.capacity, *x.shape[1:]))
+            self._y = y.new_empty((2 * self.capacity, *y.shape[1:]))
+        if self._end + len(x) > 2 * self.capacity:
+            kept_x, kept_y = self._x[: self._end], self._y[: self._end]
+            kept = self.capacity - len(x)
+            self._x[:kept] = kept_x[self._end - kept :].clone()
+            self._y[:kept] = kept_y[self._end - kept :].clone()
+            self._end = kept
+        self._x[self._end : self._end + len(x)] = x
+        self._y[self._end : self._end + len(x)] = y
+        self._end += len(x)
+
+    def latest(self, num_events: int) -> tuple[Tensor, Tensor]:
+        """The latest `num_events` (or fewer, where fewer are kept), oldest first.
+
+        Returns:
+            Views of x and y that the next `add` may overwrite: use them at once.
+        """
+        if self._x is None or self._y is None:
+            return torch.empty(0), torch.empty(0)
+        start = self._end - min(num_events, len(self))
+        return self._x[start : self._end], self._y[start : self._end]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The events kept, as copies."""
+        if self._x is None:
+            return {}
+        x, y = self.latest(self.capacity)
+        return {"x": x.clone(), "y": y.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace what is kept."""
+        self._x = self._y = None
+        self._end = 0
+        if state:
+            self.add(state["x"], state["y"])

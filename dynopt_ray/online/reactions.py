@@ -1,0 +1,141 @@
+"""Reactions: what a learner does when its stream drifts. None of them resets weights."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from dynopt_ray import plugins
+
+if TYPE_CHECKING:
+    from dynopt_ray.online.learner import OnlineLearner
+
+
+class Reaction(Protocol):
+    """Called after every call of `learn`, with whether drift was detected in it.
+
+    A reaction may change `learner.rates.boost`, train with `learner.update`, read
+    `learner.memory`, or resize the network through
+    `learner.structure.apply(plan, optimizer=learner.optimizer)`; the learner's snapshot covers
+    all of these. State of its own belongs into its `state_dict`. Random choices take
+    `learner.generator()`, so that a restored learner makes the same ones.
+    """
+
+    @property
+    def memory(self) -> int:
+        """How many of the latest events the learner keeps for this reaction."""
+
+    def __call__(self, learner: "OnlineLearner", *, drift: bool) -> None:
+        """React, or let an earlier reaction wear off."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state: numbers, strings, lists and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly as the reaction that gave `state` would."""
+
+
+class RaiseRate:
+    """Raises the learning rate on drift, then lets it fall back.
+
+    n events after the drift the rate is multiplied with 1 + (factor − 1)·2^(−n / half_life);
+    the boost ends when it is below 1.01.
+
+    Args:
+        factor: the boost at the drift, > 1.
+        half_life: events in which the excess of the boost halves, >= 1.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(self, *, factor: float = 4.0, half_life: int = 50) -> None:
+        if not factor > 1:
+            raise ValueError(f"RaiseRate: factor is {factor}; it must be > 1 to raise the rate")
+        if half_life < 1:
+            raise ValueError(f"RaiseRate: half_life is {half_life} events; it must be >= 1")
+        self._factor = factor
+        self._half_life = half_life
+        self._since: int | None = None
+
+    @property
+    def memory(self) -> int:
+        """No events."""
+        return 0
+
+    def __call__(self, learner: "OnlineLearner", *, drift: bool) -> None:
+        """Start the boost on drift; set what is left of it otherwise."""
+        if drift:
+            self._since = learner.events
+        if self._since is None:
+            return
+        age = learner.events - self._since
+        boost = 1 + (self._factor - 1) * 2 ** (-age / self._half_life)
+        if boost < 1.01:
+            boost, self._since = 1.0, None
+        learner.rates.boost = boost
+
+    def state_dict(self) -> dict[str, Any]:
+        """The event at which the boost began."""
+        return {"since": self._since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace it."""
+        self._since = state["since"]
+
+
+class Replay:
+    """Trains on the latest events once more when the stream drifts.
+
+    Args:
+        window: how many of the latest events are replayed. A detector needs some tens of
+            events to notice a drift, so the latest ones are of the new kind.
+        passes: how often each is replayed.
+        batch_size: events per update.
+
+    Raises:
+        ValueError: an argument below 1.
+    """
+
+    def __init__(self, *, window: int = 64, passes: int = 2, batch_size: int = 16) -> None:
+        for name, value in (("window", window), ("passes", passes), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"Replay: {name} is {value}; it must be at least 1")
+        self._window = window
+        self._passes = passes
+        self._batch_size = batch_size
+
+    @property
+    def memory(self) -> int:
+        """The events to replay."""
+        return self._window
+
+    def __call__(self, learner: "OnlineLearner", *, drift: bool) -> None:
+        """Replay on drift."""
+        if not drift:
+            return
+        x, y = learner.memory.latest(self._window)
+        for _ in range(self._passes):
+            order = torch.randperm(len(x), generator=learner.generator()).to(x.device)
+            for rows in torch.split(order, self._batch_size):
+                learner.update(x[rows], y[rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what is replayed belongs to the learner."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def build_reactions(
+    reactions: str | Reaction | Sequence[str | Reaction],
+) -> tuple[Reaction, ...]:
+    """Reactions from plugins' names or as objects, one or several.
+
+    Raises:
+        UnknownNameError: no reaction of this name.
+    """
+    if isinstance(reactions, str) or callable(reactions):
+        reactions = (reactions,)
+    return tuple(plugins.load("reactions", r)() if isinstance(r, str) else r for r in reactions)

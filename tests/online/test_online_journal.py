@@ -1,0 +1,164 @@
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dynopt_ray.errors import CheckpointError, DataError, LearnerError
+from dynopt_ray.online import Entry, Journal
+
+ARRAYS = hnp.arrays(
+    dtype=st.sampled_from([np.float32, np.float64, np.int64, np.uint8, np.bool_, np.float16]),
+    shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+)
+
+
+def entry(sequence: int, size: int = 4) -> Entry:
+    x = np.random.default_rng(sequence).normal(size=size).astype(np.float32)
+    return Entry(sequence, x, np.asarray(sequence % 10))
+
+
+def filled(path: Path, *batches: int) -> list[int]:
+    """A journal with records of so many entries; returns the file's size after each."""
+    journal, sizes = Journal(path), [path.stat().st_size]
+    for size in batches:
+        journal.append([entry(journal.last + 1 + index) for index in range(size)])
+        sizes.append(path.stat().st_size)
+    journal.close()
+    return sizes
+
+
+def sequences(path: Path) -> list[int]:
+    with Journal(path) as journal:
+        return [e.sequence for e in journal.entries()]
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(ARRAYS, ARRAYS), min_size=1, max_size=5))
+def test_what_is_read_is_what_was_appended(
+    tmp_path: Path, pairs: list[tuple[np.ndarray, np.ndarray]]
+) -> None:
+    path = tmp_path / "journal"
+    path.unlink(missing_ok=True)
+    with Journal(path) as journal:
+        journal.append([Entry(1 + i, x, y) for i, (x, y) in enumerate(pairs)])
+    with Journal(path) as again:
+        read = list(again.entries())
+    assert [e.sequence for e in read] == list(range(1, 1 + len(pairs)))
+    for got, (x, y) in zip(read, pairs, strict=True):
+        for a, b in ((got.x, x), (got.y, y)):
+            assert a.dtype == b.dtype
+            assert a.shape == b.shape
+            assert a.tobytes() == np.ascontiguousarray(b).tobytes()
+
+
+def test_entries_start_where_told(tmp_path: Path) -> None:
+    filled(tmp_path / "j", 3, 4)
+    with Journal(tmp_path / "j") as journal:
+        assert [e.sequence for e in journal.entries(after=4)] == [5, 6, 7]
+        assert not list(journal.entries(after=7))
+        journal.append([entry(8)])
+        assert [e.sequence for e in journal.entries(after=6)] == [7, 8]
+
+
+def test_a_torn_last_record_is_dropped_wherever_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    *_, before, size = filled(path, 3, 2, 2)
+    data = path.read_bytes()
+    for length in range(before, size):
+        path.write_bytes(data[:length])
+        journal = Journal(path)
+        assert journal.last == 5
+        assert path.stat().st_size == before
+        journal.append([entry(6)])
+        journal.close()
+        assert sequences(path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_tail_of_zeros_is_a_torn_record(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    filled(path, 3)
+    with open(path, "ab") as file:
+        file.write(bytes(500))
+    assert sequences(path) == [1, 2, 3]
+
+
+def test_corruption_in_the_middle_is_refused_wherever_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    sizes = filled(path, 3, 2, 2)
+    data = path.read_bytes()
+    for place in range(sizes[2]):
+        changed = bytearray(data)
+        changed[place] ^= 0x10
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"damaged|not a journal"):
+            Journal(path)
+        assert path.read_bytes() == bytes(changed)
+
+
+def test_a_lost_record_in_the_middle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    sizes = filled(path, 3, 2, 2)
+    data = path.read_bytes()
+    path.write_bytes(data[: sizes[1]] + data[sizes[2] :])
+    with pytest.raises(CheckpointError, match="jumps from sequence 3 to 6"):
+        Journal(path)
+
+
+@pytest.mark.parametrize("wrong", [[2], [1, 3], [0], [2, 1]])
+def test_entries_out_of_sequence_are_refused(wrong: list[int], tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        with pytest.raises(LearnerError, match="goes on with sequence 1"):
+            journal.append([entry(sequence) for sequence in wrong])
+        journal.append([entry(1)])
+        assert journal.last == 1
+
+
+def test_data_that_cannot_be_kept_are_refused_whole(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j") as journal:
+        with pytest.raises(DataError, match="cannot keep object data"):
+            journal.append([entry(1), Entry(2, np.asarray([None]), np.asarray(0))])
+        assert journal.last == 0
+    assert sequences(tmp_path / "j") == []
+
+
+def test_restarting_empties_it_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    filled(path, 5)
+    journal = Journal(path)
+    with pytest.raises(LearnerError, match="would lose entries up to 5"):
+        journal.restart(4)
+    journal.restart(5)
+    assert path.stat().st_size == 20
+    journal.append([entry(6)])
+    journal.close()
+    assert sequences(path) == [6]
+    assert os.listdir(tmp_path) == ["j"]
+
+
+def test_a_full_disk_refuses_the_events_and_keeps_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    size = filled(path, 3)[-1]
+    journal = Journal(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
+    try:
+        with pytest.raises(LearnerError, match=r"File too large; events 4 to 8 were not accepted"):
+            journal.append([entry(4 + index) for index in range(5)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.stat().st_size == size
+    journal.append([entry(4)])
+    journal.close()
+    assert sequences(path) == [1, 2, 3, 4]
+
+
+def test_a_closed_journal_takes_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.close()
+    with pytest.raises(LearnerError, match="it was closed"):
+        journal.append([entry(1)])
