@@ -42,7 +42,10 @@ def build(family: plugins.Family, config: Mapping[str, Any]) -> Any:
 
 def _check_arguments(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Unknown and missing arguments, found before the call so that they can be named."""
-    parameters = inspect.signature(factory).parameters.values()
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError as error:  # some functions written in C have none
+        raise PluginError(f"{name!r} is not a factory that can be inspected: {error}") from error
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     known = [p.name for p in named]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):

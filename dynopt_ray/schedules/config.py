@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dynopt_ray.errors import PluginError
+from dynopt_ray.errors import PluginError, SpecError
 from dynopt_ray.schedules.base import Schedule
 from dynopt_ray.schedules.build import build
 
@@ -18,8 +18,8 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
 
     Raises:
         UnknownNameError: no schedule of this name, with the closest match.
-        SpecError: no `name`; an argument that the schedule does not have (with the closest
-            match), that is missing or that it refuses.
+        SpecError: no mapping, or one without `name`; an argument that the schedule does not
+            have (with the closest match), that is missing or that it refuses.
         PluginError: the plugin cannot be imported or does not make a schedule.
 
     Example:
@@ -29,6 +29,11 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
         >>> from_config({"name": "warmup", "num_steps": 10, "schedule": inner})
         warmup(schedule=constant(value=0.1), num_steps=10, initial=0.0)
     """
+    if not isinstance(config, Mapping):
+        raise SpecError(
+            f"a schedule is written as a mapping with a 'name', not {config!r}; for a fixed value "
+            f"write {{'name': 'constant', 'value': {config!r}}}"
+        )
     arguments = {key: _resolve(value) for key, value in config.items()}
     schedule: Schedule = build("schedules", arguments)
     if not callable(schedule):

@@ -27,6 +27,8 @@ def load_task(spec: str | Mapping[str, Any], options: Mapping[str, Any] | None =
         >>> load_task({"name": "digits-mlp", "hidden": [16]})
         Task('digits-mlp', splits=train, validation, test, device=cpu)
     """
+    if not isinstance(spec, str | Mapping):
+        raise SpecError(f"a task is given by name or as a mapping with a 'name', not as {spec!r}")
     config = {"name": spec} if isinstance(spec, str) else dict(spec)
     for key, value in (options or {}).items():
         if key in config:

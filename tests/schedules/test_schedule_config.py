@@ -45,6 +45,8 @@ def test_a_schedule_of_the_users_own_by_path() -> None:
         ({"name": "constant", "value": "x"}, SpecError, "'constant' refuses.*a number, not 'x'"),
         ({"name": "exponential", "initial": 1, "gamma": 2}, SpecError, "gamma is 2"),
         ({"name": "math:nothing"}, PluginError, "'math' has no attribute 'nothing'"),
+        (0.1, SpecError, r"not 0\.1; for a fixed value write .*'constant', 'value': 0\.1"),
+        ({"name": "builtins:dict"}, PluginError, "'builtins:dict' is not a factory that can be"),
         ({"name": "math:pi"}, PluginError, "which is not a factory"),
         (
             {"name": "warmup", "num_steps": 1, "schedule": {"name": "lineal"}},

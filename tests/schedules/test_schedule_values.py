@@ -157,6 +157,12 @@ def test_a_sequence_does_not_follow_changes_of_the_callers_list() -> None:
     assert schedule(1) == 2
 
 
+def test_rounding_does_not_leave_the_range() -> None:
+    # 0.9·(1 − 2/10) + 0.9·2/10 is 0.9000000000000001 in floating point.
+    schedule = linear(0.9, num_steps=10, final=0.9)
+    assert {schedule(step) for step in range(12)} == {0.9}
+
+
 def test_numpy_integers_are_steps() -> None:
     assert linear(1.0, num_steps=4, final=0.0)(np.int64(1)) == 0.75  # type: ignore[arg-type]
 

@@ -1,6 +1,8 @@
 """The built-in tasks, on real data, and loading tasks by name."""
 
+import doctest
 import gzip
+import importlib
 import pickle
 import struct
 import sys
@@ -65,6 +67,15 @@ def test_every_registered_task_passes_the_kit(table: Path, images: Path) -> None
     assert sorted(options) == plugins.names("tasks")
     for name, arguments in options.items():
         check_task(load_task(name, arguments))
+
+
+@pytest.mark.parametrize(
+    "module", ["tasks", "tasks.batches", "tasks.loading", "tasks.task", "testing.tasks"]
+)
+def test_the_examples_in_docstrings_run(module: str) -> None:
+    results = doctest.testmod(importlib.import_module(f"dynopt_ray.{module}"))
+    assert results.attempted
+    assert not results.failed
 
 
 def test_digits_mlp_learns() -> None:
@@ -233,6 +244,7 @@ def test_other_arrays_are_not_fashion_mnist(images: Path) -> None:
             SpecError,
             "'seed' is given twice: 1 and 2",
         ),
+        (None, {}, SpecError, "by name or as a mapping with a 'name', not as None"),
         ({"seed": 1}, {}, SpecError, "has no 'name'"),
         ("own_tasks:text", {}, PluginError, "made 'no task'; its function must return a Task"),
         ("own_tasks:absent", {}, PluginError, "has no attribute 'absent'"),
