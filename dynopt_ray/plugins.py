@@ -30,7 +30,11 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 
 # One line per built-in member: name -> where it lives.
 _BUILT_IN: dict[Family, dict[str, str]] = {
-    "criteria": {},
+    "criteria": {
+        "magnitude": "dynopt_ray.criteria.magnitude:magnitude",
+        "random": "dynopt_ray.criteria.random:random",
+        "taylor": "dynopt_ray.criteria.taylor:taylor",
+    },
     "schedules": {
         "article_step": "dynopt_ray.schedules:article_step",
         "constant": "dynopt_ray.schedules:constant",

@@ -1,6 +1,7 @@
 """Conformance kits: what plugin authors run on their own plugins, and we on ours."""
 
+from dynopt_ray.testing.criteria import check_criterion
 from dynopt_ray.testing.schedules import check_schedule
 from dynopt_ray.testing.tasks import check_task
 
-__all__ = ["check_schedule", "check_task"]
+__all__ = ["check_criterion", "check_schedule", "check_task"]

@@ -1,0 +1,61 @@
+"""Making scores of different groups comparable."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.errors import UnknownNameError
+
+Scope = Literal["layer", "global"]
+"""Whether each group loses the same share, or the least important go wherever they are."""
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+def comparable(
+    scores: Mapping[str, Tensor], scope: Scope, *, num_gone: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
+    """Scores of several groups (or parameters) on one scale; larger = more important.
+
+    Args:
+        scores: name -> scores of one kind.
+        scope: "global" divides by the group's mean score, so that each group's is 1 and neither
+            the size of a layer's weights nor their number per unit counts. "layer" replaces
+            scores by ranks: of a group that had n entries at the start, the least important one
+            gets 1/n and the most important 1, so that what is <= f is the share f of each group.
+        num_gone: name -> how many entries are gone already; they count as the least important.
+
+    Returns:
+        The same names and shapes, float64, on the CPU.
+
+    Raises:
+        UnknownNameError: no such scope.
+
+    Example:
+        >>> scores = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([30.0, 10.0])}
+        >>> {name: s.tolist() for name, s in comparable(scores, "global").items()}
+        {'a': [0.5, 1.5], 'b': [1.5, 0.5]}
+        >>> {name: s.tolist() for name, s in comparable(scores, "layer").items()}
+        {'a': [0.5, 1.0], 'b': [1.0, 0.5]}
+    """
+    if scope not in SCOPES:
+        raise UnknownNameError("scope", scope, SCOPES)
+    gone = num_gone or {}
+    result = {}
+    for name, values in scores.items():
+        flat = values.detach().double().cpu().flatten()
+        if scope == "global":
+            mean = flat.mean() if flat.numel() else flat.sum()
+            flat = flat / mean if mean > 0 else torch.zeros_like(flat)
+        else:
+            flat = _shares(flat, gone.get(name, 0))
+        result[name] = flat.reshape(values.shape)
+    return result
+
+
+def _shares(flat: Tensor, num_gone: int) -> Tensor:
+    ranks = torch.empty(len(flat), dtype=torch.float64)
+    ranks[flat.argsort(stable=True)] = torch.arange(1, len(flat) + 1, dtype=torch.float64)
+    return (ranks + num_gone) / (len(flat) + num_gone)

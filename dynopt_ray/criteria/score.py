@@ -1,0 +1,131 @@
+"""Scoring a network with a criterion given by name, as plain data or as an object."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from dynopt_ray.criteria.base import Criterion, Evidence, Loss
+from dynopt_ray.criteria.gradients import Batch
+from dynopt_ray.errors import DivergedError, PluginError
+from dynopt_ray.schedules.build import build
+from dynopt_ray.structure import Graph
+
+CriterionLike = str | Mapping[str, Any] | Criterion
+"""A name, a name with arguments such as {"name": "magnitude", "order": 1}, or the object."""
+
+
+def unit_scores(
+    graph: Graph,
+    criterion: CriterionLike,
+    batches: Iterable[Batch] | None = None,
+    *,
+    loss: Loss | None = None,
+) -> dict[str, Tensor]:
+    """How important each unit of each width group is.
+
+    Args:
+        graph: the traced network; not changed.
+        criterion: a criterion's name, its name and arguments, or the object.
+        batches: (inputs, targets) of training data, for criteria that look at data.
+        loss: (output, targets) -> mean loss, for criteria that look at gradients.
+
+    Returns:
+        Group name -> Tensor (width,), float32, >= 0; larger = more important. Scores compare
+        within a group; across groups only after `comparable`.
+
+    Raises:
+        UnknownNameError: no such criterion.
+        MissingGradientError: the criterion needs gradients and cannot have them.
+        DivergedError: a score is not finite, because weights or gradients are not.
+        PluginError: the criterion does not return what it must.
+
+    Example:
+        >>> import torch
+        >>> from dynopt_ray.structure import trace
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 1))
+        >>> graph = trace(model, torch.zeros(2, 1))
+        >>> scores = unit_scores(graph, {"name": "random", "seed": 3})
+        >>> list(scores), scores["0"].shape
+        (['0'], torch.Size([2]))
+    """
+    evidence = Evidence(graph, batches, loss)
+    scores = build_criterion(criterion).score_units(evidence)
+    wanted = {group.name: (group.width,) for group in graph}
+    return _checked(criterion, scores, wanted, "unit of group")
+
+
+def weight_scores(
+    graph: Graph,
+    criterion: CriterionLike,
+    batches: Iterable[Batch] | None = None,
+    *,
+    loss: Loss | None = None,
+) -> dict[str, Tensor]:
+    """How important each single weight is.
+
+    Args:
+        graph: see `unit_scores`, as for the other arguments.
+        criterion: a criterion's name, its name and arguments, or the object.
+        batches: training data, for criteria that look at data.
+        loss: for criteria that look at gradients.
+
+    Returns:
+        Parameter name -> tensor of its shape, float32, >= 0; larger = more important; for the
+        parameters of two or more dimensions.
+
+    Raises:
+        UnknownNameError: no such criterion.
+        TypeError: the criterion is only for units.
+        MissingGradientError: the criterion needs gradients and cannot have them.
+        DivergedError: a score is not finite, because weights or gradients are not.
+        PluginError: the criterion does not return what it must.
+    """
+    evidence = Evidence(graph, batches, loss)
+    scores = build_criterion(criterion).score_weights(evidence)
+    wanted = {name: tuple(weight.shape) for name, weight in evidence.weights.items()}
+    return _checked(criterion, scores, wanted, "weight of parameter")
+
+
+def build_criterion(criterion: CriterionLike) -> Criterion:
+    """The criterion that a name or a mapping of its name and arguments describes.
+
+    Raises:
+        UnknownNameError: no such criterion.
+        SpecError: no `name`, or arguments that the criterion does not take.
+        PluginError: the plugin cannot be imported or does not make a criterion.
+    """
+    if isinstance(criterion, str):
+        criterion = {"name": criterion}
+    made: Any = build("criteria", criterion) if isinstance(criterion, Mapping) else criterion
+    if not (hasattr(made, "score_units") and hasattr(made, "score_weights")):
+        raise PluginError(
+            f"{criterion!r} is no criterion: {type(made).__name__} lacks score_units or "
+            "score_weights. Pass a criterion's name, or an object with both methods"
+        )
+    result: Criterion = made
+    return result
+
+
+def _checked(
+    criterion: CriterionLike,
+    scores: Mapping[str, Tensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    kind: str,
+) -> dict[str, Tensor]:
+    result = {}
+    for name, shape in wanted.items():
+        score = scores.get(name)
+        if score is None or tuple(score.shape) != shape:
+            got = "nothing" if score is None else f"shape {tuple(score.shape)}"
+            raise PluginError(f"criterion {criterion!r} gives {got} for {name!r}, not {shape}")
+        if not bool(score.isfinite().all()):
+            index = (~score.isfinite()).nonzero()[0].tolist()
+            raise DivergedError(
+                f"criterion {criterion!r} gives {float(score[tuple(index)])} for {kind} {name!r} "
+                f"at {index}: the network's weights or gradients are not finite"
+            )
+        if bool((score < 0).any()):
+            raise PluginError(f"criterion {criterion!r} gives negative scores for {name!r}")
+        result[name] = score.detach().float()
+    return result
