@@ -72,7 +72,7 @@ def r2(output: Tensor, targets: Tensor) -> float:
     true = targets.double().reshape(len(targets), -1)
     residual = ((true - predicted) ** 2).sum(0)
     total = ((true - true.mean(0)) ** 2).sum(0)
-    scores = 1 - residual / total.where(total > 0, 1)
+    scores = 1 - residual / total
     return scores.where(total > 0, (residual == 0).double()).mean().item()
 
 
