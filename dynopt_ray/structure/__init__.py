@@ -1,6 +1,7 @@
 """Resizing a live network: trace it, then grow, shrink and mask it with its optimizer."""
 
 from dynopt_ray.structure.apply import Receipt
+from dynopt_ray.structure.checkpoint import load, save
 from dynopt_ray.structure.cost import Cost, measure
 from dynopt_ray.structure.edits import (
     Edit,
@@ -26,9 +27,11 @@ __all__ = [
     "Shrink",
     "Slice",
     "WidthGroup",
+    "load",
     "mask_of",
     "measure",
     "plan_from_json",
     "plan_to_json",
+    "save",
     "trace",
 ]

@@ -46,6 +46,12 @@ class Transaction:
         self._undo.append(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
 
+    def set_item(self, owner: dict[str, Any], key: str, value: Any) -> None:
+        """Replace a value of a dict that has the key."""
+        old = owner[key]
+        self._undo.append(lambda: owner.__setitem__(key, old))
+        owner[key] = value
+
     def set_state(
         self, optimizer: Optimizer, parameter: nn.Parameter, state: dict[str, Any] | None
     ) -> None:

@@ -56,23 +56,16 @@ def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
     """Labels after a sum over `dim`, whose units are thereby used up.
 
     Of units spread over several dimensions (heads × coordinates), whole heads are left: the
-    coordinates summed over are tied within each head or, with `heads="dims"`, across the heads.
+    coordinates summed over are tied within each head.
     """
     label = covering(labels, dim)
     if label is None:
         return labels
     rest = tuple(other for other in labels if other is not label)
-    if len(label.dims) == 1:
-        return rest
-    axis = label.dims.index(dim)
-    if trace.heads == "heads":
-        trace.tie(label.ids, label.ids.take([0], axis=axis))
-        left = first_along(label, dim)
-        return rest if left is None else (*rest, left)
-    for other in range(label.ids.ndim):
-        if other != axis:
-            trace.tie(label.ids, label.ids.take([0], axis=other))
-    return rest
+    left = first_along(label, dim)
+    if left is not None:
+        trace.tie(label.ids, label.ids.take([0], axis=label.dims.index(dim)))
+    return rest if left is None else (*rest, left)
 
 
 def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]) -> list[Label]:
@@ -85,8 +78,7 @@ def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]
             trace.tie(other.ids, label.ids)
             continue
         wide, narrow = (other, label) if len(other.dims) >= len(label.dims) else (label, other)
-        unit_dim = wide.dims[0] if trace.heads == "heads" else wide.dims[-1]
-        if narrow.dims == (unit_dim,) or not set(narrow.dims) <= set(wide.dims):
+        if narrow.dims == wide.dims[:1] or not set(narrow.dims) <= set(wide.dims):
             dims = sorted({*other.dims, *label.dims})
             extents = [sizes[d] for d in dims]
             trace.tie(spread(wide, dims, extents), spread(narrow, dims, extents))

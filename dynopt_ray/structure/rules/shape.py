@@ -16,12 +16,15 @@ def reshape(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> Non
     """Any row-major view: 8 channels of 3 × 3 flatten to 72 coordinates of 8 units."""
     trace.use(input)
     old = trace.labels(input)
-    new = reshaped(old, input.shape, out.shape)
-    for before, after in zip(old, new, strict=True):
+    labels = []
+    for before, after in zip(old, reshaped(old, input.shape, out.shape), strict=True):
         if len(after.dims) > len(before.dims):
             # The view must stay rectangular: whole rows or whole columns come and go.
             trace.record.factors.append(after.ids)
-    trace.set(out, new)
+            labels.append(after if trace.heads == "heads" else _columns(trace, after))
+        else:
+            labels.append(after)
+    trace.set(out, tuple(labels))
 
 
 @rule("permute")
@@ -122,6 +125,13 @@ def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) ->
     for other in others:
         first = _matched(trace, first, other)
     trace.set(out, renumbered(first, [d + (d >= dim) for d in range(out.ndim - 1)]))
+
+
+def _columns(trace: Trace, label: Label) -> Label:
+    """Tie units across all dimensions but the last, which then counts them."""
+    row = label.ids[(0,) * (label.ids.ndim - 1)]
+    trace.tie(label.ids, row)
+    return Label(label.dims[-1:], row)
 
 
 def _reorder(trace: Trace, out: Tensor, input: Tensor, order: Sequence[int]) -> None:

@@ -1,0 +1,156 @@
+"""State on disk: numbers, strings and tensors in one file, without pickle, whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dynopt_ray.errors import CheckpointError
+
+_VERSION = 1
+_TENSOR = "$tensor"
+# One key only: safetensors writes several in random order, and equal states shall give equal bytes.
+_KEY = "dynopt_ray"
+
+
+def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind: str) -> None:
+    """Write nested dicts and lists of JSON-able values and tensors to one file.
+
+    The file is a plain safetensors file with the rest as JSON in its metadata, beside a SHA-256
+    of everything. It is written next to `path`, synced and renamed, so a crash or a full disk
+    leaves what `path` held before.
+
+    Args:
+        path: the file.
+        state: what to write. Tensors may share memory; tuples come back as lists.
+        kind: what the state is of ("network", "learner", "policy"), checked on reading.
+
+    Raises:
+        CheckpointError: a value is neither JSON-able nor a tensor, or writing failed.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_without_tensors(state, "state", tensors))
+    head = {"kind": kind, "version": _VERSION, "sha256": _digest(tree, tensors), "state": tree}
+
+    def write(temporary: Path) -> None:
+        safetensors.torch.save_file(tensors, temporary, {_KEY: json.dumps(head)})
+
+    try:
+        replace_file(path, write)
+    except (OSError, safetensors.SafetensorError) as error:
+        kept = "the previous file is still valid" if Path(path).exists() else "there is none yet"
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot write {kind} {path}: {reason}; {kept}") from error
+
+
+def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
+    """What `write_state` wrote; tensors are on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, altered, or of another kind.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            head = (file.metadata() or {}).get(_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise CheckpointError(f"cannot read {kind} {path}: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated, or not the file of a {kind} at all ({error}); use an older one"
+        ) from error
+    if head is None:
+        raise CheckpointError(f"{path} is a safetensors file, but not one that dynopt_ray wrote")
+    try:
+        metadata = json.loads(head)
+        found = {key: metadata[key] for key in ("kind", "version", "sha256", "state")}
+    except (ValueError, TypeError, KeyError):
+        raise CheckpointError(f"{path} has been altered: its head is damaged") from None
+    if found["kind"] != kind:
+        raise CheckpointError(f"{path} holds a {found['kind']}; a {kind} is wanted")
+    if found["version"] != _VERSION:
+        raise CheckpointError(
+            f"{path} is of version {found['version']}; this release reads version {_VERSION}"
+        )
+    if _digest(found["state"], tensors) != found["sha256"]:
+        raise CheckpointError(
+            f"{path} has been altered: its checksum does not match; use an older one"
+        )
+    state: dict[str, Any] = _with_tensors(json.loads(found["state"]), tensors)
+    return state
+
+
+def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, sync it and rename it to `path`, all or nothing.
+
+    Raises:
+        OSError: it could not be written; what `path` held before is still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and new files in a directory survive a power failure."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[place] = value.detach().cpu().contiguous().clone()
+        return {_TENSOR: place}
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str) or key == _TENSOR:
+                raise CheckpointError(f"{place} has the key {key!r}; saved state needs other keys")
+        return {k: _without_tensors(v, f"{place}.{k}", tensors) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_tensors(v, f"{place}.{i}", tensors) for i, v in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise CheckpointError(
+        f"{place} is a {type(value).__name__}; saved state holds numbers, strings, lists, dicts "
+        "and tensors only, because anything else would need pickle to load"
+    )
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        return {key: _with_tensors(entry, tensors) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_tensors(entry, tensors) for entry in value]
+    return value
+
+
+def _digest(tree: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the JSON and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(tree.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

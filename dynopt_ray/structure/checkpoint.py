@@ -1,0 +1,209 @@
+"""Saving a resized network and loading it into a freshly constructed original."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynopt_ray.errors import CheckpointError
+from dynopt_ray.storage import read_state, write_state
+from dynopt_ray.structure.forward import named_tensors
+from dynopt_ray.structure.masks import masked_parameters, watch
+from dynopt_ray.structure.transaction import Transaction
+
+_KIND = "network"
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network of any widths, its masks and its optimizer to one safetensors file.
+
+    Args:
+        path: the file; replaced only when the new one is whole and on disk.
+        model: the network.
+        optimizer: its optimizer; groups and state are saved by parameter name.
+        metadata: JSON-able values to keep beside them.
+
+    Raises:
+        CheckpointError: writing failed (a full disk); what `path` held before is still valid.
+    """
+    state = {
+        "class": type(model).__qualname__,
+        "tensors": named_tensors(model),
+        "attributes": _attributes(model),
+        "masks": masked_parameters(model),
+        "optimizer": None if optimizer is None else _optimizer_state(model, optimizer),
+        "metadata": dict(metadata or {}),
+    }
+    write_state(path, state, kind=_KIND)
+
+
+def load(
+    path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer | None = None
+) -> dict[str, Any]:
+    """Make a freshly constructed network, and its optimizer, what was saved.
+
+    The network may be on any device and of any floating type; it keeps both. Parameters keep
+    their identity, so the optimizer may have been made before.
+
+    Args:
+        path: a file that `save` wrote.
+        model: what the saved network's constructor makes, at its original widths or any others.
+        optimizer: one of the saved kind over `model`'s parameters, in the same groups.
+
+    Returns:
+        The metadata that was saved.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, altered or foreign, or does not fit the
+            network or the optimizer. Neither has been changed.
+    """
+    state = read_state(path, kind=_KIND)
+    tensors = named_tensors(model)
+    _check_fits(path, model, tensors, state)
+    with Transaction() as transaction:
+        for name, tensor in tensors.items():
+            value = state["tensors"][name].to(device=tensor.device, dtype=tensor.dtype)
+            transaction.assign(tensor, value, None)
+            keep = state["masks"].get(name)
+            transaction.set_mask(tensor, None if keep is None else keep.to(tensor.device))
+        for name, module in model.named_modules():
+            for attribute, value in state["attributes"].get(name, {}).items():
+                _set_attribute(transaction, module, attribute, value)
+        if optimizer is not None:
+            _load_optimizer(path, transaction, model, optimizer, state["optimizer"])
+            watch(optimizer)
+    metadata: dict[str, Any] = state["metadata"]
+    return metadata
+
+
+def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Every integer and sequence of integers that the modules carry: sizes are among them."""
+    return {
+        name: found
+        for name, module in model.named_modules()
+        if (
+            found := {
+                attribute: list(value) if isinstance(value, tuple | list) else value
+                for attribute, value in vars(module).items()
+                if not attribute.startswith("_") and _is_size(value)
+            }
+        )
+    }
+
+
+def _is_size(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(type(entry) is int for entry in value)
+    return type(value) is int
+
+
+def _set_attribute(transaction: Transaction, module: nn.Module, name: str, value: Any) -> None:
+    old = getattr(module, name, None)
+    if isinstance(old, tuple | list) and isinstance(value, list):
+        value = type(old)(value)
+    if _is_size(old) and type(old) is type(value) and old != value:
+        transaction.set_attribute(module, name, value)
+
+
+def _check_fits(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> None:
+    saved = state["tensors"]
+    for name in [*(saved.keys() - tensors.keys()), *(tensors.keys() - saved.keys())]:
+        where = "file" if name in saved else "network"
+        raise CheckpointError(
+            f"{path} was saved from a {state['class']} and does not fit this "
+            f"{type(model).__qualname__}: only the {where} has {name!r}"
+        )
+    for name, tensor in tensors.items():
+        if saved[name].ndim != tensor.ndim:
+            raise CheckpointError(
+                f"{path} does not fit: {name!r} has {saved[name].ndim} dimensions in the file and "
+                f"{tensor.ndim} in this {type(model).__qualname__}"
+            )
+
+
+def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        missing = [p for p in group["params"] if p not in names]
+        if missing:
+            raise CheckpointError(
+                f"the optimizer has a parameter of shape {tuple(missing[0].shape)} that the "
+                "network lacks; save them with the network that the optimizer trains"
+            )
+        options = {k: v for k, v in group.items() if k != "params"}
+        groups.append({"params": [names[p] for p in group["params"]], "options": options})
+    state = {name: dict(optimizer.state[p]) for p, name in names.items() if p in optimizer.state}
+    return {"class": type(optimizer).__qualname__, "groups": groups, "state": state}
+
+
+def _load_optimizer(
+    path: str | os.PathLike[str],
+    transaction: Transaction,
+    model: nn.Module,
+    optimizer: Optimizer,
+    saved: Mapping[str, Any] | None,
+) -> None:
+    if saved is None:
+        raise CheckpointError(f"{path} was saved without an optimizer; call load without one")
+    if saved["class"] != type(optimizer).__qualname__:
+        raise CheckpointError(
+            f"{path} has the state of {saved['class']}, which {type(optimizer).__qualname__} "
+            "cannot use"
+        )
+    parameters = dict(model.named_parameters())
+    groups = list(_matching_groups(path, parameters, optimizer, saved["groups"]))
+    for group, options in groups:
+        for key, value in options.items():
+            if key in group:
+                old = group[key]
+                transaction.set_item(group, key, tuple(value) if isinstance(old, tuple) else value)
+    for name, parameter in parameters.items():
+        state = saved["state"].get(name)
+        moved = None if state is None else _moved_state(state, parameter)
+        transaction.set_state(optimizer, parameter, moved)
+
+
+def _matching_groups(
+    path: str | os.PathLike[str],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    saved: list[Mapping[str, Any]],
+) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+    if len(saved) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"{path} has {len(saved)} parameter groups, this optimizer "
+            f"{len(optimizer.param_groups)}"
+        )
+    for index, (group, other) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
+        wanted = [parameters.get(name) for name in other["params"]]
+        if len(wanted) != len(group["params"]) or any(
+            one is not two for one, two in zip(wanted, group["params"], strict=True)
+        ):
+            raise CheckpointError(
+                f"{path}: parameter group {index} holds other parameters than this optimizer's; "
+                "make the optimizer as it was made before saving"
+            )
+        yield group, other["options"]
+
+
+def _moved_state(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
+    """Moments go to the parameter's device and type; step counts stay as they are."""
+    return {
+        key: value.to(device=parameter.device, dtype=parameter.dtype)
+        if isinstance(value, Tensor) and value.ndim and value.is_floating_point()
+        else value
+        for key, value in state.items()
+    }

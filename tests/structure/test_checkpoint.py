@@ -1,0 +1,165 @@
+"""Saving and loading: what was saved comes back, what was damaged does not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynopt_ray.errors import CheckpointError
+from dynopt_ray.structure import Grow, Mask, Shrink, load, mask_of, save, trace
+from tests.structure.zoo import NETWORKS, Attention, trained
+
+
+def resized(name: str) -> tuple[nn.Module, Tensor, Optimizer]:
+    """A network at other widths, with a mask and some optimizer state."""
+    model, inputs = trained(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.1)
+    graph = trace(model, inputs)
+    graph.apply([Grow(g.name, units=3) for g in graph], optimizer=optimizer)
+    graph.apply([Shrink(g.name, remove=[0]) for g in graph], optimizer=optimizer)
+    weight = next(n for n, p in model.named_parameters() if p.ndim > 1)
+    keep = torch.rand(model.get_parameter(weight).shape) > 0.3
+    graph.apply([Mask(weight, keep=keep)], optimizer=optimizer)
+    step(model, inputs, optimizer)
+    return model, inputs, optimizer
+
+
+def step(model: nn.Module, inputs: Tensor, optimizer: Optimizer) -> None:
+    optimizer.zero_grad()
+    model(inputs).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_loads_into_the_original_and_trains_on_alike(name: str, tmp_path: Path) -> None:
+    model, inputs, optimizer = resized(name)
+    path = tmp_path / "network.safetensors"
+    save(path, model, optimizer, metadata={"epoch": 3})
+
+    other = NETWORKS[name].build().eval()
+    parameters = list(other.parameters())
+    twin = torch.optim.AdamW(parameters)
+    assert load(path, other, twin) == {"epoch": 3}
+    assert all(a is b for a, b in zip(parameters, other.parameters(), strict=True))
+    assert torch.equal(other(inputs), model(inputs))
+    for one, two in [(model, optimizer), (other, twin)]:
+        step(one, inputs, two)
+        step(one, inputs, two)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert twin.param_groups[0]["lr"] == 0.02
+    assert trace(other, inputs).widths == trace(model, inputs).widths
+
+
+def test_masks_and_attributes_come_back(tmp_path: Path) -> None:
+    model, _, _ = resized("attention")
+    save(tmp_path / "n", model)
+    other = Attention()
+    load(tmp_path / "n", other)
+    assert other.num_heads == 5
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        mine, theirs = mask_of(one), mask_of(two)
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            assert torch.equal(mine, theirs)
+
+
+def test_loads_into_another_precision(tmp_path: Path) -> None:
+    model, inputs, _ = resized("vgg")
+    save(tmp_path / "n", model)
+    other = NETWORKS["vgg"].build().eval().double()
+    load(tmp_path / "n", other)
+    assert other(inputs.double()).dtype == torch.float64
+    torch.testing.assert_close(other(inputs.double()).float(), model(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_the_file_are_plain_safetensors(tmp_path: Path) -> None:
+    model, _, _ = resized("mlp")
+    save(tmp_path / "n", model)
+    length = int.from_bytes((tmp_path / "n").read_bytes()[:8], "little")
+    head = json.loads((tmp_path / "n").read_bytes()[8 : 8 + length])
+    assert head["state.tensors.0.weight"]["shape"] == list(model.get_parameter("0.weight").shape)
+
+
+@pytest.mark.parametrize("place", [0, 8, 200, -1, -4000])
+def test_altered_file_is_refused_and_nothing_changes(place: int, tmp_path: Path) -> None:
+    model, inputs, _ = resized("vgg")
+    path = tmp_path / "n"
+    save(path, model)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    refuses(path, inputs)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
+def test_truncated_file_is_refused_and_nothing_changes(share: float, tmp_path: Path) -> None:
+    model, inputs, _ = resized("vgg")
+    path = tmp_path / "n"
+    save(path, model)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    refuses(path, inputs)
+
+
+def refuses(path: Path, inputs: Tensor) -> None:
+    other = NETWORKS["vgg"].build().eval()
+    before = other(inputs)
+    with pytest.raises(CheckpointError):
+        load(path, other)
+    assert torch.equal(other(inputs), before)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    mlp, _, optimizer = resized("mlp")
+    save(tmp_path / "mlp", mlp, optimizer)
+    with pytest.raises(CheckpointError, match="does not fit this Sequential: only the"):
+        load(tmp_path / "mlp", NETWORKS["vgg"].build())
+    torch.save(mlp.state_dict(), tmp_path / "pickle")
+    with pytest.raises(CheckpointError, match="truncated, or not the file of a network"):
+        load(tmp_path / "pickle", NETWORKS["mlp"].build())
+    with pytest.raises(CheckpointError, match="No such file"):
+        load(tmp_path / "missing", NETWORKS["mlp"].build())
+
+
+def test_optimizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    model, _, optimizer = resized("mlp")
+    save(tmp_path / "with", model, optimizer)
+    save(tmp_path / "without", model)
+    other = NETWORKS["mlp"].build()
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    parameters = list(other.parameters())
+    cases: list[tuple[str, Optimizer, str]] = [
+        ("without", torch.optim.AdamW(parameters), "saved without an optimizer"),
+        ("with", torch.optim.SGD(parameters), "has the state of AdamW"),
+        ("with", torch.optim.AdamW([{"params": [p]} for p in parameters]), "1 parameter groups"),
+        ("with", torch.optim.AdamW(parameters[1:]), "other parameters"),
+    ]
+    for file, wrong, message in cases:
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path / file, other, wrong)
+        assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
+
+
+def test_failed_write_keeps_the_previous_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs, _ = resized("mlp")
+    path = tmp_path / "n"
+    save(path, model)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device; the previous file is"):
+        save(path, NETWORKS["mlp"].build())
+    monkeypatch.undo()
+    other = NETWORKS["mlp"].build()
+    load(path, other)
+    assert torch.equal(other(inputs), model(inputs))
+    assert [file.name for file in tmp_path.iterdir()] == ["n"]

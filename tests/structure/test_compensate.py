@@ -1,0 +1,152 @@
+"""Compensation: exact where the rest can express what goes, least squares where it cannot."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure import Graph, Shrink, trace
+from tests.structure.zoo import NETWORKS, trained
+
+CONSUMERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)), (5,)),
+    "no bias": (lambda: nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3, bias=False)), (5,)),
+    "stride": (lambda: conv_into(nn.Conv2d(8, 3, 3, stride=2)), (2, 9, 9)),
+    "padding": (lambda: conv_into(nn.Conv2d(8, 3, 3, padding=1)), (2, 9, 9)),
+    "same": (lambda: conv_into(nn.Conv2d(8, 3, 3, padding="same")), (2, 9, 9)),
+    "dilation": (lambda: conv_into(nn.Conv2d(8, 3, 3, dilation=2)), (2, 9, 9)),
+    "groups": (lambda: conv_into(nn.Conv2d(8, 4, 3, groups=2)), (2, 9, 9)),
+    "reflect": (
+        lambda: conv_into(nn.Conv2d(8, 3, 3, padding=1, padding_mode="reflect")),
+        (2, 9, 9),
+    ),
+    "batch norm": (
+        lambda: conv_into(nn.Conv2d(8, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU()),
+        (2, 9, 9),
+    ),
+    "flatten": (
+        lambda: nn.Sequential(nn.Conv2d(2, 8, 3), nn.Flatten(), nn.Linear(8 * 49, 3)),
+        (2, 9, 9),
+    ),
+    "series": (
+        lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.Conv1d(8, 3, 4, padding=2)),
+        (2, 20),
+    ),
+    "volume": (
+        lambda: nn.Sequential(nn.Conv3d(2, 8, 1), nn.Conv3d(8, 3, 2, padding=1)),
+        (2, 4, 4, 4),
+    ),
+}
+
+
+def conv_into(*consumer: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), *consumer)
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_units_that_others_can_express_are_removed_without_loss(name: str) -> None:
+    """Units 2 and 5 (4 and 6 where groups pair them) are sums of others, up to a constant."""
+    torch.manual_seed(0)
+    build, shape = CONSUMERS[name]
+    model = build().eval()
+    first = next(iter(model.children()))
+    assert isinstance(first, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    with torch.no_grad():
+        assert first.bias is not None
+        constant = 0.0 if name == "no bias" else 0.7
+        for dependent in (2, 6) if name == "groups" else (2, 5):
+            base = 4 * (dependent // 4) if name == "groups" else 0
+            first.weight[dependent] = first.weight[base] - 2 * first.weight[base + 1]
+            first.bias[dependent] = first.bias[base] - 2 * first.bias[base + 1] + constant
+            if "pad" in name or name in ("same", "series", "volume"):
+                # A constant is not constant where zeros were padded.
+                first.bias[dependent] -= constant
+    batches = [torch.randn(16, *shape) for _ in range(6)]
+    before = model(batches[0])
+    graph = trace(model, batches[0])
+    remove = [2] if name == "groups" else [2, 5]
+    graph.apply([Shrink("0", remove=remove)], compensate=batches)
+    error = (model(batches[0]) - before).square().mean() / before.var()
+    assert error < 2e-4  # what the ridge costs; without compensation it is about 1
+
+
+def test_is_the_least_squares_fit() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4))
+    inputs = torch.randn(4000, 6)
+    hidden = model[:2](inputs).detach()
+    target = model(inputs).detach()
+    kept = [0, 1, 4, 5, 7, 9]
+    trace(model, inputs).apply([Shrink("0", keep=kept)], compensate=torch.split(inputs, 500))
+    design = torch.cat([hidden[:, kept], torch.ones(4000, 1)], 1).double()
+    best = torch.linalg.lstsq(design, target.double()).solution
+    limit = (design @ best - target).square().mean()
+    reached = (model(inputs) - target).square().mean()
+    assert reached <= limit * 1.001
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_lowers_the_error_of_every_network(name: str) -> None:
+    plain, inputs = trained(name)
+    refitted = copy.deepcopy(plain)
+    batches = [NETWORKS[name].inputs() for _ in range(24)]
+    target = plain(inputs)
+    errors = []
+    for model, compensate in ((plain, None), (refitted, [*batches, inputs])):
+        graph = trace(model, inputs)
+        graph.apply(halve(graph), compensate=compensate)
+        errors.append((model(inputs) - target).square().mean().item())
+    assert errors[1] < errors[0]
+
+
+def halve(graph: Graph) -> list[Shrink]:
+    return [Shrink(g.name, remove=range(g.width // 2)) for g in graph if g.width > 1]
+
+
+def test_statistics_do_not_depend_on_how_samples_are_batched() -> None:
+    weights = []
+    for size in (50, 400):
+        model, _ = trained("mlp")
+        inputs = torch.randn(400, 7, generator=torch.Generator().manual_seed(0))
+        trace(model, inputs).apply(
+            [Shrink("0", remove=[1, 2])], compensate=torch.split(inputs, size)
+        )
+        weights.append(model.get_parameter("2.weight").detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+
+
+def test_mode_and_statistics_of_the_network_are_left_alone() -> None:
+    model, inputs = trained("vgg")
+    model.train()
+    mean = model.get_buffer("4.running_mean").clone()
+    trace(model, inputs).apply([Shrink("3", remove=[1])], compensate=inputs)
+    assert model.training
+    assert torch.equal(model.get_buffer("4.running_mean"), mean[[0, 2, 3, 4, 5, 6, 7]])
+
+
+def test_silent_inputs_are_no_obstacle() -> None:
+    model, inputs = trained("mlp")
+    with torch.no_grad():
+        model.get_parameter("0.weight").zero_()
+        model.get_parameter("0.bias").fill_(-1)
+    target = model(inputs)
+    trace(model, inputs).apply([Shrink("0", remove=[0, 3])], compensate=inputs)
+    torch.testing.assert_close(model(inputs), target)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [([], "never reach"), ([torch.full((4, 7), torch.nan)], "not finite")],
+)
+def test_bad_batches_are_refused_and_nothing_changes(batches: Any, message: str) -> None:
+    model, inputs = trained("mlp")
+    before: Tensor = model(inputs)
+    graph = trace(model, inputs)
+    with pytest.raises(EditError, match=message):
+        graph.apply([Shrink("0", remove=[0])], compensate=batches)
+    assert torch.equal(model(inputs), before)
+    assert graph.widths == NETWORKS["mlp"].widths
