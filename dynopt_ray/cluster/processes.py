@@ -1,0 +1,71 @@
+"""Ray's processes below this one: found to be ended, and nothing else with them."""
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process; its start time tells it from a later one with the same number.
+
+    Attributes:
+        pid: its number.
+        start: its start time in ticks since boot.
+    """
+
+    pid: int
+    start: int
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self in _all_processes()
+
+
+def ray_processes() -> set[Process]:
+    """The processes of Ray that descend from this one; empty where there is no /proc."""
+    parents = _all_processes()
+    children: dict[int, list[Process]] = {}
+    for process, parent in parents.items():
+        children.setdefault(parent, []).append(process)
+    found: set[Process] = set()
+    todo = [os.getpid()]
+    while todo:
+        below = children.get(todo.pop(), [])
+        todo += [process.pid for process in below]
+        found |= {process for process in below if _is_rays(process.pid)}
+    return found
+
+
+def end(processes: set[Process], *, grace_s: float) -> None:
+    """Wait until all have ended; end those that have not after `grace_s` seconds."""
+    deadline = time.monotonic() + grace_s
+    while (processes := processes & _all_processes().keys()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _all_processes() -> dict[Process, int]:
+    """Every process that has not ended -> its parent's number."""
+    found = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (directory / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] not in "ZX":
+            found[Process(int(directory.name), int(fields[19]))] = int(fields[1])
+    return found
+
+
+def _is_rays(pid: int) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return command.startswith(b"ray::") or b"/site-packages/ray/" in command

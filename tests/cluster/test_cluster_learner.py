@@ -1,0 +1,211 @@
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from torch import nn
+
+from dynopt_ray.cluster import RemoteLearner, session
+from dynopt_ray.cluster.learner import LearnerActor
+from dynopt_ray.errors import ClusterError, DataError, LearnerError
+from dynopt_ray.online import DurableLearner, Guard, OnlineLearner
+from dynopt_ray.online.snapshot import read_snapshot, write_snapshot
+
+SETTINGS: dict[str, Any] = {"num_cpus": 0, "snapshot_every": 150}
+
+
+def build() -> OnlineLearner:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    return OnlineLearner(model, optimizer, detector="adwin", guard=Guard(window=8), seed=3)
+
+
+def build_badly() -> OnlineLearner:
+    raise RuntimeError("no such network")
+
+
+def events(num_events: int) -> list[tuple[np.ndarray, int]]:
+    x = np.random.default_rng(0).normal(size=(num_events, 4)).astype(np.float32)
+    x[7:8, 1] = np.nan
+    return [(row, int(row[:3].argmax())) for row in x]
+
+
+def undisturbed(stream: list[tuple[np.ndarray, int]], directory: Path) -> bytes:
+    """The learner's state as it is without Ray, without a journal and without a crash."""
+    torch.set_num_threads(1)
+    learner = build()
+    for x, y in stream:
+        learner.learn(x, y)
+    write_snapshot(directory / "undisturbed", learner.state_dict())
+    return (directory / "undisturbed").read_bytes()
+
+
+def state_of(directory: Path, tmp_path: Path) -> bytes:
+    write_snapshot(tmp_path / "state", read_snapshot(directory / "snapshot.safetensors")["learner"])
+    return (tmp_path / "state").read_bytes()
+
+
+def test_what_runs_in_the_actor_needs_no_ray(tmp_path: Path) -> None:
+    actor = LearnerActor(build, tmp_path / "d", snapshot_every=5, num_threads=1)
+    stream = [(x, np.asarray(y)) for x, y in events(20)]
+    before = actor.predict(stream[0][0])
+    assert actor.learn(1, stream[:12]).sequence == 12
+    assert not torch.equal(actor.predict(stream[0][0]), before)
+    assert actor.status().sequence == 12
+    assert actor.status().quarantined == 1
+    actor.close()
+    again = LearnerActor(f"{__name__}:build", tmp_path / "d", snapshot_every=5, num_threads=1)
+    again.learn(10, stream[9:])
+    again.close()
+    assert state_of(tmp_path / "d", tmp_path) == undisturbed(events(20), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with session(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared(request: pytest.FixtureRequest) -> Iterator[RemoteLearner]:
+    """One learner for all tests that do not break it: starting an actor takes seconds."""
+    request.getfixturevalue("cluster")
+    directory: Path = request.getfixturevalue("tmp_path_factory").mktemp("shared")
+    with RemoteLearner(build, directory / "d", max_unlabelled=50, **SETTINGS) as learner:
+        yield learner
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+class TestRemote:
+    def test_killed_with_sigkill_it_is_the_one_that_never_died(self, tmp_path: Path) -> None:
+        stream = events(1_500)
+        learned, pids = [], set()
+        with RemoteLearner(build, tmp_path / "d", batch_size=40, **SETTINGS) as learner:
+            for index, (x, y) in enumerate(stream[:1_400]):
+                learned.append(learner.learn(x, y))
+                if index in (400, 900):
+                    learned[index - 50].result(timeout=30)
+                    pids.add(learner.status().pid)
+                    os.kill(learner.status().pid, signal.SIGKILL)
+            learner.flush()
+            pids.add(learner.status().pid)
+            assert len(pids) == 3
+            assert learner.status().sequence == 1_400
+            assert learner.status().quarantined == 1
+            results = [future.result() for future in learned]
+        # What was learned but died before it was told has no result; that is one call at most.
+        assert sum(result is None for result in results) <= 2 * 40
+        assert [r.event for r in results if r is not None] == [
+            place for place, r in enumerate(results, start=1) if r is not None
+        ]
+        # A later handle on the same directory goes on.
+        with RemoteLearner(build, tmp_path / "d", **SETTINGS) as learner:
+            for x, y in stream[1_400:]:
+                learner.learn(x, y)
+        assert state_of(tmp_path / "d", tmp_path) == undisturbed(stream, tmp_path)
+
+    def test_labels_may_come_later(self, shared: RemoteLearner) -> None:
+        stream = events(100)
+        before = shared.status().sequence
+        predictions = [shared.predict(x) for x, _ in stream if np.isfinite(x).all()]
+        assert predictions[0].output.shape == (3,)
+        assert shared.status().sequence == before
+        with pytest.raises(LearnerError, match=r"does not wait for a label.*latest 50"):
+            shared.label(predictions[-51].id, 0)
+        result = shared.label(predictions[-50].id, 2).result(timeout=20)
+        assert result is not None
+        assert torch.equal(result.output[0], predictions[-50].output)
+        with pytest.raises(LearnerError, match="it was labelled"):
+            shared.label(predictions[-50].id, 0)
+
+    def test_predictions_do_not_wait_for_learning(self, shared: RemoteLearner) -> None:
+        x = np.ones(4, dtype=np.float32)
+        for event in events(2_000):
+            last = shared.learn(*event)
+        outputs = {tuple(shared.predict(x).output.tolist()) for _ in range(20)}
+        assert not last.done()
+        last.result(timeout=60)
+        # The network that answers is a new one after each call.
+        assert tuple(shared.predict(x).output.tolist()) not in outputs
+
+    def test_a_full_queue_pushes_back(
+        self, shared: RemoteLearner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = shared.status()
+        monkeypatch.setattr(shared, "_max_pending", 5)
+        monkeypatch.setattr(shared, "_timeout_s", 0.0)
+        os.kill(before.pid, signal.SIGSTOP)
+        try:
+            for event in events(5):
+                shared.learn(*event)
+            with pytest.raises(LearnerError, match="5 events wait to be learned"):
+                shared.learn(*events(1)[0])
+        finally:
+            os.kill(before.pid, signal.SIGCONT)
+        shared.flush()
+        # Given time, it waits for room instead.
+        monkeypatch.setattr(shared, "_timeout_s", 20.0)
+        for event in events(50):
+            shared.learn(*event)
+            assert len(shared._pending) <= 5
+        shared.flush()
+        assert shared.status().sequence == before.sequence + 55
+
+    def test_data_that_are_not_numbers_are_refused_before_they_are_sent(
+        self, shared: RemoteLearner
+    ) -> None:
+        before = shared.status().sequence
+        with pytest.raises(DataError, match="x is an array of <U1"):
+            shared.learn(["a"], 0)
+        with pytest.raises(DataError, match="y is an array of object"):
+            shared.learn([1.0], None)
+        result = shared.learn(torch.ones(4), 2).result(timeout=20)
+        assert result is not None
+        assert result.event == before + 1
+
+    def test_errors_of_a_prediction_come_to_who_asked(self, shared: RemoteLearner) -> None:
+        shared.learn(*events(1)[0]).result(timeout=20)
+        with pytest.raises(DataError, match=r"x has shape \(3,\)"):
+            shared.predict(np.ones(3))
+
+    def test_a_learner_that_cannot_be_built_says_why(self, tmp_path: Path) -> None:
+        with pytest.raises(LearnerError, match="RuntimeError: no such network"):
+            RemoteLearner(build_badly, tmp_path / "d", **SETTINGS)
+        with (
+            DurableLearner(build, tmp_path / "e"),
+            pytest.raises(LearnerError, match="in use by another process"),
+        ):
+            RemoteLearner(build, tmp_path / "e", **SETTINGS)
+
+    def test_an_actor_that_finds_no_room_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ClusterError, match="did not start in 1 s; free now: 2 CPUs"):
+            RemoteLearner(build, tmp_path / "d", num_cpus=64, timeout_s=1.0)
+
+    def test_a_handle_whose_actor_is_gone_for_good_says_so(self, tmp_path: Path) -> None:
+        learner = RemoteLearner(build, tmp_path / "d", **SETTINGS)
+        learner.learn(*events(1)[0]).result(timeout=20)
+        ray.kill(learner._actor)
+        with pytest.raises(LearnerError, match="will not be restarted"):
+            learner.learn(*events(1)[0]).result(timeout=20)
+        with pytest.raises(LearnerError, match="takes no more events"):
+            learner.learn(*events(1)[0])
+        with pytest.raises(LearnerError, match="takes no more events"):
+            learner.flush()
+        learner.close()
+        learner.close()
+        with pytest.raises(LearnerError, match="is closed"):
+            learner.learn(*events(1)[0])
+
+
+@pytest.mark.parametrize("wrong", ["max_pending", "batch_size"])
+def test_settings_out_of_range_are_refused(wrong: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {wrong: 0}
+    with pytest.raises(ValueError, match=f"{wrong} is 0"):
+        RemoteLearner(build, tmp_path, **settings)

@@ -1,0 +1,70 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from dynopt_ray.cluster.authentication import make_token
+from dynopt_ray.cluster.preflight import Need, Node, check_disk, check_nodes, this_machine
+from dynopt_ray.cluster.processes import Process, end, ray_processes
+from dynopt_ray.errors import ClusterError
+
+
+@pytest.mark.parametrize(
+    ("need", "fits"),
+    [
+        (Need(cpus=4, gpus=0), True),
+        (Need(cpus=8, gpus=0), True),
+        (Need(cpus=4, gpus=0.5), True),
+        (Need(cpus=8, gpus=1), False),
+        (Need(cpus=4, gpus=3), False),
+        (Need(cpus=9), False),
+    ],
+)
+def test_a_task_has_to_fit_on_one_node(need: Need, fits: bool) -> None:
+    nodes = [Node("a", 8, 0), Node("b", 4, 2)]
+    if fits:
+        check_nodes(need, nodes)
+        return
+    with pytest.raises(ClusterError, match=r"There is: a: 8 CPUs, 0 GPUs; b: 4 CPUs, 2 GPUs"):
+        check_nodes(need, nodes)
+
+
+def test_a_cluster_without_nodes_fits_nothing() -> None:
+    with pytest.raises(ClusterError, match="There is: no nodes"):
+        check_nodes(Need(), [])
+
+
+def test_this_machine_has_what_the_process_may_use() -> None:
+    assert this_machine().cpus == len(os.sched_getaffinity(0))
+
+
+def test_a_full_disk_is_refused(tmp_path: Path) -> None:
+    check_disk(Need(storage=tmp_path / "new", disk_bytes=1))
+    assert not list((tmp_path / "new").iterdir())
+    with pytest.raises(ClusterError, match=r"GiB free, 1073741824.0 are needed"):
+        check_disk(Need(storage=tmp_path, disk_bytes=2**60))
+
+
+def test_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ClusterError, match=r"storage .*file/below cannot be written: Not a dir"):
+        check_disk(Need(storage=tmp_path / "file" / "below"))
+
+
+def test_a_token_is_secret_and_stays_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "token"
+    make_token(path)
+    token = path.read_text()
+    assert len(token) == 64
+    path.chmod(0o644)
+    make_token(path)
+    assert path.read_text() == token
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_only_processes_told_are_ended() -> None:
+    assert ray_processes() == set()
+    gone = Process(os.getpid(), 1)
+    # The number is ours, the start time is not: it was another process, and it has ended.
+    assert not gone.is_alive()
+    end({gone}, grace_s=0)
