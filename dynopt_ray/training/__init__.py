@@ -1,1 +1,37 @@
-"""Placeholder: training."""
+"""Training: the one loop everything shares, pruning and growing."""
+
+from dynopt_ray.training.attempt import Attempt, attempt
+from dynopt_ray.training.candidates import Candidates
+from dynopt_ray.training.grow import GrowResult, When, grow, stalled
+from dynopt_ray.training.measurement import Costs, Measurement, measured
+from dynopt_ray.training.prune import PruneResult, prune
+from dynopt_ray.training.recovery import Cut, Greedy, Random, Recovery
+from dynopt_ray.training.rounds import Granularity
+from dynopt_ray.training.snapshot import Snapshot
+from dynopt_ray.training.targets import Budget, CostKind, Fraction, Target, Threshold
+
+__all__ = [
+    "Attempt",
+    "Budget",
+    "Candidates",
+    "CostKind",
+    "Costs",
+    "Cut",
+    "Fraction",
+    "Granularity",
+    "Greedy",
+    "GrowResult",
+    "Measurement",
+    "PruneResult",
+    "Random",
+    "Recovery",
+    "Snapshot",
+    "Target",
+    "Threshold",
+    "When",
+    "attempt",
+    "grow",
+    "measured",
+    "prune",
+    "stalled",
+]

@@ -1,0 +1,85 @@
+"""What a network costs per sample, and how well it does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from dynopt_ray.structure import Cost, Graph, Plan, measure
+from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.tasks import Metrics, Task
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A network's size and quality at one moment.
+
+    Attributes:
+        widths: group name -> width.
+        cost: what it costs; FLOPs and latency are those of one sample.
+        validation: how well it does on the validation split.
+    """
+
+    widths: Mapping[str, int]
+    cost: Cost
+    validation: Metrics
+
+
+class Costs:
+    """Costs of a traced network, its FLOPs counted per sample.
+
+    `Graph.cost` counts the FLOPs of the inputs that the graph was traced with, which is at least
+    two samples; an absolute budget needs a figure that does not depend on how many.
+
+    Args:
+        graph: the traced network.
+        example_inputs: what it is called with; the first sample counts.
+    """
+
+    def __init__(self, graph: Graph, example_inputs: Inputs) -> None:
+        self._graph = graph
+        self._sample = _first_row(example_inputs)
+        traced = graph.cost().flops
+        self._per_sample = measure(graph.model, self._sample).flops / traced if traced else 1.0
+
+    def now(self, *, latency: bool = False) -> Cost:
+        """The cost of the network as it is.
+
+        Args:
+            latency: also time it.
+        """
+        cost = self._scaled(self._graph.cost())
+        if latency:
+            timed = measure(self._graph.model, self._sample, latency=True)
+            cost = replace(cost, latency_ms=timed.latency_ms)
+        return cost
+
+    def at(self, widths: Mapping[str, int]) -> Cost:
+        """The cost at other widths, computed; see `Graph.cost`."""
+        return self._scaled(self._graph.cost(widths))
+
+    def after(self, plan: Plan) -> Cost:
+        """The cost, latency included, that a plan would leave; the plan is applied and undone."""
+        if not plan:
+            return self.now(latency=True)
+        receipt = self._graph.apply(plan)
+        try:
+            return self.now(latency=True)
+        finally:
+            receipt.undo()
+
+    def _scaled(self, cost: Cost) -> Cost:
+        return replace(cost, flops=round(cost.flops * self._per_sample))
+
+
+def measured(graph: Graph, task: Task, costs: Costs, *, latency: bool = False) -> Measurement:
+    """Widths, cost and validation metrics of a network as it is."""
+    return Measurement(graph.widths, costs.now(latency=latency), task.evaluate(graph.model))
+
+
+def _first_row(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, dict):
+        return {n: v[:1] if isinstance(v, Tensor) else v for n, v in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(v[:1] if isinstance(v, Tensor) else v for v in inputs)
+    return inputs[:1]

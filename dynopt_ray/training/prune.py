@@ -1,0 +1,233 @@
+"""`prune`: score, cut, give back, retrain, compare, round by round, until a target is met."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynopt_ray.criteria import Scope, build_criterion
+from dynopt_ray.criteria.score import CriterionLike
+from dynopt_ray.errors import DivergedError, UnknownNameError
+from dynopt_ray.schedules import Schedule, linear
+from dynopt_ray.structure import Graph, Receipt, trace
+from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.tasks import Metrics, Task
+from dynopt_ray.training.history import row, table
+from dynopt_ray.training.measurement import Costs, Measurement, measured
+from dynopt_ray.training.recovery import Recovery
+from dynopt_ray.training.retraining import DEFAULT_LR, Retraining
+from dynopt_ray.training.rounds import (
+    GRANULARITIES,
+    Granularity,
+    Pruning,
+    Round,
+    check_target,
+    prune_round,
+    sample_batches,
+)
+from dynopt_ray.training.seeding import seeded
+from dynopt_ray.training.targets import Target, asks_latency
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CALIBRATION_ROWS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class PruneResult:
+    """What pruning did.
+
+    Attributes:
+        history: a DataFrame with one row per round; row 0 is the network before. Columns:
+            round, num_removed, num_returned, params, nonzero, flops (of one sample), bytes,
+            latency_ms, cut_loss and cut_metric (right after the cut), train_loss, trained_kept,
+            loss, metric and confidence (at the end of the round, on validation data),
+            duration_s, and `width/<group>` for each group.
+        before: the network before.
+        after: the network after.
+        test: the final figure, on data that decided nothing; None without a test split.
+        receipts: one per round that changed the network; `undo()` the last one first.
+        graph: the traced network.
+    """
+
+    history: "pd.DataFrame"
+    before: Measurement
+    after: Measurement
+    test: Metrics | None
+    receipts: tuple[Receipt, ...]
+    graph: Graph
+
+
+def prune(
+    model: nn.Module | Graph,
+    task: Task,
+    *,
+    target: Target,
+    criterion: CriterionLike = "magnitude",
+    granularity: Granularity = "unit",
+    scope: Scope = "global",
+    rounds: int = 1,
+    schedule: Schedule | None = None,
+    retrain_steps: int = 0,
+    retrain_lr: Schedule | None = None,
+    compensate: bool | Iterable[Inputs] | Tensor | None = True,
+    recovery: Recovery | None = None,
+    min_widths: Mapping[str, int] | None = None,
+    optimizer: Optimizer | None = None,
+    seed: int = 0,
+) -> PruneResult:
+    """Prune a trained network in place until it meets a target.
+
+    Each round scores on training data, cuts what is least important, optionally gives some of
+    it back, retrains, and keeps the retrained network if it does better on validation data than
+    the cut one. Test data are touched once, at the end.
+
+    Args:
+        model: the network, or its graph (traced with groups fixed, say).
+        task: what it has learned.
+        target: `Budget`, `Fraction` or `Threshold`.
+        criterion: what is important; see `unit_scores`.
+        granularity: "unit" makes tensors smaller, "weight" holds single weights at zero.
+        scope: "layer" takes the same share of each group, "global" the least important wherever
+            they are; see `comparable`.
+        rounds: in how many rounds the target is approached.
+        schedule: round (1 … rounds) -> share of the way to the target, rising to 1. Default:
+            in equal steps.
+        retrain_steps: optimizer steps after each cut.
+        retrain_lr: the learning rate within each retraining; None keeps the optimizer's.
+        compensate: True refits what reads removed units on 2,048 training samples, inputs do
+            so on these, None or False leaves it. Masked weights are not compensated.
+        recovery: `Random` or `Greedy`: gives back part of each cut. The cut goes further by
+            that part, so that the target still holds afterwards.
+        min_widths: group name -> fewest units to keep.
+        optimizer: over the network's parameters; it follows every edit. Default, if there is
+            retraining: Adam with rate 0.001.
+        seed: of all random choices, the order of training rows among them. Torch's generators
+            are seeded for the time and left as they were.
+
+    Raises:
+        BudgetError: the target cannot be reached; says the least cost and what stands in the
+            way. Nothing has been changed.
+        EditError: the target asks for nothing, or a least width is impossible.
+        UnknownNameError: an unknown criterion, granularity, scope or group.
+        DivergedError: a loss became NaN or infinite; the network is as it was before the round.
+        ValueError: a number out of range, or a schedule that does not rise to 1.
+
+    Example:
+        >>> from dynopt_ray.tasks import load_task
+        >>> from dynopt_ray.training import Budget
+        >>> task = load_task("digits-mlp")
+        >>> model = task.new_model(seed=0)
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        >>> _ = task.train_steps(model, optimizer, 200)
+        >>> result = prune(model, task, target=Budget(flops=0.5), optimizer=optimizer)
+        >>> result.after.cost.flops <= result.before.cost.flops / 2
+        True
+    """
+    if granularity not in GRANULARITIES:
+        raise UnknownNameError("granularity", granularity, GRANULARITIES)
+    if retrain_steps < 0:
+        raise ValueError(f"prune: retrain_steps is {retrain_steps}; it must be >= 0")
+    shares = _shares(rounds, schedule)
+    graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
+    if optimizer is None and retrain_steps:
+        optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
+    with seeded(graph.model, seed) as generator:
+        costs = Costs(graph, task.example_inputs())
+        start = measured(graph, task, costs, latency=asks_latency(target))
+        pruning = Pruning(
+            graph=graph,
+            task=task,
+            costs=costs,
+            start=start,
+            target=target,
+            criterion=build_criterion(criterion),
+            granularity=granularity,
+            scope=scope,
+            min_widths=min_widths or {},
+            recovery=recovery,
+            calibration=None
+            if granularity == "weight"
+            else _calibration(compensate, task, generator),
+            retraining=Retraining(retrain_steps, retrain_lr) if retrain_steps else None,
+            optimizer=optimizer,
+            generator=generator,
+        )
+        check_target(pruning)
+        return _run(pruning, shares)
+
+
+def _run(pruning: Pruning, shares: Sequence[float]) -> PruneResult:
+    rows = [row(pruning.start, round=0, num_removed=0, num_returned=0, duration_s=0.0)]
+    receipts: list[Receipt] = []
+    now = pruning.start
+    for number, share in enumerate(shares, start=1):
+        try:
+            outcome = prune_round(pruning, share=share, before=now)
+        except DivergedError as error:
+            error.add_note(f"This was in round {number} of {len(shares)}, which was undone.")
+            raise
+        now = outcome.after
+        rows.append(_round_row(number, outcome))
+        if outcome.cut.receipt is not None:
+            receipts.append(outcome.cut.receipt)
+    task, graph = pruning.task, pruning.graph
+    return PruneResult(
+        history=table(rows),
+        before=pruning.start,
+        after=now,
+        test=task.evaluate(graph.model, "test") if "test" in task.splits else None,
+        receipts=tuple(receipts),
+        graph=graph,
+    )
+
+
+def _round_row(number: int, outcome: Round) -> dict[str, Any]:
+    retrained, cut = outcome.retrained, outcome.cut
+    stats = None if retrained is None else retrained.recovered
+    return row(
+        outcome.after,
+        round=number,
+        num_removed=outcome.num_removed,
+        num_returned=outcome.num_returned,
+        cut_loss=cut.after.validation.loss,
+        cut_metric=cut.after.validation.metric,
+        train_loss=None if stats is None else stats.mean_loss,
+        trained_kept=None if retrained is None else retrained.kept,
+        duration_s=cut.duration_s + (0.0 if retrained is None else retrained.duration_s),
+    )
+
+
+def _shares(rounds: int, schedule: Schedule | None) -> list[float]:
+    """How far along the way each round gets.
+
+    Raises:
+        ValueError: no rounds, or shares that do not rise from above 0 to 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"prune: rounds is {rounds}; it must be at least 1")
+    wanted = schedule or linear(0.0, num_steps=rounds, final=1.0)
+    shares = [float(wanted(number)) for number in range(1, rounds + 1)]
+    rising = all(a <= b for a, b in itertools.pairwise([0.0, *shares]))
+    if not rising or shares[0] <= 0 or not math.isclose(shares[-1], 1.0):
+        raise ValueError(
+            f"prune: the schedule gives the shares {shares} for rounds 1 to {rounds}; they must "
+            f"rise to 1, e.g. polynomial(0.0, num_steps={rounds}, power=3, final=1.0)"
+        )
+    return shares
+
+
+def _calibration(
+    compensate: bool | Iterable[Inputs] | Tensor | None, task: Task, generator: torch.Generator
+) -> list[Inputs] | None:
+    if compensate is None or compensate is False:
+        return None
+    if compensate is True:
+        return [x for x, _ in sample_batches(task, _CALIBRATION_ROWS, generator)]
+    return [compensate] if isinstance(compensate, Tensor) else list(compensate)

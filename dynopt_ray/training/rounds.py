@@ -1,0 +1,265 @@
+"""One round of pruning: score, cut, give back, retrain, compare."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dynopt_ray.criteria import (
+    Batch,
+    Criterion,
+    Scope,
+    mean_gradients,
+    unit_scores,
+    weight_scores,
+)
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure import Graph
+from dynopt_ray.structure.forward import Inputs, named_tensors
+from dynopt_ray.tasks import Task, TrainStats
+from dynopt_ray.training.attempt import Attempt, attempt
+from dynopt_ray.training.candidates import Pool
+from dynopt_ray.training.measurement import Costs, Measurement, measured
+from dynopt_ray.training.recovery import Cut, Recovery
+from dynopt_ray.training.retraining import Retraining
+from dynopt_ray.training.selection import Selection, select
+from dynopt_ray.training.targets import Target, Threshold, asks_latency
+from dynopt_ray.training.units import unit_pool
+from dynopt_ray.training.weights import weight_pool
+
+Granularity = Literal["unit", "weight"]
+"""What goes: whole units, or single weights."""
+
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+_SCORE_ROWS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """What all rounds of one pruning share.
+
+    Attributes:
+        graph: the traced network.
+        task: what it learns.
+        costs: what it costs.
+        start: the network before the first round.
+        target: how far to go.
+        criterion: scores what may go.
+        granularity: whether units or single weights go.
+        scope: how scores of different groups compare.
+        min_widths: group name -> fewest units to keep.
+        recovery: gives back some of each cut, or None.
+        calibration: inputs that a cut is compensated with, or None.
+        retraining: what follows each cut, or None.
+        optimizer: over the network's parameters, or None.
+        generator: draws the samples to score with, and random choices.
+    """
+
+    graph: Graph
+    task: Task
+    costs: Costs
+    start: Measurement
+    target: Target
+    criterion: Criterion
+    granularity: Granularity
+    scope: Scope
+    min_widths: Mapping[str, int]
+    recovery: Recovery | None
+    calibration: Sequence[Inputs] | None
+    retraining: Retraining | None
+    optimizer: Optimizer | None
+    generator: torch.Generator
+
+    def measured(self) -> Measurement:
+        """The network as it is now."""
+        return measured(self.graph, self.task, self.costs, latency=asks_latency(self.target))
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did.
+
+    Attributes:
+        num_removed: units (or weights) removed, those given back not counted.
+        num_returned: how many the recovery gave back.
+        cut: the edit, judged before any retraining.
+        retrained: the retraining, kept if it does better than the cut alone; None without it.
+    """
+
+    num_removed: int
+    num_returned: int
+    cut: Attempt[Measurement, None]
+    retrained: Attempt[Measurement, TrainStats] | None
+
+    @property
+    def after(self) -> Measurement:
+        """The network as the round left it."""
+        if self.retrained is not None and self.retrained.kept:
+            return self.retrained.after
+        return self.cut.after
+
+
+def prune_round(pruning: Pruning, *, share: float, before: Measurement) -> Round:
+    """Go a share of the way from the start to the target.
+
+    What a recovery gives back is chosen right after the cut and before retraining: then the
+    removed weights still fit the network they return to. The cut is undone and a smaller one
+    made, so they return bit for bit, with their optimizer state, and compensation starts from
+    the right network.
+
+    Args:
+        pruning: what all rounds share.
+        share: in (0, 1].
+        before: the network as it is.
+
+    Raises:
+        BudgetError: the target cannot be reached at all; nothing has been changed.
+        DivergedError: a loss is not finite; the network is as it was before the round.
+    """
+    pool = make_pool(pruning)
+    selection = _selected(pruning, pool, share)
+    removed = selection.removed
+    if pruning.recovery is not None and selection.num_spare:
+        removed = pruning.recovery(_as_cut(pruning, pool, selection))
+    cut: Attempt[Measurement, None] = attempt(
+        pruning.graph,
+        pool.plan(removed),
+        judge=pruning.measured,
+        accept=_always,
+        before=before,
+        optimizer=pruning.optimizer,
+        compensate=pruning.calibration,
+    )
+    try:
+        retrained = None if pruning.retraining is None else _retrained(pruning, cut.after)
+    except BaseException:
+        if cut.receipt is not None:
+            cut.receipt.undo()
+        raise
+    num_returned = int(selection.removed.sum()) - int(removed.sum())
+    return Round(int(removed.sum()), num_returned, cut, retrained)
+
+
+def make_pool(pruning: Pruning) -> Pool:
+    """Everything that may go, ranked by its scores on some of the training data."""
+    batches = sample_batches(pruning.task, _SCORE_ROWS, pruning.generator)
+    score = unit_scores if pruning.granularity == "unit" else weight_scores
+    scores = score(pruning.graph, pruning.criterion, batches, loss=pruning.task.loss)
+    if pruning.granularity == "weight":
+        return weight_pool(pruning.graph, pruning.costs, scores, pruning.scope)
+    return unit_pool(
+        pruning.graph,
+        pruning.costs,
+        scores,
+        pruning.scope,
+        start_widths=pruning.start.widths,
+        min_widths=pruning.min_widths,
+    )
+
+
+def check_target(pruning: Pruning) -> None:
+    """Refuse a target that cannot be reached or that asks for nothing, before anything is done.
+
+    Raises:
+        BudgetError: it cannot be reached.
+        EditError: it would remove nothing.
+    """
+    selection = _selected(pruning, make_pool(pruning), 1.0)
+    if not isinstance(pruning.target, Threshold) and not bool(selection.removed.any()):
+        raise EditError(
+            f"{pruning.target!r} removes nothing: the network of {pruning.start.cost} is within it "
+            "already. Lower the target"
+        )
+
+
+def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> list[Batch]:
+    """Random training batches that hold at least so many rows, or all there are."""
+    batches: list[Batch] = []
+    for batch in task.batches("train", generator=generator):
+        batches.append(batch)
+        num_rows -= len(batch[1])
+        if num_rows <= 0:
+            break
+    return batches
+
+
+def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
+    return select(
+        pool,
+        pruning.target,
+        scope=pruning.scope,
+        start=pruning.start.cost,
+        share=share,
+        spare_fraction=0.0 if pruning.recovery is None else pruning.recovery.share,
+    )
+
+
+def _retrained(pruning: Pruning, before: Measurement) -> Attempt[Measurement, TrainStats]:
+    assert pruning.retraining is not None
+    assert pruning.optimizer is not None
+    return attempt(
+        pruning.graph,
+        [],
+        judge=pruning.measured,
+        accept=lambda old, new: new.validation.smooth >= old.validation.smooth,
+        before=before,
+        recover=partial(
+            pruning.retraining,
+            pruning.task,
+            pruning.graph.model,
+            pruning.optimizer,
+            generator=pruning.generator,
+        ),
+        optimizer=pruning.optimizer,
+        generators=[pruning.generator],
+    )
+
+
+def _as_cut(pruning: Pruning, pool: Pool, selection: Selection) -> Cut:
+    """A selection as recoveries see it."""
+    model = pruning.graph.model
+
+    def loss(removed: Tensor) -> float:
+        with _without(pruning, pool, removed):
+            return pruning.task.evaluate(model).loss
+
+    def gains(removed: Tensor) -> Tensor:
+        held = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
+        with _without(pruning, pool, removed):
+            cut = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
+        tensors = pool.embedded(removed, held, cut)
+        validation = pruning.task.batches("validation")
+        gradients = mean_gradients(model, validation, pruning.task.loss, tensors=tensors)
+        return pool.gains(gradients, held)
+
+    return Cut(
+        candidates=pool.candidates,
+        removed=selection.removed,
+        num_spare=selection.num_spare,
+        fits=selection.fits,
+        loss=loss,
+        gains=gains,
+        generator=pruning.generator,
+    )
+
+
+@contextmanager
+def _without(pruning: Pruning, pool: Pool, removed: Tensor) -> Iterator[None]:
+    """The network without some candidates, for a while."""
+    plan = pool.plan(removed)
+    receipt = pruning.graph.apply(plan, compensate=pruning.calibration) if plan else None
+    try:
+        yield
+    finally:
+        if receipt is not None:
+            receipt.undo()
+
+
+def _always(*_: Measurement) -> bool:
+    return True

@@ -1,0 +1,26 @@
+"""One seed for everything random, whatever the process did before."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def seeded(model: nn.Module, seed: int) -> Iterator[torch.Generator]:
+    """Torch's generators seeded for a while, then as they were; and a generator of one's own.
+
+    The first decide what layers draw (dropout, new units), the second the order of rows.
+
+    Args:
+        model: its devices' generators are meant, and the CPU's.
+        seed: the same one gives the same draws.
+    """
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        # Not `torch.manual_seed`: it would also seed devices whose state is not restored.
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)

@@ -1,0 +1,167 @@
+"""How much to remove: the shortest prefix of the ranking that reaches a target."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dynopt_ray.criteria import Scope
+from dynopt_ray.errors import BudgetError
+from dynopt_ray.structure import Cost
+from dynopt_ray.training.candidates import Candidates, Pool
+from dynopt_ray.training.targets import Budget, Fraction, Target, Threshold, asks_latency
+
+# Shares are quotients of small integers: 7 of 10 units are a fraction of 0.7, rounding or not.
+_ROUNDING = 1e-9
+
+Fits = Callable[[Tensor], bool]
+"""Whether a removal reaches a target."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What to remove.
+
+    Attributes:
+        removed: bool tensor, one entry per candidate.
+        num_spare: how many of them a recovery may give back.
+        fits: whether another removal would still reach the target.
+    """
+
+    removed: Tensor
+    num_spare: int
+    fits: Fits
+
+
+def select(
+    pool: Pool,
+    target: Target,
+    *,
+    scope: Scope,
+    start: Cost,
+    share: float = 1.0,
+    spare_fraction: float = 0.0,
+) -> Selection:
+    """The least important candidates, as many as the target wants.
+
+    The cost falls with every candidate removed, so the shortest sufficient prefix of the ranking
+    is found by bisection. The last one may have been dearer than needed; then what would fit is
+    given back, most important first, until no group can get a unit back. So a budget is missed
+    by less than the cheapest unit that was removed.
+
+    Args:
+        pool: what may go.
+        target: how far to go.
+        scope: whether `Fraction` counts in each layer or overall.
+        start: what fractions of costs are of.
+        share: how much of the way from the start to the target, in (0, 1].
+        spare_fraction: the part of the removal that a recovery will give back. Budgets and
+            fractions are exceeded by it, so that they hold after the recovery.
+
+    Raises:
+        BudgetError: the target cannot be reached.
+    """
+    if isinstance(target, Threshold):
+        below = pool.candidates.scores < target.value * share
+        order = pool.candidates.order
+        removed = pool.candidates.mark(order[below[order]])
+        return Selection(removed, int(spare_fraction * int(removed.sum())), lambda _: True)
+    if isinstance(target, Budget):
+        fits = _within(pool, target, start, share)
+        needed = _shortest(pool.candidates, fits)
+        if needed is None:
+            raise _unreachable(pool, target, start)
+    else:
+        needed = _count(pool, target, scope, share)
+        fits = _at_least(needed)
+    order = pool.candidates.order
+    num_cut = min(len(order), math.ceil(needed / (1 - spare_fraction) - _ROUNDING))
+    removed = pool.candidates.mark(order[:num_cut])
+    if isinstance(target, Budget) and not spare_fraction and not asks_latency(target):
+        removed = _filled(pool.candidates, removed, fits)
+    return Selection(removed, num_cut - needed, fits)
+
+
+def _within(pool: Pool, budget: Budget, start: Cost, share: float) -> Fits:
+    """Whether a removal is within the limits, which fall from the start with the share."""
+    limits = {
+        kind: getattr(start, kind) + (limit - getattr(start, kind)) * share
+        for kind, limit in budget.limits(start).items()
+    }
+
+    def fits(removed: Tensor) -> bool:
+        cost = pool.cost(removed, budget.kinds)
+        return all(cost[kind] <= limit * (1 + _ROUNDING) for kind, limit in limits.items())
+
+    return fits
+
+
+def _at_least(number: int) -> Fits:
+    return lambda removed: int(removed.sum()) >= number
+
+
+def _shortest(candidates: Candidates, fits: Fits) -> int | None:
+    """Length of the shortest prefix that fits; None if all is not enough."""
+    order = candidates.order
+    low, high = 0, len(order)
+    if not fits(candidates.mark(order)):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if fits(candidates.mark(order[:middle])):
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def _filled(candidates: Candidates, removed: Tensor, fits: Fits) -> Tensor:
+    """Give back what fits, most important first.
+
+    A unit costs more the wider the rest is, so a group that once could not get a unit back never
+    can later.
+    """
+    blocked: set[int] = set()
+    order = candidates.order
+    for item in reversed(order[removed[order]].tolist()):
+        owner = int(candidates.owner[item])
+        if owner in blocked:
+            continue
+        removed[item] = False
+        if not fits(removed):
+            removed[item] = True
+            blocked.add(owner)
+        if len(blocked) == len(candidates.names):
+            break
+    return removed
+
+
+def _count(pool: Pool, target: Fraction, scope: Scope, share: float) -> int:
+    """How many candidates a fraction of all that were there at the start are."""
+    candidates = pool.candidates
+    fraction = target.remove * share
+    if scope == "layer":
+        ranks = candidates.ranked[candidates.order]
+        return int((ranks <= fraction + _ROUNDING).sum())
+    total = len(candidates) + candidates.num_gone
+    wanted = max(0, math.floor(fraction * total + _ROUNDING) - candidates.num_gone)
+    if wanted > len(candidates.order):
+        raise BudgetError(
+            f"{target} is {wanted + candidates.num_gone} of {total} {pool.noun}, but only "
+            f"{len(candidates.order) + candidates.num_gone} can go: each of "
+            f"{', '.join(map(repr, candidates.names))} keeps some. Remove a smaller fraction"
+        )
+    return wanted
+
+
+def _unreachable(pool: Pool, budget: Budget, start: Cost) -> BudgetError:
+    lowest = pool.cost(pool.candidates.mark(pool.candidates.order), budget.kinds)
+    missed = [
+        f"the lowest reachable {kind} is {lowest[kind]:g} "
+        f"({lowest[kind] / max(getattr(start, kind) or 0, 1e-12):.3g} of the start), above the "
+        f"limit of {limit:g}; {pool.obstacles(kind)}"
+        for kind, limit in budget.limits(start).items()
+        if lowest[kind] > limit
+    ]
+    return BudgetError(f"{budget} cannot be met: {'. '.join(missed)}.")

@@ -1,0 +1,117 @@
+"""Snapshots: everything that training and edits move, kept in memory to go back to."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure import Graph, Receipt
+
+
+class Snapshot:
+    """A network and its optimizer as they are now. Going back is bit-exact.
+
+    Kept are weights, buffers, gradients, each module's train or eval mode, the optimizer's
+    state and options (learning rates), the random state of torch and of `generators`; with a
+    graph also widths, attributes and masks. Not kept: where a data loader stands.
+
+    Args:
+        network: the graph of a traced network, or a module whose shapes do not change.
+        optimizer: over its parameters.
+        generators: the caller's own, restored too.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2)
+        >>> snapshot = Snapshot(model)
+        >>> before = model.weight.clone()
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> snapshot.restore()
+        >>> torch.equal(model.weight, before)
+        True
+    """
+
+    def __init__(
+        self,
+        network: Graph | nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        generators: Iterable[torch.Generator] = (),
+    ) -> None:
+        self._graph = network if isinstance(network, Graph) else None
+        model = network.model if isinstance(network, Graph) else network
+        self._receipts: tuple[Receipt, ...] = tuple(self._graph.receipts if self._graph else ())
+        tensors = [*model.parameters(), *model.buffers()]
+        self._tensors = [(t, t.detach().clone(), _cloned(t.grad)) for t in tensors]
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._optimizer = optimizer
+        self._state = {} if optimizer is None else _copied(dict(optimizer.state))
+        self._options = [] if optimizer is None else [_options(g) for g in optimizer.param_groups]
+        self._generators = [(g, g.get_state()) for g in generators]
+        self._cpu_random = torch.get_rng_state()
+        on_cuda = any(t.is_cuda for t in tensors)
+        self._cuda_random = torch.cuda.get_rng_state_all() if on_cuda else None
+
+    def restore(self) -> None:
+        """Go back, as often as wanted. Plans applied since are undone first, newest first.
+
+        Raises:
+            EditError: what was applied before the snapshot has been undone since, or a module
+                taken without its graph has other shapes now. Nothing has been changed.
+        """
+        self._check()
+        while self._graph is not None and len(self._graph.receipts) > len(self._receipts):
+            self._graph.receipts[-1].undo()
+        with torch.no_grad():
+            for tensor, value, grad in self._tensors:
+                tensor.copy_(value)
+                tensor.grad = _cloned(grad)
+        for module, training in self._modes:
+            module.training = training
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+            self._optimizer.state.update(_copied(self._state))
+            for group, options in zip(self._optimizer.param_groups, self._options, strict=True):
+                for added in group.keys() - options.keys() - {"params"}:
+                    del group[added]
+                group.update(copy.deepcopy(options))
+        for generator, state in self._generators:
+            generator.set_state(state)
+        torch.set_rng_state(self._cpu_random)
+        if self._cuda_random is not None:
+            torch.cuda.set_rng_state_all(self._cuda_random)
+
+    def _check(self) -> None:
+        if self._graph is not None:
+            if tuple(self._graph.receipts[: len(self._receipts)]) != self._receipts:
+                raise EditError(
+                    "a plan applied before this snapshot has been undone since, so its widths "
+                    "cannot be restored. Restore an older snapshot, or apply the plan again"
+                )
+        elif any(tensor.shape != value.shape for tensor, value, _ in self._tensors):
+            raise EditError(
+                "the network has been resized since this snapshot. Take snapshots of the graph, "
+                "Snapshot(graph, …), so that widths can be restored"
+            )
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    """The options of a parameter group; tensors (learning rates on a device) are copied too."""
+    return copy.deepcopy({key: value for key, value in group.items() if key != "params"})
+
+
+def _copied(state: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    return {
+        parameter: {
+            key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+            for key, value in entries.items()
+        }
+        for parameter, entries in state.items()
+    }
+
+
+def _cloned(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()

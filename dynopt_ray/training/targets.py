@@ -1,0 +1,154 @@
+"""Targets: how far to prune or to grow."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dynopt_ray.structure import Cost
+
+CostKind = Literal["params", "nonzero", "flops", "bytes", "latency_ms"]
+
+COST_KINDS: tuple[CostKind, ...] = get_args(CostKind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A limit on one cost or several: fractions of the starting cost, or figures.
+
+    `Budget(flops=0.5)` is half of the FLOPs that the network has at the start,
+    `Budget.absolute(latency_ms=3.5)` a figure. All limits named have to hold.
+
+    Attributes:
+        params: number of parameters.
+        nonzero: number of parameters that are not zero.
+        flops: floating-point operations of one sample's forward pass.
+        bytes: memory of parameters and buffers.
+        latency_ms: milliseconds of one sample's forward pass, measured where the network is.
+        is_absolute: whether the limits are figures instead of fractions.
+
+    Raises:
+        ValueError: no limit at all, or one that is not a finite number > 0.
+    """
+
+    params: float | None = None
+    nonzero: float | None = None
+    flops: float | None = None
+    bytes: float | None = None
+    latency_ms: float | None = None
+    is_absolute: bool = False
+
+    def __post_init__(self) -> None:
+        if not self._named:
+            raise ValueError(
+                "Budget() limits nothing. Name a cost and the fraction of it to keep, e.g. "
+                f"Budget(flops=0.5); costs: {', '.join(COST_KINDS)}"
+            )
+        for kind, value in self._named.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"Budget: {kind} is {value!r}; it must be a number")
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"Budget: {kind} is {value!r}; it must be finite and > 0")
+
+    @classmethod
+    def absolute(
+        cls,
+        *,
+        params: float | None = None,
+        nonzero: float | None = None,
+        flops: float | None = None,
+        bytes: float | None = None,
+        latency_ms: float | None = None,
+    ) -> "Budget":
+        """A budget in figures, e.g. `Budget.absolute(params=100_000)`."""
+        return cls(
+            params=params,
+            nonzero=nonzero,
+            flops=flops,
+            bytes=bytes,
+            latency_ms=latency_ms,
+            is_absolute=True,
+        )
+
+    @property
+    def kinds(self) -> tuple[CostKind, ...]:
+        """The costs that are limited."""
+        return tuple(self._named)
+
+    def limits(self, start: Cost) -> dict[CostKind, float]:
+        """The largest value allowed of each cost that is limited.
+
+        Args:
+            start: what fractions are of.
+
+        Raises:
+            ValueError: the start was measured without a latency, and a fraction of it is asked.
+        """
+        if self.is_absolute:
+            return self._named
+        if self.latency_ms is not None and start.latency_ms is None:
+            raise ValueError(
+                "Budget: latency_ms is a fraction of a latency that was not measured; measure "
+                "with latency=True, or use Budget.absolute(latency_ms=…)"
+            )
+        return {kind: value * getattr(start, kind) for kind, value in self._named.items()}
+
+    @property
+    def _named(self) -> dict[CostKind, float]:
+        values: Mapping[CostKind, float | None] = {kind: getattr(self, kind) for kind in COST_KINDS}
+        return {kind: value for kind, value in values.items() if value is not None}
+
+    def __repr__(self) -> str:
+        limits = ", ".join(f"{kind}={value!r}" for kind, value in self._named.items())
+        return f"Budget{'.absolute' if self.is_absolute else ''}({limits})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fraction:
+    """Remove a share of all units (or weights), in each layer or overall as the scope says.
+
+    Attributes:
+        remove: the share that goes, in (0, 1).
+
+    Raises:
+        ValueError: outside that range.
+    """
+
+    remove: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.remove < 1:
+            raise ValueError(
+                f"Fraction: remove is {self.remove!r}; it must lie between 0 (nothing) and 1 (all)"
+            )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Remove everything whose score is below a value.
+
+    Scores are those of the criterion, as `unit_scores` and `weight_scores` give them.
+
+    Attributes:
+        value: the threshold, > 0.
+
+    Raises:
+        ValueError: not a finite number > 0; scores are never below 0.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.value) and self.value > 0):
+            raise ValueError(
+                f"Threshold: value is {self.value!r}; it must be finite and > 0, as no score is "
+                "below 0"
+            )
+
+
+Target = Budget | Fraction | Threshold
+
+
+def asks_latency(target: object) -> bool:
+    """Whether a target limits the latency, which has to be measured."""
+    return isinstance(target, Budget) and target.latency_ms is not None

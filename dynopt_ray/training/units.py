@@ -1,0 +1,154 @@
+"""Units as candidates for removal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.criteria import Scope, sum_over_units
+from dynopt_ray.criteria.aggregate import reading_roles
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure import Edit, Graph, Shrink
+from dynopt_ray.training.candidates import Candidates, list_candidates
+from dynopt_ray.training.measurement import Costs
+from dynopt_ray.training.targets import CostKind
+
+_NUM_NAMED = 3
+
+
+@dataclass(frozen=True, eq=False)
+class UnitPool:
+    """The units of a network's width groups; see `Pool`.
+
+    Attributes:
+        graph: the traced network.
+        costs: what it costs.
+        candidates: all its units.
+        fewest: group name -> how many units have to stay.
+    """
+
+    graph: Graph
+    costs: Costs
+    candidates: Candidates
+    fewest: Mapping[str, int]
+    noun = "units"
+
+    def plan(self, removed: Tensor) -> list[Edit]:
+        """One `Shrink` per group that loses units."""
+        plan: list[Edit] = []
+        for number, name in enumerate(self.candidates.names):
+            units = self.candidates.of(removed, number)
+            if len(units):
+                plan.append(Shrink(name, remove=units.tolist()))
+        return plan
+
+    def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
+        """Computed from the widths; only a latency is measured. No weight counts as zero."""
+        if "latency_ms" in kinds:
+            cost = self.costs.after(self.plan(removed))
+        else:
+            counts = torch.bincount(
+                self.candidates.owner[~removed], minlength=len(self.candidates.names)
+            )
+            cost = self.costs.at(dict(zip(self.candidates.names, counts.tolist(), strict=True)))
+        return {kind: getattr(cost, kind) for kind in kinds}
+
+    def obstacles(self, kind: CostKind) -> str:
+        """The groups that hold most of the cost at their least widths."""
+        least = {group.name: self.fewest[group.name] for group in self.graph}
+        if kind == "latency_ms" or not least:
+            return f"every group is at its least width: {_listed(least)}"
+        total = getattr(self.costs.at(least), kind)
+        held = {name: total - getattr(self.costs.at({**least, name: 0}), kind) for name in least}
+        most = sorted(least, key=lambda name: -held[name])[:_NUM_NAMED]
+        return (
+            "every group is at its least width, and those that hold most of what is left are "
+            f"{_listed({name: least[name] for name in most})}"
+        )
+
+    def gains(self, gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Tensor:
+        """−Σ gradient · weight over what reads the unit."""
+        products = {name: -(gradient * held[name]) for name, gradient in gradients.items()}
+        parts = [
+            sum_over_units(self.graph[name], products, roles=reading_roles(self.graph[name]))
+            for name in self.candidates.names
+        ]
+        return torch.cat([part.cpu() for part in parts])
+
+    def embedded(
+        self, removed: Tensor, held: Mapping[str, Tensor], cut: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What is left at its old place; what reads removed units is zero."""
+        kept: dict[str, dict[int, Tensor]] = {}
+        read: list[tuple[str, int, Tensor]] = []
+        for number, name in enumerate(self.candidates.names):
+            units = self.candidates.of(removed, number)
+            roles = reading_roles(self.graph[name])
+            for s in self.graph[name].slices if len(units) else ():
+                gone = s.positions[units].flatten()
+                dims = kept.setdefault(s.parameter, {})
+                stays = dims.setdefault(
+                    s.dim, torch.ones(held[s.parameter].shape[s.dim], dtype=torch.bool)
+                )
+                stays[gone] = False
+                if s.role in roles:
+                    read.append((s.parameter, s.dim, gone))
+        result = {name: value.clone() for name, value in cut.items() if name not in kept}
+        for name, dims in kept.items():
+            full = held[name].clone()
+            places = [
+                dims.get(d, torch.ones(size, dtype=torch.bool)).nonzero()[:, 0]
+                for d, size in enumerate(full.shape)
+            ]
+            full[torch.meshgrid(*(p.to(full.device) for p in places), indexing="ij")] = cut[name]
+            result[name] = full
+        for name, dim, gone in read:
+            result[name].index_fill_(dim, gone.to(result[name].device), 0)
+        return result
+
+
+def unit_pool(
+    graph: Graph,
+    costs: Costs,
+    scores: Mapping[str, Tensor],
+    scope: Scope,
+    *,
+    start_widths: Mapping[str, int],
+    min_widths: Mapping[str, int],
+) -> UnitPool:
+    """The units of a network, ranked.
+
+    Args:
+        graph: the traced network.
+        costs: what it costs.
+        scores: group name -> Tensor (width,).
+        scope: how scores of different groups compare.
+        start_widths: group name -> width before the first round.
+        min_widths: group name -> fewest units to keep, where more than the group itself needs.
+
+    Raises:
+        EditError: a least width that is below 1 or above the width there is.
+        UnknownNameError: a least width for something that is no group.
+    """
+    fewest = {group.name: group.min_width for group in graph}
+    for name, width in min_widths.items():
+        group = graph[name]
+        if not 1 <= width <= start_widths[group.name]:
+            raise EditError(
+                f"min_widths: {name!r} has {start_widths[group.name]} units, so it cannot keep at "
+                f"least {width!r}; give a number from 1 to {start_widths[group.name]}"
+            )
+        fewest[group.name] = max(width, group.min_width)
+    candidates = list_candidates(
+        scores,
+        scope,
+        indices={group.name: torch.arange(group.width) for group in graph},
+        num_gone={group.name: start_widths[group.name] - group.width for group in graph},
+        fewest=fewest,
+    )
+    return UnitPool(graph, costs, candidates, fewest)
+
+
+def _listed(widths: Mapping[str, int]) -> str:
+    return ", ".join(f"{name!r} ({width})" for name, width in widths.items()) or "there is none"

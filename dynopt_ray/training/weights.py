@@ -1,0 +1,109 @@
+"""Single weights as candidates for removal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.criteria import Scope
+from dynopt_ray.structure import Edit, Graph, Mask, mask_of
+from dynopt_ray.training.candidates import Candidates, list_candidates, parameters_of
+from dynopt_ray.training.measurement import Costs
+from dynopt_ray.training.targets import CostKind
+
+_FEWEST = 1
+
+
+@dataclass(frozen=True, eq=False)
+class WeightPool:
+    """The weights of a network that are not masked yet; see `Pool`.
+
+    Attributes:
+        graph: the traced network.
+        costs: what it costs.
+        candidates: its weights.
+        nonzero: bool tensor beside the candidates, whether the weight is not zero anyway.
+    """
+
+    graph: Graph
+    costs: Costs
+    candidates: Candidates
+    nonzero: Tensor
+    noun = "weights"
+
+    def plan(self, removed: Tensor) -> list[Edit]:
+        """One `Mask` per parameter that loses weights; earlier masks go on holding."""
+        plan: list[Edit] = []
+        for number, name in enumerate(self.candidates.names):
+            gone = self.candidates.of(removed, number)
+            if len(gone):
+                keep = _kept(self.graph.model.get_parameter(name)).clone()
+                keep.view(-1)[gone] = False
+                plan.append(Mask(name, keep=keep))
+        return plan
+
+    def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
+        """Only the number of non-zero weights falls."""
+        cost = self.costs.now()
+        values: dict[CostKind, float] = {kind: getattr(cost, kind) for kind in kinds}
+        if "nonzero" in values:
+            values["nonzero"] -= int((removed & self.nonzero).sum())
+        return values
+
+    def obstacles(self, kind: CostKind) -> str:
+        """What masks cannot reach."""
+        if kind != "nonzero":
+            return (
+                "masked weights stay in their tensors, so this cost stays as it is. Use "
+                "granularity='unit', or limit nonzero"
+            )
+        return "what is left are biases, normalisation scales and one weight per parameter"
+
+    def gains(self, gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Tensor:
+        """−gradient · weight."""
+        parts = [
+            -(gradients[name] * held[name])
+            .flatten()
+            .cpu()[self.candidates.index[self.candidates.owner == number]]
+            for number, name in enumerate(self.candidates.names)
+        ]
+        return torch.cat([torch.empty(0), *parts])
+
+    def embedded(
+        self, removed: Tensor, held: Mapping[str, Tensor], cut: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """A mask changes no layout."""
+        del removed, held
+        return dict(cut)
+
+
+def weight_pool(
+    graph: Graph, costs: Costs, scores: Mapping[str, Tensor], scope: Scope
+) -> WeightPool:
+    """The weights of a network that are not masked yet, ranked.
+
+    Args:
+        graph: the traced network.
+        costs: what it costs.
+        scores: parameter name -> tensor of its shape.
+        scope: how scores of different parameters compare.
+    """
+    parameters = dict(graph.model.named_parameters())
+    alive = {name: _kept(parameters[name]).flatten() for name in scores}
+    candidates = list_candidates(
+        {name: scores[name].detach().cpu().flatten()[alive[name]] for name in scores},
+        scope,
+        indices={name: alive[name].nonzero()[:, 0] for name in scores},
+        num_gone={name: int((~alive[name]).sum()) for name in scores},
+        fewest=dict.fromkeys(scores, _FEWEST),
+    )
+    values = parameters_of(graph.model)
+    nonzero = [values[name].flatten().cpu()[alive[name]] != 0 for name in scores]
+    return WeightPool(graph, costs, candidates, torch.cat([candidates.none()[:0], *nonzero]))
+
+
+def _kept(parameter: Tensor) -> Tensor:
+    """The mask of a parameter on the CPU; all True where it has none."""
+    keep = mask_of(parameter)
+    return torch.ones(parameter.shape, dtype=torch.bool) if keep is None else keep.cpu()

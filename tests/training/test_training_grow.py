@@ -1,0 +1,139 @@
+"""Growing: evenly, in exact steps, as far as the target."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.errors import BudgetError, DivergedError, EditError, UnknownNameError
+from dynopt_ray.tasks import Task
+from dynopt_ray.training import Budget, grow, stalled
+
+Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
+
+
+def test_a_budget_is_used_up_evenly(blobs: Task, trained: Trained) -> None:
+    model, optimizer = trained()
+    result = grow(
+        model, blobs, target=Budget(params=2.0), train_steps=5, rounds=3, optimizer=optimizer
+    )
+    params = result.history["params"]
+    for number in (1, 2, 3):
+        limit = params[0] * (1 + number / 3)
+        assert limit - 25 < params[number] <= limit
+    widths = result.after.widths
+    assert abs(widths["0"] / 12 - widths["2"] / 8) <= 1 / 8
+    assert result.history["num_added"].sum() == sum(widths.values()) - 20
+    assert result.after.validation == blobs.evaluate(model)
+    assert result.test == blobs.evaluate(model, "test")
+    for parameter, state in optimizer.state.items():
+        assert state["exp_avg"].shape == parameter.shape
+
+
+@pytest.mark.parametrize("init", ["fresh", "split"])
+def test_every_step_is_exact(blobs: Task, trained: Trained, init: Any) -> None:
+    model, optimizer = trained()
+    losses = []
+    inner = optimizer.register_step_pre_hook(lambda *_: losses.append(blobs.evaluate(model).loss))
+    before = blobs.evaluate(model).loss
+    result = grow(
+        model,
+        blobs,
+        target={"0": 20, "2": 12},
+        init=init,
+        train_steps=1,
+        rounds=2,
+        optimizer=optimizer,
+    )
+    inner.remove()
+    assert losses[0] == pytest.approx(before, rel=1e-4)
+    assert losses[1] == pytest.approx(result.history["loss"][1], rel=1e-4)
+    assert result.history["width/0"].tolist() == [12, 16, 20]
+    assert result.history["width/2"].tolist() == [8, 10, 12]
+
+
+def test_when_decides_how_long_it_trains_before_the_next_step(blobs: Task) -> None:
+    seen: list[int] = []
+
+    def third_time(losses: Any) -> bool:
+        seen.append(len(losses))
+        return len(losses) == 3
+
+    result = grow(
+        blobs.new_model(seed=0), blobs, target={"0": 14}, train_steps=2, rounds=2, when=third_time
+    )
+    assert seen == [1, 2, 3] * 2
+    assert result.history["num_trainings"].tolist() == [0, 3, 3]
+
+
+def test_stalled_looks_at_the_last_gain() -> None:
+    when = stalled(min_gain=0.1, max_trainings=4)
+    assert [when([1.0]), when([1.0, 0.8]), when([1.0, 0.95]), when([1.0, 1.2])] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert when([4.0, 2.0, 1.0, 0.5])
+
+
+def test_the_same_seed_gives_the_same_network(blobs: Task) -> None:
+    states = []
+    for draws in (0, 3):
+        torch.manual_seed(draws)
+        model = blobs.new_model(seed=0)
+        grow(model, blobs, target=Budget(flops=1.5), train_steps=4)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_groups_that_cannot_grow_exactly_keep_their_width() -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Linear(4, 6), nn.LayerNorm(6)
+            self.second, self.last = nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.second(self.norm(self.first(x))).relu())
+            return out
+
+    x, y = torch.randn(40, 4), torch.arange(40) % 2
+    task = Task.from_arrays(model=Normalised, train=(x, y), validation=(x, y))
+    result = grow(task.new_model(seed=0), task, target=Budget(params=1.5), train_steps=1)
+    assert result.after.widths["first"] == 6
+    assert result.after.widths["second"] > 5
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"target": Budget(params=0.5)}, BudgetError, "is below what the network costs"),
+    ({"target": Budget(params=1.001)}, EditError, "adds nothing"),
+    ({"target": Budget.absolute(latency_ms=9.0)}, ValueError, "limit flops or params instead"),
+    ({"target": {"0": 12}}, EditError, "'0' has 12 units and shall have 12"),
+    ({"target": {"zero": 20}}, UnknownNameError, "no width group 'zero'"),
+    ({"target": {"4": 20}}, EditError, "'4' cannot be resized"),
+    ({"rounds": 0}, ValueError, "rounds is 0"),
+    ({"train_steps": 0}, ValueError, "train_steps 0"),
+    ({"init": "clone"}, UnknownNameError, "no way to initialise new units 'clone'"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
+def test_what_cannot_be_done_is_refused_before_anything_changes(
+    blobs: Task, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = blobs.new_model(seed=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(error, match=message):
+        grow(model, blobs, **{"target": Budget(params=2.0), "train_steps": 2, **options})
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_loss_that_diverges_undoes_the_round(blobs: Task) -> None:
+    model = blobs.new_model(seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
+    with pytest.raises(DivergedError, match="at step 2 of 5"):
+        grow(model, blobs, target={"0": 20}, train_steps=5, optimizer=optimizer)
+    assert model.get_parameter("0.weight").shape == (12, 4)

@@ -1,0 +1,288 @@
+"""Pruning as a whole: targets, rounds, what is kept, what is refused, the same twice."""
+
+import doctest
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from planted import USEFUL, Fixed
+from torch import nn
+
+from dynopt_ray.errors import BudgetError, DivergedError, EditError, UnknownNameError
+from dynopt_ray.schedules import constant, cosine, linear, polynomial
+from dynopt_ray.structure import mask_of, trace
+from dynopt_ray.tasks import Batch, Metrics, Split, Task
+from dynopt_ray.training import Budget, Fraction, Threshold, prune
+
+Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+def test_the_planted_useless_units_are_found(task: Task, criterion: str) -> None:
+    # The planted network has no loss left, hence no gradient; other targets give it one.
+    x, y = task.arrays("train")
+    shifted = Task.from_arrays(
+        model=task.model, train=(x, y + 0.3), validation=(x, y), loss="mse", name="shifted"
+    )
+    model = shifted.new_model()
+    before = model.get_parameter("0.weight").detach().clone()
+    prune(model, shifted, target=Fraction(remove=0.5), criterion=criterion, compensate=None)
+    assert torch.equal(model.get_parameter("0.weight"), before[list(USEFUL)])
+
+
+def test_a_budget_is_met_in_rounds_and_each_round_is_told(blobs: Task, trained: Trained) -> None:
+    model, optimizer = trained()
+    result = prune(
+        model,
+        blobs,
+        target=Budget(flops=0.4),
+        rounds=3,
+        schedule=polynomial(0.0, num_steps=3, power=3, final=1.0),
+        retrain_steps=10,
+        optimizer=optimizer,
+    )
+    history = result.history
+    assert history["round"].tolist() == [0, 1, 2, 3]
+    start = history["flops"][0]
+    for number, share in ((1, 1 - (2 / 3) ** 3), (2, 1 - (1 / 3) ** 3), (3, 1.0)):
+        assert history["flops"][number] <= start * (1 - 0.6 * share)
+    assert history["flops"].is_monotonic_decreasing
+    assert result.after.cost.flops == history["flops"][3]
+    assert history["width/0"].tolist()[-1] == result.graph["0"].width == result.after.widths["0"]
+    assert history["num_removed"].sum() == 20 - sum(result.after.widths.values())
+    assert history.loc[1:, ["cut_loss", "cut_metric", "train_loss"]].notna().all(axis=None)
+    assert len(result.receipts) == 3
+    assert result.after.validation == blobs.evaluate(model)
+    assert result.test == blobs.evaluate(model, "test")
+    assert result.after.validation.metric > 0.8
+    for parameter, state in optimizer.state.items():
+        assert state["exp_avg"].shape == parameter.shape
+
+
+def test_test_data_are_touched_once_and_decide_nothing(
+    blobs: Task, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits: list[str] = []
+    evaluate, batches = Task.evaluate, Task.batches
+
+    def noted_evaluate(task: Task, model: nn.Module, split: Split = "validation") -> Metrics:
+        splits.append(split)
+        return evaluate(task, model, split)
+
+    def noted_batches(task: Task, split: Split, *args: Any, **options: Any) -> Iterator[Batch]:
+        splits.append(split)
+        return batches(task, split, *args, **options)
+
+    monkeypatch.setattr(Task, "evaluate", noted_evaluate)
+    monkeypatch.setattr(Task, "batches", noted_batches)
+    model, optimizer = trained()
+    prune(model, blobs, target=Budget(flops=0.5), rounds=2, retrain_steps=5, optimizer=optimizer)
+    assert splits.count("test") == 1
+    assert splits[-1] == "test"
+
+
+@pytest.mark.parametrize("granularity", ["unit", "weight"])
+def test_the_same_seed_gives_the_same_network_whatever_the_process_drew_before(
+    blobs: Task, trained: Trained, granularity: Any
+) -> None:
+    states = []
+    for draws in (0, 7):
+        model, optimizer = trained()
+        torch.manual_seed(draws)
+        torch.rand(draws)
+        before = torch.get_rng_state()
+        options: dict[str, Any] = {"target": Fraction(remove=0.5), "granularity": granularity}
+        options |= {"criterion": "taylor", "retrain_steps": 15, "rounds": 2, "optimizer": optimizer}
+        result = prune(model, blobs, **options)
+        assert torch.equal(before, torch.get_rng_state())
+        states.append((model.state_dict(), result.history.drop(columns="duration_s")))
+    assert all(torch.equal(states[0][0][k], states[1][0][k]) for k in states[0][0])
+    assert states[0][1].equals(states[1][1])
+
+
+def test_masked_weights_stay_masked_through_all_rounds(blobs: Task, trained: Trained) -> None:
+    model, optimizer = trained()
+    result = prune(
+        model,
+        blobs,
+        target=Fraction(remove=0.8),
+        granularity="weight",
+        scope="layer",
+        rounds=3,
+        retrain_steps=10,
+        optimizer=optimizer,
+    )
+    blobs.train_steps(model, optimizer, 5)
+    for name in ("0.weight", "2.weight", "4.weight"):
+        parameter = model.get_parameter(name)
+        keep = mask_of(parameter)
+        assert keep is not None
+        assert int((~keep).sum()) == math.floor(0.8 * parameter.numel())
+        assert not parameter[~keep].any()
+        assert not optimizer.state[parameter]["exp_avg"][~keep].any()
+    assert result.history["nonzero"].is_monotonic_decreasing
+    assert result.after.widths == result.before.widths
+
+
+def test_compensation_helps_right_after_the_cut(blobs: Task, trained: Trained) -> None:
+    losses = {}
+    for compensate in (None, True, False, [blobs.arrays("train")[0]], blobs.arrays("train")[0]):
+        model, _ = trained()
+        result = prune(model, blobs, target=Budget(flops=0.3), compensate=compensate)
+        losses[str(type(compensate)) + str(compensate is True)] = result.after.validation.loss
+    plain, refitted, *rest = losses.values()
+    assert refitted < plain
+    assert rest == pytest.approx([plain, refitted, refitted][-len(rest) :], rel=0.05)
+
+
+def test_retraining_that_makes_it_worse_is_rolled_back(blobs: Task, trained: Trained) -> None:
+    plain, _ = trained()
+    expected = prune(plain, blobs, target=Budget(flops=0.5))
+    model, _ = trained()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    result = prune(
+        model,
+        blobs,
+        target=Budget(flops=0.5),
+        retrain_steps=3,
+        retrain_lr=constant(30.0),
+        optimizer=optimizer,
+    )
+    assert result.history["trained_kept"].tolist()[1] is False
+    assert result.after.validation == expected.after.validation
+    assert all(map(torch.equal, model.state_dict().values(), plain.state_dict().values()))
+    assert optimizer.param_groups[0]["lr"] == 0.0
+
+
+def test_the_learning_rate_within_a_retraining_follows_its_schedule(
+    blobs: Task, trained: Trained
+) -> None:
+    model, optimizer = trained()
+    rates: list[float] = []
+    optimizer.register_step_post_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+    prune(
+        model,
+        blobs,
+        target=Budget(flops=0.5),
+        rounds=2,
+        retrain_steps=4,
+        retrain_lr=cosine(0.01, num_steps=4),
+        optimizer=optimizer,
+    )
+    assert rates == [cosine(0.01, num_steps=4)(step) for step in (0, 1, 2, 3)] * 2
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    assert "initial_lr" not in optimizer.param_groups[0]
+
+
+def test_a_graph_is_taken_with_what_its_caller_fixed(blobs: Task, trained: Trained) -> None:
+    model, _ = trained()
+    graph = trace(model, blobs.example_inputs(), fixed=["0"])
+    result = prune(graph, blobs, target=Fraction(remove=0.5))
+    assert result.graph is graph
+    assert model.get_parameter("0.weight").shape == (12, 4)
+    assert result.after.widths == {"2": 4}
+
+
+def test_undoing_all_receipts_gives_back_the_network(blobs: Task, trained: Trained) -> None:
+    model, _ = trained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = prune(model, blobs, target=Budget(flops=0.3), rounds=2)
+    for receipt in reversed(result.receipts):
+        receipt.undo()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_threshold_takes_less_where_nothing_is_below(blobs: Task, trained: Trained) -> None:
+    model, _ = trained()
+    result = prune(model, blobs, target=Threshold(1e-9))
+    assert result.history["num_removed"].tolist() == [0, 0]
+    assert result.receipts == ()
+
+
+def test_a_latency_budget_is_measured() -> None:
+    x, y = torch.randn(40, 512), torch.arange(40) % 2
+    task = Task.from_arrays(
+        model=lambda: nn.Sequential(nn.Linear(512, 4096), nn.ReLU(), nn.Linear(4096, 2)),
+        train=(x, y),
+        validation=(x, y),
+    )
+    result = prune(task.new_model(seed=0), task, target=Budget(latency_ms=0.6), compensate=None)
+    assert result.after.widths["0"] < 4096
+    assert "latency_ms" in result.history
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"target": Budget(flops=0.01)}, BudgetError, r"lowest reachable flops is \d+ .*'0' \(1\)"),
+    ({"target": Budget(flops=0.5), "granularity": "weight"}, BudgetError, "masked weights stay"),
+    ({"target": Fraction(remove=0.95), "scope": "global"}, BudgetError, "only 18 can go"),
+    ({"target": Budget(flops=1.5)}, EditError, "removes nothing"),
+    ({"target": Fraction(remove=0.01)}, EditError, "removes nothing"),
+    ({"criterion": "magnitud"}, UnknownNameError, "Did you mean 'magnitude'"),
+    ({"granularity": "units"}, UnknownNameError, "no granularity 'units'. Did you mean 'unit'"),
+    ({"scope": "locally"}, UnknownNameError, "Known: global, layer"),
+    ({"min_widths": {"9": 2}}, UnknownNameError, "no width group '9'"),
+    ({"min_widths": {"0": 13}}, EditError, "has 12 units, so it cannot keep at least 13"),
+    ({"rounds": 0}, ValueError, "rounds is 0"),
+    ({"retrain_steps": -1}, ValueError, "retrain_steps is -1"),
+    ({"rounds": 2, "schedule": constant(0.5)}, ValueError, "must rise to 1"),
+    ({"rounds": 2, "schedule": linear(2.0, num_steps=2, final=1.0)}, ValueError, "must rise to 1"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
+def test_what_cannot_be_done_is_refused_before_anything_changes(
+    blobs: Task, trained: Trained, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model, optimizer = trained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = {"target": Fraction(remove=0.5), "optimizer": optimizer, **options}
+    with pytest.raises(error, match=message):
+        prune(model, blobs, **options)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_loss_that_diverges_names_step_and_round_and_undoes_the_round(
+    blobs: Task, trained: Trained
+) -> None:
+    model, _ = trained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
+    with pytest.raises(DivergedError, match="at step 2 of 9") as error:
+        prune(model, blobs, target=Budget(flops=0.5), retrain_steps=9, optimizer=optimizer)
+    assert error.value.__notes__ == ["This was in round 1 of 1, which was undone."]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_nan_weights_are_refused(blobs: Task) -> None:
+    model = blobs.new_model(seed=0)
+    nn.init.constant_(model.get_parameter("2.bias"), torch.nan)
+    with pytest.raises(DivergedError, match="loss over 100 rows is nan"):
+        prune(model, blobs, target=Budget(flops=0.5))
+
+
+def test_the_least_important_weights_of_a_fixed_ranking_go(task: Task) -> None:
+    model = task.new_model()
+    scores = {
+        n: torch.arange(p.numel()).reshape(p.shape) + 1.0 for n, p in model.named_parameters()
+    }
+    prune(
+        model,
+        task,
+        target=Fraction(remove=0.5),
+        criterion=Fixed({}, scores),
+        granularity="weight",
+        scope="layer",
+    )
+    keep = mask_of(model.get_parameter("0.weight"))
+    assert keep is not None
+    assert keep.flatten().tolist() == [False] * 12 + [True] * 12
+
+
+@pytest.mark.parametrize("module", ["snapshot", "attempt", "prune", "grow"])
+def test_the_examples_in_docstrings_run(module: str) -> None:
+    results = doctest.testmod(importlib.import_module(f"dynopt_ray.training.{module}"))
+    assert results.attempted
+    assert not results.failed

@@ -1,0 +1,130 @@
+"""What comes back is what was removed, bit for bit; greedy finds the useful unit."""
+
+from typing import Any
+
+import pytest
+import torch
+from planted import USEFUL, Fixed, planted
+
+from dynopt_ray.structure import mask_of
+from dynopt_ray.tasks import Task
+from dynopt_ray.training import Budget, Fraction, Greedy, PruneResult, Random, Recovery, prune
+
+# Wrong about unit 5: it is useful, and ranked below everything.
+SCORES = torch.tensor([0.2, 0.9, 0.8, 0.3, 0.4, 0.1, 0.7, 0.5])
+CRITERION = Fixed({"0": SCORES}, {})
+
+
+def pruned(task: Task, recovery: Recovery | None, **options: Any) -> PruneResult:
+    model = task.new_model()
+    options = {
+        "target": Fraction(remove=0.5),
+        "compensate": None,
+        "criterion": CRITERION,
+        **options,
+    }
+    return prune(model, task, recovery=recovery, **options)
+
+
+def kept(result: PruneResult) -> list[int]:
+    """Which of the planted units are left, found by their weights."""
+    before = planted().get_parameter("0.weight")
+    after = result.graph.model.get_parameter("0.weight")
+    same = (before[:, None] == after[None]).all(2)
+    assert same.any(0).all(), "weights have changed"
+    return [int(unit) for unit in same.any(1).nonzero()[:, 0]]
+
+
+def test_without_recovery_the_wrong_unit_goes(task: Task) -> None:
+    assert kept(pruned(task, None)) == [1, 2, 6, 7]
+
+
+@pytest.mark.parametrize("compensate", [None, True])
+def test_greedy_gives_back_exactly_the_useful_unit(task: Task, compensate: bool | None) -> None:
+    result = pruned(task, Greedy(share=0.2), compensate=compensate)
+    assert result.history["num_returned"].tolist() == [0, 1]
+    assert result.history["num_removed"].tolist() == [0, 4]
+    assert kept(result) == list(USEFUL)
+    assert result.after.validation.loss < 1e-4
+
+
+def test_greedy_stops_when_nothing_lowers_the_loss(task: Task) -> None:
+    scores = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.3, 0.7, 0.6, 0.4])
+    result = pruned(
+        task, Greedy(share=0.4), criterion=Fixed({"0": scores}, {}), target=Fraction(remove=0.3)
+    )
+    # The useless units have weights of a thousandth, so even they lower the loss a little.
+    assert kept(result)[-1:] == [6]
+    assert set(USEFUL) <= set(kept(result))
+
+
+def test_random_gives_back_a_share_within_the_target(task: Task) -> None:
+    first, again, other = (
+        pruned(task, Random(share=0.3), target=Budget(params=0.5), seed=seed) for seed in (0, 0, 1)
+    )
+    for result in (first, again, other):
+        assert result.after.cost.params <= result.before.cost.params / 2
+        assert result.history["num_returned"].iloc[1] >= 1
+    assert kept(first) == kept(again)
+    assert {tuple(kept(pruned(task, Random(share=0.3), seed=s))) for s in range(6)} != {
+        tuple(kept(first))
+    }
+
+
+@pytest.mark.parametrize("recovery", [Greedy(share=0.25), Random(share=0.25)])
+def test_masked_weights_come_back_as_they_were(task: Task, recovery: Recovery) -> None:
+    model = task.new_model()
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    target = Fraction(remove=0.5)
+    result = prune(model, task, target=target, granularity="weight", recovery=recovery)
+    assert result.history["num_removed"].iloc[1] == 20
+    assert result.history["num_returned"].iloc[1] >= 1
+    for name, parameter in model.named_parameters():
+        keep = mask_of(parameter)
+        expected = start[name] if keep is None else start[name] * keep
+        assert torch.equal(parameter, expected)
+    masks = [keep for p in model.parameters() if (keep := mask_of(p)) is not None]
+    assert sum(int((~keep).sum()) for keep in masks) == 20
+
+
+def test_greedy_gives_back_the_weight_that_matters_most(task: Task) -> None:
+    model = task.new_model()
+    weights = {name: p.detach().abs() for name, p in model.named_parameters() if p.dim() > 1}
+    best = int(weights["2.weight"].flatten().argmax())
+    weights["2.weight"].flatten()[best] = 0.0
+    weights["2.weight"].view(-1)[best] = 0.0
+    criterion = Fixed({}, weights)
+    losses = []
+    for recovery in (None, Greedy(share=0.1, num_steps=1)):
+        model = task.new_model()
+        result = prune(
+            model,
+            task,
+            target=Fraction(remove=0.4),
+            granularity="weight",
+            criterion=criterion,
+            recovery=recovery,
+        )
+        losses.append(result.after.validation.loss)
+        masked = mask_of(model.get_parameter("2.weight"))
+        assert masked is not None
+        assert bool(masked.flatten()[best]) is (recovery is not None)
+    assert losses[1] < losses[0] / 2
+
+
+def test_the_optimizer_state_of_what_comes_back_is_its_own(task: Task) -> None:
+    model = task.new_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-9)
+    task.train_steps(model, optimizer, 3)
+    moments = optimizer.state[model.get_parameter("0.weight")]["exp_avg"].clone()
+    result = prune(
+        model,
+        task,
+        target=Fraction(remove=0.5),
+        criterion=CRITERION,
+        compensate=None,
+        recovery=Greedy(share=0.2),
+        optimizer=optimizer,
+    )
+    state = optimizer.state[result.graph.model.get_parameter("0.weight")]["exp_avg"]
+    assert torch.equal(state, moments[list(USEFUL)])
