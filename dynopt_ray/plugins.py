@@ -66,6 +66,7 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
     "lr_controllers": {},
     "costs": {},
     "reactions": {
+        "grow": "dynopt_ray.online.reactions:Widen",
         "raise_rate": "dynopt_ray.online.reactions:RaiseRate",
         "replay": "dynopt_ray.online.reactions:Replay",
     },

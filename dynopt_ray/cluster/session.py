@@ -87,6 +87,7 @@ def session(
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     before = ray_processes()
+    is_up = False
     try:
         if address is None:
             here = this_machine()
@@ -94,13 +95,15 @@ def session(
             _start(num_cpus or int(here.cpus), int(here.gpus), dashboard)
         else:
             _join(address)
+        is_up = True
         nodes = _nodes()
         check_nodes(need, nodes)
         yield Session(_address(), nodes, started=address is None)
     finally:
         started = ray_processes() - before
         ray.shutdown()
-        end(started, grace_s=10)
+        # What an interrupted start leaves behind, `ray.shutdown` does not know.
+        end(started, grace_s=10 if is_up else 0)
 
 
 def _running(address: str | None, need: Need) -> Session:

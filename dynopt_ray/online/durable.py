@@ -15,12 +15,13 @@ from dynopt_ray.errors import CheckpointError, DivergedError, LearnerError
 from dynopt_ray.online.journal import Entry, Journal
 from dynopt_ray.online.learner import LearnResult, OnlineLearner
 from dynopt_ray.online.predictor import Predictor
-from dynopt_ray.online.snapshot import read_snapshot, write_snapshot
+from dynopt_ray.storage import read_state, write_state
 
 Event = tuple[NDArray[Any], NDArray[Any]]
 """x and y of one call of `learn`, as arrays."""
 
 _CLOSED = "the learner was closed"
+_KIND = "durable learner"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class DurableLearner:
             CheckpointError: it could not be written; the one before and the journal are valid.
         """
         state = {"sequence": self.sequence, "learner": self.learner.state_dict()}
-        write_snapshot(self._directory / "snapshot.safetensors", state)
+        write_state(self._directory / "snapshot.safetensors", state, kind=_KIND)
         self._covered = self.sequence
         self._snapshot_error = None
         # A crash in between leaves entries that the snapshot covers; catching up skips them.
@@ -151,9 +152,7 @@ class DurableLearner:
         path = self._directory / "snapshot.safetensors"
         if not path.exists():
             return 0
-        state = read_snapshot(path)
-        if set(state) != {"sequence", "learner"}:
-            raise CheckpointError(f"{path} is not the snapshot of a durable learner")
+        state = read_state(path, kind=_KIND)
         self.learner.load_state_dict(state["learner"])
         sequence: int = state["sequence"]
         return sequence

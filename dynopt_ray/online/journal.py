@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynopt_ray.errors import CheckpointError, DataError, LearnerError
-from dynopt_ray.online.snapshot import sync_directory
+from dynopt_ray.storage import replace_file
 
 _MAGIC = b"DYNOPTJ1"
 _HEADER = struct.Struct("<8sQI")
@@ -152,14 +152,13 @@ class Journal:
         return FileIO(self._path, "r+")
 
     def _write_empty(self, base: int) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         head = struct.pack("<8sQ", _MAGIC, base)
-        with open(temporary, "wb") as file:
-            file.write(head + struct.pack("<I", zlib.crc32(head)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
-        sync_directory(self._path.parent)
+        head += struct.pack("<I", zlib.crc32(head))
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(head)
+
+        replace_file(self._path, write)
 
     def _open(self) -> None:
         """Read the header, verify every record, and cut off a torn last one."""

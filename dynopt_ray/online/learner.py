@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.errors import DivergedError
+from dynopt_ray.errors import DivergedError, LearnerError
 from dynopt_ray.online.admission import Admission
 from dynopt_ray.online.detectors import Detector, build_detector
 from dynopt_ray.online.events import Quarantine, Rejected, as_batch, as_tensor
@@ -16,10 +16,11 @@ from dynopt_ray.online.isolation import evaluation_mode, mix_seed, own_randomnes
 from dynopt_ray.online.losses import Loss, build_loss
 from dynopt_ray.online.memory import Memory
 from dynopt_ray.online.predictor import Predictor
-from dynopt_ray.online.rates import Rates
+from dynopt_ray.online.rates import RateController, Rates
 from dynopt_ray.online.reactions import Reaction, build_reactions
-from dynopt_ray.online.state import Structure, learner_state, load_learner_state
+from dynopt_ray.online.state import learner_state, load_learner_state
 from dynopt_ray.schedules import Schedule
+from dynopt_ray.structure import Edit, Graph, Receipt
 
 # A diverged network overflows at every event; ten extreme events in a row are no accident.
 _MAX_OVERFLOWS = 10
@@ -63,12 +64,13 @@ class OnlineLearner:
         model: the network; it takes mini-batches, events first.
         optimizer: any torch optimizer over the network's parameters.
         loss: "cross_entropy", or (output, target) -> mean loss.
-        lr: update number -> learning rate; None leaves the rates to the optimizer.
+        lr: update number -> learning rate, or a controller (or its name), which follows the
+            losses; None leaves the rates to the optimizer.
         detector: a drift detector's name or the object; it watches 0/1 errors for classes and
             losses for other targets. None watches nothing.
         guard: judges every update by the loss on the latest events; None accepts all.
         reactions: what to do on drift: names, objects, or several of them.
-        structure: the traced network, for reactions that resize it.
+        structure: the traced network, where a reaction is to resize it.
         seed: of the learner's own randomness (dropout, replay order).
 
     Raises:
@@ -89,11 +91,11 @@ class OnlineLearner:
         optimizer: torch.optim.Optimizer,
         *,
         loss: str | Loss = "cross_entropy",
-        lr: Schedule | None = None,
+        lr: Schedule | RateController | str | None = None,
         detector: str | Detector | None = None,
         guard: Guard | None = None,
         reactions: str | Reaction | Sequence[str | Reaction] = (),
-        structure: Structure | None = None,
+        structure: Graph | None = None,
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -103,6 +105,8 @@ class OnlineLearner:
         self.detector = build_detector(detector)
         self.guard = guard
         self.reactions = build_reactions(reactions)
+        for reaction in self.reactions:
+            reaction.prepare(self)
         wanted = [reaction.memory for reaction in self.reactions]
         self.memory = Memory(max([guard.window if guard else 0, *wanted]))
         self.quarantine = Quarantine()
@@ -166,6 +170,7 @@ class OnlineLearner:
         if rows:
             self.event_shape = tested.x.shape[1:]
             self.memory.add(tested.x, tested.y)
+            self.rates.observe(tested.loss)
             drift = self._react(tested.errors)
         return LearnResult(
             event=self.events,
@@ -188,10 +193,27 @@ class OnlineLearner:
             self.optimizer.step()
         self.updates += 1
 
+    def resize(self, plan: Sequence[Edit]) -> Receipt:
+        """Carry out a plan of edits on the network and its optimizer.
+
+        New weights are drawn from the learner's own randomness, and the widths go into its
+        state, so that a restored learner resizes alike.
+
+        Raises:
+            LearnerError: the learner was built without `structure`.
+            EditError: the plan cannot be carried out; nothing was changed.
+        """
+        if self.structure is None:
+            raise LearnerError(
+                "this learner does not know the structure of its network; build it with "
+                "structure=trace(model, example_inputs)"
+            )
+        with own_randomness(self._device, mix_seed(self._seed, self._next_draw())):
+            return self.structure.apply(plan, optimizer=self.optimizer)
+
     def generator(self) -> torch.Generator:
         """A seeded generator on the CPU, a new one at each call, the same after a restore."""
-        self._draws += 1
-        return torch.Generator().manual_seed(mix_seed(self._seed, 2 * self._draws + 1))
+        return torch.Generator().manual_seed(mix_seed(self._seed, self._next_draw()))
 
     def freeze(self) -> Predictor:
         """The network as it is now, as an immutable copy that only predicts."""
@@ -234,6 +256,11 @@ class OnlineLearner:
         self._overflows = counters["overflows"]
         shape = counters["event_shape"]
         self.event_shape = None if shape is None else torch.Size(shape)
+
+    def _next_draw(self) -> int:
+        """An odd number, a new one at each call; updates draw by even ones."""
+        self._draws += 1
+        return 2 * self._draws + 1
 
     def _outputs(self, x: Tensor) -> Tensor:
         with torch.no_grad(), evaluation_mode(self.model), own_randomness(self._device):

@@ -1,33 +1,40 @@
 """The learner's state: everything its future depends on, and how it is put back."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import CheckpointError
+from dynopt_ray.structure import Edit, Grow, Mask, Shrink
+from dynopt_ray.structure.forward import named_tensors
+from dynopt_ray.structure.masks import masked_parameters
 
 if TYPE_CHECKING:
     from dynopt_ray.online.learner import OnlineLearner
 
-
-class Structure(Protocol):
-    """What the learner needs of a traced network: `dynopt_ray.structure.trace` gives one."""
-
-    @property
-    def groups(self) -> Sequence[Any]:
-        """The width groups, each with a `name` and a `width`."""
-
-    def apply(self, plan: Sequence[Any], *, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Carry out a plan of edits on the network and its optimizer."""
+_PARTS = {
+    "counters",
+    "model",
+    "widths",
+    "masks",
+    "optimizer",
+    "rates",
+    "memory",
+    "quarantine",
+    "detector",
+    "reactions",
+}
 
 
 def learner_state(learner: "OnlineLearner") -> dict[str, Any]:
     """The state of a learner's parts, as copies: dicts, lists, numbers, strings, tensors."""
     return {
-        "model": {name: t.detach().clone() for name, t in _tensors(learner.model).items()},
+        "model": {name: t.detach().clone() for name, t in named_tensors(learner.model).items()},
+        "widths": None if learner.structure is None else learner.structure.widths,
+        "masks": masked_parameters(learner.model),
         "optimizer": optimizer_state(learner.optimizer),
         "rates": learner.rates.state_dict(),
         "memory": learner.memory.state_dict(),
@@ -41,18 +48,25 @@ def learner_state(learner: "OnlineLearner") -> dict[str, Any]:
 
 
 def load_learner_state(learner: "OnlineLearner", state: Mapping[str, Any]) -> None:
-    """Put a state of `learner_state` back; all of it is checked before anything changes.
+    """Put a state of `learner_state` back; all of it is checked before anything stays changed.
 
     Raises:
         CheckpointError: it is of another kind of learner.
     """
     _check_parts(learner, state)
-    _check_tensors(learner.model, state["model"])
-    _check_optimizer(learner.optimizer, state["optimizer"])
-    if learner.detector is not None:
-        learner.detector.load_state_dict(state["detector"])
+    plan = _plan_to(learner, state["widths"], state["masks"])
+    receipt = learner.resize(plan) if plan else None
+    try:
+        _check_tensors(learner.model, state["model"])
+        _check_optimizer(learner.optimizer, state["optimizer"])
+        if learner.detector is not None:
+            learner.detector.load_state_dict(state["detector"])
+    except CheckpointError:
+        if receipt is not None:
+            receipt.undo()
+        raise
     with torch.no_grad():
-        for name, tensor in _tensors(learner.model).items():
+        for name, tensor in named_tensors(learner.model).items():
             tensor.copy_(state["model"][name])
     load_optimizer_state(learner.optimizer, state["optimizer"])
     learner.rates.load_state_dict(state["rates"])
@@ -61,6 +75,31 @@ def load_learner_state(learner: "OnlineLearner", state: Mapping[str, Any]) -> No
     learner.quarantine.load_state_dict(state["quarantine"])
     for reaction, saved in zip(learner.reactions, state["reactions"], strict=True):
         reaction.load_state_dict(saved["state"])
+
+
+def _plan_to(
+    learner: "OnlineLearner", widths: Mapping[str, int] | None, masks: Mapping[str, Tensor]
+) -> list[Edit]:
+    """The edits that take a network as it was built to the widths and masks of a state."""
+    plan: list[Edit] = []
+    for group in learner.structure.groups if learner.structure is not None else ():
+        wanted = (widths or {}).get(group.name, group.width)
+        if wanted > group.width:
+            plan.append(Grow(group.name, units=wanted - group.width, exact=False))
+        elif wanted < group.width:
+            plan.append(Shrink(group.name, keep=range(wanted)))
+    present = masked_parameters(learner.model)
+    plan += [
+        Mask(name, keep=keep)
+        for name, keep in masks.items()
+        if name not in present or not torch.equal(present[name].cpu(), keep)
+    ]
+    if plan and learner.structure is None:
+        raise CheckpointError(
+            "the state is of a network with masked weights; build the learner with "
+            "structure=trace(model, example_inputs), so that they can be masked here"
+        )
+    return plan
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -99,16 +138,19 @@ def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those included that `Module.state_dict` leaves out."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
 def _check_parts(learner: "OnlineLearner", state: Mapping[str, Any]) -> None:
-    wanted = {"counters", *learner_state_parts()}
-    if set(state) != wanted:
+    if set(state) != _PARTS:
         raise CheckpointError(
-            f"not the state of a learner: it has {sorted(state)}, a learner has {sorted(wanted)}"
+            f"not the state of a learner: it has {sorted(state)}, a learner has {sorted(_PARTS)}"
+        )
+    if (learner.structure is None) != (state["widths"] is None):
+        raise CheckpointError(
+            "only one of learner and state knows the network's structure; build the learner as "
+            "it was saved, with or without structure="
+        )
+    if (learner.rates.controller is None) != (state["rates"]["controller"] is None):
+        raise CheckpointError(
+            "only one of learner and state has an LR controller; build the learner as it was saved"
         )
     if (learner.detector is None) != (state["detector"] is None):
         has, lacks = ("the learner", "the state")
@@ -126,13 +168,8 @@ def _check_parts(learner: "OnlineLearner", state: Mapping[str, Any]) -> None:
         )
 
 
-def learner_state_parts() -> tuple[str, ...]:
-    """The names of the parts of `learner_state`."""
-    return ("model", "optimizer", "rates", "memory", "quarantine", "detector", "reactions")
-
-
 def _check_tensors(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    tensors = _tensors(model)
+    tensors = named_tensors(model)
     for name in tensors.keys() ^ saved.keys():
         owner = "the network" if name in tensors else "the state"
         raise CheckpointError(f"only {owner} has {name!r}: the state is of another network")

@@ -14,7 +14,7 @@ from dynopt_ray.cluster import RemoteLearner, session
 from dynopt_ray.cluster.learner import LearnerActor
 from dynopt_ray.errors import ClusterError, DataError, LearnerError
 from dynopt_ray.online import DurableLearner, Guard, OnlineLearner
-from dynopt_ray.online.snapshot import read_snapshot, write_snapshot
+from dynopt_ray.storage import read_state, write_state
 
 SETTINGS: dict[str, Any] = {"num_cpus": 0, "snapshot_every": 150}
 
@@ -42,12 +42,16 @@ def undisturbed(stream: list[tuple[np.ndarray, int]], directory: Path) -> bytes:
     learner = build()
     for x, y in stream:
         learner.learn(x, y)
-    write_snapshot(directory / "undisturbed", learner.state_dict())
+    write_state(directory / "undisturbed", learner.state_dict(), kind="learner")
     return (directory / "undisturbed").read_bytes()
 
 
 def state_of(directory: Path, tmp_path: Path) -> bytes:
-    write_snapshot(tmp_path / "state", read_snapshot(directory / "snapshot.safetensors")["learner"])
+    write_state(
+        tmp_path / "state",
+        read_state(directory / "snapshot.safetensors", kind="durable learner")["learner"],
+        kind="learner",
+    )
     return (tmp_path / "state").read_bytes()
 
 

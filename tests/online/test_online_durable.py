@@ -14,7 +14,7 @@ from torch import nn
 from dynopt_ray.errors import CheckpointError, DivergedError, LearnerError
 from dynopt_ray.online import DurableLearner, Guard, OnlineLearner
 from dynopt_ray.online.durable import Event
-from dynopt_ray.online.snapshot import write_snapshot
+from dynopt_ray.storage import write_state
 
 
 def build() -> OnlineLearner:
@@ -51,7 +51,7 @@ def opened(
 
 
 def state_bytes(of: DurableLearner, tmp_path: Path) -> bytes:
-    write_snapshot(tmp_path / "compared", of.learner.state_dict())
+    write_state(tmp_path / "compared", of.learner.state_dict(), kind="learner")
     return (tmp_path / "compared").read_bytes()
 
 
@@ -59,7 +59,7 @@ def undisturbed(stream: Sequence[Event], tmp_path: Path) -> bytes:
     learner = build()
     for x, y in stream:
         learner.learn(x, y)
-    write_snapshot(tmp_path / "compared", learner.state_dict())
+    write_state(tmp_path / "compared", learner.state_dict(), kind="learner")
     return (tmp_path / "compared").read_bytes()
 
 

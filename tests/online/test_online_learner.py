@@ -150,6 +150,38 @@ def test_a_schedule_sets_the_rate_of_each_update() -> None:
     assert rates == [schedule(update) for update in range(4)]
 
 
+class Halving:
+    """A controller that halves the rate for each event with a loss above 1."""
+
+    def __init__(self) -> None:
+        self.rate = 0.5
+
+    def __call__(self, _update: int) -> float:
+        return self.rate
+
+    def observe(self, loss: float) -> None:
+        self.rate *= 0.5 if loss > 1 else 1.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"rate": self.rate}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.rate = state["rate"]
+
+
+def test_a_controller_sees_the_losses_and_is_restored() -> None:
+    subject = learner(lr=Halving())
+    results = [subject.learn(x, y) for x, y in events(30)]
+    above = np.cumsum([result.loss > 1 for result in results])
+    assert 0 < above[-1] < 30
+    assert [result.lr for result in results[1:]] == [0.5 * 0.5**n for n in above[:-1]]
+    restored = learner(lr=Halving())
+    restored.load_state_dict(subject.state_dict())
+    assert restored.learn(*events(1)[0]).lr == 0.5 * 0.5 ** above[-1]
+    with pytest.raises(CheckpointError, match="has an LR controller"):
+        learner().load_state_dict(subject.state_dict())
+
+
 def test_without_a_schedule_the_rate_stays_the_users() -> None:
     subject = learner()
     subject.optimizer.param_groups[0]["lr"] = 0.02

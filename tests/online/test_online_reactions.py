@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from dynopt_ray import plugins
-from dynopt_ray.online import OnlineLearner, RaiseRate, Reaction, Replay, save
+from dynopt_ray.errors import LearnerError
+from dynopt_ray.online import OnlineLearner, RaiseRate, Reaction, Replay, Widen, load, save
 from dynopt_ray.online.reactions import build_reactions
 from dynopt_ray.schedules import constant
+from dynopt_ray.structure import Mask, Shrink, trace
 
 NAMES = [p.name for p in plugins.plugins("reactions") if p.source == "built in"]
 
@@ -35,11 +37,12 @@ def learner(
     *reactions: str | Reaction, at: tuple[int, ...] = (), lr: bool = False
 ) -> OnlineLearner:
     torch.manual_seed(0)
-    model = nn.Linear(4, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     return OnlineLearner(
         model,
         optimizer,
+        structure=trace(model, torch.zeros(2, 4)),
         detector=At(*at),
         reactions=reactions,
         lr=constant(0.1) if lr else None,
@@ -88,24 +91,88 @@ def test_replay_trains_on_the_latest_events_only() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_reaction_keeps_what_was_learned_and_restores(name: str, tmp_path: Path) -> None:
-    subject = learner(name, at=(20, 45))
+    subject, plain = learner(name, at=(20, 45)), learner(at=(20, 45))
     learn(subject, 20)
-    before = [p.detach().clone() for p in learner().model.parameters()]
-    # Learning went on from the weights there were: a reset would be near the first ones.
-    after = [p.detach() for p in subject.model.parameters()]
-    assert any(not torch.allclose(a, b) for a, b in zip(after, before, strict=True))
+    learn(plain, 20)
+    # A reset would forget the latest events; no reaction does.
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
+    losses = [
+        float(nn.functional.cross_entropy(of.predict(x), x[:, :3].argmax(1)))
+        for of in (subject, plain)
+    ]
+    assert losses[0] < losses[1] + 1e-5
+    save(tmp_path / "saved", subject)
     restored = learner(name, at=(20, 45))
-    restored.load_state_dict(subject.state_dict())
+    torch.rand(3)
+    load(tmp_path / "saved", restored)
     for of in (subject, restored):
         learn(of, 60)
         save(tmp_path / f"{of is subject}", of)
     assert (tmp_path / "True").read_bytes() == (tmp_path / "False").read_bytes()
 
 
+def test_growing_changes_no_output_and_the_optimizer_comes_along() -> None:
+    subject, plain = learner("grow", at=(10,)), learner(at=(10,))
+    learn(subject, 10)
+    learn(plain, 10)
+    x = torch.randn(20, 4)
+    torch.testing.assert_close(subject.predict(x), plain.predict(x))
+    parameters = dict(subject.model.named_parameters())
+    assert parameters["0.weight"].shape == (10, 4)
+    for parameter in parameters.values():
+        moments = subject.optimizer.state[parameter]["momentum_buffer"]
+        assert moments.shape == parameter.shape
+    before = parameters["2.weight"][:, 8:].clone()
+    learn(subject, 5)
+    assert not torch.equal(parameters["2.weight"][:, 8:], before)
+
+
+def test_growth_has_a_limit() -> None:
+    subject = learner(Widen(fraction=0.5, most=2.0), at=tuple(range(1, 10)))
+    learn(subject, 20)
+    assert subject.structure is not None
+    assert subject.structure.widths == {"0": 16}
+
+
+def test_growth_does_not_depend_on_the_process_around_it(tmp_path: Path) -> None:
+    for disturbance in (0, 7):
+        subject = learner("grow", at=(3, 6))
+        torch.rand(disturbance)
+        learn(subject, 20)
+        save(tmp_path / str(disturbance), subject)
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "7").read_bytes()
+
+
+def test_masked_and_shrunk_networks_restore_into_the_original(tmp_path: Path) -> None:
+    subject = learner()
+    keep = torch.rand(6, 4, generator=torch.Generator().manual_seed(2)) > 0.5
+    subject.resize([Shrink("0", remove=[1, 5]), Mask("0.weight", keep=keep)])
+    learn(subject, 10)
+    save(tmp_path / "saved", subject)
+    restored = learner()
+    load(tmp_path / "saved", restored)
+    for of in (subject, restored):
+        learn(of, 20)
+        save(tmp_path / f"{of is subject}", of)
+    assert (tmp_path / "True").read_bytes() == (tmp_path / "False").read_bytes()
+    assert not restored.model.get_parameter("0.weight")[~keep].any()
+
+
+def test_growing_needs_the_structure() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(LearnerError, match=r"'grow' needs.*structure=trace"):
+        OnlineLearner(model, optimizer, reactions="grow")
+    with pytest.raises(LearnerError, match=r"build it with structure=trace"):
+        OnlineLearner(model, optimizer).resize([])
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         lambda: RaiseRate(factor=1),
+        lambda: Widen(fraction=0),
+        lambda: Widen(most=1),
         lambda: RaiseRate(half_life=0),
         lambda: Replay(window=0),
         lambda: Replay(passes=0),

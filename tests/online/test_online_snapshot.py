@@ -14,7 +14,7 @@ from torch import nn
 
 from dynopt_ray.errors import CheckpointError
 from dynopt_ray.online import OnlineLearner, load, save
-from dynopt_ray.online.snapshot import read_snapshot, write_snapshot
+from dynopt_ray.storage import read_state, write_state
 
 STATE: dict[str, Any] = {
     "numbers": [1, 2.5, float("inf"), True, None, "text"],
@@ -41,8 +41,8 @@ def learner() -> OnlineLearner:
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    write_snapshot(tmp_path / "s", STATE)
-    read = read_snapshot(tmp_path / "s")
+    write_state(tmp_path / "s", STATE, kind="learner")
+    read = read_state(tmp_path / "s", kind="learner")
     torch.testing.assert_close(read["nested"], STATE["nested"], rtol=0, atol=0)
     assert torch.equal(read["bfloat16"], STATE["bfloat16"])
     assert read["numbers"] == STATE["numbers"]
@@ -51,8 +51,8 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 
 def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
-    write_snapshot(tmp_path / "a", STATE)
-    write_snapshot(tmp_path / "b", read_snapshot(tmp_path / "a"))
+    write_state(tmp_path / "a", STATE, kind="learner")
+    write_state(tmp_path / "b", read_state(tmp_path / "a", kind="learner"), kind="learner")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -61,8 +61,8 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     data = (tmp_path / "s").read_bytes()
     for length in [*range(0, len(data), 37), len(data) - 1]:
         (tmp_path / "s").write_bytes(data[:length])
-        with pytest.raises(CheckpointError, match="truncated or not a snapshot"):
-            read_snapshot(tmp_path / "s")
+        with pytest.raises(CheckpointError, match="truncated, or not the file"):
+            read_state(tmp_path / "s", kind="learner")
 
 
 def test_a_tampered_file_is_refused_wherever_it_is_changed(tmp_path: Path) -> None:
@@ -78,18 +78,21 @@ def test_a_tampered_file_is_refused_wherever_it_is_changed(tmp_path: Path) -> No
 
 
 def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
+    write_state(tmp_path / "network", {}, kind="network")
+    with pytest.raises(CheckpointError, match="holds a network; a learner is wanted"):
+        read_state(tmp_path / "network", kind="learner")
     with pytest.raises(CheckpointError, match="cannot read"):
-        read_snapshot(tmp_path / "missing")
+        read_state(tmp_path / "missing", kind="learner")
     (tmp_path / "pickle").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(CheckpointError, match="truncated or not a snapshot"):
-        read_snapshot(tmp_path / "pickle")
+    with pytest.raises(CheckpointError, match="truncated, or not the file"):
+        read_state(tmp_path / "pickle", kind="learner")
     safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "foreign")
-    with pytest.raises(CheckpointError, match="not a snapshot of a learner"):
-        read_snapshot(tmp_path / "foreign")
-    head = json.dumps({"format": "dynopt_ray.online 9", "state": "{}", "sha256": ""})
+    with pytest.raises(CheckpointError, match="not one that dynopt_ray wrote"):
+        read_state(tmp_path / "foreign", kind="learner")
+    head = json.dumps({"kind": "learner", "version": 9, "state": "{}", "sha256": ""})
     safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "newer", {"dynopt_ray": head})
-    with pytest.raises(CheckpointError, match=r"format 'dynopt_ray.online 9'"):
-        read_snapshot(tmp_path / "newer")
+    with pytest.raises(CheckpointError, match=r"version 9; this release reads version 1"):
+        read_state(tmp_path / "newer", kind="learner")
 
 
 @pytest.mark.parametrize("value", [object(), {1: 2}, {"$tensor": "x"}, torch.nn.Linear(1, 1), {1}])
@@ -97,22 +100,22 @@ def test_what_would_need_pickle_is_refused_before_anything_is_written(
     value: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=r"state.part.0"):
-        write_snapshot(tmp_path / "s", {"part": [value]})
+        write_state(tmp_path / "s", {"part": [value]}, kind="learner")
     assert not os.listdir(tmp_path)
 
 
 def test_a_full_disk_keeps_the_previous_snapshot(tmp_path: Path) -> None:
-    write_snapshot(tmp_path / "s", {"weight": torch.ones(3)})
+    write_state(tmp_path / "s", {"weight": torch.ones(3)}, kind="learner")
     before = (tmp_path / "s").read_bytes()
     with (
         no_room_beyond(10_000),
-        pytest.raises(CheckpointError, match=r"File too large.*previous snapshot is still valid"),
+        pytest.raises(CheckpointError, match=r"File too large.*previous file is still valid"),
     ):
-        write_snapshot(tmp_path / "s", {"weight": torch.ones(9_000)})
+        write_state(tmp_path / "s", {"weight": torch.ones(9_000)}, kind="learner")
     assert (tmp_path / "s").read_bytes() == before
     assert os.listdir(tmp_path) == ["s"]
 
 
 def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"No such file or directory; there is none yet"):
-        write_snapshot(tmp_path / "missing" / "s", {})
+    with pytest.raises(CheckpointError, match=r"No such file or directory.*; there is none yet"):
+        write_state(tmp_path / "missing" / "s", {}, kind="learner")
