@@ -1,1 +1,32 @@
-"""Placeholder: population."""
+"""Stacked training: many MLPs of different widths as one set of tensors.
+
+Example:
+    >>> import torch
+    >>> from dynopt_ray.population import Population, batch_rows, evaluate, train_steps
+    >>> from dynopt_ray.tasks import load_task
+    >>> task = load_task("digits-mlp")
+    >>> population = Population(task.new_model(seed=0), num_members=4)
+    >>> x, y = task.arrays("train")
+    >>> rows = batch_rows(len(y), 32, 60, [torch.Generator().manual_seed(i) for i in range(4)])
+    >>> losses = train_steps(population, x, y, rows, learning_rate=0.05, momentum=0.9)
+    >>> bool((evaluate(population, *task.arrays("validation")).accuracy > 0.8).all())
+    True
+"""
+
+from dynopt_ray.population.edit import grow, shrink
+from dynopt_ray.population.evaluate import PopulationMetrics, evaluate
+from dynopt_ray.population.layout import MlpLayout, mlp_layout
+from dynopt_ray.population.stack import Population
+from dynopt_ray.population.train import batch_rows, train_steps
+
+__all__ = [
+    "MlpLayout",
+    "Population",
+    "PopulationMetrics",
+    "batch_rows",
+    "evaluate",
+    "grow",
+    "mlp_layout",
+    "shrink",
+    "train_steps",
+]

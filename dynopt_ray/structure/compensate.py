@@ -34,7 +34,7 @@ _FEWEST_ROWS = 2048
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Sums over rows x, for each group of a convolution.
 
     They are taken about a point near the mean: differences of large sums would lose the
@@ -68,7 +68,7 @@ class _Moments:
         return self.product / self.count + outer + outer.transpose(1, 2) + square
 
     @classmethod
-    def start(cls, rows_GRI: Tensor) -> "_Moments":
+    def start(cls, rows_GRI: Tensor) -> "Moments":
         """No rows yet; the origin is the mean of these."""
         groups, _, inputs = rows_GRI.shape
         zeros = torch.zeros(groups, inputs, inputs, dtype=torch.float64, device=rows_GRI.device)
@@ -125,7 +125,7 @@ def _removed_inputs(
 
 def _collect(
     model: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Inputs] | Tensor
-) -> dict[str, _Moments]:
+) -> dict[str, Moments]:
     statistics = _Statistics(weights)
     with undisturbed(model, training=False):
         for batch in [batches] if isinstance(batches, Tensor) else batches:
@@ -146,7 +146,7 @@ class _Statistics(TorchFunctionMode):
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._names = {id(weight): name for name, weight in weights.items()}
-        self.moments: dict[str, _Moments] = {}
+        self.moments: dict[str, Moments] = {}
 
     def __torch_function__(
         self,
@@ -167,7 +167,7 @@ class _Statistics(TorchFunctionMode):
 
     def _add(self, name: str, rows_GRI: Tensor) -> None:
         if name not in self.moments:
-            self.moments[name] = _Moments.start(rows_GRI)
+            self.moments[name] = Moments.start(rows_GRI)
         self.moments[name].add(rows_GRI)
 
 
@@ -211,7 +211,7 @@ def _refit(
     tensors: Mapping[str, Tensor],
     uses: Sequence[Consumer],
     gone: Tensor,
-    moments: _Moments,
+    moments: Moments,
 ) -> dict[str, Tensor]:
     """Refit one weight, in float64; what cannot be expressed by the rest goes to its bias."""
     weight, groups = tensors[name], uses[0].groups
@@ -226,14 +226,11 @@ def _refit(
     mean_GI = moments.origin + moments.total / moments.count
     if not sink:
         mean_GI = torch.zeros_like(mean_GI)
-    covariance_GII = moments.second(mean_GI)
-    map_GKR = _ridge_solve(
-        covariance_GII[:, kept[:, None], kept], covariance_GII[:, kept[:, None], removed]
+    order = torch.cat([kept, removed])
+    covariance_GII = moments.second(mean_GI)[:, order[:, None], order]
+    weight_GOI[:, :, kept], shift_GO = refit(
+        weight_GOI[:, :, order], mean_GI[:, order], covariance_GII, num_kept=len(kept)
     )
-    added_GOK = weight_GOI[:, :, removed] @ map_GKR.transpose(1, 2)
-    shift_GO = (weight_GOI[:, :, removed] @ mean_GI[:, removed, None])[..., 0]
-    shift_GO = shift_GO - (added_GOK @ mean_GI[:, kept, None])[..., 0]
-    weight_GOI[:, :, kept] += added_GOK
     result = {name: weight_GOI.reshape(weight.shape).to(weight.dtype)}
     if sink:
         sign = 1 if sink == uses[0].bias else -1
@@ -242,16 +239,49 @@ def _refit(
     return result
 
 
-def _ridge_solve(matrix_GKK: Tensor, right_GKR: Tensor) -> Tensor:
+def refit(
+    weight_GOI: Tensor,
+    mean_GI: Tensor,
+    covariance_GII: Tensor,
+    *,
+    num_kept: int,
+    count_G: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The formula itself, for G independent consumers whose kept inputs come first.
+
+    Consumers with fewer inputs than others are padded with inputs whose weights, means and
+    covariances are zero, among the kept as among the removed ones.
+
+    Args:
+        weight_GOI: weights, float64.
+        mean_GI: mean of each input; zero where the consumer has no bias.
+        covariance_GII: second moments about that mean.
+        num_kept: how many inputs stay, padding included.
+        count_G: how many of these are no padding; None where there is none.
+
+    Returns:
+        The weights of the kept inputs (G, O, num_kept), and what the bias gains (G, O).
+    """
+    kept, removed = slice(num_kept), slice(num_kept, None)
+    map_GKR = _ridge_solve(covariance_GII[:, kept, kept], covariance_GII[:, kept, removed], count_G)
+    added_GOK = weight_GOI[:, :, removed] @ map_GKR.transpose(1, 2)
+    shift_GO = (weight_GOI[:, :, removed] @ mean_GI[:, removed, None])[..., 0]
+    shift_GO = shift_GO - (added_GOK @ mean_GI[:, kept, None])[..., 0]
+    return weight_GOI[:, :, kept] + added_GOK, shift_GO
+
+
+def _ridge_solve(matrix_GKK: Tensor, right_GKR: Tensor, count_G: Tensor | None) -> Tensor:
     """Solve with a ridge in proportion to the mean variance; more where rounding demands it."""
-    scale = matrix_GKK.diagonal(dim1=1, dim2=2).mean(1)[:, None]
-    ridge = _RIDGE
+    size = matrix_GKK.shape[1]
+    trace_G = matrix_GKK.diagonal(dim1=1, dim2=2).sum(1)
+    scale_G = trace_G / (size if count_G is None else count_G)
+    ridge_G = torch.full_like(scale_G, _RIDGE)
     while True:
-        shift = (ridge * scale + 1e-12).expand(-1, matrix_GKK.shape[1])
+        shift = (ridge_G * scale_G + 1e-12)[:, None].expand(-1, size)
         factor, failed = torch.linalg.cholesky_ex(matrix_GKK + torch.diag_embed(shift))
         if not failed.any():
             return torch.cholesky_solve(right_GKR, factor)
-        ridge *= 10
+        ridge_G = torch.where(failed > 0, ridge_G * 10, ridge_G)
 
 
 def _bias_sink(uses: Sequence[Consumer]) -> str | None:

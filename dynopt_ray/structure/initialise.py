@@ -48,7 +48,10 @@ def fresh_tensors(
     }
     devices = sorted({t.device.index for t in filled.values() if t.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
+        # Not `torch.manual_seed`: it formats a stack trace per absent backend, 0.4 ms a call.
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
         # A module with children may reset them too, and they are not ours to touch.
         if not module._modules and callable(reset := _reset_method(shell)):
             reset()

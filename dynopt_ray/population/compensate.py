@@ -1,0 +1,95 @@
+"""Refitting what reads removed units, for many members at once; see `structure.compensate`.
+
+Shapes: M members that shrink, U units of the layer, K kept first and padded, O outputs of the
+consumer.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.population.stack import Population
+from dynopt_ray.structure.compensate import Moments, refit
+
+
+def refit_consumers(
+    population: Population, layer: int, keep: Mapping[int, Tensor], x_NI: Tensor
+) -> None:
+    """Refit the next layer of each member so that it needs the kept units of `layer` only.
+
+    Args:
+        population: the weights and biases of layer `layer + 1` change; no width does yet.
+        layer: the hidden layer that will lose units.
+        keep: member -> bool tensor, one entry per unit of the member.
+        x_NI: inputs to refit on.
+    """
+    members = list(keep)
+    moments = Moments.start(activations := _activations(population, members, layer, x_NI))
+    moments.add(activations)
+    widest = activations.shape[2]
+    num_kept = max(int(kept.sum()) for kept in keep.values())
+    num_removed = max(len(kept) - int(kept.sum()) for kept in keep.values())
+    order_MU = torch.full((len(members), num_kept + num_removed), widest, dtype=torch.int64)
+    for row, kept in zip(order_MU, keep.values(), strict=True):
+        stays, goes = kept.cpu().nonzero()[:, 0], (~kept.cpu()).nonzero()[:, 0]
+        row[: len(stays)] = stays
+        row[num_kept : num_kept + len(goes)] = goes
+    order_MU = order_MU.to(population.device)
+    mean_MU = moments.origin + moments.total / moments.count
+    covariance_MUU = _take(_take(moments.second(mean_MU), order_MU, 1), order_MU, 2)
+    weight_MOU = population.weights[layer + 1][members].double()
+    counts = torch.tensor([int(kept.sum()) for kept in keep.values()], device=population.device)
+    weight_MOK, shift_MO = refit(
+        _take(weight_MOU, order_MU, 2),
+        _take(mean_MU, order_MU, 1),
+        covariance_MUU,
+        num_kept=num_kept,
+        count_G=counts,
+    )
+    _put(population, layer + 1, members, order_MU[:, :num_kept], weight_MOK, shift_MO)
+
+
+def _activations(population: Population, members: list[int], layer: int, x_NI: Tensor) -> Tensor:
+    values = x_NI.expand(len(members), -1, -1)
+    with torch.no_grad():
+        for index in range(layer + 1):
+            weight, bias = population.weights[index][members], population.biases[index][members]
+            values = torch.baddbmm(bias[:, None], values, weight.transpose(1, 2)).relu_()
+    return values
+
+
+def _put(
+    population: Population,
+    layer: int,
+    members: list[int],
+    order_MK: Tensor,
+    weight_MOK: Tensor,
+    shift_MO: Tensor,
+) -> None:
+    old = population.weights[layer][members]
+    index_MOK = order_MK[:, None].expand(-1, old.shape[1], -1)
+    # One column more takes up what is written at padding.
+    wide = torch.nn.functional.pad(old, (0, 1)).scatter_(2, index_MOK, weight_MOK.float())
+    new = wide[:, :, : old.shape[2]]
+    keep = population.masks[layer]
+    if keep is not None:
+        new = new * keep[members]
+    population.weights[layer][members] = new
+    population.biases[layer][members] = (
+        population.biases[layer][members].double() + shift_MO
+    ).float()
+
+
+def _take(values: Tensor, order_MU: Tensor, dim: int) -> Tensor:
+    """Pick along a dimension, each member in its own order; the index `size` gives zero."""
+    padding = [0, 0] * (values.ndim - 1 - dim) + [0, 1]
+    padded = torch.nn.functional.pad(values, padding)
+    index = order_MU
+    for _ in range(1, dim):
+        index = index.unsqueeze(1)
+    for _ in range(dim + 1, values.ndim):
+        index = index.unsqueeze(-1)
+    shape = list(padded.shape)
+    shape[dim] = order_MU.shape[1]
+    return padded.gather(dim, index.expand(shape))

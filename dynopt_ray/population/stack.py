@@ -1,0 +1,253 @@
+"""A population: the parameters of many MLPs of different widths, stacked.
+
+Shapes: P members, S samples or batch rows, I inputs and O outputs of a layer, as wide as the
+widest member has them. The units that a narrower member lacks come last and are zeros: zero
+incoming weights, zero bias, zero outgoing weights. ReLU keeps them silent and their gradients are
+exactly zero, so training needs no mask for them.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from dynopt_ray.errors import EditError
+from dynopt_ray.population.layout import MlpLayout, mlp_layout
+from dynopt_ray.structure.masks import mask_of, set_mask
+
+IntArray = NDArray[np.int64]
+
+
+class Population:
+    """Many MLPs of one depth, trained with SGD with momentum, each with its own widths.
+
+    SGD keeps no step count, so members can start over at different times.
+
+    Args:
+        template: the network whose depth, inputs and outputs all members share; it gives their
+            module names and is not changed. All members start as copies of it.
+        num_members: how many.
+
+    Raises:
+        EditError: the template is not an MLP of linear layers with ReLU between them.
+
+    Attributes:
+        layout: of the template.
+        widths: (P, hidden layers), the number of units of each member.
+        weights: per layer weight_POI, float32.
+        biases: per layer bias_PO.
+        weight_momenta: per layer, as `weights`.
+        bias_momenta: per layer, as `biases`.
+        masks: per layer keep_POI, False where a weight is held at zero; None where no member has
+            a mask.
+        num_edits: (P,), changes of width since a member was loaded; new weights depend on it.
+        seeds: (P,), what a member's new weights are drawn with.
+    """
+
+    def __init__(self, template: nn.Module, num_members: int) -> None:
+        layout = mlp_layout(template)
+        if layout is None:
+            raise EditError(
+                f"a {type(template).__name__} cannot be stacked: a population holds "
+                "nn.Sequential(Linear, ReLU, …, Linear) with biases"
+            )
+        if num_members < 1:
+            raise ValueError(f"num_members is {num_members}; it must be at least 1")
+        self.layout: MlpLayout = layout
+        self.widths: IntArray = np.tile(np.array(layout.hidden, dtype=np.int64), (num_members, 1))
+        self._template = copy.deepcopy(template)
+        linear = [template.get_submodule(name) for name in layout.names]
+        device = next(template.parameters()).device
+        self.weights = [_zeros(num_members, layer.weight, device) for layer in linear]
+        self.biases = [_zeros(num_members, layer.bias, device) for layer in linear]
+        self.weight_momenta = [torch.zeros_like(weight) for weight in self.weights]
+        self.bias_momenta = [torch.zeros_like(bias) for bias in self.biases]
+        self.masks: list[Tensor | None] = [None] * len(linear)
+        self.num_edits: IntArray = np.zeros(num_members, dtype=np.int64)
+        self.seeds: IntArray = np.zeros(num_members, dtype=np.int64)
+        for member in range(num_members):
+            self.load(member, template)
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    @property
+    def num_layers(self) -> int:
+        """Linear layers of each member."""
+        return len(self.weights)
+
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors are."""
+        return self.weights[0].device
+
+    def sizes(self, layer: int) -> tuple[IntArray, IntArray]:
+        """Outputs and inputs of a layer, (P,) each."""
+        num_members = len(self)
+        outputs = np.full(num_members, self.layout.num_outputs)
+        inputs = np.full(num_members, self.layout.num_inputs)
+        if layer < self.num_layers - 1:
+            outputs = self.widths[:, layer]
+        if layer > 0:
+            inputs = self.widths[:, layer - 1]
+        return outputs, inputs
+
+    def linear(self, layer: int) -> nn.Linear:
+        """The template's layer, for what it says about initialisation."""
+        found = self._template.get_submodule(self.layout.names[layer])
+        assert isinstance(found, nn.Linear)
+        return found
+
+    def load(self, member: int, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Make a member a copy of a network, of its masks and of its optimizer's momentum.
+
+        Raises:
+            EditError: the network has another depth, inputs or outputs, or the optimizer is not
+                plain SGD.
+        """
+        layout = mlp_layout(model)
+        if layout is None or _frame(layout) != _frame(self.layout):
+            raise EditError(
+                f"the network ({layout or type(model).__name__}) does not fit a population of "
+                f"{self.layout}: names, inputs and outputs must agree, only widths may differ"
+            )
+        if optimizer is not None and type(optimizer) is not SGD:
+            raise EditError(
+                f"a population trains with SGD; the state of {type(optimizer).__name__} has no "
+                "place in it. Pass optimizer=None to start its momentum at zero"
+            )
+        self.widths[member] = layout.hidden
+        self.num_edits[member] = 0
+        self.reserve()
+        for layer, name in enumerate(layout.names):
+            linear = model.get_submodule(name)
+            for stack, momenta, parameter in (
+                (self.weights[layer], self.weight_momenta[layer], linear.weight),
+                (self.biases[layer], self.bias_momenta[layer], linear.bias),
+            ):
+                assert isinstance(parameter, nn.Parameter)
+                state = {} if optimizer is None else optimizer.state.get(parameter, {})
+                _write(stack, member, parameter)
+                _write(momenta, member, state.get("momentum_buffer"))
+            weight = linear.weight
+            assert isinstance(weight, nn.Parameter)
+            self.set_mask(layer, member, mask_of(weight))
+
+    def to_module(self, member: int) -> nn.Module:
+        """A new network that is a copy of a member, with its masks."""
+        model = copy.deepcopy(self._template)
+        for layer, name in enumerate(self.layout.names):
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            outputs, inputs = (int(size[member]) for size in self.sizes(layer))
+            linear.out_features, linear.in_features = outputs, inputs
+            # A parameter of another size must be a new one; nobody holds the template's copy yet.
+            linear.weight = nn.Parameter(self.weights[layer][member, :outputs, :inputs].clone())
+            linear.bias = nn.Parameter(self.biases[layer][member, :outputs].clone())
+            keep = self.masks[layer]
+            if keep is not None and not bool(keep[member].all()):
+                set_mask(linear.weight, keep[member, :outputs, :inputs].clone())
+        return model
+
+    def copy_from(
+        self, members: Sequence[int], source: "Population", sources: Sequence[int]
+    ) -> None:
+        """Replace members by members of another population, momentum, masks and all.
+
+        Raises:
+            EditError: the populations differ in depth, inputs or outputs.
+        """
+        if _frame(source.layout) != _frame(self.layout):
+            raise EditError(f"members of {source.layout} do not fit a population of {self.layout}")
+        to, of = list(members), list(sources)
+        self.widths[to] = source.widths[of]
+        self.num_edits[to] = source.num_edits[of]
+        self.reserve()
+        for layer in range(self.num_layers):
+            for ours, theirs in zip(self.tensors(layer), source.tensors(layer), strict=True):
+                fill_rows(ours, to, theirs[of])
+            keep = source.masks[layer]
+            if keep is None and self.masks[layer] is None:
+                continue
+            mask = self.mask(layer)
+            mask[to] = True if keep is None else _fitted(keep[of], mask.shape[1:], fill=True)
+
+    def tensors(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights, their momenta, biases and their momenta of a layer."""
+        return (
+            self.weights[layer],
+            self.weight_momenta[layer],
+            self.biases[layer],
+            self.bias_momenta[layer],
+        )
+
+    def mask(self, layer: int) -> Tensor:
+        """The mask of a layer's weights, made if there is none yet."""
+        keep = self.masks[layer]
+        if keep is None:
+            keep = torch.ones_like(self.weights[layer], dtype=torch.bool)
+            self.masks[layer] = keep
+        return keep
+
+    def set_mask(self, layer: int, member: int, keep_OI: Tensor | None) -> None:
+        """Replace a member's mask of one layer; None removes it. Masked weights become zero."""
+        if keep_OI is None:
+            stacked = self.masks[layer]
+            if stacked is not None:
+                stacked[member] = True
+            return
+        stacked = self.mask(layer)
+        stacked[member] = True
+        stacked[member, : keep_OI.shape[0], : keep_OI.shape[1]] = keep_OI
+        self.weights[layer][member].mul_(stacked[member])
+        self.weight_momenta[layer][member].mul_(stacked[member])
+
+    def reserve(self) -> None:
+        """Make every tensor exactly as wide as the widest member: narrower ones are faster."""
+        wanted = [self.layout.num_inputs, *self.widths.max(0).tolist(), self.layout.num_outputs]
+        for layer in range(self.num_layers):
+            inputs, outputs = wanted[layer], wanted[layer + 1]
+            if self.weights[layer].shape[1:] == (outputs, inputs):
+                continue
+            self.weights[layer] = _fitted(self.weights[layer], (outputs, inputs))
+            self.weight_momenta[layer] = _fitted(self.weight_momenta[layer], (outputs, inputs))
+            self.biases[layer] = _fitted(self.biases[layer], (outputs,))
+            self.bias_momenta[layer] = _fitted(self.bias_momenta[layer], (outputs,))
+            keep = self.masks[layer]
+            if keep is not None:
+                self.masks[layer] = _fitted(keep, (outputs, inputs), fill=True)
+
+
+def fill_rows(stack: Tensor, members: Sequence[int], values: Tensor) -> None:
+    """Write members' values into a stack that is at least as wide as they are; zeros elsewhere."""
+    stack[members] = _fitted(values, stack.shape[1:])
+
+
+def _frame(layout: MlpLayout) -> tuple[tuple[str, ...], int, int]:
+    """What all members share."""
+    return layout.names, layout.num_inputs, layout.num_outputs
+
+
+def _zeros(num_members: int, parameter: object, device: torch.device) -> Tensor:
+    assert isinstance(parameter, Tensor)
+    return torch.zeros(num_members, *parameter.shape, device=device)
+
+
+def _write(stack: Tensor, member: int, value: Tensor | None) -> None:
+    stack[member] = 0
+    if value is not None:
+        stack[member][tuple(slice(size) for size in value.shape)] = value.detach()
+
+
+def _fitted(stack: Tensor, shape: Sequence[int], fill: bool = False) -> Tensor:
+    """A stack cut or padded to another width; what is cut is padding."""
+    if list(stack.shape[1:]) == list(shape):
+        return stack
+    result = stack.new_full((stack.shape[0], *shape), fill)
+    common = tuple(slice(min(a, b)) for a, b in zip(stack.shape[1:], shape, strict=True))
+    result[(slice(None), *common)] = stack[(slice(None), *common)]
+    return result
