@@ -57,7 +57,6 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
     "detectors": {
         "adwin": "dynopt_ray.online.detectors:adwin",
         "ddm": "dynopt_ray.online.detectors:ddm",
-        "eddm": "dynopt_ray.online.detectors:eddm",
         "hddm_a": "dynopt_ray.online.detectors:hddm_a",
         "hddm_w": "dynopt_ray.online.detectors:hddm_w",
         "kswin": "dynopt_ray.online.detectors:kswin",

@@ -89,6 +89,8 @@ class Admission:
             batch_x, batch_y = pair_batch(self._tensor(x), self._tensor(y), event_shape)
         except DataError as error:
             return Admitted(1, Tested(), {0: str(error)})
+        if not len(batch_x):
+            return Admitted(0, Tested(), {})
         tested = self._test(batch_x, batch_y)
         if isinstance(tested, Tested):
             return Admitted(len(batch_x), tested, {})

@@ -154,11 +154,6 @@ def ddm(**settings: Any) -> Replayed:
     return _river("river.drift.binary:DDM", settings)
 
 
-def eddm(**settings: Any) -> Replayed:
-    """EDDM: errors come closer together; errors must be 0 or 1."""
-    return _river("river.drift.binary:EDDM", settings)
-
-
 def hddm_a(**settings: Any) -> Replayed:
     """HDDM-A: Hoeffding's bound on averages; errors must be 0 or 1."""
     return _river("river.drift.binary:HDDMA", settings)

@@ -11,7 +11,7 @@ from dynopt_ray.errors import DataError
 from dynopt_ray.online.learner import LearnResult
 
 if TYPE_CHECKING:
-    pass
+    from pandas import DataFrame
 
 
 class Learns(Protocol):
@@ -21,7 +21,9 @@ class Learns(Protocol):
         """Test on one event or mini-batch, then learn from it."""
 
 
-def evaluate(stream: Iterable[tuple[Any, Any]], learner: Learns, *, window: int = 1_000) -> Any:
+def evaluate(
+    stream: Iterable[tuple[Any, Any]], learner: Learns, *, window: int = 1_000
+) -> "DataFrame":
     """Test then learn on a stream of classes; scores over time.
 
     With p the accuracy and p_b that of a baseline, κ = (p − p_b)/(1 − p_b). For `kappa` the

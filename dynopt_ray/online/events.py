@@ -1,5 +1,6 @@
 """Events: what a stream may bring, and the quarantine for what cannot be learned from."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ def pair_batch(x: Tensor, y: Tensor, event_shape: torch.Size | None) -> tuple[Te
 
 def non_finite_problem(name: str, batch: Tensor) -> str | None:
     """Where a mini-batch first holds NaN or infinity, as a reason; None where all is finite."""
-    if not batch.is_floating_point():
+    # A finite sum is one cheap operation and proves it; only an overflow needs a closer look.
+    if not batch.is_floating_point() or math.isfinite(batch.sum()):
         return None
     finite = torch.isfinite(batch)
     if bool(finite.all()):
@@ -132,8 +134,8 @@ def label_problem(labels: Tensor, outputs: Tensor) -> str | None:
         return f"y has shape {tuple(labels.shape[1:])}; the network needs {tuple(wanted[1:])}"
     if labels.is_floating_point() or labels.is_complex():
         return f"y is {labels.dtype}; classes are whole numbers, 0 to {num_classes - 1}"
-    labels = labels.long()
-    outside = (labels < 0) | (labels >= num_classes)
-    if bool(outside.any()):
-        return f"y is {int(labels[outside][0])}; the network knows classes 0 to {num_classes - 1}"
+    low, high = (int(extreme) for extreme in labels.long().aminmax())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        return f"y is {wrong}; the network knows classes 0 to {num_classes - 1}"
     return None

@@ -188,7 +188,9 @@ class OnlineLearner:
         """One optimizer step on a mini-batch, without testing, judging or remembering it."""
         self.rates.set(self.updates)
         with own_randomness(self._device, mix_seed(self._seed, 2 * self.updates)):
-            self.optimizer.zero_grad(set_to_none=True)
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
             self._loss(self.model(x), y).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         self.updates += 1

@@ -6,7 +6,7 @@ import pytest
 from dynopt_ray import plugins
 from dynopt_ray.online.detectors import Detector, Replayed, build_detector, kswin
 
-NAMES = ["adwin", "ddm", "eddm", "hddm_a", "hddm_w", "kswin", "page_hinkley"]
+NAMES = ["adwin", "ddm", "hddm_a", "hddm_w", "kswin", "page_hinkley"]
 
 
 def errors(*phases: tuple[int, float], seed: int = 1) -> Iterator[float]:
@@ -33,10 +33,10 @@ def test_a_jump_of_the_error_is_found_soon_and_once_or_twice(name: str) -> None:
     after = [place for place in drifts if place >= 1000]
     assert after
     assert after[0] < 1080
-    assert len(after) <= (2 if name != "eddm" else 5)
+    assert len(after) <= 2
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "eddm"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_steady_or_falling_error_is_no_drift(name: str) -> None:
     detector = built(name)
     falling = errors((60, 0.9), (100, 0.5), (200, 0.2), (1000, 0.05))
@@ -45,9 +45,9 @@ def test_a_steady_or_falling_error_is_no_drift(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("saved_at", [0, 17, 999, 1005, 1300])
+@pytest.mark.parametrize("saved_at", [17, 1005])
 def test_a_restored_detector_goes_on_as_if_nothing_had_been(name: str, saved_at: int) -> None:
-    stream = list(errors((1000, 0.1), (300, 0.6), (700, 0.1), (300, 0.7)))
+    stream = list(errors((1000, 0.1), (100, 0.6), (300, 0.1), (100, 0.7)))
     original = built(name)
     for error in stream[:saved_at]:
         original.update(error)

@@ -249,6 +249,15 @@ def test_one_bad_row_does_not_cost_its_mini_batch() -> None:
         assert torch.equal(a, b)
 
 
+def test_an_empty_mini_batch_is_no_event(tmp_path: Path) -> None:
+    subject = learner()
+    subject.learn(*events(1)[0])
+    before = state_bytes(subject, tmp_path)
+    result = subject.learn(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
+    assert (result.event, result.rows, result.rejected) == (1, (), ())
+    assert state_bytes(subject, tmp_path) == before
+
+
 def test_only_the_latest_reasons_are_kept() -> None:
     subject = learner()
     for _ in range(50):
@@ -277,6 +286,11 @@ def test_a_diverged_network_says_so_and_nothing_is_changed(
     for _ in range(3):
         for x, y in events(quarantined - subject.quarantine.total):
             subject.learn(x.abs(), y)
+        # The count of overflows is part of the state, or a restart would hide them.
+        restored = learner()
+        restored.load_state_dict(subject.state_dict())
+        with pytest.raises(DivergedError, match=symptom):
+            restored.learn([1.0, 2.0, 3.0, 4.0], 0)
         before = state_bytes(subject, tmp_path)
         with pytest.raises(DivergedError, match=f"has diverged.*{symptom}.*Guard"):
             subject.learn([1.0, 2.0, 3.0, 4.0], 0)
