@@ -5,20 +5,24 @@ the operation's own arguments, ties the ids that must be equal and labels the ou
 """
 
 from dynopt_ray.structure.rules import (
+    attention,
     convolution,
     elementwise,
     linear,
     normalisation,
+    recurrent,
     reduction,
     selection,
     shape,
 )
 
 __all__ = [
+    "attention",
     "convolution",
     "elementwise",
     "linear",
     "normalisation",
+    "recurrent",
     "reduction",
     "selection",
     "shape",

@@ -59,6 +59,43 @@ def convolution(
         trace.count((*labels, *inner), [*out.shape, weight.shape[1], kernel])
 
 
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> None:
+    """Reads the channels of `input` by weight dimension 0, makes those of dimension 1."""
+    channel = out.ndim - weight.ndim + 1
+    trace.hide(weight, range(2, weight.ndim))
+    trace.use(weight, "in", "out")
+    trace.use(bias, "out")
+    read, made = trace.units(weight, 0), trace.units(weight, 1)
+    trace.match(input, channel, read)
+    if groups > 1 and read is not None:
+        trace.tie(read.reshape(groups, -1), read.reshape(groups, -1)[:1])
+    if read is not None:
+        trace.link("in_channels", read, owner=weight)
+    channels = None if made is None else np.tile(made, groups)
+    if channels is not None:
+        trace.link("out_channels", channels, owner=weight)
+    if bias is not None:
+        trace.match(bias, 0, channels)
+    rest = without(trace.labels(input), channel)
+    trace.set(out, (*rest, *(() if channels is None else (Label((channel,), channels),))))
+    inner = () if made is None else (Label((out.ndim,), made),)
+    kernel = weight[0, 0].numel()
+    labels = trace.labels(input)
+    trace.count((*labels, *inner), [*input.shape, weight.shape[1], kernel])
+
+
 @rule(
     *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "lp_pool2d"),

@@ -1,11 +1,12 @@
 """Linear layers, embeddings and matrix products."""
 
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
 
 from dynopt_ray.structure.labels import Label, Labels
-from dynopt_ray.structure.rules.joining import contract
+from dynopt_ray.structure.rules.joining import broadcast, contract
 from dynopt_ray.structure.tracing import Trace, rule
 
 
@@ -68,3 +69,42 @@ def matmul(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> None:
 def reversed_matmul(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> None:
     """`other @ one`."""
     matmul(trace, out, other, one)
+
+
+@rule("addmm", "baddbmm", "addbmm", "addmv")
+def add_matmul(
+    trace: Trace, out: Tensor, input: Tensor, one: Tensor, other: Tensor, **_: Any
+) -> None:
+    """`input + one @ other`."""
+    matmul(trace, out, one, other)
+    trace.use(input)
+    trace.set(out, broadcast(trace, [out, input], out))
+
+
+@rule("einsum")
+def einsum(trace: Trace, out: Tensor, equation: str, *operands: Any) -> None:
+    """Sums of products in Einstein's notation."""
+    tensors = list(operands[0]) if isinstance(operands[0], tuple | list) else list(operands)
+    for tensor in tensors:
+        trace.use(tensor)
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    num_dots = max(t.ndim - len(s.replace("...", "")) for t, s in zip(tensors, terms, strict=True))
+    dots = [f"dot{i}" for i in range(num_dots)]
+
+    def letters(term: str, ndim: int) -> list[str]:
+        before, found, after = term.partition("...")
+        missing = ndim - len(before) - len(after)
+        return [*before, *(dots[num_dots - missing :] if found else []), *after]
+
+    named = [letters(s, t.ndim) for s, t in zip(terms, tensors, strict=True)]
+    if not arrow:
+        counts = Counter("".join(terms).replace(".", ""))
+        right = "..." * bool(num_dots) + "".join(sorted(c for c, n in counts.items() if n == 1))
+    place = {name: i for i, name in enumerate(dict.fromkeys(n for names in named for n in names))}
+    contract(
+        trace,
+        out,
+        [(t, [place[n] for n in names]) for t, names in zip(tensors, named, strict=True)],
+        [place[n] for n in letters(right, out.ndim)],
+    )

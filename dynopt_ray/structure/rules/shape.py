@@ -1,12 +1,12 @@
 """Operations that rearrange a tensor without choosing among its coordinates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from dynopt_ray.structure.labels import Label, Labels, covering, renumbered, reshaped, spread
+from dynopt_ray.structure.labels import IntArray, Label, Labels, covering, renumbered, reshaped, spread
 from dynopt_ray.structure.rules.joining import broadcast
 from dynopt_ray.structure.tracing import Trace, rule
 
@@ -100,6 +100,64 @@ def repeat(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None
         dims = tuple(d + offset for d in label.dims)
         times = [out.shape[d] // input.shape[d - offset] for d in dims]
         labels.append(Label(dims, np.tile(label.ids, times)))
+    trace.set(out, tuple(labels))
+
+
+@rule("repeat_interleave")
+def repeat_interleave(
+    trace: Trace, out: Tensor, input: Tensor, repeats: Any, dim: int | None = None, **_: Any
+) -> None:
+    """Each coordinate is repeated where it stands."""
+    trace.use(input)
+    labels = []
+    for label in trace.labels(input):
+        if dim is None or not isinstance(repeats, int):
+            trace.pin(label.ids, "repeated a number of times that data decide")
+        elif dim % input.ndim in label.dims:
+            axis = label.dims.index(dim % input.ndim)
+            labels.append(Label(label.dims, label.ids.repeat(repeats, axis=axis)))
+        else:
+            labels.append(label)
+    trace.set(out, tuple(labels))
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(trace: Trace, out: Tensor, input: Tensor, upscale_factor: int) -> None:
+    """r² neighbouring channels become one channel of r × r pixels."""
+    _regroup(trace, out, input, lambda ids: ids.reshape(-1, upscale_factor**2))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(trace: Trace, out: Tensor, input: Tensor, downscale_factor: int) -> None:
+    """r × r pixels become as many neighbouring channels."""
+    _regroup(trace, out, input, lambda ids: ids.repeat(downscale_factor**2)[:, None])
+
+
+@rule("channel_shuffle")
+def channel_shuffle(trace: Trace, out: Tensor, input: Tensor, groups: int) -> None:
+    """Channel i of every group, then channel i + 1."""
+    label = covering(trace.labels(input), input.ndim - 3)
+    if label is not None:
+        trace.record.factors.append(label.ids.reshape(groups, -1))
+    _regroup(trace, out, input, lambda ids: ids.reshape(groups, -1).T.reshape(-1, 1))
+
+
+def _regroup(
+    trace: Trace, out: Tensor, input: Tensor, regroup: Callable[[IntArray], IntArray]
+) -> None:
+    """Channels in new rows: those of one row are tied and become one channel."""
+    trace.use(input)
+    channel = input.ndim - 3
+    labels = []
+    for label in trace.labels(input):
+        if label.dims == (channel,):
+            rows = regroup(label.ids)
+            trace.tie(rows, rows[:, :1])
+            labels.append(Label((channel,), rows[:, 0]))
+        elif channel - 1 in label.dims and len(label.dims) == 1:
+            labels.append(label)
+        else:
+            trace.pin(label.ids, "pixels and units change places")
     trace.set(out, tuple(labels))
 
 
