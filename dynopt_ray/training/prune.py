@@ -94,8 +94,9 @@ def prune(
         target: `Budget`, `Fraction` or `Threshold`.
         criterion: what is important; see `unit_scores`.
         granularity: "unit" makes tensors smaller, "weight" holds single weights at zero.
-        scope: "layer" takes the same share of each group, "global" the least important wherever
-            they are; see `comparable`.
+        scope: "layer" takes the same share of each group (or parameter), "global" the least
+            important wherever they are: units relative to the mean of their group, weights
+            relative to the length of their parameter; see `comparable`.
         rounds: in how many rounds the target is approached.
         schedule: round (1 … rounds) -> share of the way to the target, rising to 1. Default:
             in equal steps.
@@ -104,7 +105,7 @@ def prune(
         compensate: True refits what reads removed units on 2,048 training samples, inputs do
             so on these, None or False leaves it. Masked weights are not compensated.
         recovery: `Random` or `Greedy`: gives back part of each cut. The cut goes further by
-            that part, so that the target still holds afterwards.
+            that part first, so that the target still holds afterwards.
         min_widths: group name -> fewest units to keep.
         optimizer: over the network's parameters; it follows every edit. Default, if there is
             retraining: Adam with rate 0.001.

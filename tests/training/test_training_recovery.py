@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted import USEFUL, Fixed, planted
+from planted import USEFUL, USELESS, Fixed, planted
 
 from dynopt_ray.structure import mask_of
 from dynopt_ray.tasks import Task
@@ -48,14 +48,24 @@ def test_greedy_gives_back_exactly_the_useful_unit(task: Task, compensate: bool 
     assert result.after.validation.loss < 1e-4
 
 
-def test_greedy_stops_when_nothing_lowers_the_loss(task: Task) -> None:
+def test_greedy_keeps_out_what_does_not_lower_the_loss(task: Task) -> None:
+    model = task.new_model()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0] = 1.0
+        model.get_parameter("2.weight")[:, list(USELESS)] = 0.0
+        model.get_parameter("2.weight")[:, 0] = 1.0  # harmful; the other useless ones are idle
     scores = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.3, 0.7, 0.6, 0.4])
-    result = pruned(
-        task, Greedy(share=0.4), criterion=Fixed({"0": scores}, {}), target=Fraction(remove=0.3)
+    result = prune(
+        model,
+        task,
+        target=Fraction(remove=0.3),
+        criterion=Fixed({"0": scores}, {}),
+        compensate=None,
+        recovery=Greedy(share=0.4),
     )
-    # The useless units have weights of a thousandth, so even they lower the loss a little.
-    assert kept(result)[-1:] == [6]
-    assert set(USEFUL) <= set(kept(result))
+    assert result.history["num_removed"].tolist() == [0, 3]
+    assert result.history["num_returned"].tolist() == [0, 0]
+    assert result.after.validation.loss < result.before.validation.loss
 
 
 def test_random_gives_back_a_share_within_the_target(task: Task) -> None:
