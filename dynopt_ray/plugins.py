@@ -53,7 +53,11 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "fashion-mnist-cnn": "dynopt_ray.tasks.fashion_mnist:fashion_mnist_cnn",
         "tabular": "dynopt_ray.tasks.tabular:tabular",
     },
-    "rules": {},
+    "rules": {
+        "data_sized_widths": "dynopt_ray.policies.rules:DataSizedWidths",
+        "stalled_growth": "dynopt_ray.policies.rules:StalledGrowth",
+        "useless_shrinking": "dynopt_ray.policies.rules:UselessShrinking",
+    },
     "detectors": {
         "adwin": "dynopt_ray.online.detectors:adwin",
         "ddm": "dynopt_ray.online.detectors:ddm",
