@@ -73,8 +73,11 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "raise_rate": "dynopt_ray.online.reactions:RaiseRate",
         "replay": "dynopt_ray.online.reactions:Replay",
     },
-    "searchers": {},
-    "schedulers": {},
+    "searchers": {
+        "optuna": "dynopt_ray.cluster.searchers:optuna",
+        "random": "dynopt_ray.cluster.searchers:random",
+    },
+    "schedulers": {"asha": "dynopt_ray.cluster.searchers:asha"},
 }
 
 _registered: dict[tuple[Family, str], Any] = {}
