@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dynopt_ray.cluster.space import Space
-from dynopt_ray.cluster.trials import BestNetwork, SearchResult, Trial, TrialLog
+from dynopt_ray.cluster.trials import SearchPlan, SearchResult, Trial, TrialLog
 from dynopt_ray.schedules.build import build
 
 if TYPE_CHECKING:
@@ -68,41 +68,33 @@ def search(
         True
     """
     parsed = Space.parse(space)
-    _check(
-        trial,
-        parsed,
+    _check(trial, parsed, num_trials, cost_weight, cpus_per_trial, gpus_per_trial)
+    plan = SearchPlan(
+        trial=trial,
+        space=parsed,
         num_trials=num_trials,
         cost_weight=cost_weight,
-        cpus_per_trial=cpus_per_trial,
-        gpus_per_trial=gpus_per_trial,
+        searcher=make_searcher(searcher, seed=seed),
+        scheduler=make_scheduler(scheduler, num_reports=num_reports),
+        on_end=on_end,
+        log=TrialLog(),
     )
-    searching = make_searcher(searcher, seed=seed)
-    stopping = make_scheduler(scheduler, num_reports=num_reports)
-    log = TrialLog()
-    common: dict[str, Any] = {
-        "num_trials": num_trials,
-        "cost_weight": cost_weight,
-        "searcher": searching,
-        "scheduler": stopping,
-        "log": log,
-        "on_end": on_end,
-    }
     if local:
-        kept = _run_locally(trial, parsed, common)
-    else:
-        from dynopt_ray.cluster.session import session
-        from dynopt_ray.cluster.tune_search import run_on_cluster
+        from dynopt_ray.cluster.local_search import run_locally
 
-        with session(address, task_cpus=cpus_per_trial, task_gpus=gpus_per_trial) as cluster:
-            room = sum(_room(node, cpus_per_trial, gpus_per_trial) for node in cluster.nodes)
-            kept = run_on_cluster(
-                trial,
-                parsed,
-                resources={"cpu": cpus_per_trial, "gpu": gpus_per_trial},
-                max_concurrent=min(room, num_trials, max_concurrent or num_trials),
-                **common,
-            )
-    return log.result(kept)
+        return plan.log.result(run_locally(plan))
+
+    from dynopt_ray.cluster.session import session
+    from dynopt_ray.cluster.tune_search import run_on_cluster
+
+    with session(address, task_cpus=cpus_per_trial, task_gpus=gpus_per_trial) as cluster:
+        room = sum(_room(node, cpus_per_trial, gpus_per_trial) for node in cluster.nodes)
+        kept = run_on_cluster(
+            plan,
+            resources={"cpu": cpus_per_trial, "gpu": gpus_per_trial},
+            max_concurrent=min(room, num_trials, max_concurrent or num_trials),
+        )
+    return plan.log.result(kept)
 
 
 def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
@@ -130,7 +122,6 @@ def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialSc
 def _check(
     trial: Trial,
     space: Space,
-    *,
     num_trials: int,
     cost_weight: float,
     cpus_per_trial: float,
@@ -153,18 +144,6 @@ def _check(
 
 def _config(plugin: PluginConfig) -> dict[str, Any]:
     return {"name": plugin} if isinstance(plugin, str) else dict(plugin)
-
-
-def _run_locally(trial: Trial, space: Space, common: dict[str, Any]) -> tuple[str, bytes] | None:
-    from dynopt_ray.cluster.local_search import run_locally
-    from dynopt_ray.cluster.tune_search import tune_space
-
-    keeper = BestNetwork()
-    common["searcher"].set_search_properties("utility", "max", tune_space(space))
-    if common["scheduler"] is not None:
-        common["scheduler"].set_search_properties("utility", "max")
-    run_locally(trial, space, keeper=keeper, **common)
-    return keeper.kept()
 
 
 def _room(node: "Node", cpus: float, gpus: float) -> int:

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from dynopt_ray.cluster.space import Space
 from dynopt_ray.errors import DivergedError, SearchError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
 
 Status = Literal["running", "finished", "stopped", "failed"]
 Config = Mapping[str, Any]
@@ -148,6 +151,31 @@ def measured(
         yield row
         if measurement.final:
             return
+
+
+@dataclass(frozen=True, eq=False)
+class SearchPlan:
+    """What a search is made of, wherever its trials run.
+
+    Attributes:
+        trial: what runs.
+        space: what it may be given.
+        num_trials: trials in all.
+        cost_weight: λ.
+        searcher: draws configurations.
+        scheduler: stops trials early, or None.
+        on_end: called with the log whenever a trial has ended.
+        log: collects what trials say.
+    """
+
+    trial: Trial
+    space: Space
+    num_trials: int
+    cost_weight: float
+    searcher: "Searcher"
+    scheduler: "TrialScheduler | None"
+    on_end: Callable[["TrialLog"], None]
+    log: "TrialLog"
 
 
 @dataclass

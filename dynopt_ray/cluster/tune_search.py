@@ -13,11 +13,9 @@ import ray
 import torch
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
 
 from dynopt_ray.cluster.space import Choice, Dimension, Space
-from dynopt_ray.cluster.trials import BestNetwork, Trial, TrialLog, measured
+from dynopt_ray.cluster.trials import BestNetwork, SearchPlan, Trial, measured
 
 # What Tune adds to a result is told from what the trial measured by their names.
 _NAMES, _FAILURE = "measured", "failure"
@@ -31,17 +29,7 @@ _ENVIRONMENT = {
 
 
 def run_on_cluster(
-    trial: Trial,
-    space: Space,
-    *,
-    num_trials: int,
-    cost_weight: float,
-    searcher: Searcher,
-    scheduler: TrialScheduler | None,
-    resources: Mapping[str, float],
-    max_concurrent: int,
-    log: TrialLog,
-    on_end: Callable[[TrialLog], None],
+    plan: SearchPlan, *, resources: Mapping[str, float], max_concurrent: int
 ) -> tuple[str, bytes] | None:
     """Run trials as Tune actors that are reused; see `search`. Ray must be running.
 
@@ -49,31 +37,24 @@ def run_on_cluster(
         What `BestNetwork` kept.
     """
     keeper: Any = ray.remote(BestNetwork).options(num_cpus=0).remote()
-    train = tune.with_resources(
-        tune.with_parameters(
-            _train, trial=trial, space=space, cost_weight=cost_weight, keeper=keeper,
-            resources=dict(resources),
-        ),
-        dict(resources),
-    )  # fmt: skip
+    shared = {"trial": plan.trial, "space": plan.space, "cost_weight": plan.cost_weight}
+    # Parameters go to the object store once, not to every trial.
+    train = tune.with_parameters(_train, **shared, keeper=keeper, resources=dict(resources))
     with _quiet(), tempfile.TemporaryDirectory(prefix="dynopt-search-") as storage:
         tuner = tune.Tuner(
-            train,
-            param_space=tune_space(space),
+            tune.with_resources(train, dict(resources)),
+            param_space=tune_space(plan.space),
             tune_config=tune.TuneConfig(
                 metric="utility",
                 mode="max",
-                num_samples=num_trials,
-                search_alg=searcher,
-                scheduler=scheduler,
+                num_samples=plan.num_trials,
+                search_alg=plan.searcher,
+                scheduler=plan.scheduler,
                 max_concurrent_trials=max_concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                storage_path=storage,
-                name="search",
-                verbose=0,
-                callbacks=[_Listener(log, space, on_end)],
+                storage_path=storage, name="search", verbose=0, callbacks=[_Listener(plan)]
             ),
         )
         tuner.fit()
@@ -129,10 +110,9 @@ def _train(
 class _Listener(tune.Callback):
     """Tells the log what Tune's controller sees."""
 
-    def __init__(self, log: TrialLog, space: Space, on_end: Callable[[TrialLog], None]) -> None:
-        self._log = log
-        self._space = space
-        self._on_end = on_end
+    def __init__(self, plan: SearchPlan) -> None:
+        self._plan = plan
+        self._log = plan.log
         self._failures: dict[str, str] = {}
 
     def on_trial_start(
@@ -141,7 +121,7 @@ class _Listener(tune.Callback):
         """A trial begins."""
         del iteration, info
         # Trials that were drawn together start in any order.
-        self._log.start(trial.trial_id, trials.index(trial), self._space.decode(trial.config))
+        self._log.start(trial.trial_id, trials.index(trial), self._plan.space.decode(trial.config))
 
     def on_trial_result(
         self,
@@ -174,7 +154,7 @@ class _Listener(tune.Callback):
 
     def _end(self, trial: TuneTrial, error: str | None) -> None:
         self._log.end(trial.trial_id, error=error)
-        self._on_end(self._log)
+        self._plan.on_end(self._log)
 
 
 def _cause(error: Exception | None) -> str:

@@ -2,7 +2,8 @@
 
 Example:
     >>> from pathlib import Path
-    >>> from dynopt_ray.runs import Run, RunDirectory, Silent, carry_out, load_spec, prepare, spec_text
+    >>> from dynopt_ray.runs import load_spec, prepare, spec_text
+    >>> from dynopt_ray.runs import Run, RunDirectory, Silent, carry_out
     >>> spec = load_spec("prune", ["task=digits-mlp"])
     >>> action = prepare(spec)
     >>> about = {"spec": "prune", "kind": spec.kind, "seed": spec.seed}

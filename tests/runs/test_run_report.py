@@ -153,6 +153,13 @@ def test_every_chart_is_there_twice(directory: RunDirectory) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_id_is_on_the_page_twice(directory: RunDirectory) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', text_of(directory))
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', text_of(directory))
+    assert {a or b for a, b in used} <= set(ids)
+
+
 def test_only_what_there_is_is_drawn(tmp_path: Path) -> None:
     bare = RunDirectory.create(
         tmp_path / "bare", spec_text="kind: x\n", about={"kind": "x", "seed": 1}

@@ -2,14 +2,15 @@
 
 import copy
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 
 from dynopt_ray.cluster import session
 from dynopt_ray.cluster.networks import loaded_network
+from dynopt_ray.cluster.trials import SearchResult
 from dynopt_ray.online import ArrayStream
-from dynopt_ray.policies import ENVIRONMENT, RandomPolicy
+from dynopt_ray.policies import ENVIRONMENT, AdaptResult, CostKind, DQNPolicy, RandomPolicy
 from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.online import check_learner
 from dynopt_ray.runs.origin import (
@@ -21,8 +22,7 @@ from dynopt_ray.runs.origin import (
     with_utility,
 )
 from dynopt_ray.runs.run import Run
-from dynopt_ray.runs.runners.adapt import adapted, widths
-from dynopt_ray.runs.runners.adapt import points as adapt_points
+from dynopt_ray.runs.runners.adapt import adapted, points, widths
 from dynopt_ray.runs.runners.policy import check_environment, compared, learned
 from dynopt_ray.runs.runners.search import (
     add_best_curve,
@@ -64,17 +64,9 @@ def _environment(spec: DemoSpec) -> dict[str, Any]:
 def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
     task, curves = origin.task, Curves()
     start = origin.model(run, curves)
+    utility: _Utility = {"cost_weight": spec.cost_weight, "cost": spec.cost}
     with session(run.address):
-        env = _environment(spec)
-        policy = learned(run, spec.policy, env_id=ENVIRONMENT, env=env, seed=spec.seed)
-        compared(
-            run,
-            {"learned": policy, "random": RandomPolicy(spec.seed)},
-            env_id=ENVIRONMENT,
-            env=env,
-            num_episodes=spec.num_episodes,
-            seed=spec.seed,
-        )
+        policy = _policy(spec, run)
         model = copy.deepcopy(start)
         adaptation = adapted(
             run,
@@ -82,34 +74,26 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             model,
             policy,
             settings=spec.adapt,
-            cost_weight=spec.cost_weight,
-            cost=spec.cost,
             optimizer=spec.optimizer,
             seed=spec.seed,
+            **utility,
         )
         found = searched(
             run,
             task,
             model,
             settings=spec.search,
-            cost_weight=spec.cost_weight,
-            cost=spec.cost,
             space=spec.space,
             optimizer=spec.optimizer,
             seed=spec.seed,
             start=adaptation.before.cost,
+            **utility,
         )
         assert found.network is not None  # every pruning trial that finishes gives one
         winner = loaded_network(task, found.network)
         networks = {"before": start, "after policy": model, "after search": winner}
         rows = [figures(name, task, network) for name, network in networks.items()]
-        run.directory.write_table("widths", widths(adaptation))
-        decisions = adapt_points(adaptation, spec.cost).drop(columns="name")
-        points = pd.concat([decisions, search_points(found)])
-        run.directory.write_table("pareto", points)
-        run.directory.write_table("front", front(found))
-        add_best_curve(curves, found)
-        curves.write(run)
+        _write(run, spec, curves, adaptation, found)
         keep_network(run, winner, task=spec.task, config=found.best.config)
         streamed(
             run,
@@ -120,6 +104,39 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             learner=spec.learner,
             seed=spec.seed,
         )
-    summary = pd.DataFrame(with_utility(rows, spec.cost_weight, spec.cost))
-    run.directory.write_results(found.trials)
+    summary = pd.DataFrame(with_utility(rows, **utility))
     run.outcome("summary", f"Networks, utility at λ = {spec.cost_weight:g}", summary)
+
+
+def _policy(spec: DemoSpec, run: Run) -> DQNPolicy:
+    """A policy that has learned, and was compared with a random one."""
+    env = _environment(spec)
+    policy = learned(run, spec.policy, env_id=ENVIRONMENT, env=env, seed=spec.seed)
+    compared(
+        run,
+        {"learned": policy, "random": RandomPolicy(spec.seed)},
+        env_id=ENVIRONMENT,
+        env=env,
+        num_episodes=spec.num_episodes,
+        seed=spec.seed,
+    )
+    return policy
+
+
+def _write(
+    run: Run, spec: DemoSpec, curves: Curves, adaptation: AdaptResult, found: SearchResult
+) -> None:
+    run.directory.write_results(found.trials)
+    run.directory.write_table("widths", widths(adaptation))
+    decisions = points(adaptation, spec.cost).drop(columns="name")
+    run.directory.write_table("pareto", pd.concat([decisions, search_points(found)]))
+    run.directory.write_table("front", front(found))
+    add_best_curve(curves, found)
+    curves.write(run)
+
+
+class _Utility(TypedDict):
+    """What utility is, the same in every part."""
+
+    cost_weight: float
+    cost: CostKind
