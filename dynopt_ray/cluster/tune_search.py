@@ -115,6 +115,10 @@ class _Listener(tune.Callback):
         self._log = plan.log
         self._failures: dict[str, str] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune saves its callbacks to resume experiments, and we resume none of its."""
+        return {}
+
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:

@@ -88,7 +88,7 @@ class Live:
         """See `Progress`."""
         with _timed(name) as stage, _bars(self._console) as bars:
             stage.show = bars
-            stage.bar = bars.add_task(name, total=total, note="")
+            stage.bar = bars.add_task(_escaped(name), total=total, note="")
             yield stage
         self._console.print(f"[green]✓[/green] {_escaped(stage.line)}", highlight=False)
 
@@ -146,11 +146,13 @@ def _print_table(console: "Console", title: str, frame: "pd.DataFrame") -> None:
     from rich.table import Table
 
     log.info("%s\n%s", title, frame.to_string(index=False))
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=_escaped(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for name in frame.columns:
         is_text = frame[name].dtype.kind not in "iuf"
         justify: Literal["left", "right"] = "left" if is_text else "right"
-        table.add_column(str(name).replace("_", " "), justify=justify, no_wrap=is_text)
+        table.add_column(_escaped(str(name).replace("_", " ")), justify=justify, no_wrap=is_text)
     for values in frame.itertuples(index=False):
         table.add_row(*(_escaped(number(value)) for value in values))
     console.print(table)

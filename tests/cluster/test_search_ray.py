@@ -1,5 +1,6 @@
 """Searches on Ray: as in this process, but in workers."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,6 +61,12 @@ def test_trials_in_workers_are_those_here() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_asha_and_optuna_on_ray() -> None:
     ended: list[TrialLog] = []
+    lock = threading.RLock()  # as live progress has one; nothing may try to pickle it
+
+    def on_end(log: TrialLog) -> None:
+        with lock:
+            ended.append(log)
+
     result = search(
         Hill(),
         {"x": SPACE["x"], "mode": "fine"},
@@ -67,7 +74,7 @@ def test_asha_and_optuna_on_ray() -> None:
         searcher="optuna",
         scheduler="asha",
         num_reports=5,
-        on_end=ended.append,
+        on_end=on_end,
     )
     assert len(ended) == 16
     status = result.trials["status"].value_counts()
