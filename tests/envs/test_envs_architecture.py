@@ -189,8 +189,8 @@ def test_any_network_runs_on_real_edits(cnn_task: Task) -> None:
 
 
 def test_tasks_on_loaders_run_too(mlp_task: Task) -> None:
-    splits = {name: [mlp_task.arrays(name)] for name in ("train", "validation")}
-    task = Task.from_loaders(model=mlp_task.model, **splits)
+    train, validation = [mlp_task.arrays("train")], [mlp_task.arrays("validation")]
+    task = Task.from_loaders(model=mlp_task.model, train=train, validation=validation)
     env = make(task=task)
     env.reset(seed=0)
     *_, info = env.step(np.int64(Action.SHRINK))
