@@ -23,6 +23,7 @@ INK, GRID, MUTED = "#1b1f24", "#d8dde3", "#8b949e"
 
 _SIZE = (4.6, 3.2)
 _MOST_NAMES = 12
+_FEW = 8
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.grid": True,
@@ -113,7 +114,10 @@ def _pareto(axes: "Axes", table: "pd.DataFrame") -> None:
 
 def _widths(axes: "Axes", table: "pd.DataFrame") -> None:
     """One line per width group, which keeps its value between edits."""
+    from matplotlib.ticker import MaxNLocator
+
     groups = [name for name in table.columns if name != "step"]
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for name in groups[: len(COLOURS)]:
         axes.step(table["step"], table[name], where="post", label=name)
     if len(groups) > len(COLOURS):
@@ -132,7 +136,8 @@ def _lines(y: str, label: str, *, log: bool = False) -> Callable[["Axes", "pd.Da
         table = table[table[y].notna()]
         series = table["phase"] if "phase" in table else np.full(len(table), y)
         for name, part in table.groupby(series, sort=False):
-            axes.plot(part["step"], part[y], label=str(name), marker="." if len(part) < 3 else None)
+            marker = "." if len(part) < _FEW else None
+            axes.plot(part["step"], part[y], label=str(name), marker=marker)
         axes.set(xlabel="step", ylabel=label)
         if log and len(table) and (table[y] > 0).all() and table[y].max() > 20 * table[y].min():
             axes.set_yscale("log")
@@ -162,7 +167,11 @@ def _stream(axes: "Axes", table: "pd.DataFrame") -> None:
 
 def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
     """The return of an episode as the policy learns."""
-    axes.plot(table["steps"], table["episode_return"], marker="." if len(table) < 30 else None)
+    series = table["series"] if "series" in table else np.full(len(table), "policy")
+    for name, part in table.groupby(series, sort=False):
+        axes.plot(part["steps"], part["episode_return"], label=str(name))
+    if table.groupby(series).ngroups > 1:
+        axes.legend()
     axes.set(xlabel="environment steps", ylabel="gain in utility per episode")
 
 

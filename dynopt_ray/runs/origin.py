@@ -26,10 +26,19 @@ class Curves:
     """Loss, rate and accuracy over steps, phase by phase: the table `curves`."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    _offset: int = 0
 
     def add(self, phase: str, step: int, **figures: float) -> None:
-        """A point; figures are loss, lr, accuracy, validation_loss as far as known."""
-        self.rows.append({"phase": phase, "step": step, **figures})
+        """A point; figures are loss, lr, accuracy, validation_loss as far as known.
+
+        Args:
+            phase: its name. Each phase goes on where the one before ended.
+            step: within the phase.
+            **figures: what was measured.
+        """
+        if self.rows and self.rows[-1]["phase"] != phase:
+            self._offset = self.rows[-1]["step"]
+        self.rows.append({"phase": phase, "step": self._offset + step, **figures})
 
     def write(self, run: Run) -> None:
         """Write the table."""

@@ -37,12 +37,13 @@ def charts_grid(charts: Sequence[tuple[str, str]]) -> str:
     return f'<div class="charts">\n{"".join(cards)}\n</div>' if cards else ""
 
 
-def table(frame: "pd.DataFrame", *, best: int | None = None) -> str:
+def table(frame: "pd.DataFrame", *, best: int | None = None, wrap: bool = False) -> str:
     """A table that scrolls within itself; long ones are cut.
 
     Args:
         frame: what to show.
         best: the place of a row to set in bold.
+        wrap: break long texts, where columns are few and wide.
     """
     classes = ["" if _is_number(frame[name]) else ' class="text"' for name in frame.columns]
     head = "".join(
@@ -59,9 +60,10 @@ def table(frame: "pd.DataFrame", *, best: int | None = None) -> str:
     cut = ""
     if len(frame) > _MOST_ROWS:
         cut = f'<p class="about">The first {_MOST_ROWS} of {len(frame)} rows.</p>'
+    css = "wide wrap" if wrap else "wide"
     return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
-        f"</table></div>{cut}"
+        f'<div class="{css}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{cut}"
     )
 
 

@@ -159,6 +159,8 @@ def _joined(tables: Mapping[str, Tables]) -> dict[str, "pd.DataFrame"]:
             part = own[name].copy()
             if name in outcomes:
                 part.insert(0, "run", run)
+            elif name == "pareto":
+                part[series[name]] = run  # so many points tell runs apart, not what they are
             elif series[name] in part:
                 part[series[name]] = run + ": " + part[series[name]].astype(str)
             else:
@@ -181,7 +183,7 @@ def _differences(names: Sequence[str], directories: Sequence[RunDirectory]) -> s
         {"key": k, **{n: str(s.get(k, "")) for n, s in zip(names, flat, strict=True)}}
         for k in differing
     ]
-    return page.table(pd.DataFrame(rows))
+    return page.table(pd.DataFrame(rows), wrap=True)
 
 
 def _flat(spec: Any, path: str = "") -> dict[str, Any]:

@@ -241,7 +241,7 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     assert ["seed", "0", "3"] in page.rows
     assert ["train.lr", "0.1", "0.2"] in page.rows
     assert not any(row[:1] == ["kind"] for row in page.rows)
-    assert "one: trials" in page.text
+    assert "one: train" in page.text
     assert "two: learning" in page.text
 
 

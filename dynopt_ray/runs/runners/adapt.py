@@ -73,8 +73,7 @@ def _run(spec: AdaptSpec, origin: Origin, policy: Policy, run: Run) -> None:
     run.directory.write_results(result.history)
     run.directory.write_table("widths", widths(result))
     run.directory.write_table("pareto", points(result, spec.cost))
-    for _, row in result.history.iloc[1:].iterrows():
-        curves.add("adapt", int(row["step"]), loss=row["train_loss"], accuracy=row["metric"])
+    add_curve(curves, result, spec.adapt.train_steps)
     curves.write(run)
     keep_network(run, model, task=spec.task)
 
@@ -125,6 +124,13 @@ def adapted(
             f"{relative:.3f} of the cost"
         )
     return result
+
+
+def add_curve(curves: Curves, result: AdaptResult, train_steps: int) -> None:
+    """Add how the network did after each decision."""
+    for _, row in result.history.iloc[1:].iterrows():
+        step = int(row["step"]) * train_steps
+        curves.add("adapt", step, loss=row["train_loss"], accuracy=row["metric"])
 
 
 def widths(result: AdaptResult) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from dynopt_ray.runs.origin import (
     with_utility,
 )
 from dynopt_ray.runs.run import Run
-from dynopt_ray.runs.runners.adapt import adapted, points, widths
+from dynopt_ray.runs.runners.adapt import adapted, add_curve, points, widths
 from dynopt_ray.runs.runners.policy import check_environment, compared, learned
 from dynopt_ray.runs.runners.search import (
     add_best_curve,
@@ -131,6 +131,7 @@ def _write(
     decisions = points(adaptation, spec.cost).drop(columns="name")
     run.directory.write_table("pareto", pd.concat([decisions, search_points(found)]))
     run.directory.write_table("front", front(found))
+    add_curve(curves, adaptation, spec.adapt.train_steps)
     add_best_curve(curves, found)
     curves.write(run)
 

@@ -42,7 +42,8 @@ def _run(spec: PruneSpec, origin: Origin, run: Run) -> None:
     rows = [_with_error(row) for row in (before, after)]
     run.outcome("summary", "Before and after pruning", pd.DataFrame(rows))
     run.directory.write_table("pareto", _points(result))
-    run.directory.write_table("widths", _widths(result))
+    if any(receipt.widths for receipt in result.receipts):
+        run.directory.write_table("widths", _widths(result))
     if spec.prune.retrain is not None:
         _add_retraining(curves, spec.prune.retrain, result)
     curves.write(run)
@@ -110,8 +111,9 @@ def _add_retraining(curves: Curves, phase: Phase, result: PruneResult) -> None:
     """The rates of each round's retraining, and its mean loss at the end of it."""
     schedule = make_schedule(phase.lr, phase.num_steps)
     every = max(1, phase.num_steps // _LR_POINTS)
-    for _, row in result.history.iloc[1:].iterrows():
-        name = f"retrain {int(row['round'])}"
+    for number, (_, row) in enumerate(result.history.iloc[1:].iterrows()):
+        start = number * phase.num_steps
         for step in range(0, phase.num_steps, every):
-            curves.add(name, step, lr=schedule(step))
-        curves.add(name, phase.num_steps, loss=row["train_loss"], accuracy=row["metric"])
+            curves.add("retrain", start + step, lr=schedule(step))
+        end = start + phase.num_steps
+        curves.add("retrain", end, loss=row["train_loss"], accuracy=row["metric"])

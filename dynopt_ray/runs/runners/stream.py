@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -187,9 +188,11 @@ def _over_time(
     """Accuracy per window, and where there was drift and where it was detected."""
     rows: list[dict[str, Any]] = []
     for name, values in right.items():
-        for start in range(0, len(values), settings.window):
-            window = values[start : start + settings.window]
-            end = start + len(window)
+        ends = list(range(settings.window, len(values) + 1, settings.window)) or [len(values)]
+        if len(values) - ends[-1] >= settings.window // 2:
+            ends.append(len(values))  # what is shorter would say little, and says it loudly
+        for start, end in pairwise([0, *ends]):
+            window = values[start:end]
             accuracy = float(np.nanmean(window)) if np.isfinite(window).any() else np.nan
             rows.append({"event": end, "series": name, "accuracy": accuracy, "mark": ""})
     marks = [(drift.at, "drift") for drift in settings.drifts]
