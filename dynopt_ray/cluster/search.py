@@ -60,6 +60,7 @@ def search(
         SearchError: no trial finished.
 
     Example:
+        >>> from dynopt_ray.cluster import Measurement, search
         >>> def trial(config):
         ...     x = config["x"]
         ...     yield Measurement(step=1, accuracy=1 - (x - 0.3) ** 2, cost=0.0, final=True)

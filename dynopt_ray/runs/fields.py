@@ -45,6 +45,19 @@ def _plugin(family: plugins.Family) -> PlainValidator:
     return PlainValidator(validate)
 
 
+def _policy(value: Any) -> str | Config:
+    """A rule as a mapping is checked here; whether a text is a rule or a path, later."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            "must be a rule's name, a mapping with 'name' and its arguments, or the run directory "
+            f"or file of a learned policy, not {short(value)}"
+        )
+    checked: str | Config = _plugin("rules").func(value)  # type: ignore[call-arg]
+    return checked
+
+
 def _optimizer(value: Any) -> str | Config:
     from torch import nn
 
@@ -65,7 +78,7 @@ def _recovery(value: Any) -> str | Config | None:
 Criterion = Annotated[str | Config, _plugin("criteria")]
 Detector = Annotated[str | Config, _plugin("detectors")]
 Reaction = Annotated[str | Config, _plugin("reactions")]
-Rule = Annotated[str | Config, _plugin("rules")]
+PolicyConfig = Annotated[str | Config, PlainValidator(_policy)]
 Scheduler = Annotated[str | Config, _plugin("schedulers")]
 Searcher = Annotated[str | Config, _plugin("searchers")]
 TaskConfig = Annotated[str | Config, _plugin("tasks")]

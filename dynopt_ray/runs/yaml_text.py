@@ -67,5 +67,12 @@ class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, which quotes what the loader above would take for a number."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Unquoted, some line separators (U+0085, U+2028) would be read back as spaces.
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 for kind in (_Loader, _Dumper):
     kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))

@@ -53,6 +53,7 @@ def test_run_writes_a_directory_and_names_the_report() -> None:
     assert "nonzero" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_resolved_spec_runs_again() -> None:
     assert runner.invoke(app, ["run", "p.yaml", "--out", "one"]).exit_code == 0
     again = runner.invoke(app, ["run", "one/spec.yaml", "--out", "two"])
@@ -111,6 +112,7 @@ def test_unforeseen_errors_end_with_1_and_name_the_log(monkeypatch: pytest.Monke
     assert "Traceback" in Path("x/log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_report_is_rebuilt_and_compares() -> None:
     for name in ("x", "y"):
         assert runner.invoke(app, ["run", "p.yaml", "--out", name]).exit_code == 0

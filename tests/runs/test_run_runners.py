@@ -51,7 +51,7 @@ SEARCH = {
 ADAPT = {
     **BASE,
     "kind": "adapt",
-    "rule": {"name": "data_sized_widths", "samples_per_weight": 2.0},
+    "policy": {"name": "data_sized_widths", "samples_per_weight": 2.0},
     "adapt": {"horizon": 4, "train_steps": 5},
 }
 STREAM = {
@@ -117,6 +117,7 @@ def test_prune_is_the_loop_of_the_article(pruned: RunDirectory) -> None:
     assert plots == {"pareto", "accuracy", "loss", "lr"}
 
 
+@pytest.mark.slow
 def test_the_same_spec_gives_the_same_results(tmp_path: Path) -> None:
     one, two = run(SEARCH, tmp_path / "a"), run(SEARCH, tmp_path / "b")
     assert (one.path / "results.csv").read_text() == (two.path / "results.csv").read_text()
@@ -159,7 +160,7 @@ def test_adapt_follows_a_saved_policy(tmp_path: Path) -> None:
     path = tmp_path / "policy" / "policy.safetensors"
     path.parent.mkdir()
     DQNPolicy(network, hidden=[8], head=4).save(path)
-    directory = run({**ADAPT, "rule": None, "policy": str(tmp_path)}, tmp_path / "a")
+    directory = run({**ADAPT, "policy": str(tmp_path)}, tmp_path / "a")
     assert directory.manifest["status"] == "finished"
 
 
@@ -236,12 +237,13 @@ def test_demo_does_it_all(tmp_path: Path) -> None:
             "model/network.safetensors, or the file itself",
         ),
         (
-            {**ADAPT, "rule": None, "policy": "nowhere"},
-            "policy: there is no policy at nowhere; give a run directory with "
-            "policy/policy.safetensors, or the file itself",
+            {**ADAPT, "policy": "useless_shrinkin"},
+            "policy: 'useless_shrinkin' is neither a rule (data_sized_widths, stalled_growth, "
+            "useless_shrinking) nor the run directory or file of a learned policy: there is no "
+            "useless_shrinkin. Did you mean 'useless_shrinking'?",
         ),
         (
-            {**ADAPT, "rule": {"name": "data_sized_widths", "slak": 3}},
+            {**ADAPT, "policy": {"name": "data_sized_widths", "slak": 3}},
             "'data_sized_widths' has no argument 'slak'. Did you mean 'slack'? Known: "
             "samples_per_weight, slack.",
         ),

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynopt_ray.errors import SpecError
@@ -31,8 +31,14 @@ def test_text_stays_text(text: str) -> None:
 
 
 @given(plain)
+@settings(max_examples=50)
 def test_what_is_dumped_is_read_back(value: Any) -> None:
     assert parse(dump({"value": value}), source="here") == {"value": value}
+
+
+@pytest.mark.parametrize("text", ["a\x85b", "\u2028", "a\nb", "λ = 0.3", "\ufeff", " ", "\t"])
+def test_odd_characters_survive(text: str) -> None:
+    assert parse(dump({text: text}), source="here") == {text: text}
 
 
 def test_infinity_survives() -> None:

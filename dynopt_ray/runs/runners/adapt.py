@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from dynopt_ray.errors import SpecError
+from dynopt_ray import plugins
+from dynopt_ray.errors import SpecError, did_you_mean
 from dynopt_ray.policies import ActionSet, AdaptResult, CostKind, DQNPolicy, Policy, adapt
 from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.origin import (
@@ -37,17 +38,17 @@ def prepare(spec: AdaptSpec) -> Action:
 
 
 def _policy(spec: AdaptSpec) -> Policy:
-    if spec.rule is not None:
-        config = {"name": spec.rule} if isinstance(spec.rule, str) else spec.rule
+    rules = plugins.names("rules")
+    if not isinstance(spec.policy, str) or spec.policy in rules or ":" in spec.policy:
+        config = {"name": spec.policy} if isinstance(spec.policy, str) else spec.policy
         rule: Policy = build("rules", config)
         return rule
-    assert spec.policy is not None  # the spec has one of the two
     path = Path(spec.policy)
     path = path / POLICY_FILE if path.is_dir() else path
     if not path.is_file():
         raise SpecError(
-            f"policy: there is no policy at {path}; give a run directory with {POLICY_FILE}, or "
-            "the file itself"
+            f"policy: {spec.policy!r} is neither a rule ({', '.join(rules)}) nor the run directory "
+            f"or file of a learned policy: there is no {path}.{did_you_mean(spec.policy, rules)}"
         )
     return DQNPolicy.load(path)
 

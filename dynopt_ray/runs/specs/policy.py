@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from dynopt_ray.runs.fields import Rule
+from dynopt_ray.runs.fields import PolicyConfig
 from dynopt_ray.runs.specs.base import CostKind, Fractions, NetworkSpec, Spec
 from dynopt_ray.runs.validation import Strict
 
@@ -85,25 +85,15 @@ class AdaptSpec(NetworkSpec):
     """Let a policy, learned or a rule, change one trained network.
 
     Attributes:
-        policy: a run directory of `kind: policy`, or the file of a policy.
-        rule: a rule's name, or a mapping with `name` and its arguments, instead.
+        policy: a rule's name, a mapping with `name` and its arguments, or a run directory of
+            `kind: policy` or the file of a learned policy.
         cost_weight: λ of utility = metric − λ · relative cost.
         cost: the cost that utility charges for.
         adapt: how.
     """
 
     kind: Literal["adapt"]
-    policy: str | None = None
-    rule: Rule | None = None
+    policy: PolicyConfig = Field(description="a rule's name, or where a learned policy is")
     cost_weight: float = Field(default=0.1, ge=0)
     cost: CostKind = "nonzero"
     adapt: AdaptSettings = AdaptSettings()
-
-    @model_validator(mode="after")
-    def _one_policy(self) -> "AdaptSpec":
-        if (self.policy is None) == (self.rule is None):
-            raise ValueError(
-                "give either policy, the run directory or file of a learned one, or rule, the "
-                "name of a rule"
-            )
-        return self
