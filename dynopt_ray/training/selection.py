@@ -130,6 +130,7 @@ def _filled(candidates: Candidates, removed: Tensor, fits: Fits) -> Tensor:
     A unit costs more the wider the rest is, so a group that once could not get a unit back never
     can later.
     """
+    removed = removed.clone()
     blocked: set[int] = set()
     order = candidates.order
     for item in reversed(order[removed[order]].tolist()):
