@@ -3,6 +3,8 @@
 Heavy imports happen inside the commands, so that `dynopt --help` answers at once.
 """
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,7 +95,9 @@ def plugins() -> None:
     from dynopt_ray.plugins import FAMILIES
     from dynopt_ray.plugins import plugins as members
 
-    table = Table("family", "name", "source", "where", box=None, pad_edge=False)
+    _find_modules_here()
+    table = Table("family", "name", "source", box=None, pad_edge=False)
+    table.add_column("where", overflow="fold")
     broken = []
     for family in FAMILIES:
         for plugin in sorted(members(family), key=lambda plugin: plugin.name):
@@ -114,6 +118,7 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
     from dynopt_ray.runs.loading import load_spec, spec_text
     from dynopt_ray.runs.run import Run, carry_out
 
+    _find_modules_here()
     try:
         loaded = load_spec(spec, overrides)
         action = prepare(loaded)
@@ -139,6 +144,16 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
         kind = type(error).__name__
         raise _refusal(f"{kind}: {error} (traceback in {log})", FAILED) from None
     _say(console, f"report: {directory.path / 'report.html'}")
+
+
+def _find_modules_here() -> None:
+    """Let `module:attribute` name the user's own module, as `python script.py` would.
+
+    Last on the path, so that nothing here hides an installed package.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def _progress(console: Console) -> "Progress":

@@ -1,6 +1,7 @@
 """The command line, through typer's runner."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ runner = CliRunner()
 @pytest.fixture(autouse=True)
 def in_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "p.yaml").write_text(PRUNE)
 
 
@@ -83,6 +85,21 @@ def test_bad_input_ends_with_2_and_writes_nothing(arguments: list[str], message:
     assert result.stderr.startswith(message)
     assert "Traceback" not in result.output
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["p.yaml"]
+
+
+def test_a_module_of_the_users_own_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own_things.py").write_text(
+        "from dynopt_ray.criteria import magnitude\n"
+        "from dynopt_ray.tasks import load_task\n"
+        "def criterion(): return magnitude(order=1)\n"
+        "def task(width): return load_task('digits-mlp', {'hidden': [width]})\n"
+    )
+    own = ["--set", "task={name: 'own_things:task', width: 12}"]
+    own += ["--set", "prune.criterion=own_things:criterion", "--out", "x"]
+    result = runner.invoke(app, ["run", "p.yaml", *own])
+    monkeypatch.delitem(sys.modules, "own_things", raising=False)
+    assert result.exit_code == 0, result.output
+    assert "width/0" in Path("x/results.csv").read_text()
 
 
 def test_an_unknown_option_ends_with_2() -> None:
