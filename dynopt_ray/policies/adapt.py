@@ -169,6 +169,8 @@ class _Run:
     def __post_init__(self) -> None:
         self.costs = Costs(self.graph, self.task.example_inputs())
         self.start = self.now = self.best = self.metric_before = self._judge()
+        # What readings compare with; `Costs` counts FLOPs per sample, a graph those of its inputs.
+        self._start_cost = self.graph.cost()
         self._limits = {} if self.budget is None else self.budget.limits(self.start.cost)
         self._compensation: list[Inputs] = compensation_inputs(self.task)
         self._num_samples = num_training_rows(self.task)
@@ -251,7 +253,7 @@ class _Run:
             self.graph,
             step % len(self.graph.groups),
             start_widths=self.start.widths,
-            start_cost=self.start.cost,
+            start_cost=self._start_cost,
             actions=self.actions,
         )
 

@@ -53,7 +53,8 @@ class Progress:
         metric: the metric that utility is made of, on validation data.
         metric_before: the same at the decision before.
         loss: validation loss.
-        train_loss: mean loss over the latest training batches.
+        train_loss: mean loss over the latest training batches; at the start the loss on the
+            training split.
         train_loss_before: the same at the decision before.
         num_samples: training samples.
         cost_weight: λ.

@@ -18,7 +18,8 @@ class Measured:
     Attributes:
         metric: the smooth validation metric.
         loss: validation loss.
-        train_loss: mean loss over the latest training batches, each before its step.
+        train_loss: mean loss over the latest training batches, each before its step; at the start
+            the loss on the training split.
     """
 
     metric: FloatArray

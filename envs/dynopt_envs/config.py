@@ -22,7 +22,8 @@ class StartConfig:
 
     Attributes:
         num_starts: networks in the pool, from seeds 0, 1, …; each episode starts from one of them.
-        start_steps: optimizer steps each is trained for.
+        start_steps: optimizer steps they are trained for: from half as many to twice as many, so
+            that policies meet networks that have just begun and such that have settled.
         batch_size: rows per batch, here and in the episodes.
         learning_rate: of SGD, likewise.
         momentum: of SGD, likewise.
@@ -33,6 +34,11 @@ class StartConfig:
     batch_size: int = 32
     learning_rate: float = 0.05
     momentum: float = 0.9
+
+    def steps_of(self, index: int) -> int:
+        """Optimizer steps of one network of the pool."""
+        place = index / (self.num_starts - 1) if self.num_starts > 1 else 0.5
+        return max(1, round(self.start_steps * 2 ** (2 * place - 1)))
 
 
 @dataclass(frozen=True)

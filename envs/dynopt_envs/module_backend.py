@@ -140,14 +140,14 @@ class ModuleBackend:
 def _start(task: Task, start: StartConfig, index: int) -> _Start:
     model = task.new_model(seed=index)
     optimizer = SGD(model.parameters(), lr=start.learning_rate, momentum=start.momentum)
-    stats = task.train_steps(
+    task.train_steps(
         model,
         optimizer,
-        start.start_steps,
+        start.steps_of(index),
         batch_size=_batch_size(task, start),
         generator=torch.Generator().manual_seed(index),
     )
-    return _Start(model, optimizer, task.evaluate(model), stats.mean_loss)
+    return _Start(model, optimizer, task.evaluate(model), task.evaluate(model, "train").loss)
 
 
 def _batch_size(task: Task, start: StartConfig) -> int | None:

@@ -191,13 +191,15 @@ def why_not_stacked(task: Task) -> str | None:
 def _pool(task: Task, start: StartConfig) -> tuple[Population, Measured]:
     """The starting networks; never changed, so that all environments of a process share them."""
     pool = Population(task.new_model(seed=0), start.num_starts)
-    for seed in range(start.num_starts):
-        pool.load(seed, task.new_model(seed=seed))
     x, y = task.arrays("train")
-    generators = [torch.Generator().manual_seed(seed) for seed in range(start.num_starts)]
-    rows = batch_rows(len(y), start.batch_size, start.start_steps, generators)
-    train_loss = _train(pool, x, y, rows, start)
+    for index in range(start.num_starts):
+        one = Population(task.new_model(seed=index), 1)
+        generator = torch.Generator().manual_seed(index)
+        rows = batch_rows(len(y), start.batch_size, start.steps_of(index), [generator])
+        _train(one, x, y, rows, start)
+        pool.copy_from([index], one, [0])
     metrics = evaluate(pool, *task.arrays("validation"))
+    train_loss = evaluate(pool, x, y).loss.cpu().numpy()
     return pool, Measured(metrics.smooth.cpu().numpy(), metrics.loss.cpu().numpy(), train_loss)
 
 

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from dynopt_ray.errors import BudgetError, EditError
-from dynopt_ray.policies import Action, ActionSet, ConstantPolicy, RandomPolicy, adapt
+from dynopt_ray.policies import (
+    COST_KINDS,
+    FEATURES,
+    Action,
+    ActionSet,
+    ConstantPolicy,
+    RandomPolicy,
+    adapt,
+)
 from dynopt_ray.policies.actions import ActionMask
 from dynopt_ray.policies.observation import Observation
 from dynopt_ray.structure import trace
@@ -168,3 +176,22 @@ def test_a_network_without_a_width_to_change_is_refused() -> None:
     task = Task.from_arrays(model=lambda: nn.Linear(64, 10), train=(x, y), validation=(x, y))
     with pytest.raises(EditError, match="no width"):
         adapt(task.new_model(seed=0), task, RandomPolicy(0), cost_weight=0.1)
+
+
+def test_sees_what_it_was_trained_on() -> None:
+    """At the start every cost is its own start's, and the losses are of this very network."""
+
+    class Spy:
+        def act(self, observation: Observation, action_mask: ActionMask) -> int:
+            del action_mask
+            self.seen = dict(zip(FEATURES, observation.tolist(), strict=True))
+            return int(Action.STOP)
+
+    spy = Spy()
+    adapt(fresh(), TASK, spy, cost_weight=0.3)
+    assert [spy.seen[f"cost_{kind}"] for kind in COST_KINDS] == [1, 1, 1, 1]
+    validation, train = TASK.evaluate(MODEL), TASK.evaluate(MODEL, "train")
+    assert spy.seen["train_loss"] == pytest.approx(np.log1p(train.loss))
+    assert spy.seen["loss_gap"] == pytest.approx(validation.loss - train.loss, abs=1e-6)
+    assert spy.seen["metric"] == pytest.approx(validation.smooth)
+    assert (spy.seen["cost_weight"], spy.seen["steps_left"]) == (pytest.approx(0.3), 1)
