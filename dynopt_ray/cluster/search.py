@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynopt_ray.cluster.space import Space
 from dynopt_ray.cluster.trials import SearchPlan, SearchResult, Trial, TrialLog
-from dynopt_ray.schedules.build import build
+from dynopt_ray.plugins import build
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler

@@ -14,8 +14,8 @@ from dynopt_ray.cluster import RemoteLearner
 from dynopt_ray.cluster.networks import restored
 from dynopt_ray.errors import SpecError
 from dynopt_ray.online import DurableLearner, Guard, LearnResult, OnlineLearner
+from dynopt_ray.plugins import build
 from dynopt_ray.runs.specs import LearnerSettings
-from dynopt_ray.schedules.build import build
 from dynopt_ray.training.config import make_optimizer, make_schedule
 
 Event = tuple[NDArray[Any], NDArray[Any]]

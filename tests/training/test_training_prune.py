@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from planted import USEFUL, Fixed
 from torch import nn
 
 from dynopt_ray.errors import BudgetError, DivergedError, EditError, UnknownNameError
@@ -17,6 +16,7 @@ from dynopt_ray.schedules import constant, cosine, linear, polynomial
 from dynopt_ray.structure import Cost, mask_of, measure, trace
 from dynopt_ray.tasks import Batch, Inputs, Metrics, Split, Task
 from dynopt_ray.training import Budget, Fraction, Threshold, prune
+from tests.training.planted import USEFUL, Fixed
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from planted import USEFUL, USELESS, Fixed, planted
 from torch import Tensor
 
 from dynopt_ray.structure import mask_of
@@ -20,6 +19,7 @@ from dynopt_ray.training import (
     prune,
 )
 from dynopt_ray.training.candidates import list_candidates
+from tests.training.planted import USEFUL, USELESS, Fixed, planted
 
 # Wrong about unit 5: it is useful, and ranked below everything.
 SCORES = torch.tensor([0.2, 0.9, 0.8, 0.3, 0.4, 0.1, 0.7, 0.5])

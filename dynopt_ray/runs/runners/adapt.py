@@ -8,6 +8,7 @@ from torch import nn
 
 from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError, did_you_mean
+from dynopt_ray.plugins import build
 from dynopt_ray.policies import ActionSet, AdaptResult, CostKind, DQNPolicy, Policy, adapt
 from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.origin import (
@@ -22,7 +23,6 @@ from dynopt_ray.runs.origin import (
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.runners.policy import POLICY_FILE
 from dynopt_ray.runs.specs import AdaptSettings, AdaptSpec
-from dynopt_ray.schedules.build import build
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.config import make_optimizer
 
