@@ -61,7 +61,7 @@ def masked_q(q_values: Tensor, action_mask: Tensor) -> Tensor:
 class DQNPolicy:
     """Takes the legal action with the largest Q-value; of equal ones the first.
 
-    Made by `dynopt_ray.cluster.train_policy` or `load`.
+    Made by `dynopt_ray.cluster.policy_training.train_policy` or `load`.
 
     Args:
         network: gives the Q-values; used as it is, in evaluation mode.

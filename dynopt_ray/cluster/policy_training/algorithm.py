@@ -232,7 +232,7 @@ def _explore_with(runner: Any, *, epsilon: float) -> None:
 
 def _restart(runner: Any, *, seed: int) -> None:
     # Each process that samples plays episodes of its own.
-    runner._seed = seed + runner.worker_index
+    runner._seed = seed + runner.worker_index * runner.num_envs
     runner._needs_initial_reset = True
 
 

@@ -51,8 +51,9 @@ class MaskedDuelingModule(DefaultDQNTorchRLModule):
         return {QF_PREDS: masked_q(q_values, seen["action_mask"])}
 
     def _forward_exploration(  # type: ignore[override]  # RLlib's own signature differs too
-        self, batch: Any, **kwargs: Any
+        self, batch: Any, t: int
     ) -> dict[str, Any]:
+        del t
         q_values: Any = self.compute_q_values(batch)[QF_PREDS]
         legal = batch[Columns.OBS]["action_mask"].float()
         drawn = torch.multinomial(legal, num_samples=1)[:, 0]

@@ -29,7 +29,6 @@ from dynopt_ray.cluster.session import session
 from dynopt_ray.errors import DataError
 from dynopt_ray.policies.dqn import DQNPolicy
 
-
 _RLLIB_ENVIRONMENT = "rllib-single-agent-env-v0"
 
 
@@ -201,10 +200,11 @@ def _seed(seed: int, num_steps: int) -> int:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Afterwards the process's random state, threads and RLlib's log level are as they were.
+    """Afterwards random state, threads and RLlib's log level are as they were.
 
-    RLlib announces its new API stack at every start and seeds the generators of the whole process. And the matrices of a policy and of a stack
-    of small networks lose more by waking a second thread than it computes.
+    RLlib announces its new API stack at every start and seeds the generators of the whole
+    process. And the matrices of a policy and of a stack of small networks gain little from a
+    second thread, but wait long for it where the cores are shared.
     """
     python, numpy, num_threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     logger = logging.getLogger("ray.rllib")
