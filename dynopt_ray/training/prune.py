@@ -36,7 +36,7 @@ from dynopt_ray.training.targets import Target, asks_latency
 if TYPE_CHECKING:
     import pandas as pd
 
-_CALIBRATION_ROWS = 2048
+_CALIBRATION_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def prune(
             in equal steps.
         retrain_steps: optimizer steps after each cut.
         retrain_lr: the learning rate within each retraining; None keeps the optimizer's.
-        compensate: True refits what reads removed units on 2,048 training samples, inputs do
+        compensate: True refits what reads removed units on 4,096 training samples, inputs do
             so on these, None or False leaves it. Masked weights are not compensated.
         recovery: `Random` or `Greedy`: gives back part of each cut. The cut goes further by
             that part first, so that the target still holds afterwards.

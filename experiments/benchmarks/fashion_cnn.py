@@ -48,7 +48,7 @@ def ours(path: Path, task: Task, share: float, seed: int) -> tuple[float, float]
     """Test accuracy right after the cut and after one epoch, in percent."""
     model = task.new_model(seed=0)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in np.load(path).items()})
-    prune(model, task, target=Budget(flops=share), criterion="taylor", seed=seed)
+    prune(model, task, target=Budget(flops=share), criterion="magnitude", scope="layer", seed=seed)
     return cut_and_retrained(task, model, seed)
 
 
