@@ -9,7 +9,13 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 PEERS = {
-    ".venv-peers": ("torch==2.13.0", "numpy==2.4.6", "scikit-learn==1.9.1", "torch-pruning==1.6.1"),
+    ".venv-peers": (
+        "torch==2.13.0",
+        "numpy==2.4.6",
+        "safetensors==0.8.0",
+        "scikit-learn==1.9.1",
+        "torch-pruning==1.6.1",
+    ),
 }
 """Environment -> what is installed in it."""
 

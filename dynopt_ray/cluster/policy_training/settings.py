@@ -50,11 +50,11 @@ class PolicySettings:
     num_env_runners: int = 0
     num_learners: int = 0
     warmup_steps: int = 1_000
-    updates_per_step: int = 4
+    updates_per_step: int = 8
     batch_size: int = 128
     learning_rate: float = 5e-4
     discount: float = 0.99
-    n_step: int = 3
+    n_step: int = 4
     target_rate: float = 0.005
     averaging_fraction: float = 0.05
     epsilon: float = 0.05
