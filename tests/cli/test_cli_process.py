@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import hears_ctrl_c
+
 DYNOPT = [sys.executable, "-c", "from dynopt_ray.cli import main; main()"]
 
 SEARCH = """
@@ -101,6 +103,7 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=hears_ctrl_c,
     )
     try:
         deadline = time.monotonic() + 120
