@@ -29,6 +29,7 @@ CORRIDOR: dict[str, Any] = {
     "warmup_steps": 200,
     "batch_size": 32,
     "updates_per_step": 2,
+    "n_step": 3,
     "learning_rate": 2e-3,
     "target_rate": 0.02,
     "hidden": (32,),
