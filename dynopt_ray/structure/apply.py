@@ -48,15 +48,20 @@ class Receipt:
         not touch stay as they are now.
 
         Raises:
-            EditError: it was undone already, or a later plan must be undone first.
+            EditError: it was undone already, it was committed, or a later plan must be undone
+                first.
         """
         if self._transaction is None:
-            raise EditError("this plan has been undone already")
+            raise EditError("this plan has been undone or committed already")
         if self._graph.receipts[-1:] != [self]:
             raise EditError(
                 "a later plan changed the network; undo the later receipts first, newest first"
             )
         self._transaction.roll_back()
+        self._transaction = None
+
+    def forget(self) -> None:
+        """Give up `undo` and free the tensors it would need; see `Graph.commit`."""
         self._transaction = None
 
 

@@ -98,6 +98,7 @@ class ModuleBackend:
                     network.graph.apply(
                         plan, optimizer=network.optimizer, compensate=self._compensation
                     )
+                network.graph.commit()  # nobody undoes an action
 
     def train(self, active: NDArray[np.bool_]) -> None:
         """Train the active networks one after the other."""

@@ -1,7 +1,9 @@
 """Edits against references: grown = old, shrunk = masked, a step after = one on the masked."""
 
 import copy
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -245,7 +247,7 @@ def test_undo_is_bit_exact(name: str, data: st.DataObject) -> None:
             assert value == states[0][key], key
         elif key.split()[-1] in touched:
             assert torch.equal(value, states[0][key]), key
-    with pytest.raises(EditError, match="undone already"):
+    with pytest.raises(EditError, match="undone or committed"):
         receipts[0].undo()
 
 
@@ -298,6 +300,21 @@ def test_failed_plan_leaves_no_trace(fails_at: int, monkeypatch: pytest.MonkeyPa
         graph.apply(plan, optimizer=optimizer)
     else:
         assert not broken
+
+
+def test_committed_plans_free_what_undo_would_need() -> None:
+    model, inputs = trained("mlp")
+    graph = trace(model, inputs)
+    old = weakref.ref(model.get_parameter("0.weight").data.untyped_storage())
+    receipt = graph.apply([Shrink("0", remove=[1])])
+    gc.collect()
+    assert old() is not None
+    graph.commit()
+    gc.collect()
+    assert old() is None
+    with pytest.raises(EditError, match="undone or committed"):
+        receipt.undo()
+    graph.apply([Grow("0", units=1)]).undo()
 
 
 def test_identity_of_parameters_survives() -> None:
