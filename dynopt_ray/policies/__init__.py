@@ -7,6 +7,7 @@ from dynopt_ray.policies.evaluation import ENVIRONMENT, PolicyEvaluation, evalua
 from dynopt_ray.policies.observation import FEATURES
 from dynopt_ray.policies.policy import ConstantPolicy, Policy, RandomPolicy
 from dynopt_ray.policies.qtable import QTable, train_qtable
+from dynopt_ray.policies.rule import Rule
 from dynopt_ray.policies.rules import DataSizedWidths, StalledGrowth, UselessShrinking
 from dynopt_ray.policies.utility import COST_KINDS, CostKind, utility
 
@@ -26,6 +27,7 @@ __all__ = [
     "PolicyEvaluation",
     "QTable",
     "RandomPolicy",
+    "Rule",
     "StalledGrowth",
     "UselessShrinking",
     "action_mask",

@@ -74,8 +74,7 @@ def prune(
     scope: Scope = "global",
     rounds: int = 1,
     schedule: Schedule | None = None,
-    retrain_steps: int = 0,
-    retrain_lr: Schedule | None = None,
+    retrain: int | Retraining | None = None,
     compensate: bool | Iterable[Inputs] | Tensor | None = True,
     recovery: Recovery | None = None,
     min_widths: Mapping[str, int] | None = None,
@@ -100,8 +99,8 @@ def prune(
         rounds: in how many rounds the target is approached.
         schedule: round (1 … rounds) -> share of the way to the target, rising to 1. Default:
             in equal steps.
-        retrain_steps: optimizer steps after each cut.
-        retrain_lr: the learning rate within each retraining; None keeps the optimizer's.
+        retrain: optimizer steps after each cut, at the optimizer's learning rate; or
+            `Retraining(num_steps, schedule)`.
         compensate: True refits what reads removed units on 4,096 training samples, inputs do
             so on these, None or False leaves it. Masked weights are not compensated.
         recovery: `Random` or `Greedy`: gives back part of each cut. The cut goes further by
@@ -133,11 +132,11 @@ def prune(
     """
     if granularity not in GRANULARITIES:
         raise UnknownNameError("granularity", granularity, GRANULARITIES)
-    if retrain_steps < 0:
-        raise ValueError(f"prune: retrain_steps is {retrain_steps}; it must be >= 0")
+    if isinstance(retrain, int):
+        retrain = Retraining(retrain) if retrain else None
     shares = _shares(rounds, schedule)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
-    if optimizer is None and retrain_steps:
+    if optimizer is None and retrain is not None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
     with seeded(graph.model, seed) as generator:
         costs = Costs(graph, task.example_inputs())
@@ -156,7 +155,7 @@ def prune(
             calibration=None
             if granularity == "weight"
             else _calibration(compensate, task, generator),
-            retraining=Retraining(retrain_steps, retrain_lr) if retrain_steps else None,
+            retraining=retrain,
             optimizer=optimizer,
             generator=generator,
         )

@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 from ray.rllib.core.columns import Columns
 
-from dynopt_ray.cluster.policy_training import PolicyProgress, PolicySettings, train_policy
+from dynopt_ray.cluster import PolicySettings, train_policy
+from dynopt_ray.cluster.policy_training import PolicyProgress
 from dynopt_ray.cluster.policy_training.module import MaskedDuelingModule, exported_network
 from dynopt_ray.errors import CheckpointError, DataError
 from dynopt_ray.policies import (

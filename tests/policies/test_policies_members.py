@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dynopt_ray import plugins
+from dynopt_ray.errors import SpecError, UnknownNameError
 from dynopt_ray.policies import (
     FEATURES,
     Action,
@@ -18,6 +19,7 @@ from dynopt_ray.policies import (
     Policy,
     QTable,
     RandomPolicy,
+    Rule,
     StalledGrowth,
     UselessShrinking,
 )
@@ -127,6 +129,19 @@ def test_widths_follow_the_datas_size() -> None:
     assert rule.act(seen(samples_per_weight=-0.5), ALL) == Action.SHRINK
     assert rule.act(seen(samples_per_weight=0.1), ALL) == Action.KEEP
     assert rule.act(seen(samples_per_weight=0.5), ALL) == Action.GROW
+
+
+def test_a_rule_by_name_or_as_a_function() -> None:
+    useless = seen(dead=0.15)
+    assert Rule("useless_shrinking").act(useless, ALL) == Action.SHRINK
+    assert Rule("useless_shrinking", smallest_share=0.2).act(useless, ALL) == Action.KEEP
+    assert Rule(lambda _observation, mask: int(mask.argmax())).act(useless, ALL) == Action.KEEP
+    with pytest.raises(UnknownNameError, match="useless_shrinking"):
+        Rule("useless_shrinkin")
+    with pytest.raises(SpecError, match="smallest_share"):
+        Rule("useless_shrinking", smallest_shar=0.2)
+    with pytest.raises(TypeError, match="no options"):
+        Rule(lambda _observation, _mask: 0, smallest_share=0.2)
 
 
 @pytest.mark.parametrize(

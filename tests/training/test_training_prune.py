@@ -15,7 +15,7 @@ from dynopt_ray.errors import BudgetError, DivergedError, EditError, UnknownName
 from dynopt_ray.schedules import constant, cosine, linear, polynomial
 from dynopt_ray.structure import Cost, mask_of, measure, trace
 from dynopt_ray.tasks import Batch, Inputs, Metrics, Split, Task
-from dynopt_ray.training import Budget, Fraction, Threshold, prune
+from dynopt_ray.training import Budget, Fraction, Retraining, Threshold, prune
 from tests.training.planted import USEFUL, Fixed
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
@@ -52,7 +52,7 @@ def test_a_budget_is_met_in_rounds_and_each_round_is_told(blobs: Task, trained: 
         target=Budget(flops=0.4),
         rounds=3,
         schedule=polynomial(0.0, num_steps=3, power=3, final=1.0),
-        retrain_steps=10,
+        retrain=10,
         optimizer=optimizer,
     )
     history = result.history
@@ -90,7 +90,7 @@ def test_test_data_are_touched_once_and_decide_nothing(
     monkeypatch.setattr(Task, "evaluate", noted_evaluate)
     monkeypatch.setattr(Task, "batches", noted_batches)
     model, optimizer = trained()
-    prune(model, blobs, target=Budget(flops=0.5), rounds=2, retrain_steps=5, optimizer=optimizer)
+    prune(model, blobs, target=Budget(flops=0.5), rounds=2, retrain=5, optimizer=optimizer)
     assert splits.count("test") == 1
     assert splits[-1] == "test"
 
@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_network_whatever_the_process_drew_before(
         torch.rand(draws)
         before = torch.get_rng_state()
         options: dict[str, Any] = {"target": Fraction(remove=0.5), "granularity": granularity}
-        options |= {"criterion": "taylor", "retrain_steps": 15, "rounds": 2, "optimizer": optimizer}
+        options |= {"criterion": "taylor", "retrain": 15, "rounds": 2, "optimizer": optimizer}
         result = prune(model, blobs, **options)
         assert torch.equal(before, torch.get_rng_state())
         states.append((model.state_dict(), result.history.drop(columns="duration_s")))
@@ -123,7 +123,7 @@ def test_masked_weights_stay_masked_through_all_rounds(blobs: Task, trained: Tra
         granularity="weight",
         scope="layer",
         rounds=3,
-        retrain_steps=10,
+        retrain=10,
         optimizer=optimizer,
     )
     blobs.train_steps(model, optimizer, 5)
@@ -158,8 +158,7 @@ def test_retraining_that_makes_it_worse_is_rolled_back(blobs: Task, trained: Tra
         model,
         blobs,
         target=Budget(flops=0.5),
-        retrain_steps=3,
-        retrain_lr=constant(30.0),
+        retrain=Retraining(3, constant(30.0)),
         optimizer=optimizer,
     )
     assert result.history["trained_kept"].tolist()[1] is False
@@ -172,7 +171,7 @@ def test_without_an_optimizer_adam_retrains(blobs: Task, trained: Trained) -> No
     model, _ = trained()
     twin, _ = trained()
     adam = torch.optim.Adam(twin.parameters(), lr=1e-3)
-    options: dict[str, Any] = {"target": Budget(flops=0.5), "retrain_steps": 5}
+    options: dict[str, Any] = {"target": Budget(flops=0.5), "retrain": 5}
     prune(model, blobs, **options)
     prune(twin, blobs, optimizer=adam, **options)
     assert all(map(torch.equal, model.state_dict().values(), twin.state_dict().values()))
@@ -189,8 +188,7 @@ def test_the_learning_rate_within_a_retraining_follows_its_schedule(
         blobs,
         target=Budget(flops=0.5),
         rounds=2,
-        retrain_steps=4,
-        retrain_lr=cosine(0.01, num_steps=4),
+        retrain=Retraining(4, cosine(0.01, num_steps=4)),
         optimizer=optimizer,
     )
     assert rates == [cosine(0.01, num_steps=4)(step) for step in (0, 1, 2, 3)] * 2
@@ -252,7 +250,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"min_widths": {"9": 2}}, UnknownNameError, "no width group '9'"),
     ({"min_widths": {"0": 13}}, EditError, "has 12 units, so it cannot keep at least 13"),
     ({"rounds": 0}, ValueError, "rounds is 0"),
-    ({"retrain_steps": -1}, ValueError, "retrain_steps is -1"),
+    ({"retrain": -1}, ValueError, "takes -1 steps"),
     ({"rounds": 2, "schedule": constant(0.5)}, ValueError, "must rise to 1"),
     ({"rounds": 2, "schedule": linear(2.0, num_steps=2, final=1.0)}, ValueError, "must rise to 1"),
 ]
@@ -277,7 +275,7 @@ def test_a_loss_that_diverges_names_step_and_round_and_undoes_the_round(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
     with pytest.raises(DivergedError, match="at step 2 of 9") as error:
-        prune(model, blobs, target=Budget(flops=0.5), retrain_steps=9, optimizer=optimizer)
+        prune(model, blobs, target=Budget(flops=0.5), retrain=9, optimizer=optimizer)
     assert error.value.__notes__ == ["This was in round 1 of 1, which was undone."]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

@@ -11,7 +11,7 @@ from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.origin import Curves, Origin, as_budget, figures, keep_network, prepare_origin
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.specs import PruneSpec, TargetSpec
-from dynopt_ray.training import Fraction, PruneResult, Target, Threshold, prune
+from dynopt_ray.training import Fraction, PruneResult, Retraining, Target, Threshold, prune
 from dynopt_ray.training.config import make_optimizer, make_recovery, make_schedule
 
 _LR_POINTS = 50
@@ -61,8 +61,7 @@ def _pruned(spec: PruneSpec, origin: Origin, model: nn.Module) -> PruneResult:
         granularity=settings.granularity,
         scope=settings.scope,
         rounds=settings.rounds,
-        retrain_steps=retrain.num_steps if retrain else 0,
-        retrain_lr=schedule,
+        retrain=Retraining(retrain.num_steps, schedule) if retrain else None,
         compensate=settings.compensate,
         recovery=make_recovery(settings.recovery),
         optimizer=make_optimizer(spec.optimizer, model, lr=schedule(0)) if schedule else None,
