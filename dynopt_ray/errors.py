@@ -71,6 +71,14 @@ class ClusterError(DynoptError, RuntimeError):
     """A cluster that cannot be reached or cannot hold what was asked of it."""
 
 
+class SearchError(DynoptError, RuntimeError):
+    """A search in which no trial finished."""
+
+
+class RunError(DynoptError, ValueError):
+    """A run directory that exists already, is missing, damaged or cannot be written."""
+
+
 class LearnerError(DynoptError, RuntimeError):
     """An online learner that cannot go on: out of sequence, overloaded or broken."""
 

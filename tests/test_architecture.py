@@ -57,6 +57,16 @@ def test_top_level_import_is_light() -> None:
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.ray
+def test_only_policy_training_waits_for_rllib() -> None:
+    code = (
+        "import sys, dynopt_ray.cluster as cluster; print('ray.rllib' in sys.modules);"
+        "cluster.train_policy; print('ray.rllib' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "True"]
+
+
 @pytest.mark.parametrize("package", ["dynopt_ray", "dynopt_envs"])
 def test_public_names_have_docstrings(package: str) -> None:
     missing = [

@@ -13,18 +13,29 @@ Scope = Literal["layer", "global"]
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
+Per = Literal["mean", "length"]
+"""What a group's scores are divided by for the scope "global"."""
+
 
 def comparable(
-    scores: Mapping[str, Tensor], scope: Scope, *, num_gone: Mapping[str, int] | None = None
+    scores: Mapping[str, Tensor],
+    scope: Scope,
+    *,
+    per: Per = "mean",
+    num_gone: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Scores of several groups (or parameters) on one scale; larger = more important.
 
     Args:
         scores: name -> scores of one kind.
-        scope: "global" divides by the group's mean score, so that each group's is 1 and neither
-            the size of a layer's weights nor their number per unit counts. "layer" replaces
-            scores by ranks: of a group that had n entries at the start, the least important one
-            gets 1/n and the most important 1, so that what is <= f is the share f of each group.
+        scope: "global" divides each group's scores by a figure of the group, so that the size of
+            a layer's weights does not count. "layer" replaces scores by ranks: of a group that
+            had n entries at the start, the least important one gets 1/n and the most important
+            1, so that what is <= f is the share f of each group.
+        per: that figure. "mean" treats all groups alike, which is right for units: those of one
+            group differ little, and any preference would empty whole groups. "length", the root
+            of the sum of squares, makes each entry of a large group count less, which is right
+            for weights: small layers at the ends of a network can spare the least.
         num_gone: name -> how many entries are gone already; they count as the least important.
 
     Returns:
@@ -47,8 +58,8 @@ def comparable(
     for name, values in scores.items():
         flat = values.detach().double().cpu().flatten()
         if scope == "global":
-            mean = flat.mean() if flat.numel() else flat.sum()
-            flat = flat / mean if mean > 0 else torch.zeros_like(flat)
+            figure = flat.norm() if per == "length" else flat.sum() / max(len(flat), 1)
+            flat = flat / figure if figure > 0 else flat
         else:
             flat = _shares(flat, gone.get(name, 0))
         result[name] = flat.reshape(values.shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 from dynopt_ray.criteria.base import Criterion, Evidence, Loss
 from dynopt_ray.criteria.gradients import Batch
 from dynopt_ray.errors import DivergedError, PluginError
-from dynopt_ray.schedules.build import build
+from dynopt_ray.plugins import build
 from dynopt_ray.structure import Graph
 
 CriterionLike = str | Mapping[str, Any] | Criterion

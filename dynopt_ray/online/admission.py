@@ -99,7 +99,7 @@ class Admission:
         alone = [self._test(batch_x[r : r + 1], batch_y[r : r + 1]) for r in range(len(batch_x))]
         reasons = {row: result for row, result in enumerate(alone) if isinstance(result, str)}
         good = [row for row in range(len(batch_x)) if row not in reasons]
-        tested = self._test(batch_x[good], batch_y[good]) if good and reasons else tested
+        tested = self._test(batch_x[good], batch_y[good]) if good else tested
         if isinstance(tested, str):
             # Each row is fine alone, but the network refuses them together.
             return Admitted(

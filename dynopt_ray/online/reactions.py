@@ -192,6 +192,7 @@ class Widen:
                 plan.append(Grow(group.name, units=units))
         if plan:
             learner.resize(plan)
+            learner.structure.commit()  # a stream has no end, and receipts hold memory
 
     def state_dict(self) -> dict[str, Any]:
         """The widths to begin with."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.population.stack import Population
-from dynopt_ray.structure.compensate import Moments, refit
+from dynopt_ray.structure.regression import Moments, ridge_solve
 
 
 def refit_consumers(
@@ -25,8 +25,9 @@ def refit_consumers(
         x_NI: inputs to refit on.
     """
     members = list(keep)
-    moments = Moments.start(activations := _activations(population, members, layer, x_NI))
-    moments.add(activations)
+    activations = _activations(population, members, layer, x_NI)
+    moments = Moments.start(activations, num_outputs=0)
+    moments.add(activations, activations[:, :, :0])
     widest = activations.shape[2]
     num_kept = max(int(kept.sum()) for kept in keep.values())
     num_removed = max(len(kept) - int(kept.sum()) for kept in keep.values())
@@ -36,17 +37,17 @@ def refit_consumers(
         row[: len(stays)] = stays
         row[num_kept : num_kept + len(goes)] = goes
     order_MU = order_MU.to(population.device)
-    mean_MU = moments.origin + moments.total / moments.count
-    covariance_MUU = _take(_take(moments.second(mean_MU), order_MU, 1), order_MU, 2)
-    weight_MOU = population.weights[layer + 1][members].double()
+    mean_MU = _take(moments.mean, order_MU, 1)
+    covariance_MUU = _take(_take(moments.covariance, order_MU, 1), order_MU, 2)
+    weight_MOU = _take(population.weights[layer + 1][members].double(), order_MU, 2)
     counts = torch.tensor([int(kept.sum()) for kept in keep.values()], device=population.device)
-    weight_MOK, shift_MO = refit(
-        _take(weight_MOU, order_MU, 2),
-        _take(mean_MU, order_MU, 1),
-        covariance_MUU,
-        num_kept=num_kept,
-        count_G=counts,
-    )
+    left, gone = slice(num_kept), slice(num_kept, None)
+    # Without the removed inputs, what they gave on average and in step with the rest is missing.
+    missing_MOK = weight_MOU[:, :, gone] @ covariance_MUU[:, gone, left]
+    slope_MOK = ridge_solve(missing_MOK, covariance_MUU[:, left, left], counts)
+    shift_MO = (weight_MOU[:, :, gone] @ mean_MU[:, gone, None])[..., 0]
+    shift_MO = shift_MO - (slope_MOK @ mean_MU[:, left, None])[..., 0]
+    weight_MOK = weight_MOU[:, :, left] + slope_MOK
     _put(population, layer + 1, members, order_MU[:, :num_kept], weight_MOK, shift_MO)
 
 

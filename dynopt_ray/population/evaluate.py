@@ -55,6 +55,7 @@ def evaluate(population: Population, x_NI: Tensor, y_N: Tensor) -> PopulationMet
             logs = outputs_POB.log_softmax(1).gather(1, targets[:, None])[:, 0]
             loss -= logs.sum(1, dtype=torch.float64)
             confidence += logs.exp().sum(1, dtype=torch.float64)
-            right += (outputs_POB.argmax(1) == targets).sum(1)
+            # `argmax` over a dimension that is not the last takes seven times as long.
+            right += (outputs_POB.max(1).indices == targets).sum(1)
     check_finite(loss, f"on {len(y_N)} rows")
     return PopulationMetrics(*(value / len(y_N) for value in (loss, right, confidence)))

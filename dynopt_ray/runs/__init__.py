@@ -1,1 +1,41 @@
-"""Placeholder: runs."""
+"""Runs: a checked spec in, a directory with results and a report out.
+
+Example:
+    >>> from pathlib import Path
+    >>> from dynopt_ray.runs import load_spec, prepare, spec_text
+    >>> from dynopt_ray.runs import Run, RunDirectory, Silent, carry_out
+    >>> spec = load_spec("prune", ["task=digits-mlp"])
+    >>> action = prepare(spec)
+    >>> about = {"spec": "prune", "kind": spec.kind, "seed": spec.seed}
+    >>> directory = RunDirectory.create(
+    ...     Path("runs/mine"), spec_text=spec_text(spec), about=about
+    ... )  # doctest: +SKIP
+    >>> carry_out(action, Run(directory, Silent()))  # doctest: +SKIP
+"""
+
+from dynopt_ray.runs.directory import RunDirectory
+from dynopt_ray.runs.kinds import KINDS, prepare
+from dynopt_ray.runs.loading import check_spec, load_spec, packaged, spec_text
+from dynopt_ray.runs.progress import Lines, Live, Progress, Silent
+from dynopt_ray.runs.report import write_comparison, write_report
+from dynopt_ray.runs.run import Run, carry_out
+from dynopt_ray.runs.specs import Spec
+
+__all__ = [
+    "KINDS",
+    "Lines",
+    "Live",
+    "Progress",
+    "Run",
+    "RunDirectory",
+    "Silent",
+    "Spec",
+    "carry_out",
+    "check_spec",
+    "load_spec",
+    "packaged",
+    "prepare",
+    "spec_text",
+    "write_comparison",
+    "write_report",
+]

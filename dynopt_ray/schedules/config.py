@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynopt_ray.errors import PluginError, SpecError
+from dynopt_ray.plugins import build
 from dynopt_ray.schedules.base import Schedule
-from dynopt_ray.schedules.build import build
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError, UnknownNameError
-from dynopt_ray.structure.compensate import compensated
+from dynopt_ray.structure.compensate import Cut, compensated
 from dynopt_ray.structure.cost import Cost
 from dynopt_ray.structure.edits import Edit, Grow, Mask, Shrink
 from dynopt_ray.structure.forward import Inputs
@@ -48,15 +48,20 @@ class Receipt:
         not touch stay as they are now.
 
         Raises:
-            EditError: it was undone already, or a later plan must be undone first.
+            EditError: it was undone already, it was committed, or a later plan must be undone
+                first.
         """
         if self._transaction is None:
-            raise EditError("this plan has been undone already")
+            raise EditError("this plan has been undone or committed already")
         if self._graph.receipts[-1:] != [self]:
             raise EditError(
                 "a later plan changed the network; undo the later receipts first, newest first"
             )
         self._transaction.roll_back()
+        self._transaction = None
+
+    def forget(self) -> None:
+        """Give up `undo` and free the tensors it would need; see `Graph.commit`."""
         self._transaction = None
 
 
@@ -116,17 +121,15 @@ def _apply_widths(
     """Resize distinct groups at once: all new tensors are computed before the first is assigned."""
     changes = [_change(graph, edit) for edit in edits]
     tensors = graph.tensors()
-    refitted: dict[str, Tensor] = {}
-    if compensate is not None:
-        refitted = compensated(graph.model, tensors, graph.consumers, changes, compensate)
     sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
     axes = new_axes(changes, sizes)
     by_tensor = axes_of_tensors(axes)
-    weights = resized_weights(
-        graph.model, {**tensors, **refitted}, changes, axes, edit_number=graph.num_edits
-    )
-    for name in refitted.keys() - weights.keys():
-        weights[name] = refitted[name]
+    weights = resized_weights(graph.model, tensors, changes, axes, edit_number=graph.num_edits)
+    if compensate is not None:
+        outputs = {name: along[0] for name, along in by_tensor.items() if 0 in along}
+        cut = Cut(graph.model, tensors, {**tensors, **weights}, graph.attributes, changes, outputs)
+        batches = [compensate] if isinstance(compensate, Tensor) else list(compensate)
+        weights.update(compensated(cut, graph.consumers, batches))
     by_group = {change.group.name: change for change in changes}
     groups = [moved_group(g, by_group.get(g.name), axes) for g in graph.groups]
 

@@ -1,5 +1,6 @@
 """Integer attributes of modules that follow a width: `out_features`, `groups`, `num_heads`."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,21 @@ def linked(model: nn.Module, links: Sequence[Link], grouping: Grouping) -> list[
         if per_unit and _holds(model, attribute, len(link.ids)):
             found[link.module, link.attribute, link.index] = attribute
     return list(found.values())
+
+
+@contextlib.contextmanager
+def attributes_changed(
+    model: nn.Module, attributes: Sequence[Attribute], added: Mapping[str, int]
+) -> Iterator[None]:
+    """The network's integer attributes as they are after `added[group]` units came."""
+    before = [(attribute, attribute.read(model)) for attribute in attributes]
+    try:
+        for attribute, value in before:
+            attribute.write(model, value + attribute.change(added))
+        yield
+    finally:
+        for attribute, value in before:
+            attribute.write(model, value)
 
 
 def candidates(model: nn.Module, group: WidthGroup) -> Iterator[Attribute]:

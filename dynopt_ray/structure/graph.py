@@ -111,6 +111,16 @@ class Graph:
         """Change the network; see `dynopt_ray.structure.apply.apply_plan`."""
         return apply_plan(self, plan, optimizer=optimizer, compensate=compensate)
 
+    def commit(self) -> None:
+        """Make all plans applied so far final, and free what `undo` would need.
+
+        Receipts hold the tensors that their plans replaced. Where plans are applied for ever (a
+        learner on a stream, an environment), that memory would only grow.
+        """
+        for receipt in self.receipts:
+            receipt.forget()
+        self.receipts = []
+
 
 def trace(
     model: nn.Module,

@@ -6,15 +6,19 @@ groups at fault are searched by halving; each is given the integer attributes th
 and is fixed if no choice of them makes the network run.
 """
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.structure.attributes import Attribute, candidates, linked
+from dynopt_ray.structure.attributes import (
+    Attribute,
+    attributes_changed,
+    candidates,
+    linked,
+)
 from dynopt_ray.structure.forward import Inputs, moved, shells
 from dynopt_ray.structure.groups import WidthGroup
 from dynopt_ray.structure.passes import Passes, trace_passes
@@ -153,21 +157,6 @@ def resized_shapes(
             shape = shapes.setdefault(s.parameter, list(tensors[s.parameter].shape))
             shape[s.dim] += added.get(group.name, 0) * s.positions.shape[1]
     return shapes
-
-
-@contextlib.contextmanager
-def attributes_changed(
-    model: nn.Module, attributes: Sequence[Attribute], added: Mapping[str, int]
-) -> Iterator[None]:
-    """The network's integer attributes as they are after `added[group]` units came."""
-    before = [(attribute, attribute.read(model)) for attribute in attributes]
-    try:
-        for attribute, value in before:
-            attribute.write(model, value + attribute.change(added))
-        yield
-    finally:
-        for attribute, value in before:
-            attribute.write(model, value)
 
 
 def _layout(group: WidthGroup) -> list[tuple[str, int, int]]:

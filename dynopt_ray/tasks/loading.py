@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynopt_ray.errors import PluginError, SpecError
-from dynopt_ray.schedules.build import build
+from dynopt_ray.plugins import build
 from dynopt_ray.tasks.task import Task
 
 

@@ -6,6 +6,7 @@ from dynopt_ray.training.grow import GrowResult, When, grow, stalled
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.prune import PruneResult, prune
 from dynopt_ray.training.recovery import Cut, Greedy, Random, Recovery
+from dynopt_ray.training.retraining import Retraining
 from dynopt_ray.training.rounds import Granularity
 from dynopt_ray.training.snapshot import Snapshot
 from dynopt_ray.training.targets import Budget, CostKind, Fraction, Target, Threshold
@@ -25,6 +26,7 @@ __all__ = [
     "PruneResult",
     "Random",
     "Recovery",
+    "Retraining",
     "Snapshot",
     "Target",
     "Threshold",

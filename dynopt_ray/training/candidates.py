@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,37 +18,46 @@ class Candidates:
     """All units (or weights) of a network in one row, on the CPU.
 
     Attributes:
-        names: the groups (or parameters) they belong to.
-        owner: LongTensor (n,), the index in `names` of each.
+        names: the groups (or parameters) they belong to; each one's stand together.
+        sizes: how many each has.
         index: LongTensor (n,), the number of each within its owner.
         scores: (n,), as the criterion gave them.
         ranked: (n,), the same made comparable across owners.
         order: LongTensor, those that may go, least important first.
+        place: int32 (n,), the place of each in that order; n for those that have to stay.
         num_gone: how many were removed in earlier rounds.
     """
 
     names: tuple[str, ...]
-    owner: Tensor
+    sizes: tuple[int, ...]
     index: Tensor
     scores: Tensor
     ranked: Tensor
     order: Tensor
+    place: Tensor
     num_gone: int
 
     def __len__(self) -> int:
-        return len(self.owner)
+        return len(self.index)
 
-    def none(self) -> Tensor:
-        """The bool tensor (n,) of a removal of nothing."""
-        return torch.zeros(len(self), dtype=torch.bool)
+    @cached_property
+    def owner(self) -> Tensor:
+        """LongTensor (n,), the number in `names` of what each belongs to."""
+        return torch.arange(len(self.names)).repeat_interleave(torch.tensor(self.sizes))
 
-    def mark(self, items: Tensor) -> Tensor:
-        """The bool tensor (n,) that is True at these items."""
-        return self.none().index_fill_(0, items, True)
+    def first(self, number: int) -> Tensor:
+        """The removal of so many of the least important: a bool tensor (n,)."""
+        return self.place < number
 
-    def of(self, removed: Tensor, owner: int) -> Tensor:
-        """The numbers, within one owner, of what is removed of it."""
-        return self.index[removed & (self.owner == owner)]
+    def per_owner(self, values: Tensor) -> dict[str, Tensor]:
+        """Views of a tensor (n,), one per owner."""
+        return dict(zip(self.names, torch.split(values, list(self.sizes)), strict=True))
+
+    def removed_from(self, removed: Tensor) -> dict[str, Tensor]:
+        """The numbers of what is removed, within each owner that loses something."""
+        indices = self.per_owner(self.index)
+        gone = {name: indices[name][mask] for name, mask in self.per_owner(removed).items()}
+        return {name: numbers for name, numbers in gone.items() if len(numbers)}
 
 
 class Pool(Protocol):
@@ -57,6 +67,8 @@ class Pool(Protocol):
     """
 
     noun: str
+    is_even: bool
+    """Whether each candidate costs the same, wherever it is."""
 
     @property
     def candidates(self) -> Candidates:
@@ -99,6 +111,7 @@ def list_candidates(
     scores: Mapping[str, Tensor],
     scope: Scope,
     *,
+    per: Literal["mean", "length"],
     indices: Mapping[str, Tensor],
     num_gone: Mapping[str, int],
     fewest: Mapping[str, int],
@@ -108,26 +121,30 @@ def list_candidates(
     Args:
         scores: owner -> Tensor (number of candidates,).
         scope: how scores of different owners compare; see `comparable`.
+        per: what scores are divided by; see `comparable`.
         indices: owner -> LongTensor, what its candidates are called within it.
         num_gone: owner -> how many were removed earlier.
         fewest: owner -> how many have to stay. The most important ones do.
     """
-    ranked = comparable(scores, scope, num_gone=num_gone)
-    owners, may_go = [], []
-    for number, (name, rank) in enumerate(ranked.items()):
-        owners.append(torch.full((len(rank),), number))
-        goes = torch.ones(len(rank), dtype=torch.bool)
-        goes[rank.argsort(stable=True, descending=True)[: fewest[name]]] = False
-        may_go.append(goes)
+    ranked = comparable(scores, scope, per=per, num_gone=num_gone)
+    stays = []
+    for name, rank in ranked.items():
+        kept = torch.zeros(len(rank), dtype=torch.bool)
+        kept[rank.topk(min(fewest[name], len(rank))).indices] = True
+        stays.append(kept)
     row = _joined(list(ranked.values()), torch.float64)
     order = row.argsort(stable=True)
+    order = order[~_joined(stays, torch.bool)[order]]
+    place = torch.full((len(row),), len(row), dtype=torch.int32)
+    place[order] = torch.arange(len(order), dtype=torch.int32)
     return Candidates(
         names=tuple(ranked),
-        owner=_joined(owners, torch.long),
+        sizes=tuple(map(len, ranked.values())),
         index=_joined([indices[name] for name in ranked], torch.long),
         scores=_joined([scores[name].detach().cpu() for name in ranked], torch.float64),
         ranked=row,
-        order=order[_joined(may_go, torch.bool)[order]],
+        order=order,
+        place=place,
         num_gone=sum(num_gone.values()),
     )
 

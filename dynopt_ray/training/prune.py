@@ -36,7 +36,7 @@ from dynopt_ray.training.targets import Target, asks_latency
 if TYPE_CHECKING:
     import pandas as pd
 
-_CALIBRATION_ROWS = 2048
+_CALIBRATION_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,7 @@ def prune(
     scope: Scope = "global",
     rounds: int = 1,
     schedule: Schedule | None = None,
-    retrain_steps: int = 0,
-    retrain_lr: Schedule | None = None,
+    retrain: int | Retraining | None = None,
     compensate: bool | Iterable[Inputs] | Tensor | None = True,
     recovery: Recovery | None = None,
     min_widths: Mapping[str, int] | None = None,
@@ -94,17 +93,18 @@ def prune(
         target: `Budget`, `Fraction` or `Threshold`.
         criterion: what is important; see `unit_scores`.
         granularity: "unit" makes tensors smaller, "weight" holds single weights at zero.
-        scope: "layer" takes the same share of each group, "global" the least important wherever
-            they are; see `comparable`.
+        scope: "layer" takes the same share of each group (or parameter), "global" the least
+            important wherever they are: units relative to the mean of their group, weights
+            relative to the length of their parameter; see `comparable`.
         rounds: in how many rounds the target is approached.
         schedule: round (1 … rounds) -> share of the way to the target, rising to 1. Default:
             in equal steps.
-        retrain_steps: optimizer steps after each cut.
-        retrain_lr: the learning rate within each retraining; None keeps the optimizer's.
-        compensate: True refits what reads removed units on 2,048 training samples, inputs do
+        retrain: optimizer steps after each cut, at the optimizer's learning rate; or
+            `Retraining(num_steps, schedule)`.
+        compensate: True refits what reads removed units on 4,096 training samples, inputs do
             so on these, None or False leaves it. Masked weights are not compensated.
         recovery: `Random` or `Greedy`: gives back part of each cut. The cut goes further by
-            that part, so that the target still holds afterwards.
+            that part first, so that the target still holds afterwards.
         min_widths: group name -> fewest units to keep.
         optimizer: over the network's parameters; it follows every edit. Default, if there is
             retraining: Adam with rate 0.001.
@@ -132,11 +132,11 @@ def prune(
     """
     if granularity not in GRANULARITIES:
         raise UnknownNameError("granularity", granularity, GRANULARITIES)
-    if retrain_steps < 0:
-        raise ValueError(f"prune: retrain_steps is {retrain_steps}; it must be >= 0")
+    if isinstance(retrain, int):
+        retrain = Retraining(retrain) if retrain else None
     shares = _shares(rounds, schedule)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
-    if optimizer is None and retrain_steps:
+    if optimizer is None and retrain is not None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
     with seeded(graph.model, seed) as generator:
         costs = Costs(graph, task.example_inputs())
@@ -155,7 +155,7 @@ def prune(
             calibration=None
             if granularity == "weight"
             else _calibration(compensate, task, generator),
-            retraining=Retraining(retrain_steps, retrain_lr) if retrain_steps else None,
+            retraining=retrain,
             optimizer=optimizer,
             generator=generator,
         )

@@ -40,7 +40,11 @@ class Recovery(Protocol):
 
     @property
     def share(self) -> float:
-        """The part of a removal that comes back, in [0, 1)."""
+        """The part that comes back of what is removed, or of what stays if that is less.
+
+        A recovery looks at the network without that part, and if nine tenths go anyway, another
+        tenth more would leave nothing to look at.
+        """
 
     def __call__(self, cut: Cut) -> Tensor:
         """What stays removed: a part of `cut.removed` that fits."""
@@ -51,7 +55,7 @@ class Random:
     """Gives back a random share of what was removed.
 
     Attributes:
-        share: the part that comes back, in (0, 1).
+        share: the part that comes back, in (0, 1); see `Recovery`.
 
     Raises:
         ValueError: outside that range.
@@ -79,7 +83,7 @@ class Greedy:
     and the best of these stays in the network. It ends early when none lowers the loss.
 
     Attributes:
-        share: the part that comes back at most, in (0, 1).
+        share: the part that comes back at most, in (0, 1); see `Recovery`.
         num_steps: steps in which it comes back.
         num_checked: bundles whose loss is measured in each step.
 

@@ -23,10 +23,17 @@ class Retraining:
     Attributes:
         num_steps: how many, at least 1.
         schedule: the learning rate, from its step 0 on each time; None keeps the optimizer's.
+
+    Raises:
+        ValueError: fewer steps than 1.
     """
 
     num_steps: int
     schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"retraining takes {self.num_steps} steps; it must be at least 1")
 
     def __call__(
         self, task: Task, model: nn.Module, optimizer: Optimizer, *, generator: torch.Generator

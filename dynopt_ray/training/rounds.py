@@ -152,7 +152,7 @@ def make_pool(pruning: Pruning) -> Pool:
     score = unit_scores if pruning.granularity == "unit" else weight_scores
     scores = score(pruning.graph, pruning.criterion, batches, loss=pruning.task.loss)
     if pruning.granularity == "weight":
-        return weight_pool(pruning.graph, pruning.costs, scores, pruning.scope)
+        return weight_pool(pruning.graph, pruning.costs.now(), scores, pruning.scope)
     return unit_pool(
         pruning.graph,
         pruning.costs,

@@ -56,17 +56,18 @@ def select(
         scope: whether `Fraction` counts in each layer or overall.
         start: what fractions of costs are of.
         share: how much of the way from the start to the target, in (0, 1].
-        spare_fraction: the part of the removal that a recovery will give back. Budgets and
-            fractions are exceeded by it, so that they hold after the recovery.
+        spare_fraction: the part of what goes, or of what stays if that is less, that a recovery
+            will give back. Budgets and fractions are exceeded by it, so that they hold after the
+            recovery.
 
     Raises:
         BudgetError: the target cannot be reached.
     """
     if isinstance(target, Threshold):
         below = pool.candidates.scores < target.value * share
-        order = pool.candidates.order
-        removed = pool.candidates.mark(order[below[order]])
-        return Selection(removed, int(spare_fraction * int(removed.sum())), lambda _: True)
+        removed = below & pool.candidates.first(len(pool.candidates.order))
+        num_spare = _num_spare(pool.candidates, int(removed.sum()), spare_fraction)
+        return Selection(removed, num_spare, lambda _: True)
     if isinstance(target, Budget):
         fits = _within(pool, target, start, share)
         needed = _shortest(pool.candidates, fits)
@@ -75,12 +76,20 @@ def select(
     else:
         needed = _count(pool, target, scope, share)
         fits = _at_least(needed)
-    order = pool.candidates.order
-    num_cut = min(len(order), math.ceil(needed / (1 - spare_fraction) - _ROUNDING))
-    removed = pool.candidates.mark(order[:num_cut])
-    if isinstance(target, Budget) and not spare_fraction and not asks_latency(target):
+    num_spare = _num_spare(pool.candidates, needed, spare_fraction)
+    num_cut = min(needed + num_spare, len(pool.candidates.order))
+    removed = pool.candidates.first(num_cut)
+    exact = isinstance(target, Budget) and not asks_latency(target)
+    if exact and not spare_fraction and not pool.is_even:
         removed = _filled(pool.candidates, removed, fits)
     return Selection(removed, num_cut - needed, fits)
+
+
+def _num_spare(candidates: Candidates, num_removed: int, spare_fraction: float) -> int:
+    """How many a recovery gives back: at least one, if it gives back any and any is gone."""
+    if not spare_fraction or not num_removed:
+        return 0
+    return max(1, int(spare_fraction * min(num_removed, len(candidates) - num_removed)))
 
 
 def _within(pool: Pool, budget: Budget, start: Cost, share: float) -> Fits:
@@ -103,13 +112,12 @@ def _at_least(number: int) -> Fits:
 
 def _shortest(candidates: Candidates, fits: Fits) -> int | None:
     """Length of the shortest prefix that fits; None if all is not enough."""
-    order = candidates.order
-    low, high = 0, len(order)
-    if not fits(candidates.mark(order)):
+    low, high = 0, len(candidates.order)
+    if not fits(candidates.first(high)):
         return None
     while low < high:
         middle = (low + high) // 2
-        if fits(candidates.mark(order[:middle])):
+        if fits(candidates.first(middle)):
             high = middle
         else:
             low = middle + 1
@@ -122,6 +130,7 @@ def _filled(candidates: Candidates, removed: Tensor, fits: Fits) -> Tensor:
     A unit costs more the wider the rest is, so a group that once could not get a unit back never
     can later.
     """
+    removed = removed.clone()
     blocked: set[int] = set()
     order = candidates.order
     for item in reversed(order[removed[order]].tolist()):
@@ -156,7 +165,7 @@ def _count(pool: Pool, target: Fraction, scope: Scope, share: float) -> int:
 
 
 def _unreachable(pool: Pool, budget: Budget, start: Cost) -> BudgetError:
-    lowest = pool.cost(pool.candidates.mark(pool.candidates.order), budget.kinds)
+    lowest = pool.cost(pool.candidates.first(len(pool.candidates)), budget.kinds)
     missed = [
         f"the lowest reachable {kind} is {lowest[kind]:g} "
         f"({lowest[kind] / max(getattr(start, kind) or 0, 1e-12):.3g} of the start), above the "

@@ -33,14 +33,13 @@ class UnitPool:
     candidates: Candidates
     fewest: Mapping[str, int]
     noun = "units"
+    is_even = False
 
     def plan(self, removed: Tensor) -> list[Edit]:
         """One `Shrink` per group that loses units."""
         plan: list[Edit] = []
-        for number, name in enumerate(self.candidates.names):
-            units = self.candidates.of(removed, number)
-            if len(units):
-                plan.append(Shrink(name, remove=units.tolist()))
+        for name, units in self.candidates.removed_from(removed).items():
+            plan.append(Shrink(name, remove=units.tolist()))
         return plan
 
     def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
@@ -48,10 +47,8 @@ class UnitPool:
         if "latency_ms" in kinds:
             cost = self.costs.after(self.plan(removed))
         else:
-            counts = torch.bincount(
-                self.candidates.owner[~removed], minlength=len(self.candidates.names)
-            )
-            cost = self.costs.at(dict(zip(self.candidates.names, counts.tolist(), strict=True)))
+            left = self.candidates.per_owner(~removed)
+            cost = self.costs.at({name: int(kept.sum()) for name, kept in left.items()})
         return {kind: getattr(cost, kind) for kind in kinds}
 
     def obstacles(self, kind: CostKind) -> str:
@@ -82,10 +79,9 @@ class UnitPool:
         """What is left at its old place; what reads removed units is zero."""
         kept: dict[str, dict[int, Tensor]] = {}
         read: list[tuple[str, int, Tensor]] = []
-        for number, name in enumerate(self.candidates.names):
-            units = self.candidates.of(removed, number)
+        for name, units in self.candidates.removed_from(removed).items():
             roles = reading_roles(self.graph[name])
-            for s in self.graph[name].slices if len(units) else ():
+            for s in self.graph[name].slices:
                 gone = s.positions[units].flatten()
                 dims = kept.setdefault(s.parameter, {})
                 stays = dims.setdefault(
@@ -143,6 +139,7 @@ def unit_pool(
     candidates = list_candidates(
         scores,
         scope,
+        per="mean",
         indices={group.name: torch.arange(group.width) for group in graph},
         num_gone={group.name: start_widths[group.name] - group.width for group in graph},
         fewest=fewest,

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria import Scope
-from dynopt_ray.structure import Edit, Graph, Mask, mask_of
+from dynopt_ray.structure import Cost, Edit, Graph, Mask, mask_of
 from dynopt_ray.training.candidates import Candidates, list_candidates, parameters_of
-from dynopt_ray.training.measurement import Costs
 from dynopt_ray.training.targets import CostKind
 
 _FEWEST = 1
@@ -21,32 +20,30 @@ class WeightPool:
 
     Attributes:
         graph: the traced network.
-        costs: what it costs.
+        cost_now: what it costs.
         candidates: its weights.
         nonzero: bool tensor beside the candidates, whether the weight is not zero anyway.
     """
 
     graph: Graph
-    costs: Costs
+    cost_now: Cost
     candidates: Candidates
     nonzero: Tensor
     noun = "weights"
+    is_even = True
 
     def plan(self, removed: Tensor) -> list[Edit]:
         """One `Mask` per parameter that loses weights; earlier masks go on holding."""
         plan: list[Edit] = []
-        for number, name in enumerate(self.candidates.names):
-            gone = self.candidates.of(removed, number)
-            if len(gone):
-                keep = _kept(self.graph.model.get_parameter(name)).clone()
-                keep.view(-1)[gone] = False
-                plan.append(Mask(name, keep=keep))
+        for name, gone in self.candidates.removed_from(removed).items():
+            keep = _kept(self.graph.model.get_parameter(name)).clone()
+            keep.view(-1)[gone] = False
+            plan.append(Mask(name, keep=keep))
         return plan
 
     def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
         """Only the number of non-zero weights falls."""
-        cost = self.costs.now()
-        values: dict[CostKind, float] = {kind: getattr(cost, kind) for kind in kinds}
+        values: dict[CostKind, float] = {kind: getattr(self.cost_now, kind) for kind in kinds}
         if "nonzero" in values:
             values["nonzero"] -= int((removed & self.nonzero).sum())
         return values
@@ -63,10 +60,8 @@ class WeightPool:
     def gains(self, gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Tensor:
         """−gradient · weight."""
         parts = [
-            -(gradients[name] * held[name])
-            .flatten()
-            .cpu()[self.candidates.index[self.candidates.owner == number]]
-            for number, name in enumerate(self.candidates.names)
+            -(gradients[name] * held[name]).flatten().cpu()[index]
+            for name, index in self.candidates.per_owner(self.candidates.index).items()
         ]
         return torch.cat([torch.empty(0), *parts])
 
@@ -79,13 +74,13 @@ class WeightPool:
 
 
 def weight_pool(
-    graph: Graph, costs: Costs, scores: Mapping[str, Tensor], scope: Scope
+    graph: Graph, cost_now: Cost, scores: Mapping[str, Tensor], scope: Scope
 ) -> WeightPool:
     """The weights of a network that are not masked yet, ranked.
 
     Args:
         graph: the traced network.
-        costs: what it costs.
+        cost_now: what it costs.
         scores: parameter name -> tensor of its shape.
         scope: how scores of different parameters compare.
     """
@@ -94,13 +89,16 @@ def weight_pool(
     candidates = list_candidates(
         {name: scores[name].detach().cpu().flatten()[alive[name]] for name in scores},
         scope,
+        per="length",
         indices={name: alive[name].nonzero()[:, 0] for name in scores},
         num_gone={name: int((~alive[name]).sum()) for name in scores},
         fewest=dict.fromkeys(scores, _FEWEST),
     )
     values = parameters_of(graph.model)
     nonzero = [values[name].flatten().cpu()[alive[name]] != 0 for name in scores]
-    return WeightPool(graph, costs, candidates, torch.cat([candidates.none()[:0], *nonzero]))
+    return WeightPool(
+        graph, cost_now, candidates, torch.cat([torch.empty(0, dtype=torch.bool), *nonzero])
+    )
 
 
 def _kept(parameter: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 from dynopt_ray.cluster import session
 from dynopt_ray.cluster.processes import Process
 from dynopt_ray.errors import ClusterError
+from tests.processes import hears_ctrl_c
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +90,7 @@ def script(code: str, *arguments: str, home: Path, **more: str) -> "subprocess.P
         text=True,
         cwd=home,
         env=environment(home, **more),
+        preexec_fn=hears_ctrl_c,
     )
 
 

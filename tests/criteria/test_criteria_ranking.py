@@ -15,6 +15,13 @@ def test_global_scores_are_relative_to_their_groups_mean() -> None:
     assert result["b"].tolist() == [[1.0, 3.0], [0.0, 0.0]]
 
 
+def test_global_scores_per_length_count_less_in_large_groups() -> None:
+    scores = {"small": torch.tensor([3.0, 4.0]), "large": torch.full((4, 4), 3.0)}
+    result = comparable(scores, "global", per="length")
+    assert result["small"].tolist() == [0.6, 0.8]
+    assert result["large"].flatten().tolist() == [0.25] * 16
+
+
 def test_layer_scores_are_shares_of_the_group() -> None:
     result = comparable(SCORES, "layer")
     assert result["a"].tolist() == pytest.approx([2 / 3, 1 / 3, 1])

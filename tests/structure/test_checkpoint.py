@@ -1,8 +1,8 @@
 """Saving and loading: what was saved comes back, what was damaged does not."""
 
 import json
+import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -145,20 +145,18 @@ def test_optimizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
 
 
-def test_failed_write_keeps_the_previous_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_that_runs_full_keeps_the_previous_file(tmp_path: Path) -> None:
     model, inputs, _ = resized("mlp")
     path = tmp_path / "n"
     save(path, model)
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CheckpointError, match="No space left on device; the previous file is"):
-        save(path, NETWORKS["mlp"].build())
-    monkeypatch.undo()
+    larger = nn.Linear(400, 400)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="the previous file is still valid"):
+            save(path, larger)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     other = NETWORKS["mlp"].build()
     load(path, other)
     assert torch.equal(other(inputs), model(inputs))

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from planted import planted
 from torch import nn
 
 from dynopt_ray.tasks import Task
+from tests.training.planted import planted
 
 
 @pytest.fixture

@@ -4,11 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from planted import USEFUL, Fixed, planted
+from torch import Tensor
 
 from dynopt_ray.structure import mask_of
 from dynopt_ray.tasks import Task
-from dynopt_ray.training import Budget, Fraction, Greedy, PruneResult, Random, Recovery, prune
+from dynopt_ray.training import (
+    Budget,
+    Cut,
+    Fraction,
+    Greedy,
+    PruneResult,
+    Random,
+    Recovery,
+    prune,
+)
+from dynopt_ray.training.candidates import list_candidates
+from tests.training.planted import USEFUL, USELESS, Fixed, planted
 
 # Wrong about unit 5: it is useful, and ranked below everything.
 SCORES = torch.tensor([0.2, 0.9, 0.8, 0.3, 0.4, 0.1, 0.7, 0.5])
@@ -48,14 +59,24 @@ def test_greedy_gives_back_exactly_the_useful_unit(task: Task, compensate: bool 
     assert result.after.validation.loss < 1e-4
 
 
-def test_greedy_stops_when_nothing_lowers_the_loss(task: Task) -> None:
+def test_greedy_keeps_out_what_does_not_lower_the_loss(task: Task) -> None:
+    model = task.new_model()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0] = 1.0
+        model.get_parameter("2.weight")[:, list(USELESS)] = 0.0
+        model.get_parameter("2.weight")[:, 0] = 1.0  # harmful; the other useless ones are idle
     scores = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.3, 0.7, 0.6, 0.4])
-    result = pruned(
-        task, Greedy(share=0.4), criterion=Fixed({"0": scores}, {}), target=Fraction(remove=0.3)
+    result = prune(
+        model,
+        task,
+        target=Fraction(remove=0.3),
+        criterion=Fixed({"0": scores}, {}),
+        compensate=None,
+        recovery=Greedy(share=0.4),
     )
-    # The useless units have weights of a thousandth, so even they lower the loss a little.
-    assert kept(result)[-1:] == [6]
-    assert set(USEFUL) <= set(kept(result))
+    assert result.history["num_removed"].tolist() == [0, 3]
+    assert result.history["num_returned"].tolist() == [0, 0]
+    assert result.after.validation.loss < result.before.validation.loss
 
 
 def test_random_gives_back_a_share_within_the_target(task: Task) -> None:
@@ -85,6 +106,46 @@ def test_masked_weights_come_back_as_they_were(task: Task, recovery: Recovery) -
         assert torch.equal(parameter, expected)
     masks = [keep for p in model.parameters() if (keep := mask_of(p)) is not None]
     assert sum(int((~keep).sum()) for keep in masks) == 20
+
+
+def test_greedy_trusts_measured_losses_more_than_estimates() -> None:
+    # The estimate prefers 4, then 1; measured, 1 is best, then 2 with it, and 4 does harm.
+    estimates = torch.tensor([0.0, 4.0, 3.0, 2.0, 5.0, 0.0])
+    worth = torch.tensor([0.1, 3.0, 2.0, 0.5, -1.0, 0.0])
+    measured: list[list[int]] = []
+
+    def loss(removed: Tensor) -> float:
+        measured.append(removed.nonzero()[:, 0].tolist())
+        return float((worth * removed).sum())
+
+    cut = Cut(
+        candidates=list_candidates(
+            {"a": torch.arange(6.0)},
+            "global",
+            per="mean",
+            indices={"a": torch.arange(6)},
+            num_gone={"a": 0},
+            fewest={"a": 0},
+        ),
+        removed=torch.tensor([False, True, True, True, True, True]),
+        num_spare=2,
+        fits=lambda removed: int(removed.sum()) >= 3,
+        loss=loss,
+        gains=lambda _: estimates,
+        generator=torch.Generator(),
+    )
+    stays = Greedy(share=0.4, num_steps=2, num_checked=3)(cut)
+    assert stays.nonzero()[:, 0].tolist() == [3, 4, 5]
+    # At first all, then without 4, 1 or 2; then, 1 being back, without 4, 2 or 3 as well.
+    assert measured == [
+        [1, 2, 3, 4, 5],
+        [1, 2, 3, 5],
+        [2, 3, 4, 5],
+        [1, 3, 4, 5],
+        [2, 3, 5],
+        [3, 4, 5],
+        [2, 4, 5],
+    ]
 
 
 def test_greedy_gives_back_the_weight_that_matters_most(task: Task) -> None:

@@ -1,0 +1,173 @@
+"""The command line: `dynopt run`, `dynopt report`, `dynopt plugins`.
+
+Heavy imports happen inside the commands, so that `dynopt --help` answers at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+import dynopt_ray
+from dynopt_ray.errors import DynoptError
+
+if TYPE_CHECKING:
+    from dynopt_ray.runs.progress import Progress
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="dynopt",
+    help="Keep PyTorch networks the right size: prune, search, learn policies, adapt, stream.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_errors = Console(stderr=True)
+
+
+def main() -> None:
+    """What the command `dynopt` runs."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show it.")] = False) -> None:
+    if version:
+        typer.echo(dynopt_ray.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    spec: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged spec.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a.b=c", help="Change a value; may be given repeatedly."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory. Default: runs/<spec>-<time>.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster to join. Default: one on this machine.")
+    ] = None,
+) -> None:
+    """Carry out a run and write its directory."""
+    try:
+        _run(spec, set_ or [], out, address)
+    except KeyboardInterrupt:
+        _errors.print("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    out: Annotated[Path, typer.Option(help="The page that compares several runs.")] = Path(
+        "comparison.html"
+    ),
+) -> None:
+    """Rebuild the report of a run, or compare several runs on one page."""
+    from dynopt_ray.runs.directory import RunDirectory
+    from dynopt_ray.runs.report import write_comparison, write_report
+
+    try:
+        directories = [RunDirectory.open(path) for path in runs]
+        if len(directories) == 1:
+            written = write_report(directories[0])
+        else:
+            written = write_comparison(directories, out)
+    except DynoptError as error:
+        raise _refusal(str(error), BAD_INPUT) from None
+    except OSError as error:
+        raise _refusal(f"cannot write {error.filename}: {error.strerror}", FAILED) from None
+    _say(Console(), f"report: {written}")
+
+
+@app.command()
+def plugins() -> None:
+    """List everything that is found by name, and load it: a broken plugin is shown as such."""
+    from rich.table import Table
+
+    from dynopt_ray.plugins import FAMILIES
+    from dynopt_ray.plugins import plugins as members
+
+    _find_modules_here()
+    table = Table("family", "name", "source", box=None, pad_edge=False)
+    table.add_column("where", overflow="fold")
+    broken = []
+    for family in FAMILIES:
+        for plugin in sorted(members(family), key=lambda plugin: plugin.name):
+            checked = plugin.check()
+            style = "red" if checked.error else None
+            table.add_row(family, plugin.name, plugin.source, plugin.target, style=style)
+            if checked.error:
+                broken.append(checked)
+    console = Console()
+    console.print(table)
+    for plugin in broken:
+        _say(console, f"broken: {plugin.family} {plugin.name!r}: {plugin.error}")
+
+
+def _run(spec: str, overrides: list[str], out: Path | None, address: str | None) -> None:
+    from dynopt_ray.runs.directory import RunDirectory, default_path
+    from dynopt_ray.runs.kinds import prepare
+    from dynopt_ray.runs.loading import load_spec, spec_text
+    from dynopt_ray.runs.run import Run, carry_out
+
+    _find_modules_here()
+    try:
+        loaded = load_spec(spec, overrides)
+        action = prepare(loaded)
+        name = Path(spec).stem
+        directory = RunDirectory.create(
+            out or default_path(name),
+            spec_text=spec_text(loaded),
+            about={"spec": name, "kind": loaded.kind, "seed": loaded.seed},
+        )
+    except DynoptError as error:
+        raise _refusal(str(error), BAD_INPUT) from None
+    console = Console()
+    log = directory.path / "log.txt"
+    try:
+        carry_out(action, Run(directory, _progress(console), address, loaded.num_threads))
+    except KeyboardInterrupt:
+        _say(_errors, f"{directory.path} holds what there was")
+        raise
+    except DynoptError as error:
+        raise _refusal(f"{error} (see {log})", FAILED) from None
+    except Exception as error:
+        # Not foreseen: the traceback is in the log, and the user needs to know where.
+        kind = type(error).__name__
+        raise _refusal(f"{kind}: {error} (traceback in {log})", FAILED) from None
+    _say(console, f"report: {directory.path / 'report.html'}")
+
+
+def _find_modules_here() -> None:
+    """Let `module:attribute` name the user's own module, as `python script.py` would.
+
+    Last on the path, so that nothing here hides an installed package.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def _progress(console: Console) -> "Progress":
+    from dynopt_ray.runs.progress import Lines, Live
+
+    return Live(console) if console.is_terminal else Lines(console)
+
+
+def _refusal(message: str, code: int) -> typer.Exit:
+    """One message on the error stream, and the exit that goes with it."""
+    _say(_errors, f"error: {message}")
+    return typer.Exit(code)
+
+
+def _say(console: Console, text: str) -> None:
+    # As it is: messages quote what users wrote, which may look like rich's markup.
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

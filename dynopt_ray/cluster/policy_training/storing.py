@@ -1,0 +1,77 @@
+"""The state of a training run on disk, as a plain tree: no pickle, whole or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dynopt_ray.errors import CheckpointError
+from dynopt_ray.storage import read_state, write_state
+
+_KIND = "policy training"
+_ARRAY_DTYPES = (np.float32, np.float64, np.int64, np.int8, np.bool_)
+
+
+def write_training(path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Save what training goes on from.
+
+    Raises:
+        CheckpointError: it could not be written; what `path` held before is still there.
+    """
+    write_state(path, {"settings": _plain(settings), "state": _plain(state)}, kind=_KIND)
+
+
+def read_training(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `write_training` saved.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or altered, or is of a run with other
+            settings; names the first that differs.
+    """
+    saved = read_state(path, kind=_KIND)
+    wanted = _plain(settings)
+    for name in sorted(wanted.keys() | saved["settings"].keys()):
+        old, new = saved["settings"].get(name), wanted.get(name)
+        if old != new:
+            raise CheckpointError(
+                f"{path} is of a run with {name} = {old!r}, not {new!r}; use the same settings to "
+                f"go on, or another directory to start anew"
+            )
+    state: dict[str, Any] = _restored(saved["state"])
+    return state
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as tensors, tuples as lists, integer keys as text: what `write_state` takes."""
+    if isinstance(value, Mapping):
+        return {
+            f"#{key}" if isinstance(key, int) else key: _plain(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.ndarray):
+        return _tensor(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    if array.dtype not in _ARRAY_DTYPES:
+        raise CheckpointError(f"an array of {array.dtype} is not among what a run consists of")
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            int(key[1:]) if key.startswith("#") else key: _restored(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [_restored(entry) for entry in value]
+    return value.numpy() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,153 @@
+"""Search over trials: random or by Optuna, stopped early by ASHA, here or on a cluster."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dynopt_ray.cluster.space import Space
+from dynopt_ray.cluster.trials import SearchPlan, SearchResult, Trial, TrialLog
+from dynopt_ray.plugins import build
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+    from dynopt_ray.cluster.preflight import Node
+
+PluginConfig = str | Mapping[str, Any]
+
+
+def search(
+    trial: Trial,
+    space: Mapping[str, Any],
+    *,
+    num_trials: int,
+    cost_weight: float = 0.1,
+    searcher: PluginConfig = "random",
+    scheduler: PluginConfig | None = None,
+    num_reports: int = 10,
+    seed: int = 0,
+    cpus_per_trial: float = 1,
+    gpus_per_trial: float = 0,
+    max_concurrent: int | None = None,
+    local: bool = False,
+    address: str | None = None,
+    on_end: Callable[[TrialLog], None] = lambda _: None,
+) -> SearchResult:
+    """Find the configuration of the highest utility, and the front of accuracy against cost.
+
+    Args:
+        trial: what is searched over; see `Trial`. What it holds (data, a trained network) goes
+            to the cluster's object store once.
+        space: what it may be given: lists are choices, {low, high, log} ranges, the rest fixed.
+        num_trials: trials in all.
+        cost_weight: λ of utility = accuracy − λ · cost, >= 0.
+        searcher: a name, or a mapping of it and its arguments: what draws configurations.
+        scheduler: the same: what stops trials early. None lets each finish.
+        num_reports: measurements that a whole trial makes, for the scheduler.
+        seed: of the draws.
+        cpus_per_trial: CPU cores that each trial holds; one thread per core.
+        gpus_per_trial: GPUs that each trial holds; fractions share one.
+        max_concurrent: trials at once; None is as many as the cluster has room for.
+        local: run them here, one after the other, without Ray.
+        address: a cluster to join when Ray is not running yet; None starts one here.
+        on_end: called with the log whenever a trial has ended.
+
+    Raises:
+        SpecError: the space, a configuration in it, or a plugin's arguments are wrong. Nothing
+            has started.
+        UnknownNameError: no searcher or scheduler of this name.
+        ClusterError: no node can hold a trial.
+        SearchError: no trial finished.
+
+    Example:
+        >>> from dynopt_ray.cluster import Measurement, search
+        >>> def trial(config):
+        ...     x = config["x"]
+        ...     yield Measurement(step=1, accuracy=1 - (x - 0.3) ** 2, cost=0.0, final=True)
+        >>> result = search(trial, {"x": {"low": 0.0, "high": 1.0}}, num_trials=20, local=True)
+        >>> abs(result.best.config["x"] - 0.3) < 0.1
+        True
+    """
+    parsed = Space.parse(space)
+    _check(trial, parsed, num_trials, cost_weight, cpus_per_trial, gpus_per_trial)
+    plan = SearchPlan(
+        trial=trial,
+        space=parsed,
+        num_trials=num_trials,
+        cost_weight=cost_weight,
+        searcher=make_searcher(searcher, seed=seed),
+        scheduler=make_scheduler(scheduler, num_reports=num_reports),
+        on_end=on_end,
+        log=TrialLog(),
+    )
+    if local:
+        from dynopt_ray.cluster.local_search import run_locally
+
+        return plan.log.result(run_locally(plan))
+
+    from dynopt_ray.cluster.session import session
+    from dynopt_ray.cluster.tune_search import run_on_cluster
+
+    with session(address, task_cpus=cpus_per_trial, task_gpus=gpus_per_trial) as cluster:
+        room = sum(_room(node, cpus_per_trial, gpus_per_trial) for node in cluster.nodes)
+        kept = run_on_cluster(
+            plan,
+            resources={"cpu": cpus_per_trial, "gpu": gpus_per_trial},
+            max_concurrent=min(room, num_trials, max_concurrent or num_trials),
+        )
+    return plan.log.result(kept)
+
+
+def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
+    """What draws configurations, by name.
+
+    Raises:
+        SpecError, UnknownNameError, PluginError: there is none, or it refuses its arguments.
+    """
+    made: Searcher = build("searchers", {**_config(config), "seed": seed})
+    return made
+
+
+def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialScheduler | None":
+    """What stops trials early, by name; None for None.
+
+    Raises:
+        SpecError, UnknownNameError, PluginError: there is none, or it refuses its arguments.
+    """
+    if config is None:
+        return None
+    made: TrialScheduler = build("schedulers", {**_config(config), "num_reports": num_reports})
+    return made
+
+
+def _check(
+    trial: Trial,
+    space: Space,
+    num_trials: int,
+    cost_weight: float,
+    cpus_per_trial: float,
+    gpus_per_trial: float,
+) -> None:
+    if num_trials < 1:
+        raise ValueError(f"num_trials is {num_trials}; it must be at least 1")
+    if not cpus_per_trial > 0 or gpus_per_trial < 0:
+        raise ValueError(
+            f"cpus_per_trial is {cpus_per_trial} and gpus_per_trial {gpus_per_trial}; the first "
+            "must be above 0 and the second at least 0"
+        )
+    if not 0 <= cost_weight < float("inf"):
+        raise ValueError(f"cost_weight is {cost_weight}; it must be finite and >= 0")
+    check = getattr(trial, "check", None)
+    if check is not None:
+        for config in space.probes():
+            check(config)
+
+
+def _config(plugin: PluginConfig) -> dict[str, Any]:
+    return {"name": plugin} if isinstance(plugin, str) else dict(plugin)
+
+
+def _room(node: "Node", cpus: float, gpus: float) -> int:
+    """How many trials a node holds at once."""
+    by_cpu = int(node.cpus / cpus)
+    return min(by_cpu, int(node.gpus / gpus)) if gpus else by_cpu

@@ -1,0 +1,110 @@
+"""What a policy sees: a vector of fixed length, whatever the depth and kind of the network.
+
+Every feature is relative (to the start, to the group's mean, to the episode's length), so one
+policy serves networks of any size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynopt_ray.policies.reading import KINDS, QUANTILES, FloatArray, Reading
+from dynopt_ray.policies.utility import COST_KINDS
+
+Observation = NDArray[np.float32]
+
+LIMIT = 10.0
+"""Features are clipped to [-LIMIT, LIMIT]."""
+
+FEATURES: tuple[str, ...] = (
+    "width",  # log2 of the width of the group under the cursor over its width at the start
+    "width_before",  # of the group before it, likewise; 0 where there is none
+    "width_after",
+    "depth",  # of the group: 0 is the first, 1 the last
+    *(f"kind_{kind}" for kind in KINDS),
+    *(f"score_quantile_{quantile}" for quantile in QUANTILES),
+    "dead",  # share of the group's units
+    "redundant",
+    "sparsity",  # share of the weights that make its units which are masked
+    "cost_share",  # share of the network's non-zero weights in the group's tensors
+    *(f"cost_{kind}" for kind in COST_KINDS),  # relative to the start
+    "mean_width",  # over all groups, likewise
+    "smallest_width",
+    "largest_width",
+    "metric",  # on validation data
+    "metric_change",  # since the decision before
+    "loss",  # log(1 + validation loss)
+    "train_loss",  # log(1 + training loss)
+    "train_loss_change",  # (this training loss - the one before) / the one before
+    "loss_gap",  # validation loss - training loss
+    "samples_per_weight",  # log10(training samples / non-zero weights)
+    "cost_weight",  # λ
+    "steps_left",  # share of the episode
+)
+"""The features in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """How training and the episode stand; all (N,).
+
+    Attributes:
+        metric: the metric that utility is made of, on validation data.
+        metric_before: the same at the decision before.
+        loss: validation loss.
+        train_loss: mean loss over the latest training batches; at the start the loss on the
+            training split.
+        train_loss_before: the same at the decision before.
+        num_samples: training samples.
+        cost_weight: λ.
+        steps_left: share of the episode's decisions that remain.
+    """
+
+    metric: FloatArray
+    metric_before: FloatArray
+    loss: FloatArray
+    train_loss: FloatArray
+    train_loss_before: FloatArray
+    num_samples: FloatArray
+    cost_weight: FloatArray
+    steps_left: FloatArray
+
+
+def observe(reading: Reading, progress: Progress) -> Observation:
+    """The features of N networks.
+
+    Returns:
+        float32 (N, len(FEATURES)), each in [-LIMIT, LIMIT].
+    """
+    # Logarithms: one unit less of four matters as much as sixteen less of sixty-four.
+    relative = np.log2(reading.widths / reading.start_widths)
+    rows, last = np.arange(len(relative)), relative.shape[1] - 1
+    cursor = reading.cursor
+    change = progress.train_loss - progress.train_loss_before
+    columns = [
+        relative[rows, cursor],
+        np.where(cursor > 0, relative[rows, np.maximum(cursor - 1, 0)], 0.0),
+        np.where(cursor < last, relative[rows, np.minimum(cursor + 1, last)], 0.0),
+        cursor / max(last, 1),
+        *np.eye(len(KINDS))[reading.kind].T,
+        *reading.quantiles.T,
+        reading.dead,
+        reading.redundant,
+        1 - reading.num_unmasked / np.maximum(reading.num_weights, 1),
+        reading.cost_share,
+        *reading.costs.T,
+        relative.mean(1),
+        relative.min(1),
+        relative.max(1),
+        progress.metric,
+        progress.metric - progress.metric_before,
+        np.log1p(progress.loss),
+        np.log1p(progress.train_loss),
+        change / np.maximum(progress.train_loss_before, 1e-6),
+        progress.loss - progress.train_loss,
+        np.log10(progress.num_samples / np.maximum(reading.nonzero, 1)),
+        progress.cost_weight,
+        progress.steps_left,
+    ]
+    return np.asarray(np.clip(np.stack(columns, axis=1), -LIMIT, LIMIT), dtype=np.float32)

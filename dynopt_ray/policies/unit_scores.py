@@ -1,0 +1,87 @@
+"""What policies know and do about single units and weights; the same for real and stacked networks.
+
+A unit's score is the norm of what it reads times the norm of what reads it: 0 for a unit that
+nothing reads, whatever it computes. Shapes: N networks, U units, D incoming weights.
+"""
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.criteria import sum_over_units
+from dynopt_ray.policies.reading import DEAD_SCORE, QUANTILES, REDUNDANT_COSINE
+from dynopt_ray.structure import Graph, WidthGroup
+
+
+def scores_of(incoming_squares: Tensor, outgoing_squares: Tensor) -> Tensor:
+    """Scores from sums of squares; larger = more important."""
+    return (incoming_squares * outgoing_squares).sqrt()
+
+
+def group_scores(graph: Graph, group: WidthGroup) -> Tensor:
+    """The scores (group.width,) of a group's units."""
+    squares = {
+        s.parameter: graph.model.get_parameter(s.parameter).detach().square()
+        for s in group.slices
+        if s.parameter in dict(graph.model.named_parameters())
+    }
+    incoming = sum_over_units(group, squares, roles={"out"})
+    outgoing = sum_over_units(group, squares, roles={"in"})
+    return scores_of(incoming, outgoing).cpu()
+
+
+def lowest(scores_NU: Tensor, width_N: Tensor, count_N: Tensor) -> Tensor:
+    """Which units have the lowest scores; of equal ones the first.
+
+    Args:
+        scores_NU: scores, padded.
+        width_N: how many units each network has.
+        count_N: how many to choose.
+
+    Returns:
+        bool (N, U).
+    """
+    unit = torch.arange(scores_NU.shape[1], device=scores_NU.device)
+    padded = scores_NU.masked_fill(unit >= width_N[:, None], torch.inf)
+    order = padded.argsort(dim=1, stable=True)
+    chosen = torch.zeros_like(padded, dtype=torch.bool)
+    return chosen.scatter_(1, order, (unit < count_N[:, None]).expand_as(order))
+
+
+def pruned(weight: Tensor, keep: Tensor | None, count: int) -> Tensor:
+    """The mask after `count` more weights, the smallest of those kept, are removed.
+
+    Returns:
+        bool of the weight's shape, False where held at zero.
+    """
+    kept = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep.clone()
+    size = weight.detach().abs().masked_fill(~kept, torch.inf)
+    # NumPy sorts stably four times as fast.
+    smallest = size.flatten().cpu().numpy().argsort(kind="stable")[:count]
+    kept.view(-1)[torch.from_numpy(smallest)] = False
+    return kept
+
+
+def summarise(
+    scores_NU: Tensor, incoming_NUD: Tensor, width_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantiles of the scores over their mean (N, 5), and the shares of dead and redundant units.
+
+    Args:
+        scores_NU: scores, padded.
+        incoming_NUD: each unit's incoming weights, padded.
+        width_N: how many units each network has.
+    """
+    unit = torch.arange(scores_NU.shape[1], device=scores_NU.device)
+    absent = unit >= width_N[:, None]
+    scores = scores_NU.double().masked_fill(absent, 0)
+    mean = scores.sum(1, keepdim=True) / width_N[:, None]
+    ordered = scores.masked_fill(absent, torch.inf).sort(dim=1).values
+    place = torch.tensor(QUANTILES, dtype=torch.float64, device=scores.device)
+    place = place * (width_N[:, None] - 1)
+    low, high = place.floor().long(), place.ceil().long()
+    quantiles = torch.lerp(ordered.gather(1, low), ordered.gather(1, high), place - low)
+    dead = ((scores <= DEAD_SCORE * mean) & ~absent).sum(1) / width_N
+    direction = torch.nn.functional.normalize(incoming_NUD, dim=2)
+    cosine = torch.bmm(direction, direction.transpose(1, 2)).tril_(-1)
+    redundant = ((cosine.amax(2) >= REDUNDANT_COSINE) & ~absent).sum(1) / width_N
+    return quantiles / mean.clamp(min=1e-30), dead, redundant

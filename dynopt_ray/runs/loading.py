@@ -1,0 +1,96 @@
+"""From the name or file of a spec to a checked one."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import dynopt_ray
+from dynopt_ray.errors import SpecError, did_you_mean
+from dynopt_ray.runs.kinds import KINDS
+from dynopt_ray.runs.overrides import with_overrides
+from dynopt_ray.runs.specs import Spec
+from dynopt_ray.runs.validation import short, validated
+from dynopt_ray.runs.yaml_text import dump, parse
+
+
+def packaged() -> dict[str, Path]:
+    """The specs that come with the package, by name."""
+    package = Path(dynopt_ray.__file__).parent
+    # In a checkout they lie beside the package, in a wheel within it.
+    for directory in (package / "experiments", package.parent / "experiments"):
+        found = {path.stem: path for path in sorted(directory.glob("*.yaml"))}
+        if found:
+            return found
+    return {}
+
+
+def find(spec: str) -> Path:
+    """The file of a spec: a path, or the name of a packaged one.
+
+    Raises:
+        SpecError: neither; with the closest name.
+    """
+    path = Path(spec)
+    if path.is_file():
+        return path
+    known = packaged()
+    if spec in known:
+        return known[spec]
+    if path.suffix in (".yaml", ".yml") or path.name != spec:
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise SpecError(f"the spec {spec} {what}; give a YAML file or one of {', '.join(known)}")
+    raise SpecError(
+        f"no spec {spec!r}.{did_you_mean(spec, known)} Known: {', '.join(known)}. Or give the path "
+        "of a YAML file."
+    )
+
+
+def load_spec(spec: str, overrides: Iterable[str] = ()) -> Spec:
+    """The checked spec of a file or name.
+
+    Args:
+        spec: a path, or the name of a packaged spec.
+        overrides: `path=value` each; see `with_overrides`.
+
+    Raises:
+        SpecError: there is no such spec, or it is wrong; one message with all that is.
+    """
+    path = find(spec)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read the spec {path}: {error}") from error
+    data = parse(text, source=str(path))
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{path}: a spec is a mapping with 'kind', not {short(data)}")
+    return check_spec(with_overrides(data, overrides), source=str(path))
+
+
+def check_spec(data: Mapping[str, Any], *, source: str) -> Spec:
+    """The spec that plain data describe.
+
+    Args:
+        data: with `kind`, which says what the other keys are.
+        source: where they come from, for messages.
+
+    Raises:
+        SpecError: wrong keys, types or values; one message with all of them.
+
+    Example:
+        >>> data = {"kind": "prune", "task": "digits-mlp", "train": {"num_steps": 9, "lr": 0.1}}
+        >>> spec = check_spec({**data, "prune": {"target": {"remove": 0.5}}}, source="example")
+        >>> spec.seed
+        0
+    """
+    kind, known = data.get("kind"), ", ".join(KINDS)
+    if kind is None:
+        raise SpecError(f"{source}: kind: missing; it is one of {known}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        close = did_you_mean(str(kind), KINDS)
+        raise SpecError(f"{source}: kind: no kind {short(kind)}.{close} Known: {known}.")
+    return validated(KINDS[kind].spec, data, source=source)
+
+
+def spec_text(spec: Spec) -> str:
+    """A spec as YAML, with every default: `load_spec` reads it back to the same."""
+    return dump(spec.model_dump(mode="json"))

@@ -1,0 +1,164 @@
+"""What a run begins with: its task, and a network that is trained on it or loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from dynopt_ray.cluster.networks import loaded_network, traced, trained_in_parts
+from dynopt_ray.errors import SpecError
+from dynopt_ray.runs.run import Run
+from dynopt_ray.runs.specs import Fractions, NetworkSpec
+from dynopt_ray.structure.checkpoint import save
+from dynopt_ray.tasks import Task, load_task
+from dynopt_ray.training import Budget, Costs
+from dynopt_ray.training.config import make_optimizer, make_schedule
+
+NETWORK_FILE = "model/network.safetensors"
+_PARTS = 40
+
+
+@dataclass
+class Curves:
+    """Loss, rate and accuracy over steps, phase by phase: the table `curves`."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    _offset: int = 0
+
+    def add(self, phase: str, step: int, **figures: float) -> None:
+        """A point; figures are loss, lr, accuracy, validation_loss as far as known.
+
+        Args:
+            phase: its name. Each phase goes on where the one before ended.
+            step: within the phase.
+            **figures: what was measured.
+        """
+        if self.rows and self.rows[-1]["phase"] != phase:
+            self._offset = self.rows[-1]["step"]
+        self.rows.append({"phase": phase, "step": self._offset + step, **figures})
+
+    def write(self, run: Run) -> None:
+        """Write the table."""
+        run.directory.write_table("curves", pd.DataFrame(self.rows))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A task and, where the spec names a start, the network to start from.
+
+    Attributes:
+        task: what is learned.
+        spec: what the run begins with.
+        network: the loaded network as bytes; None where one is to be trained.
+    """
+
+    task: Task
+    spec: NetworkSpec
+    network: bytes | None
+
+    def model(self, run: Run, curves: Curves) -> nn.Module:
+        """The network: loaded, or trained now."""
+        if self.network is not None:
+            return loaded_network(self.task, self.network)
+        phase = self.spec.train
+        assert phase is not None  # the spec has one of the two
+        model = self.task.new_model(seed=self.spec.seed)
+        schedule = make_schedule(phase.lr, phase.num_steps)
+        optimizer = make_optimizer(self.spec.optimizer, model, lr=schedule(0))
+        with run.progress.stage("train", phase.num_steps) as stage:
+            before, accuracy = 0, 0.0
+            for step, figures in trained_in_parts(
+                model,
+                self.task,
+                optimizer,
+                schedule,
+                num_steps=phase.num_steps,
+                num_parts=_PARTS,
+                seed=self.spec.seed,
+            ):
+                curves.add("train", step, **figures)
+                accuracy = figures["accuracy"]
+                stage.advance(step - before, note=f"accuracy {accuracy:.4f}")
+                before = step
+            stage.result(f"accuracy {accuracy:.4f} after {phase.num_steps} steps")
+        return model
+
+
+def prepare_origin(spec: NetworkSpec) -> Origin:
+    """Load the task and, where there is one, the starting network.
+
+    Raises:
+        SpecError: the task refuses its options, or there is no such start.
+        DataError: the task's data are missing or cannot be learned from.
+        CheckpointError: the starting network is damaged or of another task.
+    """
+    task = prepare_task(spec.task)
+    if spec.start is None:
+        return Origin(task, spec, None)
+    path = Path(spec.start)
+    path = path / NETWORK_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise SpecError(
+            f"start: there is no network at {path}; give a run directory with {NETWORK_FILE}, or "
+            "the file itself"
+        )
+    network = path.read_bytes()
+    loaded_network(task, network)
+    return Origin(task, spec, network)
+
+
+def prepare_task(config: str | dict[str, Any]) -> Task:
+    """The task of a spec; errors say where they come from.
+
+    Raises:
+        SpecError: the task refuses its options.
+        DynoptError: see `load_task`.
+    """
+    try:
+        return load_task(config)
+    except SpecError as error:
+        raise SpecError(f"task: {error}") from error
+
+
+def as_budget(fractions: Fractions | None) -> Budget | None:
+    """The budget that a spec asks for, or None."""
+    if fractions is None:
+        return None
+    return Budget(
+        params=fractions.params,
+        nonzero=fractions.nonzero,
+        flops=fractions.flops,
+        bytes=fractions.bytes,
+        latency_ms=fractions.latency_ms,
+    )
+
+
+def figures(name: str, task: Task, model: nn.Module) -> dict[str, Any]:
+    """A row of the table `summary`: how good a network is, and what it costs.
+
+    FLOPs and latency are those of one sample.
+    """
+    cost = Costs(traced(task, model), task.example_inputs()).now(latency=True)
+    row: dict[str, Any] = {"network": name, "accuracy": task.evaluate(model).metric}
+    if "test" in task.splits:
+        row["test_accuracy"] = task.evaluate(model, "test").metric
+    sizes = {kind: getattr(cost, kind) for kind in ("params", "nonzero", "flops")}
+    return {**row, **sizes, "latency_ms": cost.latency_ms}
+
+
+def with_utility(
+    rows: Sequence[dict[str, Any]], cost_weight: float, cost: str
+) -> list[dict[str, Any]]:
+    """Rows of `figures` with utility = accuracy − cost_weight · cost over that of the first row."""
+    start = rows[0][cost]
+    return [{**row, "utility": row["accuracy"] - cost_weight * row[cost] / start} for row in rows]
+
+
+def keep_network(run: Run, model: nn.Module, **metadata: Any) -> None:
+    """Write a network as the run's own: model/network.safetensors."""
+    path = run.directory.path / NETWORK_FILE
+    path.parent.mkdir(exist_ok=True)
+    save(path, model, metadata=metadata)

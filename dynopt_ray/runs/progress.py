@@ -1,0 +1,164 @@
+"""Progress of a run: live on a terminal, one line per stage elsewhere, all of it in the log."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+from dynopt_ray.runs.page import number
+
+log = logging.getLogger("dynopt_ray.runs")
+
+
+class Stage(Protocol):
+    """One stage of a run, while it lasts."""
+
+    def advance(self, amount: float = 1, *, note: str = "") -> None:
+        """So much more of its total is done; `note` says how it goes."""
+
+    def result(self, text: str) -> None:
+        """What came of it, for the line that is left when it ends."""
+
+
+class Progress(Protocol):
+    """Where a run says what it does."""
+
+    def stage(self, name: str, total: float | None = None) -> AbstractContextManager[Stage]:
+        """A stage with so much to do; None where nobody knows."""
+
+    def table(self, title: str, frame: "pd.DataFrame") -> None:
+        """A small table that stays."""
+
+
+@dataclass
+class Silent:
+    """Says nothing on the screen; the log has it all."""
+
+    @contextmanager
+    def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
+        """See `Progress`."""
+        del total
+        with _timed(name) as stage:
+            yield stage
+
+    def table(self, title: str, frame: "pd.DataFrame") -> None:
+        """See `Progress`."""
+        log.info("%s\n%s", title, frame.to_string(index=False))
+
+
+@dataclass
+class Lines:
+    """One line per stage, when it ends: for logs and continuous integration."""
+
+    console: "Console"
+
+    @contextmanager
+    def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
+        """See `Progress`."""
+        del total
+        with _timed(name) as stage:
+            yield stage
+        self.console.print(stage.line, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, title: str, frame: "pd.DataFrame") -> None:
+        """See `Progress`."""
+        _print_table(self.console, title, frame)
+
+
+class Live:
+    """A bar per stage that is under way; a line for each that has ended.
+
+    Args:
+        console: a terminal.
+    """
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+
+    @contextmanager
+    def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
+        """See `Progress`."""
+        with _timed(name) as stage, _bars(self._console) as bars:
+            stage.show = bars
+            stage.bar = bars.add_task(_escaped(name), total=total, note="")
+            yield stage
+        self._console.print(f"[green]✓[/green] {_escaped(stage.line)}", highlight=False)
+
+    def table(self, title: str, frame: "pd.DataFrame") -> None:
+        """See `Progress`."""
+        _print_table(self._console, title, frame)
+
+
+@dataclass
+class _Stage:
+    name: str
+    started: float = field(default_factory=time.monotonic)
+    outcome: str = ""
+    show: "RichProgress | None" = None
+    bar: "TaskID | None" = None
+
+    def advance(self, amount: float = 1, *, note: str = "") -> None:
+        if self.show is not None and self.bar is not None:
+            self.show.update(self.bar, advance=amount, note=_escaped(note))
+
+    def result(self, text: str) -> None:
+        self.outcome = text
+
+    @property
+    def line(self) -> str:
+        seconds = time.monotonic() - self.started
+        return f"{self.name} ({seconds:.1f} s){': ' if self.outcome else ''}{self.outcome}"
+
+
+@contextmanager
+def _timed(name: str) -> Iterator[_Stage]:
+    stage = _Stage(name)
+    log.info("%s …", name)
+    yield stage
+    log.info(stage.line)
+
+
+@contextmanager
+def _bars(console: "Console") -> Iterator["RichProgress"]:
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield bars
+
+
+def _print_table(console: "Console", title: str, frame: "pd.DataFrame") -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    log.info("%s\n%s", title, frame.to_string(index=False))
+    table = Table(
+        title=_escaped(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for name in frame.columns:
+        is_text = frame[name].dtype.kind not in "iuf"
+        justify: Literal["left", "right"] = "left" if is_text else "right"
+        table.add_column(_escaped(str(name).replace("_", " ")), justify=justify, no_wrap=is_text)
+    for values in frame.itertuples(index=False):
+        table.add_row(*(_escaped(number(value)) for value in values))
+    console.print(table)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

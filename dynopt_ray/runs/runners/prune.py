@@ -1,0 +1,118 @@
+"""`kind: prune`: the source article's loop on one network."""
+
+from functools import partial
+
+import pandas as pd
+from torch import nn
+
+from dynopt_ray.cluster.networks import traced
+from dynopt_ray.runs.fields import Phase
+from dynopt_ray.runs.kinds import Action
+from dynopt_ray.runs.origin import Curves, Origin, as_budget, figures, keep_network, prepare_origin
+from dynopt_ray.runs.run import Run
+from dynopt_ray.runs.specs import PruneSpec, TargetSpec
+from dynopt_ray.training import Fraction, PruneResult, Retraining, Target, Threshold, prune
+from dynopt_ray.training.config import make_optimizer, make_recovery, make_schedule
+
+_LR_POINTS = 50
+
+
+def prepare(spec: PruneSpec) -> Action:
+    """Make ready to prune.
+
+    Raises:
+        DynoptError: the task or the starting network is missing or wrong.
+    """
+    return partial(_run, spec, prepare_origin(spec))
+
+
+def _run(spec: PruneSpec, origin: Origin, run: Run) -> None:
+    curves = Curves()
+    model = origin.model(run, curves)
+    before = figures("before", origin.task, model)
+    with run.progress.stage("prune") as stage:
+        result = _pruned(spec, origin, model)
+        start, end = result.before, result.after
+        stage.result(
+            f"accuracy {start.validation.metric:.4f} → {end.validation.metric:.4f}, "
+            f"{start.cost.nonzero:,} → {end.cost.nonzero:,} non-zero weights"
+        )
+    after = figures("after", origin.task, model)
+    run.directory.write_results(result.history)
+    rows = [_with_error(row) for row in (before, after)]
+    run.outcome("summary", "Before and after pruning", pd.DataFrame(rows))
+    run.directory.write_table("pareto", _points(result))
+    if any(receipt.widths for receipt in result.receipts):
+        run.directory.write_table("widths", _widths(result))
+    if spec.prune.retrain is not None:
+        _add_retraining(curves, spec.prune.retrain, result)
+    curves.write(run)
+    keep_network(run, model, task=spec.task)
+
+
+def _pruned(spec: PruneSpec, origin: Origin, model: nn.Module) -> PruneResult:
+    settings, retrain = spec.prune, spec.prune.retrain
+    schedule = make_schedule(retrain.lr, retrain.num_steps) if retrain else None
+    return prune(
+        traced(origin.task, model),
+        origin.task,
+        target=_target(settings.target),
+        criterion=settings.criterion,
+        granularity=settings.granularity,
+        scope=settings.scope,
+        rounds=settings.rounds,
+        retrain=Retraining(retrain.num_steps, schedule) if retrain else None,
+        compensate=settings.compensate,
+        recovery=make_recovery(settings.recovery),
+        optimizer=make_optimizer(spec.optimizer, model, lr=schedule(0)) if schedule else None,
+        seed=spec.seed,
+    )
+
+
+def _target(target: TargetSpec) -> Target:
+    if target.remove is not None:
+        return Fraction(remove=target.remove)
+    if target.threshold is not None:
+        return Threshold(target.threshold)
+    budget = as_budget(target.budget)
+    assert budget is not None  # the spec has one of the three
+    return budget
+
+
+def _with_error(row: dict[str, object]) -> dict[str, object]:
+    """The article compares errors, on validation data."""
+    accuracy = row["accuracy"]
+    assert isinstance(accuracy, float)
+    return {"network": row["network"], "error": 1 - accuracy, **row}
+
+
+def _points(result: PruneResult) -> pd.DataFrame:
+    """Accuracy against cost: before, right after each cut, and at the end of each round."""
+    history = result.history
+    cost = history["nonzero"] / history["nonzero"].iloc[0]
+    parts = [
+        pd.DataFrame({"series": "before", "cost": cost[:1], "accuracy": history["metric"][:1]}),
+        pd.DataFrame({"series": "after the cut", "cost": cost, "accuracy": history["cut_metric"]}),
+        pd.DataFrame({"series": "end of round", "cost": cost, "accuracy": history["metric"]}),
+    ]
+    parts = [part.assign(name=[f"round {n}" for n in part.index]) for part in parts]
+    points = pd.concat([parts[0], *(part.iloc[1:] for part in parts[1:])])
+    return points.dropna(subset=["accuracy"])
+
+
+def _widths(result: PruneResult) -> pd.DataFrame:
+    widths = result.history.filter(like="width/").rename(columns=lambda n: n.removeprefix("width/"))
+    widths.insert(0, "step", result.history["round"])
+    return widths
+
+
+def _add_retraining(curves: Curves, phase: Phase, result: PruneResult) -> None:
+    """The rates of each round's retraining, and its mean loss at the end of it."""
+    schedule = make_schedule(phase.lr, phase.num_steps)
+    every = max(1, phase.num_steps // _LR_POINTS)
+    for number, (_, row) in enumerate(result.history.iloc[1:].iterrows()):
+        start = number * phase.num_steps
+        for step in range(0, phase.num_steps, every):
+            curves.add("retrain", start + step, lr=schedule(step))
+        end = start + phase.num_steps
+        curves.add("retrain", end, loss=row["train_loss"], accuracy=row["metric"])

@@ -1,0 +1,165 @@
+"""`kind: search`: trials of pruning and retraining from one trained network."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from dynopt_ray.cluster.networks import loaded_network, network_bytes
+from dynopt_ray.cluster.prune_trial import PruneTrial
+from dynopt_ray.cluster.search import make_scheduler, make_searcher, search
+from dynopt_ray.cluster.trials import SearchResult, TrialLog
+from dynopt_ray.runs.kinds import Action
+from dynopt_ray.runs.origin import (
+    Curves,
+    Origin,
+    figures,
+    keep_network,
+    prepare_origin,
+    with_utility,
+)
+from dynopt_ray.runs.run import Run
+from dynopt_ray.runs.specs import SearchSettings, SearchSpec
+from dynopt_ray.structure import Cost
+from dynopt_ray.tasks import Task
+
+
+def prepare(spec: SearchSpec) -> Action:
+    """Make ready to search.
+
+    Raises:
+        SpecError: the space holds a setting that trials do not have or cannot run.
+        DynoptError: the task or the starting network is missing or wrong.
+    """
+    check_plugins(spec.search)
+    return partial(_run, spec, prepare_origin(spec))
+
+
+def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
+    curves = Curves()
+    model = origin.model(run, curves)
+    before = figures("before", origin.task, model)
+    result = searched(
+        run,
+        origin.task,
+        model,
+        settings=spec.search,
+        cost_weight=spec.cost_weight,
+        cost=spec.cost,
+        space=spec.space,
+        optimizer=spec.optimizer,
+        seed=spec.seed,
+    )
+    assert result.network is not None  # every pruning trial that finishes gives one
+    winner = loaded_network(origin.task, result.network)
+    after = figures(f"trial {result.best.trial}", origin.task, winner)
+    rows = with_utility([before, after], spec.cost_weight, spec.cost)
+    run.outcome("summary", "Before and after the search", pd.DataFrame(rows))
+    run.directory.write_results(result.trials)
+    run.directory.write_table("trials", result.history)
+    run.directory.write_table("front", front(result))
+    start = {"series": "start", "name": "start", "cost": 1.0, "accuracy": before["accuracy"]}
+    points = pd.concat([pd.DataFrame([start]), search_points(result)])
+    run.directory.write_table("pareto", points)
+    add_best_curve(curves, result)
+    curves.write(run)
+    keep_network(run, winner, task=spec.task, config=result.best.config)
+
+
+def front(result: SearchResult) -> pd.DataFrame:
+    """The trials that no other beats, without the columns that say nothing about them."""
+    return result.pareto.dropna(axis="columns", how="all").drop(columns=["status", "step"])
+
+
+def search_points(result: SearchResult) -> pd.DataFrame:
+    """The finished trials as points of a chart."""
+    done = result.trials[result.trials["status"] == "finished"]
+    name = "#" + done["trial"].astype(str)
+    return pd.DataFrame(
+        {"series": "trials", "name": name, "cost": done["cost"], "accuracy": done["accuracy"]}
+    )
+
+
+def add_best_curve(curves: Curves, result: SearchResult) -> None:
+    """Add how the best trial was retrained."""
+    best = result.history[result.history["trial"] == result.best.trial]
+    for _, row in best.iterrows():
+        curves.add(
+            f"trial {result.best.trial}",
+            int(row["step"]),
+            **{name: float(row[name]) for name in ("loss", "lr", "validation_loss", "accuracy")},
+        )
+
+
+def check_plugins(settings: SearchSettings) -> None:
+    """Make the searcher and the scheduler once, to see that they take their arguments.
+
+    Raises:
+        SpecError: one does not.
+    """
+    make_searcher(settings.searcher, seed=0)
+    make_scheduler(settings.scheduler, num_reports=settings.num_reports)
+
+
+def searched(
+    run: Run,
+    task: Task,
+    model: nn.Module,
+    *,
+    settings: SearchSettings,
+    cost_weight: float,
+    cost: str,
+    space: Mapping[str, Any],
+    optimizer: str | Mapping[str, Any],
+    seed: int,
+    start: Cost | None = None,
+) -> SearchResult:
+    """Search from a trained network, with progress.
+
+    Args:
+        run: the run that this is part of.
+        task: what the network has learned.
+        model: the network.
+        settings: how to search.
+        cost_weight: λ.
+        cost: what utility charges for.
+        space: what to search.
+        optimizer: of the retraining.
+        seed: of draws and training.
+        start: what costs are relative to; None is this network's own.
+    """
+    trial = PruneTrial(
+        task,
+        network_bytes(model),
+        retrain_steps=settings.retrain_steps,
+        num_reports=settings.num_reports,
+        optimizer=optimizer,
+        cost=cost,
+        start=start,
+        seed=seed,
+    )
+    with run.progress.stage("search", settings.num_trials) as stage:
+
+        def on_end(log: TrialLog) -> None:
+            best = log.best_so_far
+            stage.advance(note=f"best utility {best['utility']:.4f}" if best else "")
+
+        result = search(
+            trial,
+            space,
+            **settings.model_dump(exclude={"retrain_steps"}),
+            cost_weight=cost_weight,
+            seed=seed,
+            address=run.address,
+            on_end=on_end,
+        )
+        counts = result.trials["status"].value_counts()
+        ended = ", ".join(f"{count} {status}" for status, count in counts.items())
+        best = result.best
+        stage.result(
+            f"{ended}; best utility {best.utility:.4f} (accuracy {best.accuracy:.4f}, "
+            f"cost {best.cost:.3f})"
+        )
+    return result

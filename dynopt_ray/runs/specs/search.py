@@ -1,0 +1,83 @@
+"""`kind: search`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, model_validator
+
+from dynopt_ray.runs.fields import Config, Scheduler, Searcher, checked_by
+from dynopt_ray.runs.specs.base import CostKind, NetworkSpec
+from dynopt_ray.runs.validation import Strict, short
+
+
+def _space(value: Any) -> Config:
+    from dynopt_ray.cluster.space import Space
+
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a mapping of settings to lists or ranges, not {short(value)}")
+    checked_by(Space.parse)(value)
+    return value
+
+
+SearchSpace = Annotated[Config, PlainValidator(_space)]
+"""Lists are choices, {low, high, log} ranges, everything else is fixed."""
+
+
+class SearchSettings(Strict):
+    """How to search.
+
+    Attributes:
+        num_trials: trials in all.
+        searcher: "optuna", "random" or a plugin: what draws configurations.
+        scheduler: "asha", a plugin, or None: what stops trials early.
+        retrain_steps: optimizer steps of each trial.
+        num_reports: measurements on the way, at which a trial may be stopped.
+        cpus_per_trial: CPU cores that a trial holds; one thread per core.
+        gpus_per_trial: GPUs that a trial holds; fractions share one.
+        max_concurrent: trials at once; None is as many as there is room for.
+        local: run them in this process, one after the other, without Ray.
+    """
+
+    num_trials: int = Field(ge=1, description="the number of trials")
+    searcher: Searcher = "optuna"
+    scheduler: Scheduler | None = None
+    retrain_steps: int = Field(default=200, ge=1)
+    num_reports: int = Field(default=10, ge=1)
+    cpus_per_trial: float = Field(default=1, gt=0)
+    gpus_per_trial: float = Field(default=0, ge=0)
+    max_concurrent: int | None = Field(default=None, ge=1)
+    local: bool = False
+
+
+class SearchSpec(NetworkSpec):
+    """Search pruning and retraining of one trained network for the best utility.
+
+    Attributes:
+        cost_weight: λ of utility = accuracy − λ · relative cost.
+        cost: the cost that utility charges for.
+        search: how to search.
+        space: what trials may be given; see `dynopt_ray.cluster.prune_trial.PruneSettings`.
+    """
+
+    kind: Literal["search"]
+    cost_weight: float = Field(default=0.1, ge=0)
+    cost: CostKind = "nonzero"
+    search: SearchSettings
+    space: SearchSpace
+
+    @model_validator(mode="after")
+    def _trials_can_run(self) -> "SearchSpec":
+        check_space(self.space, self.search.retrain_steps)
+        return self
+
+
+def check_space(space: Config, retrain_steps: int) -> None:
+    """Refuse a space with settings that trials do not have or cannot run.
+
+    Raises:
+        ValueError: says where it is wrong.
+    """
+    from dynopt_ray.cluster.prune_trial import check_config
+    from dynopt_ray.cluster.space import Space
+
+    for config in Space.parse(space).probes():
+        checked_by(lambda probe: check_config(probe, retrain_steps))(config)

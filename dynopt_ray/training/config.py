@@ -1,0 +1,130 @@
+"""Learning rates, optimizers and recoveries as specs and search spaces write them."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dynopt_ray import plugins
+from dynopt_ray.errors import SpecError, did_you_mean
+from dynopt_ray.schedules import Schedule, constant, from_config
+from dynopt_ray.training.recovery import Greedy, Random, Recovery
+
+OPTIMIZERS: dict[str, Any] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+RECOVERIES: dict[str, Any] = {"greedy": Greedy, "random": Random}
+
+
+def make_schedule(value: float | Mapping[str, Any], num_steps: int) -> Schedule:
+    """The learning rate that a number or a mapping stands for.
+
+    Args:
+        value: a rate, or a schedule's name and arguments.
+        num_steps: the length of the training; schedules with an end take it unless `value`
+            names another.
+
+    Raises:
+        SpecError: neither, or arguments that the schedule refuses.
+        UnknownNameError: no schedule of this name.
+
+    Example:
+        >>> make_schedule({"name": "cosine", "initial": 0.1}, num_steps=200)
+        cosine(initial=0.1, num_steps=200, final=0.0)
+    """
+    if isinstance(value, Mapping):
+        return from_config(_with_length(value, num_steps))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < torch.inf:
+        raise SpecError(
+            f"a learning rate is a number of at least 0, or a schedule such as {{name: cosine, "
+            f"initial: 0.1}}, not {value!r}"
+        )
+    return constant(value)
+
+
+def make_optimizer(config: str | Mapping[str, Any], model: nn.Module, lr: float) -> Optimizer:
+    """A torch optimizer over all parameters of a network.
+
+    Args:
+        config: a name, or a mapping of it and the optimizer's arguments.
+        model: the network.
+        lr: its rate at the start. Rates are the schedules' business, so `config` has none.
+
+    Raises:
+        SpecError: no such optimizer, or arguments that it does not have or refuses.
+    """
+    name, options = _parts(config, "optimizer", OPTIMIZERS)
+    if "lr" in options:
+        raise SpecError("the optimizer takes no lr here: the rate is given with the training steps")
+    _check_options(name, OPTIMIZERS[name], options, besides={"params", "lr"})
+    try:
+        made: Optimizer = OPTIMIZERS[name](model.parameters(), lr=lr, **options)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"optimizer {name!r} refuses its arguments: {error}") from error
+    return made
+
+
+def make_recovery(config: str | Mapping[str, Any] | None) -> Recovery | None:
+    """What gives back a part of each cut: "greedy", "random", a mapping with arguments, or None.
+
+    Raises:
+        SpecError: no such recovery, or arguments that it does not have or refuses.
+    """
+    if config is None:
+        return None
+    name, options = _parts(config, "recovery", RECOVERIES)
+    _check_options(name, RECOVERIES[name], options)
+    try:
+        made: Recovery = RECOVERIES[name](**options)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"recovery {name!r} refuses its arguments: {error}") from error
+    return made
+
+
+def _with_length(config: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
+    name = config.get("name")
+    if isinstance(name, str):
+        parameters = inspect.signature(plugins.load("schedules", name)).parameters
+        # In wrappers (warm-up) `num_steps` is the length of something else.
+        if "num_steps" in parameters and "schedule" not in parameters:
+            return {"num_steps": num_steps, **config}
+    return dict(config)
+
+
+def _parts(
+    config: str | Mapping[str, Any], what: str, known: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    if isinstance(config, str):
+        config = {"name": config}
+    if not isinstance(config, Mapping) or "name" not in config:
+        raise SpecError(f"{config!r} is neither a name nor a mapping with 'name' for the {what}")
+    name = config["name"]
+    if name not in known:
+        raise SpecError(
+            f"no {what} {name!r}.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
+        )
+    return str(name), {key: value for key, value in config.items() if key != "name"}
+
+
+def _check_options(
+    name: str,
+    kind: Any,
+    options: Mapping[str, Any],
+    *,
+    besides: frozenset[str] | set[str] = frozenset(),
+) -> None:
+    known = [p for p in inspect.signature(kind).parameters if p not in besides]
+    for option in options:
+        if option not in known:
+            raise SpecError(
+                f"{name!r} has no argument {option!r}.{did_you_mean(option, known)} "
+                f"Known: {', '.join(known)}."
+            )

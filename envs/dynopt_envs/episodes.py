@@ -1,0 +1,220 @@
+"""Many episodes at once: the rules of the game, whatever networks it is played on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynopt_envs.backend import Backend, Measured
+from dynopt_envs.config import COST_WEIGHTS, BackendKind, EpisodeConfig
+from dynopt_envs.module_backend import ModuleBackend
+from dynopt_envs.population_backend import PopulationBackend, why_not_stacked
+from dynopt_ray.errors import EditError, UnknownNameError
+from dynopt_ray.policies.actions import Action, ActionMask, IntArray, action_mask
+from dynopt_ray.policies.observation import Observation, Progress, observe
+from dynopt_ray.policies.reading import FloatArray, Reading
+from dynopt_ray.policies.utility import COST_KINDS, utility
+from dynopt_ray.tasks import Task, load_task
+
+BoolArray = NDArray[np.bool_]
+
+_LARGEST_SEED = 2**31 - 1
+
+
+class Episodes:
+    """N episodes that advance together, each from its own start and with its own λ.
+
+    Args:
+        backend: the networks.
+        config: the rules.
+        num_members: N.
+
+    Attributes:
+        observation: (N, features) what the policy sees.
+        action_mask: (N, actions) what it may do.
+        utility: (N,) U now.
+        metric: (N,) its metric.
+        relative_cost: (N,) its cost.
+        cost_weight: (N,) λ.
+    """
+
+    observation: Observation
+    action_mask: ActionMask
+
+    def __init__(self, backend: Backend, config: EpisodeConfig, num_members: int) -> None:
+        self._backend = backend
+        self._config = config
+        self._steps: IntArray = np.zeros(num_members, dtype=np.int64)
+        self._cursor: IntArray = np.zeros(num_members, dtype=np.int64)
+        self._metric_before: FloatArray = np.zeros(num_members)
+        self._train_loss_before: FloatArray = np.zeros(num_members)
+        self._reading: Reading | None = None
+        self._measured = Measured(*np.zeros((3, num_members)))
+        self.cost_weight: FloatArray = np.zeros(num_members)
+        self.relative_cost: FloatArray = np.zeros(num_members)
+        self.utility: FloatArray = np.zeros(num_members)
+
+    @property
+    def metric(self) -> FloatArray:
+        """(N,) the smooth validation metric."""
+        return self._measured.metric
+
+    def start(self, members: Sequence[int], generators: Sequence[np.random.Generator]) -> None:
+        """Begin new episodes.
+
+        Args:
+            members: which episodes begin.
+            generators: of each: it draws the starting network, λ and the episode's seed.
+        """
+        starts, seeds = [], []
+        for member, generator in zip(members, generators, strict=True):
+            starts.append(int(generator.integers(self._config.start.num_starts)))
+            drawn = generator.uniform(*COST_WEIGHTS)
+            given = self._config.cost_weight
+            self.cost_weight[member] = drawn if given is None else given
+            seeds.append(int(generator.integers(_LARGEST_SEED)))
+        chosen = list(members)
+        self._backend.start(chosen, starts, seeds)
+        self._steps[chosen] = 0
+        self._cursor[chosen] = 0
+        self._measured = _replaced(self._measured, self._backend.measure(), chosen)
+        self._metric_before[chosen] = self._measured.metric[chosen]
+        self._train_loss_before[chosen] = self._measured.train_loss[chosen]
+
+    def step(self, actions: IntArray, active: BoolArray) -> tuple[FloatArray, BoolArray]:
+        """One decision in each active episode.
+
+        Args:
+            actions: (N,) one per episode; those of episodes that are not active do not count.
+            active: (N,) which episodes take part; the others must be started before they do.
+
+        Returns:
+            Rewards and whether an episode is over, (N,) each; 0 and False where not active.
+
+        Raises:
+            EditError: an action that its mask forbids.
+        """
+        assert self._reading is not None, "step before start and look"
+        self._check_legal(actions, active)
+        stops = active & (actions == Action.STOP)
+        goes_on = active & ~stops
+        before = self.utility.copy()
+        self._metric_before = self._measured.metric.copy()
+        self._train_loss_before = self._measured.train_loss.copy()
+        self._backend.apply(self._reading, np.where(goes_on, actions, Action.KEEP))
+        if goes_on.any():
+            self._backend.train(goes_on)
+            trained = np.flatnonzero(goes_on).tolist()
+            self._measured = _replaced(self._measured, self._backend.measure(), trained)
+        self._steps += active
+        self._cursor = np.where(
+            goes_on, (self._cursor + 1) % self._backend.num_groups, self._cursor
+        )
+        self.look(goes_on)
+        paid = self.utility - before if self._config.reward == "gain" else self.utility
+        over = active & (stops | (self._steps >= self._config.horizon))
+        return np.where(active, paid, 0.0), over
+
+    def look(self, at: BoolArray) -> None:
+        """Read the networks and renew what is known of the episodes `at`."""
+        config = self._config
+        self._reading = reading = self._backend.read(self._cursor)
+        count = len(self._cursor)
+        seen = observe(
+            reading,
+            Progress(
+                metric=self._measured.metric,
+                metric_before=self._metric_before,
+                loss=self._measured.loss,
+                train_loss=self._measured.train_loss,
+                train_loss_before=self._train_loss_before,
+                num_samples=np.full(count, float(self._backend.num_samples)),
+                cost_weight=self.cost_weight,
+                steps_left=1 - self._steps / config.horizon,
+            ),
+        )
+        legal = action_mask(
+            config.actions.units_to_grow(reading.width, reading.start_width, reading.step),
+            config.actions.units_to_shrink(reading.width, reading.min_width, reading.step),
+            reading.num_prunable,
+        )
+        cost = reading.costs[:, COST_KINDS.index(config.cost)]
+        if not hasattr(self, "observation"):
+            self.observation, self.action_mask = seen, legal
+        self.observation = np.where(at[:, None], seen, self.observation)
+        self.action_mask = np.where(at[:, None], legal, self.action_mask)
+        self.relative_cost = np.where(at, cost, self.relative_cost)
+        now = utility(self._measured.metric, self.relative_cost, self.cost_weight)
+        self.utility = np.where(at, now, self.utility)
+
+    def _check_legal(self, actions: IntArray, active: BoolArray) -> None:
+        rows = np.arange(len(actions))
+        inside = (actions >= 0) & (actions < len(Action))
+        legal = inside & (self.action_mask[rows, np.where(inside, actions, 0)] > 0)
+        wrong = np.flatnonzero(active & ~legal)
+        if len(wrong):
+            member = int(wrong[0])
+            mask = self.action_mask[member]
+            allowed = ", ".join(f"{a.value} ({a.name.lower()})" for a in Action if mask[a])
+            raise EditError(
+                f"action {actions[member]} of episode {member} would change nothing or is no "
+                f"action; info['action_mask'] allows {allowed}"
+            )
+
+
+def make_episodes(
+    task: str | Mapping[str, Any] | Task,
+    config: EpisodeConfig,
+    *,
+    backend: BackendKind,
+    num_members: int,
+) -> Episodes:
+    """Episodes on a task.
+
+    Args:
+        task: a task, a name, or a mapping of name and options.
+        config: the rules.
+        backend: "population" stacks all networks, "module" runs them one by one, "auto" stacks
+            them where the task allows it.
+        num_members: how many.
+
+    Raises:
+        UnknownNameError: no such task or backend.
+        ValueError: "population" for a task whose networks cannot be stacked; says why.
+    """
+    if backend not in get_args(BackendKind):
+        raise UnknownNameError("backend", str(backend), get_args(BackendKind))
+    loaded = task if isinstance(task, Task) else _task(_key(task))
+    reason = why_not_stacked(loaded)
+    if backend == "population" and reason:
+        raise ValueError(
+            f"backend 'population' cannot run task {loaded.name!r}: {reason}. Use backend='module'"
+        )
+    stacked = backend != "module" and reason is None
+    networks: Backend = (PopulationBackend if stacked else ModuleBackend)(
+        loaded, config, num_members
+    )
+    return Episodes(networks, config, num_members)
+
+
+def _key(task: str | Mapping[str, Any]) -> str:
+    return json.dumps({"name": task} if isinstance(task, str) else dict(task), sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def _task(key: str) -> Task:
+    """One task per description in a process, so that its pool of starts is trained once."""
+    return load_task(json.loads(key))
+
+
+def _replaced(old: Measured, new: Measured, members: Sequence[int]) -> Measured:
+    """The old figures with those of some members replaced."""
+    values = []
+    for name in ("metric", "loss", "train_loss"):
+        value = getattr(old, name).copy()
+        value[members] = getattr(new, name)[members]
+        values.append(value)
+    return Measured(*values)

@@ -1,0 +1,160 @@
+"""Real networks, one by one, changed by real edits with their optimizers: any task."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import SGD
+
+from dynopt_envs.backend import Measured
+from dynopt_envs.config import EpisodeConfig, StartConfig
+from dynopt_ray.errors import DataError, TraceError
+from dynopt_ray.policies.actions import Action, IntArray
+from dynopt_ray.policies.data import compensation_inputs, num_training_rows
+from dynopt_ray.policies.graphs import plan_action, read_graph
+from dynopt_ray.policies.reading import Reading, stack_readings
+from dynopt_ray.structure import Cost, Graph, trace
+from dynopt_ray.tasks import Metrics, Task
+from dynopt_ray.training.seeding import seeded
+
+
+@dataclass(eq=False)
+class _Network:
+    """One network of an episode."""
+
+    graph: Graph
+    optimizer: SGD
+    seed: int
+    generator: torch.Generator
+    start_widths: dict[str, int]
+    start_cost: Cost
+    metrics: Metrics
+    train_loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """A trained network of the pool; copied, never changed."""
+
+    model: nn.Module
+    optimizer: SGD
+    metrics: Metrics
+    train_loss: float
+
+
+class ModuleBackend:
+    """N real networks; see `Backend`."""
+
+    def __init__(self, task: Task, config: EpisodeConfig, num_members: int) -> None:
+        self._task = task
+        self._config = config
+        self._compensation = compensation_inputs(task)
+        graph = trace(task.new_model(seed=0), task.example_inputs())
+        if not graph.groups:
+            raise TraceError(
+                f"task {task.name!r}: no width of its network can be resized: {graph.fixed}"
+            )
+        self.num_groups = len(graph.groups)
+        self.num_samples = num_training_rows(task)
+        first = _start(task, config.start, 0)
+        self._networks = [self._network(first, 0) for _ in range(num_members)]
+
+    def start(self, members: Sequence[int], starts: Sequence[int], seeds: Sequence[int]) -> None:
+        """Copy members from the pool; a network of it is trained when it is first asked for."""
+        for member, index, seed in zip(members, starts, seeds, strict=True):
+            self._networks[member] = self._network(
+                _start(self._task, self._config.start, index), seed
+            )
+
+    def read(self, cursor: IntArray) -> Reading:
+        """Read the networks one after the other."""
+        return stack_readings(
+            [
+                read_graph(
+                    network.graph,
+                    int(group),
+                    start_widths=network.start_widths,
+                    start_cost=network.start_cost,
+                    actions=self._config.actions,
+                )
+                for network, group in zip(self._networks, cursor, strict=True)
+            ]
+        )
+
+    def apply(self, reading: Reading, actions: IntArray) -> None:
+        """Edit the networks one after the other."""
+        for member, network in enumerate(self._networks):
+            row = reading.row(member)
+            plan = plan_action(
+                network.graph, row, Action(int(actions[member])), self._config.actions
+            )
+            if plan:
+                with seeded(network.graph.model, network.seed):
+                    network.graph.apply(
+                        plan, optimizer=network.optimizer, compensate=self._compensation
+                    )
+                network.graph.commit()  # nobody undoes an action
+
+    def train(self, active: NDArray[np.bool_]) -> None:
+        """Train the active networks one after the other."""
+        for network in (self._networks[i] for i in np.flatnonzero(active)):
+            stats = self._task.train_steps(
+                network.graph.model,
+                network.optimizer,
+                self._config.train_steps,
+                batch_size=_batch_size(self._task, self._config.start),
+                generator=network.generator,
+            )
+            network.train_loss = stats.mean_loss
+            network.metrics = self._task.evaluate(network.graph.model)
+
+    def measure(self) -> Measured:
+        """What the last training or start left."""
+        return Measured(
+            np.array([network.metrics.smooth for network in self._networks]),
+            np.array([network.metrics.loss for network in self._networks]),
+            np.array([network.train_loss for network in self._networks]),
+        )
+
+    def _network(self, start: _Start, seed: int) -> _Network:
+        # Copied together, or the optimizer's copy would hold other parameters.
+        model, optimizer = copy.deepcopy((start.model, start.optimizer))
+        graph = trace(model, self._task.example_inputs())
+        return _Network(
+            graph=graph,
+            optimizer=optimizer,
+            seed=seed,
+            generator=torch.Generator().manual_seed(seed),
+            start_widths=graph.widths,
+            start_cost=graph.cost(graph.widths),
+            metrics=start.metrics,
+            train_loss=start.train_loss,
+        )
+
+
+@lru_cache(maxsize=64)
+def _start(task: Task, start: StartConfig, index: int) -> _Start:
+    model = task.new_model(seed=index)
+    optimizer = SGD(model.parameters(), lr=start.learning_rate, momentum=start.momentum)
+    task.train_steps(
+        model,
+        optimizer,
+        start.steps_of(index),
+        batch_size=_batch_size(task, start),
+        generator=torch.Generator().manual_seed(index),
+    )
+    return _Start(model, optimizer, task.evaluate(model), task.evaluate(model, "train").loss)
+
+
+def _batch_size(task: Task, start: StartConfig) -> int | None:
+    """None for a loader, which makes its own batches."""
+    try:
+        task.arrays("train")
+    except DataError:
+        return None
+    return start.batch_size

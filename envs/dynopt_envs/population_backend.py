@@ -1,0 +1,229 @@
+"""The networks of many episodes as one stack of tensors.
+
+Shapes: N networks, G groups, O and I outputs and inputs of a layer.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dynopt_envs.backend import Measured
+from dynopt_envs.config import EpisodeConfig, StartConfig
+from dynopt_ray.errors import DataError
+from dynopt_ray.policies.actions import Action, IntArray
+from dynopt_ray.policies.data import NUM_COMPENSATION_ROWS
+from dynopt_ray.policies.reading import FloatArray, Reading
+from dynopt_ray.policies.unit_scores import lowest, pruned, scores_of, summarise
+from dynopt_ray.population import (
+    Population,
+    batch_rows,
+    evaluate,
+    grow,
+    mlp_layout,
+    shrink,
+    train_steps,
+)
+from dynopt_ray.tasks import METRICS, Task
+
+
+class PopulationBackend:
+    """N stacked MLPs; see `Backend`."""
+
+    def __init__(self, task: Task, config: EpisodeConfig, num_members: int) -> None:
+        self._config = config
+        self._x, self._y = task.arrays("train")
+        self._validation = task.arrays("validation")
+        self._pool, self._pool_measured = _pool(task, config.start)
+        self._members = Population(task.new_model(seed=0), num_members)
+        self._generators = [torch.Generator() for _ in range(num_members)]
+        self._train_loss = np.zeros(num_members)
+        self._measured = Measured(*np.zeros((3, num_members)))
+        self._start_costs = _costs(self._members)
+        self._start_widths = self._members.widths.copy()
+        self.num_samples = len(self._y)
+        self.num_groups = self._members.num_layers - 1
+
+    def start(self, members: Sequence[int], starts: Sequence[int], seeds: Sequence[int]) -> None:
+        """Copy members from the pool."""
+        self._members.copy_from(members, self._pool, starts)
+        for member, seed in zip(members, seeds, strict=True):
+            self._members.seeds[member] = seed
+            self._generators[member].manual_seed(seed)
+        for name in ("metric", "loss", "train_loss"):
+            getattr(self._measured, name)[members] = getattr(self._pool_measured, name)[starts]
+
+    def read(self, cursor: IntArray) -> Reading:
+        """Read all networks; a layer at a time, the networks whose cursor is there."""
+        members = self._members
+        unmasked = self._num_unmasked()[np.arange(len(cursor)), cursor]
+        nonzero = np.stack([_nonzero(weight) for weight in members.weights])
+        biases = np.stack([_nonzero(bias) for bias in members.biases])
+        total = (nonzero + biases).sum(0)
+        own = (nonzero + biases)[cursor, np.arange(len(cursor))]
+        reader = nonzero[cursor + 1, np.arange(len(cursor))]
+        quantiles, dead, redundant = self._summary(cursor)
+        sizes = np.stack(
+            [np.prod(members.sizes(layer), axis=0) for layer in range(self.num_groups)]
+        )
+        costs = _costs(members)
+        costs[:, 1] = total
+        return Reading(
+            widths=members.widths.copy(),
+            start_widths=self._start_widths,
+            cursor=cursor,
+            min_width=np.ones_like(cursor),
+            step=np.ones_like(cursor),
+            kind=np.zeros_like(cursor),
+            quantiles=quantiles,
+            dead=dead,
+            redundant=redundant,
+            num_weights=sizes[cursor, np.arange(len(cursor))],
+            num_unmasked=unmasked,
+            num_prunable=self._config.actions.weights_to_prune(unmasked),
+            cost_share=(own + reader) / np.maximum(total, 1),
+            costs=costs / self._start_costs,
+            nonzero=total,
+        )
+
+    def apply(self, reading: Reading, actions: IntArray) -> None:
+        """Grow, shrink and prune, all networks of one layer at a time."""
+        choose = self._config.actions
+        grown = choose.units_to_grow(reading.width, reading.start_width, reading.step)
+        shrunk = choose.units_to_shrink(reading.width, reading.min_width, reading.step)
+        for layer in range(self.num_groups):
+            here = reading.cursor == layer
+            growing = np.flatnonzero(here & (actions == Action.GROW))
+            grow(self._members, layer, {int(m): int(grown[m]) for m in growing})
+            shrinking = np.flatnonzero(here & (actions == Action.SHRINK))
+            if len(shrinking):
+                self._shrink(layer, shrinking, shrunk)
+            for member in np.flatnonzero(here & (actions == Action.PRUNE)):
+                self._prune(layer, int(member), int(reading.num_prunable[member]))
+
+    def train(self, active: NDArray[np.bool_]) -> None:  # noqa: ARG002
+        """Train all networks; those that will start over come along for nothing."""
+        start = self._config.start
+        rows = batch_rows(
+            self.num_samples, start.batch_size, self._config.train_steps, self._generators
+        )
+        self._train_loss = _train(self._members, self._x, self._y, rows, start)
+        metrics = evaluate(self._members, *self._validation)
+        self._measured = Measured(
+            metrics.smooth.cpu().numpy(), metrics.loss.cpu().numpy(), self._train_loss
+        )
+
+    def measure(self) -> Measured:
+        """What the last training or start left."""
+        return self._measured
+
+    def _summary(self, cursor: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        quantiles = np.zeros((len(cursor), 5))
+        dead, redundant = np.zeros((2, len(cursor)))
+        for layer in range(self.num_groups):
+            here = np.flatnonzero(cursor == layer)
+            if len(here):
+                summary = summarise(
+                    self._scores(layer, here),
+                    self._members.weights[layer][here],
+                    torch.from_numpy(self._members.widths[here, layer]).to(self._members.device),
+                )
+                quantiles[here], dead[here], redundant[here] = (v.cpu().numpy() for v in summary)
+        return quantiles, dead, redundant
+
+    def _scores(self, layer: int, members: IntArray) -> Tensor:
+        weights, biases = self._members.weights, self._members.biases
+        incoming = weights[layer][members].square().sum(2) + biases[layer][members].square()
+        return scores_of(incoming, weights[layer + 1][members].square().sum(1))
+
+    def _shrink(self, layer: int, members: IntArray, count: IntArray) -> None:
+        widths = self._members.widths[members, layer]
+        gone = lowest(
+            self._scores(layer, members), torch.from_numpy(widths), torch.from_numpy(count[members])
+        )
+        keep = {
+            int(member): ~row[: int(width)]
+            for member, row, width in zip(members, gone, widths, strict=True)
+        }
+        rows = self._x[:NUM_COMPENSATION_ROWS]
+        shrink(self._members, layer, keep, compensate_NI=rows)
+
+    def _prune(self, layer: int, member: int, count: int) -> None:
+        outputs, inputs = (int(size[member]) for size in self._members.sizes(layer))
+        keep = self._members.masks[layer]
+        kept_OI = pruned(
+            self._members.weights[layer][member, :outputs, :inputs],
+            None if keep is None else keep[member, :outputs, :inputs],
+            count,
+        )
+        self._members.set_mask(layer, member, kept_OI)
+
+    def _num_unmasked(self) -> IntArray:
+        """(N, G) weights of each hidden layer that are not masked."""
+        members = self._members
+        counts = [np.prod(members.sizes(layer), axis=0) for layer in range(self.num_groups)]
+        for layer, count in enumerate(counts):
+            keep = members.masks[layer]
+            if keep is not None:
+                # Padding counts as kept.
+                count -= (~keep).sum((1, 2)).cpu().numpy()
+        return np.stack(counts, axis=1)
+
+
+def why_not_stacked(task: Task) -> str | None:
+    """Why a task's networks cannot be stacked, or None if they can."""
+    if mlp_layout(task.new_model(seed=0)) is None:
+        return "its network is not nn.Sequential(Linear, ReLU, …, Linear)"
+    if task.loss is not F.cross_entropy or task.metric is not METRICS["accuracy"].function:
+        return "its loss is not cross_entropy or its metric is not accuracy"
+    try:
+        x, _ = task.arrays("train")
+    except DataError:
+        return "its data come from loaders"
+    return None if x.ndim == 2 and x.dtype == torch.float32 else "its inputs are not float rows"
+
+
+@lru_cache(maxsize=8)
+def _pool(task: Task, start: StartConfig) -> tuple[Population, Measured]:
+    """The starting networks; never changed, so that all environments of a process share them."""
+    pool = Population(task.new_model(seed=0), start.num_starts)
+    x, y = task.arrays("train")
+    for index in range(start.num_starts):
+        one = Population(task.new_model(seed=index), 1)
+        generator = torch.Generator().manual_seed(index)
+        rows = batch_rows(len(y), start.batch_size, start.steps_of(index), [generator])
+        _train(one, x, y, rows, start)
+        pool.copy_from([index], one, [0])
+    metrics = evaluate(pool, *task.arrays("validation"))
+    train_loss = evaluate(pool, x, y).loss.cpu().numpy()
+    return pool, Measured(metrics.smooth.cpu().numpy(), metrics.loss.cpu().numpy(), train_loss)
+
+
+def _train(
+    population: Population, x: Tensor, y: Tensor, rows: Tensor, start: StartConfig
+) -> FloatArray:
+    losses = train_steps(
+        population, x, y, rows, learning_rate=start.learning_rate, momentum=start.momentum
+    )
+    return losses.double().cpu().numpy()
+
+
+def _costs(population: Population) -> FloatArray:
+    """(N, 4) params, non-zero weights (as if none were zero), FLOPs and bytes."""
+    products = np.zeros(len(population))
+    outputs = np.zeros(len(population))
+    for layer in range(population.num_layers):
+        sizes = population.sizes(layer)
+        products += sizes[0] * sizes[1]
+        outputs += sizes[0]
+    params = products + outputs
+    return np.stack([params, params, 2 * products, 4 * params], axis=1)
+
+
+def _nonzero(tensor: Tensor) -> IntArray:
+    dims = tuple(range(1, tensor.ndim))
+    return tensor.count_nonzero(dims).cpu().numpy()

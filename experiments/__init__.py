@@ -1,0 +1,1 @@
+"""Ready-to-launch specs, cluster files and benchmarks."""

@@ -1,0 +1,19 @@
+"""`python -m experiments.benchmarks [NAME …]`: run all benchmarks, or those named."""
+
+import importlib
+import sys
+
+BENCHMARKS = ("fashion_cnn",)
+
+
+def main() -> None:
+    """Run them one after the other."""
+    names = sys.argv[1:] or BENCHMARKS
+    for name in names:
+        if name not in BENCHMARKS:
+            sys.exit(f"no benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
+        importlib.import_module(f"experiments.benchmarks.{name}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The peers' environments: what they pin does not fit beside what we pin."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+PEERS = {
+    ".venv-peers": (
+        "torch==2.13.0",
+        "numpy==2.4.6",
+        "safetensors==0.8.0",
+        "scikit-learn==1.9.1",
+        "torch-pruning==1.6.1",
+    ),
+}
+"""Environment -> what is installed in it."""
+
+
+def run_peer(environment: str, module: str, *arguments: str) -> Any:
+    """The JSON that a peer's script prints on its last line.
+
+    Args:
+        environment: a key of `PEERS`; made on first use.
+        module: the script, a module of `experiments.benchmarks.peers`.
+        arguments: its command line.
+    """
+    python = _environment(environment)
+    done = subprocess.run(
+        [str(python), "-m", f"experiments.benchmarks.peers.{module}", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _environment(name: str) -> Path:
+    folder, wanted = ROOT / name, "\n".join(PEERS[name])
+    python, stamp = folder / "bin" / "python", folder / ".installed"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"making {name}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS[name]], check=True)
+        stamp.write_text(wanted)
+    return python

@@ -1,0 +1,140 @@
+"""The command as users start it: a process of its own."""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.processes import hears_ctrl_c
+
+DYNOPT = [sys.executable, "-c", "from dynopt_ray.cli import main; main()"]
+
+SEARCH = """
+kind: search
+num_threads: 1
+task: {name: digits-mlp, hidden: [16]}
+train: {num_steps: 60, lr: 3e-3}
+search: {num_trials: 10_000, retrain_steps: 2_000, num_reports: 200, searcher: random}
+space: {remove_fraction: {low: 0.1, high: 0.5}}
+"""
+
+
+def dynopt(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*DYNOPT, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The processes below one -> their command lines."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found: dict[int, str] = {}
+    todo = [pid]
+    while todo:
+        below = children.get(todo.pop(), [])
+        todo += below
+        for child in below:
+            try:
+                command = Path(f"/proc/{child}/cmdline").read_bytes()
+            except OSError:
+                continue
+            found[child] = command.replace(b"\0", b" ").decode()
+    return found
+
+
+def alive(processes: dict[int, str]) -> list[str]:
+    """The commands among them that still run."""
+    running = []
+    for pid, command in processes.items():
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state not in "ZX":
+            running.append(command)
+    return running
+
+
+def test_help_is_fast_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dynopt_ray.cli import app\n"
+        "try: app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'pandas', 'matplotlib', 'pydantic', 'sklearn'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - start < 1.5
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_bad_input_is_one_message_without_traceback(tmp_path: Path) -> None:
+    done = dynopt("run", "prune", "--set", "prne.rounds=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "prne: unknown key" in done.stderr
+    assert "Did you mean 'prune'?" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SEARCH)
+    environment = {**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    process = subprocess.Popen(
+        [*DYNOPT, "run", "s.yaml", "--out", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=hears_ctrl_c,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        # A worker that runs a trial carries its name.
+        while not any("ImplicitFunc" in command for command in descendants(process.pid).values()):
+            assert time.monotonic() < deadline, "no trial has started"
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.2)
+        below = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines() == ["run holds what there was", "interrupted"]
+    assert "Traceback" not in output + errors
+    assert alive(below) == []
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "interrupted"
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_ctrl_c_before_a_run_begins(tmp_path: Path) -> None:
+    code = (
+        "import dynopt_ray.runs.kinds as kinds, dynopt_ray.cli as cli\n"
+        "def prepare(spec): raise KeyboardInterrupt\n"
+        "kinds.prepare = prepare\n"
+        "cli.app(['run', 'prune'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,198 @@
+"""Searches in this process: the optimum is found, bad trials are stopped, failures stay alone."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dynopt_ray.cluster.search import search
+from dynopt_ray.cluster.trials import BestNetwork, Measurement, TrialLog, pareto_front
+from dynopt_ray.errors import DivergedError, SearchError, SpecError, UnknownNameError
+
+OPTIMUM = 0.3
+STEPS = 9
+SPACE = {"x": {"low": 0.0, "high": 1.0}}
+
+
+def hill(config: Mapping[str, Any]) -> Iterator[Measurement]:
+    """Utility has its maximum at OPTIMUM, and the order of trials shows from the first step."""
+    x = config["x"]
+    for step in range(1, STEPS + 1):
+        yield Measurement(
+            step=step,
+            accuracy=1 - (x - OPTIMUM) ** 2 - 0.5 / step,
+            cost=0.5,
+            final=step == STEPS,
+            network=lambda: f"{x}".encode(),
+        )
+
+
+def fragile(config: Mapping[str, Any]) -> Iterator[Measurement]:
+    """Diverges, raises or finishes, as it is told."""
+    for step in range(1, 4):
+        accuracy = math.nan if config["mode"] == "nan" and step == 2 else 0.5
+        if config["mode"] == "raise":
+            raise ValueError("told to")
+        yield Measurement(step=step, accuracy=accuracy, cost=1.0, final=step == 3)
+
+
+@pytest.mark.parametrize(("searcher", "distance"), [("random", 0.1), ("optuna", 0.05)])
+def test_the_optimum_is_found(searcher: str, distance: float) -> None:
+    result = search(hill, SPACE, num_trials=30, searcher=searcher, local=True)
+    assert abs(result.best.config["x"] - OPTIMUM) < distance
+    assert set(result.trials["status"]) == {"finished"}
+    assert result.best.utility == result.trials["utility"].max()
+    assert result.network == f"{result.best.config['x']}".encode()
+
+
+def test_optuna_learns_from_the_trials_before() -> None:
+    result = search(hill, SPACE, num_trials=40, searcher="optuna", local=True)
+    distance = (result.trials["config.x"] - OPTIMUM).abs()
+    assert distance[20:].mean() < distance[:10].mean() / 2
+
+
+def test_utility_charges_for_cost() -> None:
+    def trial(config: Mapping[str, Any]) -> Iterator[Measurement]:
+        yield Measurement(step=1, accuracy=config["x"], cost=config["x"] ** 2, final=True)
+
+    result = search(
+        trial, {"x": [0.1, 0.5, 0.9]}, num_trials=12, cost_weight=1.0, searcher="random", local=True
+    )
+    assert result.best.config == {"x": 0.5}
+    assert result.best.utility == pytest.approx(0.5 - 0.25)
+    # Each costs more and is better, so all three are on the front, once each.
+    assert result.pareto["accuracy"].tolist() == [0.1, 0.5, 0.9]
+
+
+def test_asha_stops_bad_trials() -> None:
+    result = search(hill, SPACE, num_trials=30, searcher="random", scheduler="asha",
+                    num_reports=STEPS, local=True)  # fmt: skip
+    trials = result.trials
+    stopped = trials[trials["status"] == "stopped"]
+    assert len(stopped) > len(trials) / 2
+    assert (stopped["step"] < STEPS).all()
+    finished = trials[trials["status"] == "finished"]
+    away = (trials["config.x"] - OPTIMUM).abs()
+    assert away[finished.index].mean() < away[stopped.index].mean()
+    assert abs(result.best.config["x"] - OPTIMUM) < 0.1
+    assert len(result.history) < len(trials) * STEPS
+
+
+def test_a_grace_period_is_kept() -> None:
+    result = search(hill, SPACE, num_trials=20, searcher="random", num_reports=STEPS, local=True,
+                    scheduler={"name": "asha", "grace_reports": 4})  # fmt: skip
+    assert result.trials["step"].min() >= 4
+
+
+def test_failures_stay_alone() -> None:
+    result = search(fragile, {"mode": ["fine", "nan", "raise"]}, num_trials=20, searcher="random",
+                    scheduler="asha", num_reports=3, local=True)  # fmt: skip
+    by_mode = {str(mode): rows for mode, rows in result.trials.groupby("config.mode")}
+    assert set(by_mode["fine"]["status"]) <= {"finished", "stopped"}
+    assert set(by_mode["nan"]["error"]) == {"DivergedError: the accuracy is nan at step 2"}
+    assert set(by_mode["raise"]["error"]) == {"ValueError: told to"}
+    assert set(by_mode["nan"]["step"]) == {1}
+    assert result.best.config == {"mode": "fine"}
+
+
+def test_a_search_of_failures_only_says_why() -> None:
+    with pytest.raises(SearchError) as caught:
+        search(fragile, {"mode": ["nan", "nan"]}, num_trials=2, searcher="random", local=True)
+    assert str(caught.value) == (
+        "none of 2 trials finished, 2 failed. Trial 0 with {'mode': 'nan'}: DivergedError: the "
+        "accuracy is nan at step 2"
+    )
+
+
+def test_the_same_seed_gives_the_same_search() -> None:
+    def table(seed: int) -> pd.DataFrame:
+        return search(hill, SPACE, num_trials=15, scheduler="asha", num_reports=STEPS, seed=seed,
+                      searcher="optuna", local=True).trials  # fmt: skip
+
+    pd.testing.assert_frame_equal(table(3), table(3))
+    assert not table(3)["config.x"].equals(table(4)["config.x"])
+
+
+def test_trials_run_on_one_thread_and_leave_the_number_as_it_was() -> None:
+    seen = []
+
+    def trial(config: Mapping[str, Any]) -> Iterator[Measurement]:
+        seen.append(torch.get_num_threads())
+        yield Measurement(step=1, accuracy=config["x"], cost=1.0, final=True)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    search(trial, {"x": [1, 2]}, num_trials=1, searcher="random", local=True)
+    assert (seen, torch.get_num_threads()) == ([1], 2)
+    torch.set_num_threads(before)
+
+
+def test_every_configuration_is_checked_before_anything_starts() -> None:
+    class Picky:
+        def check(self, config: Mapping[str, Any]) -> None:
+            if config["x"] > 2:
+                raise SpecError(f"space.x: {config['x']} is too much")
+
+        def __call__(self, config: Mapping[str, Any]) -> Iterator[Measurement]:
+            raise AssertionError(f"must not run, with {config}")
+            yield
+
+    with pytest.raises(SpecError, match=r"^space\.x: 3 is too much$"):
+        search(Picky(), {"x": [1, 2, 3]}, num_trials=1)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^num_trials is 0; it must be at least 1$"):
+        search(hill, SPACE, num_trials=0)
+    with pytest.raises(ValueError, match=r"^cost_weight is -1; it must be finite and >= 0$"):
+        search(hill, SPACE, num_trials=1, cost_weight=-1)
+    with pytest.raises(ValueError, match=r"^cpus_per_trial is 0 and gpus_per_trial 0; "):
+        search(hill, SPACE, num_trials=1, cpus_per_trial=0)
+    with pytest.raises(UnknownNameError, match=r"^no searcher 'optun'\. Did you mean 'optuna'\?"):
+        search(hill, SPACE, num_trials=1, searcher="optun")
+    with pytest.raises(SpecError) as caught:
+        search(hill, SPACE, num_trials=1, num_reports=5,
+               scheduler={"name": "asha", "grace_reports": 6})  # fmt: skip
+    assert str(caught.value) == (
+        "'asha' refuses its arguments: asha: grace_reports is 6; it must be from 1 to the 5 "
+        "reports of a trial"
+    )
+
+
+def test_measurements_must_be_finite() -> None:
+    with pytest.raises(DivergedError, match=r"^the cost is inf at step 4$"):
+        Measurement(step=4, accuracy=0.5, cost=math.inf).row(0.1)
+
+
+def test_the_best_network_is_kept_and_asked_for_only_when_it_is_better() -> None:
+    keeper = BestNetwork()
+    keeper.offer("a", 0.5, 1.0, b"a")
+    assert not keeper.wants(0.5, 1.0)
+    assert keeper.wants(0.5, 0.9)  # as good, and cheaper
+    keeper.offer("b", 0.4, 0.1, b"b")  # came late: a better one is there
+    assert keeper.kept() == ("a", b"a")
+
+
+def test_of_equal_trials_the_best_is_the_one_whose_network_was_kept() -> None:
+    log = TrialLog()
+    for number, trial_id in enumerate("ab"):
+        log.start(trial_id, number, {"x": trial_id})
+        log.measure(trial_id, Measurement(1, 0.5, 1.0, final=True).row(0.1))
+        log.end(trial_id)
+    result = log.result(("b", b"network"))
+    assert (result.best.trial, result.network) == (1, b"network")
+
+
+def test_the_front_beats_every_other_point() -> None:
+    rng = np.random.default_rng(0)
+    points = pd.DataFrame({"cost": rng.random(200).round(2), "accuracy": rng.random(200).round(2)})
+    front = pareto_front(points)
+    for _, point in points.iterrows():
+        better = (front["cost"] <= point["cost"]) & (front["accuracy"] >= point["accuracy"])
+        assert better.any()
+    assert front["cost"].is_monotonic_increasing
+    assert (front["accuracy"].diff().dropna() > 0).all()

@@ -1,0 +1,117 @@
+"""Trials of pruning and retraining a real network."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dynopt_ray.cluster.networks import loaded_network, network_bytes, restored, trained_in_parts
+from dynopt_ray.cluster.prune_trial import PruneTrial
+from dynopt_ray.cluster.search import search
+from dynopt_ray.errors import CheckpointError, DivergedError
+from dynopt_ray.schedules import constant
+from dynopt_ray.structure import Cost, measure
+from dynopt_ray.tasks import Task, load_task
+from dynopt_ray.training.config import make_optimizer
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return load_task({"name": "digits-mlp", "hidden": [24]})
+
+
+@pytest.fixture(scope="module")
+def network(task: Task) -> bytes:
+    model = task.new_model(seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    task.train_steps(model, optimizer, 150, generator=torch.Generator().manual_seed(0))
+    return network_bytes(model)
+
+
+def test_networks_survive_the_journey(task: Task, network: bytes) -> None:
+    model = loaded_network(task, network)
+    assert network_bytes(model) == network
+    with pytest.raises(CheckpointError):
+        restored(task.new_model(seed=0), network[:-10])
+
+
+def test_a_trial_prunes_retrains_and_reports(task: Task, network: bytes) -> None:
+    trial = PruneTrial(task, network, retrain_steps=40, num_reports=4)
+    config = {"remove_fraction": 0.5, "lr": {"name": "cosine", "initial": 0.01}}
+    reports = list(trial(config))
+    assert [report.step for report in reports] == [10, 20, 30, 40]
+    assert [report.final for report in reports] == [False, False, False, True]
+    assert len({report.cost for report in reports}) == 1
+    assert 0.4 < reports[0].cost < 0.6
+    rates = [report.details["lr"] for report in reports]
+    assert rates == sorted(rates, reverse=True)
+    assert reports[-1].network is not None
+    pruned = loaded_network(task, reports[-1].network())
+    assert task.evaluate(pruned).metric == reports[-1].accuracy
+    assert sum(p.numel() for p in pruned.parameters()) == reports[-1].details["params"]
+
+
+def test_removing_nothing_only_retrains(task: Task, network: bytes) -> None:
+    trial = PruneTrial(task, network, retrain_steps=5, num_reports=1)
+    (report,) = trial({"remove_fraction": 0})
+    assert report.cost == 1.0
+
+
+def test_weights_that_are_masked_already_do_not_count(task: Task, network: bytes) -> None:
+    config = {"remove_fraction": 0.5, "granularity": "weight", "lr": 1e-4}
+    (once,) = PruneTrial(task, network, retrain_steps=5, num_reports=1)(config)
+    assert once.network is not None
+    (twice,) = PruneTrial(task, once.network(), retrain_steps=5, num_reports=1)(config)
+    assert once.cost == pytest.approx(0.5, abs=0.02)
+    assert twice.cost == pytest.approx(0.5, abs=0.02)
+
+
+def test_costs_may_be_relative_to_another_start(task: Task, network: bytes) -> None:
+    config = {"remove_fraction": 0.5, "lr": 1e-4}
+    own = PruneTrial(task, network, retrain_steps=2, num_reports=1)
+    (first,) = own(config)
+    half = PruneTrial(task, network, retrain_steps=2, num_reports=1, start=_doubled(task, network))
+    (second,) = half(config)
+    assert second.cost == pytest.approx(first.cost / 2)
+
+
+def test_a_rate_that_is_too_high_fails_with_the_step(task: Task, network: bytes) -> None:
+    trial = PruneTrial(task, network, retrain_steps=20, num_reports=2, optimizer="sgd")
+    with pytest.raises(DivergedError, match=r"^after 0 of 20 steps: the loss is (nan|inf) at step"):
+        list(trial({"remove_fraction": 0.1, "lr": 1e30}))
+
+
+def test_a_search_over_real_networks(task: Task, network: bytes) -> None:
+    trial = PruneTrial(task, network, retrain_steps=30, num_reports=3)
+    space = {
+        "remove_fraction": {"low": 0.2, "high": 0.8},
+        "criterion": ["magnitude", "taylor"],
+        "recovery": [None, "random"],
+        "lr": [{"name": "polynomial", "initial": 0.01, "power": 2}, 0.003],
+    }
+    result = search(trial, space, num_trials=6, cost_weight=0.3, local=True)
+    assert (result.trials["status"] == "finished").all()
+    assert {"config.remove_fraction", "config.lr.name", "config.lr"} <= set(result.trials)
+    assert result.network is not None
+    winner = loaded_network(task, result.network)
+    assert task.evaluate(winner).metric == result.best.accuracy
+
+
+def test_training_in_parts_is_even_and_seeded(task: Task) -> None:
+    def run() -> tuple[list[int], torch.Tensor]:
+        model = task.new_model(seed=0)
+        optimizer = make_optimizer("sgd", model, lr=0.1)
+        parts = trained_in_parts(
+            model, task, optimizer, constant(0.1), num_steps=10, num_parts=4, seed=0
+        )
+        steps = [step for step, _ in parts]
+        return steps, next(model.parameters()).detach().clone()
+
+    steps, weights = run()
+    assert steps == [2, 5, 8, 10]
+    assert torch.equal(weights, run()[1])
+
+
+def _doubled(task: Task, network: bytes) -> Cost:
+    cost = measure(loaded_network(task, network), task.example_inputs())
+    return replace(cost, nonzero=2 * cost.nonzero)

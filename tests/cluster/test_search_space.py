@@ -1,0 +1,86 @@
+"""Search spaces: what plain data mean, and what is said against them."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynopt_ray.cluster.space import Choice, Range, Space
+from dynopt_ray.errors import SpecError
+
+NAN = float("nan")
+LR = [
+    {"name": "cosine", "initial": {"low": 1e-3, "high": 0.1, "log": True}},
+    {"name": "step", "initial": 0.1, "gamma": [0.5, 0.1]},
+]
+
+
+def test_dimensions_have_dotted_names() -> None:
+    space = Space.parse({"lr": LR, "rounds": {"low": 1, "high": 3}, "fixed": 7, "n": {"a": [1, 2]}})
+    dimensions = space.dimensions
+    assert dimensions["rounds"] == Range(1, 3)
+    assert dimensions["lr.0.initial"] == Range(1e-3, 0.1, log=True)
+    assert dimensions["lr.1.gamma"] == Choice((0.5, 0.1))
+    assert dimensions["n.a"] == Choice((1, 2))
+    assert list(dimensions) == ["lr", "lr.0.initial", "lr.1.gamma", "rounds", "n.a"]
+
+
+def test_decoding_follows_the_chosen_option() -> None:
+    space = Space.parse({"lr": LR, "rounds": {"low": 1, "high": 3}})
+    flat = {"lr": 1, "lr.0.initial": 0.05, "lr.1.gamma": 1, "rounds": 2}
+    assert space.decode(flat) == {
+        "lr": {"name": "step", "initial": 0.1, "gamma": 0.1},
+        "rounds": 2,
+    }
+    assert space.decode({**flat, "lr": 0})["lr"] == {"name": "cosine", "initial": 0.05}
+
+
+def test_options_that_are_lists_are_values() -> None:
+    assert Space.parse({"hidden": [[8, 8], [16]]}).decode({"hidden": 0}) == {"hidden": [8, 8]}
+
+
+def test_whole_ends_make_whole_numbers() -> None:
+    space = Space.parse({"n": {"low": 1, "high": 8}, "x": {"low": 1, "high": 8.0}})
+    decoded = space.decode({"n": 3, "x": 3})
+    assert (type(decoded["n"]), type(decoded["x"])) == (int, float)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_probes_cover_every_option_and_both_ends(sizes: list[int]) -> None:
+    space = Space.parse(
+        {"r": {"low": 0, "high": 9}, **{f"c{i}": list(range(n)) for i, n in enumerate(sizes)}}
+    )
+    probes = list(space.probes())
+    assert {probe["r"] for probe in probes} == {0, 9}
+    for index, size in enumerate(sizes):
+        assert {probe[f"c{index}"] for probe in probes} == set(range(size))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"a": 1}, "space: nothing to choose, every value is fixed; give a list of options or a "
+         "range such as {low: 0.1, high: 0.9}"),
+        ({"a": []}, "space.a: an empty list has no option to choose; give at least one"),
+        ({"a": {"low": 1, "hihg": 2}}, "space.a.hihg: a range has no 'hihg'. Did you mean 'high'? "
+         "Known: low, high, log."),
+        ({"a": {"low": 1}}, "space.a.high: must be a finite number, not None"),
+        ({"a": {"low": "1", "high": 2}}, "space.a.low: must be a finite number, not '1'"),
+        ({"a": {"low": True, "high": 2}}, "space.a.low: must be a finite number, not True"),
+        ({"a": {"low": 0.0, "high": float("inf")}}, "space.a.high: must be a finite number, not "
+         "inf"),
+        ({"a": {"low": NAN, "high": 1.0}}, "space.a.low: must be a finite number, not nan"),
+        ({"a": {"low": 2, "high": 2}}, "space.a: low is 2 and high 2; low must be less than high"),
+        ({"a": {"low": 0, "high": 2, "log": True}}, "space.a: low is 0; a logarithmic range must "
+         "begin above 0"),
+        ({"a": {"low": 1, "high": 2, "log": "yes"}}, "space.a.log: must be true or false, not "
+         "'yes'"),
+        ({"a": [{"b": []}]}, "space.a.0.b: an empty list has no option to choose; give at least "
+         "one"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Space.parse(space)
+    assert str(caught.value) == message

@@ -1,0 +1,237 @@
+"""The architecture environment: Gymnasium's rules, and ours."""
+
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from dynopt_ray.errors import DynoptError, EditError, SpecError, UnknownNameError
+from dynopt_ray.policies import FEATURES, Action
+from dynopt_ray.tasks import Task
+
+ID = "dynopt_envs:dynopt/Architecture-v0"
+QUICK: dict[str, Any] = {"num_starts": 3, "start_steps": 30, "train_steps": 4, "horizon": 6}
+
+
+def make(**options: Any) -> gymnasium.Env[Any, Any]:
+    return gymnasium.make(ID, **(QUICK | options))
+
+
+def make_vec(num_envs: int, **options: Any) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+    mode = "vector_entry_point"
+    return gymnasium.make_vec(ID, num_envs, vectorization_mode=mode, **(QUICK | options))
+
+
+def legal(mask: NDArray[np.int8], generator: np.random.Generator) -> int:
+    return int(generator.choice(np.flatnonzero(mask)))
+
+
+@pytest.mark.parametrize("backend", ["population", "module"])
+def test_passes_gymnasiums_checker(backend: str, mlp_task: Task) -> None:
+    check_env(make(task=mlp_task, backend=backend).unwrapped, skip_render_check=True)
+
+
+def test_importing_the_package_registers_it() -> None:
+    code = "import dynopt_envs, gymnasium; print('dynopt/Architecture-v0' in gymnasium.registry)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_both_backends_are_one_environment(seed: int, mlp_task: Task) -> None:
+    """The same actions and seed: the same observations, rewards, masks and ends."""
+    envs = [make(task=mlp_task, backend=backend) for backend in ("population", "module")]
+    seen, info = zip(*(env.reset(seed=seed) for env in envs), strict=True)
+    generator, over = np.random.default_rng(seed), False
+    while not over:
+        ours, theirs = seen
+        assert np.abs(ours["observations"] - theirs["observations"]).max() < 1e-3
+        assert (ours["action_mask"] == theirs["action_mask"]).all()
+        assert info[0]["cost_weight"] == info[1]["cost_weight"]
+        assert info[0]["relative_cost"] == info[1]["relative_cost"]
+        assert info[0]["metric"] == pytest.approx(info[1]["metric"], abs=1e-3)
+        action = legal(ours["action_mask"][:-1], generator)
+        (*first, _, _), (*second, _, _) = results = [env.step(np.int64(action)) for env in envs]
+        seen, info = [r[0] for r in results], [r[4] for r in results]  # type: ignore[assignment]
+        assert first[1] == pytest.approx(second[1], abs=1e-3)
+        assert first[2] == second[2]
+        over = bool(first[2])
+
+
+@pytest.mark.parametrize("backend", ["population", "module"])
+def test_a_vector_is_many_single_environments(backend: str, mlp_task: Task) -> None:
+    vector = make_vec(3, task=mlp_task, backend=backend)
+    singles = [make(task=mlp_task, backend=backend) for _ in range(3)]
+    seen, _ = vector.reset(seed=7)
+    alone = [env.reset(seed=7 + i)[0] for i, env in enumerate(singles)]
+    over = [False] * 3
+    generator = np.random.default_rng(0)
+    for _ in range(2 * QUICK["horizon"]):
+        for i in range(3):
+            assert np.abs(seen["observations"][i] - alone[i]["observations"]).max() < 1e-4
+            assert (seen["action_mask"][i] == alone[i]["action_mask"]).all()
+        actions = [legal(mask, generator) for mask in seen["action_mask"]]
+        seen, rewards, terminated, _, _ = vector.step(np.array(actions))
+        for i, env in enumerate(singles):
+            if over[i]:
+                alone[i], over[i] = env.reset()[0], False
+                assert rewards[i] == 0
+            else:
+                alone[i], reward, over[i], _, _ = env.step(np.int64(actions[i]))
+                assert reward == pytest.approx(rewards[i], abs=1e-4)
+            assert terminated[i] == over[i]
+
+
+def test_the_vector_environment_says_how_it_resets() -> None:
+    assert make_vec(2).metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+
+
+@pytest.mark.parametrize("backend", ["population", "module"])
+def test_the_same_seed_is_the_same_episode(backend: str, mlp_task: Task) -> None:
+    returns = []
+    for _ in range(2):
+        env = make(task=mlp_task, backend=backend)
+        seen, _ = env.reset(seed=5)
+        generator, rewards, over = np.random.default_rng(1), [], False
+        while not over:
+            seen, reward, over, _, _ = env.step(np.int64(legal(seen["action_mask"], generator)))
+            rewards.append(reward)
+        returns.append(rewards)
+    assert returns[0] == returns[1]
+
+
+def test_gains_sum_up_to_the_whole_gain(mlp_task: Task) -> None:
+    gain, level = (make(task=mlp_task, reward=kind, cost_weight=0.4) for kind in ("gain", "level"))
+    _, info = gain.reset(seed=3)
+    level.reset(seed=3)
+    start, total = info["utility"], 0.0
+    for action in (Action.SHRINK, Action.KEEP, Action.PRUNE, Action.GROW):
+        _, reward, _, _, info = gain.step(np.int64(action))
+        total += float(reward)
+        assert level.step(np.int64(action))[1] == pytest.approx(info["utility"])
+    assert total == pytest.approx(info["utility"] - start)
+    assert info["utility"] == pytest.approx(info["metric"] - 0.4 * info["relative_cost"])
+
+
+def test_the_cost_weight_is_drawn_and_shown() -> None:
+    env = make_vec(8)
+    seen, info = env.reset(seed=0)
+    assert len(set(info["cost_weight"])) == 8
+    shown = seen["observations"][:, FEATURES.index("cost_weight")]
+    assert shown == pytest.approx(info["cost_weight"])
+    assert (make_vec(2, cost_weight=0.25).reset()[1]["cost_weight"] == 0.25).all()
+
+
+def test_stop_ends_without_change(mlp_task: Task) -> None:
+    env = make(task=mlp_task)
+    _, before = env.reset(seed=0)
+    _, reward, terminated, truncated, after = env.step(np.int64(Action.STOP))
+    assert (reward, terminated, truncated) == (0.0, True, False)
+    assert after["utility"] == before["utility"]
+
+
+def test_the_cursor_visits_every_group_in_turn(mlp_task: Task) -> None:
+    env = make(task=mlp_task, horizon=4)
+    seen, _ = env.reset(seed=0)
+    depths = []
+    for _ in range(4):
+        depths.append(float(seen["observations"][FEATURES.index("depth")]))
+        seen, _, terminated, _, _ = env.step(np.int64(Action.KEEP))
+    assert depths == [0, 1, 0, 1]
+    assert terminated
+
+
+def test_actions_that_would_change_nothing_are_masked(mlp_task: Task) -> None:
+    env = make(task=mlp_task, horizon=60, max_growth=1.0, shrink_fraction=0.9, train_steps=1)
+    _, info = env.reset(seed=0)
+    assert not info["action_mask"][Action.GROW]
+    for _ in range(4):
+        *_, info = env.step(np.int64(Action.SHRINK if info["action_mask"][2] else Action.KEEP))
+    # One unit is left in each layer.
+    assert not info["action_mask"][Action.SHRINK]
+    assert info["action_mask"][Action.GROW]
+    assert info["action_mask"][[Action.KEEP, Action.STOP]].all()
+
+
+@pytest.mark.parametrize("action", [Action.GROW, 5, -1])
+def test_illegal_actions_are_refused(action: int, mlp_task: Task) -> None:
+    env = make(task=mlp_task, max_growth=1.0).unwrapped
+    env.reset(seed=0)
+    with pytest.raises(EditError, match=r"0 \(keep\)"):
+        env.step(np.int64(action))
+
+
+def test_observations_stay_inside_their_space(mlp_task: Task) -> None:
+    env = make_vec(4, task=mlp_task, horizon=20)
+    seen, _ = env.reset(seed=0)
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        assert env.observation_space.contains(seen)
+        seen, *_ = env.step(np.array([legal(mask, generator) for mask in seen["action_mask"]]))
+
+
+def test_any_network_runs_on_real_edits(cnn_task: Task) -> None:
+    env = make(task=cnn_task)
+    seen, _ = env.reset(seed=0)
+    assert seen["observations"][FEATURES.index("kind_convolution")] == 1
+    for action in (Action.SHRINK, Action.GROW, Action.PRUNE, Action.SHRINK, Action.SHRINK):
+        _, _, _, _, info = env.step(np.int64(action))
+    assert info["relative_cost"] < 1
+    with pytest.raises(ValueError, match="network is not nn"):
+        make(task=cnn_task, backend="population")
+
+
+def test_tasks_on_loaders_run_too(mlp_task: Task) -> None:
+    train, validation = [mlp_task.arrays("train")], [mlp_task.arrays("validation")]
+    task = Task.from_loaders(model=mlp_task.model, train=train, validation=validation)
+    env = make(task=task)
+    env.reset(seed=0)
+    *_, info = env.step(np.int64(Action.SHRINK))
+    assert info["relative_cost"] < 1
+    with pytest.raises(ValueError, match="its data come from loaders"):
+        make(task=task, backend="population")
+
+
+def test_resets_reuse_the_pool(mlp_task: Task) -> None:
+    """No training at a reset: 40 of them draw only the 3 starts there are."""
+    env = make(task=mlp_task)
+    starts = {env.reset(seed=seed)[1]["metric"] for seed in range(40)}
+    assert len(starts) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"horizn": 3}, SpecError, "Did you mean 'horizon'"),
+        ({"reward": "gains"}, UnknownNameError, "Did you mean 'gain'"),
+        ({"cost": "flop"}, UnknownNameError, "Did you mean 'flops'"),
+        ({"backend": "modul"}, UnknownNameError, "Did you mean 'module'"),
+        ({"task": "digits-mpl"}, UnknownNameError, "Did you mean 'digits-mlp'"),
+        ({"horizon": 0}, ValueError, "horizon is 0"),
+        ({"cost_weight": -1.0}, ValueError, "cost_weight is -1.0"),
+        ({"shrink_fraction": 1.5}, ValueError, "shrink_fraction is 1.5"),
+    ],
+)
+def test_wrong_options_say_what_is_right(
+    options: dict[str, Any], error: type[DynoptError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make(**options)
+
+
+def test_reset_takes_no_options() -> None:
+    with pytest.raises(ValueError, match="reset takes no options, got cost_weight"):
+        make().unwrapped.reset(options={"cost_weight": 0.1})
+
+
+def test_its_spec_travels() -> None:
+    spec = make(cost_weight=0.1).spec
+    env = gymnasium.make(pickle.loads(pickle.dumps(spec)))
+    assert env.reset(seed=0)[1]["cost_weight"] == 0.1

@@ -1,0 +1,197 @@
+"""`adapt`: a policy at work on a real network, within its budget and never for the worse."""
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dynopt_ray.errors import BudgetError, EditError
+from dynopt_ray.policies import (
+    COST_KINDS,
+    FEATURES,
+    Action,
+    ActionSet,
+    ConstantPolicy,
+    RandomPolicy,
+    adapt,
+)
+from dynopt_ray.policies.actions import ActionMask
+from dynopt_ray.policies.observation import Observation
+from dynopt_ray.structure import trace
+from dynopt_ray.tasks import Task, load_task
+from dynopt_ray.training import Budget
+
+TASK = load_task("digits-mlp", {"hidden": [32, 16]})
+
+
+def trained(task: Task = TASK, num_steps: int = 150) -> nn.Module:
+    model = task.new_model(seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    task.train_steps(model, optimizer, num_steps, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+MODEL = trained()
+
+
+def fresh() -> nn.Module:
+    return copy.deepcopy(MODEL)
+
+
+@dataclass
+class Script:
+    """Takes the actions it is told, legal or not, and remembers the masks."""
+
+    actions: list[Action]
+    masks: list[ActionMask] = field(default_factory=list)
+
+    def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
+        self.masks.append(action_mask.copy())
+        return int(self.actions[len(self.masks) - 1])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_never_ends_with_less_utility(seed: int) -> None:
+    model = fresh()
+    result = adapt(model, TASK, RandomPolicy(seed), cost_weight=0.3, horizon=8, train_steps=5)
+    assert result.utility_after >= result.utility_before
+    assert result.utility_after == pytest.approx(result.history["utility"].max())
+    assert result.history["utility"][result.best_step] == pytest.approx(result.utility_after)
+    # The network is what the result says it is.
+    assert trace(model, TASK.example_inputs()).widths == dict(result.after.widths)
+    assert TASK.evaluate(model) == result.after.validation
+    assert result.test == TASK.evaluate(model, "test")
+
+
+def test_a_bad_policy_changes_nothing() -> None:
+    """Only growing at a high price: the network goes back to how it came, bit for bit."""
+    model = fresh()
+    policy = ConstantPolicy(Action.GROW)
+    result = adapt(model, TASK, policy, cost_weight=5.0, horizon=4, train_steps=2)
+    assert result.best_step == 0
+    assert result.receipts == ()
+    pairs = zip(model.parameters(), MODEL.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", ["nonzero", "params", "flops"])
+def test_meets_its_budget(kind: str) -> None:
+    model, limit = fresh(), Budget(**{kind: 0.4})  # type: ignore[arg-type]
+    result = adapt(
+        model, TASK, RandomPolicy(0), cost_weight=0.1, budget=limit, horizon=12, train_steps=5
+    )
+    start, end = getattr(result.before.cost, kind), getattr(result.after.cost, kind)
+    assert end <= 0.4 * start
+    assert result.after.validation.metric > 0.7
+    # From the first row within the budget on, none that was kept is above it.
+    costs = result.history[kind][result.history["kept"]] <= 0.4 * start
+    assert costs[costs.idxmax() :].all()
+
+
+def test_above_the_budget_only_what_lowers_it_is_legal() -> None:
+    script = Script([Action.SHRINK, Action.SHRINK, Action.PRUNE, Action.GROW])
+    with pytest.raises(EditError, match="the policy chose prune"):
+        adapt(fresh(), TASK, script, cost_weight=0.1, budget=Budget(flops=0.2), train_steps=1)
+    assert script.masks[0].tolist() == [0, 0, 1, 0, 0]
+
+
+def test_what_breaks_the_budget_is_rolled_back() -> None:
+    script = Script([Action.GROW, Action.KEEP, Action.STOP])
+    budget = Budget(params=1.05)
+    result = adapt(fresh(), TASK, script, cost_weight=0.0, budget=budget, train_steps=2)
+    assert result.history["kept"].tolist() == [True, False, True]
+    assert result.history["action"].tolist()[1:] == ["grow", "keep"]
+    assert dict(result.after.widths) == {"0": 32, "2": 16}
+
+
+def test_a_budget_out_of_reach_leaves_the_network_alone() -> None:
+    model = fresh()
+    with pytest.raises(BudgetError, match="the lowest reached is params"):
+        adapt(
+            model,
+            TASK,
+            RandomPolicy(0),
+            cost_weight=0.1,
+            budget=Budget(params=0.01),
+            horizon=4,
+            train_steps=1,
+        )
+    pairs = zip(model.parameters(), MODEL.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_optimizer_comes_along_and_receipts_undo() -> None:
+    model = fresh()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    script = Script([Action.SHRINK, Action.SHRINK, Action.STOP])
+    result = adapt(model, TASK, script, cost_weight=0.5, optimizer=optimizer, train_steps=3)
+    for parameter in model.parameters():
+        assert optimizer.state[parameter]["momentum_buffer"].shape == parameter.shape
+    assert len(result.receipts) == 2
+    for receipt in reversed(result.receipts):
+        receipt.undo()
+    assert result.graph.widths == dict(result.before.widths)
+
+
+def test_the_same_seed_is_the_same_adaptation() -> None:
+    results = []
+    for _ in range(2):
+        model = fresh()
+        adapt(model, TASK, RandomPolicy(4), cost_weight=0.3, horizon=6, train_steps=3, seed=1)
+        results.append(model)
+    pairs = zip(results[0].parameters(), results[1].parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_callers_random_state_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    adapt(fresh(), TASK, RandomPolicy(0), cost_weight=0.3, horizon=3, train_steps=2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_convolutional_network() -> None:
+    task = load_task("digits-cnn", {"channels": [4, 6], "hidden": 12})
+    model = trained(task, 30)
+    actions = ActionSet(shrink_fraction=0.3)
+    script = Script([Action.SHRINK, Action.PRUNE, Action.GROW, Action.SHRINK, Action.STOP])
+    result = adapt(model, task, script, cost_weight=1.0, actions=actions, train_steps=3)
+    assert result.utility_after > result.utility_before
+    assert np.isfinite(result.history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("cost_weight", -0.1), ("horizon", 0), ("train_steps", 0)]
+)
+def test_numbers_out_of_range_are_named(option: str, value: float) -> None:
+    options = {"cost_weight": 0.1, option: value}
+    with pytest.raises(ValueError, match=f"{option} is {value}"):
+        adapt(fresh(), TASK, RandomPolicy(0), **options)  # type: ignore[arg-type]
+
+
+def test_a_network_without_a_width_to_change_is_refused() -> None:
+    x, y = TASK.arrays("train")
+    task = Task.from_arrays(model=lambda: nn.Linear(64, 10), train=(x, y), validation=(x, y))
+    with pytest.raises(EditError, match="no width"):
+        adapt(task.new_model(seed=0), task, RandomPolicy(0), cost_weight=0.1)
+
+
+def test_sees_what_it_was_trained_on() -> None:
+    """At the start every cost is its own start's, and the losses are of this very network."""
+
+    class Spy:
+        def act(self, observation: Observation, action_mask: ActionMask) -> int:
+            del action_mask
+            self.seen = dict(zip(FEATURES, observation.tolist(), strict=True))
+            return int(Action.STOP)
+
+    spy = Spy()
+    adapt(fresh(), TASK, spy, cost_weight=0.3)
+    assert [spy.seen[f"cost_{kind}"] for kind in COST_KINDS] == [1, 1, 1, 1]
+    validation, train = TASK.evaluate(MODEL), TASK.evaluate(MODEL, "train")
+    assert spy.seen["train_loss"] == pytest.approx(np.log1p(train.loss))
+    assert spy.seen["loss_gap"] == pytest.approx(validation.loss - train.loss, abs=1e-6)
+    assert spy.seen["metric"] == pytest.approx(validation.smooth)
+    assert (spy.seen["cost_weight"], spy.seen["steps_left"]) == (pytest.approx(0.3), 1)

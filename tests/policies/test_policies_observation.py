@@ -1,0 +1,157 @@
+"""What policies see and may do, worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dynopt_ray.policies.actions import Action, ActionSet
+from dynopt_ray.policies.graphs import plan_action, read_graph
+from dynopt_ray.policies.observation import FEATURES, LIMIT, Progress, observe
+from dynopt_ray.policies.reading import Reading
+from dynopt_ray.policies.unit_scores import lowest, pruned, scores_of, summarise
+from dynopt_ray.structure import Graph, Grow, Mask, Shrink, trace
+
+
+def progress(**changes: float) -> Progress:
+    values = {
+        "metric": 0.9,
+        "metric_before": 0.8,
+        "loss": 0.5,
+        "train_loss": 0.3,
+        "train_loss_before": 0.4,
+        "num_samples": 1_000.0,
+        "cost_weight": 0.2,
+        "steps_left": 0.75,
+    }
+    return Progress(**{name: np.array([value]) for name, value in (values | changes).items()})
+
+
+def network() -> Graph:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    return trace(model, torch.zeros(2, 4))
+
+
+def read(graph: Graph, cursor: int = 0, actions: ActionSet | None = None) -> Reading:
+    start = {"0": 8, "2": 6}
+    return read_graph(
+        graph,
+        cursor,
+        start_widths=start,
+        start_cost=graph.cost(start),
+        actions=actions or ActionSet(),
+    )
+
+
+def features(reading: Reading, **changes: float) -> dict[str, float]:
+    return dict(zip(FEATURES, observe(reading, progress(**changes))[0].tolist(), strict=True))
+
+
+def test_features_of_a_network() -> None:
+    graph = network()
+    graph.apply([Shrink("0", keep=[0, 1, 2, 3]), Mask("0.weight", keep=torch.eye(4) == 0)])
+    found = features(read(graph))
+    wanted = {
+        "width": -1.0,
+        "width_before": 0.0,
+        "width_after": 0.0,
+        "depth": 0.0,
+        "kind_linear": 1.0,
+        "kind_convolution": 0.0,
+        "sparsity": 0.25,
+        "cost_share": (12 + 4 + 24) / (12 + 4 + 24 + 6 + 18 + 3),
+        "cost_params": (20 + 30 + 21) / (40 + 54 + 21),
+        "cost_nonzero": (16 + 30 + 21) / (40 + 54 + 21),
+        "cost_flops": (16 + 24 + 18) / (32 + 48 + 18),
+        "mean_width": -0.5,
+        "smallest_width": -1.0,
+        "largest_width": 0.0,
+        "metric": 0.9,
+        "metric_change": 0.1,
+        "loss": np.log(1.5),
+        "train_loss": np.log(1.3),
+        "train_loss_change": -0.25,
+        "loss_gap": 0.2,
+        "samples_per_weight": np.log10(1_000 / 67),
+        "cost_weight": 0.2,
+        "steps_left": 0.75,
+    }
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+    second = features(read(graph, cursor=1))
+    assert (second["width"], second["width_before"], second["depth"]) == (0.0, -1.0, 1.0)
+
+
+def test_features_stay_within_the_limit() -> None:
+    found = features(read(network()), loss=1e9, train_loss=1e9, train_loss_before=0.0)
+    assert max(map(abs, found.values())) == LIMIT
+
+
+@pytest.mark.parametrize(
+    ("width", "grown", "shrunk"), [(10, 3, 3), (14, 1, 4), (15, 0, 4), (2, 1, 1), (1, 1, 0)]
+)
+def test_how_much_actions_change(width: int, grown: int, shrunk: int) -> None:
+    actions = ActionSet(grow_fraction=0.3, shrink_fraction=0.3, max_growth=1.5)
+    now, start, one = np.array([width]), np.array([10]), np.array([1])
+    assert actions.units_to_grow(now, start, one).tolist() == [grown]
+    assert actions.units_to_shrink(now, one, one).tolist() == [shrunk]
+
+
+def test_actions_keep_to_a_groups_step_and_least_width() -> None:
+    actions = ActionSet()
+    now, start, step = np.array([16]), np.array([16]), np.array([4])
+    assert actions.units_to_grow(now, start, step).tolist() == [4]
+    assert actions.units_to_shrink(now, np.array([8]), step).tolist() == [4]
+    assert actions.units_to_shrink(now, np.array([14]), step).tolist() == [0]
+
+
+def test_pruning_never_takes_the_last_weights() -> None:
+    assert ActionSet(prune_fraction=1.0).weights_to_prune(np.array([5])).tolist() == [0]
+    counts = ActionSet(prune_fraction=0.3).weights_to_prune(np.array([3, 4, 10]))
+    assert counts.tolist() == [0, 1, 3]
+
+
+def test_plans_take_what_matters_least() -> None:
+    graph = network()
+    weight = graph.model.get_parameter("0.weight")
+    with torch.no_grad():
+        weight[3] *= 1e-3
+        weight[6] *= 2e-3
+        graph.model.get_parameter("0.bias")[[3, 6]] = 0
+    reading = read(graph)
+    (shrink,) = plan_action(graph, reading, Action.SHRINK, ActionSet(shrink_fraction=0.25))
+    assert shrink == Shrink("0", remove=[3, 6])
+    (mask,) = plan_action(graph, reading, Action.PRUNE, ActionSet(prune_fraction=0.25))
+    assert isinstance(mask, Mask)
+    assert set((~mask.keep).nonzero()[:, 0].tolist()) == {3, 6}
+    (grow,) = plan_action(graph, reading, Action.GROW, ActionSet(grow_fraction=0.5))
+    assert grow == Grow("0", units=4)
+    assert plan_action(graph, reading, Action.KEEP, ActionSet()) == []
+
+
+def test_lowest_scores_first_and_never_padding() -> None:
+    scores = torch.tensor([[3.0, 1.0, 1.0, 0.0], [2.0, 0.5, 4.0, 1.0]])
+    found = lowest(scores, torch.tensor([3, 4]), torch.tensor([1, 2]))
+    assert found.tolist() == [[False, True, False, False], [False, True, False, True]]
+
+
+def test_pruned_masks_grow() -> None:
+    weight = torch.tensor([[0.1, -0.2], [0.3, -0.4]])
+    once = pruned(weight, None, 1)
+    assert once.tolist() == [[False, True], [True, True]]
+    assert pruned(weight * once, once, 2).tolist() == [[False, False], [False, True]]
+
+
+def test_units_are_summarised() -> None:
+    incoming = torch.tensor([[[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [9.0, 9.0]]])
+    quantiles, dead, redundant = summarise(
+        torch.tensor([[2.0, 4.0, 0.0, 99.0]]), incoming, torch.tensor([3])
+    )
+    assert quantiles[0].tolist() == pytest.approx([0, 0.5, 1, 1.5, 2])
+    # The third is dead, the second points the way of the first, the fourth is not there.
+    assert dead.tolist() == pytest.approx([1 / 3])
+    assert redundant.tolist() == pytest.approx([1 / 3])
+
+
+def test_a_unit_that_nothing_reads_scores_zero() -> None:
+    assert scores_of(torch.tensor([4.0, 9.0]), torch.tensor([0.0, 4.0])).tolist() == [0.0, 6.0]

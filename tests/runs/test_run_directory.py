@@ -1,0 +1,172 @@
+"""Run directories: whole files, a truthful manifest, and no run over another."""
+
+import json
+import logging
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from dynopt_ray.errors import BudgetError, RunError
+from dynopt_ray.runs import manifest
+from dynopt_ray.runs.directory import RunDirectory, default_path
+from dynopt_ray.runs.progress import Silent
+from dynopt_ray.runs.run import Run, carry_out, threads
+
+ABOUT = {"spec": "mine", "kind": "prune", "seed": 7}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "runs" / "a", spec_text="kind: prune\n", about=ABOUT)
+
+
+def test_a_new_run_is_running(directory: RunDirectory) -> None:
+    content = directory.manifest
+    assert {key: content[key] for key in ABOUT} == ABOUT
+    assert content["status"] == "running"
+    assert content["versions"]["torch"] == torch.__version__
+    assert content["hardware"]["cpus"] >= 1
+    assert content["started"].endswith("+00:00")
+    assert directory.spec_text == "kind: prune\n"
+
+
+def test_a_run_never_overwrites_another(directory: RunDirectory) -> None:
+    with pytest.raises(RunError) as caught:
+        RunDirectory.create(directory.path, spec_text="other", about=ABOUT)
+    assert str(caught.value) == (
+        f"{directory.path} exists already, and a run never overwrites another; choose another --out"
+    )
+    assert directory.spec_text == "kind: prune\n"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"^cannot make the run directory .*/file/run: "):
+        RunDirectory.create(tmp_path / "file" / "run", spec_text="", about=ABOUT)
+
+
+def test_opening_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"is not a run directory: there is no such directory$"):
+        RunDirectory.open(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"is not a run directory: there is no manifest\.json in it"):
+        RunDirectory.open(tmp_path)
+
+
+def test_a_damaged_manifest_is_named(directory: RunDirectory) -> None:
+    (directory.path / "manifest.json").write_text("{")
+    with pytest.raises(RunError, match=r"manifest\.json is damaged: "):
+        _ = directory.manifest
+
+
+def test_tables_come_back(directory: RunDirectory) -> None:
+    frame = pd.DataFrame({"x": [1.5, 2.5], "name": ["a", "b"]})
+    directory.write_results(frame)
+    directory.write_table("curves", frame)
+    for name in ("results", "curves"):
+        read = directory.table(name)
+        assert read is not None
+        pd.testing.assert_frame_equal(read, frame)
+    assert directory.table("nothing") is None
+    directory.write_table("empty", pd.DataFrame())
+    assert directory.table("empty") is None
+
+
+def test_a_failed_write_leaves_the_old_file(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.write_text("results.csv", "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, f"No space left on device ({descriptor})")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        directory.write_text("results.csv", "new")
+    assert (directory.path / "results.csv").read_text() == "old"
+    assert not list(directory.path.glob(".*"))
+
+
+def test_names_by_time_do_not_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = set()
+    for _ in range(3):
+        path = default_path("demo")
+        path.mkdir(parents=True)
+        seen.add(path)
+    assert len(seen) == 3
+    assert all(path.parent == Path("runs") and path.name.startswith("demo-") for path in seen)
+
+
+def test_the_commit_is_that_of_the_working_directory(tmp_path: Path) -> None:
+    assert manifest.commit(tmp_path) is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    found = manifest.commit(tmp_path)
+    assert found is not None
+    assert len(found["hash"]) == 40
+    assert found["changed_files"] is False
+
+
+def log_text(directory: RunDirectory) -> str:
+    return (directory.path / "log.txt").read_text()
+
+
+def test_a_run_that_ends_well(directory: RunDirectory) -> None:
+    seen: list[Any] = []
+
+    def action(run: Run) -> None:
+        logging.getLogger("dynopt_ray.x").info("hello")
+        with run.progress.stage("work", 2) as stage:
+            stage.advance()
+            stage.result("done it")
+        run.outcome("summary", "What came of it", pd.DataFrame({"network": ["a"], "accuracy": [1]}))
+        seen.append(torch.get_num_threads())
+
+    before, handlers = torch.get_num_threads(), list(logging.getLogger().handlers)
+    carry_out(action, Run(directory, Silent(), num_threads=3))
+    assert (seen, torch.get_num_threads()) == ([3], before)
+    content = directory.manifest
+    assert content["status"] == "finished"
+    assert content["duration_s"] >= 0
+    assert "error" not in content
+    assert "hello" in log_text(directory)
+    assert "done it" in log_text(directory)
+    assert (directory.path / "report.html").is_file()
+    assert logging.getLogger().handlers == handlers
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (KeyboardInterrupt(), "interrupted", None),
+        (BudgetError("too small"), "failed", "too small"),
+        (ZeroDivisionError("by zero"), "failed", "ZeroDivisionError: by zero"),
+    ],
+)
+def test_a_run_that_does_not(
+    directory: RunDirectory, error: BaseException, status: str, text: str | None
+) -> None:
+    def action(run: Run) -> None:
+        run.directory.write_results(pd.DataFrame({"x": [1]}))
+        raise error
+
+    with pytest.raises(type(error)):
+        carry_out(action, Run(directory, Silent()))
+    content = directory.manifest
+    assert (content["status"], content.get("error")) == (status, text)
+    assert status in (directory.path / "report.html").read_text()
+    assert json.dumps(content)
+    assert (text is None) or (text in log_text(directory))
+
+
+def test_threads_are_put_back_after_an_error() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), threads(before + 1):
+        raise KeyError
+    assert torch.get_num_threads() == before

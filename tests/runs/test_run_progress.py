@@ -1,0 +1,77 @@
+"""Progress: a line per stage, bars on a terminal, all of it in the log."""
+
+import io
+import logging
+import re
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from dynopt_ray.runs.progress import Lines, Live, Progress, Silent
+
+TABLE = pd.DataFrame({"network": ["[before]", "after"], "accuracy": [0.5, float("nan")]})
+
+
+def drive(progress: Progress) -> None:
+    with progress.stage("work", 4) as stage:
+        stage.advance(2, note="[half] way")
+        stage.result("all [done]")
+    progress.table("Outcome [x]", TABLE)
+
+
+def console(*, terminal: bool) -> Console:
+    return Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None)
+
+
+def text_of(output: Console) -> str:
+    assert isinstance(output.file, io.StringIO)
+    return output.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_said_is_left_as_it_is(terminal: bool) -> None:
+    output = console(terminal=terminal)
+    drive(Live(output) if terminal else Lines(output))
+    text = text_of(output)
+    assert re.search(r"work \(\d+\.\d s\): all \[done\]\n", text)
+    assert "Outcome [x]" in text
+    assert "[before]    0.5000" in text
+
+
+def test_without_a_terminal_there_is_one_line_per_stage() -> None:
+    output = console(terminal=False)
+    with Lines(output).stage("work", 3) as stage:
+        for _ in range(3):
+            stage.advance()
+    assert re.fullmatch(r"work \(\d+\.\d s\)\n", text_of(output))
+
+
+def test_on_a_terminal_bars_show_the_note() -> None:
+    output = console(terminal=True)
+    with Live(output).stage("work", 2) as stage:
+        stage.advance(note="[half] way")
+    assert "[half] way" in text_of(output)
+    assert "✓ work" in text_of(output)
+
+
+def test_a_stage_that_fails_leaves_no_line() -> None:
+    output = console(terminal=False)
+    with pytest.raises(ValueError, match="broken"), Lines(output).stage("work"):
+        raise ValueError("broken")
+    assert text_of(output) == ""
+
+
+@pytest.mark.parametrize("kind", ["silent", "lines", "live"])
+def test_everything_is_in_the_log(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dynopt_ray.runs")
+    output = console(terminal=kind == "live")
+    progress: dict[str, Progress] = {
+        "silent": Silent(),
+        "lines": Lines(output),
+        "live": Live(output),
+    }
+    drive(progress[kind])
+    assert "work …" in caplog.text
+    assert "all [done]" in caplog.text
+    assert "[before]" in caplog.text

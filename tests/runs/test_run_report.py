@@ -1,0 +1,277 @@
+"""Reports: one page that needs nothing else, with what the tables say."""
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dynopt_ray.runs.charts import CHARTS, figure
+from dynopt_ray.runs.directory import RunDirectory
+from dynopt_ray.runs.page import number, table
+from dynopt_ray.runs.report import write_comparison, write_report
+from dynopt_ray.runs.svg import to_svg
+
+TABLES: dict[str, pd.DataFrame] = {
+    "results": pd.DataFrame(
+        {
+            "trial": [0, 1, 2],
+            "status": ["stopped", "finished", "finished"],
+            "utility": [0.99, 0.7, 0.8],
+            "error": ["<b>&", "", ""],
+        }
+    ),
+    "summary": pd.DataFrame({"network": ["before", "after"], "accuracy": [0.9, 0.95]}),
+    "policies": pd.DataFrame({"policy": ["learned"], "utility": [0.9]}),
+    "drift": pd.DataFrame({"network": ["learning"], "after_drift": [0.7]}),
+    "front": pd.DataFrame({"trial": [1], "accuracy": [0.9]}),
+    "pareto": pd.DataFrame(
+        {
+            "series": ["start", "trials", "trials"],
+            "name": ["start", "#1", "#2"],
+            "cost": [1.0, 0.5, 0.2],
+            "accuracy": [0.9, 0.95, 0.8],
+        }
+    ),
+    "widths": pd.DataFrame({"step": [0, 1, 2], "conv1": [8, 6, 6], "conv2": [16, 16, 4]}),
+    "policy": pd.DataFrame({"steps": [100, 200], "episode_return": [0.1, 0.2]}),
+    "stream": pd.DataFrame(
+        {
+            "event": [100, 200, 100, 200, 150, 180],
+            "series": ["learning", "learning", "frozen", "frozen", "learning", "learning"],
+            "accuracy": [0.9, 0.8, 0.9, 0.2, np.nan, np.nan],
+            "mark": ["", "", "", "", "drift", "detected"],
+        }
+    ),
+    "curves": pd.DataFrame(
+        {
+            "phase": ["train"] * 3 + ["trial 1"] * 3,
+            "step": [1, 2, 3] * 2,
+            "loss": [2.0, 0.5, 0.01, 0.3, 0.2, 0.1],
+            "lr": [0.1, 0.05, 0.01] * 2,
+            "accuracy": [0.2, 0.5, 0.9, 0.9, 0.91, 0.92],
+        }
+    ),
+}
+
+
+class Page(HTMLParser):
+    """What a browser would find."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loaded: list[str] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self.best: list[int] = []
+        self.in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and value and not value.startswith("#"):
+                self.loaded.append(value)
+        if tag == "tr":
+            self.rows.append([])
+            if ("class", "best") in attrs:
+                self.best.append(len(self.rows) - 1)
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.in_cell:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run with everything in it, and its report."""
+    made = make(tmp_path_factory.mktemp("report") / "one")
+    write_report(made)
+    return made
+
+
+def text_of(directory: RunDirectory) -> str:
+    return (directory.path / "report.html").read_text()
+
+
+def make(path: Path, *, seed: int = 0, lr: float = 0.1) -> RunDirectory:
+    made = RunDirectory.create(
+        path,
+        spec_text=f"kind: demo\nseed: {seed}\ntrain:\n  lr: {lr}\n",
+        about={"spec": "demo", "kind": "demo", "seed": seed},
+    )
+    made.write_results(TABLES["results"])
+    for name, frame in TABLES.items():
+        if name != "results":
+            made.write_table(name, frame)
+    made.finish("finished")
+    return made
+
+
+def test_the_page_stands_alone(directory: RunDirectory) -> None:
+    text = text_of(directory)
+    page = Page(text)
+    assert page.loaded == []
+    assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org)", text)
+    assert "script" not in page.tags
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+    assert len(text) < 500_000
+
+
+def test_the_page_says_what_the_tables_say(directory: RunDirectory) -> None:
+    page = Page(text_of(directory))
+    assert ["before", "0.9000"] in page.rows
+    assert ["after", "0.9500"] in page.rows
+    assert ["learning", "0.7000"] in page.rows
+    assert ["0", "stopped", "0.9900", "<b>&"] in page.rows
+    # The best is the best of those that finished.
+    assert [page.rows[place] for place in page.best] == [["2", "finished", "0.8000", ""]]
+    for words in ("finished", "kind demo", "seed 0", "Accuracy against cost", "kind: demo"):
+        assert words in page.text
+
+
+def test_every_chart_is_there_twice(directory: RunDirectory) -> None:
+    text = text_of(directory)
+    assert text.count("<svg") == len(CHARTS)
+    drawn = {path.stem for path in (directory.path / "plots").glob("*.png")}
+    assert drawn == set(CHARTS)
+    for path in (directory.path / "plots").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_id_is_on_the_page_twice(directory: RunDirectory) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', text_of(directory))
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', text_of(directory))
+    assert {a or b for a, b in used} <= set(ids)
+
+
+def test_only_what_there_is_is_drawn(tmp_path: Path) -> None:
+    bare = RunDirectory.create(
+        tmp_path / "bare", spec_text="kind: x\n", about={"kind": "x", "seed": 1}
+    )
+    text = write_report(bare).read_text()
+    assert "<svg" not in text
+    assert "Charts" not in text
+    assert "running" in text
+
+
+def test_an_error_is_shown_as_text(tmp_path: Path) -> None:
+    failed = RunDirectory.create(
+        tmp_path / "failed", spec_text="kind: x\n", about={"kind": "x", "seed": 1}
+    )
+    failed.finish("failed", error="no <script>alert(1)</script>")
+    text = write_report(failed).read_text()
+    assert "<script" not in text
+    assert "no <script>alert(1)</script>" in Page(text).text
+
+
+def svg_of(name: str) -> ET.Element:
+    chart = CHARTS[name]
+    with figure(chart, TABLES[chart.table]) as drawn:
+        text = to_svg(drawn, name=name, label=chart.title)
+    return ET.fromstring(text.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" '))
+
+
+def words(name: str) -> list[str]:
+    return [element.text or "" for element in svg_of(name).iter() if element.tag.endswith("text")]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pareto", ["cost relative to the start", "accuracy", "start", "trials", "front", "#2"]),
+        ("widths", ["units", "conv1", "conv2"]),
+        ("policy", ["environment steps", "gain in utility per episode"]),
+        ("stream", ["event", "learning", "frozen", "drift", "detected"]),
+        ("loss", ["training loss", "train", "trial 1"]),
+        ("lr", ["learning rate", "train", "trial 1"]),
+    ],
+)
+def test_charts_name_what_they_show(name: str, expected: list[str]) -> None:
+    assert set(expected) <= set(words(name))
+
+
+def test_charts_follow_light_and_dark_mode() -> None:
+    root = svg_of("pareto")
+    assert root.get("viewBox")
+    assert root.get("width") is None
+    assert root.get("aria-label") == "Accuracy against cost"
+    styles = " ".join(element.get("style") or "" for element in root.iter())
+    assert "var(--ink, #1b1f24)" in styles
+    assert "var(--c0, #0072b2)" in styles
+    assert not re.search(r"(fill|stroke): #", styles)
+
+
+def test_a_drift_is_marked_where_it_is() -> None:
+    chart = CHARTS["stream"]
+    with figure(chart, TABLES["stream"]) as drawn:
+        (axes,) = drawn.axes
+        lines = {str(line.get_label()): line for line in axes.lines}
+        assert list(np.asarray(lines["drift"].get_xdata())) == [150, 150]
+        (triangles,) = axes.collections
+        assert np.asarray(triangles.get_offsets())[0][0] == 180
+
+
+def test_the_same_tables_give_the_same_page(directory: RunDirectory) -> None:
+    before = text_of(directory)
+    assert write_report(directory).read_text() == before
+
+
+def test_runs_are_compared(tmp_path: Path) -> None:
+    runs = [make(tmp_path / "one"), make(tmp_path / "two", seed=3, lr=0.2)]
+    page = Page(write_comparison(runs, tmp_path / "comparison.html").read_text())
+    assert page.text.count("2 runs compared") == 1
+    assert ["one", "before", "0.9000"] in page.rows
+    assert ["two", "before", "0.9000"] in page.rows
+    assert ["seed", "0", "3"] in page.rows
+    assert ["train.lr", "0.1", "0.2"] in page.rows
+    assert not any(row[:1] == ["kind"] for row in page.rows)
+    assert "one: train" in page.text
+    assert "two: learning" in page.text
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [make(tmp_path / "a" / "x"), make(tmp_path / "b" / "x")]
+    page = Page(write_comparison(runs, tmp_path / "c.html").read_text())
+    assert str(tmp_path / "a" / "x") in page.text
+    assert "They have the same spec." in page.text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1234567, "1,234,567"),
+        (0.95, "0.9500"),
+        (12.345, "12.3"),
+        (1e-5, "1e-05"),
+        (2.0, "2"),
+        (float("nan"), ""),
+        (None, ""),
+        ("x", "x"),
+        (True, "True"),
+        (np.float64(0.5), "0.5000"),
+    ],
+)
+def test_numbers_are_readable(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+def test_long_tables_are_cut() -> None:
+    page = Page(table(pd.DataFrame({"x": range(500)})))
+    assert len(page.rows) == 201
+    assert "The first 200 of 500 rows." in page.text

@@ -1,0 +1,138 @@
+"""Undo, failure and commit: the network is bit for bit what it was, or nothing is kept."""
+
+import gc
+import itertools
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure import (
+    Edit,
+    Grow,
+    Mask,
+    Shrink,
+    measure,
+    trace,
+)
+from dynopt_ray.structure.transaction import Transaction
+from tests.structure.editing import assert_same, every_second, everything, plans, step
+from tests.structure.zoo import NETWORKS, trained
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_graph_stays_what_tracing_would_find(name: str, data: st.DataObject) -> None:
+    model, inputs = trained(name)
+    graph = trace(model, inputs)
+    for _ in range(3):
+        plan = data.draw(plans(graph))
+        graph.apply(plan)
+        assert graph.cost() == measure(model, inputs)
+        again = trace(model, inputs)
+        assert [(g.name, g.width) for g in graph] == [(g.name, g.width) for g in again]
+        for one, other in zip(graph, again, strict=True):
+            for mine, theirs in zip(one.slices, other.slices, strict=True):
+                assert torch.equal(mine.positions, theirs.positions)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+def test_undo_is_bit_exact(name: str, data: st.DataObject) -> None:
+    model, inputs = trained(name)
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, inputs, optimizer)
+    graph = trace(model, inputs)
+    states, receipts = [], []
+    for _ in range(2):
+        states.append(everything(model, optimizer, graph))
+        receipts.append(graph.apply(data.draw(plans(graph)), optimizer=optimizer))
+        step(model, inputs, optimizer)
+    with pytest.raises(EditError, match="newest first"):
+        receipts[0].undo()
+    receipts[1].undo()
+    receipts[0].undo()
+    # Tensors that no edit touched have moved on with training: all of these were touched.
+    touched = {
+        s.parameter for group in graph if group.name in receipts[0].widths for s in group.slices
+    }
+    for key, value in everything(model, optimizer, graph).items():
+        if not isinstance(value, Tensor):
+            assert value == states[0][key], key
+        elif key.split()[-1] in touched:
+            assert torch.equal(value, states[0][key]), key
+    with pytest.raises(EditError, match="undone or committed"):
+        receipts[0].undo()
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet", "attention", "mobile"])
+def test_undo_right_after_restores_everything(name: str) -> None:
+    model, inputs = trained(name)
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, inputs, optimizer)
+    graph = trace(model, inputs)
+    before = everything(model, optimizer, graph)
+    plan: list[Edit] = [Shrink(g.name, remove=every_second(g.width)) for g in graph]
+    plan += [Grow(group.name, units=5) for group in graph]
+    graph.apply(plan, optimizer=optimizer).undo()
+    assert_same(everything(model, optimizer, graph), before)
+
+
+@pytest.mark.parametrize("fails_at", range(0, 40, 3))
+def test_failed_plan_leaves_no_trace(fails_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = trained("attention")
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, inputs, optimizer)
+    graph = trace(model, inputs)
+    before = everything(model, optimizer, graph)
+    plan: list[Edit] = [
+        Shrink("qkv", remove=[0]),
+        Mask("head.weight", keep=torch.rand(5, 10) > 0.5),
+        Grow("embed", units=3),
+    ]
+    calls = itertools.count()
+    broken = False
+
+    def failing(method: Any) -> Any:
+        def call(*args: Any) -> Any:
+            nonlocal broken
+            if next(calls) == fails_at:
+                broken = True
+                raise MemoryError("planned")
+            return method(*args)
+
+        return call
+
+    for method in ("assign", "set_attribute", "set_state", "set_mask"):
+        monkeypatch.setattr(Transaction, method, failing(getattr(Transaction, method)))
+    try:
+        graph.apply(plan, optimizer=optimizer)
+    except MemoryError:
+        assert broken
+        monkeypatch.undo()
+        assert_same(everything(model, optimizer, graph), before)
+        graph.apply(plan, optimizer=optimizer)
+    else:
+        assert not broken
+
+
+def test_committed_plans_free_what_undo_would_need() -> None:
+    model, inputs = trained("mlp")
+    graph = trace(model, inputs)
+    old = weakref.ref(model.get_parameter("0.weight").data.untyped_storage())
+    receipt = graph.apply([Shrink("0", remove=[1])])
+    gc.collect()
+    assert old() is not None
+    graph.commit()
+    gc.collect()
+    assert old() is None
+    with pytest.raises(EditError, match="undone or committed"):
+        receipt.undo()
+    graph.apply([Grow("0", units=1)]).undo()

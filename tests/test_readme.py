@@ -1,0 +1,42 @@
+"""The examples in the README and the docs run as printed."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def examples(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {}
+    blocks = examples("README.md")
+    assert len(blocks) >= 5
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"README.md, example {number}", "exec"), namespace)
+
+
+def test_plugin_of_the_docs_passes_its_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, test = examples("docs/plugins.md")
+    (tmp_path / "my_criteria.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    namespace: dict[str, object] = {}
+    exec(compile(test, "docs/plugins.md", "exec"), namespace)
+    check = namespace["test_outgoing"]
+    assert callable(check)
+    check()
+    del sys.modules["my_criteria"]
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
