@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from dynopt_ray.structure.counts import UnitCount
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
 
@@ -24,6 +25,7 @@ Heads = Literal["heads", "dims"]
 Rule = Callable[..., None]
 
 RULES: dict[Callable[..., Any], Rule] = {}
+_SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
 _NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
 
 
@@ -89,12 +91,26 @@ class Trace(TorchFunctionMode):
         """Run the operation, then let its rule say how ids flow."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if func in _SIZES:
+            return self._counted(out, *args, **kwargs)
         handler = RULES.get(func)
         if handler is not None:
-            handler(self, out, *args, **kwargs)
+            handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
         elif any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)
         return out
+
+    def _counted(self, size: Any, tensor: Tensor, dim: int | None = None) -> Any:
+        """A size, or all sizes, of a tensor; those of units know which units they count."""
+        counts = {
+            d: UnitCount(label.ids, self.record)
+            for label in self.labels(tensor)
+            if len(label.dims) == 1
+            for d in label.dims
+        }
+        if dim is None:
+            return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
+        return counts.get(dim % tensor.ndim, size)
 
     # What rules read and write.
 

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dynopt_ray.structure.counts import UnitCount
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering, renumbered, reshaped, spread
 from dynopt_ray.structure.rules.joining import broadcast
 from dynopt_ray.structure.tracing import Trace, rule
 
 
 @rule("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
-def reshape(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+def reshape(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> None:
     """Any row-major view: 8 channels of 3 × 3 flatten to 72 coordinates of 8 units."""
     trace.use(input)
     old = trace.labels(input)
@@ -25,6 +26,33 @@ def reshape(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> Non
         else:
             labels.append(after)
     trace.set(out, tuple(labels))
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        sizes = tuple(sizes[0])
+    if len(sizes) == out.ndim:
+        _counted(trace, out, sizes)
+
+
+def _counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
+    """Tie dimensions whose sizes were computed from a number of units to those units.
+
+    `C` ties a dimension to the C units, and `h, C // h` the two together.
+    """
+    for dim, size in enumerate(sizes):
+        if not isinstance(size, UnitCount):
+            continue
+        if size.divisor == 1:
+            trace.match(out, dim, size.ids)
+            continue
+        for first in (dim - 1, dim):
+            label = covering(trace.labels(out), dim)
+            if label is None or first not in label.dims or first + 1 not in label.dims:
+                continue
+            if out.shape[first] * out.shape[first + 1] == size.ids.size:
+                axis = label.dims.index(first)
+                shape = [1] * len(label.dims)
+                shape[axis : axis + 2] = out.shape[first : first + 2]
+                trace.tie(label.ids, size.ids.reshape(shape))
+                break
 
 
 @rule("permute")
