@@ -10,6 +10,7 @@ from torch import nn
 
 from dynopt_ray.structure.grouping import Grouping
 from dynopt_ray.structure.groups import WidthGroup
+from dynopt_ray.structure.labels import IntArray
 from dynopt_ray.structure.record import Link
 
 
@@ -53,16 +54,27 @@ def linked(model: nn.Module, links: Sequence[Link], grouping: Grouping) -> list[
     """The links whose attribute exists, equals its dimension's size and can change."""
     found: dict[tuple[str, str, int | None], Attribute] = {}
     for link in links:
-        groups, counts = np.unique(grouping.group_of[link.ids], return_counts=True)
-        per_unit = {
-            grouping.groups[g].name: int(count) // grouping.groups[g].width
-            for g, count in zip(groups.tolist(), counts, strict=True)
-            if g >= 0
-        }
+        per_unit = _per_unit(link.ids, grouping)
         attribute = Attribute(link.module, link.attribute, link.index, per_unit)
         if per_unit and _holds(model, attribute, len(link.ids)):
             found[link.module, link.attribute, link.index] = attribute
     return list(found.values())
+
+
+def _per_unit(ids: IntArray, grouping: Grouping) -> dict[str, int]:
+    """How much of a dimension each unit of a group takes up.
+
+    Empty where that differs between the units of a group: such a size does not follow the width.
+    """
+    per_unit = {}
+    group_of, unit_of = grouping.group_of[ids], grouping.unit_of[ids]
+    for index in np.unique(group_of[group_of >= 0]).tolist():
+        group = grouping.groups[index]
+        times = np.bincount(unit_of[group_of == index], minlength=group.width)
+        if bool((times != times[0]).any()):
+            return {}
+        per_unit[group.name] = int(times[0])
+    return per_unit
 
 
 @contextlib.contextmanager
@@ -94,7 +106,7 @@ def candidates(model: nn.Module, group: WidthGroup) -> Iterator[Attribute]:
                 continue
             entries = list(enumerate(value)) if isinstance(value, tuple | list) else [(None, value)]
             for index, entry in entries:
-                if type(entry) is int and entry in sizes:
+                if type(entry) is int and entry > 1 and entry in sizes:
                     yield Attribute(name, attribute, index, {group.name: sizes[entry]})
 
 

@@ -72,14 +72,14 @@ def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None
 
 @contextlib.contextmanager
 def module_names(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """Keeps `trace.module_stack` at the names of the modules that are running."""
+    """Keeps `trace.running` at the modules that are running, with their names."""
     names = {module: name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, _: Any) -> None:
-        trace.module_stack.append(names.get(module, ""))
+        trace.running.append((names.get(module, ""), module))
 
     def leave(*_: Any) -> None:
-        trace.module_stack.pop()
+        trace.running.pop()
 
     handles = [
         register_module_forward_pre_hook(enter),
@@ -90,4 +90,4 @@ def module_names(model: nn.Module, trace: Trace) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        trace.module_stack.clear()
+        trace.running.clear()

@@ -27,17 +27,19 @@ class Grouping:
         groups: what can be resized, in forward order.
         fixed: what cannot: name -> reason.
         group_of: for every unit id, the index of its group in `groups`, or -1.
+        unit_of: for every unit id, the number of its unit within its group.
     """
 
     groups: tuple[WidthGroup, ...]
     fixed: dict[str, str]
     group_of: IntArray
+    unit_of: IntArray
 
     def only(self, groups: Sequence[WidthGroup]) -> "Grouping":
         """The same outcome with some of the groups left; the others count as fixed."""
         index = {group.name: i for i, group in enumerate(groups)}
         renumber = np.array([*(index.get(g.name, -1) for g in self.groups), -1])
-        return Grouping(tuple(groups), self.fixed, renumber[self.group_of])
+        return replace(self, groups=tuple(groups), group_of=renumber[self.group_of])
 
 
 def group_units(record: Record) -> Grouping:
@@ -83,7 +85,7 @@ def group_units(record: Record) -> Grouping:
         groups.append(_width_group(record, members, exact=not mixed[unit]))
     groups = _uniquely_named(groups)
     group_of = group_of_bundle[bundle_of[component]] if num_components else component
-    return Grouping(tuple(groups), fixed, group_of)
+    return Grouping(tuple(groups), fixed, group_of, unit_of[component])
 
 
 def _merged(record: Record) -> IntArray:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from dynopt_ray.structure.counts import UnitCount
@@ -69,12 +69,14 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.record = record
         self.heads: Heads = heads
-        self.module_stack: list[str] = []
+        self.running: list[tuple[str, nn.Module]] = []
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
         self._producers: dict[int, Consumer] = {}
         for name, tensor in tensors.items():
             labels = []
-            for dim, size in enumerate(tensor.shape):
+            # What integers hold (indices, masks) is data; nobody's units lie along them.
+            sizes = tensor.shape if tensor.is_floating_point() or tensor.is_complex() else ()
+            for dim, size in enumerate(sizes):
                 ids = record.parameter_ids.get((name, dim))
                 if ids is None:
                     ids = record.parameter_ids[name, dim] = record.fresh(size)
@@ -222,8 +224,23 @@ class Trace(TorchFunctionMode):
         name = self.name(owner)
         if name is not None:
             self.record.links.append(Link(name.rpartition(".")[0], attribute, index, ids.ravel()))
-        elif self.module_stack:
-            self.record.links.append(Link(self.module_stack[-1], attribute, index, ids.ravel()))
+        elif self.running:
+            self.record.links.append(Link(self.running[-1][0], attribute, index, ids.ravel()))
+
+    def literal(self, size: int, label: Label, dim: int) -> None:
+        """A size was given as a number: perhaps an attribute of a running module, then linked."""
+        if size == 1:
+            return
+        axis = label.dims.index(dim)
+        ids = label.ids[tuple(slice(None) if a == axis else 0 for a in range(label.ids.ndim))]
+        for name, module in reversed(self.running):
+            equal = [
+                key for key, value in vars(module).items() if type(value) is int and value == size
+            ]
+            if equal:
+                if len(equal) == 1:
+                    self.record.links.append(Link(name, equal[0], None, ids))
+                return
 
 
 def unknown_operation(

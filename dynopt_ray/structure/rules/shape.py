@@ -7,7 +7,15 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.counts import UnitCount
-from dynopt_ray.structure.labels import IntArray, Label, Labels, covering, renumbered, reshaped, spread
+from dynopt_ray.structure.labels import (
+    IntArray,
+    Label,
+    Labels,
+    covering,
+    renumbered,
+    reshaped,
+    spread,
+)
 from dynopt_ray.structure.rules.joining import broadcast
 from dynopt_ray.structure.tracing import Trace, rule
 
@@ -39,6 +47,9 @@ def _counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
     """
     for dim, size in enumerate(sizes):
         if not isinstance(size, UnitCount):
+            label = covering(trace.labels(out), dim)
+            if label is not None and size >= 0:
+                trace.literal(size, label, dim)
             continue
         if size.divisor == 1:
             trace.match(out, dim, size.ids)
