@@ -126,8 +126,8 @@ def _apply_widths(
     by_tensor = axes_of_tensors(axes)
     weights = resized_weights(graph.model, tensors, changes, axes, edit_number=graph.num_edits)
     if compensate is not None:
-        outputs = {name: along[0] for name, along in by_tensor.items() if 0 in along}
-        cut = Cut(graph.model, tensors, {**tensors, **weights}, graph.attributes, changes, outputs)
+        new = {**tensors, **weights}
+        cut = Cut(graph.model, tensors, new, graph.attributes, changes, by_tensor)
         batches = [compensate] if isinstance(compensate, Tensor) else list(compensate)
         weights.update(compensated(cut, graph.consumers, batches))
     by_group = {change.group.name: change for change in changes}

@@ -16,26 +16,21 @@ References:
 """
 
 import math
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.attributes import Attribute, attributes_changed
-from dynopt_ray.structure.forward import Inputs, call, undisturbed
+from dynopt_ray.structure.forward import Inputs, undisturbed
 from dynopt_ray.structure.layout import Axis, Change
+from dynopt_ray.structure.observe import Observer
+from dynopt_ray.structure.readers import Reader
 from dynopt_ray.structure.record import Consumer
 from dynopt_ray.structure.regression import Moments
 
-_ROWS_PER_SAMPLE = 16
-_ROWS_PER_INPUT = 10
 _MOST_STAGES = 16
 
 
@@ -49,7 +44,7 @@ class Cut:
         new: the same in the new layout.
         attributes: its integer attributes that follow the widths.
         changes: how its groups change.
-        outputs: weight name -> the new layout of dimension 0, where it changes.
+        axes: tensor name -> dimension -> its new layout, where it changes.
     """
 
     model: nn.Module
@@ -57,7 +52,7 @@ class Cut:
     new: Mapping[str, Tensor]
     attributes: Sequence[Attribute]
     changes: Sequence[Change]
-    outputs: Mapping[str, Axis]
+    axes: Mapping[str, Mapping[int, Axis]]
 
 
 def compensated(
@@ -82,8 +77,8 @@ def compensated(
     size = max(1, math.ceil(len(names) / _MOST_STAGES))
     for start in range(0, len(names), size):
         stage = {name: consumers[name] for name in names[start : start + size]}
-        for name, moments in _collected(cut, tensors, stage, batches).items():
-            changed = _refit(name, tensors, stage[name], moments)
+        for name, (reader, moments) in _collected(cut, tensors, stage, batches).items():
+            changed = _refit(name, tensors, stage[name], reader, moments)
             tensors.update(changed)
             refitted.update(changed)
     return refitted
@@ -98,7 +93,7 @@ def _reading_removed(
         for change in changes
         if len(change.keep) < change.group.width
         for s in change.group.slices
-        if s.role == "in" and s.dim == 1
+        if s.role == "in"
     }
     return [name for name in consumers if name in reading]
 
@@ -108,195 +103,71 @@ def _collected(
     tensors: Mapping[str, Tensor],
     stage: Mapping[str, Sequence[Consumer]],
     batches: Sequence[Inputs],
-) -> dict[str, Moments]:
+) -> dict[str, tuple[Reader, Moments]]:
     """The moments of some weights' inputs in the cut network, and of what they fail to give."""
     added = {change.group.name: change.added for change in cut.changes}
-    collected: dict[str, Moments] = {}
+    collected: dict[str, tuple[Reader, Moments]] = {}
+    incomparable: set[str] = set()
     for number, batch in enumerate(batches):
-        before = _Watch(cut.old, stage, number, len(batches))
-        after = _Watch(tensors, stage, number, len(batches))
+        before = Observer(cut.old, stage, number, len(batches))
+        after = Observer(tensors, stage, number, len(batches))
         with undisturbed(cut.model, training=False):
             before.run(cut.model, batch)
             with attributes_changed(cut.model, cut.attributes, added):
                 after.run(cut.model, batch)
-        for key, seen in after.seen.items():
-            name, groups = key[0], stage[key[0]][0].groups
-            residual = _residual(before.seen[key].outputs, seen.outputs, cut.outputs.get(name))
-            r_GRO = residual.reshape(len(residual), groups, -1).transpose(0, 1)
-            if not (seen.inputs.isfinite().all() and r_GRO.isfinite().all()):
+        for use, seen in after.seen.items():
+            name = use[0]
+            if before.seen[use].reader.num_rows != seen.reader.num_rows:
+                # Units went along what are its rows: nothing to compare with.
+                incomparable.add(name)
+                continue
+            wanted, given = before.seen[use].outputs, seen.outputs
+            residual = _residual(wanted, given, seen.reader.made, cut.axes.get(name, {}))
+            r_GRO = residual.reshape(len(residual), len(seen.inputs_GRK), -1).transpose(0, 1)
+            if not (seen.inputs_GRK.isfinite().all() and r_GRO.isfinite().all()):
                 raise EditError(f"compensate: what {name!r} reads is not finite on these batches")
             if name not in collected:
-                collected[name] = Moments.start(seen.inputs, r_GRO.shape[2])
-            collected[name].add(seen.inputs, r_GRO)
-    for name in stage.keys() - collected.keys():
+                moments = Moments.start(seen.inputs_GRK, r_GRO.shape[2])
+                collected[name] = (seen.reader, moments)
+            collected[name][1].add(seen.inputs_GRK, r_GRO)
+    for name in stage.keys() - collected.keys() - incomparable:
         raise EditError(
             f"compensate: the batches never reach {name!r}, so it cannot be refitted. Pass "
             "batches that use it, or compensate=None"
         )
-    return {name: collected[name] for name in stage}
+    return {name: collected[name] for name in stage if name in collected}
 
 
-def _residual(wanted_RO: Tensor, given_RO: Tensor, axis: Axis | None) -> Tensor:
+def _residual(
+    wanted: Tensor, given: Tensor, made: Sequence[int | None], axes: Mapping[int, Axis]
+) -> Tensor:
     """What the refitted weight has to add; outputs of fresh units stay as they are."""
-    if axis is None:
-        return wanted_RO - given_RO
-    index = axis.index.to(wanted_RO.device)
-    residual = wanted_RO[:, index.clamp(min=0)] - given_RO
-    return residual * (index >= 0)
+    fresh = given.new_zeros((), dtype=torch.bool)
+    for dim, weight_dim in enumerate(made, start=1):
+        if weight_dim in axes:
+            index = axes[weight_dim].index.to(wanted.device)
+            wanted = wanted.index_select(dim, index.clamp(min=0))
+            fresh = fresh | (index < 0).reshape([-1 if d == dim else 1 for d in range(wanted.ndim)])
+    return (wanted - given).masked_fill(fresh, 0)
 
 
 def _refit(
-    name: str, tensors: Mapping[str, Tensor], uses: Sequence[Consumer], moments: Moments
+    name: str,
+    tensors: Mapping[str, Tensor],
+    uses: Sequence[Consumer],
+    reader: Reader,
+    moments: Moments,
 ) -> dict[str, Tensor]:
     """One weight and what takes up its constant: its bias, else the BatchNorm's mean behind it."""
     sinks = {use.bias or use.mean for use in uses}
     sink = next(iter(sinks)) if len(sinks) == 1 else None
+    if sink is not None and tensors[sink].numel() != moments.residual_GO.numel():
+        sink = None  # one shift for several groups
     slope_GOK, constant_GO = moments.fit(intercept=sink is not None)
     weight = tensors[name]
-    result = {name: (weight.double() + slope_GOK.reshape(weight.shape)).to(weight.dtype)}
+    result = {name: (weight.double() + reader.in_layout(slope_GOK)).to(weight.dtype)}
     if sink is not None:
         sign = 1 if sink == uses[0].bias else -1
         old = tensors[sink]
         result[sink] = (old.double() + sign * constant_GO.flatten()).to(old.dtype)
     return result
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """Some rows of one use of a weight: inputs (groups, rows, in) and outputs (rows, out)."""
-
-    inputs: Tensor
-    outputs: Tensor
-
-
-class _Reached(Exception):
-    """Everything wanted has been seen: the rest of the pass need not run."""
-
-
-class _Watch(TorchFunctionMode):
-    """Runs a network with other tensors and keeps some rows of what some weights read and give.
-
-    Args:
-        tensors: the tensors to run with, by name.
-        uses: the weights to watch, with their uses in one pass.
-        number: of the batch; decides with the weight's name which rows are kept.
-        num_batches: in all; the fewer, the more rows of each are kept.
-    """
-
-    def __init__(
-        self,
-        tensors: Mapping[str, Tensor],
-        uses: Mapping[str, Sequence[Consumer]],
-        number: int,
-        num_batches: int,
-    ) -> None:
-        super().__init__()
-        self.seen: dict[tuple[str, int], _Seen] = {}
-        self._tensors = tensors
-        self._names = {id(tensors[name]): name for name in uses}
-        self._num_uses = sum(len(u) for u in uses.values())
-        self._met: Counter[str] = Counter()
-        self._seed = number
-        self._num_batches = num_batches
-
-    def run(self, model: nn.Module, batch: Inputs) -> None:
-        """One forward pass, as far as it is needed."""
-        try:
-            with self:
-                call(model, batch, self._tensors)
-        except _Reached:
-            pass
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Run the operation; keep rows if its weight is one of those watched."""
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        names = _ARGUMENTS.get(func)
-        if names is not None:
-            called = dict(zip(names, args, strict=False)) | dict(kwargs)
-            name = self._names.get(id(called["weight"]))
-            if name is not None:
-                self._keep(name, called, out)
-                if len(self.seen) == self._num_uses:
-                    raise _Reached
-        return out
-
-    def _keep(self, name: str, called: Mapping[str, Any], out: Tensor) -> None:
-        key = (name, self._met[name])
-        self._met[name] += 1
-        weight, x = called["weight"], called["input"]
-        is_linear = weight.ndim == 2
-        rows = _flat(out if is_linear else out.movedim(1 - weight.ndim, -1))
-        # Both networks have as many rows, so the same ones are chosen in both.
-        chosen = self._chosen(key, len(rows), x.shape[0], math.prod(weight.shape[1:]))
-        chosen = chosen.to(out.device)
-        inputs = _flat(x)[chosen][None] if is_linear else _patches(called, chosen)
-        self.seen[key] = _Seen(inputs, rows[chosen])
-
-    def _chosen(
-        self, key: tuple[str, int], num_rows: int, num_samples: int, num_inputs: int
-    ) -> Tensor:
-        """Which rows to keep: enough for the regression, and of all samples."""
-        wanted = max(
-            _ROWS_PER_SAMPLE * num_samples,
-            math.ceil(_ROWS_PER_INPUT * num_inputs / self._num_batches),
-        )
-        if num_rows <= wanted:
-            return torch.arange(num_rows)
-        seed = zlib.crc32(f"{key} {self._seed}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randint(num_rows, (wanted,), generator=generator)
-
-
-_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
-    F.linear: ("input", "weight", "bias"),
-    torch.conv1d: _CONVOLUTION,
-    torch.conv2d: _CONVOLUTION,
-    torch.conv3d: _CONVOLUTION,
-}
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _patches(called: Mapping[str, Any], chosen: Tensor) -> Tensor:
-    """The patches that a convolution reads for some rows, (groups, rows, in · kernel)."""
-    weight, groups = called["weight"], called.get("groups", 1)
-    space = weight.ndim - 2
-    x = called["input"] if called["input"].ndim == weight.ndim else called["input"].unsqueeze(0)
-    stride = _per_dim(called.get("stride", 1), space)
-    dilation = _per_dim(called.get("dilation", 1), space)
-    kernel = weight.shape[2:]
-    x = F.pad(x, _padding(called.get("padding", 0), kernel, dilation))
-    for d in range(space):
-        x = x.unfold(2 + d, (kernel[d] - 1) * dilation[d] + 1, stride[d])
-    for d, step in enumerate(dilation):
-        x = x[(slice(None),) * (x.ndim - space + d) + (slice(None, None, step),)]
-    # (batch, channels, *positions, *kernel) -> (batch, *positions, channels, *kernel)
-    x = x.movedim(1, 1 + space)
-    picked = x[torch.unravel_index(chosen, x.shape[: 1 + space])]
-    return picked.reshape(len(chosen), groups, -1).transpose(0, 1)
-
-
-def _per_dim(value: Any, num_dims: int) -> tuple[int, ...]:
-    return (value,) * num_dims if isinstance(value, int) else tuple(value)
-
-
-def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """As `F.pad` wants it: last dimension first, before and after."""
-    amounts: list[int] = []
-    for d in reversed(range(len(kernel))):
-        if padding == "same":
-            total = dilation[d] * (kernel[d] - 1)
-            amounts += [total // 2, total - total // 2]
-        else:
-            amounts += [0 if padding == "valid" else _per_dim(padding, len(kernel))[d]] * 2
-    return amounts

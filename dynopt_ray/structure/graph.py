@@ -12,7 +12,7 @@ from dynopt_ray.structure.attributes import Attribute
 from dynopt_ray.structure.cost import Cost, CostModel, count_nonzero
 from dynopt_ray.structure.edits import Edit
 from dynopt_ray.structure.forward import Inputs, named_tensors
-from dynopt_ray.structure.groups import WidthGroup
+from dynopt_ray.structure.groups import WidthGroup, producer_name
 from dynopt_ray.structure.passes import trace_at_own_sizes
 from dynopt_ray.structure.record import Consumer
 from dynopt_ray.structure.tracing import Heads
@@ -176,5 +176,8 @@ def _produced_by(tensors: Mapping[str, Tensor], name: str) -> str:
     """The parameter whose first dimension a name stands for."""
     for parameter in (name, f"{name}.weight", f"{name}.bias"):
         if parameter in tensors:
+            return parameter
+    for parameter in tensors:
+        if producer_name(parameter) == name:
             return parameter
     raise UnknownNameError("module or parameter with a width", name, tensors)

@@ -1,12 +1,18 @@
 """Width groups: what can be resized, and every tensor slice that must follow."""
 
 import itertools
+import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dynopt_ray.structure.record import Role
+
+# weight, bias; weight_ih_l0 of recurrent layers; in_proj_weight, bias_k of attention.
+_LAYER_PARAMETER = re.compile(
+    r"((in|[qkv])_proj_)?(weight|bias)(_(ih|hh|hr)_l\d+(_reverse)?|_[kv])?"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,5 +70,6 @@ def contiguous_runs(positions: Tensor) -> tuple[int, ...]:
 
 
 def producer_name(parameter: str) -> str:
-    """The module that owns a `weight` or `bias`; otherwise the parameter itself."""
-    return parameter.removesuffix(".weight").removesuffix(".bias")
+    """The module that owns a weight or bias of torch's names; otherwise the parameter itself."""
+    module, _, name = parameter.rpartition(".")
+    return module if module and _LAYER_PARAMETER.fullmatch(name) else parameter

@@ -20,12 +20,30 @@ class Consumer:
         bias: name of its bias, or None.
         mean: running mean of the BatchNorm that follows directly, or None.
         groups: groups of a convolution; 1 otherwise.
+        dims: of a sum of products, where the dimensions of input, weight and output lie in the
+            joint space; None for a convolution.
     """
 
     weight: str
-    bias: str | None
-    mean: str | None
+    bias: str | None = None
+    mean: str | None = None
     groups: int = 1
+    dims: "Contraction | None" = None
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A sum of products of an input and a weight, in the joint space of their dimensions.
+
+    Attributes:
+        input: for each dimension of the input, its place in the joint space.
+        weight: for each dimension of the weight.
+        output: for each dimension of the result.
+    """
+
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    output: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,3 +94,15 @@ class Record:
         ids = np.arange(self.num_ids, self.num_ids + size)
         self.num_ids += size
         return ids
+
+    def owners(self, ids: IntArray) -> list[tuple[str, int]]:
+        """The parameter dimensions whose own coordinates are among the ids."""
+        keys = list(self.parameter_ids)
+        starts = np.array([int(self.parameter_ids[key][0]) for key in keys])
+        wanted = np.unique(ids)
+        index = np.searchsorted(starts, wanted, side="right") - 1
+        return [
+            key
+            for i in np.unique(index[index >= 0]).tolist()
+            if bool(np.isin(wanted, self.parameter_ids[key := keys[i]]).any())
+        ]

@@ -10,6 +10,7 @@ An operation without a rule is not assumed harmless: what it touches becomes fix
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from dynopt_ray.structure.counts import UnitCount
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
+from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
 
 Heads = Literal["heads", "dims"]
@@ -26,6 +28,7 @@ Rule = Callable[..., None]
 
 RULES: dict[Callable[..., Any], Rule] = {}
 _SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
+_KEEPS_ZEROS: set[Callable[..., Any]] = set()
 _NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
 
 
@@ -44,6 +47,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def keeps_zeros(*names: str) -> None:
+    """Note operations whose result is zero wherever (one of) their operands are."""
+    _KEEPS_ZEROS.update(operation for name in names for operation in _operations(name))
 
 
 def _operations(name: str) -> Iterable[Callable[..., Any]]:
@@ -71,6 +79,7 @@ class Trace(TorchFunctionMode):
         self.heads: Heads = heads
         self.running: list[tuple[str, nn.Module]] = []
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
+        self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
         self._producers: dict[int, Consumer] = {}
         for name, tensor in tensors.items():
             labels = []
@@ -92,7 +101,12 @@ class Trace(TorchFunctionMode):
     ) -> Any:
         """Run the operation, then let its rule say how ids flow."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        opened = OPENED.get(func)
+        if opened is None:
+            out = func(*args, **kwargs)
+        else:
+            with self:
+                out = opened(*args, **kwargs)
         if func in _SIZES:
             return self._counted(out, *args, **kwargs)
         handler = RULES.get(func)
@@ -100,6 +114,8 @@ class Trace(TorchFunctionMode):
             handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
         elif any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)
+        if func in _KEEPS_ZEROS and all(map(self.is_weight, tensors_in((args, kwargs)))):
+            self._weights.update((id(t), t) for t in tensors_in(out))
         return out
 
     def _counted(self, size: Any, tensor: Tensor, dim: int | None = None) -> Any:
@@ -179,9 +195,35 @@ class Trace(TorchFunctionMode):
             return
         self.record.first_use.setdefault(name, len(self.record.first_use))
         for dim, role in enumerate(roles):
-            # "out" wins where a weight is used twice (tied embeddings): it names the group.
-            if role is not None and self.record.roles.get((name, dim)) != "out":
-                self.record.roles[name, dim] = role
+            if role is not None and (name, dim) in self.record.parameter_ids:
+                self._set_role((name, dim), role)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter, or made of some such that their zeros stay zeros."""
+        return id(tensor) in self._weights
+
+    def reads(self, tensor: Tensor, dim: int) -> None:
+        """Units are summed over, weighted by `tensor`, along `dim` of it.
+
+        Weights of units that nothing shall notice can be zero. Where no parameter weights the
+        units (queries times keys), their number shows in the result.
+        """
+        for label in self.labels(tensor):
+            if dim % tensor.ndim not in label.dims:
+                continue
+            if not self.is_weight(tensor):
+                self.mix(label.ids)
+                continue
+            for key in self.record.owners(label.ids):
+                self._set_role(key, "in")
+
+    def _set_role(self, key: tuple[str, int], role: Role) -> None:
+        """A weight that makes units in one place and reads them in another cannot grow exactly."""
+        roles = self.record.roles
+        if {role, roles.get(key, role)} == {"in", "out"}:
+            self.mix(self.record.parameter_ids[key])
+            role = "out"  # it names the group (tied embeddings)
+        roles[key] = role
 
     def hide(self, tensor: Tensor, dims: Iterable[int]) -> None:
         """These dimensions of a parameter (kernel sizes) are nobody's width."""
@@ -189,23 +231,28 @@ class Trace(TorchFunctionMode):
         if name is not None:
             self.record.hidden.update((name, dim) for dim in dims)
 
-    def consume(self, weight: Tensor, bias: Tensor | None, out: Tensor, groups: int = 1) -> None:
-        """Note that `out` is linear in the units that `weight` reads."""
+    def consume(self, weight: Tensor, out: Tensor, **how: Any) -> None:
+        """Note that `out` is linear in the units that `weight` reads; see `Consumer`."""
         name = self.name(weight)
         if name is not None:
-            consumer = Consumer(name, self.name(bias), None, groups)
+            consumer = Consumer(name, **how)
             self._producers[id(out)] = consumer
             self.record.consumers[name].append(consumer)
 
     def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
         """A BatchNorm reads `source`: its running mean can absorb a missing bias."""
+        self._sink(source, source, mean=self.name(running_mean))
+
+    def shifted(self, out: Tensor, source: Tensor, bias: Tensor) -> None:
+        """A parameter is added to `source`: it is its bias, if there is none yet."""
+        self._sink(source, out, bias=self.name(bias))
+
+    def _sink(self, source: Tensor, out: Tensor, **sink: str | None) -> None:
         consumer = self._producers.get(id(source))
-        mean = self.name(running_mean)
-        if consumer is not None and mean is not None:
+        if consumer is not None and consumer.bias is None and None not in sink.values():
             uses = self.record.consumers[consumer.weight]
-            uses[uses.index(consumer)] = Consumer(
-                consumer.weight, consumer.bias, mean, consumer.groups
-            )
+            index = uses.index(consumer)
+            uses[index] = self._producers[id(out)] = replace(consumer, **sink)
 
     def count(self, labels: Labels, sizes: Sequence[int]) -> None:
         """Note the multiply-adds of a product over a joint space of these sizes."""
@@ -229,8 +276,6 @@ class Trace(TorchFunctionMode):
 
     def literal(self, size: int, label: Label, dim: int) -> None:
         """A size was given as a number: perhaps an attribute of a running module, then linked."""
-        if size == 1:
-            return
         axis = label.dims.index(dim)
         ids = label.ids[tuple(slice(None) if a == axis else 0 for a in range(label.ids.ndim))]
         for name, module in reversed(self.running):

@@ -145,6 +145,69 @@ class Text(nn.Module):
         return out
 
 
+class Product(nn.Module):
+    """Weights that the network owns itself and multiplies with by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(7, 12)
+        self.middle = nn.Parameter(torch.randn(12, 6) / 3)
+        self.shift = nn.Parameter(torch.randn(6))
+        self.gain = nn.Parameter(torch.rand(6) + 0.5)
+        self.last = nn.Parameter(torch.randn(5, 6) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.relu(self.hidden(x)) @ self.middle + self.shift)
+        return x @ (self.last * self.gain).T
+
+
+class PerHead(nn.Module):
+    """One weight for each head, by `einsum`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Parameter(torch.randn(3, 7, 4) / 3)
+        self.out = nn.Parameter(torch.randn(3, 4, 6) / 3)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(torch.einsum("btd,hde->bthe", x, self.into))
+        out: Tensor = self.head(torch.einsum("bthe,hef->btf", x, self.out).mean(1))
+        return out
+
+
+class Flash(nn.Module):
+    """Grouped-query attention: two query heads share a key head; sizes come from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.num_key_heads, self.head_dim = 6, 3, 4
+        self.q, self.k, self.v = nn.Linear(10, 24), nn.Linear(10, 12), nn.Linear(10, 12)
+        self.out = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        shape = (batch, tokens, -1, self.head_dim)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, -1).mean(1))
+        return out
+
+
+class Recurrent(nn.Module):
+    """Two layers in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(7, 6)
+        self.lstm = nn.LSTM(6, 8, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.lstm(self.embed(x))[0][:, -1])
+        return out
+
+
 def _image() -> Tensor:
     return torch.randn(4, 3, 8, 8)
 
@@ -192,6 +255,14 @@ def _series() -> nn.Module:
     )
 
 
+def _decoder() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, stride=2)),
+        *(nn.ReLU(), nn.ConvTranspose2d(6, 16, 3, padding=1, groups=2), nn.ReLU()),
+        *(nn.PixelShuffle(2), nn.Flatten(), nn.Linear(4 * 14 * 14, 5)),
+    )
+
+
 NETWORKS: dict[str, Sample] = {
     "mlp": Sample(_mlp, lambda: torch.randn(4, 7), {"0": 12, "2": 9}),
     "vgg": Sample(_vgg, _image, {"0": 6, "3": 8, "9": 10}),
@@ -205,6 +276,11 @@ NETWORKS: dict[str, Sample] = {
     "sizes": Sample(Sizes, _image, {"conv": 4}),
     "attention": Sample(Attention, lambda: torch.randn(4, 5, 7), {"embed": 10, "qkv": 3}),
     "text": Sample(Text, lambda: torch.randint(0, 20, (4, 6)), {"embedding": 6, "fused": 8}),
+    "product": Sample(Product, lambda: torch.randn(4, 7), {"hidden": 12, "middle": 6}),
+    "per_head": Sample(PerHead, lambda: torch.randn(4, 5, 7), {"into": 3, "into#2": 4, "out": 6}),
+    "flash": Sample(Flash, lambda: torch.randn(4, 5, 10), {"q": 3}),
+    "recurrent": Sample(Recurrent, lambda: torch.randn(4, 6, 7), {"embed": 6, "lstm": 8}),
+    "decoder": Sample(_decoder, _image, {"0": 8, "2": 3, "4": 2}),
 }
 """Every growth in these is exact: none normalises over a width."""
 

@@ -40,9 +40,10 @@ def convolution(
             channels = np.tile(read, groups)
             trace.link("in_channels", channels, owner=weight)
             trace.match(input, channel, channels)
+            trace.reads(weight, 1)
         if groups > 1 and made is not None:
             trace.tie(made.reshape(groups, -1), made.reshape(groups, -1)[:1])
-        trace.consume(weight, bias, out, groups)
+        trace.consume(weight, out, bias=trace.name(bias), groups=groups)
     if made is not None:
         trace.link("out_channels", made, owner=weight)
     trace.use(bias, "out")
@@ -79,6 +80,7 @@ def transposed_convolution(
     trace.use(bias, "out")
     read, made = trace.units(weight, 0), trace.units(weight, 1)
     trace.match(input, channel, read)
+    trace.reads(weight, 0)
     if groups > 1 and read is not None:
         trace.tie(read.reshape(groups, -1), read.reshape(groups, -1)[:1])
     if read is not None:

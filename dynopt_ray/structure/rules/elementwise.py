@@ -7,7 +7,13 @@ from torch import Tensor
 from dynopt_ray.structure.labels import Label
 from dynopt_ray.structure.record import Role
 from dynopt_ray.structure.rules.joining import broadcast
-from dynopt_ray.structure.tracing import Trace, rule, tensors_in
+from dynopt_ray.structure.tracing import Trace, keeps_zeros, rule, tensors_in
+
+keeps_zeros(
+    *("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__", "div", "divide", "__truediv__"),
+    *("neg", "negative", "__neg__", "clone", "contiguous", "detach", "to", "type", "type_as"),
+    *("float", "half", "double", "bfloat16", "cpu", "cuda", "data", "relu", "abs", "square"),
+)
 
 
 @rule(
@@ -28,12 +34,12 @@ from dynopt_ray.structure.tracing import Trace, rule, tensors_in
     *("__neg__", "__abs__", "__invert__"),
 )
 @rule(
-    *("add", "sub", "subtract", "rsub", "div", "divide", "true_divide", "floor_divide", "pow"),
+    *("sub", "subtract", "rsub", "div", "divide", "true_divide", "floor_divide", "pow"),
     *("fmod", "remainder", "maximum", "minimum", "fmax", "fmin", "atan2", "hypot", "lerp"),
     *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "where"),
     *("addcmul", "addcdiv", "masked_fill", "copysign", "xlogy", "logaddexp"),
-    *("add_", "sub_", "div_", "pow_", "masked_fill_", "addcmul_", "addcdiv_", "copy_", "lerp_"),
-    *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "__truediv__"),
+    *("sub_", "div_", "pow_", "masked_fill_", "addcmul_", "addcdiv_", "copy_", "lerp_"),
+    *("__sub__", "__rsub__", "__isub__", "__truediv__"),
     *("__rtruediv__", "__rdiv__", "__itruediv__", "__idiv__", "__pow__", "__rpow__", "__ipow__"),
     *("__mod__", "__floordiv__", "__rfloordiv__", "__and__", "__or__", "__xor__"),
     *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
@@ -44,6 +50,17 @@ def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     for tensor in operands:
         trace.use(tensor)
     trace.set(out, broadcast(trace, operands, out))
+
+
+@rule("add", "add_", "__add__", "__radd__", "__iadd__")
+def add(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Like any elementwise operation; a vector of parameters added to a product is its bias."""
+    elementwise(trace, out, *args, **kwargs)
+    operands = list(tensors_in(args))
+    if len(operands) == 2 and not kwargs:
+        for one, other in (operands, operands[::-1]):
+            if other.ndim == 1 and other.shape[0] == one.shape[-1]:
+                trace.shifted(out, one, other)
 
 
 @rule("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__")

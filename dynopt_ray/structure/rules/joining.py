@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dynopt_ray.structure.labels import Label, Labels, covering, first_along, renumbered, spread
+from dynopt_ray.structure.record import Contraction
 from dynopt_ray.structure.tracing import Trace
 
 Operand = tuple[Tensor, Sequence[int]]
@@ -18,7 +19,11 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor], out: Tensor) -> Labels:
 
 
 def contract(
-    trace: Trace, out: Tensor, operands: Sequence[Operand], out_dims: Sequence[int]
+    trace: Trace,
+    out: Tensor,
+    operands: Sequence[Operand],
+    out_dims: Sequence[int],
+    bias: Tensor | None = None,
 ) -> None:
     """A sum of products (`einsum`): multiply in the joint space, sum what `out_dims` leaves out."""
     sizes: dict[int, int] = {}
@@ -29,9 +34,35 @@ def contract(
     summed = sorted(sizes.keys() - set(out_dims))
     trace.count(labels, [sizes[d] for d in range(len(sizes))])
     for dim in summed:
-        labels = summed_over(trace, labels, dim)
+        before, labels = labels, summed_over(trace, labels, dim)
+        if len(labels) < len(before):
+            _note_reader(trace, operands, dim)
     position = [list(out_dims).index(d) if d in out_dims else -1 for d in range(len(sizes))]
     trace.set(out, renumbered(labels, position))
+    if len(operands) == 2 and summed:
+        _note_consumer(trace, out, operands, out_dims, bias)
+
+
+def _note_consumer(
+    trace: Trace,
+    out: Tensor,
+    operands: Sequence[Operand],
+    out_dims: Sequence[int],
+    bias: Tensor | None,
+) -> None:
+    """If one of two factors is a parameter, the result is linear in the other."""
+    named = [trace.name(tensor) is not None for tensor, _ in operands]
+    if named.count(True) == 1:
+        (_, read), (weight, own) = operands if named[1] else operands[::-1]
+        dims = Contraction(tuple(read), tuple(own), tuple(out_dims))
+        trace.consume(weight, out, bias=trace.name(bias), dims=dims)
+
+
+def _note_reader(trace: Trace, operands: Sequence[Operand], dim: int) -> None:
+    """Who weights the units along a dimension that is summed over: the last parameter there."""
+    tensors = [(t, list(dims).index(dim)) for t, dims in operands if dim in dims]
+    weights = [(t, own) for t, own in tensors if trace.is_weight(t)]
+    trace.reads(*(weights or tensors)[-1])
 
 
 def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Labels:

@@ -19,7 +19,8 @@ def linear(
     trace.use(bias, "out")
     rows = list(range(input.ndim - 1))
     inner, made = len(rows), len(rows) + 1
-    contract(trace, out, [(input, [*rows, inner]), (weight, [made, inner])], [*rows, made])
+    operands = [(input, [*rows, inner]), (weight, [made, inner])]
+    contract(trace, out, operands, [*rows, made], bias)
     read, units = trace.units(weight, 1), trace.units(out, -1)
     if read is not None:
         trace.link("in_features", read, owner=weight)
@@ -27,7 +28,6 @@ def linear(
         trace.link("out_features", units, owner=weight)
     if bias is not None:
         trace.match(bias, 0, units)
-    trace.consume(weight, bias, out)
 
 
 @rule("embedding")

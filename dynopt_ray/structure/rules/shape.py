@@ -17,10 +17,18 @@ from dynopt_ray.structure.labels import (
     spread,
 )
 from dynopt_ray.structure.rules.joining import broadcast
-from dynopt_ray.structure.tracing import Trace, rule
+from dynopt_ray.structure.tracing import Trace, keeps_zeros, rule
+
+keeps_zeros(
+    *("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "permute"),
+    *("transpose", "swapaxes", "swapdims", "t", "T", "mT", "movedim", "moveaxis", "unsqueeze"),
+    *("squeeze", "expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave"),
+    *("cat", "concat", "concatenate", "stack", "chunk", "split", "split_with_sizes", "unbind"),
+    *("__getitem__", "select", "narrow"),
+)
 
 
-@rule("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
+@rule("view", "reshape", "flatten", "view_as", "reshape_as", "ravel")
 def reshape(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> None:
     """Any row-major view: 8 channels of 3 × 3 flatten to 72 coordinates of 8 units."""
     trace.use(input)
@@ -40,30 +48,40 @@ def reshape(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) ->
         _counted(trace, out, sizes)
 
 
+@rule("unflatten")
+def unflatten(trace: Trace, out: Tensor, input: Tensor, dim: int, sizes: Sequence[int]) -> None:
+    """One dimension becomes several."""
+    before = dim % input.ndim
+    untouched = [-1] * (out.ndim - before - len(sizes))
+    reshape(trace, out, input, *[-1] * before, *sizes, *untouched)
+
+
 def _counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
     """Tie dimensions whose sizes were computed from a number of units to those units.
 
-    `C` ties a dimension to the C units, and `h, C // h` the two together.
+    `C` ties a dimension to the C units, and `h, C // h` the two together. A dimension that holds
+    these very units already, in whatever order, has their number anyway.
     """
     for dim, size in enumerate(sizes):
+        label = covering(trace.labels(out), dim)
         if not isinstance(size, UnitCount):
-            label = covering(trace.labels(out), dim)
-            if label is not None and size >= 0:
+            if label is not None and size > 1:
                 trace.literal(size, label, dim)
+        elif label is not None and np.isin(label.ids, size.ids).all():
             continue
-        if size.divisor == 1:
+        elif size.divisor == 1:
             trace.match(out, dim, size.ids)
-            continue
-        for first in (dim - 1, dim):
-            label = covering(trace.labels(out), dim)
-            if label is None or first not in label.dims or first + 1 not in label.dims:
-                continue
-            if out.shape[first] * out.shape[first + 1] == size.ids.size:
-                axis = label.dims.index(first)
-                shape = [1] * len(label.dims)
-                shape[axis : axis + 2] = out.shape[first : first + 2]
-                trace.tie(label.ids, size.ids.reshape(shape))
-                break
+        elif label is not None:
+            _tie_factors(trace, out, label, dim, size)
+
+
+def _tie_factors(trace: Trace, out: Tensor, label: Label, dim: int, size: UnitCount) -> None:
+    """Of `h, C // h`: the two dimensions together are the C units."""
+    for other in label.dims:
+        if other != dim and out.shape[other] * out.shape[dim] == size.ids.size:
+            shape = [out.shape[d] if d in (other, dim) else 1 for d in label.dims]
+            trace.tie(label.ids, size.ids.reshape(shape))
+            return
 
 
 @rule("permute")
@@ -162,13 +180,13 @@ def repeat_interleave(
 
 @rule("pixel_shuffle")
 def pixel_shuffle(trace: Trace, out: Tensor, input: Tensor, upscale_factor: int) -> None:
-    """r² neighbouring channels become one channel of r × r pixels."""
+    """Neighbouring channels, r × r of them, become one channel of r × r pixels."""
     _regroup(trace, out, input, lambda ids: ids.reshape(-1, upscale_factor**2))
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(trace: Trace, out: Tensor, input: Tensor, downscale_factor: int) -> None:
-    """r × r pixels become as many neighbouring channels."""
+    """Pixels of a square become as many neighbouring channels."""
     _regroup(trace, out, input, lambda ids: ids.repeat(downscale_factor**2)[:, None])
 
 

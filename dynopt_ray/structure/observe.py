@@ -1,0 +1,167 @@
+"""Running a network and keeping some of what certain weights read and give."""
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dynopt_ray.structure.forward import Inputs, call
+from dynopt_ray.structure.opened import OPENED
+from dynopt_ray.structure.readers import Convolution, Reader, SumOfProducts
+from dynopt_ray.structure.record import Consumer
+from dynopt_ray.structure.tracing import tensors_in
+
+_ROWS_PER_SAMPLE = 16
+_ROWS_PER_INPUT = 10
+
+Use = tuple[str, int]
+"""A weight's name, and which of its uses in one pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Some rows of one use of a weight.
+
+    Attributes:
+        reader: how it reads.
+        inputs_GRK: what it read.
+        outputs: what it gave, (R, …).
+    """
+
+    reader: Reader
+    inputs_GRK: Tensor
+    outputs: Tensor
+
+
+class _Reached(Exception):
+    """Everything wanted has been seen: the rest of the pass need not run."""
+
+
+class Observer(TorchFunctionMode):
+    """Runs a network with other tensors and keeps some rows of what some weights read and give.
+
+    Args:
+        tensors: the tensors to run with, by name.
+        uses: the weights to observe, with their uses in one pass.
+        number: of the batch; decides with the weight's name which rows are kept.
+        num_batches: in all; the fewer, the more rows of each are kept.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        uses: Mapping[str, Sequence[Consumer]],
+        number: int,
+        num_batches: int,
+    ) -> None:
+        super().__init__()
+        self.seen: dict[Use, Seen] = {}
+        self._tensors = tensors
+        self._uses = uses
+        self._names = {id(tensors[name]): name for name in uses}
+        self._num_uses = sum(len(u) for u in uses.values())
+        self._met: Counter[str] = Counter()
+        self._number = number
+        self._num_batches = num_batches
+
+    def run(self, model: nn.Module, batch: Inputs) -> None:
+        """One forward pass, as far as it is needed."""
+        try:
+            with self:
+                call(model, batch, self._tensors)
+        except _Reached:
+            pass
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation; keep rows if it reads with one of the weights."""
+        kwargs = kwargs or {}
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
+        out = func(*args, **kwargs)
+        if func in _CONVOLUTIONS or func in _PRODUCTS:
+            operands = list(tensors_in((args, kwargs)))
+            weight = next((t for t in operands if id(t) in self._names), None)
+            if weight is not None:
+                self._keep(self._names[id(weight)], weight, func, args, kwargs, out)
+        return out
+
+    def _keep(
+        self,
+        name: str,
+        weight: Tensor,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        out: Tensor,
+    ) -> None:
+        use = (name, self._met[name])
+        self._met[name] += 1
+        consumer = self._uses[name][use[1]]
+        if consumer.dims is None:
+            names = _CONVOLUTIONS[func]
+            called = dict(zip(names, args, strict=False)) | dict(kwargs)
+            transposed = "output_padding" in names
+            reader: Reader = Convolution(called, out, transposed=transposed)
+            num_samples = len(called["input"])
+        else:
+            factors = list(tensors_in((args, kwargs)))[_PRODUCTS[func]][:2]
+            x = factors[0] if factors[1] is weight else factors[1]
+            reader = SumOfProducts(x, weight, consumer.dims)
+            num_samples = len(x)
+        rows = self._chosen(use, reader, num_samples)
+        self.seen[use] = Seen(reader, reader.inputs(rows), reader.outputs(out, rows))
+        if len(self.seen) == self._num_uses:
+            raise _Reached
+
+    def _chosen(self, use: Use, reader: Reader, num_samples: int) -> Tensor:
+        """Which rows to keep: enough for the regression, and of all samples.
+
+        The same ones in every network that has as many.
+        """
+        wanted = max(
+            _ROWS_PER_SAMPLE * num_samples,
+            math.ceil(_ROWS_PER_INPUT * reader.num_inputs / self._num_batches),
+        )
+        if reader.num_rows <= wanted:
+            return torch.arange(reader.num_rows)
+        seed = zlib.crc32(f"{use} {self._number}".encode())
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(reader.num_rows, (wanted,), generator=generator)
+
+
+_FORWARD = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_BACKWARD = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_CONVOLUTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _FORWARD),
+    **dict.fromkeys(
+        (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _BACKWARD
+    ),
+}
+# Where the two factors stand among an operation's tensors.
+_PRODUCTS: dict[Callable[..., Any], slice] = {
+    **dict.fromkeys(
+        (
+            *(torch.nn.functional.linear, torch.matmul, torch.mm, torch.bmm, torch.mv, torch.dot),
+            *(Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.mv, Tensor.dot),
+            *(Tensor.__matmul__, Tensor.__rmatmul__, torch.einsum),
+        ),
+        slice(0, 2),
+    ),
+    **dict.fromkeys(
+        (torch.addmm, torch.baddbmm, torch.addmv, Tensor.addmm, Tensor.baddbmm, Tensor.addmv),
+        slice(1, 3),
+    ),
+}
