@@ -140,7 +140,8 @@ class CostModel:
         )
 
     def _dims(self, record: Record, name: str, tensor: Tensor) -> list[IntArray]:
-        return [record.parameter_ids[name, dim] for dim in range(tensor.ndim)]
+        dims = range(tensor.ndim if (name, 0) in record.parameter_ids else 0)
+        return [record.parameter_ids[name, dim] for dim in dims]
 
     def _products(self, terms: Sequence[tuple[int, list[IntArray]]]) -> "_Products":
         return _Products(terms, self._grouping)

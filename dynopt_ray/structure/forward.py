@@ -52,13 +52,16 @@ def shells(
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None]:
-    """Leaves modes, gradients' switch and random state as they were.
+    """Leaves modes, attributes, gradients' switch and random state as they were.
+
+    A forward pass may keep what it computes in attributes (flattened weights, rotary tables); of
+    a pass on tensors without data, that would be of no use to the next real one.
 
     Args:
         model: the network that will run.
         training: the mode to run it in; None for the mode each module is in.
     """
-    modes = {module: module.training for module in model.modules()}
+    attributes = {module: dict(vars(module)) for module in model.modules()}
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         if training is not None:
@@ -66,8 +69,11 @@ def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None
         with torch.random.fork_rng(devices=sorted(d.index for d in devices)), torch.no_grad():
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module, before in attributes.items():
+            now = vars(module)
+            for name in now.keys() - before.keys():
+                del now[name]
+            now.update(before)
 
 
 @contextlib.contextmanager

@@ -153,12 +153,11 @@ class Product(nn.Module):
         self.hidden = nn.Linear(7, 12)
         self.middle = nn.Parameter(torch.randn(12, 6) / 3)
         self.shift = nn.Parameter(torch.randn(6))
-        self.gain = nn.Parameter(torch.rand(6) + 0.5)
-        self.last = nn.Parameter(torch.randn(5, 6) / 3)
+        self.last = nn.Parameter(torch.randn(6, 5) / 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(F.relu(self.hidden(x)) @ self.middle + self.shift)
-        return x @ (self.last * self.gain).T
+        return x @ self.last
 
 
 class PerHead(nn.Module):

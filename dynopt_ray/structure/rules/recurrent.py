@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.labels import IntArray, Label
+from dynopt_ray.structure.record import Work
 from dynopt_ray.structure.tracing import Trace, rule, tensors_in
 
 
@@ -52,7 +53,16 @@ def _recurrent(
     for layer in range(num_layers):
         source = input if layer == 0 else None
         for cell in cells[layer * directions : (layer + 1) * directions]:
-            _cell(trace, cell, hidden, made, num_gates, has_biases=has_biases, projected=projected)
+            _cell(
+                trace,
+                cell,
+                hidden,
+                made,
+                num_gates,
+                num_steps=input.shape[:-1].numel(),
+                has_biases=has_biases,
+                projected=projected,
+            )
             if source is not None:
                 trace.match(source, -1, trace.units(cell[0], 1))
             else:
@@ -79,6 +89,7 @@ def _cell(
     made: IntArray,
     num_gates: int,
     *,
+    num_steps: int,
     has_biases: bool,
     projected: bool,
 ) -> None:
@@ -89,6 +100,10 @@ def _cell(
         trace.use(weight, "out", "in")
         trace.match(weight, 0, gates)
     trace.match(hidden_weight, 1, made)
+    for weight in (input_weight, hidden_weight):
+        read = trace.units(weight, 1)
+        if read is not None:
+            trace.record.work.append(Work(num_steps, (gates, read)))
     for bias in cell[2:4] if has_biases else ():
         trace.use(bias, "out")
         trace.match(bias, 0, gates)
@@ -96,6 +111,7 @@ def _cell(
         trace.use(cell[-1], "out", "in")
         trace.match(cell[-1], 1, hidden)
         trace.match(cell[-1], 0, made)
+        trace.record.work.append(Work(num_steps, (made, hidden)))
 
 
 def _units(trace: Trace, weight: Tensor, num_gates: int) -> IntArray:
