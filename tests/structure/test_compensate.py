@@ -12,6 +12,29 @@ from dynopt_ray.errors import EditError
 from dynopt_ray.structure import Graph, Shrink, trace
 from tests.structure.zoo import NETWORKS, trained
 
+
+
+class Times(nn.Module):
+    """Multiplies with a weight of its own, in a way of the test's own."""
+
+    def __init__(self, multiply: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(*shape))
+        self.bias = nn.Parameter(torch.randn(3))
+        self.multiply = multiply
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(x, self.weight) + self.bias
+
+
+def into(consumer: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), consumer)
+
+
+def transposed(*args: Any, **kwargs: Any) -> nn.Module:
+    return conv_into(nn.ConvTranspose2d(*args, **kwargs))
+
+
 CONSUMERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)), (5,)),
     "no bias": (lambda: nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3, bias=False)), (5,)),
@@ -36,6 +59,25 @@ CONSUMERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.Conv1d(8, 3, 4, padding=2)),
         (2, 20),
     ),
+    "matrix product": (lambda: into(Times(torch.matmul, 8, 3)), (5,)),
+    "from the left": (
+        lambda: into(Times(lambda x, w: (w @ x.mT).mT, 3, 8)),
+        (5,),
+    ),
+    "einsum no bias": (
+        lambda: into(Times(lambda x, w: torch.einsum("bi,hio->bho", x, w), 2, 8, 3)),
+        (5,),
+    ),
+    "batched product no bias": (
+        lambda: into(Times(lambda x, w: torch.bmm(x.expand(2, -1, -1), w), 2, 8, 3)),
+        (5,),
+    ),
+    "transposed pad": (lambda: transposed(8, 3, 3, padding=1), (2, 7, 7)),
+    "transposed stride pad": (
+        lambda: transposed(8, 3, 3, stride=2, padding=1, output_padding=1),
+        (2, 7, 7),
+    ),
+    "transposed dilation pad": (lambda: transposed(8, 3, (3, 2), stride=3, dilation=2), (2, 7, 7)),
     "volume": (
         lambda: nn.Sequential(nn.Conv3d(2, 8, 1), nn.Conv3d(8, 3, 2, padding=1)),
         (2, 4, 4, 4),
@@ -57,7 +99,7 @@ def test_units_that_others_can_express_are_removed_without_loss(name: str) -> No
     assert isinstance(first, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     with torch.no_grad():
         assert first.bias is not None
-        constant = 0.0 if name == "no bias" else 0.7
+        constant = 0.0 if "no bias" in name else 0.7
         for dependent in (2, 6) if name == "groups" else (2, 5):
             base = 4 * (dependent // 4) if name == "groups" else 0
             first.weight[dependent] = first.weight[base] - 2 * first.weight[base + 1]

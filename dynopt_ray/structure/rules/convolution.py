@@ -81,6 +81,7 @@ def transposed_convolution(
     read, made = trace.units(weight, 0), trace.units(weight, 1)
     trace.match(input, channel, read)
     trace.reads(weight, 0)
+    trace.consume(weight, out, bias=trace.name(bias), groups=groups)
     if groups > 1 and read is not None:
         trace.tie(read.reshape(groups, -1), read.reshape(groups, -1)[:1])
     if read is not None:
