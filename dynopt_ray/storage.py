@@ -119,6 +119,8 @@ def sync_directory(directory: Path) -> None:
 
 def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
+        while place in tensors:  # {"a.b": …} beside {"a": {"b": …}}
+            place += "'"
         tensors[place] = value.detach().cpu().contiguous().clone()
         return {_TENSOR: place}
     if isinstance(value, Mapping):

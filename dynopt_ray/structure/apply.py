@@ -91,8 +91,9 @@ def apply_plan(
     """
     if not plan:
         raise EditError("the plan is empty: it would change nothing")
+    graph.check()
     stages = _checked(graph, plan)
-    state = None if optimizer is None else OptimizerState(optimizer)
+    state = None if optimizer is None else OptimizerState(optimizer, graph.model)
     before, old_widths = graph.cost(), graph.widths
     with Transaction() as transaction:
         for stage in stages:
@@ -105,6 +106,8 @@ def apply_plan(
             for name, old in old_widths.items()
             if (new := graph.widths[name]) != old
         }
+        shapes = {name: tensor.shape for name, tensor in graph.tensors().items()}
+        transaction.set_attribute(graph, "shapes", shapes)
         receipt = Receipt(tuple(plan), widths, before, graph.cost(), graph, transaction)
         transaction.set_attribute(graph, "receipts", [*graph.receipts, receipt])
     return receipt
@@ -164,7 +167,8 @@ def _apply_mask(
     transaction: Transaction,
 ) -> None:
     parameter = graph.model.get_parameter(mask.parameter)
-    keep = mask.keep.to(parameter.device)
+    # A copy: the caller may go on to change theirs.
+    keep = mask.keep.to(parameter.device, copy=True)
     if optimizer is not None and state is not None:
         watch(optimizer)
         transaction.set_state(optimizer, parameter, state.masked(parameter, keep))

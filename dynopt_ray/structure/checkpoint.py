@@ -14,6 +14,8 @@ from dynopt_ray.structure.masks import masked_parameters, watch
 from dynopt_ray.structure.transaction import Transaction
 
 _KIND = "network"
+# How an optimizer computes, not what: that depends on the device it now runs on.
+_IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
 
 
 def save(
@@ -167,8 +169,8 @@ def _load_optimizer(
     groups = list(_matching_groups(path, parameters, optimizer, saved["groups"]))
     for group, options in groups:
         for key, value in options.items():
-            if key in group:
-                old = group[key]
+            if key not in _IMPLEMENTATION:
+                old = group.get(key)
                 transaction.set_item(group, key, tuple(value) if isinstance(old, tuple) else value)
     for name, parameter in parameters.items():
         state = saved["state"].get(name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -47,6 +48,7 @@ class Graph:
         self.consumers = consumers
         self.num_edits = 0
         self.receipts: list[Receipt] = []
+        self.shapes = {name: tensor.shape for name, tensor in self.tensors().items()}
         self._cost_model = cost_model
 
     def __getitem__(self, name: str) -> WidthGroup:
@@ -94,12 +96,35 @@ class Graph:
 
         Raises:
             UnknownNameError: no group of this name.
+            EditError: the network was resized by something else than this graph.
+            ValueError: a width below 1.
         """
+        self.check()
         if widths is None:
             nonzero = count_nonzero(list(self.model.parameters()))
             return self._cost_model.cost([g.width for g in self.groups], nonzero)
         wanted = {self[name].name: width for name, width in widths.items()}
+        for name, width in wanted.items():
+            if width < 1:
+                raise ValueError(f"cost: {name!r} cannot have {width} units")
         return self._cost_model.cost([wanted.get(g.name, g.width) for g in self.groups])
+
+    def check(self) -> None:
+        """Refuse to go on where the graph no longer describes the network.
+
+        Raises:
+            EditError: a tensor has another shape: `load`, another graph or a layer put in its
+                place resized the network.
+        """
+        tensors = self.tensors()
+        for name in self.shapes.keys() | tensors.keys():
+            expected = self.shapes.get(name)
+            found = tensors[name].shape if name in tensors else None
+            if expected != found:
+                raise EditError(
+                    f"the network was changed behind this graph's back ({name!r} has the shape "
+                    f"{found and tuple(found)}, not {expected and tuple(expected)}); trace it again"
+                )
 
     def apply(
         self,
@@ -161,6 +186,13 @@ def trace(
 
 
 def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"{model!r} is not a torch module")
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise TraceError(
+            "the network is compiled for the sizes that it has. Trace and edit the network it was "
+            "compiled from (._orig_mod of torch.compile), then compile that again."
+        )
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise TraceError(
             "the network is wrapped in DistributedDataParallel, whose buckets have the old sizes. "

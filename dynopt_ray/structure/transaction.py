@@ -47,9 +47,12 @@ class Transaction:
         setattr(owner, name, value)
 
     def set_item(self, owner: dict[str, Any], key: str, value: Any) -> None:
-        """Replace a value of a dict that has the key."""
-        old = owner[key]
-        self._undo.append(lambda: owner.__setitem__(key, old))
+        """Set a value of a dict."""
+        if key in owner:
+            old = owner[key]
+            self._undo.append(lambda: owner.__setitem__(key, old))
+        else:
+            self._undo.append(lambda: owner.__delitem__(key))
         owner[key] = value
 
     def set_state(

@@ -21,6 +21,7 @@ from dynopt_ray.structure.attributes import (
 )
 from dynopt_ray.structure.forward import Inputs, moved, shells
 from dynopt_ray.structure.groups import WidthGroup
+from dynopt_ray.structure.layout import Change, moved_group, new_axes
 from dynopt_ray.structure.passes import Passes, trace_passes
 from dynopt_ray.structure.tracing import Heads
 
@@ -78,8 +79,7 @@ class Verifier:
             found = [a for a in found if culprit.name not in a.per_unit]
             solution = self._search(culprit)
             if solution is None:
-                error = self._attempt([culprit], [])
-                fixed[culprit.name] = f"its size is written into the forward pass ({error})"
+                fixed[culprit.name] = str(self._attempt([culprit], []))
                 pending.remove(culprit)
             else:
                 found += solution + self._alike(solution, [g for g in pending if g is not culprit])
@@ -100,15 +100,37 @@ class Verifier:
                 )
         except Exception as error:
             # The network's own forward ran at a size it was not written for: anything may come.
-            return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            return f"its size is written into the forward pass ({reason})"
         if seen.output_sizes != self._passes.output_sizes:
-            return f"the output's size becomes {[tuple(s) for s in seen.output_sizes]}"
+            return f"the output's size would become {[tuple(s) for s in seen.output_sizes]}"
         now = {group.name: group for group in seen.grouping.groups}
         for group in groups:
             twin = now.get(group.name)
             if twin is None or twin.width != group.width + 1 or _layout(twin) != _layout(group):
-                return f"with one more unit in {group.name!r}, others are read in their place"
-        return now
+                return "with one more unit, others are read in their place"
+        misplaced = self._misplaced([_with_runs(g, now[g.name]) for g in groups], now)
+        return misplaced or now
+
+    def _misplaced(self, groups: Sequence[WidthGroup], now: Mapping[str, WidthGroup]) -> str | None:
+        """Whether units lie elsewhere than an edit would put them (`x[:, ::2]`, a rotation).
+
+        Where they lie depends on their number alone, so one more unit can be one that came, or
+        two for the first, which went.
+        """
+        keys = {(s.parameter, s.dim) for g in groups for s in g.slices}
+        sizes = {(name, dim): self._tensors[name].shape[dim] for name, dim in keys}
+        for gone in (0, 1):
+            new = torch.full((1 + gone,), -1)
+            changes = [Change(g, torch.arange(gone, g.width), new) for g in groups]
+            axes = new_axes(changes, sizes)
+            for change in changes:
+                moved = moved_group(change.group, change, axes)
+                wider = {(s.parameter, s.dim): s.positions for s in now[moved.name].slices}
+                for s in moved.slices:
+                    if not torch.equal(s.positions, wider[s.parameter, s.dim]):
+                        return f"at another width its units lie in another order in {s.parameter!r}"
+        return None
 
     def _culprit(self, groups: Sequence[WidthGroup], found: Sequence[Attribute]) -> WidthGroup:
         """One group that makes the network fail, found by halving."""

@@ -13,7 +13,6 @@ from dynopt_ray.structure import Graph, Shrink, trace
 from tests.structure.zoo import NETWORKS, trained
 
 
-
 class Times(nn.Module):
     """Multiplies with a weight of its own, in a way of the test's own."""
 
@@ -60,7 +59,7 @@ CONSUMERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (2, 20),
     ),
     "matrix product": (lambda: into(Times(torch.matmul, 8, 3)), (5,)),
-    "from the left": (
+    "from the left no bias": (
         lambda: into(Times(lambda x, w: (w @ x.mT).mT, 3, 8)),
         (5,),
     ),

@@ -56,9 +56,7 @@ INEXACT: dict[str, Callable[[Network, Tensor], Tensor]] = {
     "a positive weight": lambda n, x: F.linear(n.one(x).relu(), n.weight.exp()),
     "mean over units": lambda n, x: n.one(x).relu().mean(-1),
     "distance of units": lambda n, x: (n.one(x) - n.two(x)).norm(dim=-1),
-    "instance norm of weights": lambda n, x: F.linear(
-        n.one(x), F.instance_norm(n.weight[None])[0]
-    ),
+    "instance norm of weights": lambda n, x: F.linear(n.one(x), F.instance_norm(n.weight[None])[0]),
 }
 
 EXACT: dict[str, Callable[[Network, Tensor], Tensor]] = {

@@ -93,22 +93,51 @@ def filled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None
 
 
 @rule(
-    *("empty", "full", "ones", "rand", "randn", "zeros", "arange", "linspace", "eye", "tensor"),
-    *("as_tensor", "scalar_tensor", "new_empty", "new_full", "new_ones", "new_zeros", "new_tensor"),
-    *("tril", "triu", "meshgrid", "one_hot", "randint", "randperm"),
+    *("empty", "full", "ones", "rand", "randn", "zeros", "randint"),
+    *("new_empty", "new_full", "new_ones", "new_zeros"),
 )
-def made_here(trace: Trace, out: Any, *_: Any, **__: Any) -> None:
+def made_here(trace: Trace, out: Tensor, *_: Any, **__: Any) -> None:
     """A tensor made inside forward: its sizes may follow a width or be a literal.
 
     Fresh ids let it join whatever it meets; whether its size really follows is seen when the
     network is run at another width.
     """
+    labels = (
+        Label((dim,), trace.record.fresh(size)) for dim, size in enumerate(out.shape) if size > 1
+    )
+    trace.set(out, tuple(labels))
+
+
+@rule(
+    *(
+        "arange",
+        "linspace",
+        "logspace",
+        "eye",
+        "tensor",
+        "as_tensor",
+        "scalar_tensor",
+        "new_tensor",
+    ),
+    *(
+        "meshgrid",
+        "one_hot",
+        "randperm",
+        "tril_indices",
+        "triu_indices",
+    ),
+)
+def data(trace: Trace, out: Any, *_: Any, **__: Any) -> None:
+    """A tensor made inside forward whose values depend on where they stand: data without units."""
     for tensor in tensors_in(out):
-        trace.set(
-            tensor,
-            tuple(
-                Label((dim,), trace.record.fresh(size))
-                for dim, size in enumerate(tensor.shape)
-                if size > 1
-            ),
-        )
+        trace.set(tensor, ())
+
+
+@rule("tril", "triu", "tril_", "triu_")
+def triangle(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Zero on one side of the diagonal: what a unit gives depends on where it stands."""
+    trace.use(input)
+    for label in trace.labels(input):
+        if {input.ndim - 2, input.ndim - 1} & set(label.dims):
+            trace.pin(label.ids, "cut to a triangle")
+    trace.set(out, trace.labels(input))
