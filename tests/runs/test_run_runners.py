@@ -149,6 +149,11 @@ def test_adapt_follows_a_rule(tmp_path: Path) -> None:
     summary = rows(directory, "summary")
     assert summary["after"]["params"] < summary["before"]["params"]
     assert accuracy_of(directory) == summary["after"]["accuracy"]
+    best = history.loc[history["smooth_utility"].where(history["kept"]).idxmax()]
+    assert summary["after"]["utility"] == pytest.approx(best["utility"])
+    assert summary["before"]["utility"] == pytest.approx(history["utility"][0])
+    log = (directory.path / "log.txt").read_text()
+    assert f"utility {history['utility'][0]:.4f} → {best['utility']:.4f}" in log
     widths = table(directory, "widths")
     assert widths["0"].iloc[0] == 24
     assert widths["0"].is_monotonic_decreasing

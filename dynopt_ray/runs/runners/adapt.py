@@ -120,7 +120,8 @@ def adapted(
         )
         relative = result.after.cost.relative_to(result.before.cost, cost)
         stage.result(
-            f"utility {result.utility_before:.4f} → {result.utility_after:.4f}, accuracy "
+            f"utility {result.utility_before:.4f} → {result.utility_after:.4f} (smooth "
+            f"{result.smooth_utility_before:.4f} → {result.smooth_utility_after:.4f}), accuracy "
             f"{result.before.validation.metric:.4f} → {result.after.validation.metric:.4f} at "
             f"{relative:.3f} of the cost"
         )
