@@ -35,7 +35,7 @@ Family = Literal[
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
-# One line per built-in member: name -> where it lives.
+# One line per built-in member: name -> where it lives. `costs` is reserved: nothing looks there.
 _BUILT_IN: dict[Family, dict[str, str]] = {
     "criteria": {
         "magnitude": "dynopt_ray.criteria.magnitude:magnitude",

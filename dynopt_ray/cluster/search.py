@@ -48,7 +48,8 @@ def search(
         cpus_per_trial: CPU cores that each trial holds; one thread per core.
         gpus_per_trial: GPUs that each trial holds; fractions share one.
         max_concurrent: trials at once; None is as many as the cluster has room for.
-        local: run them here, one after the other, without Ray.
+        local: run them here, one after the other. Searchers and schedulers are Ray Tune's, so
+            its package is imported, but no cluster is started.
         address: a cluster to join when Ray is not running yet; None starts one here.
         on_end: called with the log whenever a trial has ended.
 
