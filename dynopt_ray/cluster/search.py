@@ -105,7 +105,7 @@ def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
     Raises:
         SpecError, UnknownNameError, PluginError: there is none, or it refuses its arguments.
     """
-    made: Searcher = build("searchers", {**_config(config), "seed": seed})
+    made: Searcher = build("searchers", config, seed=seed)
     return made
 
 
@@ -117,7 +117,7 @@ def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialSc
     """
     if config is None:
         return None
-    made: TrialScheduler = build("schedulers", {**_config(config), "num_reports": num_reports})
+    made: TrialScheduler = build("schedulers", config, num_reports=num_reports)
     return made
 
 
@@ -142,10 +142,6 @@ def _check(
     if check is not None:
         for config in space.probes():
             check(config)
-
-
-def _config(plugin: PluginConfig) -> dict[str, Any]:
-    return {"name": plugin} if isinstance(plugin, str) else dict(plugin)
 
 
 def _room(node: "Node", cpus: float, gpus: float) -> int:

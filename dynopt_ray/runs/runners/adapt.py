@@ -40,8 +40,7 @@ def prepare(spec: AdaptSpec) -> Action:
 def _policy(spec: AdaptSpec) -> Policy:
     rules = plugins.names("rules")
     if not isinstance(spec.policy, str) or spec.policy in rules or ":" in spec.policy:
-        config = {"name": spec.policy} if isinstance(spec.policy, str) else spec.policy
-        rule: Policy = build("rules", config)
+        rule: Policy = build("rules", spec.policy)
         return rule
     path = Path(spec.policy)
     path = path / POLICY_FILE if path.is_dir() else path
