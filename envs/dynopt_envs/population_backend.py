@@ -203,8 +203,10 @@ def _pool(task: Task, start: StartConfig) -> tuple[Population, Measured]:
 
 
 def _measured(metrics: PopulationMetrics, train_loss: FloatArray) -> Measured:
-    figures = (metrics.accuracy, metrics.smooth, metrics.loss)
-    return Measured(*(figure.cpu().numpy() for figure in figures), train_loss)
+    accuracy, smooth, loss = (
+        figure.cpu().numpy() for figure in (metrics.accuracy, metrics.smooth, metrics.loss)
+    )
+    return Measured(accuracy, smooth, loss, train_loss)
 
 
 def _train(
