@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from dynopt_ray.cluster.networks import loaded_network, traced, trained_in_parts
 from dynopt_ray.errors import SpecError
 from dynopt_ray.policies.utility import utility
 from dynopt_ray.runs.run import Run
@@ -17,6 +16,7 @@ from dynopt_ray.structure.checkpoint import save
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import Budget, Costs
 from dynopt_ray.training.config import make_optimizer, make_schedule
+from dynopt_ray.training.networks import loaded_network, traced, trained_in_parts
 
 NETWORK_FILE = "model/network.safetensors"
 _PARTS = 40
