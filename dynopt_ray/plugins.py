@@ -35,7 +35,7 @@ Family = Literal[
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
-# One line per built-in member: name -> where it lives.
+# One line per built-in member: name -> where it lives. `costs` is reserved: nothing looks there.
 _BUILT_IN: dict[Family, dict[str, str]] = {
     "criteria": {
         "magnitude": "dynopt_ray.criteria.magnitude:magnitude",
@@ -208,29 +208,45 @@ def import_attribute(path: str) -> Any:
     return value
 
 
-def build(family: Family, config: Mapping[str, Any]) -> Any:
-    """What the factory called `config["name"]` makes of the other entries.
+def build(family: Family, config: str | Mapping[str, Any], /, **more: Any) -> Any:
+    """What a factory makes of its arguments.
 
     Args:
         family: where the name is looked up.
-        config: `name` and the factory's keyword arguments.
+        config: the factory's name, or a mapping of `name` and its keyword arguments.
+        **more: further arguments; none may be in the mapping too.
 
     Raises:
         UnknownNameError: no plugin of this name, with the closest match.
         SpecError: no `name`; an argument that the factory does not have (with the closest
-            match), that is missing, or that it refuses with TypeError or ValueError.
+            match), that is missing, given twice, or that it refuses with TypeError or
+            ValueError.
         PluginError: the plugin cannot be imported or cannot be called.
+
+    Example:
+        >>> build("schedules", {"name": "constant", "value": 0.1}) == build(
+        ...     "schedules", "constant", value=0.1
+        ... )
+        True
     """
-    name = config.get("name")
+    given = {"name": config} if isinstance(config, str) else config
+    if not isinstance(given, Mapping):
+        raise SpecError(
+            f"a {_SINGULAR.get(family, family)} is given by name or as a mapping with a 'name', "
+            f"not as {config!r}"
+        )
+    name = given.get("name")
     if not isinstance(name, str):
         raise SpecError(
-            f"{dict(config)!r} has no 'name', the name of one of the {family}; "
+            f"{dict(given)!r} has no 'name', the name of one of the {family}; "
             f"known: {', '.join(names(family))}"
         )
+    for key in sorted(more.keys() & given.keys()):
+        raise SpecError(f"{name!r}: {key!r} is given twice: {given[key]!r} and {more[key]!r}")
     factory = load(family, name)
     if not callable(factory):
         raise PluginError(f"{name!r} of {family} is {factory!r}, which is not a factory")
-    arguments = {key: value for key, value in config.items() if key != "name"}
+    arguments = {key: value for key, value in {**given, **more}.items() if key != "name"}
     _check_arguments(name, factory, arguments)
     try:
         return factory(**arguments)

@@ -7,7 +7,6 @@ from typing import Any, get_args
 import torch
 from torch.optim import Optimizer
 
-from dynopt_ray.cluster.networks import loaded_network, network_bytes, traced, trained_in_parts
 from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.criteria import SCOPES, build_criterion
 from dynopt_ray.errors import DynoptError, SpecError, did_you_mean
@@ -15,6 +14,7 @@ from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Costs, Fraction, Granularity, prune
 from dynopt_ray.training.config import make_optimizer, make_recovery, make_schedule
+from dynopt_ray.training.networks import loaded_network, network_bytes, traced, trained_in_parts
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ def search(
         cpus_per_trial: CPU cores that each trial holds; one thread per core.
         gpus_per_trial: GPUs that each trial holds; fractions share one.
         max_concurrent: trials at once; None is as many as the cluster has room for.
-        local: run them here, one after the other, without Ray.
+        local: run them here, one after the other. Searchers and schedulers are Ray Tune's, so
+            its package is imported, but no cluster is started.
         address: a cluster to join when Ray is not running yet; None starts one here.
         on_end: called with the log whenever a trial has ended.
 
@@ -104,7 +105,7 @@ def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
     Raises:
         SpecError, UnknownNameError, PluginError: there is none, or it refuses its arguments.
     """
-    made: Searcher = build("searchers", {**_config(config), "seed": seed})
+    made: Searcher = build("searchers", config, seed=seed)
     return made
 
 
@@ -116,7 +117,7 @@ def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialSc
     """
     if config is None:
         return None
-    made: TrialScheduler = build("schedulers", {**_config(config), "num_reports": num_reports})
+    made: TrialScheduler = build("schedulers", config, num_reports=num_reports)
     return made
 
 
@@ -141,10 +142,6 @@ def _check(
     if check is not None:
         for config in space.probes():
             check(config)
-
-
-def _config(plugin: PluginConfig) -> dict[str, Any]:
-    return {"name": plugin} if isinstance(plugin, str) else dict(plugin)
 
 
 def _room(node: "Node", cpus: float, gpus: float) -> int:

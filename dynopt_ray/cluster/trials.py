@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dynopt_ray.cluster.space import Space
 from dynopt_ray.errors import DivergedError, SearchError
+from dynopt_ray.policies.utility import utility
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,11 +50,10 @@ class Measurement:
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise DivergedError(f"the {name} is {value} at step {self.step}")
-        utility = figures["accuracy"] - cost_weight * figures["cost"]
         return {
             "step": self.step,
             **figures,
-            "utility": utility,
+            "utility": utility(figures["accuracy"], figures["cost"], cost_weight),
             **self.details,
             "final": self.final,
         }

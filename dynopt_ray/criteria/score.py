@@ -95,9 +95,9 @@ def build_criterion(criterion: CriterionLike) -> Criterion:
         SpecError: no `name`, or arguments that the criterion does not take.
         PluginError: the plugin cannot be imported or does not make a criterion.
     """
-    if isinstance(criterion, str):
-        criterion = {"name": criterion}
-    made: Any = build("criteria", criterion) if isinstance(criterion, Mapping) else criterion
+    made: Any = criterion
+    if isinstance(criterion, str | Mapping):
+        made = build("criteria", criterion)
     if not (hasattr(made, "score_units") and hasattr(made, "score_weights")):
         raise PluginError(
             f"{criterion!r} is no criterion: {type(made).__name__} lacks score_units or "

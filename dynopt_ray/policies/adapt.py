@@ -35,14 +35,16 @@ class AdaptResult:
 
     Attributes:
         history: a DataFrame with one row per decision; row 0 is the network before. Columns: step,
-            group, action, kept, utility, train_loss, loss, metric and confidence (on validation
-            data), the costs, duration_s, and `width/<group>` for each group. Rows of decisions
-            that were rolled back show what they led to.
+            group, action, kept, utility, smooth_utility, train_loss, loss, metric and confidence
+            (on validation data), the costs, duration_s, and `width/<group>` for each group. Rows
+            of decisions that were rolled back show what they led to.
         before: the network before.
         after: the network as it is now.
         best_step: the step of the history whose network this is.
-        utility_before: its utility before.
-        utility_after: its utility now, never less than before unless the budget demanded it.
+        utility_before: U = metric − λ · relative cost before.
+        utility_after: U now.
+        smooth_utility_before: the same before, of `Metrics.smooth` instead of the metric.
+        smooth_utility_after: the same now, never less than before unless the budget demanded it.
         test: the final figure, on data that decided nothing; None without a test split.
         receipts: of the plans that are in the network; `undo()` the last one first.
         graph: the traced network.
@@ -54,6 +56,8 @@ class AdaptResult:
     best_step: int
     utility_before: float
     utility_after: float
+    smooth_utility_before: float
+    smooth_utility_after: float
     test: Metrics | None
     receipts: tuple[Receipt, ...]
     graph: Graph
@@ -78,8 +82,9 @@ def adapt(
     A cursor visits the width groups in forward order. Every decision is judged on validation
     data and rolled back, bit for bit, if it breaks the budget. While the network is above the
     budget the policy may choose only among what lowers it. In the end the network is put back
-    into the best state that it was in: within the budget first, then the largest utility
-    U = metric − λ · relative cost, where the metric is `Metrics.smooth`.
+    into the best state that it was in: within the budget first, then the largest smooth utility,
+    `Metrics.smooth` − λ · relative cost. Accuracy moves in steps of one row, so it judges small
+    changes worse; utility itself may therefore end a row or two below where it began.
 
     Args:
         model: the network, or its graph; usually trained already.
@@ -109,7 +114,7 @@ def adapt(
         >>> result = adapt(
         ...     task.new_model(seed=0), task, DataSizedWidths(), cost_weight=0.1, horizon=4
         ... )
-        >>> result.utility_after >= result.utility_before
+        >>> result.smooth_utility_after >= result.smooth_utility_before
         True
     """
     _check(cost_weight, cost, horizon, train_steps)
@@ -142,6 +147,8 @@ def adapt(
         best_step=run.best_step,
         utility_before=run.utility(run.start),
         utility_after=run.utility(run.best),
+        smooth_utility_before=run.smooth_utility(run.start),
+        smooth_utility_after=run.smooth_utility(run.best),
         test=test,
         receipts=tuple(graph.receipts[num_receipts:]),
         graph=graph,
@@ -203,8 +210,15 @@ class _Run:
 
     def utility(self, measurement: Measurement) -> float:
         """U of a state of the network."""
+        return self._utility_of(measurement.validation.metric, measurement)
+
+    def smooth_utility(self, measurement: Measurement) -> float:
+        """What states are compared by."""
+        return self._utility_of(measurement.validation.smooth, measurement)
+
+    def _utility_of(self, metric: float, measurement: Measurement) -> float:
         relative = measurement.cost.relative_to(self.start.cost, self.cost)
-        return utility(measurement.validation.smooth, relative, self.cost_weight)
+        return utility(metric, relative, self.cost_weight)
 
     def _decide(self, step: int, reading: Reading, action: Action) -> None:
         training = Retraining(self.train_steps)
@@ -298,7 +312,7 @@ class _Run:
         return all(value <= old.get(kind, 0.0) for kind, value in self._excess(after).items())
 
     def _rank(self, measurement: Measurement) -> tuple[float, float]:
-        return -sum(self._excess(measurement).values()), self.utility(measurement)
+        return -sum(self._excess(measurement).values()), self.smooth_utility(measurement)
 
     def _unmet(self) -> str:
         reached = ", ".join(
@@ -329,6 +343,7 @@ class _Run:
             action=None if group is None else action.name.lower(),
             kept=kept,
             utility=self.utility(after),
+            smooth_utility=self.smooth_utility(after),
             train_loss=train_loss,
             duration_s=duration_s,
         )

@@ -14,6 +14,7 @@ ENVIRONMENT = "dynopt_envs:dynopt/Architecture-v0"
 """The environment that policies are trained and evaluated in unless asked otherwise."""
 
 _LARGEST_STACK = 64
+_FINAL = ("utility", "smooth_utility", "metric", "relative_cost")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,9 @@ class PolicyEvaluation:
 
     Attributes:
         returns: sum of rewards.
-        utility: U at the end; NaN where the environment does not report it.
+        utility: U = metric − λ · relative cost at the end; NaN where the environment does not
+            report it.
+        smooth_utility: the same of the smoother metric that rewards are made of, likewise.
         metric: the validation metric at the end, likewise.
         relative_cost: the cost at the end over that at the start, likewise.
         num_steps: decisions taken.
@@ -30,6 +33,7 @@ class PolicyEvaluation:
 
     returns: FloatArray
     utility: FloatArray
+    smooth_utility: FloatArray
     metric: FloatArray
     relative_cost: FloatArray
     num_steps: FloatArray
@@ -99,7 +103,7 @@ def _run(policy: Policy, env: gymnasium.vector.VectorEnv[Any, Any, Any], seed: i
     observation, info = env.reset(seed=seed)
     count = env.num_envs
     going = np.ones(count, dtype=np.bool_)
-    final = {name: np.full(count, np.nan) for name in ("utility", "metric", "relative_cost")}
+    final = {name: np.full(count, np.nan) for name in _FINAL}
     returns, num_steps = np.zeros((2, count))
     while going.any():
         features, mask = observation["observations"], observation["action_mask"]

@@ -32,7 +32,7 @@ FEATURES: tuple[str, ...] = (
     "mean_width",  # over all groups, likewise
     "smallest_width",
     "largest_width",
-    "metric",  # on validation data
+    "metric",  # `Metrics.smooth` on validation data
     "metric_change",  # since the decision before
     "loss",  # log(1 + validation loss)
     "train_loss",  # log(1 + training loss)
@@ -50,7 +50,7 @@ class Progress:
     """How training and the episode stand; all (N,).
 
     Attributes:
-        metric: the metric that utility is made of, on validation data.
+        metric: `Metrics.smooth`, the metric that rewards are made of, on validation data.
         metric_before: the same at the decision before.
         loss: validation loss.
         train_loss: mean loss over the latest training batches; at the start the loss on the

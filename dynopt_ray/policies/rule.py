@@ -31,7 +31,7 @@ class Rule:
 
     def __init__(self, rule: str | Decide, **options: Any) -> None:
         if isinstance(rule, str):
-            named: Policy = plugins.build("rules", {"name": rule, **options})
+            named: Policy = plugins.build("rules", rule, **options)
             self._decide: Decide = named.act
         elif options:
             raise TypeError(f"Rule: {rule!r} is a function; it takes no options {options}")

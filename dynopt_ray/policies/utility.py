@@ -1,4 +1,4 @@
-"""Utility: what policies, searches and reports maximise."""
+"""Utility: what policies and searches maximise, and what reports show."""
 
 from typing import Literal, TypeVar, get_args
 
@@ -16,8 +16,12 @@ Number = TypeVar("Number", float, NDArray[np.float64])
 def utility(metric: Number, relative_cost: Number, cost_weight: Number) -> Number:
     """U = metric − λ · relative cost.
 
+    What is called utility, in tables, searches and reports, is that of the task's metric
+    (accuracy). Smooth utility is that of `Metrics.smooth`: it has less noise on small splits, so
+    rewards and the decisions of `adapt` are made of it.
+
     Args:
-        metric: larger is better; for decisions `Metrics.smooth` on the validation split.
+        metric: on the validation split; larger is better.
         relative_cost: the network's cost over its cost at the start.
         cost_weight: λ, what the starting network's whole cost is worth.
     """

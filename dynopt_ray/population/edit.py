@@ -12,6 +12,7 @@ from dynopt_ray.errors import EditError
 from dynopt_ray.population.compensate import refit_consumers
 from dynopt_ray.population.stack import Population
 from dynopt_ray.structure.initialise import fresh_tensors, seeded
+from dynopt_ray.tasks.seeding import seeded_torch
 
 
 def grow(population: Population, layer: int, units: Mapping[int, int]) -> None:
@@ -116,8 +117,7 @@ def _fresh(
 ) -> tuple[Tensor, Tensor]:
     linear = population.linear(layer)
     assert linear.bias is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(population.seeds[member]))
+    with seeded_torch(int(population.seeds[member])):
         seed = seeded("fresh", population.layout.names[layer], int(population.num_edits[member]))
     drawn = fresh_tensors(
         linear,

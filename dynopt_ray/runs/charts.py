@@ -172,7 +172,7 @@ def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
         axes.plot(part["steps"], part["episode_return"], label=str(name))
     if table.groupby(series).ngroups > 1:
         axes.legend()
-    axes.set(xlabel="environment steps", ylabel="gain in utility per episode")
+    axes.set(xlabel="environment steps", ylabel="gain in smooth utility per episode")
 
 
 def _chart(

@@ -1,7 +1,7 @@
 """Learners from specs, and feeding them a stream here or in a Ray actor."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dynopt_ray.cluster import RemoteLearner
-from dynopt_ray.cluster.networks import restored
 from dynopt_ray.errors import SpecError
 from dynopt_ray.online import DurableLearner, Guard, LearnResult, OnlineLearner
 from dynopt_ray.plugins import build
 from dynopt_ray.runs.specs import LearnerSettings
 from dynopt_ray.training.config import make_optimizer, make_schedule
+from dynopt_ray.training.networks import restored
 
 Event = tuple[NDArray[Any], NDArray[Any]]
 BuildLearner = Callable[[], OnlineLearner]
@@ -120,12 +120,8 @@ def _build(
 
 
 def _detector(settings: LearnerSettings) -> Any:
-    return None if settings.detector is None else build("detectors", _config(settings.detector))
+    return None if settings.detector is None else build("detectors", settings.detector)
 
 
 def _reactions(settings: LearnerSettings) -> list[Any]:
-    return [build("reactions", _config(reaction)) for reaction in settings.reactions]
-
-
-def _config(plugin: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"name": plugin} if isinstance(plugin, str) else plugin
+    return [build("reactions", reaction) for reaction in settings.reactions]

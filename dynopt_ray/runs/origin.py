@@ -8,14 +8,15 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from dynopt_ray.cluster.networks import loaded_network, traced, trained_in_parts
 from dynopt_ray.errors import SpecError
+from dynopt_ray.policies.utility import utility
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.specs import Fractions, NetworkSpec
 from dynopt_ray.structure.checkpoint import save
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import Budget, Costs
 from dynopt_ray.training.config import make_optimizer, make_schedule
+from dynopt_ray.training.networks import loaded_network, traced, trained_in_parts
 
 NETWORK_FILE = "model/network.safetensors"
 _PARTS = 40
@@ -154,7 +155,9 @@ def with_utility(
 ) -> list[dict[str, Any]]:
     """Rows of `figures` with utility = accuracy − cost_weight · cost over that of the first row."""
     start = rows[0][cost]
-    return [{**row, "utility": row["accuracy"] - cost_weight * row[cost] / start} for row in rows]
+    return [
+        {**row, "utility": utility(row["accuracy"], row[cost] / start, cost_weight)} for row in rows
+    ]
 
 
 def keep_network(run: Run, model: nn.Module, **metadata: Any) -> None:

@@ -1,10 +1,11 @@
 """Batches: what they are, the order they come in, and how a model is called with one."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from dynopt_ray.errors import DataError
 
@@ -13,6 +14,9 @@ Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 Batch = tuple[Inputs, Tensor]
 """The inputs and the targets of the same rows."""
+
+Nested = TypeVar("Nested")
+"""Tensors, and tuples and dicts that hold them among other things."""
 
 
 def batch_indices(
@@ -117,13 +121,9 @@ def is_classification(output: Tensor, targets: Tensor) -> bool:
     )
 
 
-def take_rows(inputs: Inputs, num_rows: int) -> Inputs:
-    """The first rows of all tensors in the inputs."""
-    if isinstance(inputs, dict):
-        return {name: value[:num_rows] for name, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(value[:num_rows] for value in inputs)
-    return inputs[:num_rows]
+def take_rows(inputs: Nested, num_rows: int) -> Nested:
+    """The first rows of all tensors in the inputs; what is no tensor stays."""
+    return cast(Nested, tree_map_only(Tensor, lambda tensor: tensor[:num_rows], inputs))
 
 
 def describe(inputs: Inputs) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dynopt_ray.errors import PluginError, SpecError
+from dynopt_ray.errors import PluginError
 from dynopt_ray.plugins import build
 from dynopt_ray.tasks.task import Task
 
@@ -27,17 +27,10 @@ def load_task(spec: str | Mapping[str, Any], options: Mapping[str, Any] | None =
         >>> load_task({"name": "digits-mlp", "hidden": [16]})
         Task('digits-mlp', splits=train, validation, test, device=cpu)
     """
-    if not isinstance(spec, str | Mapping):
-        raise SpecError(f"a task is given by name or as a mapping with a 'name', not as {spec!r}")
-    config = {"name": spec} if isinstance(spec, str) else dict(spec)
-    for key, value in (options or {}).items():
-        if key in config:
-            raise SpecError(f"option {key!r} is given twice: {config[key]!r} and {value!r}")
-        config[key] = value
-    task = build("tasks", config)
+    task = build("tasks", spec, **(options or {}))
     if not isinstance(task, Task):
         raise PluginError(
-            f"task {config['name']!r} made {task!r}; its function must return a Task, from "
+            f"task {spec!r} made {task!r}; its function must return a Task, from "
             f"Task.from_arrays or Task.from_loaders"
         )
     return task

@@ -24,6 +24,7 @@ from dynopt_ray.tasks.objectives import (
     resolve_loss,
     resolve_metric,
 )
+from dynopt_ray.tasks.seeding import seeded_torch
 from dynopt_ray.tasks.sources import (
     Arrays,
     ArraySource,
@@ -228,11 +229,7 @@ class Task:
         if seed is None:
             return self._make_model()
         devices = range(torch.cuda.device_count()) if self.device.type == "cuda" else ()
-        with torch.random.fork_rng(devices=devices):
-            # Not `torch.manual_seed`: it would also seed devices whose state is not restored.
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                torch.cuda.manual_seed_all(seed)
+        with seeded_torch(seed, devices):
             return self._make_model()
 
     def example_inputs(self) -> Inputs:

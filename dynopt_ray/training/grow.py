@@ -1,8 +1,9 @@
 """`grow`: widen all groups evenly in exact steps, training after each, until a target is met."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,8 @@ def grow(
         model: the network, or its graph.
         task: what it learns.
         target: `Budget(params=2.0)` is the widest network of at most twice the parameters;
-            a mapping gives groups the width they shall have.
+            a mapping gives groups the width they shall have, whichever of a group's producers
+            names it. Of non-zero weights a budget counts those there are and all new ones.
         train_steps: optimizer steps of one training.
         init: how new units start; see `Grow`.
         when: decides after each training whether the network grows next or trains once more,
@@ -121,9 +123,13 @@ def grow(
 
     Raises:
         BudgetError: the network is not below the budget as it is.
-        EditError: no group can grow exactly, or the widths asked are not larger.
+        EditError: no group can grow exactly, a width asked for is no larger whole number or
+            cannot be reached exactly, or two contradict each other.
         DivergedError: a loss became NaN or infinite; the network is as it was before that round.
+        UnknownNameError: no group, or no such way to start new units.
         ValueError: a number out of range, or a budget for the latency.
+
+        All but DivergedError before anything has changed.
 
     Example:
         >>> from dynopt_ray.tasks import load_task
@@ -139,25 +145,25 @@ def grow(
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
     if optimizer is None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
+    if isinstance(target, Budget) and asks_latency(target):
+        raise ValueError(
+            f"grow: the latency of {target!r} cannot be computed for widths that the network does "
+            "not have yet; limit flops or params instead"
+        )
+    wanted = target if isinstance(target, Budget) else _wanted(graph, target)
     costs = Costs(graph, task.example_inputs())
     start = measured(graph, task, costs)
-    path = [_widths(graph, costs, target, start, n / rounds) for n in range(1, rounds + 1)]
-    if path[-1] == start.widths:
-        raise EditError(f"{target!r} adds nothing: no group has room for a unit more. Raise it")
+    plans = _plans(start.widths, _path(graph, costs, wanted, start, rounds), init)
     training = Retraining(train_steps, train_lr)
     rows = [row(start, round=0, num_added=0, num_trainings=0, duration_s=0.0)]
     receipts: list[Receipt] = []
     now = start
     with seeded(graph.model, seed) as generator:
         train = partial(training, task, graph.model, optimizer, generator=generator)
-        for number, widths in enumerate(path, start=1):
+        for number, plan in enumerate(plans, start=1):
             step = attempt(
                 graph,
-                [
-                    Grow(name, units=width - now.widths[name], init=init)
-                    for name, width in widths.items()
-                    if width > now.widths[name]
-                ],
+                plan,
                 judge=lambda: measured(graph, task, costs),
                 accept=lambda *_: True,
                 before=now,
@@ -170,6 +176,18 @@ def grow(
             now = step.after
     test = task.evaluate(graph.model, "test") if "test" in task.splits else None
     return GrowResult(table(rows), start, now, test, tuple(receipts), graph)
+
+
+def _plans(start: Widths, path: Sequence[Widths], init: Init) -> list[list[Grow]]:
+    """What grows in each round."""
+    return [
+        [
+            Grow(name, units=width - before[name], init=init)
+            for name, width in after.items()
+            if width > before[name]
+        ]
+        for before, after in itertools.pairwise([start, *path])
+    ]
 
 
 def _train_until(
@@ -197,47 +215,81 @@ def _row(number: int, step: Attempt[Measurement, list[TrainStats]]) -> dict[str,
     )
 
 
-def _widths(
-    graph: Graph, costs: Costs, target: Budget | Widths, start: Measurement, share: float
-) -> dict[str, int]:
-    """The widths a share of the way from the start to the target."""
-    if isinstance(target, Budget):
-        return _widest(graph, costs, target, start, share)
-    widths = dict(start.widths)
+def _wanted(graph: Graph, target: Widths) -> dict[str, int]:
+    """Group name -> the width it shall have, once it is known that each group can grow to it."""
+    if not target:
+        raise EditError('grow: the target names no group; write e.g. {"0": 64}')
+    wanted: dict[str, int] = {}
     for name, width in target.items():
         group = graph[name]
-        if width <= group.width:
+        if type(width) is not int or width <= group.width:
             raise EditError(
                 f"grow: {name!r} has {group.width} units and shall have {width!r}; give a larger "
-                "width, or use prune to make it smaller"
+                "whole number, or use prune to make it smaller"
             )
-        widths[group.name] += math.floor((width - group.width) * share + _ROUNDING)
-    return widths
+        if not group.exact_growth:
+            raise EditError(
+                f"grow: {name!r} cannot grow without changing the output, because an operation "
+                "depends on the number of its units (a normalisation or a mean over them). Leave "
+                "it out, or apply Grow(…, exact=False) and train"
+            )
+        if (width - group.width) % group.step:
+            raise EditError(
+                f"grow: {name!r} has {group.width} units and shall have {width}, but it grows in "
+                f"steps of {group.step}"
+            )
+        if wanted.setdefault(group.name, width) != width:
+            raise EditError(
+                f"grow: {name!r} shall have {width} units, but it is of one width with "
+                f"{group.name!r}, which another entry gives {wanted[group.name]}; name the group "
+                "once"
+            )
+    return wanted
+
+
+def _path(
+    graph: Graph, costs: Costs, target: Budget | dict[str, int], start: Measurement, rounds: int
+) -> list[Widths]:
+    """The widths after each round."""
+    shares = [number / rounds for number in range(1, rounds + 1)]
+    if isinstance(target, Budget):
+        path: list[Widths] = [_widest(graph, costs, target, start, share) for share in shares]
+        if path[-1] == start.widths:
+            raise EditError(f"{target!r} adds nothing: no group has room for a unit more. Raise it")
+        return path
+    return [
+        {
+            name: width + _whole(graph, name, (target.get(name, width) - width) * share)
+            for name, width in start.widths.items()
+        }
+        for share in shares
+    ]
+
+
+def _whole(graph: Graph, name: str, units: float) -> int:
+    """The largest number of units that a group can grow by, no more than asked."""
+    step = graph[name].step
+    return math.floor(units / step + _ROUNDING) * step
 
 
 def _widest(
     graph: Graph, costs: Costs, budget: Budget, start: Measurement, share: float
 ) -> dict[str, int]:
     """The largest even growth within a budget, found by bisection on its fraction."""
-    if asks_latency(budget):
-        raise ValueError(
-            f"grow: the latency of {budget!r} cannot be computed for widths that the network does "
-            "not have yet; limit flops or params instead"
-        )
     able = [group.name for group in graph if group.exact_growth]
     if not able:
         raise EditError(f"no group of {graph!r} can grow without changing the output")
-    limits = {
-        kind: getattr(start.cost, kind) + (limit - getattr(start.cost, kind)) * share
-        for kind, limit in budget.limits(start.cost).items()
-    }
+    limits = budget.limits(start.cost, share)
 
     def fits(widths: Widths) -> bool:
         cost = costs.at(widths)
+        # What is zero stays so; what is new does not, once it has been trained.
+        nonzero = start.cost.nonzero + cost.params - start.cost.params
+        cost = replace(cost, nonzero=nonzero)
         return all(getattr(cost, kind) <= limit for kind, limit in limits.items())
 
     def grown(fraction: float) -> dict[str, int]:
-        added = {name: math.floor(fraction * start.widths[name]) for name in able}
+        added = {name: _whole(graph, name, fraction * start.widths[name]) for name in able}
         return {name: width + added.get(name, 0) for name, width in start.widths.items()}
 
     if not fits(start.widths):
@@ -251,6 +303,6 @@ def _widest(
     widths = grown(low)
     # Groups of equal width step at the same fraction, all or none; some of them may still fit.
     for name in sorted(able, key=lambda name: widths[name] / start.widths[name]):
-        if fits({**widths, name: widths[name] + 1}):
-            widths[name] += 1
+        if fits(wider := {**widths, name: widths[name] + graph[name].step}):
+            widths = wider
     return widths

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from dynopt_ray.structure import Cost, Graph, Plan, measure
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.tasks import Metrics, Task
+from dynopt_ray.tasks.batches import take_rows
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Costs:
 
     def __init__(self, graph: Graph, example_inputs: Inputs) -> None:
         self._graph = graph
-        self._sample = _first_row(example_inputs)
+        self._sample = take_rows(example_inputs, 1)
         traced = graph.cost().flops
         self._per_sample = measure(graph.model, self._sample).flops / traced if traced else 1.0
 
@@ -75,11 +74,3 @@ class Costs:
 def measured(graph: Graph, task: Task, costs: Costs, *, latency: bool = False) -> Measurement:
     """Widths, cost and validation metrics of a network as it is."""
     return Measurement(graph.widths, costs.now(latency=latency), task.evaluate(graph.model))
-
-
-def _first_row(inputs: Inputs) -> Inputs:
-    if isinstance(inputs, dict):
-        return {n: v[:1] if isinstance(v, Tensor) else v for n, v in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(v[:1] if isinstance(v, Tensor) else v for v in inputs)
-    return inputs[:1]

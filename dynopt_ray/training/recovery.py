@@ -129,7 +129,7 @@ def _returned(cut: Cut, removed: Tensor, items: Tensor, num_most: int) -> Tensor
     """The removal without the first of `items` that may come back, at most so many.
 
     Whole runs are tried at once and halved where they do not fit. An owner that cannot get one
-    candidate back cannot get another one later, when everything else is wider.
+    candidate back gets no other one later, when everything else is wider.
     """
     blocked = torch.zeros(len(cut.candidates.names), dtype=torch.bool)
     runs, num_left = [items], num_most

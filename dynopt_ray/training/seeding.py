@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from dynopt_ray.tasks.seeding import seeded_torch
+
 
 @contextmanager
 def seeded(model: nn.Module, seed: int) -> Iterator[torch.Generator]:
@@ -18,9 +20,5 @@ def seeded(model: nn.Module, seed: int) -> Iterator[torch.Generator]:
         seed: the same one gives the same draws.
     """
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        # Not `torch.manual_seed`: it would also seed devices whose state is not restored.
-        torch.default_generator.manual_seed(seed)
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(seed)
+    with seeded_torch(seed, devices):
         yield torch.Generator().manual_seed(seed)

@@ -47,8 +47,8 @@ def select(
 
     The cost falls with every candidate removed, so the shortest sufficient prefix of the ranking
     is found by bisection. The last one may have been dearer than needed; then what would fit is
-    given back, most important first, until no group can get a unit back. So a budget is missed
-    by less than the cheapest unit that was removed.
+    given back, most important first, until no group can get its next unit back. So a budget is
+    missed by less than the cheapest of these.
 
     Args:
         pool: what may go.
@@ -93,11 +93,8 @@ def _num_spare(candidates: Candidates, num_removed: int, spare_fraction: float) 
 
 
 def _within(pool: Pool, budget: Budget, start: Cost, share: float) -> Fits:
-    """Whether a removal is within the limits, which fall from the start with the share."""
-    limits = {
-        kind: getattr(start, kind) + (limit - getattr(start, kind)) * share
-        for kind, limit in budget.limits(start).items()
-    }
+    """Whether a removal is within the limits."""
+    limits = budget.limits(start, share)
 
     def fits(removed: Tensor) -> bool:
         cost = pool.cost(removed, budget.kinds)
@@ -127,8 +124,9 @@ def _shortest(candidates: Candidates, fits: Fits) -> int | None:
 def _filled(candidates: Candidates, removed: Tensor, fits: Fits) -> Tensor:
     """Give back what fits, most important first.
 
-    A unit costs more the wider the rest is, so a group that once could not get a unit back never
-    can later.
+    A unit costs more the wider the rest is, so a unit that once could not come back never can
+    later. The group then gets none of its others either: they cost the same, or, in non-zero
+    weights, nearly so, and each trial takes a count over the whole network.
     """
     removed = removed.clone()
     blocked: set[int] = set()

@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure import Graph, Receipt
+from dynopt_ray.structure import Graph, Receipt, mask_of
+from dynopt_ray.structure.masks import set_mask
 
 
 class Snapshot:
     """A network and its optimizer as they are now. Going back is bit-exact.
 
-    Kept are weights, buffers, gradients, each module's train or eval mode, the optimizer's
+    Kept are weights, buffers, gradients, masks, each module's train or eval mode, the optimizer's
     state and options (learning rates), the random state of torch and of `generators`; with a
-    graph also widths, attributes and masks. Not kept: where a data loader stands.
+    graph also widths and attributes. Not kept: where a data loader stands.
 
     Args:
         network: the graph of a traced network, or a module whose shapes do not change.
@@ -44,6 +45,8 @@ class Snapshot:
         self._graph = network if isinstance(network, Graph) else None
         model = network.model if isinstance(network, Graph) else network
         self._receipts: tuple[Receipt, ...] = tuple(self._graph.receipts if self._graph else ())
+        self._widths = self._graph.widths if self._graph else {}
+        self._masks = [(p, mask_of(p)) for p in model.parameters()]
         tensors = [*model.parameters(), *model.buffers()]
         self._tensors = [(t, t.detach().clone(), _cloned(t.grad)) for t in tensors]
         self._modes = [(module, module.training) for module in model.modules()]
@@ -59,8 +62,9 @@ class Snapshot:
         """Go back, as often as wanted. Plans applied since are undone first, newest first.
 
         Raises:
-            EditError: what was applied before the snapshot has been undone since, or a module
-                taken without its graph has other shapes now. Nothing has been changed.
+            EditError: what was applied before the snapshot has been undone or committed since,
+                widths have changed for good (`Graph.commit`), or a module taken without its
+                graph has other shapes now. Nothing has been changed.
         """
         self._check()
         while self._graph is not None and len(self._graph.receipts) > len(self._receipts):
@@ -69,6 +73,9 @@ class Snapshot:
             for tensor, value, grad in self._tensors:
                 tensor.copy_(value)
                 tensor.grad = _cloned(grad)
+        for parameter, keep in self._masks:
+            if mask_of(parameter) is not keep:  # a committed plan's, which nothing undoes
+                set_mask(parameter, keep)
         for module, training in self._modes:
             module.training = training
         if self._optimizer is not None:
@@ -88,14 +95,28 @@ class Snapshot:
         if self._graph is not None:
             if tuple(self._graph.receipts[: len(self._receipts)]) != self._receipts:
                 raise EditError(
-                    "a plan applied before this snapshot has been undone since, so its widths "
-                    "cannot be restored. Restore an older snapshot, or apply the plan again"
+                    "a plan applied before this snapshot has been undone or committed since, so "
+                    "its widths cannot be restored. Restore an older snapshot if it was undone, "
+                    "and after a commit take a new one"
+                )
+            if _widths_undone(self._graph, len(self._receipts)) != self._widths:
+                raise EditError(
+                    "a plan applied after this snapshot has been committed since, so its widths "
+                    "are final and cannot be restored. Take a new snapshot after each commit"
                 )
         elif any(tensor.shape != value.shape for tensor, value, _ in self._tensors):
             raise EditError(
                 "the network has been resized since this snapshot. Take snapshots of the graph, "
                 "Snapshot(graph, …), so that widths can be restored"
             )
+
+
+def _widths_undone(graph: Graph, num_receipts: int) -> dict[str, int]:
+    """The widths once all plans but the first so many are undone."""
+    widths = graph.widths
+    for receipt in reversed(graph.receipts[num_receipts:]):
+        widths.update({name: before for name, (before, _) in receipt.widths.items()})
+    return widths
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class Budget:
 
     Attributes:
         params: number of parameters.
-        nonzero: number of parameters that are not zero.
+        nonzero: number of parameters that are not zero. Training may fill zeros that no mask
+            holds, after they were counted.
         flops: floating-point operations of one sample's forward pass.
         bytes: memory of parameters and buffers.
         latency_ms: milliseconds of one sample's forward pass, measured where the network is.
@@ -75,23 +76,29 @@ class Budget:
         """The costs that are limited."""
         return tuple(self._named)
 
-    def limits(self, start: Cost) -> dict[CostKind, float]:
+    def limits(self, start: Cost, share: float = 1.0) -> dict[CostKind, float]:
         """The largest value allowed of each cost that is limited.
 
         Args:
             start: what fractions are of.
+            share: how much of the way from the start to the limit, in [0, 1].
 
         Raises:
             ValueError: the start was measured without a latency, and a fraction of it is asked.
         """
-        if self.is_absolute:
+        if self.is_absolute and share == 1:
             return self._named
         if self.latency_ms is not None and start.latency_ms is None:
             raise ValueError(
                 "Budget: latency_ms is a fraction of a latency that was not measured; measure "
                 "with latency=True, or use Budget.absolute(latency_ms=…)"
             )
-        return {kind: value * getattr(start, kind) for kind, value in self._named.items()}
+        costs: dict[CostKind, float] = {kind: getattr(start, kind) for kind in self._named}
+        wanted = {
+            kind: value if self.is_absolute else value * costs[kind]
+            for kind, value in self._named.items()
+        }
+        return {kind: wanted[kind] * share + costs[kind] * (1 - share) for kind in wanted}
 
     @property
     def _named(self) -> dict[CostKind, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from dynopt_ray.errors import EditError
 from dynopt_ray.structure import Edit, Graph, Shrink
 from dynopt_ray.training.candidates import Candidates, list_candidates
 from dynopt_ray.training.measurement import Costs
+from dynopt_ray.training.nonzero import NonzeroCount
 from dynopt_ray.training.targets import CostKind
 
 _NUM_NAMED = 3
@@ -25,13 +27,11 @@ class UnitPool:
         graph: the traced network.
         costs: what it costs.
         candidates: all its units.
-        fewest: group name -> how many units have to stay.
     """
 
     graph: Graph
     costs: Costs
     candidates: Candidates
-    fewest: Mapping[str, int]
     noun = "units"
     is_even = False
 
@@ -43,26 +43,39 @@ class UnitPool:
         return plan
 
     def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
-        """Computed from the widths; only a latency is measured. No weight counts as zero."""
+        """Computed from what stays; only a latency is measured."""
         if "latency_ms" in kinds:
             cost = self.costs.after(self.plan(removed))
-        else:
-            left = self.candidates.per_owner(~removed)
-            cost = self.costs.at({name: int(kept.sum()) for name, kept in left.items()})
-        return {kind: getattr(cost, kind) for kind in kinds}
+            return {kind: getattr(cost, kind) for kind in kinds}
+        left = self.candidates.per_owner(~removed)
+        return {kind: self._computed(left, kind) for kind in kinds}
 
     def obstacles(self, kind: CostKind) -> str:
         """The groups that hold most of the cost at their least widths."""
-        least = {group.name: self.fewest[group.name] for group in self.graph}
+        left = self.candidates.per_owner(~self.candidates.first(len(self.candidates)))
+        least = {name: int(kept.sum()) for name, kept in left.items()}
         if kind == "latency_ms" or not least:
             return f"every group is at its least width: {_listed(least)}"
-        total = getattr(self.costs.at(least), kind)
-        held = {name: total - getattr(self.costs.at({**least, name: 0}), kind) for name in least}
+        total = self._computed(left, kind)
+        held = {
+            name: total - self._computed({**left, name: torch.zeros_like(kept)}, kind)
+            for name, kept in left.items()
+        }
         most = sorted(least, key=lambda name: -held[name])[:_NUM_NAMED]
         return (
             "every group is at its least width, and those that hold most of what is left are "
             f"{_listed({name: least[name] for name in most})}"
         )
+
+    @cached_property
+    def _num_nonzero(self) -> NonzeroCount:
+        return NonzeroCount(self.graph)
+
+    def _computed(self, left: Mapping[str, Tensor], kind: CostKind) -> float:
+        if kind == "nonzero":
+            return self._num_nonzero(left)
+        cost = self.costs.at({name: int(kept.sum()) for name, kept in left.items()})
+        return float(getattr(cost, kind))
 
     def gains(self, gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Tensor:
         """−Σ gradient · weight over what reads the unit."""
@@ -144,7 +157,7 @@ def unit_pool(
         num_gone={group.name: start_widths[group.name] - group.width for group in graph},
         fewest=fewest,
     )
-    return UnitPool(graph, costs, candidates, fewest)
+    return UnitPool(graph, costs, candidates)
 
 
 def _listed(widths: Mapping[str, int]) -> str:

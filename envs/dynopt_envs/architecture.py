@@ -27,8 +27,7 @@ class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
     An episode starts from a trained network of the task. A cursor visits its width groups in
     forward order, over and over. At each step the agent changes the group under the cursor, the
     network is trained for `train_steps` optimizer steps, and its utility
-    U = metric − λ · relative cost is measured on the whole validation split, where the metric is
-    the mean of accuracy and of the probability given to the right class.
+    U = accuracy − λ · relative cost is measured on the whole validation split.
 
     ## Action space
     `Discrete(5)`: 0 keep, 1 grow, 2 shrink (lowest scores first, with compensation), 3 prune
@@ -37,11 +36,14 @@ class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
 
     ## Observation space
     `Dict(observations=Box, action_mask=Box)`. The features are listed in
-    `dynopt_ray.policies.observation.FEATURES`; none depends on the network's depth or kind.
+    `dynopt_ray.policies.observation.FEATURES`; their number and meaning are the same for all
+    networks, whatever their depth and kind.
 
     ## Rewards
-    `reward="gain"`: U_t − U_{t−1}; `reward="level"`: U_t. Stopping changes nothing and trains
-    nothing.
+    `reward="gain"`: S_t − S_{t−1}; `reward="level"`: S_t. S is the smooth utility: U with the
+    mean of accuracy and of the probability given to the right class in place of accuracy, which
+    moves in steps of one row. `info` has both, as "utility" and "smooth_utility". Stopping
+    changes nothing and trains nothing.
 
     ## Starting state
     One of `num_starts` networks that are trained once per process, the k-th from seed k. λ is
@@ -204,6 +206,7 @@ def info(episodes: Episodes) -> dict[str, NDArray[Any]]:
     return {
         "action_mask": episodes.action_mask,
         "utility": episodes.utility,
+        "smooth_utility": episodes.smooth_utility,
         "metric": episodes.metric,
         "relative_cost": episodes.relative_cost,
         "cost_weight": episodes.cost_weight,

@@ -16,13 +16,15 @@ class Measured:
     """How all networks do, (N,) each.
 
     Attributes:
-        metric: the smooth validation metric.
+        metric: the task's metric on validation data.
+        smooth: its smoother sibling, `Metrics.smooth`, which rewards are made of.
         loss: validation loss.
         train_loss: mean loss over the latest training batches, each before its step; at the start
             the loss on the training split.
     """
 
     metric: FloatArray
+    smooth: FloatArray
     loss: FloatArray
     train_loss: FloatArray
 

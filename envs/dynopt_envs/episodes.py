@@ -35,8 +35,9 @@ class Episodes:
     Attributes:
         observation: (N, features) what the policy sees.
         action_mask: (N, actions) what it may do.
-        utility: (N,) U now.
-        metric: (N,) its metric.
+        utility: (N,) U now, of the task's metric.
+        smooth_utility: (N,) the same of the smoother metric; what rewards are made of.
+        metric: (N,) the task's metric.
         relative_cost: (N,) its cost.
         cost_weight: (N,) λ.
     """
@@ -49,17 +50,18 @@ class Episodes:
         self._config = config
         self._steps: IntArray = np.zeros(num_members, dtype=np.int64)
         self._cursor: IntArray = np.zeros(num_members, dtype=np.int64)
-        self._metric_before: FloatArray = np.zeros(num_members)
+        self._smooth_before: FloatArray = np.zeros(num_members)
         self._train_loss_before: FloatArray = np.zeros(num_members)
         self._reading: Reading | None = None
-        self._measured = Measured(*np.zeros((3, num_members)))
+        self._measured = Measured(*np.zeros((4, num_members)))
         self.cost_weight: FloatArray = np.zeros(num_members)
         self.relative_cost: FloatArray = np.zeros(num_members)
         self.utility: FloatArray = np.zeros(num_members)
+        self.smooth_utility: FloatArray = np.zeros(num_members)
 
     @property
     def metric(self) -> FloatArray:
-        """(N,) the smooth validation metric."""
+        """(N,) the task's metric on validation data."""
         return self._measured.metric
 
     def start(self, members: Sequence[int], generators: Sequence[np.random.Generator]) -> None:
@@ -81,7 +83,7 @@ class Episodes:
         self._steps[chosen] = 0
         self._cursor[chosen] = 0
         self._measured = _replaced(self._measured, self._backend.measure(), chosen)
-        self._metric_before[chosen] = self._measured.metric[chosen]
+        self._smooth_before[chosen] = self._measured.smooth[chosen]
         self._train_loss_before[chosen] = self._measured.train_loss[chosen]
 
     def step(self, actions: IntArray, active: BoolArray) -> tuple[FloatArray, BoolArray]:
@@ -101,8 +103,8 @@ class Episodes:
         self._check_legal(actions, active)
         stops = active & (actions == Action.STOP)
         goes_on = active & ~stops
-        before = self.utility.copy()
-        self._metric_before = self._measured.metric.copy()
+        before = self.smooth_utility
+        self._smooth_before = self._measured.smooth.copy()
         self._train_loss_before = self._measured.train_loss.copy()
         self._backend.apply(self._reading, np.where(goes_on, actions, Action.KEEP))
         if goes_on.any():
@@ -114,7 +116,8 @@ class Episodes:
             goes_on, (self._cursor + 1) % self._backend.num_groups, self._cursor
         )
         self.look(goes_on)
-        paid = self.utility - before if self._config.reward == "gain" else self.utility
+        now = self.smooth_utility
+        paid = now - before if self._config.reward == "gain" else now
         over = active & (stops | (self._steps >= self._config.horizon))
         return np.where(active, paid, 0.0), over
 
@@ -126,8 +129,8 @@ class Episodes:
         seen = observe(
             reading,
             Progress(
-                metric=self._measured.metric,
-                metric_before=self._metric_before,
+                metric=self._measured.smooth,
+                metric_before=self._smooth_before,
                 loss=self._measured.loss,
                 train_loss=self._measured.train_loss,
                 train_loss_before=self._train_loss_before,
@@ -149,6 +152,8 @@ class Episodes:
         self.relative_cost = np.where(at, cost, self.relative_cost)
         now = utility(self._measured.metric, self.relative_cost, self.cost_weight)
         self.utility = np.where(at, now, self.utility)
+        now = utility(self._measured.smooth, self.relative_cost, self.cost_weight)
+        self.smooth_utility = np.where(at, now, self.smooth_utility)
 
     def _check_legal(self, actions: IntArray, active: BoolArray) -> None:
         rows = np.arange(len(actions))
@@ -213,7 +218,7 @@ def _task(key: str) -> Task:
 def _replaced(old: Measured, new: Measured, members: Sequence[int]) -> Measured:
     """The old figures with those of some members replaced."""
     values = []
-    for name in ("metric", "loss", "train_loss"):
+    for name in ("metric", "smooth", "loss", "train_loss"):
         value = getattr(old, name).copy()
         value[members] = getattr(new, name)[members]
         values.append(value)

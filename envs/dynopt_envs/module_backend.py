@@ -116,6 +116,7 @@ class ModuleBackend:
     def measure(self) -> Measured:
         """What the last training or start left."""
         return Measured(
+            np.array([network.metrics.metric for network in self._networks]),
             np.array([network.metrics.smooth for network in self._networks]),
             np.array([network.metrics.loss for network in self._networks]),
             np.array([network.train_loss for network in self._networks]),

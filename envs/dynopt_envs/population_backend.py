@@ -21,6 +21,7 @@ from dynopt_ray.policies.reading import FloatArray, Reading
 from dynopt_ray.policies.unit_scores import lowest, pruned, scores_of, summarise
 from dynopt_ray.population import (
     Population,
+    PopulationMetrics,
     batch_rows,
     evaluate,
     grow,
@@ -42,7 +43,7 @@ class PopulationBackend:
         self._members = Population(task.new_model(seed=0), num_members)
         self._generators = [torch.Generator() for _ in range(num_members)]
         self._train_loss = np.zeros(num_members)
-        self._measured = Measured(*np.zeros((3, num_members)))
+        self._measured = Measured(*np.zeros((4, num_members)))
         self._start_costs = _costs(self._members)
         self._start_widths = self._members.widths.copy()
         self.num_samples = len(self._y)
@@ -54,7 +55,7 @@ class PopulationBackend:
         for member, seed in zip(members, seeds, strict=True):
             self._members.seeds[member] = seed
             self._generators[member].manual_seed(seed)
-        for name in ("metric", "loss", "train_loss"):
+        for name in ("metric", "smooth", "loss", "train_loss"):
             getattr(self._measured, name)[members] = getattr(self._pool_measured, name)[starts]
 
     def read(self, cursor: IntArray) -> Reading:
@@ -113,9 +114,7 @@ class PopulationBackend:
         )
         self._train_loss = _train(self._members, self._x, self._y, rows, start)
         metrics = evaluate(self._members, *self._validation)
-        self._measured = Measured(
-            metrics.smooth.cpu().numpy(), metrics.loss.cpu().numpy(), self._train_loss
-        )
+        self._measured = _measured(metrics, self._train_loss)
 
     def measure(self) -> Measured:
         """What the last training or start left."""
@@ -200,7 +199,14 @@ def _pool(task: Task, start: StartConfig) -> tuple[Population, Measured]:
         pool.copy_from([index], one, [0])
     metrics = evaluate(pool, *task.arrays("validation"))
     train_loss = evaluate(pool, x, y).loss.cpu().numpy()
-    return pool, Measured(metrics.smooth.cpu().numpy(), metrics.loss.cpu().numpy(), train_loss)
+    return pool, _measured(metrics, train_loss)
+
+
+def _measured(metrics: PopulationMetrics, train_loss: FloatArray) -> Measured:
+    accuracy, smooth, loss = (
+        figure.cpu().numpy() for figure in (metrics.accuracy, metrics.smooth, metrics.loss)
+    )
+    return Measured(accuracy, smooth, loss, train_loss)
 
 
 def _train(

@@ -226,7 +226,9 @@ def test_a_learned_policy_beats_random_and_keeping() -> None:
     options = {"task": "digits-mlp", "cost_weight": 0.3}
     policy = train_policy({"num_steps": 8_000, "env_kwargs": options})
     learned, by_chance, kept = (
-        evaluate_policy(chosen, env_kwargs=options, num_episodes=32, seed=1_000).mean
+        evaluate_policy(
+            chosen, env_kwargs=options, num_episodes=32, seed=1_000
+        ).smooth_utility.mean()
         for chosen in (policy, RandomPolicy(), ConstantPolicy(Action.KEEP))
     )
     assert learned > 0.88

@@ -5,14 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dynopt_ray.cluster.networks import loaded_network, network_bytes, restored, trained_in_parts
 from dynopt_ray.cluster.prune_trial import PruneTrial
 from dynopt_ray.cluster.search import search
-from dynopt_ray.errors import CheckpointError, DivergedError
-from dynopt_ray.schedules import constant
+from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import Cost, measure
 from dynopt_ray.tasks import Task, load_task
-from dynopt_ray.training.config import make_optimizer
+from dynopt_ray.training.networks import loaded_network, network_bytes
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +24,6 @@ def network(task: Task) -> bytes:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     task.train_steps(model, optimizer, 150, generator=torch.Generator().manual_seed(0))
     return network_bytes(model)
-
-
-def test_networks_survive_the_journey(task: Task, network: bytes) -> None:
-    model = loaded_network(task, network)
-    assert network_bytes(model) == network
-    with pytest.raises(CheckpointError):
-        restored(task.new_model(seed=0), network[:-10])
 
 
 def test_a_trial_prunes_retrains_and_reports(task: Task, network: bytes) -> None:
@@ -95,21 +86,6 @@ def test_a_search_over_real_networks(task: Task, network: bytes) -> None:
     assert result.network is not None
     winner = loaded_network(task, result.network)
     assert task.evaluate(winner).metric == result.best.accuracy
-
-
-def test_training_in_parts_is_even_and_seeded(task: Task) -> None:
-    def run() -> tuple[list[int], torch.Tensor]:
-        model = task.new_model(seed=0)
-        optimizer = make_optimizer("sgd", model, lr=0.1)
-        parts = trained_in_parts(
-            model, task, optimizer, constant(0.1), num_steps=10, num_parts=4, seed=0
-        )
-        steps = [step for step, _ in parts]
-        return steps, next(model.parameters()).detach().clone()
-
-    steps, weights = run()
-    assert steps == [2, 5, 8, 10]
-    assert torch.equal(weights, run()[1])
 
 
 def _doubled(task: Task, network: bytes) -> Cost:

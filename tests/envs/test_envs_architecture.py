@@ -56,7 +56,8 @@ def test_both_backends_are_one_environment(seed: int, mlp_task: Task) -> None:
         assert (ours["action_mask"] == theirs["action_mask"]).all()
         assert info[0]["cost_weight"] == info[1]["cost_weight"]
         assert info[0]["relative_cost"] == info[1]["relative_cost"]
-        assert info[0]["metric"] == pytest.approx(info[1]["metric"], abs=1e-3)
+        for figure in ("metric", "smooth_utility"):
+            assert info[0][figure] == pytest.approx(info[1][figure], abs=1e-3)
         action = legal(ours["action_mask"][:-1], generator)
         (*first, _, _), (*second, _, _) = results = [env.step(np.int64(action)) for env in envs]
         seen, info = [r[0] for r in results], [r[4] for r in results]  # type: ignore[assignment]
@@ -111,13 +112,28 @@ def test_gains_sum_up_to_the_whole_gain(mlp_task: Task) -> None:
     gain, level = (make(task=mlp_task, reward=kind, cost_weight=0.4) for kind in ("gain", "level"))
     _, info = gain.reset(seed=3)
     level.reset(seed=3)
-    start, total = info["utility"], 0.0
+    start, total = info["smooth_utility"], 0.0
     for action in (Action.SHRINK, Action.KEEP, Action.PRUNE, Action.GROW):
         _, reward, _, _, info = gain.step(np.int64(action))
         total += float(reward)
-        assert level.step(np.int64(action))[1] == pytest.approx(info["utility"])
-    assert total == pytest.approx(info["utility"] - start)
-    assert info["utility"] == pytest.approx(info["metric"] - 0.4 * info["relative_cost"])
+        assert level.step(np.int64(action))[1] == pytest.approx(info["smooth_utility"])
+    assert total == pytest.approx(info["smooth_utility"] - start)
+
+
+@pytest.mark.parametrize("backend", ["population", "module"])
+def test_utility_is_of_accuracy_and_the_reward_of_the_smoother_metric(
+    backend: str, mlp_task: Task
+) -> None:
+    env = make(task=mlp_task, backend=backend, cost_weight=0.4)
+    env.reset(seed=3)
+    seen, _, _, _, info = env.step(np.int64(Action.SHRINK))
+    charged = 0.4 * info["relative_cost"]
+    num_rows = len(mlp_task.arrays("validation")[1])
+    assert info["utility"] == pytest.approx(info["metric"] - charged)
+    assert info["metric"] * num_rows == pytest.approx(round(info["metric"] * num_rows))
+    smooth = float(seen["observations"][FEATURES.index("metric")])
+    assert info["smooth_utility"] == pytest.approx(smooth - charged)
+    assert info["smooth_utility"] != pytest.approx(info["utility"], abs=1e-4)
 
 
 def test_the_cost_weight_is_drawn_and_shown() -> None:

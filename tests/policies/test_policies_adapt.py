@@ -54,12 +54,17 @@ class Script:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_never_ends_with_less_utility(seed: int) -> None:
+def test_never_ends_with_less_smooth_utility(seed: int) -> None:
     model = fresh()
     result = adapt(model, TASK, RandomPolicy(seed), cost_weight=0.3, horizon=8, train_steps=5)
-    assert result.utility_after >= result.utility_before
-    assert result.utility_after == pytest.approx(result.history["utility"].max())
-    assert result.history["utility"][result.best_step] == pytest.approx(result.utility_after)
+    assert result.smooth_utility_after >= result.smooth_utility_before
+    assert result.smooth_utility_after == pytest.approx(result.history["smooth_utility"].max())
+    best = result.history.iloc[result.best_step]
+    assert best["smooth_utility"] == pytest.approx(result.smooth_utility_after)
+    assert best["utility"] == pytest.approx(result.utility_after)
+    charged = 0.3 * result.after.cost.relative_to(result.before.cost)
+    assert result.utility_after == pytest.approx(result.after.validation.metric - charged)
+    assert result.smooth_utility_after == pytest.approx(result.after.validation.smooth - charged)
     # The network is what the result says it is.
     assert trace(model, TASK.example_inputs()).widths == dict(result.after.widths)
     assert TASK.evaluate(model) == result.after.validation

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,10 @@ def log_text(directory: RunDirectory) -> str:
 def test_a_run_that_ends_well(directory: RunDirectory) -> None:
     seen: list[Any] = []
 
+    an_hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    begun = {**directory.manifest, "started": an_hour_ago}
+    directory.write_text("manifest.json", json.dumps(begun))
+
     def action(run: Run) -> None:
         logging.getLogger("dynopt_ray.x").info("hello")
         with run.progress.stage("work", 2) as stage:
@@ -133,7 +138,7 @@ def test_a_run_that_ends_well(directory: RunDirectory) -> None:
     assert (seen, torch.get_num_threads()) == ([3], before)
     content = directory.manifest
     assert content["status"] == "finished"
-    assert content["duration_s"] >= 0
+    assert 3600 <= content["duration_s"] < 3660
     assert "error" not in content
     assert "hello" in log_text(directory)
     assert "done it" in log_text(directory)

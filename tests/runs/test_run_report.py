@@ -196,7 +196,7 @@ def words(name: str) -> list[str]:
     [
         ("pareto", ["cost relative to the start", "accuracy", "start", "trials", "front", "#2"]),
         ("widths", ["units", "conv1", "conv2"]),
-        ("policy", ["environment steps", "gain in utility per episode"]),
+        ("policy", ["environment steps", "gain in smooth utility per episode"]),
         ("stream", ["event", "learning", "frozen", "drift", "detected"]),
         ("loss", ["training loss", "train", "trial 1"]),
         ("lr", ["learning rate", "train", "trial 1"]),

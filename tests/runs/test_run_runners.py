@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from dynopt_ray.cluster.networks import loaded_network
 from dynopt_ray.errors import CheckpointError, SpecError
 from dynopt_ray.policies import DQNPolicy, DuelingNetwork
 from dynopt_ray.policies.actions import Action
@@ -18,6 +17,7 @@ from dynopt_ray.runs.loading import check_spec, spec_text
 from dynopt_ray.runs.progress import Silent
 from dynopt_ray.runs.run import Run, carry_out
 from dynopt_ray.tasks import load_task
+from dynopt_ray.training.networks import loaded_network
 
 TASK = {"name": "digits-mlp", "hidden": [24]}
 BASE: dict[str, Any] = {
@@ -149,6 +149,11 @@ def test_adapt_follows_a_rule(tmp_path: Path) -> None:
     summary = rows(directory, "summary")
     assert summary["after"]["params"] < summary["before"]["params"]
     assert accuracy_of(directory) == summary["after"]["accuracy"]
+    best = history[history["kept"]].sort_values("smooth_utility").iloc[-1]
+    assert summary["after"]["utility"] == pytest.approx(best["utility"])
+    assert summary["before"]["utility"] == pytest.approx(history["utility"][0])
+    log = (directory.path / "log.txt").read_text()
+    assert f"utility {history['utility'][0]:.4f} → {best['utility']:.4f}" in log
     widths = table(directory, "widths")
     assert widths["0"].iloc[0] == 24
     assert widths["0"].is_monotonic_decreasing

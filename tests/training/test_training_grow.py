@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import BudgetError, DivergedError, EditError, UnknownNameError
+from dynopt_ray.structure import Mask, trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Budget, grow, stalled
 
@@ -89,22 +90,66 @@ def test_the_same_seed_gives_the_same_network(blobs: Task) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_groups_that_cannot_grow_exactly_keep_their_width() -> None:
-    class Normalised(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.norm = nn.Linear(4, 6), nn.LayerNorm(6)
-            self.second, self.last = nn.Linear(6, 5), nn.Linear(5, 2)
+class Normalised(nn.Module):
+    """A LayerNorm over the first layer's outputs."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.last(self.second(self.norm(self.first(x))).relu())
-            return out
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(4, 6), nn.LayerNorm(6)
+        self.second, self.last = nn.Linear(6, 5), nn.Linear(5, 2)
 
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.second(self.norm(self.first(x))).relu())
+        return out
+
+
+class Residual(nn.Module):
+    """Two layers whose outputs are added: one width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last((self.a(x) + self.b(x)).relu())
+        return out
+
+
+def task_for(model: Callable[[], nn.Module]) -> Task:
     x, y = torch.randn(40, 4), torch.arange(40) % 2
-    task = Task.from_arrays(model=Normalised, train=(x, y), validation=(x, y))
+    return Task.from_arrays(model=model, train=(x, y), validation=(x, y))
+
+
+def test_groups_that_cannot_grow_exactly_keep_their_width() -> None:
+    task = task_for(Normalised)
     result = grow(task.new_model(seed=0), task, target=Budget(params=1.5), train_steps=1)
     assert result.after.widths["first"] == 6
     assert result.after.widths["second"] > 5
+
+
+@pytest.mark.parametrize("target", [{"b": 12}, {"a": 12, "b": 12}])
+def test_a_width_is_that_of_the_group_whichever_producer_names_it(target: dict[str, int]) -> None:
+    task = task_for(Residual)
+    result = grow(task.new_model(seed=0), task, target=target, train_steps=1, rounds=2)
+    assert result.after.widths == {"a": 12}
+    assert result.history["width/a"].tolist() == [8, 10, 12]
+
+
+def test_zeros_that_masks_hold_stay_zeros_in_a_budget(blobs: Task, trained: Trained) -> None:
+    model, optimizer = trained()
+    graph = trace(model, blobs.example_inputs())
+    for name in ("0.weight", "2.weight"):
+        weight = model.get_parameter(name)
+        keep = weight.abs() > weight.abs().quantile(0.8)
+        graph.apply([Mask(name, keep=keep)], optimizer=optimizer)
+    result = grow(
+        graph, blobs, target=Budget(nonzero=1.5), train_steps=5, rounds=2, optimizer=optimizer
+    )
+    start = result.before.cost.nonzero
+    assert start < 0.5 * result.before.cost.params
+    nonzero = result.history["nonzero"]
+    assert 1.25 * start - 25 < nonzero[1] <= 1.25 * start
+    assert 1.5 * start - 25 < nonzero[2] <= 1.5 * start
 
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -112,6 +157,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": Budget(params=1.001)}, EditError, "adds nothing"),
     ({"target": Budget.absolute(latency_ms=9.0)}, ValueError, "limit flops or params instead"),
     ({"target": {"0": 12}}, EditError, "'0' has 12 units and shall have 12"),
+    ({"target": {"0": 14.5}}, EditError, r"'0' has 12 units and shall have 14\.5"),
+    ({"target": {"0": True}}, EditError, "'0' has 12 units and shall have True"),
+    ({"target": {}}, EditError, "names no group"),
     ({"target": {"zero": 20}}, UnknownNameError, "no width group 'zero'"),
     ({"target": {"4": 20}}, EditError, "'4' cannot be resized"),
     ({"rounds": 0}, ValueError, "rounds is 0"),
@@ -129,6 +177,25 @@ def test_what_cannot_be_done_is_refused_before_anything_changes(
     with pytest.raises(error, match=message):
         grow(model, blobs, **{"target": Budget(params=2.0), "train_steps": 2, **options})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "message"),
+    [
+        (Normalised, {"second": 9, "first": 7}, "'first' cannot grow without changing the output"),
+        (Residual, {"a": 12, "b": 10}, r"'b' shall have 10 units.*'a'.* 12"),
+    ],
+)
+def test_widths_are_checked_whole_before_anything_is_trained(
+    model: Callable[[], nn.Module], target: dict[str, int], message: str
+) -> None:
+    task = task_for(model)
+    network = task.new_model(seed=0)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(EditError, match=message):
+        grow(network, task, target=target, train_steps=2, rounds=4)
+    after = network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_a_loss_that_diverges_undoes_the_round(blobs: Task) -> None:

@@ -15,7 +15,7 @@ from dynopt_ray.errors import BudgetError, DivergedError, EditError, UnknownName
 from dynopt_ray.schedules import constant, cosine, linear, polynomial
 from dynopt_ray.structure import Cost, mask_of, measure, trace
 from dynopt_ray.tasks import Batch, Inputs, Metrics, Split, Task
-from dynopt_ray.training import Budget, Fraction, Retraining, Threshold, prune
+from dynopt_ray.training import Budget, Fraction, Greedy, Retraining, Threshold, prune
 from tests.training.planted import USEFUL, Fixed
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
@@ -136,6 +136,29 @@ def test_masked_weights_stay_masked_through_all_rounds(blobs: Task, trained: Tra
         assert not optimizer.state[parameter]["exp_avg"][~keep].any()
     assert result.history["nonzero"].is_monotonic_decreasing
     assert result.after.widths == result.before.widths
+
+
+@pytest.mark.parametrize("recovery", [None, Greedy(share=0.1)])
+def test_a_budget_of_non_zero_weights_counts_those_that_masks_left(
+    blobs: Task, trained: Trained, recovery: Any
+) -> None:
+    model, optimizer = trained()
+    graph = trace(model, blobs.example_inputs())
+    prune(graph, blobs, target=Fraction(remove=0.8), granularity="weight", optimizer=optimizer)
+    result = prune(
+        graph,
+        blobs,
+        target=Budget(nonzero=0.7),
+        rounds=2,
+        retrain=5,
+        compensate=True,
+        recovery=recovery,
+        optimizer=optimizer,
+    )
+    start = result.before.cost.nonzero
+    assert start < 0.4 * result.before.cost.params
+    for number, limit in ((1, 0.85), (2, 0.7)):
+        assert limit * start - 15 < result.history["nonzero"][number] <= limit * start
 
 
 def test_compensation_helps_right_after_the_cut(blobs: Task, trained: Trained) -> None:

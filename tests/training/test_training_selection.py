@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -85,17 +86,27 @@ def chosen(
     kind=st.sampled_from(sorted(BUDGETS)),
 )
 def test_a_budget_is_met_and_no_group_could_have_kept_one_unit_more(
-    seed: int, scope: Scope, limit: float, kind: str
+    seed: int, scope: Scope, limit: float, kind: Any
 ) -> None:
     pool = pool_of(drawn(seed), scope)
     selection = chosen(pool, BUDGETS[kind](limit), scope)
-    widths = widths_left(pool, selection)
     allowed = limit * getattr(pool.costs.now(), kind)
-    assert getattr(pool.costs.at(widths), kind) <= allowed
-    for name, width in widths.items():
-        if width < GRAPH.widths[name]:
-            assert getattr(pool.costs.at({**widths, name: width + 1}), kind) > allowed
-    assert all(width >= 1 for width in widths.values())
+    costs = costs_with_one_back(pool, selection.removed, kind)
+    assert pool.cost(selection.removed, [kind])[kind] <= allowed
+    assert all(cost > allowed for cost in costs.values())
+    assert all(width >= 1 for width in widths_left(pool, selection).values())
+
+
+def costs_with_one_back(pool: UnitPool, removed: Tensor, kind: Any) -> dict[str, float]:
+    """What the network costs if each group gets the most important of its removed units back."""
+    costs = {}
+    for number, name in enumerate(pool.candidates.names):
+        gone = (removed & (pool.candidates.owner == number)).nonzero()[:, 0]
+        if len(gone):
+            more = removed.clone()
+            more[gone[pool.candidates.place[gone].argmax()]] = False
+            costs[name] = pool.cost(more, [kind])[kind]
+    return costs
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -107,6 +118,15 @@ def test_within_a_group_the_least_important_go(scope: Scope) -> None:
         kept = sorted(set(range(GRAPH[edit.group].width)) - set(gone))  # type: ignore[union-attr]
         score = scores[edit.group]  # type: ignore[union-attr]
         assert float(score[gone].max()) <= float(score[kept].min())
+
+
+def test_what_stands_in_the_way_of_fewer_non_zero_weights_is_counted_too() -> None:
+    pool = pool_of(drawn(1), "global", {"7": 20})
+    lowest = pool.cost(pool.candidates.first(len(pool.candidates)), ["nonzero"])["nonzero"]
+    with pytest.raises(BudgetError) as error:
+        chosen(pool, Budget(nonzero=0.01), "global")
+    assert f"the lowest reachable nonzero is {lowest:g}" in str(error.value)
+    assert "hold most of what is left are '7' (20), '4' (1), '0' (1)" in str(error.value)
 
 
 def test_several_limits_hold_together() -> None:
@@ -128,11 +148,11 @@ def test_an_absolute_flop_budget_is_that_of_one_sample() -> None:
 def test_the_computed_cost_is_that_of_the_network_cut() -> None:
     pool = pool_of(drawn(3), "global")
     removed = chosen(pool, Budget(flops=0.3), "global").removed
-    predicted = pool.cost(removed, ["params", "flops", "bytes"])
+    predicted = pool.cost(removed, ["params", "nonzero", "flops", "bytes"])
     receipt = GRAPH.apply(pool.plan(removed))
     now = pool.costs.now()
     receipt.undo()
-    assert predicted == {"params": now.params, "flops": now.flops, "bytes": now.bytes}
+    assert predicted == {kind: getattr(now, kind) for kind in predicted}
 
 
 def test_a_fraction_of_each_layer_is_rounded_down_in_each() -> None:

@@ -126,3 +126,38 @@ def test_what_cannot_be_restored_is_refused_and_left_alone() -> None:
     graph.apply([Shrink("0", remove=[0])])
     with pytest.raises(EditError, match=r"resized since this snapshot.*Snapshot\(graph"):
         blind.restore()
+
+
+def test_widths_that_were_made_final_since_are_refused_and_nothing_is_undone() -> None:
+    model = network()
+    graph = trace(model, torch.zeros(2, 1, 4, 4))
+    snapshot = Snapshot(graph)
+    graph.apply([Shrink("0", remove=[0])])
+    graph.commit()
+    graph.apply([Grow("0", 2)])
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(EditError, match="committed since"):
+        snapshot.restore()
+    assert graph.widths == {"0": 5}
+    assert same(before, copy.deepcopy(model.state_dict()))
+
+
+def test_an_older_plan_that_was_committed_is_named_as_such() -> None:
+    graph = trace(network(), torch.zeros(2, 1, 4, 4))
+    graph.apply([Shrink("0", remove=[0])])
+    snapshot = Snapshot(graph)
+    graph.commit()
+    with pytest.raises(EditError, match="undone or committed since"):
+        snapshot.restore()
+
+
+def test_masks_that_were_made_final_since_go() -> None:
+    model = network()
+    graph = trace(model, torch.zeros(2, 1, 4, 4))
+    weight = model.get_parameter("5.weight")
+    snapshot, before = Snapshot(graph), weight.detach().clone()
+    graph.apply([Mask("5.weight", keep=torch.zeros(weight.shape, dtype=torch.bool))])
+    graph.commit()
+    snapshot.restore()
+    assert mask_of(weight) is None
+    assert torch.equal(weight, before)

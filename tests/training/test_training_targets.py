@@ -15,6 +15,8 @@ def test_a_budget_is_a_fraction_of_the_start_or_a_figure() -> None:
     assert Budget(flops=0.5, params=0.25).limits(START) == {"params": 25.0, "flops": 500.0}
     assert Budget.absolute(nonzero=30).limits(START) == {"nonzero": 30}
     assert Budget(params=2.0).limits(START) == {"params": 200.0}
+    assert Budget(params=0.5).limits(START, share=0.5) == {"params": 75.0}
+    assert Budget.absolute(nonzero=30).limits(START, share=0.5) == {"nonzero": 55.0}
 
 
 def test_budgets_read_as_they_are_written() -> None:

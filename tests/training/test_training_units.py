@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dynopt_ray.criteria import mean_gradients
-from dynopt_ray.structure import Graph, trace
+from dynopt_ray.structure import Graph, Mask, trace
 from dynopt_ray.structure.forward import named_tensors
 from dynopt_ray.training import Costs
 from dynopt_ray.training.units import UnitPool, unit_pool
@@ -79,6 +79,29 @@ def test_the_embedded_network_computes_what_the_cut_one_does(compensate: Tensor 
     output = functional_call(graph.model, embedded, (X,))
     assert torch.allclose(output, expected, atol=1e-5)
     assert not torch.allclose(graph.model(X), expected, atol=1e-3)
+
+
+def masked_network() -> Graph:
+    graph = network()
+    torch.manual_seed(3)
+    parameters = dict(graph.model.named_parameters())
+    graph.apply([Mask(n, keep=torch.rand(p.shape) > 0.7) for n, p in parameters.items()])
+    with torch.no_grad():
+        parameters["head.weight"][:, ::3] = 0  # zeros that no mask holds
+    return graph
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9])
+def test_what_stays_non_zero_is_counted_before_it_is_cut(share: float) -> None:
+    graph = masked_network()
+    pool = pool_of(graph)
+    removed = pool.candidates.first(int(share * len(pool.candidates)))
+    predicted = pool.cost(removed, ["nonzero", "params"])
+    if removed.any():
+        graph.apply(pool.plan(removed))
+    now = pool.costs.now()
+    assert predicted == {"nonzero": now.nonzero, "params": now.params}
+    assert now.nonzero < now.params / 2
 
 
 def test_gains_are_the_slope_of_the_loss_as_a_unit_returns() -> None:

@@ -40,8 +40,7 @@ def prepare(spec: AdaptSpec) -> Action:
 def _policy(spec: AdaptSpec) -> Policy:
     rules = plugins.names("rules")
     if not isinstance(spec.policy, str) or spec.policy in rules or ":" in spec.policy:
-        config = {"name": spec.policy} if isinstance(spec.policy, str) else spec.policy
-        rule: Policy = build("rules", config)
+        rule: Policy = build("rules", spec.policy)
         return rule
     path = Path(spec.policy)
     path = path / POLICY_FILE if path.is_dir() else path
@@ -120,7 +119,8 @@ def adapted(
         )
         relative = result.after.cost.relative_to(result.before.cost, cost)
         stage.result(
-            f"utility {result.utility_before:.4f} → {result.utility_after:.4f}, accuracy "
+            f"utility {result.utility_before:.4f} → {result.utility_after:.4f} (smooth "
+            f"{result.smooth_utility_before:.4f} → {result.smooth_utility_after:.4f}), accuracy "
             f"{result.before.validation.metric:.4f} → {result.after.validation.metric:.4f} at "
             f"{relative:.3f} of the cost"
         )

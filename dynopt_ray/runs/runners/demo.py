@@ -7,7 +7,6 @@ from typing import Any, TypedDict
 import pandas as pd
 
 from dynopt_ray.cluster import session
-from dynopt_ray.cluster.networks import loaded_network
 from dynopt_ray.cluster.trials import SearchResult
 from dynopt_ray.online import ArrayStream
 from dynopt_ray.policies import ENVIRONMENT, AdaptResult, CostKind, DQNPolicy, RandomPolicy
@@ -33,6 +32,7 @@ from dynopt_ray.runs.runners.search import (
 )
 from dynopt_ray.runs.runners.stream import make_stream, streamed
 from dynopt_ray.runs.specs import DemoSpec
+from dynopt_ray.training.networks import loaded_network
 
 
 def prepare(spec: DemoSpec) -> Action:

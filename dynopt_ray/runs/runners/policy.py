@@ -18,6 +18,7 @@ POLICY_FILE = "policy/policy.safetensors"
 # Evaluation meets other starts and batches than training, whose seeds are small.
 _EVALUATION_SEED = 1_000_000
 _MOST_POINTS = 300
+_FIGURES = ["utility", "smooth_utility", "metric", "relative_cost"]
 
 
 def prepare(spec: PolicySpec) -> Action:
@@ -123,14 +124,13 @@ def compared(
                 policy, env_id, env, num_episodes=num_episodes, seed=_EVALUATION_SEED + seed
             )
             columns = {
-                field: getattr(reached, field)
-                for field in ("returns", "utility", "metric", "relative_cost", "num_steps")
+                field: getattr(reached, field) for field in ("returns", *_FIGURES, "num_steps")
             }
             part = pd.DataFrame({"policy": name, "episode": range(num_episodes), **columns})
             parts.append(part)
             stage.advance(note=f"{name}: utility {reached.mean:.4f}")
         episodes = pd.concat(parts, ignore_index=True)
-        means = episodes.groupby("policy", sort=False)[["utility", "metric", "relative_cost"]]
+        means = episodes.groupby("policy", sort=False)[_FIGURES]
         table = means.mean().reset_index()
         table.insert(2, "utility_sd", means.std()["utility"].to_numpy())
         table["episodes"] = num_episodes

@@ -5,7 +5,6 @@ from functools import partial
 import pandas as pd
 from torch import nn
 
-from dynopt_ray.cluster.networks import traced
 from dynopt_ray.runs.fields import Phase
 from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.origin import Curves, Origin, as_budget, figures, keep_network, prepare_origin
@@ -13,6 +12,7 @@ from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.specs import PruneSpec, TargetSpec
 from dynopt_ray.training import Fraction, PruneResult, Retraining, Target, Threshold, prune
 from dynopt_ray.training.config import make_optimizer, make_recovery, make_schedule
+from dynopt_ray.training.networks import traced
 
 _LR_POINTS = 50
 

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from dynopt_ray.cluster.networks import loaded_network, network_bytes
 from dynopt_ray.cluster.prune_trial import PruneTrial
 from dynopt_ray.cluster.search import make_scheduler, make_searcher, search
 from dynopt_ray.cluster.trials import SearchResult, TrialLog
@@ -24,6 +23,7 @@ from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.specs import SearchSettings, SearchSpec
 from dynopt_ray.structure import Cost
 from dynopt_ray.tasks import Task
+from dynopt_ray.training.networks import loaded_network, network_bytes
 
 
 def prepare(spec: SearchSpec) -> Action:

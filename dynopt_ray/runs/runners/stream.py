@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dynopt_ray.cluster import session
-from dynopt_ray.cluster.networks import network_bytes
 from dynopt_ray.errors import DataError, SpecError, UnknownNameError
 from dynopt_ray.online import ArrayStream, Drift, LearnResult, evaluate
 from dynopt_ray.runs.kinds import Action
@@ -30,6 +29,7 @@ from dynopt_ray.runs.origin import Curves, Origin, keep_network, prepare_origin
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.specs import LearnerSettings, StreamSettings, StreamSpec
 from dynopt_ray.tasks import Task
+from dynopt_ray.training.networks import network_bytes
 
 Right = NDArray[np.float64]
 """1 where a prediction was right, 0 where it was wrong, NaN where an event was refused."""

@@ -14,7 +14,8 @@ class DemoSpec(NetworkSpec):
     """Everything, one after the other: policy, adaptation, search, stream.
 
     Attributes:
-        cost_weight: λ of utility = accuracy − λ · relative cost, the same everywhere.
+        cost_weight: λ of utility = accuracy − λ · relative cost, the same everywhere. The
+            policy's rewards and decisions take the smoother `Metrics.smooth` for accuracy.
         cost: the cost that utility charges for.
         policy: how the structure policy learns, on networks of this task.
         num_episodes: episodes in which it is compared with a random one.

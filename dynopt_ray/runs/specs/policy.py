@@ -87,7 +87,7 @@ class AdaptSpec(NetworkSpec):
     Attributes:
         policy: a rule's name, a mapping with `name` and its arguments, or a run directory of
             `kind: policy` or the file of a learned policy.
-        cost_weight: λ of utility = metric − λ · relative cost.
+        cost_weight: λ of utility = accuracy − λ · relative cost.
         cost: the cost that utility charges for.
         adapt: how.
     """

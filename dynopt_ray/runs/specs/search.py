@@ -34,7 +34,7 @@ class SearchSettings(Strict):
         cpus_per_trial: CPU cores that a trial holds; one thread per core.
         gpus_per_trial: GPUs that a trial holds; fractions share one.
         max_concurrent: trials at once; None is as many as there is room for.
-        local: run them in this process, one after the other, without Ray.
+        local: run them in this process, one after the other, on no cluster.
     """
 
     num_trials: int = Field(ge=1, description="the number of trials")

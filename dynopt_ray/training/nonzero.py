@@ -1,0 +1,57 @@
+"""How many parameters of a smaller network are not zero, without making it."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.structure import Graph
+
+Along = dict[int, list[tuple[str, Tensor]]]
+"""Dimension -> the groups whose units lie along it, each with their positions there."""
+
+
+class NonzeroCount:
+    """Counts the parameters that stay and are not zero now, exactly.
+
+    What is zero now counts as zero, whether a mask holds it there or not.
+
+    Args:
+        graph: the traced network. It is read once: make a new count when it has changed.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        along: dict[str, Along] = defaultdict(lambda: defaultdict(list))
+        for group in graph:
+            for s in group.slices:
+                along[s.parameter][s.dim].append((group.name, s.positions))
+        self._parts = [
+            _summed(parameter.detach() != 0, along[name])
+            for name, parameter in graph.model.named_parameters()
+        ]
+
+    def __call__(self, stays: Mapping[str, Tensor]) -> int:
+        """How many there would be.
+
+        Args:
+            stays: group name -> bool tensor (width,), for every group.
+        """
+        return sum(_counted(counts, along, stays) for counts, along in self._parts)
+
+
+def _summed(filled: Tensor, along: Along) -> tuple[Tensor, Along]:
+    """Entries that are not zero, added up over the dimensions that no unit lies along."""
+    fixed = [dim for dim in range(filled.ndim) if dim not in along]
+    counts = filled.sum(fixed) if fixed else filled
+    # Each sum is far below 2^24, up to which float32 is exact; whole numbers have no fast product.
+    return counts.float().cpu(), dict(sorted(along.items()))
+
+
+def _counted(counts: Tensor, along: Along, stays: Mapping[str, Tensor]) -> int:
+    for groups in reversed(along.values()):
+        kept = torch.ones(counts.shape[-1], dtype=counts.dtype)
+        for name, positions in groups:
+            kept[positions[~stays[name]].flatten()] = 0
+        counts = (counts @ kept).double()
+    return round(float(counts))
