@@ -99,8 +99,7 @@ class DurableLearner:
             LearnerError: a gap before `first`, a full disk, or a learner that failed before.
                 Nothing of this call was learned; send it again when the cause is gone.
         """
-        if self._broken:
-            raise LearnerError(self._broken)
+        self._refuse_if_broken()
         if first > self.sequence + 1:
             raise LearnerError(
                 f"event {first} was sent but {self.sequence + 1} is next: events in between are "
@@ -123,7 +122,9 @@ class DurableLearner:
 
         Raises:
             CheckpointError: it could not be written; the one before and the journal are valid.
+            LearnerError: the learner failed at an event before, or was closed.
         """
+        self._refuse_if_broken()
         state = {"sequence": self.sequence, "learner": self.learner.state_dict()}
         write_state(self._directory / "snapshot.safetensors", state, kind=_KIND)
         self._covered = self.sequence
@@ -147,6 +148,10 @@ class DurableLearner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _refuse_if_broken(self) -> None:
+        if self._broken:
+            raise LearnerError(self._broken)
 
     def _load_snapshot(self) -> int:
         path = self._directory / "snapshot.safetensors"
@@ -186,7 +191,7 @@ class DurableLearner:
     def _snapshot_if_possible(self) -> None:
         try:
             self.snapshot()
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             self._snapshot_error = str(error)
 
 

@@ -215,6 +215,48 @@ def test_a_full_disk_delays_snapshots_but_loses_nothing(tmp_path: Path) -> None:
     assert state_bytes(revived, tmp_path) == undisturbed(stream, tmp_path)
 
 
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_journal_that_could_not_be_emptied_loses_no_event(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = events(12)
+    durable = opened(tmp_path / "d", snapshot_every=100)
+    durable.learn(1, stream[:5])
+    syncs = iter([None, failure])
+
+    def sync_directory(_: Path) -> None:
+        if (happens := next(syncs, None)) is not None:
+            raise happens
+
+    with monkeypatch.context() as patch:
+        # The first sync is of the snapshot, the second of the journal.
+        patch.setattr("dynopt_ray.storage.sync_directory", sync_directory)
+        with pytest.raises((CheckpointError, KeyboardInterrupt)):
+            durable.snapshot()
+    assert durable.learn(6, stream[5:8]).sequence == 8
+    durable.close()
+    revived = opened(tmp_path / "d")
+    assert revived.sequence == 8
+    revived.learn(9, stream[8:])
+    assert state_bytes(revived, tmp_path) == undisturbed(stream, tmp_path)
+
+
+def test_a_learner_that_failed_or_was_closed_writes_no_snapshot(tmp_path: Path) -> None:
+    durable = opened(tmp_path / "d")
+    durable.learn(1, events(5))
+    hook = durable.learner.optimizer.register_step_post_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        durable.learn(6, events(1))
+    hook.remove()
+    # The weights are those of half an event.
+    with pytest.raises(LearnerError, match="event 6 failed"):
+        durable.snapshot()
+    assert not (tmp_path / "d" / "snapshot.safetensors").exists()
+    durable.close()
+    with pytest.raises(LearnerError, match="was closed"):
+        durable.snapshot()
+
+
 def test_a_damaged_snapshot_is_refused_and_the_lock_let_go(tmp_path: Path) -> None:
     durable = opened(tmp_path / "d")
     durable.learn(1, events(10))
