@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dynopt_ray.errors import CheckpointError, DataError, LearnerError
 from dynopt_ray.storage import replace_file, sync_directory
@@ -34,6 +36,7 @@ _MARKER = b"\xd5REC"
 _RECORD = struct.Struct("<4sIQIII")
 _TYPES = ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "u2", "u4")
 _CODES = {np.dtype(name): code for code, name in enumerate(_TYPES)}
+_ADVICE = f"convert it to one of {', '.join(_TYPES)}"
 _MAX_BODY_BYTES = 2**32 - 1
 
 
@@ -244,6 +247,32 @@ class Journal:
             self._broken = f"a failed write could not be undone ({error.strerror})"
 
 
+def storable(name: str, value: Any) -> NDArray[Any]:
+    """A number, list, array or tensor as the journal gives it back: a copy, native, row by row.
+
+    Both who learns now and who replays later then compute with the same bytes in the same
+    layout, or they might round differently.
+
+    Args:
+        name: what it is, for the error.
+        value: bfloat16 becomes float32, which holds the same numbers.
+
+    Raises:
+        DataError: it is not an array of numbers of a type that the journal can keep.
+    """
+    try:
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        array = np.array(value, order="C")
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{name} is not an array of numbers: {error}") from None
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype not in _CODES:
+        raise DataError(f"{name} is an array of {array.dtype}; {_ADVICE}")
+    return array
+
+
 def _record_header(first: int, count: int, body: bytes) -> bytes:
     head = struct.pack("<4sIQII", _MARKER, len(body), first, count, zlib.crc32(body))
     return head + struct.pack("<I", zlib.crc32(head))
@@ -252,9 +281,7 @@ def _record_header(first: int, count: int, body: bytes) -> bytes:
 def _encode(array: NDArray[Any]) -> bytes:
     code = _CODES.get(array.dtype)
     if code is None:
-        raise DataError(
-            f"the journal cannot keep {array.dtype} data; convert it to one of {', '.join(_TYPES)}"
-        )
+        raise DataError(f"the journal cannot keep {array.dtype} data; {_ADVICE}")
     shape = struct.pack(f"<BB{array.ndim}I", code, array.ndim, *array.shape)
     return shape + np.ascontiguousarray(array).tobytes()
 
