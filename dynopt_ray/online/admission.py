@@ -14,6 +14,11 @@ from dynopt_ray.online.events import as_tensor, label_problem, non_finite_proble
 from dynopt_ray.online.losses import Loss, event_errors, is_classification
 
 _OUTPUT = "the network's output"
+# torch has the second since 2.8.
+_OF_THE_DEVICE = (
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def refusals(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except _OF_THE_DEVICE:
         # No fault of the events, and a replay may have the memory.
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

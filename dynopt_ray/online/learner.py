@@ -59,8 +59,9 @@ class OnlineLearner:
 
     It learns in the mode the network is in (train mode, for a fresh one) and predicts in eval
     mode. BatchNorm in train mode needs mini-batches of two events or more; for single events put
-    it into eval mode, where its statistics stay as they are. Its randomness depends on `seed` and the number of updates alone, not on the process
-    around it. It is not safe to share between threads; `freeze()` gives a copy that is.
+    it into eval mode, where its statistics stay as they are. Its randomness depends on `seed` and
+    the number of updates alone, not on the process around it. It is not safe to share between
+    threads; `freeze()` gives a copy that is.
 
     Args:
         model: the network; it takes mini-batches, events first.
@@ -148,10 +149,9 @@ class OnlineLearner:
         """Test the network on one event or mini-batch, then learn from it.
 
         Events that cannot be learned from are quarantined and reported; they change no weight.
-        Where the network takes a mini-batch in eval mode but cannot be trained on it, such as a
-        single event through BatchNorm, all of it is quarantined. What the optimizer, the detector
-        or a reaction raises is passed on, as is running out of memory; the event may then be
-        half learned.
+        Where the network takes a mini-batch in eval mode but cannot be trained on it (one event
+        through BatchNorm), all of it is. What the optimizer, the detector, a reaction or a failing
+        device raises is passed on; the event may then be half learned.
 
         Args:
             x: one event, or a mini-batch with events first.
@@ -271,7 +271,7 @@ class OnlineLearner:
         """Go on exactly as the learner that gave `state` would, bit for bit.
 
         Build this learner as that one was built: same network, optimizer, loss, detector,
-        guard and reactions. Width that network gained or lost since is applied here.
+        guard and reactions. The widths, masks and modes it has come to since are applied here.
 
         Raises:
             CheckpointError: the state is of another kind of learner; nothing was changed.

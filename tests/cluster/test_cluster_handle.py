@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from ray.exceptions import ActorUnavailableError
 from torch import nn
@@ -42,8 +43,8 @@ def handle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Handle]:
     """Makes handles, whose actors are `Local`."""
     actor = LearnerActor(build, tmp_path / "d", snapshot_every=100, num_threads=1)
     monkeypatch.setattr(remote, "_start_actor", lambda *_, **__: Local(actor))
-    monkeypatch.setattr(remote.ray, "get", lambda call, timeout=None: call())  # noqa: ARG005
-    monkeypatch.setattr(remote.ray, "kill", lambda _: None)
+    monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())  # noqa: ARG005
+    monkeypatch.setattr(ray, "kill", lambda _: None)
     made = []
 
     def make(**settings: Any) -> RemoteLearner:
@@ -167,5 +168,5 @@ def test_the_wait_for_an_actor_ends(handle: Handle, monkeypatch: pytest.MonkeyPa
     learner = handle(timeout_s=0.3)
     actor: LearnerActor = learner._actor.actor
     monkeypatch.setattr(actor, "learn", failing(actor.learn, times=100, after_s=0.0))
-    with pytest.raises(LearnerError, match="has not come back in 0.3 s"):
+    with pytest.raises(LearnerError, match=r"has not come back in 0\.3 s"):
         learner.learn(np.ones(4), 1).result(timeout=10)

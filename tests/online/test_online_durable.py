@@ -294,7 +294,11 @@ def test_a_journal_that_could_not_be_emptied_loses_no_event(
 def test_a_learner_that_failed_or_was_closed_writes_no_snapshot(tmp_path: Path) -> None:
     durable = opened(tmp_path / "d")
     durable.learn(1, events(5))
-    hook = durable.learner.optimizer.register_step_post_hook(lambda *_: 1 / 0)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    hook = durable.learner.optimizer.register_step_post_hook(fail)
     with pytest.raises(ZeroDivisionError):
         durable.learn(6, events(1))
     hook.remove()

@@ -93,7 +93,7 @@ class Fussy(nn.Module):
         if self.training and x[0, 0] == 9:
             if self.where == "forward":
                 raise ValueError("no nines")
-            output.register_hook(self._refuse)
+            output.register_hook(self._refuse)  # type: ignore[no-untyped-call]
         return output
 
     def _refuse(self, _: Tensor) -> None:
@@ -191,16 +191,19 @@ def test_a_window_that_the_network_refuses_costs_an_event_not_the_learner(num_ev
     assert subject.updates == num_events + 1
 
 
-def test_out_of_memory_is_no_fault_of_the_event(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
+def test_a_failing_device_is_no_fault_of_the_event(name: str, tmp_path: Path) -> None:
+    kind = getattr(torch, name, torch.OutOfMemoryError)
+
     class Full(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             if self.training:
-                raise torch.OutOfMemoryError("no memory")
+                raise kind("no memory")
             return super().forward(input)
 
     subject = learner(Full(4, 3))
     before = state_bytes(subject, tmp_path)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(kind):
         subject.learn(*events(1)[0])
     assert state_bytes(subject, tmp_path) == before
 
