@@ -1,7 +1,7 @@
 """Online learners as Ray actors: they survive the death of their process with their state."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray import plugins
-from dynopt_ray.online import Ack, DurableLearner, OnlineLearner
-from dynopt_ray.online.durable import Event
-
-BuildLearner = Callable[[], OnlineLearner]
+from dynopt_ray.online import Ack, BuildLearner, DurableLearner, Event
 
 
 @dataclass(frozen=True)

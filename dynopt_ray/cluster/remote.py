@@ -9,15 +9,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 from torch import Tensor
 
-from dynopt_ray.cluster.learner import BuildLearner, LearnerActor, Status
-from dynopt_ray.errors import ClusterError, DataError, LearnerError
-from dynopt_ray.online import Ack, LearnResult
-from dynopt_ray.online.durable import Event
+from dynopt_ray.cluster.learner import LearnerActor, Status
+from dynopt_ray.errors import ClusterError, LearnerError
+from dynopt_ray.online import Ack, BuildLearner, Event, LearnResult
+from dynopt_ray.online.journal import storable
 
 Learned = Future[LearnResult | None]
 """Comes when the event is on disk and learned; None where the actor died before it told."""
@@ -112,10 +111,10 @@ class RemoteLearner:
             A future; it need not be looked at.
 
         Raises:
-            DataError: x or y is not an array of numbers.
+            DataError: x or y is not an array of numbers that a journal can keep.
             LearnerError: no room within `timeout_s`, or the learner has failed.
         """
-        event = (_as_array("x", x), _as_array("y", y))
+        event = (storable("x", x), storable("y", y))
         with self._changed:
             has_room = self._changed.wait_for(
                 lambda: len(self._pending) < self._max_pending or self._is_over(),
@@ -141,35 +140,38 @@ class RemoteLearner:
         It does not wait for learning. The event is kept for `label`.
 
         Raises:
-            DataError: x is not an array of numbers, or not of the stream's shape.
+            DataError: x is not an array of numbers that a journal can keep, or not of the
+                stream's shape.
             LearnerError: the learner has failed.
         """
-        array = _as_array("x", x)
+        array = storable("x", x)
         output = self._call(lambda: self._actor.predict.remote(array))
         with self._changed:
             self._num_predictions += 1
-            self._unlabelled[self._num_predictions] = array
-            while len(self._unlabelled) > self._max_unlabelled:
-                self._unlabelled.popitem(last=False)
+            self._keep(self._num_predictions, array)
             return Prediction(self._num_predictions, output)
 
     def label(self, prediction_id: int, y: Any) -> Learned:
         """Learn from an event that was predicted earlier, now that its label is known.
 
         Raises:
-            LearnerError: no such prediction waits for a label.
+            DataError: y is not an array of numbers that a journal can keep.
+            LearnerError: no such prediction waits for a label, no room within `timeout_s`, or the
+                learner has failed. In all but the first case it goes on waiting for its label.
         """
         with self._changed:
-            if prediction_id not in self._unlabelled:
-                raise LearnerError(
-                    f"prediction {prediction_id} does not wait for a label: it was labelled, is "
-                    f"older than the latest {self._max_unlabelled}, or is of another handle"
-                )
-            x = self._unlabelled[prediction_id]
-        learned = self.learn(x, y)
-        with self._changed:
-            self._unlabelled.pop(prediction_id, None)
-        return learned
+            x = self._unlabelled.pop(prediction_id, None)
+        if x is None:
+            raise LearnerError(
+                f"prediction {prediction_id} does not wait for a label: it was labelled, is "
+                f"older than the latest {self._max_unlabelled}, or is of another handle"
+            )
+        try:
+            return self.learn(x, y)
+        except BaseException:
+            with self._changed:
+                self._keep(prediction_id, x)
+            raise
 
     def flush(self) -> None:
         """Wait until everything sent is on disk and learned.
@@ -192,7 +194,10 @@ class RemoteLearner:
         self._call(lambda: self._actor.snapshot.remote())
 
     def status(self) -> Status:
-        """How the learner is, after what it learns at the moment."""
+        """How the learner is now.
+
+        It does not wait for learning: of a call under way, it counts the events learned so far.
+        """
         status: Status = self._call(lambda: self._actor.status.remote())
         return status
 
@@ -217,6 +222,12 @@ class RemoteLearner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _keep(self, prediction_id: int, x: Any) -> None:
+        """Keep an event for its label; the oldest make room."""
+        self._unlabelled[prediction_id] = x
+        while len(self._unlabelled) > self._max_unlabelled:
+            self._unlabelled.popitem(last=False)
+
     def _started(self) -> Status:
         """The status of an actor that has just been made, or why it could not be."""
         try:
@@ -236,12 +247,14 @@ class RemoteLearner:
 
     def _call(self, call: Callable[[], Any]) -> Any:
         """The result of a call that may be repeated, across restarts of the actor."""
-        deadline = time.monotonic() + self._timeout_s
+        missing_since: float | None = None
         while True:
             try:
                 return ray.get(call())
             except ActorUnavailableError as error:
-                if time.monotonic() > deadline:
+                # Only now: before, the call may have run for longer than one waits for an actor.
+                missing_since = missing_since or time.monotonic()
+                if time.monotonic() - missing_since > self._timeout_s:
                     raise LearnerError(
                         f"the learner's actor has not come back in {self._timeout_s:g} s: {error}"
                     ) from error
@@ -326,16 +339,3 @@ def _start_actor(
     return actor.remote(
         build, directory, snapshot_every=snapshot_every, num_threads=max(1, int(num_cpus))
     )
-
-
-def _as_array(name: str, value: Any) -> Any:
-    """A number, list, array or tensor as an array that can be sent and journaled."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise DataError(f"{name} is not an array of numbers: {error}") from None
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{name} is an array of {array.dtype}, not of numbers")
-    return array

@@ -9,7 +9,7 @@ Example:
 """
 
 from dynopt_ray.online.detectors import Detector, Replayed
-from dynopt_ray.online.durable import Ack, DurableLearner
+from dynopt_ray.online.durable import Ack, BuildLearner, DurableLearner, Event
 from dynopt_ray.online.evaluation import evaluate
 from dynopt_ray.online.events import Quarantine, Rejected
 from dynopt_ray.online.guard import Guard, Verdict
@@ -24,10 +24,12 @@ from dynopt_ray.online.streams import ArrayStream, Drift, RiverStream
 __all__ = [
     "Ack",
     "ArrayStream",
+    "BuildLearner",
     "Detector",
     "Drift",
     "DurableLearner",
     "Entry",
+    "Event",
     "Guard",
     "Journal",
     "LearnResult",

@@ -1,7 +1,8 @@
 """Testing a network on what a stream brings, and sorting out what it cannot learn from."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,11 @@ from dynopt_ray.online.events import as_tensor, label_problem, non_finite_proble
 from dynopt_ray.online.losses import Loss, event_errors, is_classification
 
 _OUTPUT = "the network's output"
+# torch has the second since 2.8.
+_OF_THE_DEVICE = (
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,18 @@ class Admitted:
         """The good rows, ascending."""
         return tuple(row for row in range(self.num_events) if row not in self.reasons)
 
+    def refused(self, reason: str) -> "Admitted":
+        """The same events with none of them good, the good ones for this reason."""
+        reasons = dict.fromkeys(range(self.num_events), reason) | self.reasons
+        return Admitted(self.num_events, Tested(), reasons, self.overflowed)
+
 
 @dataclass(frozen=True)
 class Admission:
     """Tells good events from bad ones by testing the network on them; changes nothing.
 
     A row is bad when it is not numeric, not finite, of the wrong shape, labelled outside the
-    classes, refused by the network, or gives an output or loss that is not finite.
+    classes, refused by the network or the loss, or gives an output or loss that is not finite.
 
     Attributes:
         forward: mini-batch -> outputs, in eval mode.
@@ -102,9 +113,7 @@ class Admission:
         tested = self._test(batch_x[good], batch_y[good]) if good else tested
         if isinstance(tested, str):
             # Each row is fine alone, but the network refuses them together.
-            return Admitted(
-                len(batch_x), Tested(), dict.fromkeys(range(len(batch_x)), tested), overflowed
-            )
+            return Admitted(len(batch_x), Tested(), {}, overflowed).refused(tested)
         return Admitted(len(batch_x), tested, reasons, overflowed)
 
     def _tensor(self, value: Any) -> Tensor:
@@ -115,14 +124,18 @@ class Admission:
         problem = non_finite_problem("x", x) or non_finite_problem("y", y)
         if problem:
             return problem
+        refused = f"an event of shape {tuple(x.shape[1:])}"
         try:
-            output = self.forward(x)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            return f"the network refuses an event of shape {tuple(x.shape[1:])}: {error}"
-        if problem := non_finite_problem(_OUTPUT, output):
-            return problem
+            with refusals(f"the network refuses {refused}"):
+                output = self.forward(x)
+            if problem := non_finite_problem(_OUTPUT, output):
+                return problem
+            with refusals(f"the loss refuses {refused}"):
+                return self._judged(x, y, output)
+        except DataError as error:
+            return str(error)
+
+    def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> Tested | str:
         if self.needs_classes or is_classification(output, y):
             if problem := label_problem(y, output):
                 return problem
@@ -131,3 +144,19 @@ class Admission:
         if not math.isfinite(loss):
             return f"the loss of the event is {loss}"
         return Tested(x, y, output, loss, tuple(event_errors(self.loss, output, y)))
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Make a `DataError` of what a network or loss raises at events that it cannot take.
+
+    Args:
+        what: the beginning of the error's message.
+    """
+    try:
+        yield
+    except _OF_THE_DEVICE:
+        # No fault of the events, and a replay may have the memory.
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{what}: {error}") from error

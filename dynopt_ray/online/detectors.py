@@ -88,15 +88,24 @@ class Replayed:
         return risen
 
     def state_dict(self) -> dict[str, Any]:
-        """The errors since the last drift or rebuild."""
-        return {"errors": torch.tensor(self._log.tolist(), dtype=torch.float64)}
+        """The detector's name and the errors since the last drift or rebuild."""
+        return {
+            "kind": type(self._detector).__name__,
+            "errors": torch.tensor(self._log.tolist(), dtype=torch.float64),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rebuild the detector from a log of errors.
 
         Raises:
-            CheckpointError: the log is longer than this detector would have kept.
+            CheckpointError: it is of another detector, or longer than this one would have kept.
         """
+        kind = type(self._detector).__name__
+        if state["kind"] != kind:
+            raise CheckpointError(
+                f"the snapshot is of the drift detector {state['kind']}, this is {kind}; build the "
+                "learner as it was saved"
+            )
         errors = array("d", state["errors"].tolist())
         if len(errors) >= self._max_log:
             raise CheckpointError(

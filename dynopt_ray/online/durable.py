@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dynopt_ray.errors import CheckpointError, DivergedError, LearnerError
-from dynopt_ray.online.journal import Entry, Journal
+from dynopt_ray.online.journal import Entry, Journal, storable
 from dynopt_ray.online.learner import LearnResult, OnlineLearner
 from dynopt_ray.online.predictor import Predictor
 from dynopt_ray.storage import read_state, write_state
 
 Event = tuple[NDArray[Any], NDArray[Any]]
 """x and y of one call of `learn`, as arrays."""
+
+BuildLearner = Callable[[], OnlineLearner]
+"""Makes a learner, the same one at every call: what it draws is seeded."""
 
 _CLOSED = "the learner was closed"
 _KIND = "durable learner"
@@ -67,7 +69,7 @@ class DurableLearner:
 
     def __init__(
         self,
-        build: Callable[[], OnlineLearner],
+        build: BuildLearner,
         directory: str | os.PathLike[str],
         *,
         snapshot_every: int = 1_000,
@@ -91,6 +93,11 @@ class DurableLearner:
     def learn(self, first: int, events: Sequence[Event]) -> Ack:
         """Journal events, then learn from them one after the other.
 
+        What the network cannot learn from is quarantined, and a diverged network is reported
+        per event; see `OnlineLearner.learn`. Any other error leaves the events in the journal and
+        this object refusing more: correct the optimizer, reaction or whatever raised it and build
+        the learner again, which replays them.
+
         Args:
             first: the sequence number of the first of them; the others follow on.
             events: x and y of each.
@@ -98,9 +105,10 @@ class DurableLearner:
         Raises:
             LearnerError: a gap before `first`, a full disk, or a learner that failed before.
                 Nothing of this call was learned; send it again when the cause is gone.
+            DataError: an event is not numbers of a type that the journal can keep. Nothing of
+                this call was learned.
         """
-        if self._broken:
-            raise LearnerError(self._broken)
+        self._refuse_if_broken()
         if first > self.sequence + 1:
             raise LearnerError(
                 f"event {first} was sent but {self.sequence + 1} is next: events in between are "
@@ -108,7 +116,7 @@ class DurableLearner:
             )
         num_known = min(self.sequence + 1 - first, len(events))
         entries = [
-            Entry(first + index, np.asarray(x), np.asarray(y))
+            Entry(first + index, storable("x", x), storable("y", y))
             for index, (x, y) in enumerate(events)
             if index >= num_known
         ]
@@ -123,7 +131,9 @@ class DurableLearner:
 
         Raises:
             CheckpointError: it could not be written; the one before and the journal are valid.
+            LearnerError: the learner failed at an event before, or was closed.
         """
+        self._refuse_if_broken()
         state = {"sequence": self.sequence, "learner": self.learner.state_dict()}
         write_state(self._directory / "snapshot.safetensors", state, kind=_KIND)
         self._covered = self.sequence
@@ -147,6 +157,10 @@ class DurableLearner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _refuse_if_broken(self) -> None:
+        if self._broken:
+            raise LearnerError(self._broken)
 
     def _load_snapshot(self) -> int:
         path = self._directory / "snapshot.safetensors"
@@ -186,7 +200,7 @@ class DurableLearner:
     def _snapshot_if_possible(self) -> None:
         try:
             self.snapshot()
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             self._snapshot_error = str(error)
 
 

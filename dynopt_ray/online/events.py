@@ -61,7 +61,8 @@ def as_tensor(value: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor
     """
     if not isinstance(value, Tensor):
         try:
-            value = torch.as_tensor(np.asarray(value))
+            array = np.asarray(value)
+            value = torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{type(value).__name__} is not numeric data: {error}") from None
     tensor: Tensor = value.detach()

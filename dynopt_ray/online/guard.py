@@ -1,12 +1,13 @@
 """The guard: the fourth step of online gradient descent."""
 
-import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from dynopt_ray.online.state import copied
 
 Verdict = Literal["accepted", "shrunk", "rolled back"]
 """What became of an update."""
@@ -75,9 +76,12 @@ class Restore:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._parameters = [(p, p.detach().clone()) for p in model.parameters()]
-        self._buffers = [(b, b.clone()) for b in model.buffers()]
-        self._state = {p: _copied(state) for p, state in optimizer.state.items()}
+        self._parameters = [(p, copied(p)) for p in model.parameters()]
+        self._buffers = [(b, copied(b)) for b in model.buffers()]
+        self._state = {
+            parameter: {key: copied(value) for key, value in state.items()}
+            for parameter, state in optimizer.state.items()
+        }
 
     @torch.no_grad()
     def halve_step(self) -> None:
@@ -93,10 +97,3 @@ class Restore:
             tensor.copy_(before)
         self._optimizer.state.clear()
         self._optimizer.state.update(self._state)
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-        for key, value in state.items()
-    }

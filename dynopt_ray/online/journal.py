@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dynopt_ray.errors import CheckpointError, DataError, LearnerError
-from dynopt_ray.storage import replace_file
+from dynopt_ray.storage import replace_file, sync_directory
 
 _MAGIC = b"DYNOPTJ1"
 _HEADER = struct.Struct("<8sQI")
@@ -34,6 +36,7 @@ _MARKER = b"\xd5REC"
 _RECORD = struct.Struct("<4sIQIII")
 _TYPES = ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "u2", "u4")
 _CODES = {np.dtype(name): code for code, name in enumerate(_TYPES)}
+_ADVICE = f"convert it to one of {', '.join(_TYPES)}"
 _MAX_BODY_BYTES = 2**32 - 1
 
 
@@ -69,13 +72,13 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
         self._broken: str | None = None
-        self.base = self.last = 0
-        self._end = _HEADER.size
+        self.base = self.last = self._end = 0
         if not self._path.exists():
             self._write_empty(0)
         self._file = self._reopened()
+        self._is_settled = True
         try:
-            self._open()
+            self._read()
         except BaseException:
             self._file.close()
             raise
@@ -89,8 +92,7 @@ class Journal:
         """
         if not entries:
             return
-        if self._broken:
-            raise LearnerError(f"journal {self._path} is closed: {self._broken}; open it anew")
+        self._refuse_if_broken()
         sequences = [entry.sequence for entry in entries]
         if sequences != list(range(self.last + 1, self.last + 1 + len(entries))):
             raise LearnerError(
@@ -100,13 +102,15 @@ class Journal:
         if len(body) > _MAX_BODY_BYTES:
             raise LearnerError(f"{len(entries)} events take {len(body)} bytes; send fewer at once")
         try:
+            self._settle()
             self._file.seek(self._end)
             rest = memoryview(_record_header(sequences[0], len(entries), body) + body)
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fdatasync(self._file.fileno())
         except OSError as error:
-            self._take_back(error)
+            if self._is_settled:
+                self._take_back(error)
             raise LearnerError(
                 f"cannot write journal {self._path}: {error.strerror}; events "
                 f"{_range(sequences)} were not accepted, send them again once there is room"
@@ -127,14 +131,22 @@ class Journal:
 
         Raises:
             LearnerError: it is not the last entry's sequence, so some would be lost.
+            CheckpointError: the disk refused it; no entry is lost, and appending goes on as soon
+                as the disk allows it.
         """
+        self._refuse_if_broken()
         if sequence < self.last:
             raise LearnerError(f"restarting at {sequence} would lose entries up to {self.last}")
-        self._write_empty(sequence)
-        self._file.close()
-        self._file = self._reopened()
-        self.base = self.last = sequence
-        self._end = _HEADER.size
+        # Whatever ends this early, the path may lead to a new file by then, and what was appended
+        # to the old one would be lost.
+        self._is_settled = False
+        try:
+            self._write_empty(sequence)
+            self._settle()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot empty journal {self._path}: {error.strerror}; no event is lost"
+            ) from error
 
     def close(self) -> None:
         """Close the file; everything appended is on disk already."""
@@ -146,6 +158,20 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _refuse_if_broken(self) -> None:
+        if self._broken:
+            raise LearnerError(f"journal {self._path} is closed: {self._broken}; open it anew")
+
+    def _settle(self) -> None:
+        """After a restart, make sure of the file that the path leads to and go on with it."""
+        if self._is_settled:
+            return
+        sync_directory(self._path.parent)
+        self._file.close()
+        self._file = self._reopened()
+        self._read()
+        self._is_settled = True
 
     def _reopened(self) -> FileIO:
         # Unbuffered: after a failed write, nothing may be left over that a later one would write.
@@ -160,8 +186,9 @@ class Journal:
 
         replace_file(self._path, write)
 
-    def _open(self) -> None:
+    def _read(self) -> None:
         """Read the header, verify every record, and cut off a torn last one."""
+        self._end = _HEADER.size
         head = self._file.read(_HEADER.size)
         if len(head) < _HEADER.size or head[:8] != _MAGIC:
             raise CheckpointError(f"{self._path} is not a journal of this version")
@@ -220,6 +247,32 @@ class Journal:
             self._broken = f"a failed write could not be undone ({error.strerror})"
 
 
+def storable(name: str, value: Any) -> NDArray[Any]:
+    """A number, list, array or tensor as the journal gives it back: a copy, native, row by row.
+
+    Both who learns now and who replays later then compute with the same bytes in the same
+    layout, or they might round differently.
+
+    Args:
+        name: what it is, for the error.
+        value: bfloat16 becomes float32, which holds the same numbers.
+
+    Raises:
+        DataError: it is not an array of numbers of a type that the journal can keep.
+    """
+    try:
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        array = np.array(value, order="C")
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{name} is not an array of numbers: {error}") from None
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype not in _CODES:
+        raise DataError(f"{name} is an array of {array.dtype}; {_ADVICE}")
+    return array
+
+
 def _record_header(first: int, count: int, body: bytes) -> bytes:
     head = struct.pack("<4sIQII", _MARKER, len(body), first, count, zlib.crc32(body))
     return head + struct.pack("<I", zlib.crc32(head))
@@ -228,9 +281,7 @@ def _record_header(first: int, count: int, body: bytes) -> bytes:
 def _encode(array: NDArray[Any]) -> bytes:
     code = _CODES.get(array.dtype)
     if code is None:
-        raise DataError(
-            f"the journal cannot keep {array.dtype} data; convert it to one of {', '.join(_TYPES)}"
-        )
+        raise DataError(f"the journal cannot keep {array.dtype} data; {_ADVICE}")
     shape = struct.pack(f"<BB{array.ndim}I", code, array.ndim, *array.shape)
     return shape + np.ascontiguousarray(array).tobytes()
 

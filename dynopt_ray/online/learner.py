@@ -1,14 +1,15 @@
 """One network that learns on a stream: predict, then learn, from event one."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.errors import DivergedError, LearnerError
-from dynopt_ray.online.admission import Admission
+from dynopt_ray.errors import DataError, DivergedError, LearnerError
+from dynopt_ray.online.admission import Admission, refusals
 from dynopt_ray.online.detectors import Detector, build_detector
 from dynopt_ray.online.events import Quarantine, Rejected, as_batch, as_tensor
 from dynopt_ray.online.guard import Guard, Restore, Verdict
@@ -57,8 +58,10 @@ class OnlineLearner:
     """A network that learns on a stream, one event or mini-batch at a time.
 
     It learns in the mode the network is in (train mode, for a fresh one) and predicts in eval
-    mode. Its randomness depends on `seed` and the number of updates alone, not on the process
-    around it. It is not safe to share between threads; `freeze()` gives a copy that is.
+    mode. BatchNorm in train mode needs mini-batches of two events or more; for single events put
+    it into eval mode, where its statistics stay as they are. Its randomness depends on `seed` and
+    the number of updates alone, not on the process around it. It is not safe to share between
+    threads; `freeze()` gives a copy that is.
 
     Args:
         model: the network; it takes mini-batches, events first.
@@ -146,6 +149,9 @@ class OnlineLearner:
         """Test the network on one event or mini-batch, then learn from it.
 
         Events that cannot be learned from are quarantined and reported; they change no weight.
+        Where the network takes a mini-batch in eval mode but cannot be trained on it (one event
+        through BatchNorm), all of it is. What the optimizer, the detector, a reaction or a failing
+        device raises is passed on; the event may then be half learned.
 
         Args:
             x: one event, or a mini-batch with events first.
@@ -160,7 +166,13 @@ class OnlineLearner:
         if overflows:
             self._refuse_divergence(overflows)
         self._overflows = overflows
-        verdict = self._judged_update(tested.x, tested.y) if rows else None
+        verdict: Verdict | None = None
+        if rows:
+            try:
+                verdict = self._judged_update(tested.x, tested.y)
+            except DataError as error:
+                admitted = admitted.refused(str(error))
+                tested, rows = admitted.tested, admitted.rows
         rejected = tuple(
             Rejected(self.events + row + 1, reason) for row, reason in admitted.reasons.items()
         )
@@ -185,13 +197,26 @@ class OnlineLearner:
         )
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """One optimizer step on a mini-batch, without testing, judging or remembering it."""
-        self.rates.set(self.updates)
+        """One optimizer step on a mini-batch, without testing, judging or remembering it.
+
+        Raises:
+            DataError: the network cannot be trained on it; nothing was changed.
+        """
+        # All that a pass through the network changes; the parameters change in the step.
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         with own_randomness(self._device, mix_seed(self._seed, 2 * self.updates)):
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
-            self._loss(self.model(x), y).backward()  # type: ignore[no-untyped-call]
+            try:
+                with refusals(self._cannot_train_on(x)):
+                    self._loss(self.model(x), y).backward()  # type: ignore[no-untyped-call]
+            except BaseException:
+                with torch.no_grad():
+                    for buffer, before in buffers:
+                        buffer.copy_(before)
+                raise
+            self.rates.set(self.updates)
             self.optimizer.step()
         self.updates += 1
 
@@ -246,7 +271,7 @@ class OnlineLearner:
         """Go on exactly as the learner that gave `state` would, bit for bit.
 
         Build this learner as that one was built: same network, optimizer, loss, detector,
-        guard and reactions. Width that network gained or lost since is applied here.
+        guard and reactions. The widths, masks and modes it has come to since are applied here.
 
         Raises:
             CheckpointError: the state is of another kind of learner; nothing was changed.
@@ -294,7 +319,12 @@ class OnlineLearner:
         )
 
     def _judged_update(self, x: Tensor, y: Tensor) -> Verdict:
-        """One update, and what the guard makes of it."""
+        """One update, and what the guard makes of it.
+
+        Raises:
+            DataError: the events cannot be learned from; nothing was changed.
+        """
+        self.memory.check(x, y)
         if self.guard is None:
             self.update(x, y)
             return "accepted"
@@ -307,12 +337,19 @@ class OnlineLearner:
         for halvings in range(self.guard.max_halvings + 1):
             if halvings:
                 restore.halve_step()
-            after = self._mean_loss(window_x, window_y)
-            if self.guard.accepts(before=before, after=after):
-                return "shrunk" if halvings else "accepted"
+            # A step after which the network refuses the window may not stand either.
+            with suppress(DataError):
+                after = self._mean_loss(window_x, window_y)
+                if self.guard.accepts(before=before, after=after):
+                    return "shrunk" if halvings else "accepted"
         restore.roll_back()
         return "rolled back"
 
     def _mean_loss(self, x: Tensor, y: Tensor) -> float:
-        with torch.no_grad():
+        with torch.no_grad(), refusals("the network refuses the latest events together"):
             return float(self._loss(self._outputs(x), y))
+
+    def _cannot_train_on(self, x: Tensor) -> str:
+        mode = "train" if self.model.training else "eval"
+        shape = tuple(x.shape[1:])
+        return f"the network cannot be trained on {len(x)} event(s) of shape {shape} in {mode} mode"

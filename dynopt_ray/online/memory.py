@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynopt_ray.errors import DataError
+
 
 class Memory:
     """The latest `capacity` events, in order of arrival.
@@ -25,6 +27,27 @@ class Memory:
 
     def __len__(self) -> int:
         return min(self._end, self.capacity)
+
+    def check(self, x: Tensor, y: Tensor) -> None:
+        """See that a mini-batch can be kept beside what is there.
+
+        Raises:
+            DataError: its events or targets are of another shape, or of a type that would have
+                to be rounded.
+        """
+        for name, new, kept in (("x", x, self._x), ("y", y, self._y)):
+            if kept is None:
+                continue
+            what = {"x": "events", "y": "targets"}[name]
+            if new.shape[1:] != kept.shape[1:]:
+                raise DataError(
+                    f"{name} has shape {tuple(new.shape[1:])}; the {what} of this stream have "
+                    f"shape {tuple(kept.shape[1:])}"
+                )
+            if not torch.can_cast(new.dtype, kept.dtype):
+                raise DataError(
+                    f"{name} is {new.dtype}; the {what} of this stream are {kept.dtype}"
+                )
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Append a mini-batch; the oldest events make room. The tensors are copied."""

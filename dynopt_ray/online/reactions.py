@@ -1,12 +1,13 @@
 """Reactions: what a learner does when its stream drifts. None of them resets weights."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from dynopt_ray import plugins
-from dynopt_ray.errors import LearnerError
+from dynopt_ray.errors import DataError, LearnerError
 from dynopt_ray.structure import Grow
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ class Reaction(Protocol):
     A reaction may change `learner.rates.boost`, train with `learner.update`, read
     `learner.memory`, or resize the network with `learner.resize`; the learner's snapshot covers
     all of these. State of its own belongs into its `state_dict`. Random choices take
-    `learner.generator()`, so that a restored learner makes the same ones.
+    `learner.generator()`, so that a restored learner makes the same ones. An error that leaves a
+    reaction ends the learner: `learner.update` raises a `DataError` where the network cannot be
+    trained on a mini-batch.
     """
 
     @property
@@ -94,6 +97,8 @@ class RaiseRate:
 class Replay:
     """Trains on the latest events once more when the stream drifts.
 
+    A mini-batch that the network cannot be trained on (one event through BatchNorm) is left out.
+
     Args:
         window: how many of the latest events are replayed. A detector needs some tens of
             events to notice a drift, so the latest ones are of the new kind.
@@ -128,7 +133,8 @@ class Replay:
         for _ in range(self._passes):
             order = torch.randperm(len(x), generator=learner.generator()).to(x.device)
             for rows in torch.split(order, self._batch_size):
-                learner.update(x[rows], y[rows])
+                with suppress(DataError):
+                    learner.update(x[rows], y[rows])
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: what is replayed belongs to the learner."""

@@ -1,24 +1,27 @@
 """The learner's state: everything its future depends on, and how it is put back."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.errors import CheckpointError
-from dynopt_ray.structure import Edit, Grow, Mask, Shrink
+from dynopt_ray.errors import CheckpointError, EditError
+from dynopt_ray.structure import Edit, Graph, Grow, Shrink
 from dynopt_ray.structure.forward import named_tensors
-from dynopt_ray.structure.masks import masked_parameters
+from dynopt_ray.structure.masks import masked_parameters, set_mask, watch
 
 if TYPE_CHECKING:
     from dynopt_ray.online.learner import OnlineLearner
 
 _PARTS = {
+    "kinds",
     "counters",
     "model",
-    "widths",
+    "modes",
+    "structure",
     "masks",
     "optimizer",
     "rates",
@@ -31,19 +34,19 @@ _PARTS = {
 
 def learner_state(learner: "OnlineLearner") -> dict[str, Any]:
     """The state of a learner's parts, as copies: dicts, lists, numbers, strings, tensors."""
+    masks = masked_parameters(learner.model)
     return {
-        "model": {name: t.detach().clone() for name, t in named_tensors(learner.model).items()},
-        "widths": None if learner.structure is None else learner.structure.widths,
-        "masks": masked_parameters(learner.model),
+        "kinds": _kinds(learner),
+        "model": {name: copied(tensor) for name, tensor in named_tensors(learner.model).items()},
+        "modes": _modes(learner.model),
+        "structure": _structure(learner.structure),
+        "masks": {name: copied(keep) for name, keep in masks.items()},
         "optimizer": optimizer_state(learner.optimizer),
         "rates": learner.rates.state_dict(),
         "memory": learner.memory.state_dict(),
         "quarantine": learner.quarantine.state_dict(),
         "detector": None if learner.detector is None else learner.detector.state_dict(),
-        "reactions": [
-            {"kind": type(reaction).__name__, "state": reaction.state_dict()}
-            for reaction in learner.reactions
-        ],
+        "reactions": [reaction.state_dict() for reaction in learner.reactions],
     }
 
 
@@ -54,51 +57,65 @@ def load_learner_state(learner: "OnlineLearner", state: Mapping[str, Any]) -> No
         CheckpointError: it is of another kind of learner.
     """
     _check_parts(learner, state)
-    plan = _plan_to(learner, state["widths"], state["masks"])
-    receipt = learner.resize(plan) if plan else None
-    try:
+    with _resized(learner, state["structure"]):
         _check_tensors(learner.model, state["model"])
         _check_optimizer(learner.optimizer, state["optimizer"])
         if learner.detector is not None:
             learner.detector.load_state_dict(state["detector"])
-    except CheckpointError:
-        if receipt is not None:
-            receipt.undo()
-        raise
-    with torch.no_grad():
-        for name, tensor in named_tensors(learner.model).items():
-            tensor.copy_(state["model"][name])
+    _load_network(learner, state)
     load_optimizer_state(learner.optimizer, state["optimizer"])
     learner.rates.load_state_dict(state["rates"])
     device = next((p.device for p in learner.model.parameters()), torch.device("cpu"))
     learner.memory.load_state_dict({k: v.to(device) for k, v in state["memory"].items()})
     learner.quarantine.load_state_dict(state["quarantine"])
     for reaction, saved in zip(learner.reactions, state["reactions"], strict=True):
-        reaction.load_state_dict(saved["state"])
+        reaction.load_state_dict(saved)
 
 
-def _plan_to(
-    learner: "OnlineLearner", widths: Mapping[str, int] | None, masks: Mapping[str, Tensor]
-) -> list[Edit]:
-    """The edits that take a network as it was built to the widths and masks of a state."""
+def _load_network(learner: "OnlineLearner", state: Mapping[str, Any]) -> None:
+    with torch.no_grad():
+        for name, tensor in named_tensors(learner.model).items():
+            tensor.copy_(state["model"][name])
+    for name, module in learner.model.named_modules():
+        module.training = state["modes"][name]
+    for name, parameter in learner.model.named_parameters():
+        keep = state["masks"].get(name)
+        set_mask(parameter, None if keep is None else copied(keep).to(parameter.device))
+    if state["masks"]:
+        watch(learner.optimizer)
+
+
+@contextmanager
+def _resized(learner: "OnlineLearner", saved: Mapping[str, Any] | None) -> Iterator[None]:
+    """Bring the network to a state's widths, or back to its own where the block fails."""
+    graph = learner.structure
+    if graph is None or saved is None:
+        yield
+        return
+    plan, num_edits, receipt = _plan_to(graph, saved["widths"]), graph.num_edits, None
+    try:
+        if plan:
+            receipt = graph.apply(plan, optimizer=learner.optimizer)
+        yield
+    except BaseException as error:
+        if receipt is not None:
+            receipt.undo()
+        graph.num_edits = num_edits
+        if isinstance(error, EditError):
+            raise CheckpointError(f"the state is of another network: {error}") from error
+        raise
+    graph.num_edits = saved["num_edits"]
+
+
+def _plan_to(graph: Graph, widths: Mapping[str, int]) -> list[Edit]:
+    """The edits that take a network as it was built to the widths of a state."""
     plan: list[Edit] = []
-    for group in learner.structure.groups if learner.structure is not None else ():
-        wanted = (widths or {}).get(group.name, group.width)
+    for group in graph.groups:
+        wanted = widths.get(group.name, group.width)
         if wanted > group.width:
             plan.append(Grow(group.name, units=wanted - group.width, exact=False))
         elif wanted < group.width:
             plan.append(Shrink(group.name, keep=range(wanted)))
-    present = masked_parameters(learner.model)
-    plan += [
-        Mask(name, keep=keep)
-        for name, keep in masks.items()
-        if name not in present or not torch.equal(present[name].cpu(), keep)
-    ]
-    if plan and learner.structure is None:
-        raise CheckpointError(
-            "the state is of a network with masked weights; build the learner with "
-            "structure=trace(model, example_inputs), so that they can be masked here"
-        )
     return plan
 
 
@@ -107,11 +124,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     state = optimizer.state_dict()
     return {
         "state": {
-            str(index): {key: _copied(value) for key, value in entry.items()}
+            str(index): {key: copied(value) for key, value in entry.items()}
             for index, entry in state["state"].items()
         },
         "groups": [
-            {key: _copied(value) for key, value in group.items()} for group in state["param_groups"]
+            {key: copied(value) for key, value in group.items()} for group in state["param_groups"]
         ],
     }
 
@@ -123,19 +140,45 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
         # JSON has no tuples; `betas` was one.
         groups.append(
             {
-                key: tuple(value) if isinstance(group.get(key), tuple) else _copied(value)
+                key: tuple(value) if isinstance(group.get(key), tuple) else copied(value)
                 for key, value in saved.items()
             }
         )
     entries = {
-        int(index): {key: _copied(value) for key, value in entry.items()}
+        int(index): {key: copied(value) for key, value in entry.items()}
         for index, entry in state["state"].items()
     }
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """A copy that shares nothing with a tensor or with any other value."""
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _kinds(learner: "OnlineLearner") -> dict[str, list[str]]:
+    """What the parts are that only load a state of their own kind."""
+    parts: dict[str, Sequence[object]] = {
+        "optimizer": [learner.optimizer],
+        "rate controller": [learner.rates.controller],
+        "detector": [learner.detector],
+        "guard": [learner.guard],
+        "reactions": learner.reactions,
+    }
+    return {
+        name: [type(part).__name__ for part in found if part is not None]
+        for name, found in parts.items()
+    }
+
+
+def _structure(graph: Graph | None) -> dict[str, Any] | None:
+    """Widths, and the number of edits, on which the weights of the next new units depend."""
+    return None if graph is None else {"widths": graph.widths, "num_edits": graph.num_edits}
+
+
+def _modes(model: nn.Module) -> dict[str, bool]:
+    """Whether each module is in train mode."""
+    return {name: module.training for name, module in model.named_modules()}
 
 
 def _check_parts(learner: "OnlineLearner", state: Mapping[str, Any]) -> None:
@@ -143,28 +186,23 @@ def _check_parts(learner: "OnlineLearner", state: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"not the state of a learner: it has {sorted(state)}, a learner has {sorted(_PARTS)}"
         )
-    if (learner.structure is None) != (state["widths"] is None):
+    for name, kinds in _kinds(learner).items():
+        saved = state["kinds"][name]
+        if kinds != saved:
+            raise CheckpointError(
+                f"the {name} {'are' if name == 'reactions' else 'is'} {', '.join(kinds) or 'none'} "
+                f"in the learner but {', '.join(saved) or 'none'} in the state; build the learner "
+                "as it was saved"
+            )
+    if (learner.structure is None) != (state["structure"] is None):
         raise CheckpointError(
             "only one of learner and state knows the network's structure; build the learner as "
             "it was saved, with or without structure="
         )
-    if (learner.rates.controller is None) != (state["rates"]["controller"] is None):
+    for name in _modes(learner.model).keys() ^ state["modes"].keys():
         raise CheckpointError(
-            "only one of learner and state has an LR controller; build the learner as it was saved"
-        )
-    if (learner.detector is None) != (state["detector"] is None):
-        has, lacks = ("the learner", "the state")
-        if learner.detector is None:
-            has, lacks = lacks, has
-        raise CheckpointError(
-            f"{has} has a drift detector, {lacks} has none; build the learner as it was saved"
-        )
-    kinds = [type(reaction).__name__ for reaction in learner.reactions]
-    saved_kinds = [saved["kind"] for saved in state["reactions"]]
-    if kinds != saved_kinds:
-        raise CheckpointError(
-            f"the learner reacts with {kinds}, the state is of {saved_kinds}; build the learner "
-            "as it was saved"
+            f"only one of network and state has the module {name!r}: the state is of another "
+            "network"
         )
 
 

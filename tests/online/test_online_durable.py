@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from dynopt_ray.errors import CheckpointError, DivergedError, LearnerError
-from dynopt_ray.online import DurableLearner, Guard, OnlineLearner
+from dynopt_ray.errors import CheckpointError, DataError, DivergedError, LearnerError
+from dynopt_ray.online import DurableLearner, Guard, LearnResult, OnlineLearner
 from dynopt_ray.online.durable import Event
 from dynopt_ray.storage import write_state
 
@@ -168,6 +168,56 @@ def test_a_diverged_network_is_reported_per_event_and_replayed_alike(tmp_path: P
     assert opened(tmp_path / "d", build=broken).sequence == 3
 
 
+def test_events_refused_in_training_are_quarantined_and_replayed_alike(tmp_path: Path) -> None:
+    def with_batch_norm() -> OnlineLearner:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+        return OnlineLearner(model, torch.optim.Adam(model.parameters()), guard=Guard(window=8))
+
+    x = np.random.default_rng(0).normal(size=(20, 4, 4)).astype(np.float32)
+    stream: list[Event] = [(rows, rows[:, :3].argmax(axis=1)) for rows in x]
+    # A single event through BatchNorm cannot be learned in train mode.
+    stream[5] = (x[5, 0], np.asarray(1))
+    durable = opened(tmp_path / "d", snapshot_every=100, build=with_batch_norm)
+    results = durable.learn(1, stream).results
+    assert [bool(r.rows) for r in results if isinstance(r, LearnResult)] == [
+        index != 5 for index in range(20)
+    ]
+    before = state_bytes(durable, tmp_path)
+    durable.close()
+    revived = opened(tmp_path / "d", build=with_batch_norm)
+    assert state_bytes(revived, tmp_path) == before
+
+
+@pytest.mark.parametrize("layout", ["backwards", "transposed", "big-endian", "read-only"])
+def test_a_replay_sees_the_same_arrays_as_the_learner_did(layout: str, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    x = {"backwards": x[:, ::-1], "transposed": x.T, "big-endian": x.astype(">f4")}.get(layout, x)
+    if layout == "read-only":
+        x.flags.writeable = False
+    durable = opened(tmp_path / "d")
+    (result,) = durable.learn(1, [(x, np.arange(4) % 3)]).results
+    assert isinstance(result, LearnResult)
+    assert result.rows == (0, 1, 2, 3)
+    before = state_bytes(durable, tmp_path)
+    durable.close()
+    assert state_bytes(opened(tmp_path / "d"), tmp_path) == before
+
+
+def test_what_the_journal_cannot_keep_is_refused_before_anything_is_learned(
+    tmp_path: Path,
+) -> None:
+    durable = opened(tmp_path / "d")
+    before = state_bytes(durable, tmp_path)
+    good = events(1)[0]
+    for bad in ((good[0], np.asarray(1, dtype=np.uint64)), (np.asarray(["a"]), good[1])):
+        with pytest.raises(DataError, match=r"is an array of .*convert it to one of"):
+            durable.learn(1, [good, bad])
+    assert durable.sequence == 0
+    assert state_bytes(durable, tmp_path) == before
+    assert durable.learn(1, [good]).sequence == 1
+
+
 def test_a_learner_that_fails_stops_until_it_is_mended(tmp_path: Path) -> None:
     def with_loss(fails: bool) -> OnlineLearner:
         learner = build()
@@ -213,6 +263,52 @@ def test_a_full_disk_delays_snapshots_but_loses_nothing(tmp_path: Path) -> None:
     revived = opened(tmp_path / "d", snapshot_every=5)
     assert revived.learn(21, stream[20:]).snapshot_error is None
     assert state_bytes(revived, tmp_path) == undisturbed(stream, tmp_path)
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_journal_that_could_not_be_emptied_loses_no_event(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = events(12)
+    durable = opened(tmp_path / "d", snapshot_every=100)
+    durable.learn(1, stream[:5])
+    syncs = iter([None, failure])
+
+    def sync_directory(_: Path) -> None:
+        if (happens := next(syncs, None)) is not None:
+            raise happens
+
+    with monkeypatch.context() as patch:
+        # The first sync is of the snapshot, the second of the journal.
+        patch.setattr("dynopt_ray.storage.sync_directory", sync_directory)
+        with pytest.raises((CheckpointError, KeyboardInterrupt)):
+            durable.snapshot()
+    assert durable.learn(6, stream[5:8]).sequence == 8
+    durable.close()
+    revived = opened(tmp_path / "d")
+    assert revived.sequence == 8
+    revived.learn(9, stream[8:])
+    assert state_bytes(revived, tmp_path) == undisturbed(stream, tmp_path)
+
+
+def test_a_learner_that_failed_or_was_closed_writes_no_snapshot(tmp_path: Path) -> None:
+    durable = opened(tmp_path / "d")
+    durable.learn(1, events(5))
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    hook = durable.learner.optimizer.register_step_post_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        durable.learn(6, events(1))
+    hook.remove()
+    # The weights are those of half an event.
+    with pytest.raises(LearnerError, match="event 6 failed"):
+        durable.snapshot()
+    assert not (tmp_path / "d" / "snapshot.safetensors").exists()
+    durable.close()
+    with pytest.raises(LearnerError, match="was closed"):
+        durable.snapshot()
 
 
 def test_a_damaged_snapshot_is_refused_and_the_lock_let_go(tmp_path: Path) -> None:

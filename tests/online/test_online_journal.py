@@ -157,8 +157,58 @@ def test_a_full_disk_refuses_the_events_and_keeps_the_journal(tmp_path: Path) ->
     assert sequences(path) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+@pytest.mark.parametrize("place", ["before the rename", "after the rename"])
+def test_a_restart_that_fails_loses_nothing_appended_later(
+    place: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    filled(path, 5)
+
+    def fail(_: object, /, *__: object) -> None:
+        raise failure
+
+    name = "sync_directory" if place == "after the rename" else "os.replace"
+    with Journal(path) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"dynopt_ray.storage.{name}", fail)
+            wanted = CheckpointError if isinstance(failure, OSError) else KeyboardInterrupt
+            with pytest.raises(wanted):
+                journal.restart(5)
+        journal.append([entry(6)])
+        assert [e.sequence for e in journal.entries(after=5)] == [6]
+    assert sequences(path)[-1] == 6
+    assert os.listdir(tmp_path) == ["j"]
+
+
+def test_events_are_refused_until_a_failed_restart_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "j", 5)
+    syncs: list[Path] = []
+
+    def fail(directory: Path) -> None:
+        syncs.append(directory)
+        raise OSError(5, "Input/output error")
+
+    with Journal(tmp_path / "j") as journal:
+        with monkeypatch.context() as patch:
+            for module in ("storage", "online.journal"):
+                patch.setattr(f"dynopt_ray.{module}.sync_directory", fail)
+            with pytest.raises(CheckpointError, match="Input/output error"):
+                journal.restart(5)
+            # Power may fail: the directory might still lead to the journal of before.
+            with pytest.raises(LearnerError, match=r"Input/output error; events 6 were not"):
+                journal.append([entry(6)])
+        assert len(syncs) == 2
+        journal.append([entry(6)])
+    assert sequences(tmp_path / "j") == [6]
+
+
 def test_a_closed_journal_takes_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.close()
     with pytest.raises(LearnerError, match="it was closed"):
         journal.append([entry(1)])
+    with pytest.raises(LearnerError, match="it was closed"):
+        journal.restart(1)

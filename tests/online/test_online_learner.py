@@ -153,7 +153,9 @@ def test_a_controller_sees_the_losses_and_is_restored() -> None:
     restored = learner(lr=Halving())
     restored.load_state_dict(subject.state_dict())
     assert restored.learn(*events(1)[0]).lr == 0.5 * 0.5 ** above[-1]
-    with pytest.raises(CheckpointError, match="has an LR controller"):
+    with pytest.raises(
+        CheckpointError, match="the rate controller is none in the learner but Halving"
+    ):
         learner().load_state_dict(subject.state_dict())
 
 

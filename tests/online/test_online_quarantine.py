@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynopt_ray.errors import DivergedError
-from dynopt_ray.online import Guard
-from tests.online.learners import events, learner, state_bytes
+from dynopt_ray.online import Guard, Replay
+from dynopt_ray.schedules import cosine
+from dynopt_ray.storage import write_state
+from tests.online.learners import events, learner, network, state_bytes
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,138 @@ def test_one_bad_row_does_not_cost_its_mini_batch() -> None:
     ]
     for a, b in zip(subject.model.parameters(), undisturbed.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+class Fussy(nn.Module):
+    """A network that takes an event in eval mode and refuses it, half-way through, in train mode.
+
+    What it refuses are events that begin with a 9.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.norm = nn.BatchNorm1d(4)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.linear(nn.functional.dropout(self.norm(x), 0.3, self.training))
+        if self.training and x[0, 0] == 9:
+            if self.where == "forward":
+                raise ValueError("no nines")
+            output.register_hook(self._refuse)  # type: ignore[no-untyped-call]
+        return output
+
+    def _refuse(self, _: Tensor) -> None:
+        raise RuntimeError("no nines")
+
+
+@pytest.mark.parametrize("guard", [None, Guard(window=16)])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_mini_batch_refused_in_training_changes_nothing_but_the_counts(
+    where: str, guard: Guard | None, tmp_path: Path
+) -> None:
+    x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    nines = x.clone()
+    nines[0, 0] = 9
+    torch.manual_seed(0)
+    subject = learner(Fussy(where), guard=guard, lr=cosine(0.1, num_steps=5), detector="adwin")
+    subject.learn(x, y)
+    before, random_state = subject.state_dict(), torch.get_rng_state()
+    result = subject.learn(nines, y)
+    assert (result.rows, result.verdict, result.errors) == ((), None, ())
+    assert [r.event for r in result.rejected] == list(range(9, 17))
+    reason = "the network cannot be trained on 8 event(s) of shape (4,) in train mode: no nines"
+    assert {r.reason for r in result.rejected} == {reason}
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert subject.quarantine.total == subject.events - 8 == 8
+    # The counts apart, it is the learner that never met them, and goes on like it.
+    after = subject.state_dict()
+    after["counters"]["events"] = before["counters"]["events"]
+    after["quarantine"] = before["quarantine"]
+    write_state(tmp_path / "before", before, kind="learner")
+    write_state(tmp_path / "after", after, kind="learner")
+    assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
+    assert subject.learn(x, y).rows == tuple(range(8))
+
+
+def test_a_single_event_cannot_train_batch_norm_and_is_quarantined() -> None:
+    subject = learner(network(batch_norm=True))
+    result = subject.learn(*events(1)[0])
+    assert not result.rows
+    assert "1 event(s) of shape (4,) in train mode: Expected more than 1 value per channel" in (
+        result.rejected[0].reason
+    )
+    assert subject.updates == 0
+    # In eval mode its statistics are given, and one event is enough.
+    subject.model.eval()
+    assert subject.learn(*events(1)[0]).rows == (0,)
+
+
+def test_a_replay_leaves_out_a_mini_batch_that_the_network_refuses() -> None:
+    subject = learner(network(batch_norm=True), reactions=Replay(batch_size=4))
+    x = torch.stack([x for x, _ in events(5)])
+    y = torch.stack([y for _, y in events(5)])
+    subject.learn(x, y)
+    updates = subject.updates
+    subject.reactions[0](subject, drift=True)
+    # Five events are a mini-batch of four and one of one.
+    assert subject.updates == updates + 2
+
+
+@pytest.mark.parametrize(
+    ("y", "guard", "reason"),
+    [
+        ([1.0, 2.0], None, "the loss refuses an event of shape (4,)"),
+        ([1.0, 2.0], Guard(), "the loss refuses an event of shape (4,)"),
+        # Without a window to keep it in, what the loss makes of it counts.
+        (
+            [[1.0] * 3] * 2,
+            Guard(),
+            "y has shape (2, 3); the targets of this stream have shape (3,)",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_target_of_another_shape_is_quarantined(y: Any, guard: Guard | None, reason: str) -> None:
+    subject = learner(loss=nn.functional.mse_loss, guard=guard)
+    assert subject.learn([1.0] * 4, [1.0, 2.0, 3.0]).rows == (0,)
+    result = subject.learn([1.0] * 4, y)
+    assert not result.rows
+    assert result.rejected[0].reason.startswith(reason)
+    assert subject.learn([1.0] * 4, [1.0, 2.0, 3.0]).rows == (0,)
+
+
+@pytest.mark.parametrize("num_events", [1, 2])
+def test_a_window_that_the_network_refuses_costs_an_event_not_the_learner(num_events: int) -> None:
+    class Single(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if len(input) > num_events:
+                raise ValueError("too many")
+            return super().forward(input)
+
+    subject = learner(Single(4, 3), guard=Guard(window=8))
+    results = [subject.learn(*event) for event in events(4)]
+    assert [bool(result.rows) for result in results] == [i < num_events + 1 for i in range(4)]
+    assert results[-1].rejected[0].reason.startswith("the network refuses")
+    assert subject.updates == num_events + 1
+
+
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
+def test_a_failing_device_is_no_fault_of_the_event(name: str, tmp_path: Path) -> None:
+    kind = getattr(torch, name, torch.OutOfMemoryError)
+
+    class Full(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if self.training:
+                raise kind("no memory")
+            return super().forward(input)
+
+    subject = learner(Full(4, 3))
+    before = state_bytes(subject, tmp_path)
+    with pytest.raises(kind):
+        subject.learn(*events(1)[0])
+    assert state_bytes(subject, tmp_path) == before
 
 
 def test_an_empty_mini_batch_is_no_event(tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""The driver's side of a learner alone: its actor is a plain object in this process."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.exceptions import ActorUnavailableError
+from torch import nn
+
+from dynopt_ray.cluster import RemoteLearner, remote
+from dynopt_ray.cluster.learner import LearnerActor
+from dynopt_ray.errors import DataError, LearnerError
+from dynopt_ray.online import OnlineLearner
+
+Handle = Callable[..., RemoteLearner]
+
+
+def build() -> OnlineLearner:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    return OnlineLearner(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+class Local:
+    """An actor without Ray: a call becomes a function, and `get` calls it."""
+
+    def __init__(self, actor: LearnerActor) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.actor, name)
+        return type("Method", (), {"remote": staticmethod(lambda *args: partial(method, *args))})
+
+
+@pytest.fixture
+def handle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Handle]:
+    """Makes handles, whose actors are `Local`."""
+    actor = LearnerActor(build, tmp_path / "d", snapshot_every=100, num_threads=1)
+    monkeypatch.setattr(remote, "_start_actor", lambda *_, **__: Local(actor))
+    monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())  # noqa: ARG005
+    monkeypatch.setattr(ray, "kill", lambda _: None)
+    made = []
+
+    def make(**settings: Any) -> RemoteLearner:
+        made.append(RemoteLearner(build, tmp_path / "d", **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+    actor._durable.close()
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (np.ones(4, dtype=">f4"), np.asarray(1, dtype=">i8")),
+        (torch.ones(4, dtype=torch.bfloat16), torch.tensor(1)),
+        (np.ones((4, 2))[:, 0], np.uint16(1)),
+    ],
+)
+def test_what_can_be_kept_exactly_is_converted(x: Any, y: Any, handle: Handle) -> None:
+    learner = handle()
+    result = learner.learn(x, y).result(timeout=10)
+    assert result is not None
+    assert result.rows == (0,)
+    torch.testing.assert_close(learner.predict(x).output, learner.predict(np.ones(4)).output)
+
+
+@pytest.mark.parametrize(
+    ("y", "reason"),
+    [
+        (np.asarray(1, dtype=np.uint64), "y is an array of uint64; convert it to one of"),
+        (np.asarray(1, dtype=np.longdouble), "y is an array of float128"),
+        (1j, "y is an array of complex128"),
+        (torch.tensor(1 + 1j), "y is an array of complex64"),
+        (torch.ones(1).to_sparse(), "y is not an array of numbers"),
+        ([[1], [2, 3]], "y is not an array of numbers"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_before_it_waits(
+    y: Any, reason: str, handle: Handle
+) -> None:
+    learner = handle()
+    with pytest.raises(DataError, match=reason):
+        learner.learn(np.ones(4), y)
+    assert learner.learn(np.ones(4), 1).result(timeout=10) is not None
+    assert learner.status().sequence == 1
+
+
+def test_an_array_may_be_used_again_while_its_event_waits(handle: Handle) -> None:
+    learner, x = handle(), np.ones(4)
+    # Nothing is sent as long as this thread holds the lock.
+    with learner._changed:
+        learned = learner.learn(x, 1)
+        x[:] = np.nan
+    result = learned.result(timeout=10)
+    assert result is not None
+    assert result.rows == (0,)
+
+
+def test_a_prediction_is_labelled_once_even_by_two_at_the_same_time(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = handle()
+    prediction = learner.predict(np.ones(4))
+    learn = learner.learn
+
+    def learn_while_another_labels(x: Any, y: Any) -> Any:
+        with pytest.raises(LearnerError, match="does not wait for a label"):
+            learner.label(prediction.id, y)
+        return learn(x, y)
+
+    monkeypatch.setattr(learner, "learn", learn_while_another_labels)
+    learner.label(prediction.id, 1).result(timeout=10)
+    assert learner.status().sequence == 1
+
+
+def test_a_label_that_could_not_be_sent_may_be_given_again(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = handle(max_unlabelled=2)
+    predictions = [learner.predict(np.ones(4)) for _ in range(2)]
+    with pytest.raises(DataError, match="y is an array of <U1"):
+        learner.label(predictions[1].id, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(learner, "_max_pending", 0)
+        patch.setattr(learner, "_timeout_s", 0.0)
+        with pytest.raises(LearnerError, match="wait to be learned"):
+            learner.label(predictions[1].id, 1)
+    for prediction in predictions:
+        assert learner.label(prediction.id, 1).result(timeout=10) is not None
+    assert learner.status().sequence == 2
+
+
+def failing(call: Callable[..., Any], *, times: int, after_s: float) -> Callable[..., Any]:
+    left = [times]
+
+    def called(*args: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            time.sleep(after_s)
+            raise ActorUnavailableError("gone", None)
+        return call(*args)
+
+    return called
+
+
+def test_the_wait_for_an_actor_begins_when_it_is_missing(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = handle(timeout_s=0.5)
+    actor: LearnerActor = learner._actor.actor
+    # The call runs longer than one waits for an actor, then the actor dies.
+    monkeypatch.setattr(actor, "learn", failing(actor.learn, times=1, after_s=0.8))
+    result = learner.learn(np.ones(4), 1).result(timeout=10)
+    assert result is not None
+    assert result.rows == (0,)
+
+
+def test_the_wait_for_an_actor_ends(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = handle(timeout_s=0.3)
+    actor: LearnerActor = learner._actor.actor
+    monkeypatch.setattr(actor, "learn", failing(actor.learn, times=100, after_s=0.0))
+    with pytest.raises(LearnerError, match=r"has not come back in 0\.3 s"):
+        learner.learn(np.ones(4), 1).result(timeout=10)
