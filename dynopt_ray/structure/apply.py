@@ -32,12 +32,14 @@ class Receipt:
         widths: group name -> (width before, width after), for the groups that changed.
         before: the network's cost before.
         after: its cost after.
+        refitted: the weights that were compensated, in forward order.
     """
 
     plan: tuple[Edit, ...]
     widths: Mapping[str, tuple[int, int]]
     before: Cost
     after: Cost
+    refitted: tuple[str, ...]
     _graph: "Graph" = field(repr=False)
     _transaction: Transaction | None = field(repr=False)
 
@@ -82,7 +84,9 @@ def apply_plan(
         plan: the edits, at least one.
         optimizer: its optimizer; its state follows. Any optimizer with state per parameter.
         compensate: batches of what the network is called with (a tensor counts as one batch). If
-            given, what reads removed units is refitted to give what it gave before.
+            given, what reads removed units is refitted to give what it gave before: linear
+            layers, convolutions and other products with a parameter, as `Receipt.refitted`
+            lists them.
 
     Raises:
         EditError: the plan cannot be carried out or would change nothing. The network, its
@@ -95,12 +99,14 @@ def apply_plan(
     stages = _checked(graph, plan)
     state = None if optimizer is None else OptimizerState(optimizer, graph.model)
     before, old_widths = graph.cost(), graph.widths
+    refitted: dict[str, None] = {}
     with Transaction() as transaction:
         for stage in stages:
             if isinstance(stage, Mask):
                 _apply_mask(graph, stage, optimizer, state, transaction)
             else:
-                _apply_widths(graph, stage, optimizer, state, compensate, transaction)
+                names = _apply_widths(graph, stage, optimizer, state, compensate, transaction)
+                refitted.update(dict.fromkeys(names))
         widths = {
             name: (old, new)
             for name, old in old_widths.items()
@@ -108,7 +114,9 @@ def apply_plan(
         }
         shapes = {name: tensor.shape for name, tensor in graph.tensors().items()}
         transaction.set_attribute(graph, "shapes", shapes)
-        receipt = Receipt(tuple(plan), widths, before, graph.cost(), graph, transaction)
+        receipt = Receipt(
+            tuple(plan), widths, before, graph.cost(), tuple(refitted), graph, transaction
+        )
         transaction.set_attribute(graph, "receipts", [*graph.receipts, receipt])
     return receipt
 
@@ -120,19 +128,25 @@ def _apply_widths(
     state: OptimizerState | None,
     compensate: Iterable[Inputs] | Tensor | None,
     transaction: Transaction,
-) -> None:
-    """Resize distinct groups at once: all new tensors are computed before the first is assigned."""
+) -> list[str]:
+    """Resize distinct groups at once: all new tensors are computed before the first is assigned.
+
+    Returns:
+        The weights that were refitted.
+    """
     changes = [_change(graph, edit) for edit in edits]
     tensors = graph.tensors()
     sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
     axes = new_axes(changes, sizes)
     by_tensor = axes_of_tensors(axes)
     weights = resized_weights(graph.model, tensors, changes, axes, edit_number=graph.num_edits)
+    refitted: dict[str, Tensor] = {}
     if compensate is not None:
         new = {**tensors, **weights}
         cut = Cut(graph.model, tensors, new, graph.attributes, changes, by_tensor)
         batches = [compensate] if isinstance(compensate, Tensor) else list(compensate)
-        weights.update(compensated(cut, graph.consumers, batches))
+        refitted = compensated(cut, graph.consumers, batches)
+        weights.update(refitted)
     by_group = {change.group.name: change for change in changes}
     groups = [moved_group(g, by_group.get(g.name), axes) for g in graph.groups]
 
@@ -157,6 +171,7 @@ def _apply_widths(
     transaction.set_attribute(graph, "groups", tuple(groups))
     # Never taken back: an edit after an undo must not draw the same new weights.
     graph.num_edits += 1
+    return [name for name in refitted if name in graph.consumers]
 
 
 def _apply_mask(

@@ -111,10 +111,15 @@ def _collected(
     for number, batch in enumerate(batches):
         before = Observer(cut.old, stage, number, len(batches))
         after = Observer(tensors, stage, number, len(batches))
-        with undisturbed(cut.model, training=False):
-            before.run(cut.model, batch)
-            with attributes_changed(cut.model, cut.attributes, added):
-                after.run(cut.model, batch)
+        try:
+            with undisturbed(cut.model, training=False):
+                before.run(cut.model, batch)
+                with attributes_changed(cut.model, cut.attributes, added):
+                    after.run(cut.model, batch)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise EditError(
+                f"compensate: the network does not run on batch {number}: {error}"
+            ) from error
         for use, seen in after.seen.items():
             name = use[0]
             if before.seen[use].reader.num_rows != seen.reader.num_rows:

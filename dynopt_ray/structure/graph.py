@@ -1,5 +1,6 @@
 """`trace` a network, then change its widths, masks and costs through the graph it returns."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -15,7 +16,7 @@ from dynopt_ray.structure.edits import Edit
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.structure.groups import WidthGroup, producer_name
 from dynopt_ray.structure.passes import trace_at_own_sizes
-from dynopt_ray.structure.record import Consumer
+from dynopt_ray.structure.record import Consumer, Record
 from dynopt_ray.structure.tracing import Heads
 from dynopt_ray.structure.verify import Verifier
 
@@ -117,7 +118,7 @@ class Graph:
                 place resized the network.
         """
         tensors = self.tensors()
-        for name in self.shapes.keys() | tensors.keys():
+        for name in [*self.shapes, *tensors]:
             expected = self.shapes.get(name)
             found = tensors[name].shape if name in tensors else None
             if expected != found:
@@ -166,6 +167,9 @@ def trace(
         heads: a unit of attention is a whole head ("heads") or one coordinate of all heads
             ("dims").
 
+    Warns:
+        UserWarning: the forward pass decides by values and did not reach some parameters.
+
     Raises:
         TraceError: the network does not run on these inputs or is wrapped for distribution.
         UnknownNameError: `fixed` names nothing of the network.
@@ -174,6 +178,7 @@ def trace(
     tensors = named_tensors(model)
     pinned = {_produced_by(tensors, name): _BY_CALLER for name in fixed}
     passes = trace_at_own_sizes(model, example_inputs, tensors, heads, pinned)
+    _warn_of_other_ways(passes.record, tensors)
     verdict = Verifier(model, example_inputs, tensors, passes, heads).verdict()
     return Graph(
         model,
@@ -201,6 +206,20 @@ def _check_model(model: nn.Module) -> None:
     if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
         raise TraceError(
             "the network has lazy layers without shapes. Run it once on real data before tracing."
+        )
+
+
+def _warn_of_other_ways(record: Record, tensors: Mapping[str, Tensor]) -> None:
+    missed = [
+        name for name, tensor in tensors.items() if tensor.ndim and name not in record.first_use
+    ]
+    if record.by_value and missed:
+        modules = ", ".join(dict.fromkeys(map(producer_name, missed)))
+        warnings.warn(
+            f"the forward pass decides by values, and these inputs did not lead it to {modules}. "
+            "What that reads is not known: "
+            "trace with inputs that reach it, or name in `fixed` the widths it reads",
+            stacklevel=3,
         )
 
 

@@ -88,6 +88,8 @@ class Record:
     links: list[Link] = field(default_factory=list)
     parameter_ids: dict[tuple[str, int], IntArray] = field(default_factory=dict)
     num_ids: int = 0
+    by_value: bool = False
+    """Whether the forward pass looked at values, and so may go another way on other data."""
 
     def fresh(self, size: int) -> IntArray:
         """Ids that nothing carries yet."""

@@ -28,6 +28,10 @@ Rule = Callable[..., None]
 
 RULES: dict[Callable[..., Any], Rule] = {}
 _SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
+_VALUES = {
+    *(torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.__index__),
+    *(torch.Tensor.item, torch.Tensor.tolist, torch.is_nonzero, torch.equal, torch.allclose),
+}
 _KEEPS_ZEROS: set[Callable[..., Any]] = set()
 _NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
 
@@ -109,6 +113,7 @@ class Trace(TorchFunctionMode):
                 out = opened(*args, **kwargs)
         if func in _SIZES:
             return self._counted(out, *args, **kwargs)
+        self.record.by_value |= func in _VALUES
         handler = RULES.get(func)
         if handler is not None:
             handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})

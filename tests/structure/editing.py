@@ -38,6 +38,8 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 
 # References, written the long way.
 
+"""Each weight's step depends on that weight alone."""
+
 
 def in_double(name: str) -> tuple[nn.Module, Tensor]:
     """In double precision: an optimizer that divides by small moments magnifies rounding."""

@@ -145,6 +145,22 @@ def test_optimizers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
 
 
+def test_learning_rate_schedules_resume(tmp_path: Path) -> None:
+    model, _, optimizer = resized("mlp")
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    save(tmp_path / "n", model, optimizer)
+    other = NETWORKS["mlp"].build()
+    again = torch.optim.AdamW(other.parameters(), lr=9.0)
+    load(tmp_path / "n", other, again)
+    resumed = torch.optim.lr_scheduler.StepLR(again, 2, gamma=0.5, last_epoch=3)
+    optimizer.step()
+    schedule.step()
+    assert resumed.get_last_lr() == schedule.get_last_lr()
+
+
 def test_disk_that_runs_full_keeps_the_previous_file(tmp_path: Path) -> None:
     model, inputs, _ = resized("mlp")
     path = tmp_path / "n"

@@ -150,6 +150,27 @@ def test_state_of_new_units_is_that_of_a_new_parameter(kind: str) -> None:
             assert torch.equal(value[12:], fresh.state[twin][key]), key
 
 
+def test_factored_state_follows() -> None:
+    model, inputs = trained("resnet")
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.01)
+    step(model, inputs, optimizer)
+    weight = model.get_parameter("1.conv1.weight")
+    before = {key: value.clone() for key, value in optimizer.state[weight].items()}
+    graph = trace(model, inputs)
+    graph.apply([Shrink("0", remove=[2]), Grow("1.conv1", units=3)], optimizer=optimizer)
+    after = optimizer.state[weight]
+    kept = [0, 1, 3, 4, 5]
+    assert before["row_var"].shape == (6, 6, 3, 1)
+    assert torch.equal(after["row_var"][:6], before["row_var"][:, kept])
+    assert torch.equal(after["col_var"][:6], before["col_var"][:, kept])
+    assert after["row_var"].shape == (9, 5, 3, 1)
+    keep = weight > 0
+    graph.apply([Mask("1.conv1.weight", keep=keep)], optimizer=optimizer)
+    for _ in range(2):
+        step(model, inputs, optimizer)
+    assert bool((weight[~keep] == 0).all())
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_masked_weights_stay_zero_through_training(kind: str) -> None:
     model, inputs = trained("vgg")

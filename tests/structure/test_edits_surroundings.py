@@ -19,7 +19,7 @@ from dynopt_ray.structure import (
     plan_to_json,
     trace,
 )
-from tests.structure.editing import assert_same, everything
+from tests.structure.editing import assert_same, everything, step
 from tests.structure.zoo import trained
 
 
@@ -140,6 +140,59 @@ def test_plans_are_checked_before_anything_changes(
     before = everything(model, optimizer, graph)
     with pytest.raises(error, match=message):
         graph.apply([*plan, Grow("2", units=1)] if plan else plan, optimizer=optimizer)
+    assert_same(everything(model, optimizer, graph), before)
+
+
+def test_the_callers_mask_is_copied() -> None:
+    model, inputs = trained("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    keep = torch.rand(9, 12) > 0.5
+    trace(model, inputs).apply([Mask("2.weight", keep=keep)], optimizer=optimizer)
+    weight = model.get_parameter("2.weight")
+    nonzero = int(weight.count_nonzero())
+    keep[:] = False
+    step(model, inputs, optimizer)
+    assert int(weight.count_nonzero()) == nonzero > 0
+
+
+def test_a_network_that_others_resized_is_noticed() -> None:
+    model, inputs = trained("mlp")
+    one, other = trace(model, inputs), trace(model, inputs)
+    one.apply([Shrink("0", remove=[3])])
+    for use in (lambda: other.apply([Grow("0", units=1)]), other.cost):
+        with pytest.raises(EditError, match=r"'0\.(weight|bias)' has the shape .*; trace it again"):
+            use()
+    one.receipts[-1].undo()
+    other.apply([Grow("0", units=1)])
+    with pytest.raises(EditError, match="trace it again"):
+        one.apply([Grow("0", units=1)])
+
+
+def test_optimizers_of_another_network_are_refused() -> None:
+    model, inputs = trained("mlp")
+    foreign = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(EditError, match="none of this network's parameters"):
+        trace(model, inputs).apply([Grow("0", units=1)], optimizer=foreign)
+
+
+class _Blocks(torch.optim.SGD):
+    """Keeps statistics per block of a parameter, which no one can resize."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["blocks"] = torch.zeros(3)
+        return super().step(closure)
+
+
+def test_state_that_cannot_follow_is_refused_before_anything_changes() -> None:
+    model, inputs = trained("mlp")
+    optimizer = _Blocks(model.parameters(), lr=0.1)
+    step(model, inputs, optimizer)
+    graph = trace(model, inputs)
+    before = everything(model, optimizer, graph)
+    with pytest.raises(EditError, match=r"keeps 'blocks' of shape \(3,\)"):
+        graph.apply([Grow("0", units=1)], optimizer=optimizer)
     assert_same(everything(model, optimizer, graph), before)
 
 

@@ -1,5 +1,6 @@
 """What tracing finds, and what it refuses to guess."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -251,3 +252,35 @@ def test_inputs_may_be_arguments_or_keywords() -> None:
     both: list[Inputs] = [(torch.randn(2, 3), torch.ones(())), keywords]
     for inputs in both:
         assert trace(Two(), inputs).widths == {"a": 4}
+
+
+class _Either(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(3, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        out: Tensor = self.one(hidden) if x.sum() > 0 else self.other(hidden)
+        return out
+
+
+def test_warns_of_ways_that_the_inputs_did_not_lead() -> None:
+    with pytest.warns(UserWarning, match="did not lead it to other"):
+        trace(_Either(), torch.ones(4, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_refuses_what_is_compiled() -> None:
+    model, inputs = trained("mlp")
+    for compiled in (torch.compile(model), torch.jit.trace(model, inputs)):
+        with pytest.raises(TraceError, match="is compiled for the sizes"):
+            trace(compiled, inputs)
+    with pytest.raises(TraceError, match="not a torch module"):
+        trace("network", inputs)  # type: ignore[arg-type]
+
+
+def test_copies_of_sizes_are_plain_numbers() -> None:
+    kept: list[Any] = []
+    trace(_Through(lambda x: (kept.append(x.shape[1]), x)[1]), torch.randn(4, 3))
+    assert {type(copy.deepcopy(size)) for size in kept} == {int}

@@ -77,8 +77,8 @@ def _counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
 
 def _tie_factors(trace: Trace, out: Tensor, label: Label, dim: int, size: UnitCount) -> None:
     """Of `h, C // h`: the two dimensions together are the C units."""
-    for other in label.dims:
-        if other != dim and out.shape[other] * out.shape[dim] == size.ids.size:
+    for other in sorted(label.dims, key=lambda d: abs(d - dim))[1:]:
+        if out.shape[other] * out.shape[dim] == size.ids.size:
             shape = [out.shape[d] if d in (other, dim) else 1 for d in label.dims]
             trace.tie(label.ids, size.ids.reshape(shape))
             return
