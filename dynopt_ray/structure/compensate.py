@@ -149,7 +149,7 @@ def _residual(
     """What the refitted weight has to add; outputs of fresh units stay as they are."""
     fresh = given.new_zeros((), dtype=torch.bool)
     for dim, weight_dim in enumerate(made, start=1):
-        if weight_dim in axes:
+        if weight_dim is not None and weight_dim in axes:
             index = axes[weight_dim].index.to(wanted.device)
             wanted = wanted.index_select(dim, index.clamp(min=0))
             fresh = fresh | (index < 0).reshape([-1 if d == dim else 1 for d in range(wanted.ndim)])

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 
 
-def _opened(function: types.FunctionType) -> Callable[..., Any]:
+def _opened(function: Any) -> Callable[..., Any]:
     """The same code, which never hands itself over as a whole to a `TorchFunctionMode`."""
     names = {**function.__globals__, "has_torch_function": lambda _: False}
     opened = types.FunctionType(

@@ -59,7 +59,7 @@ class SumOfProducts:
             math.prod(weight.shape[place[d]] for d in shared), -1, self.num_inputs
         )
         self.num_rows = self._x_GRK.shape[1]
-        self.made = tuple(place[d] for d in [*shared, *made])
+        self.made: tuple[int | None, ...] = tuple(place[d] for d in [*shared, *made])
         self._order = [dims.output.index(d) for d in [*rows, *shared, *made]]
         self._num_row_dims = len(rows)
         self._weight_order = [place[d] for d in [*shared, *made, *inner]]
@@ -96,7 +96,7 @@ class Convolution:
         self._transposed = transposed
         self._space = weight.ndim - 2
         self._shape = weight.shape
-        self.made = (None, 1) if transposed else (0,)
+        self.made: tuple[int | None, ...] = (None, 1) if transposed else (0,)
         self.num_inputs = math.prod(weight.shape[1:])
         if transposed:
             self.num_inputs = weight.shape[0] // self._groups * math.prod(weight.shape[2:])
@@ -114,16 +114,16 @@ class Convolution:
         """See `Reader`."""
         channels = out.movedim(-1 - self._space, -1)
         flat = channels.reshape(-1, channels.shape[-1])[rows.to(out.device)]
-        return flat.unflatten(1, (self._groups, -1)) if self._transposed else flat
+        return flat.reshape(len(flat), self._groups, -1) if self._transposed else flat
 
     def in_layout(self, slope_GOK: Tensor) -> Tensor:
         """See `Reader`."""
         if not self._transposed:
             return slope_GOK.reshape(self._shape)
         kernel = self._shape[2:]
-        slope = slope_GOK.unflatten(2, (self._shape[0] // self._groups, *kernel))
-        slope = slope.flip(*range(3, slope.ndim)).transpose(1, 2)
-        return slope.reshape(self._shape)
+        inputs = self._shape[0] // self._groups
+        slope = slope_GOK.reshape(*slope_GOK.shape[:2], inputs, *kernel)
+        return slope.flip(*range(3, slope.ndim)).transpose(1, 2).reshape(self._shape)
 
 
 def _patches(
@@ -175,7 +175,8 @@ def _spread(called: Mapping[str, Any], out: Tensor) -> Tensor:
         count = min(x.shape[2 + d] - skip, max(0, math.ceil((sizes[d] - first) / stride[d])))
         where.append(slice(first, first + count * stride[d], stride[d]))
         take.append(slice(skip, skip + count))
-    spread[(..., *where)] = x[(..., *take)]
+    everything = (slice(None), slice(None))
+    spread[(*everything, *where)] = x[(*everything, *take)]
     return spread
 
 

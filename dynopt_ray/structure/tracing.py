@@ -246,18 +246,21 @@ class Trace(TorchFunctionMode):
 
     def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
         """A BatchNorm reads `source`: its running mean can absorb a missing bias."""
-        self._sink(source, source, mean=self.name(running_mean))
+        self._absorb(source, source, mean=self.name(running_mean))
 
     def shifted(self, out: Tensor, source: Tensor, bias: Tensor) -> None:
         """A parameter is added to `source`: it is its bias, if there is none yet."""
-        self._sink(source, out, bias=self.name(bias))
+        self._absorb(source, out, bias=self.name(bias))
 
-    def _sink(self, source: Tensor, out: Tensor, **sink: str | None) -> None:
+    def _absorb(
+        self, source: Tensor, out: Tensor, *, bias: str | None = None, mean: str | None = None
+    ) -> None:
+        """Note what can take up a constant of `source`, now `out`."""
         consumer = self._producers.get(id(source))
-        if consumer is not None and consumer.bias is None and None not in sink.values():
+        if consumer is not None and consumer.bias is None and (bias or mean):
             uses = self.record.consumers[consumer.weight]
-            index = uses.index(consumer)
-            uses[index] = self._producers[id(out)] = replace(consumer, **sink)
+            absorbing = replace(consumer, bias=bias, mean=mean)
+            uses[uses.index(consumer)] = self._producers[id(out)] = absorbing
 
     def count(self, labels: Labels, sizes: Sequence[int]) -> None:
         """Note the multiply-adds of a product over a joint space of these sizes."""

@@ -28,18 +28,20 @@ class Network(nn.Module):
 
 def attention(network: Network, x: Tensor) -> Tensor:
     query, key = network.one(x), network.two(x)
-    return (query @ key.transpose(-2, -1)).softmax(-1) @ x
+    out: Tensor = (query @ key.transpose(-2, -1)).softmax(-1) @ x
+    return out
 
 
 def own_scale(network: Network, x: Tensor) -> Tensor:
-    hidden = network.one(x).tanh()
-    return F.linear(hidden, network.weight) * hidden.shape[-1] ** -0.5
+    hidden: Tensor = network.one(x).tanh()
+    scale = float(hidden.shape[-1]) ** -0.5
+    return F.linear(hidden, network.weight) * scale
 
 
 def towers(network: Network, x: Tensor) -> Tensor:
-    return network.one(x).relu() @ network.table.weight.T + network.table(
-        torch.tensor([1], device=x.device)
-    ).sum(-1)
+    rows: Tensor = network.table(torch.tensor([1], device=x.device))
+    scores: Tensor = network.one(x).relu() @ network.table.weight.T
+    return scores + rows.sum(-1)
 
 
 def reparametrised(network: Network, x: Tensor) -> Tensor:

@@ -273,7 +273,9 @@ def test_warns_of_ways_that_the_inputs_did_not_lead() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_refuses_what_is_compiled() -> None:
     model, inputs = trained("mlp")
-    for compiled in (torch.compile(model), torch.jit.trace(model, inputs)):
+    script: Any = torch.jit.trace
+    compiled: Any
+    for compiled in (torch.compile(model), script(model, inputs)):
         with pytest.raises(TraceError, match="is compiled for the sizes"):
             trace(compiled, inputs)
     with pytest.raises(TraceError, match="not a torch module"):
@@ -282,5 +284,10 @@ def test_refuses_what_is_compiled() -> None:
 
 def test_copies_of_sizes_are_plain_numbers() -> None:
     kept: list[Any] = []
-    trace(_Through(lambda x: (kept.append(x.shape[1]), x)[1]), torch.randn(4, 3))
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x.shape[1])
+        return x
+
+    trace(_Through(keep), torch.randn(4, 3))
     assert {type(copy.deepcopy(size)) for size in kept} == {int}

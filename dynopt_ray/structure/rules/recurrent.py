@@ -121,7 +121,8 @@ def _units(trace: Trace, weight: Tensor, num_gates: int) -> IntArray:
         return trace.record.fresh(weight.shape[0] // num_gates)
     gates = rows.reshape(num_gates, -1)
     trace.tie(gates, gates[:1])
-    return gates[0]
+    first: IntArray = gates[0]
+    return first
 
 
 def _packed(trace: Trace, out: Any, read: Any) -> None:
