@@ -98,7 +98,7 @@ class Graph:
         Raises:
             UnknownNameError: no group of this name.
             EditError: the network was resized by something else than this graph.
-            ValueError: a width below 1.
+            ValueError: a width below 0.
         """
         self.check()
         if widths is None:
@@ -106,7 +106,7 @@ class Graph:
             return self._cost_model.cost([g.width for g in self.groups], nonzero)
         wanted = {self[name].name: width for name, width in widths.items()}
         for name, width in wanted.items():
-            if width < 1:
+            if width < 0:
                 raise ValueError(f"cost: {name!r} cannot have {width} units")
         return self._cost_model.cost([wanted.get(g.name, g.width) for g in self.groups])
 

@@ -34,7 +34,7 @@ def attention(network: Network, x: Tensor) -> Tensor:
 
 def own_scale(network: Network, x: Tensor) -> Tensor:
     hidden: Tensor = network.one(x).tanh()
-    scale = float(hidden.shape[-1]) ** -0.5
+    scale: float = hidden.shape[-1] ** -0.5
     return F.linear(hidden, network.weight) * scale
 
 
