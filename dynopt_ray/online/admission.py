@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dynopt_ray.errors import DataError
 from dynopt_ray.online.events import as_tensor, label_problem, non_finite_problem, pair_batch
-from dynopt_ray.online.losses import Loss, event_errors, is_classification
+from dynopt_ray.online.losses import event_errors
+from dynopt_ray.tasks import LossFunction
+from dynopt_ray.tasks.batches import is_classification
 
 _OUTPUT = "the network's output"
 # torch has the second since 2.8.
@@ -83,7 +85,7 @@ class Admission:
     """
 
     forward: Callable[[Tensor], Tensor]
-    loss: Loss
+    loss: LossFunction
     dtype: torch.dtype
     device: torch.device
     needs_classes: bool

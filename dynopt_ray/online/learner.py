@@ -14,7 +14,6 @@ from dynopt_ray.online.detectors import Detector, build_detector
 from dynopt_ray.online.events import Quarantine, Rejected, as_batch, as_tensor
 from dynopt_ray.online.guard import Guard, Restore, Verdict
 from dynopt_ray.online.isolation import evaluation_mode, mix_seed, own_randomness
-from dynopt_ray.online.losses import Loss, build_loss
 from dynopt_ray.online.memory import Memory
 from dynopt_ray.online.predictor import Predictor
 from dynopt_ray.online.rates import RateController, Rates
@@ -22,6 +21,9 @@ from dynopt_ray.online.reactions import Reaction, build_reactions
 from dynopt_ray.online.state import learner_state, load_learner_state
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Edit, Graph, Receipt
+from dynopt_ray.structure.optimizer_state import check_optimizer
+from dynopt_ray.tasks import LossFunction
+from dynopt_ray.tasks.objectives import resolve_loss
 
 # A diverged network overflows at every event; ten extreme events in a row are no accident.
 _MAX_OVERFLOWS = 10
@@ -66,9 +68,9 @@ class OnlineLearner:
     Args:
         model: the network; it takes mini-batches, events first.
         optimizer: any torch optimizer over the network's parameters.
-        loss: "cross_entropy", or (output, target) -> mean loss.
-        lr: update number -> learning rate, or a controller (or its name), which follows the
-            losses; None leaves the rates to the optimizer.
+        loss: a loss by name ("cross_entropy", "mse", …), or (output, target) -> mean loss.
+        lr: a learning rate, update number -> learning rate, or a controller (or its name), which
+            follows the losses; None leaves the rates to the optimizer.
         detector: a drift detector's name or the object; it watches 0/1 errors for classes and
             losses for other targets. None watches nothing.
         guard: judges every update by the loss on the latest events; None accepts all.
@@ -78,6 +80,8 @@ class OnlineLearner:
 
     Raises:
         UnknownNameError: no loss, detector or reaction of a name given.
+        EditError: the optimizer trains none of the network's parameters.
+        ValueError: a learning rate that is negative or not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -93,14 +97,16 @@ class OnlineLearner:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        loss: str | Loss = "cross_entropy",
-        lr: Schedule | RateController | str | None = None,
+        loss: str | LossFunction = "cross_entropy",
+        lr: float | Schedule | RateController | str | None = None,
         detector: str | Detector | None = None,
         guard: Guard | None = None,
         reactions: str | Reaction | Sequence[str | Reaction] = (),
         structure: Graph | None = None,
         seed: int = 0,
     ) -> None:
+        check_optimizer(optimizer, model)
+        objective = resolve_loss(loss)
         self.model = model
         self.optimizer = optimizer
         self.structure = structure
@@ -116,7 +122,7 @@ class OnlineLearner:
         self.events = 0
         self.updates = 0
         self.event_shape: torch.Size | None = None
-        self._loss = build_loss(loss)
+        self._loss = objective.function
         self._seed = seed
         self._draws = 0
         self._overflows = 0
@@ -128,7 +134,7 @@ class OnlineLearner:
             loss=self._loss,
             dtype=self._dtype,
             device=self._device,
-            needs_classes=loss == "cross_entropy",
+            needs_classes=objective.targets == "labels",
         )
 
     def predict(self, x: Any) -> Tensor:

@@ -1,38 +1,13 @@
-"""Losses of a stream: what is minimised, and the error that drift detectors watch."""
-
-from collections.abc import Callable
+"""The error of each event, which drift detectors watch."""
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from dynopt_ray.errors import UnknownNameError
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(output, target) of a mini-batch -> their mean loss, a scalar."""
-
-_LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy}
+from dynopt_ray.tasks import LossFunction
+from dynopt_ray.tasks.batches import is_classification
 
 
-def build_loss(loss: str | Loss) -> Loss:
-    """A loss from its name, or the callable itself.
-
-    Raises:
-        UnknownNameError: no loss of this name.
-    """
-    if not isinstance(loss, str):
-        return loss
-    if loss not in _LOSSES:
-        raise UnknownNameError("loss", loss, _LOSSES)
-    return _LOSSES[loss]
-
-
-def is_classification(output: Tensor, target: Tensor) -> bool:
-    """Whether targets are classes: whole numbers, one dimension less than the scores."""
-    return not target.is_floating_point() and output.ndim == target.ndim + 1
-
-
-def event_errors(loss: Loss, output: Tensor, target: Tensor) -> list[float]:
+def event_errors(loss: LossFunction, output: Tensor, target: Tensor) -> list[float]:
     """One error per event: the share misclassified, or for other targets the loss.
 
     Args:

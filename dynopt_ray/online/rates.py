@@ -1,11 +1,12 @@
 """The learning rate of each update: the optimizer's own or computed, times a boost."""
 
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from dynopt_ray import plugins
-from dynopt_ray.schedules import Schedule
+from dynopt_ray.schedules import Schedule, constant
 
 
 @runtime_checkable
@@ -30,14 +31,20 @@ class Rates:
 
     Args:
         optimizer: whose rates are set.
-        lr: update number -> rate of every group, a controller or the name of one; None keeps
-            the groups' own rates as they are now.
+        lr: the rate of every group, update number -> that rate, a controller or the name of one;
+            None keeps the groups' own rates as they are now.
+
+    Raises:
+        ValueError: a rate that is negative or not finite.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, lr: Schedule | RateController | str | None
+        self, optimizer: torch.optim.Optimizer, lr: float | Schedule | RateController | str | None
     ) -> None:
         self._optimizer = optimizer
+        if isinstance(lr, int | float):
+            _check(lr, "the learning rate")
+            lr = constant(lr)
         self._lr: Schedule | None = (
             plugins.load("lr_controllers", lr)() if isinstance(lr, str) else lr
         )
@@ -48,12 +55,19 @@ class Rates:
         """What every rate is multiplied with; reactions raise it on drift."""
 
     def set(self, update: int) -> None:
-        """Set the rates for the update of this number (from 0)."""
+        """Set the rates for the update of this number (from 0).
+
+        Raises:
+            ValueError: the schedule gives a rate that is negative or not finite.
+        """
         if self._lr is None and self.boost == 1 and not self._boosted:
             # The optimizer's rates are then the user's to change, by hand or by a scheduler.
             return
+        wanted = None if self._lr is None else self._lr(update)
+        if wanted is not None:
+            _check(wanted, f"the learning rate for update {update}")
         for group, own in zip(self._optimizer.param_groups, self._own, strict=True):
-            group["lr"] = (own if self._lr is None else self._lr(update)) * self.boost
+            group["lr"] = (own if wanted is None else wanted) * self.boost
         self._boosted = self.boost != 1
 
     def observe(self, loss: float) -> None:
@@ -77,3 +91,8 @@ class Rates:
         self._boosted = state["boosted"]
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
+
+
+def _check(rate: float, what: str) -> None:
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"{what} is {rate}; it must be finite and at least 0")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynopt_ray.errors import CheckpointError, DataError, UnknownNameError
+from dynopt_ray.errors import CheckpointError, DataError, EditError, UnknownNameError
 from dynopt_ray.online import OnlineLearner
 from dynopt_ray.schedules import cosine
 from tests.online.learners import SGD, events, learner, network, state_bytes
@@ -123,6 +123,37 @@ def test_a_schedule_sets_the_rate_of_each_update() -> None:
     subject = learner(lr=schedule)
     rates = [subject.learn(x, y).lr for x, y in events(4)]
     assert rates == [schedule(update) for update in range(4)]
+
+
+def test_a_number_is_the_rate_of_each_update() -> None:
+    subject = learner(lr=0.03)
+    for event in events(3):
+        subject.learn(*event)
+    assert subject.optimizer.param_groups[0]["lr"] == 0.03
+
+
+def test_rates_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="the learning rate is -1"):
+        learner(lr=-1)
+    subject = learner(lr=lambda update: -1.0 if update else 0.1)
+    first, second = events(2)
+    subject.learn(*first)
+    before = [p.clone() for p in subject.model.parameters()]
+    with pytest.raises(ValueError, match=r"for update 1 is -1\.0"):
+        subject.learn(*second)
+    assert all(torch.equal(a, b) for a, b in zip(before, subject.model.parameters(), strict=True))
+
+
+def test_an_optimizer_of_another_network_is_refused() -> None:
+    with pytest.raises(EditError, match="none of this network's parameters"):
+        OnlineLearner(network(), SGD(network().parameters(), lr=0.1))
+
+
+def test_losses_by_name_are_those_of_tasks() -> None:
+    model = nn.Linear(4, 1)
+    subject = OnlineLearner(model, SGD(model.parameters(), lr=0.05), loss="mse")
+    losses = [subject.learn(x, [float(x.sum())]).loss for x, _ in events(300)]
+    assert np.mean(losses[-50:]) < 0.01 * np.mean(losses[:50])
 
 
 class Halving:
