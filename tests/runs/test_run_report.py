@@ -245,6 +245,14 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     assert "two: learning" in page.text
 
 
+def test_runs_whose_points_have_no_names_are_compared(tmp_path: Path) -> None:
+    runs = [make(tmp_path / "one"), make(tmp_path / "two")]
+    points = runs[1].table("pareto")
+    assert points is not None
+    runs[1].write_table("pareto", points.drop(columns="name", errors="ignore"))
+    assert "2 runs compared" in write_comparison(runs, tmp_path / "c.html").read_text()
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [make(tmp_path / "a" / "x"), make(tmp_path / "b" / "x")]
     page = Page(write_comparison(runs, tmp_path / "c.html").read_text())
