@@ -205,7 +205,7 @@ def test_a_missing_class_leaves_classes(tmp_path: Path) -> None:
     path = saved(table, tmp_path)
     task = tabular(path=path, target="stars", missing="drop")
     assert task.kind == "labels"
-    with pytest.raises(DataError, match="row 7, column 'stars': .* use missing='drop'$"):
+    with pytest.raises(DataError, match=r"row 7, column 'stars': .* use missing='drop'$"):
         tabular(path=path, target="stars")
 
 
