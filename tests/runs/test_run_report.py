@@ -195,7 +195,7 @@ def words(name: str) -> list[str]:
     ("name", "expected"),
     [
         ("pareto", ["cost relative to the start", "accuracy", "start", "trials", "front", "#2"]),
-        ("widths", ["units", "conv1", "conv2"]),
+        ("widths", ["units", "group conv1", "group conv2"]),
         ("policy", ["environment steps", "gain in smooth utility per episode"]),
         ("stream", ["event", "learning", "frozen", "drift", "detected"]),
         ("loss", ["training loss", "train", "trial 1"]),
