@@ -1,5 +1,7 @@
 """What one traced pass says about a network's units."""
 
+import bisect
+import operator
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,6 +31,13 @@ class Consumer:
     mean: str | None = None
     groups: int = 1
     dims: "Contraction | None" = None
+
+    def makes(self, dim: int) -> bool:
+        """Whether the units that the weight makes lie along a dimension of the result."""
+        if self.dims is None:
+            return dim == 1
+        place = self.dims.output[dim]
+        return place in self.dims.weight and place not in self.dims.input
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,15 @@ class Record:
     num_ids: int = 0
     by_value: bool = False
     """Whether the forward pass looked at values, and so may go another way on other data."""
+    _owned: list[tuple[int, tuple[str, int]]] = field(default_factory=list)
+
+    def own(self, key: tuple[str, int], size: int) -> IntArray:
+        """The ids of a parameter's dimension, fresh ones at first."""
+        if key not in self.parameter_ids:
+            if size:
+                self._owned.append((self.num_ids, key))
+            self.parameter_ids[key] = self.fresh(size)
+        return self.parameter_ids[key]
 
     def fresh(self, size: int) -> IntArray:
         """Ids that nothing carries yet."""
@@ -99,12 +117,15 @@ class Record:
 
     def owners(self, ids: IntArray) -> list[tuple[str, int]]:
         """The parameter dimensions whose own coordinates are among the ids."""
-        keys = list(self.parameter_ids)
-        starts = np.array([int(self.parameter_ids[key][0]) for key in keys])
-        wanted = np.unique(ids)
-        index = np.searchsorted(starts, wanted, side="right") - 1
-        return [
-            key
-            for i in np.unique(index[index >= 0]).tolist()
-            if bool(np.isin(wanted, self.parameter_ids[key := keys[i]]).any())
-        ]
+        found = []
+        rest = np.unique(ids)
+        while len(rest):
+            after = bisect.bisect_right(self._owned, rest[0], key=operator.itemgetter(0))
+            key = self._owned[after - 1][1]
+            last = self.parameter_ids[key][-1]
+            if rest[0] <= last:
+                found.append(key)
+            elif after == len(self._owned):
+                break  # made inside forward
+            rest = rest[rest > max(last, rest[0])]
+        return found

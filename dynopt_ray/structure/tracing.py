@@ -90,10 +90,7 @@ class Trace(TorchFunctionMode):
             # What integers hold (indices, masks) is data; nobody's units lie along them.
             sizes = tensor.shape if tensor.is_floating_point() or tensor.is_complex() else ()
             for dim, size in enumerate(sizes):
-                ids = record.parameter_ids.get((name, dim))
-                if ids is None:
-                    ids = record.parameter_ids[name, dim] = record.fresh(size)
-                labels.append(Label((dim,), ids))
+                labels.append(Label((dim,), record.own((name, dim), size)))
             self._labels[id(tensor)] = (tensor, tuple(labels))
 
     def __torch_function__(
@@ -246,18 +243,26 @@ class Trace(TorchFunctionMode):
 
     def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
         """A BatchNorm reads `source`: its running mean can absorb a missing bias."""
-        self._absorb(source, source, mean=self.name(running_mean))
+        self._absorb(source, source, 1, mean=self.name(running_mean))
 
     def shifted(self, out: Tensor, source: Tensor, bias: Tensor) -> None:
         """A parameter is added to `source`: it is its bias, if there is none yet."""
-        self._absorb(source, out, bias=self.name(bias))
+        self._absorb(source, out, source.ndim - 1, bias=self.name(bias))
 
     def _absorb(
-        self, source: Tensor, out: Tensor, *, bias: str | None = None, mean: str | None = None
+        self,
+        source: Tensor,
+        out: Tensor,
+        dim: int,
+        *,
+        bias: str | None = None,
+        mean: str | None = None,
     ) -> None:
-        """Note what can take up a constant of `source`, now `out`."""
+        """Note what lies along `dim` and can take up a constant of `source`, now `out`."""
         consumer = self._producers.get(id(source))
-        if consumer is not None and consumer.bias is None and (bias or mean):
+        if consumer is None or consumer.bias is not None or not (bias or mean):
+            return
+        if consumer.makes(dim):
             uses = self.record.consumers[consumer.weight]
             absorbing = replace(consumer, bias=bias, mean=mean)
             uses[uses.index(consumer)] = self._producers[id(out)] = absorbing

@@ -115,6 +115,39 @@ def test_units_that_others_can_express_are_removed_without_loss(name: str) -> No
     assert error < 2e-3  # what the ridge costs; without compensation it is about 1
 
 
+class Along(nn.Module):
+    """Adds a vector along the last dimension, which is as long as there are channels."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.vector
+
+
+@pytest.mark.parametrize(
+    ("consumer", "shape", "untouched"),
+    [
+        (lambda: (nn.Conv2d(8, 4, 3, bias=False), Along(4)), (2, 6, 6), "2.vector"),
+        (lambda: (nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4)), (2, 6, 6), "2.running_mean"),
+    ],
+)
+def test_only_what_lies_along_the_outputs_takes_up_their_constant(
+    consumer: Callable[[], Any], shape: tuple[int, ...], untouched: str
+) -> None:
+    """Vectors of the right length along another dimension are no biases."""
+    torch.manual_seed(0)
+    into_channels = untouched == "2.vector"
+    first = nn.Conv2d(2, 8, 3, padding=1) if into_channels else nn.Linear(6, 6)
+    model = nn.Sequential(first, *consumer()).eval()
+    batches = torch.randn(64, *shape) if into_channels else torch.randn(64, 4, 6)
+    before = model.state_dict()[untouched].clone()
+    receipt = trace(model, batches).apply([Shrink("0", remove=[1])], compensate=batches)
+    assert receipt.refitted == ("1.weight",)
+    assert torch.equal(model.state_dict()[untouched], before)
+
+
 def test_is_the_least_squares_fit() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4))
