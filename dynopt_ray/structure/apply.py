@@ -96,7 +96,7 @@ def apply_plan(
     if not plan:
         raise EditError("the plan is empty: it would change nothing")
     graph.check()
-    stages = _checked(graph, plan)
+    stages = check_plan(graph, plan)
     state = None if optimizer is None else OptimizerState(optimizer, graph.model)
     before, old_widths = graph.cost(), graph.widths
     refitted: dict[str, None] = {}
@@ -212,8 +212,13 @@ def _change(graph: "Graph", edit: Grow | Shrink) -> Change:
 Stage = Mask | list[Grow | Shrink]
 
 
-def _checked(graph: "Graph", plan: Sequence[Edit]) -> list[Stage]:
-    """The plan cut into stages that can be done at once, after checking every edit of it."""
+def check_plan(graph: "Graph", plan: Sequence[Edit]) -> list[Stage]:
+    """The plan cut into stages that can be done at once, after checking every edit of it.
+
+    Raises:
+        EditError: an edit cannot be carried out or would change nothing.
+        UnknownNameError: an edit names nothing of the network.
+    """
     stages: list[Stage] = []
     widths = graph.widths
     for edit in plan:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Graph, Grow, Receipt, trace
+from dynopt_ray.structure.apply import check_plan
 from dynopt_ray.structure.edits import Init
 from dynopt_ray.tasks import Metrics, Task, TrainStats
 from dynopt_ray.training.attempt import Attempt, attempt
@@ -227,23 +228,13 @@ def _wanted(graph: Graph, target: Widths) -> dict[str, int]:
                 f"grow: {name!r} has {group.width} units and shall have {width!r}; give a larger "
                 "whole number, or use prune to make it smaller"
             )
-        if not group.exact_growth:
-            raise EditError(
-                f"grow: {name!r} cannot grow without changing the output, because an operation "
-                "depends on the number of its units (a normalisation or a mean over them). Leave "
-                "it out, or apply Grow(…, exact=False) and train"
-            )
-        if (width - group.width) % group.step:
-            raise EditError(
-                f"grow: {name!r} has {group.width} units and shall have {width}, but it grows in "
-                f"steps of {group.step}"
-            )
         if wanted.setdefault(group.name, width) != width:
             raise EditError(
                 f"grow: {name!r} shall have {width} units, but it is of one width with "
                 f"{group.name!r}, which another entry gives {wanted[group.name]}; name the group "
                 "once"
             )
+    check_plan(graph, [Grow(name, width - graph[name].width) for name, width in wanted.items()])
     return wanted
 
 

@@ -182,7 +182,7 @@ def test_what_cannot_be_done_is_refused_before_anything_changes(
 @pytest.mark.parametrize(
     ("model", "target", "message"),
     [
-        (Normalised, {"second": 9, "first": 7}, "'first' cannot grow without changing the output"),
+        (Normalised, {"second": 9, "first": 7}, "'first'.*more units change the output"),
         (Residual, {"a": 12, "b": 10}, r"'b' shall have 10 units.*'a'.* 12"),
     ],
 )

@@ -67,7 +67,6 @@ def make_stream(task: Task, settings: StreamSettings, *, seed: int) -> ArrayStre
         ) from error
     except (DataError, UnknownNameError) as error:
         raise SpecError(f"stream: {error}") from error
-    # Without num_events only the task's rows tell how long the stream is.
     for drift in settings.drifts:
         if drift.at >= len(stream):
             raise SpecError(
