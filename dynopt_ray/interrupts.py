@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a command once and cleanly, whenever they come."""
 
+import atexit
 import signal
 import time
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ class Interrupts:
 
         After one came they are handled to the end of the process, which is near.
         """
+        # What is registered first runs last, when nothing is left that would have to be ended.
+        atexit.register(self._ignore_more)
         before = {}
         for signum in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -53,3 +56,9 @@ class Interrupts:
             if self._first is None:
                 for signum, handler in before.items():
                     signal.signal(signum, handler)
+
+    def _ignore_more(self) -> None:
+        """Python gives up its handlers before it ends; a late signal would decide how it did."""
+        if self._first is not None:
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, signal.SIG_IGN)

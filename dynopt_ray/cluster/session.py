@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, utils
 from ray.job_config import JobConfig
 
 from dynopt_ray.cluster.authentication import use_token
@@ -114,8 +114,8 @@ def check_reachable(address: str) -> None:
     Raises:
         ClusterError: nothing takes connections there, or it is no address.
     """
-    if address not in ("auto", "local"):
-        _answering(address)
+    if address != "local":
+        _answering(_found(address))
 
 
 def _running(address: str | None, need: Need) -> Session:
@@ -145,14 +145,7 @@ def _start(num_cpus: int, num_gpus: int, dashboard: bool) -> None:
 
 def _join(address: str) -> None:
     use_token(starting=False)
-    if address == "auto":
-        try:
-            address = services.get_ray_address_from_environment("auto", None)
-        except ConnectionError as error:
-            raise ClusterError(
-                "no cluster runs on this machine; leave the address out to start one, or give the "
-                "address of one elsewhere"
-            ) from error
+    address = _found(address)
     found = _answering(address)
     elsewhere = not _is_this_machine(found)
     settings: dict[str, Any] = {"job_config": JobConfig(_py_driver_sys_path=_own_paths())}
@@ -163,6 +156,19 @@ def _join(address: str) -> None:
     # Ray would try for 20 s; whatever refuses us three times is not starting up.
     with _loopback_only(loopback), _environment("RAY_gcs_server_port_wait_time_s", "3"):
         _init(address=address, **settings)
+
+
+def _found(address: str) -> str:
+    """The address itself; that of the cluster on this machine for "auto"."""
+    if address != "auto":
+        return address
+    try:
+        return str(services.get_ray_address_from_environment("auto", None))
+    except ConnectionError as error:
+        raise ClusterError(
+            "no cluster runs on this machine; leave the address out to start one, or give the "
+            "address of one elsewhere"
+        ) from error
 
 
 def _own_paths() -> list[str]:
@@ -201,11 +207,17 @@ def _init(**settings: Any) -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the process's handler of SIGTERM: Ray's would dump a stack and abort."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """Keep the process's handler of SIGTERM.
+
+    Ray's own exits from wherever it is, as if nothing had to be ended; its core's, which takes
+    over in the end, dumps a stack and aborts.
+    """
+    handler, set_by_ray = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
+        utils.set_sigterm_handler = set_by_ray
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 

@@ -117,15 +117,15 @@ def _widths(axes: "Axes", table: "pd.DataFrame") -> None:
     """One line per width group, which keeps its value between edits."""
     from matplotlib.ticker import MaxNLocator
 
-    groups = [name for name in table.columns if name != "step"]
+    time, *groups = table.columns  # the first is "decision" or "round"
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for name in groups[: len(COLOURS)]:
-        axes.step(table["step"], table[name], where="post", label=f"group {name}")
+        axes.step(table[time], table[name], where="post", label=f"group {name}")
     if len(groups) > len(COLOURS):
         for name in groups[len(COLOURS) :]:
-            axes.step(table["step"], table[name], where="post", color=MUTED, linewidth=0.7)
+            axes.step(table[time], table[name], where="post", color=MUTED, linewidth=0.7)
         axes.plot([], [], color=MUTED, label=f"{len(groups) - len(COLOURS)} more")
-    axes.set(xlabel="decision or round", ylabel="units")
+    axes.set(xlabel=str(time), ylabel="units")
     axes.set_ylim(bottom=0)
     axes.legend()
 
@@ -184,7 +184,7 @@ def _chart(
 
 CHARTS: Mapping[str, Chart] = {
     "pareto": _chart("pareto", ["cost", "accuracy"], "Accuracy against cost", _pareto),
-    "widths": _chart("widths", ["step"], "Widths over time", _widths),
+    "widths": _chart("widths", [], "Widths over time", _widths),
     "policy": _chart("policy", ["steps", "episode_return"], "Learning the policy", _policy),
     "stream": _chart(
         "stream", ["event", "accuracy", "series", "mark"], "Learning on the stream", _stream

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 
+_MANIFEST: Mapping[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "seed": int,
+    "status": str,
+    "started": str,
+    "duration_s": (int, float),  # a run that was killed has none
+}
+
 
 def default_path(name: str) -> Path:
     """`runs/<name>-<time>`, numbered on where two runs start in one second."""
@@ -98,9 +106,7 @@ class RunDirectory:
             read: dict[str, Any] = json.loads((self.path / "manifest.json").read_text("utf-8"))
         except ValueError as error:
             raise RunError(f"{self.path / 'manifest.json'} is damaged: {error}") from error
-        for key in ("kind", "seed", "status", "started"):
-            if not isinstance(read, dict) or key not in read:
-                raise RunError(f"{self.path / 'manifest.json'} is damaged: it has no {key!r}")
+        _check_manifest(read, self.path / "manifest.json")
         return read
 
     @property
@@ -151,10 +157,18 @@ class RunDirectory:
         try:
             return pd.read_csv(path)
         except ValueError as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+            raise RunError(f"{path} is damaged: {str(error).strip()}") from error
 
     def _write_manifest(self, content: Mapping[str, Any]) -> None:
         self.write_text("manifest.json", json.dumps(content, indent=2) + "\n")
+
+
+def _check_manifest(content: object, path: Path) -> None:
+    for key, kind in _MANIFEST.items():
+        if not isinstance(content, dict) or (key not in content and key != "duration_s"):
+            raise RunError(f"{path} is damaged: it has no {key!r}")
+        if key in content and not isinstance(content[key], kind):
+            raise RunError(f"{path} is damaged: its {key!r} is {content[key]!r}")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -1,9 +1,10 @@
 """Progress of a run: live on a terminal, one line per stage elsewhere, all of it in the log."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -18,6 +19,7 @@ from dynopt_ray.runs.page import number
 log = logging.getLogger("dynopt_ray.runs")
 
 _QUIET_S = 5.0
+_SILENT_S = 10.0
 
 
 class Stage(Protocol):
@@ -60,7 +62,8 @@ class Silent:
 class Lines:
     """One line per stage, when it ends: for logs and continuous integration.
 
-    A stage that takes long also says when a quarter, half and three quarters of it are done.
+    A stage that takes long also says when a quarter, half and three quarters of it are done; one
+    whose end nobody knows, every ten seconds that it goes on.
     """
 
     console: "Console"
@@ -70,7 +73,8 @@ class Lines:
         """See `Progress`."""
         with _timed(name) as stage:
             stage.total, stage.say = total, self._say
-            yield stage
+            with nullcontext() if total else _goes_on(stage, self._say):
+                yield stage
         self._say(stage.line)
 
     def table(self, title: str, frame: "pd.DataFrame") -> None:
@@ -150,6 +154,24 @@ def _timed(name: str) -> Iterator[_Stage]:
     log.info("%s …", name)
     yield stage
     log.info(stage.line)
+
+
+@contextmanager
+def _goes_on(stage: _Stage, say: Callable[[str], None]) -> Iterator[None]:
+    """Say every so often that the stage still does."""
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(_SILENT_S):
+            say(f"{stage.name}: {time.monotonic() - stage.started:.0f} s so far")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

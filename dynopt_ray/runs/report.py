@@ -1,12 +1,14 @@
 """Reports: one page per run, or one that compares several. Made from the files of runs alone."""
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynopt_ray.errors import RunError
 from dynopt_ray.runs import page
 from dynopt_ray.runs.charts import CHARTS, Chart, drawable, figure
 from dynopt_ray.runs.directory import RunDirectory, replace_text
@@ -37,7 +39,9 @@ def write_report(directory: RunDirectory) -> Path:
     manifest = directory.manifest
     charts = []
     for name, chart in drawable(tables).items():
-        svg = _draw(chart, tables[chart.table], name, directory.path / "plots" / f"{name}.png")
+        plot = directory.path / "plots" / f"{name}.png"
+        with _damage_named(f"{directory.path / 'tables' / chart.table}.csv"):
+            svg = _draw(chart, tables[chart.table], name, plot)
         charts.append((chart.title, svg))
     results = tables.get("results")
     best = _best_row(results) if results is not None else None
@@ -73,10 +77,10 @@ def write_comparison(directories: Sequence[RunDirectory], path: Path) -> Path:
         ]
     )
     joined = _joined({name: _tables(d) for name, d in zip(names, directories, strict=True)})
-    charts = [
-        (chart.title, _draw(chart, joined[chart.table], name))
-        for name, chart in drawable(joined).items()
-    ]
+    charts = []
+    for name, chart in drawable(joined).items():
+        with _damage_named(f"tables/{chart.table}.csv of one of the runs"):
+            charts.append((chart.title, _draw(chart, joined[chart.table], name)))
     body = [
         f"<h1>{len(names)} runs compared</h1>",
         page.section("Runs", page.table(about)),
@@ -95,6 +99,15 @@ def _tables(directory: RunDirectory) -> dict[str, "pd.DataFrame"]:
     }
     found = {name: directory.table(name) for name in sorted(names)}
     return {name: frame for name, frame in found.items() if frame is not None}
+
+
+@contextmanager
+def _damage_named(table: str) -> Iterator[None]:
+    """Texts where numbers belong are found by whatever computes with them."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{table} is damaged: {error}") from error
 
 
 def _draw(chart: Chart, table: "pd.DataFrame", name: str, png: Path | None = None) -> str:
@@ -125,7 +138,10 @@ def _best_row(results: "pd.DataFrame") -> int | None:
     """The row of the highest utility, where rows are trials."""
     if "utility" not in results or "status" not in results:
         return None
-    finished = results["utility"].where(results["status"] == "finished", -np.inf).to_numpy()
+    import pandas as pd
+
+    utility = pd.to_numeric(results["utility"], errors="coerce")
+    finished = utility.where(results["status"] == "finished").fillna(-np.inf).to_numpy()
     return int(finished.argmax()) if np.isfinite(finished).any() else None
 
 

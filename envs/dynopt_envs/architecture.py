@@ -1,5 +1,6 @@
 """`dynopt/Architecture-v0`: change the structure of a network while it learns."""
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -106,9 +107,13 @@ class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
         """
         if self._over:
             raise ResetNeeded("the episode is over, or none has begun; call reset() first")
-        if not isinstance(action, int | np.integer):
-            raise InvalidAction(f"{action!r} is no action; they are 0 to {len(Action) - 1}")
-        rewards, over = self._episodes.step(np.array([int(action)]), np.array([True]))
+        try:
+            chosen = operator.index(action)  # arrays of one whole number are in the space too
+        except TypeError as error:
+            raise InvalidAction(
+                f"{action!r} is no action; they are 0 to {len(Action) - 1}"
+            ) from error
+        rewards, over = self._episodes.step(np.array([chosen]), np.array([True]))
         self._over = bool(over[0])
         return self._seen(), float(rewards[0]), bool(over[0]), False, self._info()
 

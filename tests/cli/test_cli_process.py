@@ -122,6 +122,53 @@ def test_signals_end_everything(tmp_path: Path, signals: list[signal.Signals], c
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.ray
+def test_sigterm_while_ray_starts(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(SEARCH)
+    process = started("run", "s.yaml", "--out", "run", cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        while not any("raylet" in command for command in descendants(process.pid).values()):
+            assert time.monotonic() < deadline, "Ray has not started"
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        below = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors.splitlines()) == (
+        143,
+        ["run holds what there was", "interrupted"],
+    )
+    assert alive(below) == []
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "interrupted"
+
+
+def test_an_interrupt_while_python_ends_changes_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "import dynopt_ray.runs.kinds as kinds\n"
+        "from dynopt_ray.cli import main\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, 2)\n"
+        "late = Late()\n"
+        "kinds.prepare = lambda spec: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.argv = ['dynopt', 'run', 'prune']\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=hears_ctrl_c,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.3, 0.6, 0.9, 1.2, 1.5])
 def test_ctrl_c_during_imports(after_s: float, tmp_path: Path) -> None:

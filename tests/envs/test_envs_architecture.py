@@ -210,6 +210,14 @@ def test_forked_environments_do_not_wait_for_threads_they_lack() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_whatever_is_in_the_action_space_is_an_action(mlp_task: Task) -> None:
+    env = make(task=mlp_task).unwrapped
+    env.reset(seed=0)
+    for action in (np.array(2), 2, np.int32(0)):
+        assert env.action_space.contains(action)
+        env.step(action)
+
+
 @pytest.mark.parametrize("actions", [[0.5, 1.5], [0], [[0, 0]]])
 def test_a_vector_refuses_what_are_no_actions(actions: list[Any], mlp_task: Task) -> None:
     env = make_vec(2, task=mlp_task)

@@ -61,13 +61,25 @@ def test_opening_what_is_no_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ['a,b\n1,2,3\n4\n"', "\x00\xff"])
 def test_a_damaged_table_is_named(directory: RunDirectory, text: str) -> None:
     (directory.path / "results.csv").write_text(text, "latin-1")
-    with pytest.raises(RunError, match=r"results\.csv is damaged: "):
+    with pytest.raises(RunError, match=r"results\.csv is damaged: ") as caught:
         directory.table("results")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_manifest_that_says_nothing_is_damaged(directory: RunDirectory) -> None:
     (directory.path / "manifest.json").write_text("{}")
     with pytest.raises(RunError, match="it has no 'kind'"):
+        _ = directory.manifest
+
+
+@pytest.mark.parametrize("wrong", [{"seed": None}, {"duration_s": "long"}])
+def test_a_manifest_of_wrong_types_is_damaged(
+    directory: RunDirectory, wrong: dict[str, Any]
+) -> None:
+    content = {**directory.manifest, **wrong}
+    (directory.path / "manifest.json").write_text(json.dumps(content))
+    (key,) = wrong
+    with pytest.raises(RunError, match=rf"manifest\.json is damaged: its '{key}' is "):
         _ = directory.manifest
 
 

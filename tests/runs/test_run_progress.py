@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import time
 
 import pandas as pd
 import pytest
@@ -59,6 +60,20 @@ def test_without_a_terminal_a_long_stage_says_how_far_it_is(
     lines = text_of(output).splitlines()
     assert lines[:3] == [f"work: {share} %, [half] way" for share in (25, 50, 75)]
     assert len(lines) == 4
+
+
+def test_without_a_terminal_a_long_stage_of_unknown_length_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress_module, "_SILENT_S", 0.02)
+    output = console(terminal=False)
+    with Lines(output).stage("work"):
+        time.sleep(0.2)
+    lines = text_of(output).splitlines()
+    assert re.fullmatch(r"work: \d s so far", lines[0])
+    assert re.fullmatch(r"work \(\d+\.\d s\)", lines[-1])
+    time.sleep(0.1)
+    assert text_of(output).splitlines() == lines
 
 
 def test_on_a_terminal_bars_show_the_note() -> None:

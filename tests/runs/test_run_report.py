@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dynopt_ray.errors import RunError
 from dynopt_ray.runs.charts import CHARTS, figure
 from dynopt_ray.runs.directory import RunDirectory
 from dynopt_ray.runs.page import number, table
@@ -37,7 +38,7 @@ TABLES: dict[str, pd.DataFrame] = {
             "accuracy": [0.9, 0.95, 0.8],
         }
     ),
-    "widths": pd.DataFrame({"step": [0, 1, 2], "conv1": [8, 6, 6], "conv2": [16, 16, 4]}),
+    "widths": pd.DataFrame({"decision": [0, 1, 2], "conv1": [8, 6, 6], "conv2": [16, 16, 4]}),
     "policy": pd.DataFrame({"steps": [100, 200], "episode_return": [0.1, 0.2]}),
     "stream": pd.DataFrame(
         {
@@ -195,7 +196,7 @@ def words(name: str) -> list[str]:
     ("name", "expected"),
     [
         ("pareto", ["cost relative to the start", "accuracy", "start", "trials", "front", "#2"]),
-        ("widths", ["units", "group conv1", "group conv2"]),
+        ("widths", ["decision", "units", "group conv1", "group conv2"]),
         ("policy", ["environment steps", "gain in smooth utility per episode"]),
         ("stream", ["event", "learning", "frozen", "drift", "detected"]),
         ("loss", ["training loss", "train", "trial 1"]),
@@ -241,6 +242,22 @@ def test_names_of_points_stay_inside_the_chart() -> None:
 def test_the_same_tables_give_the_same_page(directory: RunDirectory) -> None:
     before = text_of(directory)
     assert write_report(directory).read_text() == before
+
+
+@pytest.mark.parametrize(("name", "column"), [("curves", "loss"), ("pareto", "accuracy")])
+def test_a_table_that_cannot_be_drawn_is_named(name: str, column: str, tmp_path: Path) -> None:
+    run = make(tmp_path / "one")
+    run.write_table(name, TABLES[name].assign(**{column: "abc"}))
+    with pytest.raises(RunError, match=rf"one/tables/{name}\.csv is damaged: "):
+        write_report(run)
+    with pytest.raises(RunError, match=rf"tables/{name}\.csv of one of the runs is damaged: "):
+        write_comparison([make(tmp_path / "two"), run], tmp_path / "comparison.html")
+
+
+def test_the_best_of_damaged_results_is_none(tmp_path: Path) -> None:
+    run = make(tmp_path / "one")
+    run.write_results(TABLES["results"].assign(utility="abc"))
+    assert Page(write_report(run).read_text()).best == []
 
 
 def test_runs_are_compared(tmp_path: Path) -> None:

@@ -125,6 +125,12 @@ def test_the_same_spec_gives_the_same_results(tmp_path: Path) -> None:
     assert (one.path / network).read_bytes() == (two.path / network).read_bytes()
 
 
+def test_widths_are_told_round_by_round(tmp_path: Path) -> None:
+    units = {"target": {"remove": 0.5}, "rounds": 2}
+    directory = run({**PRUNE, "prune": units}, tmp_path / "a")
+    assert table(directory, "widths")["round"].tolist() == [0, 1, 2]
+
+
 def test_search_keeps_the_winner(tmp_path: Path) -> None:
     directory = run(SEARCH, tmp_path / "a")
     trials = table(directory, "results")
@@ -154,7 +160,10 @@ def test_adapt_follows_a_rule(tmp_path: Path) -> None:
     assert summary["before"]["utility"] == pytest.approx(history["utility"][0])
     log = (directory.path / "log.txt").read_text()
     assert f"utility {history['utility'][0]:.4f} → {best['utility']:.4f}" in log
+    curves = table(directory, "curves")
+    assert curves.loc[curves["phase"] == "adapt", "lr"].notna().all()
     widths = table(directory, "widths")
+    assert widths.columns[0] == "decision"
     assert widths["0"].iloc[0] == 24
     assert widths["0"].is_monotonic_decreasing
 
@@ -167,6 +176,12 @@ def test_adapt_follows_a_saved_policy(tmp_path: Path) -> None:
     DQNPolicy(network, hidden=[8], head=4).save(path)
     directory = run({**ADAPT, "policy": str(tmp_path)}, tmp_path / "a")
     assert directory.manifest["status"] == "finished"
+
+
+def test_a_stream_that_never_settles_has_no_figure_of_after(tmp_path: Path) -> None:
+    drifts = [{"at": 0, "kind": "rotation"}, {"at": 100, "width": 140}]
+    directory = run({**STREAM, "stream": {**STREAM["stream"], "drifts": drifts}}, tmp_path / "a")
+    assert list(table(directory, "drift")) == ["network", "last_window"]
 
 
 def test_stream_learns_what_the_frozen_network_cannot(tmp_path: Path) -> None:

@@ -286,10 +286,20 @@ def test_a_spec_must_be_text(tmp_path: Path) -> None:
         load_spec(str(path))
 
 
-def test_figures_are_no_fractions() -> None:
-    target = {"budget": {"flops": 5000}}
-    data = {**PRUNE, "prune": {"target": target}}
-    with pytest.raises(
-        SpecError, match=r"prune\.target\.budget\.flops: must be less than or equal"
-    ):
+def test_a_drift_that_never_comes_is_refused() -> None:
+    data = {
+        "kind": "stream",
+        "task": "digits-mlp",
+        "train": {"num_steps": 10},
+        "stream": {"num_events": 100, "drifts": [{"at": 100}]},
+    }
+    with pytest.raises(SpecError, match="a drift at event 100 never comes: there are 100 events"):
         check_spec(data, source="s.yaml")
+
+
+@pytest.mark.parametrize("figure", [50, 5000])
+def test_figures_are_no_fractions(figure: int) -> None:
+    assert refusal(PRUNE, f"prune.target={{budget: {{flops: {figure}}}}}") == (
+        "s.yaml: prune.target.budget.flops: must be a fraction of the cost at the start, e.g. 0.5 "
+        f"for half of it, not {figure}"
+    )

@@ -73,7 +73,7 @@ def _run(spec: AdaptSpec, origin: Origin, policy: Policy, run: Run) -> None:
     run.directory.write_results(result.history)
     run.directory.write_table("widths", widths(result))
     run.directory.write_table("pareto", points(result, spec.cost))
-    add_curve(curves, result, spec.adapt.train_steps)
+    add_curve(curves, result, spec.adapt)
     curves.write(run)
     keep_network(run, model, task=spec.task)
 
@@ -127,18 +127,19 @@ def adapted(
     return result
 
 
-def add_curve(curves: Curves, result: AdaptResult, train_steps: int) -> None:
+def add_curve(curves: Curves, result: AdaptResult, settings: AdaptSettings) -> None:
     """Add how the network did after each decision."""
     for _, row in result.history.iloc[1:].iterrows():
-        step = int(row["step"]) * train_steps
-        curves.add("adapt", step, loss=row["train_loss"], accuracy=row["metric"])
+        step = int(row["step"]) * settings.train_steps
+        figures = {"loss": row["train_loss"], "accuracy": row["metric"]}
+        curves.add("adapt", step, lr=settings.lr, **figures)
 
 
 def widths(result: AdaptResult) -> pd.DataFrame:
     """The widths of the network after each decision that was kept, up to the best one."""
     kept = result.history[result.history["kept"] & (result.history["step"] <= result.best_step)]
     table = kept.filter(like="width/").rename(columns=lambda name: name.removeprefix("width/"))
-    table.insert(0, "step", kept["step"])
+    table.insert(0, "decision", kept["step"])
     return table
 
 

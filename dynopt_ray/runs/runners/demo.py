@@ -131,7 +131,7 @@ def _write(
     decisions = points(adaptation, spec.cost).drop(columns="name")
     run.directory.write_table("pareto", pd.concat([decisions, search_points(found)]))
     run.directory.write_table("front", front(found))
-    add_curve(curves, adaptation, spec.adapt.train_steps)
+    add_curve(curves, adaptation, spec.adapt)
     add_best_curve(curves, found)
     curves.write(run)
 

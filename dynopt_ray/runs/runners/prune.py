@@ -102,7 +102,7 @@ def _points(result: PruneResult) -> pd.DataFrame:
 
 def _widths(result: PruneResult) -> pd.DataFrame:
     widths = result.history.filter(like="width/").rename(columns=lambda n: n.removeprefix("width/"))
-    widths.insert(0, "step", result.history["round"])
+    widths.insert(0, "round", result.history["round"])
     return widths
 
 

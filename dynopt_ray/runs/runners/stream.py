@@ -208,17 +208,22 @@ def _over_time(
 
 
 def _summary(right: Mapping[str, Right], settings: StreamSettings) -> pd.DataFrame:
-    """Mean accuracies before the first drift, from the end of the last on, and at the end."""
+    """Mean accuracies before the first drift, from the end of the last on, and at the end.
+
+    Those of no event are left out: of before, where drift begins at once; of after, where it
+    lasts to the end.
+    """
     first = min((drift.at for drift in settings.drifts), default=0)
     over = max((drift.at + drift.width for drift in settings.drifts), default=0)
     rows = []
     for name, values in right.items():
         row: dict[str, Any] = {"network": name}
-        if settings.drifts:
-            row["before_drift"] = _mean(values[:first])
-            row["after_drift"] = _mean(values[over:])
-        else:
+        if not settings.drifts:
             row["all"] = _mean(values)
+        if first > 0:
+            row["before_drift"] = _mean(values[:first])
+        if 0 < over < len(values):
+            row["after_drift"] = _mean(values[over:])
         rows.append({**row, "last_window": _mean(values[-settings.window :])})
     return pd.DataFrame(rows)
 

@@ -1,13 +1,15 @@
 """What specs have in common."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dynopt_ray.runs.fields import OptimizerConfig, Phase, TaskConfig
 from dynopt_ray.runs.validation import Strict
 
 CostKind = Literal["nonzero", "params", "flops", "bytes"]
+
+_LARGEST_FRACTION = 10
 
 
 class Spec(Strict):
@@ -50,18 +52,26 @@ class NetworkSpec(Spec):
         return self
 
 
-# Twice as much as at the start is a budget for growing; thousands are figures.
-_FRACTION = Field(default=None, gt=0, le=100, description="a fraction of the cost at the start")
+def _check_fraction(value: float) -> float:
+    # Twice as much as at the start is a budget for growing; 50 is a percentage, 5000 a figure.
+    if value > _LARGEST_FRACTION:
+        raise ValueError(
+            f"must be a fraction of the cost at the start, e.g. 0.5 for half of it, not {value:g}"
+        )
+    return value
+
+
+Fraction = Annotated[float, Field(gt=0), AfterValidator(_check_fraction)]
 
 
 class Fractions(Strict):
     """Of each cost, the fraction of what it is at the start that may be left."""
 
-    params: float | None = _FRACTION
-    nonzero: float | None = _FRACTION
-    flops: float | None = _FRACTION
-    bytes: float | None = _FRACTION
-    latency_ms: float | None = _FRACTION
+    params: Fraction | None = None
+    nonzero: Fraction | None = None
+    flops: Fraction | None = None
+    bytes: Fraction | None = None
+    latency_ms: Fraction | None = None
 
     @model_validator(mode="after")
     def _at_least_one(self) -> "Fractions":
