@@ -13,6 +13,7 @@ from rich.console import Console
 
 import dynopt_ray
 from dynopt_ray.errors import DynoptError
+from dynopt_ray.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from dynopt_ray.runs.progress import Progress
@@ -27,11 +28,13 @@ app = typer.Typer(
     add_completion=False,
 )
 _errors = Console(stderr=True)
+_interrupts = Interrupts()
 
 
 def main() -> None:
     """What the command `dynopt` runs."""
-    app()
+    with _interrupts.heard():
+        app()
 
 
 @app.callback(invoke_without_command=True)
@@ -59,8 +62,7 @@ def run(
     try:
         _run(spec, set_ or [], out, address)
     except KeyboardInterrupt:
-        _errors.print("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
+        raise _interrupted() from None
 
 
 @app.command()
@@ -100,7 +102,10 @@ def plugins() -> None:
     table.add_column("where", overflow="fold")
     broken = []
     for family in FAMILIES:
-        for plugin in sorted(members(family), key=lambda plugin: plugin.name):
+        found = sorted(members(family), key=lambda plugin: plugin.name)
+        if not found:
+            table.add_row(family, "none", style="dim")
+        for plugin in found:
             checked = plugin.check()
             style = "red" if checked.error else None
             table.add_row(family, plugin.name, plugin.source, plugin.target, style=style)
@@ -114,13 +119,15 @@ def plugins() -> None:
 
 def _run(spec: str, overrides: list[str], out: Path | None, address: str | None) -> None:
     from dynopt_ray.runs.directory import RunDirectory, default_path
-    from dynopt_ray.runs.kinds import prepare
+    from dynopt_ray.runs.kinds import check_address, prepare
     from dynopt_ray.runs.loading import load_spec, spec_text
     from dynopt_ray.runs.run import Run, carry_out
 
     _find_modules_here()
     try:
         loaded = load_spec(spec, overrides)
+        if address is not None:
+            check_address(loaded.kind, address)
         action = prepare(loaded)
         name = Path(spec).stem
         directory = RunDirectory.create(
@@ -164,8 +171,15 @@ def _progress(console: Console) -> "Progress":
 
 def _refusal(message: str, code: int) -> typer.Exit:
     """One message on the error stream, and the exit that goes with it."""
+    if _interrupts.exit_code is not None:
+        return _interrupted()
     _say(_errors, f"error: {message}")
     return typer.Exit(code)
+
+
+def _interrupted() -> typer.Exit:
+    _errors.print("interrupted")
+    return typer.Exit(_interrupts.exit_code or INTERRUPTED)
 
 
 def _say(console: Console, text: str) -> None:

@@ -16,7 +16,7 @@ import dynopt_ray
 
 ROOT = Path(dynopt_ray.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "plugins", "storage"}),
+    frozenset({"errors", "interrupts", "plugins", "storage"}),
     frozenset({"structure", "schedules"}),
     frozenset({"criteria"}),
     frozenset({"tasks", "training", "population"}),

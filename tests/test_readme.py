@@ -1,5 +1,6 @@
 """The examples in the README and the docs run as printed."""
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -24,16 +25,20 @@ def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         exec(compile(block, f"README.md, example {number}", "exec"), namespace)
 
 
-def test_plugin_of_the_docs_passes_its_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, test = examples("docs/plugins.md")
+def test_plugins_of_the_docs_pass_their_kits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, test, others = examples("docs/plugins.md")
     (tmp_path / "my_criteria.py").write_text(module)
+    (tmp_path / "my_plugins.py").write_text(others)
     monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {}
     exec(compile(test, "docs/plugins.md", "exec"), namespace)
     check = namespace["test_outgoing"]
     assert callable(check)
     check()
-    del sys.modules["my_criteria"]
+    importlib.import_module("my_plugins").test_them()
+    del sys.modules["my_criteria"], sys.modules["my_plugins"]
 
 
 def test_links_lead_somewhere() -> None:

@@ -4,9 +4,11 @@ import ipaddress
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +108,16 @@ def session(
         end(started, grace_s=10 if is_up else 0)
 
 
+def check_reachable(address: str) -> None:
+    """Refuse an address where nobody answers, without joining.
+
+    Raises:
+        ClusterError: nothing takes connections there, or it is no address.
+    """
+    if address not in ("auto", "local"):
+        _answering(address)
+
+
 def _running(address: str | None, need: Need) -> Session:
     """The session that runs already."""
     if address not in (None, "auto", _address()) and not address.startswith("ray://"):
@@ -175,7 +187,8 @@ def _answering(address: str) -> str:
 
 def _init(**settings: Any) -> None:
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
+        with _own_sigterm():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as e:
         if "address" not in settings:
             raise ClusterError(f"Ray could not be started on this machine: {e}") from e
@@ -184,6 +197,17 @@ def _init(**settings: Any) -> None:
             "another token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) or another "
             f"version of Ray than {ray.__version__}"
         ) from e
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's handler of SIGTERM: Ray's would dump a stack and abort."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

@@ -123,7 +123,8 @@ def _checked(
             index = (~score.isfinite()).nonzero()[0].tolist()
             raise DivergedError(
                 f"criterion {criterion!r} gives {float(score[tuple(index)])} for {kind} {name!r} "
-                f"at {index}: the network's weights or gradients are not finite"
+                f"at {index}: the network's weights or gradients are not finite, or the "
+                "criterion makes them so (a division by zero?)"
             )
         if bool((score < 0).any()):
             raise PluginError(f"criterion {criterion!r} gives negative scores for {name!r}")

@@ -1,6 +1,6 @@
 """Policies: what decides which structure a network should have, and `adapt`, which lets one."""
 
-from dynopt_ray.policies.actions import Action, ActionSet, action_mask
+from dynopt_ray.policies.actions import Action, ActionSet, action_mask, legal_action
 from dynopt_ray.policies.adapt import AdaptResult, adapt
 from dynopt_ray.policies.dqn import DQNPolicy, DuelingNetwork
 from dynopt_ray.policies.evaluation import ENVIRONMENT, PolicyEvaluation, evaluate_policy
@@ -33,6 +33,7 @@ __all__ = [
     "action_mask",
     "adapt",
     "evaluate_policy",
+    "legal_action",
     "train_qtable",
     "utility",
 ]

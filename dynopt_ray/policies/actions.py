@@ -87,5 +87,13 @@ def action_mask(grown: IntArray, shrunk: IntArray, pruned: IntArray) -> ActionMa
     return mask
 
 
+def legal_action(wish: Action, action_mask: ActionMask) -> int:
+    """What is wished for if it is legal; else keep; where a budget forbids that, get smaller."""
+    for action in (wish, Action.KEEP, Action.SHRINK, Action.PRUNE):
+        if action_mask[action]:
+            return int(action)
+    return int(np.flatnonzero(action_mask)[0])
+
+
 def _at_least_one(value: NDArray[np.float64]) -> IntArray:
     return np.maximum(1, np.rint(value)).astype(np.int64)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dynopt_ray.policies.actions import Action, ActionMask
+from dynopt_ray.policies.actions import Action, ActionMask, legal_action
 from dynopt_ray.policies.observation import Observation
 
 
@@ -42,7 +42,7 @@ class RandomPolicy:
 
 @dataclass(frozen=True)
 class ConstantPolicy:
-    """Always takes the same action; keeps where that is illegal.
+    """Always takes the same action; where that is illegal it keeps, or else gets smaller.
 
     Attributes:
         action: the action.
@@ -51,5 +51,5 @@ class ConstantPolicy:
     action: Action
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
-        """The action, or `KEEP`."""
-        return int(self.action if action_mask[self.action] else Action.KEEP)
+        """The action, if it is legal."""
+        return legal_action(self.action, action_mask)

@@ -6,7 +6,7 @@ Each looks at one thing and keeps where that is in order.
 import math
 from dataclasses import dataclass
 
-from dynopt_ray.policies.actions import Action, ActionMask
+from dynopt_ray.policies.actions import Action, ActionMask, legal_action
 from dynopt_ray.policies.observation import FEATURES, Observation
 
 
@@ -39,11 +39,8 @@ class StalledGrowth:
         stalled = feature(observation, "train_loss_change") > -self.stall
         general = feature(observation, "loss_gap") <= self.largest_gap
         unfinished = feature(observation, "train_loss") > math.log1p(self.good_loss)
-        return (
-            _if_legal(Action.GROW, action_mask)
-            if stalled and general and unfinished
-            else int(Action.KEEP)
-        )
+        grows = stalled and general and unfinished
+        return legal_action(Action.GROW if grows else Action.KEEP, action_mask)
 
 
 @dataclass(frozen=True)
@@ -67,11 +64,8 @@ class UselessShrinking:
     def act(self, observation: Observation, action_mask: ActionMask) -> int:
         """Shrink or keep."""
         share = feature(observation, "dead") + feature(observation, "redundant")
-        return (
-            _if_legal(Action.SHRINK, action_mask)
-            if share >= self.smallest_share
-            else int(Action.KEEP)
-        )
+        shrinks = share >= self.smallest_share
+        return legal_action(Action.SHRINK if shrinks else Action.KEEP, action_mask)
 
 
 @dataclass(frozen=True)
@@ -102,10 +96,10 @@ class DataSizedWidths:
         have = feature(observation, "samples_per_weight")
         wanted = math.log10(self.samples_per_weight)
         if have < wanted:
-            return _if_legal(Action.SHRINK, action_mask)
+            return legal_action(Action.SHRINK, action_mask)
         if have > wanted + math.log10(self.slack):
-            return _if_legal(Action.GROW, action_mask)
-        return int(Action.KEEP)
+            return legal_action(Action.GROW, action_mask)
+        return legal_action(Action.KEEP, action_mask)
 
 
 def feature(observation: Observation, name: str) -> float:
@@ -114,10 +108,6 @@ def feature(observation: Observation, name: str) -> float:
 
 
 _INDEX = {name: index for index, name in enumerate(FEATURES)}
-
-
-def _if_legal(action: Action, action_mask: ActionMask) -> int:
-    return int(action if action_mask[action] else Action.KEEP)
 
 
 def _check_at_least_zero(name: str, value: float) -> None:

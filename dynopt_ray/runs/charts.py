@@ -119,12 +119,12 @@ def _widths(axes: "Axes", table: "pd.DataFrame") -> None:
     groups = [name for name in table.columns if name != "step"]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for name in groups[: len(COLOURS)]:
-        axes.step(table["step"], table[name], where="post", label=name)
+        axes.step(table["step"], table[name], where="post", label=f"group {name}")
     if len(groups) > len(COLOURS):
         for name in groups[len(COLOURS) :]:
             axes.step(table["step"], table[name], where="post", color=MUTED, linewidth=0.7)
         axes.plot([], [], color=MUTED, label=f"{len(groups) - len(COLOURS)} more")
-    axes.set(xlabel="step", ylabel="units")
+    axes.set(xlabel="decision or round", ylabel="units")
     axes.set_ylim(bottom=0)
     axes.legend()
 

@@ -98,12 +98,22 @@ class RunDirectory:
             read: dict[str, Any] = json.loads((self.path / "manifest.json").read_text("utf-8"))
         except ValueError as error:
             raise RunError(f"{self.path / 'manifest.json'} is damaged: {error}") from error
+        for key in ("kind", "seed", "status", "started"):
+            if not isinstance(read, dict) or key not in read:
+                raise RunError(f"{self.path / 'manifest.json'} is damaged: it has no {key!r}")
         return read
 
     @property
     def spec_text(self) -> str:
-        """The resolved spec as YAML."""
-        return (self.path / "spec.yaml").read_text("utf-8")
+        """The resolved spec as YAML.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        try:
+            return (self.path / "spec.yaml").read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {self.path / 'spec.yaml'}: {error}") from error
 
     def finish(self, status: Status, *, error: str | None = None) -> None:
         """Write down how the run ended."""
@@ -128,11 +138,20 @@ class RunDirectory:
         self.write_text(f"tables/{name}.csv", frame.to_csv(index=False))
 
     def table(self, name: str) -> "pd.DataFrame | None":
-        """A table that was written, or None. "results" is results.csv."""
+        """A table that was written, or None. "results" is results.csv.
+
+        Raises:
+            RunError: it is damaged.
+        """
         import pandas as pd
 
         path = self.path / ("results.csv" if name == "results" else f"tables/{name}.csv")
-        return pd.read_csv(path) if path.is_file() and path.stat().st_size > 1 else None
+        if not path.is_file() or path.stat().st_size <= 1:
+            return None
+        try:
+            return pd.read_csv(path)
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}") from error
 
     def _write_manifest(self, content: Mapping[str, Any]) -> None:
         self.write_text("manifest.json", json.dumps(content, indent=2) + "\n")

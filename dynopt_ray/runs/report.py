@@ -165,7 +165,7 @@ def _joined(tables: Mapping[str, Tables]) -> dict[str, "pd.DataFrame"]:
                 part[series[name]] = run + ": " + part[series[name]].astype(str)
             else:
                 part[series[name]] = run
-            parts.append(part.drop(columns="name") if name == "pareto" else part)
+            parts.append(part.drop(columns="name", errors="ignore") if name == "pareto" else part)
         if parts:
             joined[name] = pd.concat(parts, ignore_index=True)
     return joined

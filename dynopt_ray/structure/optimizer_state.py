@@ -15,12 +15,11 @@ from dynopt_ray.structure.resize import Axes, resized
 State = dict[str, Any]
 
 
-def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
-    """Refuse optimizers that cannot follow a network.
+def check_trains(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that trains none of a network's parameters: it would do nothing.
 
     Raises:
-        EditError: the optimizer keeps one state for all parameters (LBFGS), or it trains none of
-            the network's parameters.
+        EditError: that, or it is no optimizer.
     """
     if not isinstance(optimizer, Optimizer):
         raise EditError(f"{optimizer!r} is not a torch optimizer")
@@ -29,6 +28,16 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
         raise EditError(
             "the optimizer trains none of this network's parameters; make it of model.parameters()"
         )
+
+
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse optimizers that cannot follow a network.
+
+    Raises:
+        EditError: the optimizer keeps one state for all parameters (LBFGS), or it trains none of
+            the network's parameters.
+    """
+    check_trains(optimizer, model)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise EditError(
             "LBFGS keeps one history over all parameters, which cannot follow a change of size. "

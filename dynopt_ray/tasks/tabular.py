@@ -32,6 +32,7 @@ def tabular(
     validation_fraction: float = 0.2,
     test_fraction: float = 0.2,
     missing: Missing = "error",
+    max_categories: int = 100,
     batch_size: int = 128,
     seed: int = 0,
     device: str = "cpu",
@@ -54,13 +55,15 @@ def tabular(
         test_fraction: share of the rows for test.
         missing: "error" refuses missing values; "drop" leaves out their rows; "impute" puts
             the training median, or the most frequent text, in their place (not in the target).
+        max_categories: the most different texts that a column may have.
         batch_size: rows per batch.
         seed: of the split.
         device: where models and data are put.
 
     Raises:
         DataError: a file that cannot be read; a missing or infinite value (with row and
-            column, rows counted from 0); a column of dates; too few rows of a class.
+            column, rows counted from 0); a column of dates, of texts that are no categories or of
+            numbers with texts among them; too few rows of a class.
         UnknownNameError: no column called `target`, or no such `kind` or `missing`.
         ValueError: fractions that are not in (0, 1) or leave nothing to train on.
     """
@@ -79,7 +82,7 @@ def tabular(
     )
     targets = _numbers(table[target], rows["train"]) if labels is None else labels
     features = table.drop(columns=[target])
-    encoder = fit_encoder(features.iloc[rows["train"]])
+    encoder = fit_encoder(features.iloc[rows["train"]], max_categories)
     encoded = encoder.encode(features)
     splits = array_splits(
         {split: encoded[index] for split, index in rows.items()},
@@ -131,20 +134,32 @@ def _without_missing(table: "pd.DataFrame", target: str, missing: Missing) -> "p
         raise UnknownNameError("column", target, table.columns)
     if table.shape[1] < 2:
         raise DataError(f"the table has no column but the target {target!r}")
+    gap = first_missing(table[[target]])
+    if gap and missing != "drop":
+        raise DataError(
+            f"{gap}: the value is missing, and a target cannot be imputed; fill it, remove the "
+            "row, or use missing='drop'"
+        )
     if missing == "drop":
         table = table.dropna()
         if table.empty:
             raise DataError("no row is left: every row has a missing value; use missing='impute'")
-    place = first_missing(table[[target]] if missing == "impute" else table)
-    if place:
-        instead = (
-            "a target cannot be imputed: use missing='drop', or remove the row"
-            if missing == "impute"
-            else "fill it, or use missing='drop' or missing='impute'"
+        if gap:
+            table = table.assign(**{target: _whole_again(table[target])})
+    elif missing == "error" and (place := first_missing(table)):
+        raise DataError(
+            f"{place}: the value is missing; fill it, or use missing='drop' or missing='impute'"
         )
-        raise DataError(f"{place}: the value is missing; {instead}")
     check_finite(table)
     return table
+
+
+def _whole_again(target: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Whole numbers, which pandas made floats because one was missing."""
+    from pandas.api import types
+
+    whole = types.is_float_dtype(target) and bool((target % 1 == 0).all())
+    return target.astype(np.int64) if whole else target
 
 
 def _infer_kind(target: "pd.Series[Any]") -> TableKind:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.schedules import Schedule, to_torch
+from dynopt_ray.structure.optimizer_state import check_trains
 from dynopt_ray.tasks import loop
 from dynopt_ray.tasks.batches import Batch, Inputs
 from dynopt_ray.tasks.loop import TrainStats
@@ -285,10 +286,12 @@ class Task:
         Raises:
             DivergedError: the loss is NaN or infinite, with the step. That step is not taken.
             DataError: the model's output does not fit the targets; a loader's bad batch.
-            ValueError: `num_steps` < 1, or a torch scheduler of another optimizer.
+            ValueError: `num_steps` < 1, an optimizer that trains none of the model's parameters,
+                or a torch scheduler of another optimizer.
         """
         if num_steps < 1:
             raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+        check_trains(optimizer, model)
         source = self._source("train")
         return loop.train(
             model,

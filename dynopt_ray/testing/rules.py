@@ -51,7 +51,7 @@ def _decide(rule: Policy, case: int, observation: Observation, mask: ActionMask)
     require(
         isinstance(action, int | np.integer) and 0 <= action < len(mask) and bool(mask[action]),
         f"case {case} gives {action!r}, but the mask {mask.tolist()} allows "
-        f"{np.flatnonzero(mask).tolist()}: return Action.KEEP where the action is illegal",
+        f"{np.flatnonzero(mask).tolist()}: return policies.legal_action(action, mask)",
     )
     require(
         np.array_equal(observation, before[0]) and np.array_equal(mask, before[1]),
@@ -61,9 +61,14 @@ def _decide(rule: Policy, case: int, observation: Observation, mask: ActionMask)
 
 
 def _cases() -> list[tuple[Observation, ActionMask]]:
-    """Observations all over their space, with masks that allow keep and stop, as ours do."""
+    """Observations all over their space, with masks as ours are.
+
+    Keep and stop are legal, or else, above a budget, something that lowers the cost.
+    """
     generator = np.random.default_rng(0)
     observations = generator.uniform(-LIMIT, LIMIT, (_NUM_CASES, len(FEATURES)))
     masks = generator.integers(0, 2, (_NUM_CASES, len(Action))).astype(np.int8)
     masks[:, [Action.KEEP, Action.STOP]] = 1
+    masks[::4] = 0
+    masks[::4, Action.SHRINK] = 1
     return list(zip(observations.astype(np.float32), masks, strict=True))

@@ -118,6 +118,7 @@ def prune(
         UnknownNameError: an unknown criterion, granularity, scope or group.
         DivergedError: a loss became NaN or infinite; the network is as it was before the round.
         ValueError: a number out of range, or a schedule that does not rise to 1.
+        TypeError: a target or recovery of another type.
 
     Example:
         >>> from dynopt_ray.tasks import load_task
@@ -132,6 +133,7 @@ def prune(
     """
     if granularity not in GRANULARITIES:
         raise UnknownNameError("granularity", granularity, GRANULARITIES)
+    _check_types(target, recovery, rounds)
     if isinstance(retrain, int):
         retrain = Retraining(retrain) if retrain else None
     shares = _shares(rounds, schedule)
@@ -161,6 +163,18 @@ def prune(
         )
         check_target(pruning)
         return _run(pruning, shares)
+
+
+def _check_types(target: object, recovery: object, rounds: object) -> None:
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"prune: target is {target!r}; pass Budget(flops=0.5), Fraction(remove=0.5) or "
+            "Threshold(0.01)"
+        )
+    if recovery is not None and not (callable(recovery) and hasattr(recovery, "share")):
+        raise TypeError(f"prune: recovery is {recovery!r}; pass Random(), Greedy() or None")
+    if type(rounds) is not int:
+        raise TypeError(f"prune: rounds is {rounds!r}; it must be a whole number")
 
 
 def _run(pruning: Pruning, shares: Sequence[float]) -> PruneResult:

@@ -28,7 +28,7 @@ from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Cut, Recovery
 from dynopt_ray.training.retraining import Retraining
 from dynopt_ray.training.selection import Selection, select
-from dynopt_ray.training.targets import Target, Threshold, asks_latency
+from dynopt_ray.training.targets import Budget, Target, Threshold, asks_latency
 from dynopt_ray.training.units import unit_pool
 from dynopt_ray.training.weights import weight_pool
 
@@ -174,8 +174,14 @@ def check_target(pruning: Pruning) -> None:
     if not isinstance(pruning.target, Threshold) and not bool(selection.removed.any()):
         raise EditError(
             f"{pruning.target!r} removes nothing: the network of {pruning.start.cost} is within it "
-            "already. Lower the target"
+            "already. Lower the target" + _fractions_hint(pruning.target)
         )
+
+
+def _fractions_hint(target: Target) -> str:
+    if isinstance(target, Budget) and not target.is_absolute:
+        return "; its limits are fractions of the start, figures are Budget.absolute(…)"
+    return ""
 
 
 def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> list[Batch]:

@@ -1,11 +1,14 @@
 """`dynopt/Architecture-v0`: change the structure of a network while it learns."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
+from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -18,6 +21,10 @@ from dynopt_ray.policies.observation import FEATURES, LIMIT
 from dynopt_ray.tasks import Task
 
 Seen = dict[str, NDArray[Any]]
+
+# A forked process (`vectorization_mode="async"`) has none of the threads that torch computed with
+# before, and would wait for them for ever.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
@@ -76,6 +83,7 @@ class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
         self._episodes = make_episodes(task, config, backend=backend, num_members=1)
         self.observation_space = observation_space()
         self.action_space = spaces.Discrete(len(Action))
+        self._over = True
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -83,13 +91,25 @@ class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
         """Begin an episode; there are no options."""
         super().reset(seed=seed)
         _check_options(options)
+        self._over = False
         self._episodes.start([0], [self.np_random])
         self._episodes.look(np.array([True]))
         return self._seen(), self._info()
 
     def step(self, action: np.int64) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
-        """Take one decision."""
+        """Take one decision.
+
+        Raises:
+            InvalidAction: it is no whole number.
+            EditError: its mask forbids it.
+            ResetNeeded: the episode is over, or none has begun.
+        """
+        if self._over:
+            raise ResetNeeded("the episode is over, or none has begun; call reset() first")
+        if not isinstance(action, int | np.integer):
+            raise InvalidAction(f"{action!r} is no action; they are 0 to {len(Action) - 1}")
         rewards, over = self._episodes.step(np.array([int(action)]), np.array([True]))
+        self._over = bool(over[0])
         return self._seen(), float(rewards[0]), bool(over[0]), False, self._info()
 
     def _seen(self) -> Seen:

@@ -93,18 +93,12 @@ def test_bad_input_is_one_message_without_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signals", "code"), [([signal.SIGINT] * 3, 130), ([signal.SIGTERM], 143)], ids=["int", "term"]
+)
+def test_signals_end_everything(tmp_path: Path, signals: list[signal.Signals], code: int) -> None:
     (tmp_path / "s.yaml").write_text(SEARCH)
-    environment = {**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    process = subprocess.Popen(
-        [*DYNOPT, "run", "s.yaml", "--out", "run"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=hears_ctrl_c,
-    )
+    process = started("run", "s.yaml", "--out", "run", cwd=tmp_path)
     try:
         deadline = time.monotonic() + 120
         # A worker that runs a trial carries its name.
@@ -113,17 +107,42 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
             assert process.poll() is None, process.communicate()
             time.sleep(0.2)
         below = descendants(process.pid)
-        process.send_signal(signal.SIGINT)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.3)
         output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert errors.splitlines() == ["run holds what there was", "interrupted"]
     assert "Traceback" not in output + errors
     assert alive(below) == []
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "interrupted"
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.3, 0.6, 0.9, 1.2, 1.5])
+def test_ctrl_c_during_imports(after_s: float, tmp_path: Path) -> None:
+    process = started("run", "prune", "--set", "task=digits-mlp", "--out", "run", cwd=tmp_path)
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)  # before Python runs anything of ours
+    assert "error" not in errors
+
+
+def started(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*DYNOPT, *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)},
+        preexec_fn=hears_ctrl_c,
+    )
 
 
 def test_ctrl_c_before_a_run_begins(tmp_path: Path) -> None:

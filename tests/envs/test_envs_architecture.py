@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
@@ -182,6 +183,31 @@ def test_illegal_actions_are_refused(action: int, mlp_task: Task) -> None:
     env.reset(seed=0)
     with pytest.raises(EditError, match=r"0 \(keep\)"):
         env.step(np.int64(action))
+
+
+def test_steps_need_an_episode_and_a_whole_number(mlp_task: Task) -> None:
+    env = make(task=mlp_task, horizon=1).unwrapped
+    with pytest.raises(ResetNeeded, match="call reset"):
+        env.step(np.int64(0))
+    env.reset(seed=0)
+    with pytest.raises(InvalidAction, match=r"1\.5 is no action; they are 0 to 4"):
+        env.step(1.5)
+    assert env.step(np.int64(0))[2]
+    with pytest.raises(ResetNeeded):
+        env.step(np.int64(0))
+
+
+@pytest.mark.slow
+def test_forked_environments_do_not_wait_for_threads_they_lack() -> None:
+    code = (
+        "import gymnasium, torch\n"
+        "torch.set_num_threads(2)\n"
+        "torch.randn(2000, 2000) @ torch.randn(2000, 2000)\n"
+        "env = gymnasium.make_vec('dynopt_envs:dynopt/Architecture-v0', num_envs=2, horizon=3,\n"
+        "    vectorization_mode='async')\n"
+        "env.reset(seed=0); env.step([0, 2]); env.close()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_observations_stay_inside_their_space(mlp_task: Task) -> None:

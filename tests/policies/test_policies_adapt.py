@@ -15,7 +15,11 @@ from dynopt_ray.policies import (
     Action,
     ActionSet,
     ConstantPolicy,
+    DataSizedWidths,
+    Policy,
     RandomPolicy,
+    StalledGrowth,
+    UselessShrinking,
     adapt,
 )
 from dynopt_ray.policies.actions import ActionMask
@@ -94,6 +98,13 @@ def test_meets_its_budget(kind: str) -> None:
     # From the first row within the budget on, none that was kept is above it.
     costs = result.history[kind][result.history["kept"]] <= 0.4 * start
     assert costs[costs.idxmax() :].all()
+
+
+@pytest.mark.parametrize("rule", [UselessShrinking(), StalledGrowth(), DataSizedWidths()])
+def test_rules_meet_a_budget(rule: Policy) -> None:
+    limit = Budget(flops=0.5)
+    result = adapt(fresh(), TASK, rule, cost_weight=0.1, budget=limit, horizon=16, train_steps=2)
+    assert result.after.cost.flops <= 0.5 * result.before.cost.flops
 
 
 def test_above_the_budget_only_what_lowers_it_is_legal() -> None:

@@ -58,6 +58,19 @@ def test_opening_what_is_no_run(tmp_path: Path) -> None:
         RunDirectory.open(tmp_path)
 
 
+@pytest.mark.parametrize("text", ['a,b\n1,2,3\n4\n"', "\x00\xff"])
+def test_a_damaged_table_is_named(directory: RunDirectory, text: str) -> None:
+    (directory.path / "results.csv").write_text(text, "latin-1")
+    with pytest.raises(RunError, match=r"results\.csv is damaged: "):
+        directory.table("results")
+
+
+def test_a_manifest_that_says_nothing_is_damaged(directory: RunDirectory) -> None:
+    (directory.path / "manifest.json").write_text("{}")
+    with pytest.raises(RunError, match="it has no 'kind'"):
+        _ = directory.manifest
+
+
 def test_a_damaged_manifest_is_named(directory: RunDirectory) -> None:
     (directory.path / "manifest.json").write_text("{")
     with pytest.raises(RunError, match=r"manifest\.json is damaged: "):

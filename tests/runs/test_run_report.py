@@ -195,7 +195,7 @@ def words(name: str) -> list[str]:
     ("name", "expected"),
     [
         ("pareto", ["cost relative to the start", "accuracy", "start", "trials", "front", "#2"]),
-        ("widths", ["units", "conv1", "conv2"]),
+        ("widths", ["units", "group conv1", "group conv2"]),
         ("policy", ["environment steps", "gain in smooth utility per episode"]),
         ("stream", ["event", "learning", "frozen", "drift", "detected"]),
         ("loss", ["training loss", "train", "trial 1"]),
@@ -243,6 +243,14 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     assert not any(row[:1] == ["kind"] for row in page.rows)
     assert "one: train" in page.text
     assert "two: learning" in page.text
+
+
+def test_runs_whose_points_have_no_names_are_compared(tmp_path: Path) -> None:
+    runs = [make(tmp_path / "one"), make(tmp_path / "two")]
+    points = runs[1].table("pareto")
+    assert points is not None
+    runs[1].write_table("pareto", points.drop(columns="name", errors="ignore"))
+    assert "2 runs compared" in write_comparison(runs, tmp_path / "c.html").read_text()
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

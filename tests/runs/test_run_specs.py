@@ -155,7 +155,7 @@ def test_policy_settings_are_those_of_training() -> None:
         (
             "train=null",
             "give either train, to train a new network, or start, the run directory or file of a "
-            "trained one",
+            "trained one; --set train=null takes away what the spec has",
         ),
         (
             "kind=prun",
@@ -284,3 +284,23 @@ def test_a_spec_must_be_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match=r"^cannot read the spec .*binary\.yaml: 'utf-8' codec"):
         load_spec(str(path))
+
+
+def test_a_drift_that_never_comes_is_refused() -> None:
+    data = {
+        "kind": "stream",
+        "task": "digits-mlp",
+        "train": {"num_steps": 10},
+        "stream": {"num_events": 100, "drifts": [{"at": 100}]},
+    }
+    with pytest.raises(SpecError, match="a drift at event 100 never comes: there are 100 events"):
+        check_spec(data, source="s.yaml")
+
+
+def test_figures_are_no_fractions() -> None:
+    target = {"budget": {"flops": 5000}}
+    data = {**PRUNE, "prune": {"target": target}}
+    with pytest.raises(
+        SpecError, match=r"prune\.target\.budget\.flops: must be less than or equal"
+    ):
+        check_spec(data, source="s.yaml")

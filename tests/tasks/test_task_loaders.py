@@ -194,7 +194,7 @@ def test_loaders_have_no_arrays_and_no_other_batch_size() -> None:
     with pytest.raises(DataError, match="makes its own batches; leave out batch_size"):
         task.batches("train", 4)
     with pytest.raises(DataError, match="makes its own batches"):
-        task.train_steps(task.new_model(), SGD([nn.Parameter(X)]), 1, batch_size=4)
+        task.train_steps(model := task.new_model(), SGD(model.parameters()), 1, batch_size=4)
 
 
 def test_batches_move_to_the_tasks_device() -> None:

@@ -179,6 +179,36 @@ def test_bad_tables_and_options(
         tabular(**{"path": path, "target": "rent", **options})
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([f"2024-01-{1 + i % 28:02}" for i in range(100)], "holds dates such as '2024-01-"),
+        ([f"{1 + i % 28}.1.2024" for i in range(100)], "convert it to numbers"),
+        ([f"id{i}" for i in range(100)], "60 different texts in 60 training rows"),
+        (
+            [str(i) if i % 50 else "n/k" for i in range(100)],
+            r"row \d+, column 'extra': 'n/k' is no",
+        ),
+    ],
+)
+def test_texts_that_are_no_categories_are_refused(
+    column: list[str], message: str, tmp_path: Path
+) -> None:
+    path = saved(flats().assign(extra=column), tmp_path)
+    with pytest.raises(DataError, match=message):
+        tabular(path=path, target="dear", max_categories=50)
+
+
+def test_a_missing_class_leaves_classes(tmp_path: Path) -> None:
+    table = flats().assign(stars=np.arange(100) % 3)
+    table.loc[7, "stars"] = np.nan
+    path = saved(table, tmp_path)
+    task = tabular(path=path, target="stars", missing="drop")
+    assert task.kind == "labels"
+    with pytest.raises(DataError, match=r"row 7, column 'stars': .* use missing='drop'$"):
+        tabular(path=path, target="stars")
+
+
 def test_dates_are_refused(tmp_path: Path) -> None:
     table = flats().assign(day=pd.date_range("2024-01-01", periods=100))
     with pytest.raises(DataError, match=r"column 'day' holds datetime64.*days since a date"):

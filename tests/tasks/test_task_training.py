@@ -13,7 +13,7 @@ from torch.optim import SGD
 
 from dynopt_ray.errors import DataError, DivergedError
 from dynopt_ray.schedules import exponential, to_torch
-from dynopt_ray.tasks import Metrics, Task
+from dynopt_ray.tasks import Metrics, Task, load_task
 from dynopt_ray.tasks.models import mlp_factory
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -266,6 +266,13 @@ def test_a_torch_scheduler_goes_on_from_call_to_call() -> None:
     assert scheduler.get_last_lr() == [0.1]
     with pytest.raises(ValueError, match="made for another optimizer"):
         task.train_steps(model, SGD(model.parameters()), 1, schedule=scheduler)
+
+
+def test_an_optimizer_of_another_network_trains_nothing() -> None:
+    task = load_task("digits-mlp")
+    foreign = torch.optim.SGD(task.new_model(seed=1).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="none of this network's parameters"):
+        task.train_steps(task.new_model(seed=0), foreign, 1)
 
 
 def test_no_steps_are_no_training() -> None:

@@ -147,7 +147,7 @@ def _learned(
                 stage.advance()
             rate = len(learned) / (time.perf_counter() - start)
         drifts = sum(result.drift for _, result in learned)
-        stage.result(f"{len(learned):,} events, {rate:,.0f} per s, {drifts} drifts detected")
+        stage.result(f"{len(learned):,} events, {rate:,.0f} per s, drifts detected: {drifts}")
     return learned
 
 

@@ -45,19 +45,23 @@ class NetworkSpec(Spec):
         if (self.start is None) == (self.train is None):
             raise ValueError(
                 "give either train, to train a new network, or start, the run directory or file "
-                "of a trained one"
+                "of a trained one; --set train=null takes away what the spec has"
             )
         return self
+
+
+# Twice as much as at the start is a budget for growing; thousands are figures.
+_FRACTION = Field(default=None, gt=0, le=100, description="a fraction of the cost at the start")
 
 
 class Fractions(Strict):
     """Of each cost, the fraction of what it is at the start that may be left."""
 
-    params: float | None = Field(default=None, gt=0)
-    nonzero: float | None = Field(default=None, gt=0)
-    flops: float | None = Field(default=None, gt=0)
-    bytes: float | None = Field(default=None, gt=0)
-    latency_ms: float | None = Field(default=None, gt=0)
+    params: float | None = _FRACTION
+    nonzero: float | None = _FRACTION
+    flops: float | None = _FRACTION
+    bytes: float | None = _FRACTION
+    latency_ms: float | None = _FRACTION
 
     @model_validator(mode="after")
     def _at_least_one(self) -> "Fractions":

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dynopt_ray.runs.fields import Detector, OptimizerConfig, Rate, Reaction, checked_by
 from dynopt_ray.runs.specs.base import NetworkSpec
@@ -34,6 +34,16 @@ class StreamSettings(Strict):
     num_events: int | None = Field(default=None, ge=1)
     drifts: tuple[DriftSpec, ...] = Field(default=(), strict=False)
     window: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _drifts_come(self) -> "StreamSettings":
+        for drift in self.drifts:
+            if self.num_events is not None and drift.at >= self.num_events:
+                raise ValueError(
+                    f"a drift at event {drift.at} never comes: there are {self.num_events} events, "
+                    "numbered from 0"
+                )
+        return self
 
 
 class GuardSpec(Strict):
