@@ -108,6 +108,7 @@ def _pareto(axes: "Axes", table: "pd.DataFrame") -> None:
             str(point["name"]), place, fontsize=8, xytext=(3, 4), textcoords="offset points"
         )
     axes.set(xlabel="cost relative to the start", ylabel="accuracy")
+    axes.margins(x=0.15, y=0.12)  # room for the names of the outermost points
     axes.set_xlim(left=0)
     axes.legend(loc="lower right")
 

@@ -7,19 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
 from torch import nn
 
 from dynopt_ray.cluster import RemoteLearner
 from dynopt_ray.errors import SpecError
-from dynopt_ray.online import DurableLearner, Guard, LearnResult, OnlineLearner
+from dynopt_ray.online import BuildLearner, DurableLearner, Event, Guard, LearnResult, OnlineLearner
 from dynopt_ray.plugins import build
 from dynopt_ray.runs.specs import LearnerSettings
 from dynopt_ray.training.config import make_optimizer, make_schedule
 from dynopt_ray.training.networks import restored
 
-Event = tuple[NDArray[Any], NDArray[Any]]
-BuildLearner = Callable[[], OnlineLearner]
 Learned = tuple[Event, LearnResult]
 
 _MOST_UNDER_WAY = 2_000

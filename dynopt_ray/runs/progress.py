@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 from dynopt_ray.runs.page import number
 
 log = logging.getLogger("dynopt_ray.runs")
+
+_QUIET_S = 5.0
 
 
 class Stage(Protocol):
@@ -56,21 +58,27 @@ class Silent:
 
 @dataclass
 class Lines:
-    """One line per stage, when it ends: for logs and continuous integration."""
+    """One line per stage, when it ends: for logs and continuous integration.
+
+    A stage that takes long also says when a quarter, half and three quarters of it are done.
+    """
 
     console: "Console"
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
         """See `Progress`."""
-        del total
         with _timed(name) as stage:
+            stage.total, stage.say = total, self._say
             yield stage
-        self.console.print(stage.line, markup=False, highlight=False, soft_wrap=True)
+        self._say(stage.line)
 
     def table(self, title: str, frame: "pd.DataFrame") -> None:
         """See `Progress`."""
         _print_table(self.console, title, frame)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class Live:
@@ -104,13 +112,31 @@ class _Stage:
     outcome: str = ""
     show: "RichProgress | None" = None
     bar: "TaskID | None" = None
+    total: float | None = None
+    say: Callable[[str], None] | None = None
+    _done: float = 0.0
+    _quarters: int = 0
+    _said: float = field(default_factory=time.monotonic)
 
     def advance(self, amount: float = 1, *, note: str = "") -> None:
+        self._done += amount
+        if self.say is not None and self.total:
+            self._say_quarter(self.say, self.total, note)
         if self.show is not None and self.bar is not None:
             self.show.update(self.bar, advance=amount, note=_escaped(note))
 
     def result(self, text: str) -> None:
         self.outcome = text
+
+    def _say_quarter(self, say: Callable[[str], None], total: float, note: str) -> None:
+        quarters = int(4 * self._done / total)
+        if not self._quarters < quarters < 4:
+            return
+        self._quarters, now = quarters, time.monotonic()
+        # Nobody needs to be told that a short stage is under way.
+        if now - self._said >= _QUIET_S:
+            self._said = now
+            say(f"{self.name}: {25 * quarters} %{', ' if note else ''}{note}")
 
     @property
     def line(self) -> str:

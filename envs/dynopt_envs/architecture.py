@@ -181,9 +181,20 @@ class ArchitectureVectorEnv(VectorEnv[Seen, NDArray[np.int64], NDArray[Any]]):
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[Seen, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Take one decision in each; episodes that were over start anew instead."""
+        """Take one decision in each; episodes that were over start anew instead.
+
+        Raises:
+            InvalidAction: they are not one whole number per environment.
+            EditError: a mask forbids one of them.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+            raise InvalidAction(
+                f"actions have the shape {actions.shape} and the type {actions.dtype}; give "
+                f"{self.num_envs} whole numbers from 0 to {len(Action) - 1}"
+            )
         starting = np.flatnonzero(self._over)
-        rewards, over = self._episodes.step(np.asarray(actions), ~self._over)
+        rewards, over = self._episodes.step(actions, ~self._over)
         if len(starting):
             self._episodes.start(starting.tolist(), [self._generators[i] for i in starting])
             self._episodes.look(self._over)

@@ -210,6 +210,14 @@ def test_forked_environments_do_not_wait_for_threads_they_lack() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.parametrize("actions", [[0.5, 1.5], [0], [[0, 0]]])
+def test_a_vector_refuses_what_are_no_actions(actions: list[Any], mlp_task: Task) -> None:
+    env = make_vec(2, task=mlp_task)
+    env.reset(seed=0)
+    with pytest.raises(gymnasium.error.InvalidAction, match="give 2 whole numbers from 0 to 4"):
+        env.step(np.array(actions))
+
+
 def test_observations_stay_inside_their_space(mlp_task: Task) -> None:
     env = make_vec(4, task=mlp_task, horizon=20)
     seen, _ = env.reset(seed=0)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from dynopt_ray.runs import progress as progress_module
 from dynopt_ray.runs.progress import Lines, Live, Progress, Silent
 
 TABLE = pd.DataFrame({"network": ["[before]", "after"], "accuracy": [0.5, float("nan")]})
@@ -45,6 +46,19 @@ def test_without_a_terminal_there_is_one_line_per_stage() -> None:
         for _ in range(3):
             stage.advance()
     assert re.fullmatch(r"work \(\d+\.\d s\)\n", text_of(output))
+
+
+def test_without_a_terminal_a_long_stage_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress_module, "_QUIET_S", 0.0)
+    output = console(terminal=False)
+    with Lines(output).stage("work", 8) as stage:
+        for _ in range(8):
+            stage.advance(note="[half] way")
+    lines = text_of(output).splitlines()
+    assert lines[:3] == [f"work: {share} %, [half] way" for share in (25, 50, 75)]
+    assert len(lines) == 4
 
 
 def test_on_a_terminal_bars_show_the_note() -> None:

@@ -227,6 +227,17 @@ def test_a_drift_is_marked_where_it_is() -> None:
         assert np.asarray(triangles.get_offsets())[0][0] == 180
 
 
+def test_names_of_points_stay_inside_the_chart() -> None:
+    frame = TABLES["pareto"].assign(accuracy=[0.9, 0.95, 0.8], cost=[1.0, 0.99, 0.2])
+    with figure(CHARTS["pareto"], frame) as drawn:
+        drawn.canvas.draw()
+        (axes,) = drawn.axes
+        inside = axes.get_window_extent()
+        boxes = [text.get_window_extent() for text in axes.texts]
+    assert boxes
+    assert all(box.x1 <= inside.x1 and box.y1 <= inside.y1 for box in boxes)
+
+
 def test_the_same_tables_give_the_same_page(directory: RunDirectory) -> None:
     before = text_of(directory)
     assert write_report(directory).read_text() == before

@@ -261,6 +261,10 @@ def test_demo_does_it_all(tmp_path: Path) -> None:
             None,
         ),
         (
+            {**STREAM, "stream": {"drifts": [{"at": 99_999}], "splits": ["test"]}},
+            "stream: a drift at event 99999 never comes: there are ",
+        ),
+        (
             {**STREAM, "learner": {"detector": {"name": "kswin", "sed": 3}}},
             "learner: 'kswin' ",
         ),

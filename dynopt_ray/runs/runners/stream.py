@@ -15,10 +15,9 @@ from torch import nn
 
 from dynopt_ray.cluster import session
 from dynopt_ray.errors import DataError, SpecError, UnknownNameError
-from dynopt_ray.online import ArrayStream, Drift, LearnResult, evaluate
+from dynopt_ray.online import ArrayStream, BuildLearner, Drift, LearnResult, evaluate
 from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.online import (
-    BuildLearner,
     Learned,
     check_learner,
     learned_here,
@@ -55,7 +54,7 @@ def make_stream(task: Task, settings: StreamSettings, *, seed: int) -> ArrayStre
     """
     try:
         parts = [task.data[split] for split in settings.splits]
-        return ArrayStream(
+        stream = ArrayStream(
             np.concatenate([x for x, _ in parts]),
             np.concatenate([y for _, y in parts]),
             num_events=settings.num_events,
@@ -68,6 +67,14 @@ def make_stream(task: Task, settings: StreamSettings, *, seed: int) -> ArrayStre
         ) from error
     except (DataError, UnknownNameError) as error:
         raise SpecError(f"stream: {error}") from error
+    # Without num_events only the task's rows tell how long the stream is.
+    for drift in settings.drifts:
+        if drift.at >= len(stream):
+            raise SpecError(
+                f"stream: a drift at event {drift.at} never comes: there are {len(stream)} events, "
+                "numbered from 0"
+            )
+    return stream
 
 
 def _run(spec: StreamSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
