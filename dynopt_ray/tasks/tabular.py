@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.tasks.models import mlp_factory
 from dynopt_ray.tasks.splits import array_splits, split_rows
-from dynopt_ray.tasks.table_encoder import check_finite, first_missing, fit_encoder
+from dynopt_ray.tasks.table_checks import (
+    check_columns_hold_values,
+    check_filled,
+    check_finite,
+    check_texts,
+)
+from dynopt_ray.tasks.table_encoder import fit_encoder
 from dynopt_ray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -32,7 +38,7 @@ def tabular(
     validation_fraction: float = 0.2,
     test_fraction: float = 0.2,
     missing: Missing = "error",
-    max_categories: int = 100,
+    max_categories: int | None = None,
     batch_size: int = 128,
     seed: int = 0,
     device: str = "cpu",
@@ -55,22 +61,27 @@ def tabular(
         test_fraction: share of the rows for test.
         missing: "error" refuses missing values; "drop" leaves out their rows; "impute" puts
             the training median, or the most frequent text, in their place (not in the target).
-        max_categories: the most different texts that a column may have.
+        max_categories: the most different texts that a column may have in the training rows.
+            Default: 100, or half of these rows if that is less.
         batch_size: rows per batch.
         seed: of the split.
         device: where models and data are put.
 
     Raises:
         DataError: a file that cannot be read; a missing or infinite value (with row and
-            column, rows counted from 0); a column of dates, of texts that are no categories or of
-            numbers with texts among them; too few rows of a class.
+            column, rows counted from 0); a column that is empty, of dates, of texts that are no
+            categories, or of numbers with a few texts among them; too few rows of a class.
         UnknownNameError: no column called `target`, or no such `kind` or `missing`.
-        ValueError: fractions that are not in (0, 1) or leave nothing to train on.
+        ValueError: fractions that are not in (0, 1) or leave nothing to train on, or no
+            category at all.
     """
     _check_choice("kind", kind, (None, "classification", "regression"))
     _check_choice("missing", missing, ("error", "drop", "impute"))
     _check_fractions(validation_fraction, test_fraction)
+    if max_categories is not None and max_categories < 1:
+        raise ValueError(f"max_categories is {max_categories}; it must be at least 1")
     table = _without_missing(read_table(path), target, missing)
+    _check_all_texts(table, target, kind)
     kind = kind or _infer_kind(table[target])
     labels, num_classes = _labels(table[target]) if kind == "classification" else (None, None)
     rows = split_rows(
@@ -134,24 +145,29 @@ def _without_missing(table: "pd.DataFrame", target: str, missing: Missing) -> "p
         raise UnknownNameError("column", target, table.columns)
     if table.shape[1] < 2:
         raise DataError(f"the table has no column but the target {target!r}")
-    gap = first_missing(table[[target]])
-    if gap and missing != "drop":
-        raise DataError(
-            f"{gap}: the value is missing, and a target cannot be imputed; fill it, remove the "
-            "row, or use missing='drop'"
-        )
+    check_columns_hold_values(table, target)
     if missing == "drop":
-        table = table.dropna()
-        if table.empty:
-            raise DataError("no row is left: every row has a missing value; use missing='impute'")
-        if gap:
+        has_gap = table[target].isna().any()
+        complete = table.dropna()
+        if complete.empty:
+            instead = "leave out a column" if has_gap else "use missing='impute'"
+            raise DataError(
+                f"no row is left: every row has a missing value; fill some, or {instead}"
+            )
+        table = complete
+        if has_gap:
             table = table.assign(**{target: _whole_again(table[target])})
-    elif missing == "error" and (place := first_missing(table)):
-        raise DataError(
-            f"{place}: the value is missing; fill it, or use missing='drop' or missing='impute'"
-        )
+    else:
+        check_filled(table, target, may_impute=missing == "impute")
     check_finite(table)
     return table
+
+
+def _check_all_texts(table: "pd.DataFrame", target: str, kind: TableKind | None) -> None:
+    for name in table.columns:
+        if name == target and kind == "classification":
+            continue
+        check_texts(table[name], is_target=name == target, may_be_classes=kind is None)
 
 
 def _whole_again(target: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -175,18 +191,20 @@ def _infer_kind(target: "pd.Series[Any]") -> TableKind:
 def _labels(target: "pd.Series[Any]") -> tuple[NDArray[np.int64], int]:
     """Classes numbered in sorted order, and how many there are."""
     import pandas as pd
+    from pandas.api import types
 
     if target.dtype == object:
         target = target.astype(str)
     labels, classes = pd.factorize(target, sort=True)
-    counts = np.bincount(labels)
+    counts, names = np.bincount(labels), classes.tolist()
     if len(classes) < 2:
-        raise DataError(f"column {target.name!r} has one class only, {classes[0]!r}")
+        raise DataError(f"column {target.name!r} has one class only, {names[0]!r}")
     if counts.min() < _LEAST_ROWS_PER_CLASS:
+        quantity = ", or use kind='regression' if the column is a quantity"
         raise DataError(
-            f"column {target.name!r}: class {classes[int(counts.argmin())]!r} has "
+            f"column {target.name!r}: class {names[int(counts.argmin())]!r} has "
             f"{counts.min()} rows; one each for train, validation and test is the least. Merge "
-            f"or remove the class, or use kind='regression' if the column is a quantity"
+            f"or remove the class{quantity if types.is_numeric_dtype(target) else ''}"
         )
     return labels.astype(np.int64), len(classes)
 

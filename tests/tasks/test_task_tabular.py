@@ -25,6 +25,10 @@ def flats(num_rows: int = 100) -> pd.DataFrame:
     )
 
 
+DATES = [f"2024-01-{1 + i % 28:02}" for i in range(100)]
+MIXED = [f"{i}.5" for i in range(99)] + ["n/k"]
+
+
 def saved(table: pd.DataFrame, folder: Path, name: str = "flats.csv") -> Path:
     path = folder / name
     if path.suffix == ".parquet":
@@ -159,11 +163,28 @@ def test_row_numbers_are_those_of_the_file_after_dropping(tmp_path: Path) -> Non
             {"city": ["Rome"] * 98 + ["Bern"] * 2},
             {"target": "city"},
             DataError,
-            "'Bern' has 2 rows",
+            "'Bern' has 2 rows.* Merge or remove the class$",
+        ),
+        (
+            {"rent": [1] * 98 + [2] * 2},
+            {},
+            DataError,
+            "2 has 2 rows.* use kind='regression' if the column is a quantity$",
+        ),
+        ({"rent": DATES}, {}, DataError, "'rent' holds dates such .* or use kind='classification'"),
+        ({"rent": MIXED}, {}, DataError, "row 99, column 'rent': 'n/k' .* kind='classification'"),
+        (
+            {"rent": MIXED},
+            {"kind": "regression"},
+            DataError,
+            "row 99, column 'rent': 'n/k' is no number, .* correct it or remove the row$",
         ),
         ({"rent": 1.5}, {}, DataError, "column 'rent' is 1.5 in every training row"),
-        ({"size": np.nan}, {"missing": "impute"}, DataError, "'size' has no value in any training"),
-        ({"size": np.nan}, {"missing": "drop"}, DataError, "every row has a missing value"),
+        ({"size": np.nan}, {}, DataError, "'size' has no value in any row; leave it out"),
+        ({"size": np.nan}, {"missing": "impute"}, DataError, "'size' has no value in any row"),
+        ({"size": np.nan}, {"missing": "drop"}, DataError, "'size' has no value in any row"),
+        ({"rent": np.nan}, {"missing": "drop"}, DataError, "target 'rent' has no value in any row"),
+        ({"city": "Bern"}, {"max_categories": 0}, ValueError, "max_categories is 0"),
         ({}, {"validation_fraction": 0.001}, DataError, "cannot set aside 0 of 100 rows"),
     ],
 )
@@ -187,8 +208,17 @@ def test_bad_tables_and_options(
         ([f"id{i}" for i in range(100)], "60 different texts in 60 training rows"),
         (
             [str(i) if i % 50 else "n/k" for i in range(100)],
-            r"row \d+, column 'extra': 'n/k' is no",
+            r"row 0, column 'extra': 'n/k' is no",
         ),
+        # The one text is told also where it is not among the training rows.
+        *(
+            (
+                [str(i) if i != row else "n/k" for i in range(100)],
+                rf"row {row}, column 'extra': 'n/k' is no number",
+            )
+            for row in range(3, 9)
+        ),
+        (["0", "1", "2", "3+"] * 25, r"row 3, column 'extra': '3\+' .* as texts, e\.g\. 'n0'"),
     ],
 )
 def test_texts_that_are_no_categories_are_refused(
@@ -199,13 +229,48 @@ def test_texts_that_are_no_categories_are_refused(
         tabular(path=path, target="dear", max_categories=50)
 
 
+def test_no_more_texts_than_half_the_rows_are_categories_unless_it_is_said(tmp_path: Path) -> None:
+    path = saved(flats(50).assign(extra=[f"id{i}" for i in range(50)]), tmp_path)
+    with pytest.raises(DataError, match=r"30 different texts in 30 .* max_categories \(now 15\)"):
+        tabular(path=path, target="dear")
+    task = tabular(path=path, target="dear", max_categories=30)
+    assert task.arrays("train")[0].shape[1] == 36
+
+
+def test_classes_may_be_dates_or_numbers_among_texts(tmp_path: Path) -> None:
+    table = flats(120).assign(day=["2024-01-01", "2024-01-02"] * 60, rooms=["1", "2", "3+"] * 40)
+    for target, num_classes in (("day", 2), ("rooms", 3)):
+        path = saved(table[["size", "garden", target]], tmp_path)
+        assert tabular(path=path, target=target, kind="classification").num_classes == num_classes
+
+
+def test_only_what_helps_is_suggested_where_values_are_missing(tmp_path: Path) -> None:
+    table = flats()
+    table.loc[::2, "size"] = np.nan
+    table.loc[1::2, "city"] = None
+    path = saved(table, tmp_path)
+    with pytest.raises(
+        DataError, match=r"row 0, column 'size'.*; fill it, or use missing='impute'$"
+    ):
+        tabular(path=path, target="dear")
+    with pytest.raises(DataError, match=r"no row is left.*; fill some, or use missing='impute'$"):
+        tabular(path=path, target="dear", missing="drop")
+    with pytest.raises(DataError, match=r"row 1, column 'city'.*; fill it or remove the row$"):
+        tabular(path=path, target="city")
+    with pytest.raises(DataError, match=r"no row is left.*; fill some, or leave out a column$"):
+        tabular(path=path, target="city", missing="drop")
+
+
 def test_a_missing_class_leaves_classes(tmp_path: Path) -> None:
     table = flats().assign(stars=np.arange(100) % 3)
     table.loc[7, "stars"] = np.nan
     path = saved(table, tmp_path)
     task = tabular(path=path, target="stars", missing="drop")
     assert task.kind == "labels"
-    with pytest.raises(DataError, match=r"row 7, column 'stars': .* use missing='drop'$"):
+    with pytest.raises(
+        DataError,
+        match=r"row 7, column 'stars': .*; fill it, remove the row, or use missing='drop'$",
+    ):
         tabular(path=path, target="stars")
 
 
