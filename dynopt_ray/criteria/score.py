@@ -37,8 +37,9 @@ def unit_scores(
     Raises:
         UnknownNameError: no such criterion.
         MissingGradientError: the criterion needs gradients and cannot have them.
-        DivergedError: a score is not finite, because weights or gradients are not.
-        PluginError: the criterion does not return what it must.
+        DivergedError: a score is not finite, because weights or gradients are not or are too
+            large.
+        PluginError: the criterion does not return what it must; NaN of finite weights, say.
 
     Example:
         >>> import torch
@@ -52,7 +53,7 @@ def unit_scores(
     evidence = Evidence(graph, batches, loss)
     scores = build_criterion(criterion).score_units(evidence)
     wanted = {group.name: (group.width,) for group in graph}
-    return _checked(criterion, scores, wanted, "unit of group")
+    return _checked(criterion, scores, wanted, "unit of group", evidence)
 
 
 def weight_scores(
@@ -78,13 +79,14 @@ def weight_scores(
         UnknownNameError: no such criterion.
         TypeError: the criterion is only for units.
         MissingGradientError: the criterion needs gradients and cannot have them.
-        DivergedError: a score is not finite, because weights or gradients are not.
-        PluginError: the criterion does not return what it must.
+        DivergedError: a score is not finite, because weights or gradients are not or are too
+            large.
+        PluginError: the criterion does not return what it must; NaN of finite weights, say.
     """
     evidence = Evidence(graph, batches, loss)
     scores = build_criterion(criterion).score_weights(evidence)
     wanted = {name: tuple(weight.shape) for name, weight in evidence.weights.items()}
-    return _checked(criterion, scores, wanted, "weight of parameter")
+    return _checked(criterion, scores, wanted, "weight of parameter", evidence)
 
 
 def build_criterion(criterion: CriterionLike) -> Criterion:
@@ -112,6 +114,7 @@ def _checked(
     scores: Mapping[str, Tensor],
     wanted: Mapping[str, tuple[int, ...]],
     kind: str,
+    evidence: Evidence,
 ) -> dict[str, Tensor]:
     result = {}
     for name, shape in wanted.items():
@@ -121,12 +124,32 @@ def _checked(
             raise PluginError(f"criterion {criterion!r} gives {got} for {name!r}, not {shape}")
         if not bool(score.isfinite().all()):
             index = (~score.isfinite()).nonzero()[0].tolist()
-            raise DivergedError(
+            raise _not_finite(
                 f"criterion {criterion!r} gives {float(score[tuple(index)])} for {kind} {name!r} "
-                f"at {index}: the network's weights or gradients are not finite, or the "
-                "criterion makes them so (a division by zero?)"
+                f"at {index}",
+                evidence,
+                is_nan=bool(score[tuple(index)].isnan()),
             )
         if bool((score < 0).any()):
             raise PluginError(f"criterion {criterion!r} gives negative scores for {name!r}")
         result[name] = score.detach().float()
     return result
+
+
+def _not_finite(what: str, evidence: Evidence, *, is_nan: bool) -> DivergedError | PluginError:
+    """Whose fault a score is: the network's, where something in it is not finite."""
+    # Gradients that the criterion has not asked for have no part in its scores.
+    gradients = evidence.gradients if "gradients" in vars(evidence) else {}
+    for noun, tensors in (("parameter", evidence.parameters), ("the gradient of", gradients)):
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                return DivergedError(f"{what}: {noun} {name!r} is not finite")
+    if not is_nan:
+        return DivergedError(
+            f"{what}, though the network's weights are finite: they are so large that it "
+            "overflows, or it divides by zero"
+        )
+    return PluginError(
+        f"{what}, though the network's weights are finite: correct the criterion (does it divide "
+        "zero by zero?)"
+    )

@@ -11,8 +11,6 @@ from dynopt_ray.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-_DATE = r"\s*(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})"
-
 
 @dataclass(frozen=True)
 class Numeric:
@@ -57,41 +55,16 @@ class Encoder:
         return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def fit_encoder(table: "pd.DataFrame", max_categories: int = 100) -> Encoder:
+def fit_encoder(table: "pd.DataFrame") -> Encoder:
     """An encoder of the table's columns, fitted on all of its rows.
 
     Raises:
-        DataError: a column of neither numbers nor texts, of dates, of numbers with some texts
-            among them, of more different texts than `max_categories`, or without any value.
+        DataError: a column of neither numbers nor texts, or one without any value.
     """
-    return Encoder(tuple(_fit(table[name], max_categories) for name in table.columns))
+    return Encoder(tuple(_fit(table[name]) for name in table.columns))
 
 
-def first_missing(table: "pd.DataFrame") -> str | None:
-    """Where the first missing value is, row by row, or None."""
-    return _first(table, table.isna().to_numpy())
-
-
-def check_finite(table: "pd.DataFrame") -> None:
-    """Refuse infinite numbers.
-
-    Raises:
-        DataError: the first of them, with row and column.
-    """
-    numeric = table.select_dtypes("number")
-    place = _first(numeric, np.isinf(numeric.to_numpy(dtype=np.float64, na_value=np.nan)))
-    if place:
-        raise DataError(f"{place}: the value is infinite; replace it by a finite one")
-
-
-def _first(table: "pd.DataFrame", bad: NDArray[np.bool_]) -> str | None:
-    if not bad.any():
-        return None
-    row, column = (int(index[0]) for index in np.nonzero(bad))
-    return f"row {table.index[row]}, column {table.columns[column]!r}"
-
-
-def _fit(column: "pd.Series[Any]", max_categories: int) -> Numeric | Categorical:
+def _fit(column: "pd.Series[Any]") -> Numeric | Categorical:
     from pandas.api import types
 
     name = str(column.name)
@@ -113,33 +86,7 @@ def _fit(column: "pd.Series[Any]", max_categories: int) -> Numeric | Categorical
             f"numbers (e.g. days since a date) or leave it out"
         )
     texts = column.dropna().astype(str)
-    if not isinstance(column.dtype, _categorical_dtype()):
-        _check_texts(name, texts, max_categories)
     return Categorical(name, tuple(sorted(texts.unique())), str(texts.mode().iloc[0]))
-
-
-def _check_texts(name: str, texts: "pd.Series[Any]", max_categories: int) -> None:
-    """Refuse texts that are no categories: one column for each would learn them by heart."""
-    import pandas as pd
-
-    numbers = pd.to_numeric(texts, errors="coerce").notna()
-    if 0.5 < numbers.mean() < 1:
-        row = texts.index[int(np.argmin(numbers))]
-        raise DataError(
-            f"row {row}, column {name!r}: {texts[row]!r} is no number, while most of the column "
-            "are; correct it, or leave it empty and use missing='drop' or missing='impute'"
-        )
-    if bool(texts.str.match(_DATE).all()):
-        raise DataError(
-            f"column {name!r} holds dates such as {texts.iloc[0]!r}; convert it to numbers (e.g. "
-            "days since a date) or leave it out"
-        )
-    if texts.nunique() > max_categories:
-        raise DataError(
-            f"column {name!r} has {texts.nunique():,} different texts in {len(texts):,} training "
-            f"rows, and each would become a column; leave it out, or raise max_categories "
-            f"(now {max_categories:,})"
-        )
 
 
 def _texts(column: "pd.Series[Any]", fill: str) -> NDArray[Any]:

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.tasks.models import mlp_factory
 from dynopt_ray.tasks.splits import array_splits, split_rows
-from dynopt_ray.tasks.table_encoder import check_finite, first_missing, fit_encoder
+from dynopt_ray.tasks.table_checks import (
+    check_features,
+    check_finite,
+    check_not_empty,
+    check_target,
+    first_missing,
+    text_among_numbers,
+)
+from dynopt_ray.tasks.table_encoder import fit_encoder
 from dynopt_ray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -21,6 +29,8 @@ Missing = Literal["error", "drop", "impute"]
 
 _MOST_INTEGER_CLASSES = 20
 _LEAST_ROWS_PER_CLASS = 3
+
+_CORRECT = "correct it, remove the row, or leave it empty and use missing='drop'"
 
 
 def tabular(
@@ -55,15 +65,16 @@ def tabular(
         test_fraction: share of the rows for test.
         missing: "error" refuses missing values; "drop" leaves out their rows; "impute" puts
             the training median, or the most frequent text, in their place (not in the target).
-        max_categories: the most different texts that a column may have.
+        max_categories: the most different texts that a column beside the target may have.
         batch_size: rows per batch.
         seed: of the split.
         device: where models and data are put.
 
     Raises:
         DataError: a file that cannot be read; a missing or infinite value (with row and
-            column, rows counted from 0); a column of dates, of texts that are no categories or of
-            numbers with texts among them; too few rows of a class.
+            column, rows counted from 0); a column without any value, of dates, of numbers with
+            some texts among them, with another text in every row, or with more different texts
+            than `max_categories`; too few rows of a class.
         UnknownNameError: no column called `target`, or no such `kind` or `missing`.
         ValueError: fractions that are not in (0, 1) or leave nothing to train on.
     """
@@ -71,6 +82,9 @@ def tabular(
     _check_choice("missing", missing, ("error", "drop", "impute"))
     _check_fractions(validation_fraction, test_fraction)
     table = _without_missing(read_table(path), target, missing)
+    features = table.drop(columns=[target])
+    check_target(table[target])
+    check_features(features, max_categories)
     kind = kind or _infer_kind(table[target])
     labels, num_classes = _labels(table[target]) if kind == "classification" else (None, None)
     rows = split_rows(
@@ -81,8 +95,7 @@ def tabular(
         labels=labels,
     )
     targets = _numbers(table[target], rows["train"]) if labels is None else labels
-    features = table.drop(columns=[target])
-    encoder = fit_encoder(features.iloc[rows["train"]], max_categories)
+    encoder = fit_encoder(features.iloc[rows["train"]])
     encoded = encoder.encode(features)
     splits = array_splits(
         {split: encoded[index] for split, index in rows.items()},
@@ -134,6 +147,7 @@ def _without_missing(table: "pd.DataFrame", target: str, missing: Missing) -> "p
         raise UnknownNameError("column", target, table.columns)
     if table.shape[1] < 2:
         raise DataError(f"the table has no column but the target {target!r}")
+    check_not_empty(table, target)
     gap = first_missing(table[[target]])
     if gap and missing != "drop":
         raise DataError(
@@ -143,7 +157,8 @@ def _without_missing(table: "pd.DataFrame", target: str, missing: Missing) -> "p
     if missing == "drop":
         table = table.dropna()
         if table.empty:
-            raise DataError("no row is left: every row has a missing value; use missing='impute'")
+            instead = "leave out the columns that have the most" if gap else "use missing='impute'"
+            raise DataError(f"no row is left: every row has a missing value; {instead}")
         if gap:
             table = table.assign(**{target: _whole_again(table[target])})
     elif missing == "error" and (place := first_missing(table)):
@@ -175,7 +190,9 @@ def _infer_kind(target: "pd.Series[Any]") -> TableKind:
 def _labels(target: "pd.Series[Any]") -> tuple[NDArray[np.int64], int]:
     """Classes numbered in sorted order, and how many there are."""
     import pandas as pd
+    from pandas.api import types
 
+    is_number = types.is_numeric_dtype(target)
     if target.dtype == object:
         target = target.astype(str)
     labels, classes = pd.factorize(target, sort=True)
@@ -183,10 +200,13 @@ def _labels(target: "pd.Series[Any]") -> tuple[NDArray[np.int64], int]:
     if len(classes) < 2:
         raise DataError(f"column {target.name!r} has one class only, {classes[0]!r}")
     if counts.min() < _LEAST_ROWS_PER_CLASS:
+        if not is_number and (place := text_among_numbers(target.astype(str))):
+            raise DataError(f"{place}; {_CORRECT}")
         raise DataError(
-            f"column {target.name!r}: class {classes[int(counts.argmin())]!r} has "
+            f"column {target.name!r}: class {str(classes[int(counts.argmin())])!r} has "
             f"{counts.min()} rows; one each for train, validation and test is the least. Merge "
-            f"or remove the class, or use kind='regression' if the column is a quantity"
+            "or remove the class"
+            + (", or use kind='regression' if the column is a quantity" if is_number else "")
         )
     return labels.astype(np.int64), len(classes)
 
@@ -196,6 +216,8 @@ def _numbers(target: "pd.Series[Any]", train: NDArray[np.int64]) -> NDArray[np.f
     from pandas.api import types
 
     if not types.is_numeric_dtype(target):
+        if place := text_among_numbers(target.astype(str)):
+            raise DataError(f"{place}; {_CORRECT}")
         raise DataError(
             f"column {target.name!r} holds {target.dtype}, not numbers; use kind='classification'"
         )

@@ -17,12 +17,18 @@ from dynopt_ray.structure import Graph, Grow, Receipt, trace
 from dynopt_ray.structure.apply import check_plan
 from dynopt_ray.structure.edits import Init
 from dynopt_ray.tasks import Metrics, Task, TrainStats
+from dynopt_ray.training.arguments import (
+    check_callable,
+    check_follows,
+    check_grow_target,
+    whole,
+)
 from dynopt_ray.training.attempt import Attempt, attempt
 from dynopt_ray.training.history import row, table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.retraining import DEFAULT_LR, Retraining
 from dynopt_ray.training.seeding import seeded
-from dynopt_ray.training.targets import Budget, asks_latency
+from dynopt_ray.training.targets import Budget, asks_latency, fractions_hint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,10 +131,12 @@ def grow(
     Raises:
         BudgetError: the network is not below the budget as it is.
         EditError: no group can grow exactly, a width asked for is no larger whole number or
-            cannot be reached exactly, or two contradict each other.
+            cannot be reached exactly, two contradict each other, or the optimizer trains
+            another network.
         DivergedError: a loss became NaN or infinite; the network is as it was before that round.
         UnknownNameError: no group, or no such way to start new units.
         ValueError: a number out of range, or a budget for the latency.
+        TypeError: an argument of another type.
 
         All but DivergedError before anything has changed.
 
@@ -139,11 +147,12 @@ def grow(
         >>> result.history["width/0"].tolist()
         [8, 10, 12, 14, 16]
     """
-    if rounds < 1 or train_steps < 1:
-        raise ValueError(
-            f"grow: rounds is {rounds} and train_steps {train_steps}; both must be at least 1"
-        )
+    check_grow_target(target)
+    check_callable("grow: when", when, "a function of the losses such as stalled(), or None")
+    rounds = whole("grow: rounds", rounds, least=1)
+    training = Retraining(whole("grow: train_steps", train_steps, least=1), train_lr)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
+    check_follows(optimizer, graph.model)
     if optimizer is None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
     if isinstance(target, Budget) and asks_latency(target):
@@ -155,7 +164,6 @@ def grow(
     costs = Costs(graph, task.example_inputs())
     start = measured(graph, task, costs)
     plans = _plans(start.widths, _path(graph, costs, wanted, start, rounds), init)
-    training = Retraining(train_steps, train_lr)
     rows = [row(start, round=0, num_added=0, num_trainings=0, duration_s=0.0)]
     receipts: list[Receipt] = []
     now = start
@@ -284,7 +292,10 @@ def _widest(
         return {name: width + added.get(name, 0) for name, width in start.widths.items()}
 
     if not fits(start.widths):
-        raise BudgetError(f"grow: {budget!r} is below what the network costs: {start.cost}")
+        raise BudgetError(
+            f"grow: {budget!r} is below what the network costs: {start.cost}"
+            + fractions_hint(budget)
+        )
     low, high = 0.0, 1.0
     while fits(grown(high)):
         low, high = high, 2 * high

@@ -17,6 +17,14 @@ from dynopt_ray.schedules import Schedule, linear
 from dynopt_ray.structure import Graph, Receipt, trace
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.tasks import Metrics, Task
+from dynopt_ray.training.arguments import (
+    check_callable,
+    check_follows,
+    check_min_widths,
+    check_prune_target,
+    check_recovery,
+    whole,
+)
 from dynopt_ray.training.history import row, table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Recovery
@@ -114,11 +122,13 @@ def prune(
     Raises:
         BudgetError: the target cannot be reached; says the least cost and what stands in the
             way. Nothing has been changed.
-        EditError: the target asks for nothing, or a least width is impossible.
+        EditError: the target asks for nothing, a least width is impossible, or the optimizer
+            trains another network. A threshold that all scores are above is refused too, unless
+            there are rounds to come whose scores retraining will have changed.
         UnknownNameError: an unknown criterion, granularity, scope or group.
         DivergedError: a loss became NaN or infinite; the network is as it was before the round.
         ValueError: a number out of range, or a schedule that does not rise to 1.
-        TypeError: a target or recovery of another type.
+        TypeError: an argument of another type.
 
     Example:
         >>> from dynopt_ray.tasks import load_task
@@ -133,11 +143,13 @@ def prune(
     """
     if granularity not in GRANULARITIES:
         raise UnknownNameError("granularity", granularity, GRANULARITIES)
-    _check_types(target, recovery, rounds)
-    if isinstance(retrain, int):
-        retrain = Retraining(retrain) if retrain else None
-    shares = _shares(rounds, schedule)
+    check_prune_target(target)
+    check_recovery(recovery)
+    check_min_widths(min_widths)
+    retrain = _retraining(retrain)
+    shares = _shares(whole("prune: rounds", rounds, least=1), schedule)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
+    check_follows(optimizer, graph.model)
     if optimizer is None and retrain is not None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
     with seeded(graph.model, seed) as generator:
@@ -161,20 +173,26 @@ def prune(
             optimizer=optimizer,
             generator=generator,
         )
-        check_target(pruning)
+        check_target(pruning, num_rounds=len(shares))
         return _run(pruning, shares)
 
 
-def _check_types(target: object, recovery: object, rounds: object) -> None:
-    if not isinstance(target, Target):
+def _retraining(retrain: int | Retraining | None) -> Retraining | None:
+    """The retraining that an argument stands for; None where there is none.
+
+    Raises:
+        TypeError: neither a number of steps nor a retraining.
+        ValueError: fewer steps than 0.
+    """
+    if retrain is None or isinstance(retrain, Retraining):
+        return retrain
+    try:
+        num_steps = whole("prune: retrain", retrain, least=0)
+    except TypeError as error:
         raise TypeError(
-            f"prune: target is {target!r}; pass Budget(flops=0.5), Fraction(remove=0.5) or "
-            "Threshold(0.01)"
-        )
-    if recovery is not None and not (callable(recovery) and hasattr(recovery, "share")):
-        raise TypeError(f"prune: recovery is {recovery!r}; pass Random(), Greedy() or None")
-    if type(rounds) is not int:
-        raise TypeError(f"prune: rounds is {rounds!r}; it must be a whole number")
+            f"prune: retrain is {retrain!r}; pass a number of steps or Retraining(100)"
+        ) from error
+    return Retraining(num_steps) if num_steps else None
 
 
 def _run(pruning: Pruning, shares: Sequence[float]) -> PruneResult:
@@ -222,10 +240,10 @@ def _shares(rounds: int, schedule: Schedule | None) -> list[float]:
     """How far along the way each round gets.
 
     Raises:
-        ValueError: no rounds, or shares that do not rise from above 0 to 1.
+        TypeError: no schedule.
+        ValueError: shares that do not rise from above 0 to 1.
     """
-    if rounds < 1:
-        raise ValueError(f"prune: rounds is {rounds}; it must be at least 1")
+    check_callable("prune: schedule", schedule, "a function of the round, or None")
     wanted = schedule or linear(0.0, num_steps=rounds, final=1.0)
     shares = [float(wanted(number)) for number in range(1, rounds + 1)]
     rising = all(a <= b for a, b in itertools.pairwise([0.0, *shares]))

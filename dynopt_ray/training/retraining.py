@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.tasks import Task, TrainStats
+from dynopt_ray.training.arguments import check_callable, whole
 
 DEFAULT_LR = 1e-3
 """The rate of the Adam that trains where the caller brings no optimizer."""
@@ -25,6 +26,7 @@ class Retraining:
         schedule: the learning rate, from its step 0 on each time; None keeps the optimizer's.
 
     Raises:
+        TypeError: steps that are no whole number, or no schedule.
         ValueError: fewer steps than 1.
     """
 
@@ -32,8 +34,8 @@ class Retraining:
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"retraining takes {self.num_steps} steps; it must be at least 1")
+        whole("Retraining: num_steps", self.num_steps, least=1)
+        check_callable("Retraining: schedule", self.schedule, "a function of the step, or None")
 
     def __call__(
         self, task: Task, model: nn.Module, optimizer: Optimizer, *, generator: torch.Generator

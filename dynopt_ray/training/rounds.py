@@ -28,7 +28,13 @@ from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Cut, Recovery
 from dynopt_ray.training.retraining import Retraining
 from dynopt_ray.training.selection import Selection, select
-from dynopt_ray.training.targets import Budget, Target, Threshold, asks_latency
+from dynopt_ray.training.targets import (
+    Fraction,
+    Target,
+    Threshold,
+    asks_latency,
+    fractions_hint,
+)
 from dynopt_ray.training.units import unit_pool
 from dynopt_ray.training.weights import weight_pool
 
@@ -163,25 +169,42 @@ def make_pool(pruning: Pruning) -> Pool:
     )
 
 
-def check_target(pruning: Pruning) -> None:
+def check_target(pruning: Pruning, *, num_rounds: int) -> None:
     """Refuse a target that cannot be reached or that asks for nothing, before anything is done.
 
     Raises:
         BudgetError: it cannot be reached.
-        EditError: it would remove nothing.
+        EditError: it would remove nothing, in later rounds neither.
     """
-    selection = _selected(pruning, make_pool(pruning), 1.0)
-    if not isinstance(pruning.target, Threshold) and not bool(selection.removed.any()):
+    pool = make_pool(pruning)
+    if bool(_selected(pruning, pool, 1.0).removed.any()):
+        return
+    target = pruning.target
+    if isinstance(target, Threshold):
+        if num_rounds > 1 and pruning.retraining is not None:
+            return  # retraining may bring scores below it
+        raise EditError(f"{target!r} removes nothing: {_smallest_score(pool)}")
+    if isinstance(target, Fraction):
+        per_layer = f"the {pool.noun} of each layer"
+        whole = per_layer if pruning.scope == "layer" else f"{len(pool.candidates)} {pool.noun}"
         raise EditError(
-            f"{pruning.target!r} removes nothing: the network of {pruning.start.cost} is within it "
-            "already. Lower the target" + _fractions_hint(pruning.target)
+            f"{target!r} removes nothing: it is less than one of {whole}. Remove a larger fraction"
         )
+    raise EditError(
+        f"{target!r} removes nothing: the network of {pruning.start.cost} is within it already. "
+        f"Lower the target{fractions_hint(target)}"
+    )
 
 
-def _fractions_hint(target: Target) -> str:
-    if isinstance(target, Budget) and not target.is_absolute:
-        return "; its limits are fractions of the start, figures are Budget.absolute(…)"
-    return ""
+def _smallest_score(pool: Pool) -> str:
+    """Why no score is below a threshold."""
+    candidates = pool.candidates
+    if not len(candidates.order):
+        return f"every one of {len(candidates)} {pool.noun} has to stay"
+    smallest = candidates.scores[candidates.order].min().item()
+    return (
+        f"the smallest score of the {pool.noun} that may go is {smallest:.4g}. Raise the threshold"
+    )
 
 
 def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> list[Batch]:

@@ -159,3 +159,10 @@ Target = Budget | Fraction | Threshold
 def asks_latency(target: object) -> bool:
     """Whether a target limits the latency, which has to be measured."""
     return isinstance(target, Budget) and target.latency_ms is not None
+
+
+def fractions_hint(target: object) -> str:
+    """What to add to an error about a budget whose fractions may have been meant as figures."""
+    if isinstance(target, Budget) and not target.is_absolute:
+        return "; its limits are fractions of the start, figures are Budget.absolute(…)"
+    return ""

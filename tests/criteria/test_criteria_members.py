@@ -135,12 +135,24 @@ def test_broken_criteria_fail_the_kit(
         (lambda _: {}, PluginError, "gives nothing for '0'"),
         (lambda _: {"0": torch.ones(2)}, PluginError, r"gives shape \(2,\) for '0', not \(3,\)"),
         (lambda _: {"0": -torch.ones(3)}, PluginError, "negative scores for '0'"),
-        (lambda _: {"0": torch.full((3,), torch.nan)}, DivergedError, r"nan .* '0' at \[0\]"),
+        (
+            lambda _: {"0": torch.full((3,), torch.nan)},
+            PluginError,
+            r"criterion .*Broken.* gives nan .* '0' at \[0\].* weights are finite",
+        ),
+        (lambda _: {"0": torch.full((3,), torch.inf)}, DivergedError, "gives inf .* overflow"),
     ],
 )
 def test_wrong_scores_are_refused(score: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         unit_scores(graph(), Broken(score))
+
+
+def test_a_network_that_is_not_finite_is_named_instead_of_the_criterion() -> None:
+    broken = graph()
+    nn.init.constant_(broken.model.get_parameter("0.bias"), torch.nan)
+    with pytest.raises(DivergedError, match=r"nan for unit .*: parameter '0\.bias' is not finite"):
+        unit_scores(broken, "magnitude")
 
 
 def test_unknown_names_and_arguments_are_refused_with_the_closest() -> None:

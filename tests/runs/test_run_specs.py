@@ -286,17 +286,6 @@ def test_a_spec_must_be_text(tmp_path: Path) -> None:
         load_spec(str(path))
 
 
-def test_a_drift_that_never_comes_is_refused() -> None:
-    data = {
-        "kind": "stream",
-        "task": "digits-mlp",
-        "train": {"num_steps": 10},
-        "stream": {"num_events": 100, "drifts": [{"at": 100}]},
-    }
-    with pytest.raises(SpecError, match="a drift at event 100 never comes: there are 100 events"):
-        check_spec(data, source="s.yaml")
-
-
 @pytest.mark.parametrize("figure", [50, 5000])
 def test_figures_are_no_fractions(figure: int) -> None:
     assert refusal(PRUNE, f"prune.target={{budget: {{flops: {figure}}}}}") == (

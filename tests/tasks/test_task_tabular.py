@@ -162,8 +162,6 @@ def test_row_numbers_are_those_of_the_file_after_dropping(tmp_path: Path) -> Non
             "'Bern' has 2 rows",
         ),
         ({"rent": 1.5}, {}, DataError, "column 'rent' is 1.5 in every training row"),
-        ({"size": np.nan}, {"missing": "impute"}, DataError, "'size' has no value in any training"),
-        ({"size": np.nan}, {"missing": "drop"}, DataError, "every row has a missing value"),
         ({}, {"validation_fraction": 0.001}, DataError, "cannot set aside 0 of 100 rows"),
     ],
 )
@@ -179,24 +177,85 @@ def test_bad_tables_and_options(
         tabular(**{"path": path, "target": "rent", **options})
 
 
+NUMBERS = [str(i / 7) for i in range(100)]
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [
         ([f"2024-01-{1 + i % 28:02}" for i in range(100)], "holds dates such as '2024-01-"),
+        ([f"2024-01-{1 + i % 28:02} 12:00" for i in range(100)], "holds dates"),
         ([f"{1 + i % 28}.1.2024" for i in range(100)], "convert it to numbers"),
-        ([f"id{i}" for i in range(100)], "60 different texts in 60 training rows"),
+        ([f"1/{1 + i % 28}/24" for i in range(100)], "holds dates"),
+        ([f"{1 + i % 28} January 2024" for i in range(100)], "holds dates"),
+        ([f"Feb {1 + i % 28}, 2024" for i in range(100)], "holds dates"),
         (
-            [str(i) if i % 50 else "n/k" for i in range(100)],
-            r"row \d+, column 'extra': 'n/k' is no",
+            [f"2024-01-{1 + i % 28:02}" if i else "unknown" for i in range(100)],
+            "dates such as '2024-01-02'",
         ),
+        ([f"id{i // 2}" for i in range(100)], r"50 different texts.*max_categories \(now 40"),
+        ([f"id{i}" for i in range(100)], "another text in every row"),
+        ([*NUMBERS[:33], "n/k", *NUMBERS[34:]], r"row 33, column 'extra': 'n/k' is no number"),
     ],
 )
-def test_texts_that_are_no_categories_are_refused(
-    column: list[str], message: str, tmp_path: Path
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_texts_that_are_no_categories_are_refused_however_the_rows_are_split(
+    column: list[str], message: str, seed: int, tmp_path: Path
 ) -> None:
     path = saved(flats().assign(extra=column), tmp_path)
     with pytest.raises(DataError, match=message):
-        tabular(path=path, target="dear", max_categories=50)
+        tabular(path=path, target="dear", max_categories=40, seed=seed)
+
+
+@pytest.mark.parametrize("name", ["flats.csv", "flats.parquet"])
+def test_the_most_categories_are_an_option(name: str, tmp_path: Path) -> None:
+    extra = pd.Series([f"code{i // 2}" for i in range(100)], dtype="category")
+    path = saved(flats().assign(extra=extra), tmp_path, name)
+    with pytest.raises(DataError, match="'extra' has 50 different texts"):
+        tabular(path=path, target="dear", max_categories=49)
+    task = tabular(path=path, target="dear", max_categories=50)
+    assert task.arrays("train")[0].shape[1] > 40
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "message"),
+    [
+        ([f"2024-01-{1 + i % 28:02}" for i in range(100)], {}, "'extra' holds dates .* numbers "),
+        (pd.date_range("2024-01-01", periods=100), {}, "'extra' holds dates .* numbers "),
+        ([*NUMBERS[:33], "n/k", *NUMBERS[34:]], {}, "row 33, .* 'n/k' is no number"),
+        (["1", "2"] * 49 + ["3+", "x"], {"kind": "regression"}, r"row 98, .*'3\+' is no number"),
+        (["a", "b"] * 49 + ["c", "c"], {}, "'c' has 2 rows.* Merge or remove the class$"),
+        ([1, 2] * 49 + [3, 3], {}, "'3' has 2 rows.* or use kind='regression'"),
+        ([f"id{i}" for i in range(100)], {}, "'id0' has 1 rows.* Merge or remove the class$"),
+    ],
+)
+def test_errors_about_a_target_suggest_what_works(
+    column: Any, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = saved(flats().assign(extra=column), tmp_path)
+    with pytest.raises(DataError, match=message) as error:
+        tabular(path=path, target="extra", **options)
+    assert "impute" not in str(error.value)
+    assert "leave it out" not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["error", "drop", "impute"])
+@pytest.mark.parametrize("name", ["size", "dear"])
+def test_a_column_without_any_value_is_named(missing: Any, name: str, tmp_path: Path) -> None:
+    path = saved(flats().assign(**{name: np.nan}), tmp_path)
+    with pytest.raises(DataError, match=f"column '{name}' has no value"):
+        tabular(path=path, target="dear", missing=missing)
+
+
+def test_imputing_is_suggested_only_where_the_target_is_whole(tmp_path: Path) -> None:
+    table = flats()
+    table.loc[::2, "size"] = np.nan
+    table.loc[1::2, "city"] = None
+    with pytest.raises(DataError, match="every row has a missing value; use missing='impute'"):
+        tabular(path=saved(table, tmp_path), target="dear", missing="drop")
+    with pytest.raises(DataError, match="every row has a missing value; leave out") as error:
+        tabular(path=saved(table, tmp_path), target="city", missing="drop")
+    assert "impute" not in str(error.value)
 
 
 def test_a_missing_class_leaves_classes(tmp_path: Path) -> None:
@@ -209,10 +268,27 @@ def test_a_missing_class_leaves_classes(tmp_path: Path) -> None:
         tabular(path=path, target="stars")
 
 
-def test_dates_are_refused(tmp_path: Path) -> None:
-    table = flats().assign(day=pd.date_range("2024-01-01", periods=100))
-    with pytest.raises(DataError, match=r"column 'day' holds datetime64.*days since a date"):
-        tabular(path=saved(table, tmp_path, "flats.parquet"), target="rent")
+@pytest.mark.parametrize(
+    ("day", "message"),
+    [
+        (pd.date_range("2024-01-01", periods=100), "holds datetime64"),
+        (pd.date_range("2024-01-01", periods=100).date, "holds dates such as '2024-01-01'"),
+        (pd.timedelta_range("1 day", periods=100), "holds timedelta64"),
+    ],
+)
+def test_dates_are_refused(day: Any, message: str, tmp_path: Path) -> None:
+    path = saved(flats().assign(day=day), tmp_path, "flats.parquet")
+    with pytest.raises(DataError, match=f"column 'day' {message}.*days since a date"):
+        tabular(path=path, target="rent")
+    with pytest.raises(DataError, match="column 'day' holds"):
+        tabular(path=path, target="day", kind="regression")
+
+
+def test_dates_are_no_classes(tmp_path: Path) -> None:
+    days = pd.date_range("2024-01-01", periods=4).repeat(25)
+    path = saved(flats().assign(day=days), tmp_path, "flats.parquet")
+    with pytest.raises(DataError, match="'day' holds dates such as '2024-01-01'"):
+        tabular(path=path, target="day")
 
 
 @pytest.mark.parametrize(

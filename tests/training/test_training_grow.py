@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dynopt_ray.errors import BudgetError, DivergedError, EditError, UnknownNameError
 from dynopt_ray.structure import Mask, trace
 from dynopt_ray.tasks import Task
-from dynopt_ray.training import Budget, grow, stalled
+from dynopt_ray.training import Budget, Fraction, grow, stalled
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
 
@@ -153,7 +153,7 @@ def test_zeros_that_masks_hold_stay_zeros_in_a_budget(blobs: Task, trained: Trai
 
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"target": Budget(params=0.5)}, BudgetError, "is below what the network costs"),
+    ({"target": Budget(params=0.5)}, BudgetError, r"is below what.*are fractions of the start"),
     ({"target": Budget(params=1.001)}, EditError, "adds nothing"),
     ({"target": Budget.absolute(latency_ms=9.0)}, ValueError, "limit flops or params instead"),
     ({"target": {"0": 12}}, EditError, "'0' has 12 units and shall have 12"),
@@ -163,7 +163,13 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": {"zero": 20}}, UnknownNameError, "no width group 'zero'"),
     ({"target": {"4": 20}}, EditError, "'4' cannot be resized"),
     ({"rounds": 0}, ValueError, "rounds is 0"),
-    ({"train_steps": 0}, ValueError, "train_steps 0"),
+    ({"train_steps": 0}, ValueError, "train_steps is 0"),
+    ({"train_steps": 2.5}, TypeError, r"train_steps is 2\.5; it must be a whole number"),
+    ({"rounds": 2.5}, TypeError, r"rounds is 2\.5"),
+    ({"target": 2.0}, TypeError, r"target is 2\.0; pass Budget\(params=2\.0\) or \{'0': 64\}"),
+    ({"target": Fraction(remove=0.5)}, TypeError, "target is Fraction"),
+    ({"when": 3}, TypeError, "when is 3; pass a function of the losses"),
+    ({"train_lr": 0.1}, TypeError, r"schedule is 0\.1; pass a function of the step"),
     ({"init": "clone"}, UnknownNameError, "no way to initialise new units 'clone'"),
 ]
 
@@ -196,6 +202,18 @@ def test_widths_are_checked_whole_before_anything_is_trained(
         grow(network, task, target=target, train_steps=2, rounds=4)
     after = network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_foreign_optimizer_is_refused_before_the_network_is_looked_at(
+    blobs: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("the network was looked at")
+
+    monkeypatch.setattr(Task, "evaluate", fail)
+    foreign = torch.optim.Adam(blobs.new_model(seed=1).parameters())
+    with pytest.raises(EditError, match="trains none of this network's parameters"):
+        grow(blobs.new_model(seed=0), blobs, target={"0": 20}, train_steps=2, optimizer=foreign)
 
 
 def test_a_loss_that_diverges_undoes_the_round(blobs: Task) -> None:

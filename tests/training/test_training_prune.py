@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -237,11 +238,31 @@ def test_undoing_all_receipts_gives_back_the_network(blobs: Task, trained: Train
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_threshold_takes_less_where_nothing_is_below(blobs: Task, trained: Trained) -> None:
-    model, _ = trained()
-    result = prune(model, blobs, target=Threshold(1e-9))
-    assert result.history["num_removed"].tolist() == [0, 0]
+def test_a_threshold_may_wait_for_rounds_that_train(blobs: Task, trained: Trained) -> None:
+    model, optimizer = trained()
+    options: dict[str, Any] = {"rounds": 2, "retrain": 2, "optimizer": optimizer}
+    result = prune(model, blobs, target=Threshold(1e-9), **options)
+    assert result.history["num_removed"].tolist() == [0, 0, 0]
     assert result.receipts == ()
+
+
+def test_counts_may_be_numpy_integers(blobs: Task, trained: Trained) -> None:
+    model, optimizer = trained()
+    options: dict[str, Any] = {"rounds": np.int64(2), "retrain": np.int64(3)}
+    result = prune(model, blobs, target=Budget(flops=0.5), optimizer=optimizer, **options)
+    assert len(result.history) == 3
+
+
+def test_a_foreign_optimizer_is_refused_before_the_network_is_looked_at(
+    blobs: Task, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("the network was looked at")
+
+    monkeypatch.setattr(Task, "evaluate", fail)
+    foreign = torch.optim.Adam(blobs.new_model(seed=1).parameters())
+    with pytest.raises(EditError, match="trains none of this network's parameters"):
+        prune(trained()[0], blobs, target=Budget(flops=0.5), retrain=5, optimizer=foreign)
 
 
 def test_a_latency_budget_is_met_by_measuring(
@@ -277,7 +298,23 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"min_widths": {"9": 2}}, UnknownNameError, "no width group '9'"),
     ({"min_widths": {"0": 13}}, EditError, "has 12 units, so it cannot keep at least 13"),
     ({"rounds": 0}, ValueError, "rounds is 0"),
-    ({"retrain": -1}, ValueError, "takes -1 steps"),
+    ({"rounds": True}, TypeError, "rounds is True; it must be a whole number"),
+    ({"recovery": Greedy}, TypeError, r"recovery is .*Greedy.*; pass Random\(\)"),
+    ({"retrain": -1}, ValueError, "retrain is -1; it must be at least 0"),
+    ({"retrain": 2.5}, TypeError, r"retrain is 2\.5; pass a number of steps or Retraining"),
+    ({"retrain": True}, TypeError, "retrain is True"),
+    ({"schedule": 0.5}, TypeError, r"schedule is 0\.5; pass a function of the round"),
+    ({"min_widths": ["0"]}, TypeError, r"min_widths is \['0'\]; pass a mapping"),
+    ({"min_widths": {"0": 2.5}}, TypeError, r"min_widths: '0' is 2\.5"),
+    ({"optimizer": "adam"}, EditError, "'adam' is not a torch optimizer"),
+    ({"target": Fraction(remove=0.01)}, EditError, "less than one of 20 units. Remove a larger"),
+    ({"target": Threshold(1e-9)}, EditError, r"removes nothing: the smallest score .* is \d"),
+    ({"target": Threshold(1e-9), "rounds": 2}, EditError, "removes nothing"),
+    (
+        {"target": Threshold(1e9), "min_widths": {"0": 12, "2": 8}},
+        EditError,
+        "removes nothing: every one of 20 units has to stay",
+    ),
     ({"rounds": 2, "schedule": constant(0.5)}, ValueError, "must rise to 1"),
     ({"rounds": 2, "schedule": linear(2.0, num_steps=2, final=1.0)}, ValueError, "must rise to 1"),
 ]

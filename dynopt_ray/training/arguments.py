@@ -1,0 +1,93 @@
+"""What callers pass to `prune` and `grow`, checked before anything is looked at."""
+
+from collections.abc import Mapping
+from numbers import Integral
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dynopt_ray.structure.optimizer_state import check_optimizer
+from dynopt_ray.training.targets import Budget, Target
+
+
+def whole(name: str, value: object, *, least: int) -> int:
+    """A count as an int, whichever integer it is.
+
+    Raises:
+        TypeError: no integer; True and False count as none.
+        ValueError: less than `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; it must be a whole number")
+    if value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}")
+    return int(value)
+
+
+def check_callable(name: str, value: object, wanted: str) -> None:
+    """Refuse what is neither None nor can be called.
+
+    Raises:
+        TypeError: it is neither; says what is wanted.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} is {value!r}; pass {wanted}")
+
+
+def check_prune_target(target: object) -> None:
+    """Refuse what `prune` cannot aim at.
+
+    Raises:
+        TypeError: no target.
+    """
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"prune: target is {target!r}; pass Budget(flops=0.5), Fraction(remove=0.5) or "
+            "Threshold(0.01)"
+        )
+
+
+def check_grow_target(target: object) -> None:
+    """Refuse what `grow` cannot aim at.
+
+    Raises:
+        TypeError: neither a budget nor a mapping.
+    """
+    if not isinstance(target, Budget | Mapping):
+        raise TypeError(f"grow: target is {target!r}; pass Budget(params=2.0) or {{'0': 64}}")
+
+
+def check_recovery(recovery: object) -> None:
+    """Refuse what gives nothing back, a recovery's class among it.
+
+    Raises:
+        TypeError: no recovery.
+    """
+    fits = callable(recovery) and hasattr(recovery, "share") and not isinstance(recovery, type)
+    if recovery is not None and not fits:
+        raise TypeError(f"prune: recovery is {recovery!r}; pass Random(), Greedy() or None")
+
+
+def check_min_widths(min_widths: object) -> None:
+    """Refuse least widths that are no mapping to counts.
+
+    Raises:
+        TypeError: that.
+        ValueError: a negative width.
+    """
+    if min_widths is None:
+        return
+    if not isinstance(min_widths, Mapping):
+        raise TypeError(f"prune: min_widths is {min_widths!r}; pass a mapping such as {{'0': 4}}")
+    for name, width in min_widths.items():
+        whole(f"prune: min_widths: {name!r}", width, least=0)
+
+
+def check_follows(optimizer: Optimizer | None, model: nn.Module) -> None:
+    """Refuse an optimizer that cannot follow a network, before the first round meets it.
+
+    Raises:
+        EditError: see `check_optimizer`.
+    """
+    if optimizer is not None:
+        check_optimizer(optimizer, model)
