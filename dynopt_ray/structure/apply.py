@@ -109,8 +109,8 @@ def apply_plan(
                 refitted.update(dict.fromkeys(names))
         widths = {
             name: (old, new)
-            for name, old in old_widths.items()
-            if (new := graph.widths[name]) != old
+            for (name, old), new in zip(old_widths.items(), graph.widths.values(), strict=True)
+            if new != old
         }
         shapes = {name: tensor.shape for name, tensor in graph.tensors().items()}
         transaction.set_attribute(graph, "shapes", shapes)
@@ -220,6 +220,7 @@ def check_plan(graph: "Graph", plan: Sequence[Edit]) -> list[Stage]:
         UnknownNameError: an edit names nothing of the network.
     """
     stages: list[Stage] = []
+    resized: set[str] = set()  # in the last stage
     widths = graph.widths
     for edit in plan:
         if isinstance(edit, Mask):
@@ -235,10 +236,12 @@ def check_plan(graph: "Graph", plan: Sequence[Edit]) -> list[Stage]:
         else:
             raise EditError(f"{edit!r} is not an edit. Known: Grow, Shrink, Mask.")
         last = stages[-1] if stages else None
-        if isinstance(last, list) and all(graph[e.group].name != name for e in last):
+        if isinstance(last, list) and name not in resized:
             last.append(edit)
+            resized.add(name)
         else:
             stages.append([edit])
+            resized = {name}
     return stages
 
 

@@ -45,6 +45,9 @@ class Graph:
         self.model = model
         self.fixed = dict(fixed)
         self.groups = tuple(groups)
+        # Edits change what a group holds, never its name and place.
+        self._index = {n: i for i, g in reversed([*enumerate(groups)]) for n in g.producers}
+        self._index.update((group.name, i) for i, group in enumerate(groups))
         self.attributes = tuple(attributes)
         self.consumers = consumers
         self.num_edits = 0
@@ -59,12 +62,8 @@ class Graph:
             EditError: it cannot be resized; says why.
             UnknownNameError: the network has nothing of this name.
         """
-        for group in self.groups:
-            if name == group.name:
-                return group
-        for group in self.groups:
-            if name in group.producers:
-                return group
+        if name in self._index:
+            return self.groups[self._index[name]]
         if name in self.fixed:
             raise EditError(f"{name!r} cannot be resized: {self.fixed[name]}")
         raise UnknownNameError("width group", name, (group.name for group in self.groups))

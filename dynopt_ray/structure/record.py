@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from dynopt_ray.structure.labels import IntArray
+from dynopt_ray.structure.labels import ID, IntArray
 
 Role = Literal["out", "in", "scale"]
 
@@ -111,7 +111,7 @@ class Record:
 
     def fresh(self, size: int) -> IntArray:
         """Ids that nothing carries yet."""
-        ids = np.arange(self.num_ids, self.num_ids + size)
+        ids = np.arange(self.num_ids, self.num_ids + size, dtype=ID)
         self.num_ids += size
         return ids
 

@@ -22,6 +22,7 @@ from dynopt_ray.structure.counts import UnitCount
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
+from dynopt_ray.structure.shapes import shape_only
 
 Heads = Literal["heads", "dims"]
 Rule = Callable[..., None]
@@ -103,11 +104,11 @@ class Trace(TorchFunctionMode):
         """Run the operation, then let its rule say how ids flow."""
         kwargs = kwargs or {}
         opened = OPENED.get(func)
-        if opened is None:
-            out = func(*args, **kwargs)
-        else:
+        if opened is not None:
             with self:
                 out = opened(*args, **kwargs)
+        elif (out := shape_only(func, args, kwargs)) is None:
+            out = func(*args, **kwargs)
         if func in _SIZES:
             return self._counted(out, *args, **kwargs)
         self.record.by_value |= func in _VALUES

@@ -21,7 +21,7 @@ from dynopt_ray.structure.attributes import (
 )
 from dynopt_ray.structure.forward import Inputs, moved, shells
 from dynopt_ray.structure.groups import WidthGroup
-from dynopt_ray.structure.layout import Change, moved_group, new_axes
+from dynopt_ray.structure.layout import Change, moved_group, new_axes, only_shift
 from dynopt_ray.structure.passes import Passes, trace_passes
 from dynopt_ray.structure.tracing import Heads
 
@@ -118,6 +118,8 @@ class Verifier:
         Where they lie depends on their number alone, so one more unit can be one that came, or
         two for the first, which went.
         """
+        if only_shift(groups, now):
+            return None
         keys = {(s.parameter, s.dim) for g in groups for s in g.slices}
         sizes = {(name, dim): self._tensors[name].shape[dim] for name, dim in keys}
         for gone in (0, 1):
