@@ -144,7 +144,8 @@ class Trace(TorchFunctionMode):
         """Give a tensor its labels. Keeps the tensor alive, so that its identity stays its own."""
         claimed: set[int] = set()
         clean: list[Label] = []
-        for label in labels:
+        # A batch of one looks like the only unit of a class token; it must not pin real units.
+        for label in sorted(labels, key=lambda label: label.ids.size == 1):
             if claimed.intersection(label.dims):
                 self.pin(label.ids, "two kinds of units were merged into one dimension")
                 continue

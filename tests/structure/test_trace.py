@@ -22,6 +22,39 @@ def test_finds_every_width(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_a_batch_of_one_shows_the_same_widths(name: str) -> None:
+    model, inputs = trained(name)
+    assert trace(model, inputs[:1]).widths == NETWORKS[name].widths
+
+
+class ClassToken(nn.Module):
+    """A vision transformer's start: a token and positions, both with a batch of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.positions = nn.Parameter(torch.randn(1, 5, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        out: Tensor = self.head(x[:, 0])
+        return out
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_batch_of_a_class_token_is_no_width(batch: int) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), ClassToken())
+    graph = trace(model, torch.randn(batch, 4, 3))
+    assert graph.widths == {"0": 2}
+    before = model(x := torch.randn(batch, 4, 3))
+    graph.apply([Grow("0", units=1)])
+    assert torch.allclose(model(x), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_leaves_network_and_random_state_alone(name: str) -> None:
     model, inputs = trained(name)
     model.train()

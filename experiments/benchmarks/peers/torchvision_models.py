@@ -22,7 +22,8 @@ import torchvision  # isort: skip
 
 from dynopt_ray.structure import Edit, Graph, Grow, Shrink, trace
 
-_SIZES = {"inception_v3": 299}
+SIZES = {"inception_v3": 299}
+"""Sizes of images other than 224."""
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def checked(name: str) -> dict[str, Any]:
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = get_model(name, weights=None, **options).eval()
     settled(model)
-    size = _SIZES.get(name, 224)
+    size = SIZES.get(name, 224)
     x = torch.randn(2, 3, size, size)
     start = time.perf_counter()
     graph = trace(model, x)
