@@ -18,6 +18,7 @@ from experiments.benchmarks.llama import Llama
 
 def main() -> None:
     """Trace, plan, and print what it took."""
+    torch.set_num_threads(1)
     kind, *arguments = sys.argv[1:]
     trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.zeros(2, 4))
     result = llama() if kind == "llama" else groups(int(arguments[0]))

@@ -33,6 +33,7 @@ def main() -> None:
     """Resize one model and print what it took."""
     warnings.filterwarnings("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    torch.set_num_threads(1)
     library, name, runs = sys.argv[1:]
     size = SIZES.get(name, 224)
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
