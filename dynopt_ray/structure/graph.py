@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError, TraceError, UnknownNameError
 from dynopt_ray.structure.apply import Receipt, apply_plan
@@ -15,6 +14,7 @@ from dynopt_ray.structure.cost import Cost, CostModel, count_nonzero
 from dynopt_ray.structure.edits import Edit
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.structure.groups import WidthGroup, producer_name
+from dynopt_ray.structure.optimizer_state import Optimizers
 from dynopt_ray.structure.passes import trace_at_own_sizes
 from dynopt_ray.structure.record import Consumer, Record
 from dynopt_ray.structure.tracing import Heads
@@ -131,7 +131,7 @@ class Graph:
         self,
         plan: Sequence[Edit],
         *,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         compensate: Iterable[Inputs] | Tensor | None = None,
     ) -> Receipt:
         """Change the network; see `dynopt_ray.structure.apply.apply_plan`."""

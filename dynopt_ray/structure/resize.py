@@ -22,6 +22,9 @@ def resized(tensor: Tensor, axes: Axes, new: Tensor | float | bool) -> Tensor:
         axes: the new layout of the dimensions that change.
         new: what new coordinates hold; a tensor of the new shape, or one value.
     """
+    if tensor.is_sparse:
+        dense = resized(tensor.to_dense(), axes, new)
+        return dense.to_sparse(tensor.sparse_dim())
     result = tensor.detach()
     for dim, axis in axes.items():
         result = result.index_select(dim, axis.index.clamp(min=0).to(tensor.device))
