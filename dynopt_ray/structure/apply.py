@@ -12,6 +12,7 @@ from dynopt_ray.structure.compensate import Cut, compensated
 from dynopt_ray.structure.cost import Cost
 from dynopt_ray.structure.edits import Edit, Grow, Mask, Shrink
 from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure.initialise import Draw
 from dynopt_ray.structure.layout import Change, moved_group, new_axes
 from dynopt_ray.structure.masks import mask_of, watch
 from dynopt_ray.structure.optimizer_state import Optimizers, OptimizerState, each_optimizer
@@ -72,6 +73,7 @@ def apply_plan(
     *,
     optimizer: Optimizers | None = None,
     compensate: Iterable[Inputs] | Tensor | None = None,
+    seed: int | None = None,
 ) -> Receipt:
     """Change a network in place, with its optimizer.
 
@@ -87,6 +89,8 @@ def apply_plan(
             given, what reads removed units is refitted to give what it gave before: linear
             layers, convolutions and other products with a parameter, as `Receipt.refitted`
             lists them.
+        seed: what new units are drawn from, so that a copy of the network gets the same ones.
+            Default: torch's own seed and the number of the edit.
 
     Raises:
         EditError: the plan cannot be carried out or would change nothing. The network, its
@@ -101,11 +105,13 @@ def apply_plan(
     before, old_widths = graph.cost(), graph.widths
     refitted: dict[str, None] = {}
     with Transaction() as transaction:
-        for stage in stages:
+        for index, stage in enumerate(stages):
             if isinstance(stage, Mask):
                 _apply_mask(graph, stage, states, transaction)
             else:
-                names = _apply_widths(graph, stage, states, compensate, transaction)
+                default = (torch.initial_seed(), graph.num_edits)
+                draw = default if seed is None else (seed, index)
+                names = _apply_widths(graph, stage, states, compensate, draw, transaction)
                 refitted.update(dict.fromkeys(names))
         widths = {
             name: (old, new)
@@ -126,6 +132,7 @@ def _apply_widths(
     edits: Sequence[Grow | Shrink],
     states: Sequence[OptimizerState],
     compensate: Iterable[Inputs] | Tensor | None,
+    draw: Draw,
     transaction: Transaction,
 ) -> list[str]:
     """Resize distinct groups at once: all new tensors are computed before the first is assigned.
@@ -138,7 +145,7 @@ def _apply_widths(
     sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
     axes = new_axes(changes, sizes)
     by_tensor = axes_of_tensors(axes)
-    weights = resized_weights(graph.model, tensors, changes, axes, edit_number=graph.num_edits)
+    weights = resized_weights(graph.model, tensors, changes, axes, draw=draw)
     refitted: dict[str, Tensor] = {}
     if compensate is not None:
         new = {**tensors, **weights}

@@ -133,9 +133,10 @@ class Graph:
         *,
         optimizer: Optimizers | None = None,
         compensate: Iterable[Inputs] | Tensor | None = None,
+        seed: int | None = None,
     ) -> Receipt:
         """Change the network; see `dynopt_ray.structure.apply.apply_plan`."""
-        return apply_plan(self, plan, optimizer=optimizer, compensate=compensate)
+        return apply_plan(self, plan, optimizer=optimizer, compensate=compensate, seed=seed)
 
     def commit(self) -> None:
         """Make all plans applied so far final, and free what `undo` would need.

@@ -79,6 +79,7 @@ def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = value
     tensor.grad = grad
+    torch.clear_autocast_cache()  # it has a cast of the old value
 
 
 def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None) -> None:
