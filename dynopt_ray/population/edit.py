@@ -12,7 +12,6 @@ from dynopt_ray.errors import EditError
 from dynopt_ray.population.compensate import refit_consumers
 from dynopt_ray.population.stack import Population
 from dynopt_ray.structure.initialise import fresh_tensors, seeded
-from dynopt_ray.tasks.seeding import seeded_torch
 
 
 def grow(population: Population, layer: int, units: Mapping[int, int]) -> None:
@@ -117,13 +116,12 @@ def _fresh(
 ) -> tuple[Tensor, Tensor]:
     linear = population.linear(layer)
     assert linear.bias is not None
-    with seeded_torch(int(population.seeds[member])):
-        seed = seeded("fresh", population.layout.names[layer], int(population.num_edits[member]))
+    draw = (int(population.seeds[member]), int(population.num_edits[member]))
     drawn = fresh_tensors(
         linear,
         {"weight": (outputs, inputs), "bias": (outputs,)},
         {"weight": linear.weight, "bias": linear.bias},
-        seed,
+        seeded(draw, "fresh", population.layout.names[layer]),
     )
     return drawn["weight"], drawn["bias"]
 

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.structure.compensate import Cut, compensated
 from dynopt_ray.structure.cost import Cost
 from dynopt_ray.structure.edits import Edit, Grow, Mask, Shrink
 from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure.initialise import Draw
 from dynopt_ray.structure.layout import Change, moved_group, new_axes
 from dynopt_ray.structure.masks import mask_of, watch
-from dynopt_ray.structure.optimizer_state import OptimizerState
+from dynopt_ray.structure.optimizer_state import Optimizers, OptimizerState, each_optimizer
 from dynopt_ray.structure.resize import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.transaction import Transaction
 
@@ -71,8 +71,9 @@ def apply_plan(
     graph: "Graph",
     plan: Sequence[Edit],
     *,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     compensate: Iterable[Inputs] | Tensor | None = None,
+    seed: int | None = None,
 ) -> Receipt:
     """Change a network in place, with its optimizer.
 
@@ -82,11 +83,14 @@ def apply_plan(
     Args:
         graph: the traced network.
         plan: the edits, at least one.
-        optimizer: its optimizer; its state follows. Any optimizer with state per parameter.
+        optimizer: its optimizer, or all of them where several share the parameters; their state
+            follows. Any optimizer with state per parameter.
         compensate: batches of what the network is called with (a tensor counts as one batch). If
             given, what reads removed units is refitted to give what it gave before: linear
             layers, convolutions and other products with a parameter, as `Receipt.refitted`
             lists them.
+        seed: what new units are drawn from, so that a copy of the network gets the same ones.
+            Default: torch's own seed and the number of the edit.
 
     Raises:
         EditError: the plan cannot be carried out or would change nothing. The network, its
@@ -97,15 +101,17 @@ def apply_plan(
         raise EditError("the plan is empty: it would change nothing")
     graph.check()
     stages = check_plan(graph, plan)
-    state = None if optimizer is None else OptimizerState(optimizer, graph.model)
+    states = [OptimizerState(one, graph.model) for one in each_optimizer(optimizer)]
     before, old_widths = graph.cost(), graph.widths
     refitted: dict[str, None] = {}
     with Transaction() as transaction:
-        for stage in stages:
+        for index, stage in enumerate(stages):
             if isinstance(stage, Mask):
-                _apply_mask(graph, stage, optimizer, state, transaction)
+                _apply_mask(graph, stage, states, transaction)
             else:
-                names = _apply_widths(graph, stage, optimizer, state, compensate, transaction)
+                default = (torch.initial_seed(), graph.num_edits)
+                draw = default if seed is None else (seed, index)
+                names = _apply_widths(graph, stage, states, compensate, draw, transaction)
                 refitted.update(dict.fromkeys(names))
         widths = {
             name: (old, new)
@@ -124,9 +130,9 @@ def apply_plan(
 def _apply_widths(
     graph: "Graph",
     edits: Sequence[Grow | Shrink],
-    optimizer: Optimizer | None,
-    state: OptimizerState | None,
+    states: Sequence[OptimizerState],
     compensate: Iterable[Inputs] | Tensor | None,
+    draw: Draw,
     transaction: Transaction,
 ) -> list[str]:
     """Resize distinct groups at once: all new tensors are computed before the first is assigned.
@@ -139,7 +145,7 @@ def _apply_widths(
     sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
     axes = new_axes(changes, sizes)
     by_tensor = axes_of_tensors(axes)
-    weights = resized_weights(graph.model, tensors, changes, axes, edit_number=graph.num_edits)
+    weights = resized_weights(graph.model, tensors, changes, axes, draw=draw)
     refitted: dict[str, Tensor] = {}
     if compensate is not None:
         new = {**tensors, **weights}
@@ -158,8 +164,8 @@ def _apply_widths(
             keep = resized(keep, along, True)
             value = value.masked_fill(~keep, 0)
             transaction.set_mask(tensor, keep)
-        if isinstance(tensor, nn.Parameter) and optimizer is not None and state is not None:
-            transaction.set_state(optimizer, tensor, state.resized(tensor, along))
+        for state in states:
+            transaction.set_state(state.optimizer, tensor, state.resized(tensor, along, value))
         transaction.assign(tensor, value, grad)
     added = {change.group.name: change.added for change in changes}
     for attribute in graph.attributes:
@@ -177,16 +183,15 @@ def _apply_widths(
 def _apply_mask(
     graph: "Graph",
     mask: Mask,
-    optimizer: Optimizer | None,
-    state: OptimizerState | None,
+    states: Sequence[OptimizerState],
     transaction: Transaction,
 ) -> None:
     parameter = graph.model.get_parameter(mask.parameter)
     # A copy: the caller may go on to change theirs.
     keep = mask.keep.to(parameter.device, copy=True)
-    if optimizer is not None and state is not None:
-        watch(optimizer)
-        transaction.set_state(optimizer, parameter, state.masked(parameter, keep))
+    for state in states:
+        watch(state.optimizer)
+        transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
     grad = None if parameter.grad is None else parameter.grad * keep
     transaction.set_mask(parameter, None if bool(keep.all()) else keep)
     transaction.assign(parameter, parameter.detach().masked_fill(~keep, 0), grad)

@@ -1,6 +1,7 @@
 """Running a network without data: its parameters replaced by shapes, or by zeros of a new size."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -20,14 +21,26 @@ Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any:
-    """The network's output with its parameters and buffers replaced; nothing of it changes."""
+    """The network's output with its parameters and buffers replaced; nothing of it changes.
+
+    What is compiled in it runs as it was written: nothing is compiled for passes without data.
+    """
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(inputs, dict):
         kwargs = inputs
     else:
         args = inputs if isinstance(inputs, tuple) else (inputs,)
-    return functional_call(model, dict(tensors), args, kwargs)
+    with _uncompiled():
+        return functional_call(model, dict(tensors), args, kwargs)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[object]:
+    if "torch._dynamo" not in sys.modules:  # takes long to import, and nothing is compiled yet
+        return contextlib.nullcontext()
+    stance: Any = torch.compiler.set_stance
+    eager: contextlib.AbstractContextManager[object] = stance("force_eager")
+    return eager
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

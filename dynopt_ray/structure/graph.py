@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError, TraceError, UnknownNameError
 from dynopt_ray.structure.apply import Receipt, apply_plan
@@ -15,12 +14,20 @@ from dynopt_ray.structure.cost import Cost, CostModel, count_nonzero
 from dynopt_ray.structure.edits import Edit
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.structure.groups import WidthGroup, producer_name
+from dynopt_ray.structure.optimizer_state import Optimizers
 from dynopt_ray.structure.passes import trace_at_own_sizes
 from dynopt_ray.structure.record import Consumer, Record
 from dynopt_ray.structure.tracing import Heads
 from dynopt_ray.structure.verify import Verifier
 
 _BY_CALLER = "the caller fixed it"
+# By name: importing what is not used takes long. Behind each: where its inner module is.
+_WRAPPERS = {
+    "DistributedDataParallel": " (.module)",
+    "FullyShardedDataParallel": " before it is sharded",
+    "FSDPModule": " before it is sharded",
+    "DataParallel": " (.module)",
+}
 
 
 class Graph:
@@ -130,11 +137,12 @@ class Graph:
         self,
         plan: Sequence[Edit],
         *,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         compensate: Iterable[Inputs] | Tensor | None = None,
+        seed: int | None = None,
     ) -> Receipt:
         """Change the network; see `dynopt_ray.structure.apply.apply_plan`."""
-        return apply_plan(self, plan, optimizer=optimizer, compensate=compensate)
+        return apply_plan(self, plan, optimizer=optimizer, compensate=compensate, seed=seed)
 
     def commit(self) -> None:
         """Make all plans applied so far final, and free what `undo` would need.
@@ -192,16 +200,20 @@ def trace(
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TraceError(f"{model!r} is not a torch module")
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
-        raise TraceError(
-            "the network is compiled for the sizes that it has. Trace and edit the network it was "
-            "compiled from (._orig_mod of torch.compile), then compile that again."
-        )
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise TraceError(
-            "the network is wrapped in DistributedDataParallel, whose buckets have the old sizes. "
-            "Trace and edit the inner module (.module), then wrap it again."
-        )
+    for name, module in model.named_modules():
+        what = f"its module {name!r}" if name else "the network"
+        if hasattr(module, "_orig_mod") or isinstance(model, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{what} is compiled for the sizes that it has. Trace and edit what it was "
+                "compiled from (._orig_mod of torch.compile): what torch.compile made of it "
+                "follows by itself. A layer is best compiled in place, by its method .compile()."
+            )
+        kinds = {base.__name__ for base in type(module).__mro__}
+        if wrapper := next((kind for kind in _WRAPPERS if kind in kinds), None):
+            raise TraceError(
+                f"{what} is wrapped in {wrapper}, which keeps the old sizes. Trace and edit the "
+                f"inner module{_WRAPPERS[wrapper]} and wrap it again after each edit."
+            )
     if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
         raise TraceError(
             "the network has lazy layers without shapes. Run it once on real data before tracing."

@@ -1,6 +1,5 @@
 """How the weights of new units start."""
 
-import copy
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -10,12 +9,17 @@ from torch import Tensor, nn
 _SPLIT_SPREAD = 0.4
 
 
-def seeded(*parts: object) -> int:
-    """A seed that depends on `torch.manual_seed` and the parts; draws nothing from the generator.
+Draw = tuple[int, int]
+"""What new weights are drawn from: a seed, and the number of the edit."""
+
+
+def seeded(draw: Draw, *parts: object) -> int:
+    """A seed that depends on a draw and the parts; takes nothing from torch's generator.
 
     New weights must not move the caller's random state, yet differ from one edit to the next.
     """
-    return zlib.crc32(repr((torch.initial_seed(), *parts)).encode())
+    seed, number = draw
+    return zlib.crc32(repr((seed, *parts, number)).encode())
 
 
 def fresh_tensors(
@@ -32,7 +36,9 @@ def fresh_tensors(
         old: own tensor name -> tensor as it is.
         seed: makes the draw repeatable.
     """
-    shell = copy.copy(module)
+    # Not `copy.copy`: a parametrised module refuses it.
+    shell = module.__new__(type(module))
+    shell.__dict__ = dict(vars(module))
     filled = {
         name: torch.full(tuple(shape), torch.nan, dtype=old[name].dtype, device=old[name].device)
         if old[name].is_floating_point()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.structure.grouping import Key
-from dynopt_ray.structure.initialise import fresh_tensors, seeded, split_shares
+from dynopt_ray.structure.initialise import Draw, fresh_tensors, seeded, split_shares
 from dynopt_ray.structure.layout import Axis, Change, moved_group
 
 Axes = Mapping[int, Axis]
@@ -22,6 +22,9 @@ def resized(tensor: Tensor, axes: Axes, new: Tensor | float | bool) -> Tensor:
         axes: the new layout of the dimensions that change.
         new: what new coordinates hold; a tensor of the new shape, or one value.
     """
+    if tensor.is_sparse:
+        dense = resized(tensor.to_dense(), axes, new)
+        return dense.to_sparse(tensor.sparse_dim())
     result = tensor.detach()
     for dim, axis in axes.items():
         result = result.index_select(dim, axis.index.clamp(min=0).to(tensor.device))
@@ -41,7 +44,7 @@ def resized_weights(
     changes: Sequence[Change],
     axes: Mapping[Key, Axis],
     *,
-    edit_number: int,
+    draw: Draw,
 ) -> dict[str, Tensor]:
     """The new values of every parameter and buffer that the changes touch.
 
@@ -53,14 +56,14 @@ def resized_weights(
         tensors: its parameters and buffers by name.
         changes: how its groups change.
         axes: the new layout.
-        edit_number: number of this edit; new weights differ from one edit to the next.
+        draw: what new weights are drawn from.
     """
     by_tensor = axes_of_tensors(axes)
-    shares = _shares(changes, axes, edit_number)
+    shares = _shares(changes, axes, draw)
     result: dict[str, Tensor] = {}
     for module_name, names in _by_module(by_tensor).items():
         grown = [n for n in names if any(_makes_fresh(a) for a in by_tensor[n].values())]
-        fresh = _fresh(model, module_name, grown, tensors, by_tensor, edit_number)
+        fresh = _fresh(model, module_name, grown, tensors, by_tensor, draw)
         for name in names:
             result[name] = _resized_weight(tensors[name], by_tensor[name], fresh.get(name))
             for dim in by_tensor[name]:
@@ -107,7 +110,7 @@ def _fresh(
     names: Sequence[str],
     tensors: Mapping[str, Tensor],
     by_tensor: Mapping[str, Axes],
-    edit_number: int,
+    draw: Draw,
 ) -> dict[str, Tensor]:
     """Fresh values for some of one module's tensors, by full name."""
     if not names:
@@ -122,20 +125,18 @@ def _fresh(
         model.get_submodule(module_name),
         shapes,
         {short: tensors[name] for short, name in own.items()},
-        seeded("fresh", module_name, edit_number),
+        seeded(draw, "fresh", module_name),
     )
     return {own[short]: tensor for short, tensor in filled.items()}
 
 
-def _shares(
-    changes: Sequence[Change], axes: Mapping[Key, Axis], edit_number: int
-) -> dict[Key, Tensor]:
+def _shares(changes: Sequence[Change], axes: Mapping[Key, Axis], draw: Draw) -> dict[Key, Tensor]:
     """Factors along every dimension that reads copied units."""
     factors: dict[Key, Tensor] = {}
     for change in changes:
         if not len(change.source) or bool((change.source < 0).any()):
             continue
-        seed = seeded("split", change.group.name, edit_number)
+        seed = seeded(draw, "split", change.group.name)
         shares = split_shares(change.group.width, change.source, seed)
         for s in moved_group(change.group, change, axes).slices:
             if s.role == "in":

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dynopt_ray.structure.masks import mask_of, set_mask
@@ -56,7 +56,7 @@ class Transaction:
         owner[key] = value
 
     def set_state(
-        self, optimizer: Optimizer, parameter: nn.Parameter, state: dict[str, Any] | None
+        self, optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None
     ) -> None:
         """Replace an optimizer's state of one parameter; None where it has none yet."""
         old = optimizer.state.get(parameter)
@@ -79,9 +79,10 @@ def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = value
     tensor.grad = grad
+    torch.clear_autocast_cache()  # it has a cast of the old value
 
 
-def _set_state(optimizer: Optimizer, parameter: nn.Parameter, state: dict[str, Any] | None) -> None:
+def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None) -> None:
     if state is None:
         optimizer.state.pop(parameter, None)
     else:

@@ -21,24 +21,37 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, foreach=True),
+    "dampened": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, dampening=0.5, maximize=True),
+    "fused_sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, fused=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
     "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True, foreach=True),
     "fused_adam": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
+    "tensor_rate": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01), weight_decay=0.1),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
-    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
+    "fused_adamw": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True, maximize=True, fused=True),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01, weight_decay=0.1),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
-    "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
+    "nadamw": lambda p: torch.optim.NAdam(
+        p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True, foreach=True
+    ),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01, weight_decay=0.1),
+    "radamw": lambda p: torch.optim.RAdam(
+        p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True, foreach=True
+    ),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+    "plain_rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, maximize=True, foreach=True),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, initial_accumulator_value=0.3),
+    "fused_adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, lr_decay=0.1, fused=True),
     "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0),
+    "decayed_adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0, weight_decay=0.1, foreach=True),
     "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "foreach_rprop": lambda p: torch.optim.Rprop(p, lr=0.01, maximize=True, foreach=True),
     "asgd": lambda p: torch.optim.ASGD(p, lr=0.01),
+    "averaging_asgd": lambda p: torch.optim.ASGD(p, lr=0.01, t0=0, foreach=True),
 }
-
+"""Each weight's step depends on that weight alone."""
 
 # References, written the long way.
-
-"""Each weight's step depends on that weight alone."""
 
 
 def in_double(name: str) -> tuple[nn.Module, Tensor]:

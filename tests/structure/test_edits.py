@@ -1,12 +1,10 @@
 """Edits against references: grown = old, shrunk = masked, a step after = one on the masked."""
 
 import copy
-import itertools
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from dynopt_ray.structure import (
     Grow,
@@ -16,10 +14,7 @@ from dynopt_ray.structure import (
     trace,
 )
 from tests.structure.editing import (
-    OPTIMIZERS,
     every_second,
-    in_double,
-    shrunk_by_hand,
     silence,
     step,
 )
@@ -83,110 +78,6 @@ def test_shrunk_equals_masked(name: str) -> None:
     silence(trace(masked, inputs), removed)
     graph.apply([Shrink(group, remove=units) for group, units in removed.items()])
     torch.testing.assert_close(model(inputs), masked(inputs), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        *itertools.product(["mlp", "resnet"], OPTIMIZERS),
-        # Not Rprop: key biases have gradients of zero but for rounding, and it takes their sign.
-        *itertools.product(["attention"], OPTIMIZERS.keys() - {"rprop"}),
-    ],
-)
-def test_step_after_shrink_equals_step_on_masked(name: str, kind: str) -> None:
-    model, inputs = in_double(name)
-    optimizer = OPTIMIZERS[kind](model.parameters())
-    for _ in range(3):
-        step(model, inputs, optimizer)
-    masked = copy.deepcopy(model)
-    reference = OPTIMIZERS[kind](masked.parameters())
-    reference.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-
-    graph, full = trace(model, inputs), trace(masked, inputs)
-    removed = {group.name: every_second(group.width) for group in graph}
-    silence(full, removed)
-    graph.apply([Shrink(g, remove=units) for g, units in removed.items()], optimizer=optimizer)
-    for _ in range(2):
-        step(model, inputs, optimizer)
-        step(masked, inputs, reference)
-        silence(full, removed)
-    expected = shrunk_by_hand(masked, full, removed)
-    for parameter, value in model.named_parameters():
-        torch.testing.assert_close(value, expected[parameter], rtol=1e-7, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_step_after_growth_equals_step_before_it(kind: str) -> None:
-    model, inputs = in_double("vgg")
-    optimizer = OPTIMIZERS[kind](model.parameters())
-    for _ in range(3):
-        step(model, inputs, optimizer)
-    old = copy.deepcopy(model)
-    reference = OPTIMIZERS[kind](old.parameters())
-    reference.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    graph = trace(model, inputs)
-    added = {group.name: (group.width, group.width + 1) for group in graph}
-    graph.apply([Grow(group, units=2) for group in added], optimizer=optimizer)
-    step(model, inputs, optimizer)
-    step(old, inputs, reference)
-    kept = shrunk_by_hand(model, graph, added)
-    for parameter, value in old.named_parameters():
-        torch.testing.assert_close(kept[parameter], value, rtol=1e-7, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_state_of_new_units_is_that_of_a_new_parameter(kind: str) -> None:
-    model, inputs = trained("mlp")
-    optimizer = OPTIMIZERS[kind](model.parameters())
-    step(model, inputs, optimizer)
-    trace(model, inputs).apply([Grow("0", units=2)], optimizer=optimizer)
-    twin = nn.Parameter(torch.zeros(2, 7))
-    twin.grad = torch.zeros(2, 7)
-    fresh = OPTIMIZERS[kind]([twin])
-    fresh.step()
-    weight = model.get_parameter("0.weight")
-    for key, value in optimizer.state[weight].items():
-        if isinstance(value, Tensor) and value.shape == weight.shape:
-            assert torch.equal(value[12:], fresh.state[twin][key]), key
-
-
-def test_factored_state_follows() -> None:
-    model, inputs = trained("resnet")
-    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.01)
-    step(model, inputs, optimizer)
-    weight = model.get_parameter("1.conv1.weight")
-    before = {key: value.clone() for key, value in optimizer.state[weight].items()}
-    graph = trace(model, inputs)
-    graph.apply([Shrink("0", remove=[2]), Grow("1.conv1", units=3)], optimizer=optimizer)
-    after = optimizer.state[weight]
-    kept = [0, 1, 3, 4, 5]
-    assert before["row_var"].shape == (6, 6, 3, 1)
-    assert torch.equal(after["row_var"][:6], before["row_var"][:, kept])
-    assert torch.equal(after["col_var"][:6], before["col_var"][:, kept])
-    assert after["row_var"].shape == (9, 5, 3, 1)
-    keep = weight > 0
-    graph.apply([Mask("1.conv1.weight", keep=keep)], optimizer=optimizer)
-    for _ in range(2):
-        step(model, inputs, optimizer)
-    assert bool((weight[~keep] == 0).all())
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_masked_weights_stay_zero_through_training(kind: str) -> None:
-    model, inputs = trained("vgg")
-    optimizer = OPTIMIZERS[kind](model.parameters())
-    step(model, inputs, optimizer)
-    weight = model.get_parameter("3.weight")
-    keep = torch.rand(weight.shape) > 0.5
-    keys = model.state_dict().keys()
-    trace(model, inputs).apply([Mask("3.weight", keep=keep)], optimizer=optimizer)
-    before = weight.detach().clone()
-    for _ in range(3):
-        step(model, inputs, optimizer)
-    assert torch.equal(weight == 0, ~keep)
-    assert not torch.equal(weight, before)
-    assert isinstance(weight, nn.Parameter)
-    assert model.state_dict().keys() == keys
 
 
 def test_mask_follows_its_parameter() -> None:

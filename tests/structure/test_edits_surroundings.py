@@ -168,42 +168,6 @@ def test_a_network_that_others_resized_is_noticed() -> None:
         one.apply([Grow("0", units=1)])
 
 
-def test_optimizers_of_another_network_are_refused() -> None:
-    model, inputs = trained("mlp")
-    foreign = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
-    with pytest.raises(EditError, match="none of this network's parameters"):
-        trace(model, inputs).apply([Grow("0", units=1)], optimizer=foreign)
-
-
-class _Blocks(torch.optim.SGD):
-    """Keeps statistics per block of a parameter, which no one can resize."""
-
-    def step(self, closure: Any = None) -> Any:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["blocks"] = torch.zeros(3)
-        return super().step(closure)
-
-
-def test_state_that_cannot_follow_is_refused_before_anything_changes() -> None:
-    model, inputs = trained("mlp")
-    optimizer = _Blocks(model.parameters(), lr=0.1)
-    step(model, inputs, optimizer)
-    graph = trace(model, inputs)
-    before = everything(model, optimizer, graph)
-    with pytest.raises(EditError, match=r"keeps 'blocks' of shape \(3,\)"):
-        graph.apply([Grow("0", units=1)], optimizer=optimizer)
-    assert_same(everything(model, optimizer, graph), before)
-
-
-def test_lbfgs_is_refused() -> None:
-    model, inputs = trained("mlp")
-    with pytest.raises(EditError, match="LBFGS"):
-        trace(model, inputs).apply(
-            [Grow("0", units=1)], optimizer=torch.optim.LBFGS(model.parameters())
-        )
-
-
 @given(
     st.lists(
         st.one_of(
