@@ -11,7 +11,7 @@ from torch import nn
 from dynopt_ray.structure.grouping import Grouping
 from dynopt_ray.structure.groups import WidthGroup
 from dynopt_ray.structure.labels import IntArray
-from dynopt_ray.structure.record import Link
+from dynopt_ray.structure.record import Link, Place
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Attribute:
     name: str
     index: int | None
     per_unit: Mapping[str, int]
+
+    @property
+    def place(self) -> Place:
+        """Where it is kept."""
+        return self.module, self.name, self.index
 
     def read(self, model: nn.Module) -> int:
         """Its value now."""
@@ -52,12 +57,12 @@ class Attribute:
 
 def linked(model: nn.Module, links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
     """The links whose attribute exists, equals its dimension's size and can change."""
-    found: dict[tuple[str, str, int | None], Attribute] = {}
+    found: dict[Place, Attribute] = {}
     for link in links:
         per_unit = _per_unit(link.ids, grouping)
-        attribute = Attribute(link.module, link.attribute, link.index, per_unit)
+        attribute = Attribute(*link.place, per_unit)
         if per_unit and _holds(model, attribute, len(link.ids)):
-            found[link.module, link.attribute, link.index] = attribute
+            found[link.place] = attribute
     return list(found.values())
 
 

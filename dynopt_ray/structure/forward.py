@@ -13,6 +13,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_map_only
 
+from dynopt_ray.structure.counts import marked
 from dynopt_ray.structure.tracing import Trace
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -77,9 +78,17 @@ def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None
 
 
 @contextlib.contextmanager
-def module_names(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """Keeps `trace.running` at the modules that are running, with their names."""
+def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """Keeps `trace.running` at the modules that are running, and marks the integers they keep.
+
+    Within `undisturbed`, which puts the attributes back.
+    """
     names = {module: name for name, module in model.named_modules()}
+    for module, name in names.items():
+        attributes = vars(module)
+        for key, value in [*attributes.items()]:
+            if not key.startswith("_") and (known := marked(value, name, key, trace.record)):
+                attributes[key] = known
 
     def enter(module: nn.Module, _: Any) -> None:
         trace.running.append((names.get(module, ""), module))

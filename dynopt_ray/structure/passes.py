@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import TraceError
 from dynopt_ray.structure import rules as rules  # fills tracing.RULES
-from dynopt_ray.structure.forward import Inputs, call, module_names, moved, shells, undisturbed
+from dynopt_ray.structure.forward import Inputs, call, modules_known, moved, shells, undisturbed
 from dynopt_ray.structure.grouping import Grouping, group_units
 from dynopt_ray.structure.record import Record
 from dynopt_ray.structure.tracing import Heads, Trace, tensors_in
@@ -63,6 +63,7 @@ def trace_passes(
         sizes += _run(model, inputs, tensors, record, heads, training=True)
     for name, reason in (pinned or {}).items():
         record.pinned.append((record.parameter_ids[name, 0], reason))
+    record.mixed += [link.ids for link in record.links if link.place in record.valued]
     return Passes(record, group_units(record), sizes, device)
 
 
@@ -128,7 +129,7 @@ def _run(
     """One pass; its outputs are pinned."""
     with undisturbed(model, training):
         trace = Trace(tensors, record, heads)
-        with module_names(model, trace), trace:
+        with modules_known(model, trace), trace:
             output: Any = call(model, inputs, tensors)
         outputs = list(tensors_in(output))
         for tensor in outputs:

@@ -12,6 +12,9 @@ from dynopt_ray.structure.labels import IntArray
 
 Role = Literal["out", "in", "scale"]
 
+Place = tuple[str, str, int | None]
+"""An integer attribute: a module's dotted name, the attribute, which entry of a tuple or None."""
+
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
@@ -68,15 +71,11 @@ class Link:
     """An integer attribute of a module that follows the size of a dimension.
 
     Attributes:
-        module: dotted name of the module.
-        attribute: its attribute; an integer, or a tuple when `index` is given.
-        index: which entry of the tuple, or None.
+        place: the attribute.
         ids: the units along the dimension it follows, one per coordinate.
     """
 
-    module: str
-    attribute: str
-    index: int | None
+    place: Place
     ids: IntArray
 
 
@@ -95,6 +94,8 @@ class Record:
     consumers: dict[str, list[Consumer]] = field(default_factory=lambda: defaultdict(list))
     work: list[Work] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
+    valued: set[Place] = field(default_factory=set)
+    """Attributes that scale what the network computes, beside whatever size they give."""
     parameter_ids: dict[tuple[str, int], IntArray] = field(default_factory=dict)
     num_ids: int = 0
     by_value: bool = False

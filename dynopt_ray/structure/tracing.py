@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from dynopt_ray.structure.counts import UnitCount
+from dynopt_ray.structure.counts import Kept, UnitCount
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
@@ -283,22 +283,15 @@ class Trace(TorchFunctionMode):
         """An integer attribute follows a size: of `owner`'s module, else of the running one."""
         name = self.name(owner)
         if name is not None:
-            self.record.links.append(Link(name.rpartition(".")[0], attribute, index, ids.ravel()))
+            place = (name.rpartition(".")[0], attribute, index)
+            self.record.links.append(Link(place, ids.ravel()))
         elif self.running:
-            self.record.links.append(Link(self.running[-1][0], attribute, index, ids.ravel()))
+            self.record.links.append(Link((self.running[-1][0], attribute, index), ids.ravel()))
 
-    def literal(self, size: int, label: Label, dim: int) -> None:
-        """A size was given as a number: perhaps an attribute of a running module, then linked."""
-        axis = label.dims.index(dim)
-        ids = label.ids[tuple(slice(None) if a == axis else 0 for a in range(label.ids.ndim))]
-        for name, module in reversed(self.running):
-            equal = [
-                key for key, value in vars(module).items() if type(value) is int and value == size
-            ]
-            if equal:
-                if len(equal) == 1:
-                    self.record.links.append(Link(name, equal[0], None, ids))
-                return
+    def counts(self, size: Any, ids: IntArray) -> None:
+        """This many units were asked for: a number that a module keeps follows them."""
+        if isinstance(size, Kept) and size.undivided == ids.size:
+            self.record.links.append(Link(size.place, ids.ravel()))
 
 
 def unknown_operation(

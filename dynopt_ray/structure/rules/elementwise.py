@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dynopt_ray.structure.counts import Size
 from dynopt_ray.structure.labels import Label
 from dynopt_ray.structure.record import Role
 from dynopt_ray.structure.rules.joining import broadcast
@@ -46,6 +47,9 @@ keeps_zeros(
 )
 def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     """Tie the units that meet; parameters among the operands take part like any tensor."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Size):
+            value.as_value()
     operands = list(tensors_in((args, kwargs)))
     for tensor in operands:
         trace.use(tensor)
@@ -96,16 +100,21 @@ def filled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None
     *("empty", "full", "ones", "rand", "randn", "zeros", "randint"),
     *("new_empty", "new_full", "new_ones", "new_zeros"),
 )
-def made_here(trace: Trace, out: Tensor, *_: Any, **__: Any) -> None:
+def made_here(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     """A tensor made inside forward: its sizes may follow a width or be a literal.
 
     Fresh ids let it join whatever it meets; whether its size really follows is seen when the
     network is run at another width.
     """
-    labels = (
+    labels = [
         Label((dim,), trace.record.fresh(size)) for dim, size in enumerate(out.shape) if size > 1
-    )
+    ]
     trace.set(out, tuple(labels))
+    given = [a for a in (*args, *kwargs.values()) if isinstance(a, int | tuple | list)]
+    sizes = next((list(a) for a in given if not isinstance(a, int)), given)
+    for label in labels:
+        if label.dims[0] < len(sizes):
+            trace.counts(sizes[label.dims[0]], label.ids)
 
 
 @rule(

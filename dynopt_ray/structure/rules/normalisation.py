@@ -46,7 +46,7 @@ def layer_norm(
         units = _scaled_by(trace, input, first + index, (weight, bias), index)
         if units is not None:
             trace.mix(units)
-            trace.link("normalized_shape", units, index)
+            trace.counts(normalized_shape[index], units)
     trace.set(out, trace.labels(input))
 
 

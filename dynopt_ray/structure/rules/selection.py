@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dynopt_ray.structure.labels import Label, Labels, covering, renumbered
+from dynopt_ray.structure.labels import Label, Labels, along, covering, renumbered
 from dynopt_ray.structure.tracing import Trace, rule, tensors_in
 
 _PICKED = "one of its units is picked by a constant index"
@@ -52,7 +52,9 @@ def select(trace: Trace, out: Tensor, input: Tensor, dim: int, index: int) -> No
 def narrow(trace: Trace, out: Tensor, input: Tensor, dim: int, start: int, length: int) -> None:
     """A run of coordinates."""
     trace.use(input)
-    trace.set(out, _sliced(trace.labels(input), dim % input.ndim, slice(start, start + length)))
+    labels = _sliced(trace, trace.labels(input), dim % input.ndim, slice(start, start + length))
+    _counted_along(trace, labels, dim % input.ndim, length)
+    trace.set(out, labels)
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split")
@@ -64,10 +66,13 @@ def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: i
     widths = [part.shape[dim] for part in out]
     if label is not None and len(set(widths)) == 1 and len(widths) > 1 and len(label.dims) == 1:
         trace.record.factors.append(label.ids.reshape(len(widths), -1))
+    asked = sizes if isinstance(sizes, tuple | list) else [sizes] * len(out)
     start = 0
-    for part in out:
+    for part, size in zip(out, asked, strict=False):
         stop = start + part.shape[dim]
-        trace.set(part, _sliced(trace.labels(input), dim, slice(start, stop)))
+        labels = _sliced(trace, trace.labels(input), dim, slice(start, stop))
+        _counted_along(trace, labels, dim, size)
+        trace.set(part, labels)
         start = stop
 
 
@@ -132,7 +137,7 @@ def indexed(trace: Trace, input: Tensor, index: Any, out_ndim: int) -> Labels:
             new_dim += 1
         elif isinstance(item, slice):
             if item != slice(None):
-                labels = _sliced(labels, old_dim, item)
+                labels = _sliced(trace, labels, old_dim, item)
             position.append(new_dim)
             old_dim, new_dim = old_dim + 1, new_dim + 1
         else:
@@ -165,13 +170,29 @@ def _dims_taken(item: Any) -> int:
     return 1
 
 
-def _sliced(labels: Labels, dim: int, part: slice) -> Labels:
+def _sliced(trace: Trace, labels: Labels, dim: int, part: slice) -> Labels:
+    label = covering(labels, dim)
+    if label is None:
+        return labels
+    for edge in (part.start, part.stop):
+        _counted_along(trace, _cut(labels, dim, slice(edge)), dim, edge)
+    return _cut(labels, dim, part)
+
+
+def _cut(labels: Labels, dim: int, part: slice) -> Labels:
     return tuple(
         Label(label.dims, label.ids[(slice(None),) * label.dims.index(dim) + (part,)])
         if dim in label.dims
         else label
         for label in labels
     )
+
+
+def _counted_along(trace: Trace, labels: Labels, dim: int, size: Any) -> None:
+    """This many coordinates along `dim` were asked for."""
+    label = covering(labels, dim)
+    if label is not None:
+        trace.counts(size, along(label, dim))
 
 
 def _picked(trace: Trace, labels: Labels, dim: int, index: int) -> Labels:

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dynopt_ray.structure.counts import UnitCount
+from dynopt_ray.structure.counts import Kept, Size, UnitCount
 from dynopt_ray.structure.labels import (
     IntArray,
     Label,
     Labels,
+    along,
     covering,
     renumbered,
     reshaped,
@@ -42,10 +43,7 @@ def reshape(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) ->
         else:
             labels.append(after)
     trace.set(out, tuple(labels))
-    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
-        sizes = tuple(sizes[0])
-    if len(sizes) == out.ndim:
-        _counted(trace, out, sizes)
+    _counted(trace, out, _listed(sizes))
 
 
 @rule("unflatten")
@@ -62,17 +60,36 @@ def _counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
     `C` ties a dimension to the C units, and `h, C // h` the two together. A dimension that holds
     these very units already, in whatever order, has their number anyway.
     """
+    if len(sizes) != out.ndim:
+        return
     for dim, size in enumerate(sizes):
         label = covering(trace.labels(out), dim)
         if not isinstance(size, UnitCount):
-            if label is not None and size > 1:
-                trace.literal(size, label, dim)
+            if label is not None and isinstance(size, Kept):
+                _kept(trace, out, label, dim, size)
         elif label is not None and np.isin(label.ids, size.ids).all():
             continue
         elif size.divisor == 1:
             trace.match(out, dim, size.ids)
         elif label is not None:
             _tie_factors(trace, out, label, dim, size)
+
+
+def _listed(sizes: Sequence[Any]) -> Sequence[Any]:
+    """Sizes given one by one or as one list."""
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
+
+
+def _kept(trace: Trace, out: Tensor, label: Label, dim: int, size: Kept) -> None:
+    """A size that a module keeps follows the units along the dimension.
+
+    Of `h, C // h` with a kept C, that is all units of the two dimensions.
+    """
+    axes = {dim}
+    for other in sorted(label.dims, key=lambda d: abs(d - dim))[1:]:
+        if len(axes) == 1 < size.divisor == out.shape[other]:
+            axes.add(other)
+    trace.counts(size, along(label, *axes))
 
 
 def _tie_factors(trace: Trace, out: Tensor, label: Label, dim: int, size: UnitCount) -> None:
@@ -141,10 +158,18 @@ def squeeze(trace: Trace, out: Tensor, input: Tensor, dim: Any = None) -> None:
 
 
 @rule("expand", "expand_as", "broadcast_to")
-def expand(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """Dimensions of size 1 are repeated."""
+def expand(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> None:
+    """Dimensions of size 1 are repeated; as often as there are units, if a width says how often."""
     trace.use(input)
-    trace.set(out, broadcast(trace, [input], out))
+    labels = list(broadcast(trace, [input], out))
+    asked = _listed(sizes)
+    for dim, size in enumerate(asked if len(asked) == out.ndim else ()):
+        # Whoever meets these copies is tied to them.
+        old = dim - out.ndim + input.ndim
+        if isinstance(size, Size) and (old < 0 or input.shape[old] == 1):
+            labels.append(Label((dim,), trace.record.fresh(out.shape[dim])))
+    trace.set(out, tuple(labels))
+    _counted(trace, out, asked)
 
 
 @rule("repeat", "tile")
