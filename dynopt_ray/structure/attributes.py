@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -55,13 +54,13 @@ class Attribute:
         return sum(step * added.get(group, 0) for group, step in self.per_unit.items())
 
 
-def linked(model: nn.Module, links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
-    """The links whose attribute exists, equals its dimension's size and can change."""
+def linked(links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
+    """The links whose attribute can change."""
     found: dict[Place, Attribute] = {}
     for link in links:
         per_unit = _per_unit(link.ids, grouping)
         attribute = Attribute(*link.place, per_unit)
-        if per_unit and _holds(model, attribute, len(link.ids)):
+        if per_unit:
             found[link.place] = attribute
     return list(found.values())
 
@@ -124,10 +123,3 @@ def _containing(parameters: Iterable[str]) -> list[str]:
             name = name.rpartition(".")[0]
             names[name] = None
     return sorted(names, key=lambda n: -n.count(".") - bool(n))
-
-
-def _holds(model: nn.Module, attribute: Attribute, size: int) -> bool:
-    value: Any = getattr(model.get_submodule(attribute.module), attribute.name, None)
-    if attribute.index is not None:
-        value = value[attribute.index] if isinstance(value, tuple | list) else None
-    return type(value) is int and value == size

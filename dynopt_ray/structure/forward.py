@@ -1,6 +1,7 @@
 """Running a network without data: its parameters replaced by shapes, or by zeros of a new size."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -52,29 +53,57 @@ def shells(
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None]:
+def undisturbed(
+    model: nn.Module, training: bool | None = None
+) -> Iterator[list[tuple[nn.Module, str]]]:
     """Leaves modes, attributes, gradients' switch and random state as they were.
 
-    A forward pass may keep what it computes in attributes (flattened weights, rotary tables); of
-    a pass on tensors without data, that would be of no use to the next real one.
+    A forward pass may keep what it computes in attributes (flattened weights, rotary tables) or
+    register hooks; of a pass on tensors without data, that would be of no use to the next real
+    one.
 
     Args:
         model: the network that will run.
         training: the mode to run it in; None for the mode each module is in.
+
+    Yields:
+        A list that holds, afterwards, the modules and their dicts in which it kept tensors.
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
+    contents = {
+        (module, key): (value, copy.copy(value))
+        for module, before in attributes.items()
+        for key, value in before.items()
+        if isinstance(value, dict | list | set)
+    }
+    kept: list[tuple[nn.Module, str]] = []
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         if training is not None:
             model.train(training)
         with torch.random.fork_rng(devices=sorted(d.index for d in devices)), torch.no_grad():
-            yield
+            yield kept
     finally:
+        for place, (value, content) in contents.items():
+            if isinstance(value, dict) and any(
+                isinstance(value[key], Tensor) for key in value.keys() - content.keys()
+            ):
+                kept.append(place)
+            _refill(value, content)
         for module, before in attributes.items():
             now = vars(module)
             for name in now.keys() - before.keys():
                 del now[name]
             now.update(before)
+
+
+def _refill(value: Any, content: Any) -> None:
+    """The container itself as it was: others may hold it too."""
+    if isinstance(value, list):
+        value[:] = content
+    else:
+        value.clear()
+        value.update(content)
 
 
 @contextlib.contextmanager
@@ -84,6 +113,7 @@ def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
     Within `undisturbed`, which puts the attributes back.
     """
     names = {module: name for name, module in model.named_modules()}
+    trace.modules = {name: module for module, name in names.items()}
     for module, name in names.items():
         attributes = vars(module)
         for key, value in [*attributes.items()]:

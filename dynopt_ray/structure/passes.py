@@ -127,11 +127,12 @@ def _run(
     training: bool,
 ) -> tuple[torch.Size, ...]:
     """One pass; its outputs are pinned."""
-    with undisturbed(model, training):
+    with undisturbed(model, training) as kept:
         trace = Trace(tensors, record, heads)
         with modules_known(model, trace), trace:
             output: Any = call(model, inputs, tensors)
         outputs = list(tensors_in(output))
         for tensor in outputs:
             trace.pin(trace.labels(tensor), _OUTPUT)
+    record.caches += kept
     return tuple(tensor.shape for tensor in outputs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
 from dynopt_ray.structure.labels import IntArray
 
@@ -98,6 +99,8 @@ class Record:
     """Attributes that scale what the network computes, beside whatever size they give."""
     parameter_ids: dict[tuple[str, int], IntArray] = field(default_factory=dict)
     num_ids: int = 0
+    caches: list[tuple[nn.Module, str]] = field(default_factory=list)
+    """Dicts in which modules keep tensors for the next pass."""
     by_value: bool = False
     """Whether the forward pass looked at values, and so may go another way on other data."""
     _owned: list[tuple[int, tuple[str, int]]] = field(default_factory=list)

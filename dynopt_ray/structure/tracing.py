@@ -82,6 +82,7 @@ class Trace(TorchFunctionMode):
         self.record = record
         self.heads: Heads = heads
         self.running: list[tuple[str, nn.Module]] = []
+        self.modules: dict[str, nn.Module] = {}
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
         self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
         self._producers: dict[int, Consumer] = {}
@@ -147,6 +148,9 @@ class Trace(TorchFunctionMode):
             if claimed.intersection(label.dims):
                 self.pin(label.ids, "two kinds of units were merged into one dimension")
                 continue
+            if label.ids.shape != tuple(tensor.shape[d] for d in label.dims):
+                self.pin(label.ids, "its size changes in a way that no rule follows")
+                continue
             claimed.update(label.dims)
             clean.append(label)
         self._labels[id(tensor)] = (tensor, tuple(clean))
@@ -165,9 +169,16 @@ class Trace(TorchFunctionMode):
         for array in [ids] if isinstance(ids, np.ndarray) else [label.ids for label in ids]:
             self.record.pinned.append((array.ravel(), reason))
 
-    def mix(self, ids: IntArray) -> None:
-        """An operation's result depends on how many of these units there are."""
-        self.record.mixed.append(ids.ravel())
+    def mix(self, ids: IntArray, axis: int | None = None) -> None:
+        """An operation's result depends on how many of these units there are.
+
+        Along one axis of ids, that is not so where all of it belongs to one unit (a norm over the
+        coordinates of each head).
+        """
+        if axis is None or ids.ndim == 1:
+            self.record.mixed.append(ids.ravel())
+        else:
+            self.record.mixed.append(np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis]))
 
     def units(self, tensor: Tensor, dim: int) -> IntArray | None:
         """Ids along one dimension that a single one-dimensional label covers, else None."""
@@ -232,6 +243,12 @@ class Trace(TorchFunctionMode):
         name = self.name(tensor)
         if name is not None:
             self.record.hidden.update((name, dim) for dim in dims)
+            return
+        # A weight made of parameters: the dimensions are theirs.
+        for label in self.labels(tensor):
+            if set(label.dims) <= set(dims):
+                self.pin(label.ids, "it is the extent of a kernel")
+                self.record.hidden.update(self.record.owners(label.ids))
 
     def consume(self, weight: Tensor, out: Tensor, **how: Any) -> None:
         """Note that `out` is linear in the units that `weight` reads; see `Consumer`."""
@@ -282,11 +299,13 @@ class Trace(TorchFunctionMode):
     ) -> None:
         """An integer attribute follows a size: of `owner`'s module, else of the running one."""
         name = self.name(owner)
-        if name is not None:
-            place = (name.rpartition(".")[0], attribute, index)
-            self.record.links.append(Link(place, ids.ravel()))
-        elif self.running:
-            self.record.links.append(Link((self.running[-1][0], attribute, index), ids.ravel()))
+        if name is None and not self.running:
+            return
+        module = self.running[-1][0] if name is None else name.rpartition(".")[0]
+        value: Any = getattr(self.modules.get(module), attribute, None)
+        if index is not None:
+            value = value[index] if isinstance(value, tuple | list) else None
+        self.counts(value, ids)
 
     def counts(self, size: Any, ids: IntArray) -> None:
         """This many units were asked for: a number that a module keeps follows them."""

@@ -68,7 +68,7 @@ class Verifier:
         self._tensors = tensors
         self._passes = passes
         self._heads: Heads = heads
-        self._linked = linked(model, passes.record.links, passes.grouping)
+        self._linked = linked(passes.record.links, passes.grouping)
 
     def verdict(self) -> Verdict:
         """Which groups can be resized, and what must follow them."""

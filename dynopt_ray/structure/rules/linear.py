@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynopt_ray.structure.labels import Label, Labels
 from dynopt_ray.structure.rules.joining import broadcast, contract
-from dynopt_ray.structure.tracing import Trace, rule
+from dynopt_ray.structure.tracing import Trace, rule, tensors_in
 
 
 @rule("linear")
@@ -72,10 +72,9 @@ def reversed_matmul(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> No
 
 
 @rule("addmm", "baddbmm", "addbmm", "addmv")
-def add_matmul(
-    trace: Trace, out: Tensor, input: Tensor, one: Tensor, other: Tensor, **_: Any
-) -> None:
-    """`input + one @ other`."""
+def add_matmul(trace: Trace, out: Tensor, *args: Tensor, **kwargs: Any) -> None:
+    """`input + one @ other`, whose names differ from one of these operations to the next."""
+    input, one, other = list(tensors_in((args, kwargs)))[:3]
     matmul(trace, out, one, other)
     trace.use(input)
     trace.set(out, broadcast(trace, [out, input], out))

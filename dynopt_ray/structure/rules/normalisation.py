@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dynopt_ray.structure.labels import IntArray
+from dynopt_ray.structure.labels import IntArray, covering
 from dynopt_ray.structure.record import Role
 from dynopt_ray.structure.tracing import Trace, rule
 
@@ -43,6 +43,15 @@ def layer_norm(
     del eps
     first = input.ndim - len(normalized_shape)
     for index in range(len(normalized_shape)):
+        label = covering(trace.labels(input), first + index)
+        if label is not None and len(label.dims) > 1 and label.dims[0] < first:
+            # Over the coordinates of each head, with one scale for all heads.
+            trace.mix(label.ids, label.dims.index(first + index))
+            for parameter in (weight, bias):
+                if parameter is not None:
+                    trace.use(parameter)
+                    trace.pin(trace.labels(parameter), "shared by all heads")
+            continue
         units = _scaled_by(trace, input, first + index, (weight, bias), index)
         if units is not None:
             trace.mix(units)

@@ -8,6 +8,7 @@ from torch import nn
 
 from dynopt_ray.structure.forward import Inputs
 
+# What most configurations call these sizes, or map to their own names.
 _SIZES: dict[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -17,6 +18,7 @@ _SIZES: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 _GROUPED = {"num_key_value_heads": 2}
+_PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 2 / 3}
 _BOTH = {
     "d_model": 48,
     "encoder_layers": 2,
@@ -34,7 +36,6 @@ _IMAGE = {"image_size": 32, "patch_size": 8}
 _SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]}
 
 MODELS: dict[str, dict[str, Any]] = {
-    "BertModel": {},
     "BertForMaskedLM": {"labels": "tokens"},
     "RobertaForSequenceClassification": {"labels": "classes", "pad_token_id": 0},
     "DistilBertForSequenceClassification": {
@@ -44,20 +45,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "n_heads": 4,
         "hidden_dim": 80,
     },
-    "AlbertModel": {"embedding_size": 16},
-    "ElectraForTokenClassification": {"labels": "tokens", "embedding_size": 16},
-    "DebertaModel": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
-    "DebertaV2Model": {
+    "AlbertForMaskedLM": {"embedding_size": 16},
+    "ElectraForMaskedLM": {"labels": "tokens", "embedding_size": 16},
+    "DebertaForMaskedLM": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "DebertaV2ForMaskedLM": {
         "relative_attention": True,
         "pos_att_type": ["c2p", "p2c"],
         "position_buckets": 8,
         "norm_rel_ebd": "layer_norm",
         "share_att_key": True,
     },
-    "MPNetModel": {},
-    "ModernBertModel": {"pad_token_id": 0, "global_attn_every_n_layers": 2},
-    "FunnelModel": {"block_sizes": [1, 1], "d_model": 48, "n_head": 4, "d_head": 12, "d_inner": 80},
-    "FNetModel": {},
+    "MPNetForMaskedLM": {},
+    "ModernBertForMaskedLM": {"pad_token_id": 0, "global_attn_every_n_layers": 2},
     "GPT2LMHeadModel": {"labels": "tokens", **_IDS},
     "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]], **_IDS},
     "GPTJForCausalLM": {"rotary_dim": 4, **_IDS},
@@ -74,9 +73,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "GemmaForCausalLM": {"head_dim": 12, **_GROUPED, **_IDS},
     "Gemma2ForCausalLM": {"head_dim": 12, **_GROUPED, **_IDS},
     "Gemma3ForCausalLM": {"head_dim": 12, **_GROUPED, **_IDS},
-    "PhiForCausalLM": {"partial_rotary_factor": 0.5, **_IDS},
+    "PhiForCausalLM": {"rope_parameters": _PARTIAL, **_IDS},
     "Phi3ForCausalLM": {**_GROUPED, **_IDS},
-    "StableLmForCausalLM": {**_GROUPED, **_IDS},
+    "StableLmForCausalLM": {"rope_parameters": _PARTIAL, **_GROUPED, **_IDS},
     "CohereForCausalLM": {**_GROUPED, **_IDS},
     "Olmo2ForCausalLM": {**_GROUPED, **_IDS},
     "GraniteForCausalLM": {**_GROUPED, **_IDS},
@@ -85,7 +84,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "MixtralForCausalLM": {"num_local_experts": 3, **_GROUPED, **_IDS},
     "MambaForCausalLM": {"state_size": 6, "time_step_rank": 5, **_IDS},
     "T5ForConditionalGeneration": {"labels": "tokens", **_T5, **_IDS},
-    "MT5EncoderModel": {"feed_forward_proj": "gated-gelu", **_T5, **_IDS},
     "BartForConditionalGeneration": {"labels": "tokens", **_BOTH, **_IDS},
     "PegasusForConditionalGeneration": {"labels": "tokens", **_BOTH, **_IDS},
     "MarianMTModel": {"labels": "tokens", **_BOTH, **_IDS},
@@ -111,26 +109,43 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "ViTForImageClassification": {"labels": "classes", **_IMAGE},
     "DeiTForImageClassificationWithTeacher": {**_IMAGE},
-    "Dinov2Model": {**_IMAGE},
+    "Dinov2ForImageClassification": {**_IMAGE},
     "SwinForImageClassification": {"window_size": 4, **_SWIN},
-    "Swinv2Model": {"window_size": 4, **_SWIN},
-    "ConvNextV2ForImageClassification": {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]},
+    "Swinv2ForImageClassification": {"window_size": 4, **_SWIN},
+    "ConvNextForImageClassification": {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]},
     "SegformerForSemanticSegmentation": {
         "hidden_sizes": [8, 16, 20, 32],
         "depths": [1, 1, 1, 1],
         "num_attention_heads": [1, 2, 2, 4],
         "decoder_hidden_size": 16,
     },
-    "ViTMAEModel": {**_IMAGE},
     "CLIPModel": {"towers": True},
     "SiglipModel": {"towers": True},
 }
 """Class -> what its configuration differs in; `labels`, `inputs` and `towers` are for `built`."""
 
 
+class OnlyLogits(nn.Module):
+    """Gives the logits and the loss alone: whatever a network returns has the width it has."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, **inputs: Any) -> tuple[Any, ...]:
+        output = self.network(**inputs)
+        keys = ("loss", "logits", "logits_per_image", "logits_per_text")
+        return tuple(output[key] for key in keys if output.get(key) is not None)
+
+
 def names() -> list[str]:
-    """Every network with both kinds of attention."""
-    return [f"{name}:{attention}" for name in MODELS for attention in ("eager", "sdpa")]
+    """Every network with the kinds of attention it has."""
+    return [
+        f"{name}:{attention}"
+        for name in MODELS
+        for attention in ("eager", "sdpa")
+        if attention == "eager" or getattr(transformers, name)._supports_sdpa
+    ]
 
 
 def built(name: str, attention: str) -> tuple[nn.Module, Inputs]:
@@ -143,11 +158,12 @@ def built(name: str, attention: str) -> tuple[nn.Module, Inputs]:
         options["vision_config"] = {**small, **_IMAGE, "projection_dim": 24}
         options["projection_dim"] = 24
     kind = getattr(transformers, name)
-    config = kind.config_class(**{**_SIZES, **options})
+    sizes = {k: v for k, v in _SIZES.items() if not isinstance(options.get("depths"), list)}
+    config = kind.config_class(**{**sizes, **options})
     config._attn_implementation = attention or "eager"
-    model = kind(config)
+    model = OnlyLogits(kind(config))
     inputs = {key: torch.randn(*shape) for key, shape in (shapes or {}).items()}
-    return model, {**inputs, **_given(model, labels)}
+    return model, {**inputs, **_given(model.network, labels)}
 
 
 def _given(model: Any, labels: str | None) -> dict[str, Any]:
@@ -158,8 +174,8 @@ def _given(model: Any, labels: str | None) -> dict[str, Any]:
         given["input_ids"] = tokens
     if model.main_input_name == "pixel_values" or hasattr(model.config, "vision_config"):
         given["pixel_values"] = torch.randn(2, 3, 32, 32)
+    if model.config.is_encoder_decoder and labels is None:
+        given["decoder_input_ids"] = tokens
     if labels is not None:
         given["labels"] = tokens if labels == "tokens" else torch.tensor([0, 1])
-    elif model.config.is_encoder_decoder:
-        given["decoder_input_ids"] = tokens
     return given
