@@ -88,6 +88,8 @@ class Record:
     ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     pinned: list[tuple[IntArray, str]] = field(default_factory=list)
     mixed: list[IntArray] = field(default_factory=list)
+    normed: list[IntArray] = field(default_factory=list)
+    """Units whose weights are normalised over them: none shows that has no weights."""
     factors: list[IntArray] = field(default_factory=list)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)

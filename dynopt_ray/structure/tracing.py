@@ -86,6 +86,7 @@ class Trace(TorchFunctionMode):
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
         self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
         self._producers: dict[int, Consumer] = {}
+        self._picked: dict[int, tuple[Tensor, IntArray]] = {}
         for name, tensor in tensors.items():
             labels = []
             # What integers hold (indices, masks) is data; nobody's units lie along them.
@@ -112,6 +113,8 @@ class Trace(TorchFunctionMode):
         if func in _SIZES:
             return self._counted(out, *args, **kwargs)
         self.record.by_value |= func in _VALUES
+        if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
+            self.pin_picked((args, kwargs))
         handler = RULES.get(func)
         if handler is not None:
             handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
@@ -200,6 +203,26 @@ class Trace(TorchFunctionMode):
             self.tie(
                 label.ids, ids.reshape([-1 if a == axis else 1 for a in range(len(label.dims))])
             )
+
+    def picked(self, out: Tensor, ids: IntArray) -> None:
+        """A constant index picked these units; only if somebody reads them are they special."""
+        _, before = self._picked.get(id(out), (out, ids[:0]))
+        self._picked[id(out)] = (out, np.concatenate([before, ids]))
+
+    def pin_picked(self, read: Any) -> None:
+        """The values of these tensors are read."""
+        for tensor in tensors_in(read):
+            _, ids = self._picked.pop(id(tensor), (tensor, None))
+            if ids is not None:
+                self.pin(ids, "one of its units is picked by a constant index")
+
+    def outputs(self, output: Any) -> list[Tensor]:
+        """The tensors that the network gives; their units are fixed."""
+        tensors = list(tensors_in(output))
+        self.pin_picked(output)
+        for tensor in tensors:
+            self.pin(self.labels(tensor), "it is the network's output")
+        return tensors
 
     def use(self, tensor: Tensor | None, *roles: Role | None) -> None:
         """Note the roles of a parameter's dimensions, in order: `use(weight, "out", "in")`."""

@@ -8,6 +8,7 @@ from dynopt_ray.structure.counts import Size
 from dynopt_ray.structure.labels import Label
 from dynopt_ray.structure.record import Role
 from dynopt_ray.structure.rules.joining import broadcast
+from dynopt_ray.structure.rules.sizes import counted
 from dynopt_ray.structure.tracing import Trace, keeps_zeros, rule, tensors_in
 
 keeps_zeros(
@@ -101,20 +102,19 @@ def filled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None
     *("new_empty", "new_full", "new_ones", "new_zeros"),
 )
 def made_here(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
-    """A tensor made inside forward: its sizes may follow a width or be a literal.
+    """A tensor made inside forward: some of its sizes may follow a width.
 
-    Fresh ids let it join whatever it meets; whether its size really follows is seen when the
-    network is run at another width.
+    What such a dimension meets has the same units; which ones, the size itself may know.
     """
+    given = [a for a in (*args, *kwargs.values()) if isinstance(a, int | tuple | list)]
+    sizes = next((list(a) for a in given if not isinstance(a, int)), given)[: out.ndim]
     labels = [
-        Label((dim,), trace.record.fresh(size)) for dim, size in enumerate(out.shape) if size > 1
+        Label((dim,), trace.record.fresh(out.shape[dim]))
+        for dim, size in enumerate(sizes)
+        if isinstance(size, Size)
     ]
     trace.set(out, tuple(labels))
-    given = [a for a in (*args, *kwargs.values()) if isinstance(a, int | tuple | list)]
-    sizes = next((list(a) for a in given if not isinstance(a, int)), given)
-    for label in labels:
-        if label.dims[0] < len(sizes):
-            trace.counts(sizes[label.dims[0]], label.ids)
+    counted(trace, out, sizes)
 
 
 @rule(

@@ -80,6 +80,20 @@ def add_matmul(trace: Trace, out: Tensor, *args: Tensor, **kwargs: Any) -> None:
     trace.set(out, broadcast(trace, [out, input], out))
 
 
+@rule("_grouped_mm")
+def grouped_matmul(
+    trace: Trace, out: Tensor, one: Tensor, other: Tensor, *_: Any, **__: Any
+) -> None:
+    """Each row times the matrix of its own expert; experts are nobody's width."""
+    if one.ndim == 2 and other.ndim == 3:
+        with trace:
+            matrix = other[0]
+        matmul(trace, out, one, matrix)
+    else:
+        for tensor in (one, other):
+            trace.pin(trace.labels(tensor), "several products of different sizes")
+
+
 @rule("einsum")
 def einsum(trace: Trace, out: Tensor, equation: str, *operands: Any) -> None:
     """Sums of products in Einstein's notation."""

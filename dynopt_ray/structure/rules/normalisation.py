@@ -87,6 +87,20 @@ def group_norm(
     trace.set(out, trace.labels(input))
 
 
+@rule("_weight_norm")
+def weight_norm(trace: Trace, out: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> None:
+    """A direction over its length, times a length of its own for each coordinate of `dim`."""
+    dim %= v.ndim
+    trace.use(v)
+    trace.use(g, *["scale" if d == dim else None for d in range(g.ndim)])
+    for label in trace.labels(v):
+        if label.dims == (dim,):
+            trace.match(g, dim, label.ids)
+        else:
+            trace.record.normed.append(label.ids.ravel())
+    trace.set(out, trace.labels(v))
+
+
 def _scaled_by(
     trace: Trace,
     input: Tensor,

@@ -133,6 +133,7 @@ class OnlyLogits(nn.Module):
         self.network = network
 
     def forward(self, **inputs: Any) -> tuple[Any, ...]:
+        """Its loss, if labels are given, and what it predicts."""
         output = self.network(**inputs)
         keys = ("loss", "logits", "logits_per_image", "logits_per_text")
         return tuple(output[key] for key in keys if output.get(key) is not None)
