@@ -118,8 +118,7 @@ def apply_plan(
             for (name, old), new in zip(old_widths.items(), graph.widths.values(), strict=True)
             if new != old
         }
-        shapes = {name: tensor.shape for name, tensor in graph.tensors().items()}
-        transaction.set_attribute(graph, "shapes", shapes)
+        transaction.set_attribute(graph, "shapes", graph.shapes_now())
         receipt = Receipt(
             tuple(plan), widths, before, graph.cost(), tuple(refitted), graph, transaction
         )
@@ -140,6 +139,11 @@ def _apply_widths(
     Returns:
         The weights that were refitted.
     """
+    for module, name in graph.caches:
+        # What it kept of an earlier pass has the old sizes.
+        kept = getattr(module, name)
+        left = {k: v for k, v in kept.items() if not isinstance(v, Tensor)}
+        transaction.set_attribute(module, name, type(kept)(left))
     changes = [_change(graph, edit) for edit in edits]
     tensors = graph.tensors()
     sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}

@@ -1,6 +1,7 @@
 """Running a network without data: its parameters replaced by shapes, or by zeros of a new size."""
 
 import contextlib
+import copy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -14,6 +15,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_map_only
 
+from dynopt_ray.structure.counts import marked
 from dynopt_ray.structure.tracing import Trace
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -64,24 +66,43 @@ def shells(
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None]:
+def undisturbed(
+    model: nn.Module, training: bool | None = None
+) -> Iterator[list[tuple[nn.Module, str]]]:
     """Leaves modes, attributes, gradients' switch and random state as they were.
 
-    A forward pass may keep what it computes in attributes (flattened weights, rotary tables); of
-    a pass on tensors without data, that would be of no use to the next real one.
+    A forward pass may keep what it computes in attributes (flattened weights, rotary tables) or
+    register hooks; of a pass on tensors without data, that would be of no use to the next real
+    one.
 
     Args:
         model: the network that will run.
         training: the mode to run it in; None for the mode each module is in.
+
+    Yields:
+        A list that holds, afterwards, the modules and their dicts in which it kept tensors.
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
+    contents = {
+        (module, key): (value, copy.copy(value))
+        for module, before in attributes.items()
+        for key, value in before.items()
+        if isinstance(value, dict | list | set)
+    }
+    kept: list[tuple[nn.Module, str]] = []
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         if training is not None:
             model.train(training)
         with torch.random.fork_rng(devices=sorted(d.index for d in devices)), torch.no_grad():
-            yield
+            yield kept
     finally:
+        for place, (value, content) in contents.items():
+            if isinstance(value, dict):
+                new = set(value).difference(content)
+                if any(isinstance(value[key], Tensor) for key in new):
+                    kept.append(place)
+            _refill(value, content)
         for module, before in attributes.items():
             now = vars(module)
             for name in now.keys() - before.keys():
@@ -89,10 +110,28 @@ def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None
             now.update(before)
 
 
+def _refill(value: Any, content: Any) -> None:
+    """The container itself as it was: others may hold it too."""
+    if isinstance(value, list):
+        value[:] = content
+    else:
+        value.clear()
+        value.update(content)
+
+
 @contextlib.contextmanager
-def module_names(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """Keeps `trace.running` at the modules that are running, with their names."""
+def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """Keeps `trace.running` at the modules that are running, and marks the integers they keep.
+
+    Within `undisturbed`, which puts the attributes back.
+    """
     names = {module: name for name, module in model.named_modules()}
+    trace.modules = {name: module for module, name in names.items()}
+    for module, name in names.items():
+        attributes = vars(module)
+        for key, value in [*attributes.items()]:
+            if not key.startswith("_") and (known := marked(value, name, key, trace.record)):
+                attributes[key] = known
 
     def enter(module: nn.Module, _: Any) -> None:
         trace.running.append((names.get(module, ""), module))

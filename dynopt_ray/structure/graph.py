@@ -46,6 +46,7 @@ class Graph:
         fixed: Mapping[str, str],
         *,
         attributes: Sequence[Attribute],
+        caches: Sequence[tuple[nn.Module, str]],
         consumers: Mapping[str, Sequence[Consumer]],
         cost_model: CostModel,
     ) -> None:
@@ -56,10 +57,11 @@ class Graph:
         self._index = {n: i for i, g in reversed([*enumerate(groups)]) for n in g.producers}
         self._index.update((group.name, i) for i, group in enumerate(groups))
         self.attributes = tuple(attributes)
+        self.caches = dict.fromkeys(caches)
         self.consumers = consumers
         self.num_edits = 0
         self.receipts: list[Receipt] = []
-        self.shapes = {name: tensor.shape for name, tensor in self.tensors().items()}
+        self.shapes = self.shapes_now()
         self._cost_model = cost_model
 
     def __getitem__(self, name: str) -> WidthGroup:
@@ -94,6 +96,15 @@ class Graph:
         """The network's parameters and buffers by name."""
         return named_tensors(self.model)
 
+    def shapes_now(self) -> dict[str, torch.Size]:
+        """The shapes that edits rely on; a forward pass may replace buffers of its own."""
+        lie_in = {s.parameter for group in self.groups for s in group.slices}
+        return {
+            name: tensor.shape
+            for name, tensor in self.tensors().items()
+            if isinstance(tensor, nn.Parameter) or name in lie_in
+        }
+
     def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
         """What the network costs, or would cost at other widths. Nothing is resized or run.
 
@@ -123,10 +134,9 @@ class Graph:
             EditError: a tensor has another shape: `load`, another graph or a layer put in its
                 place resized the network.
         """
-        tensors = self.tensors()
-        for name in [*self.shapes, *tensors]:
-            expected = self.shapes.get(name)
-            found = tensors[name].shape if name in tensors else None
+        shapes = self.shapes_now()
+        for name in [*self.shapes, *shapes]:
+            expected, found = self.shapes.get(name), shapes.get(name)
             if expected != found:
                 raise EditError(
                     f"the network was changed behind this graph's back ({name!r} has the shape "
@@ -192,6 +202,7 @@ def trace(
         verdict.groups,
         {**passes.grouping.fixed, **verdict.fixed},
         attributes=verdict.attributes,
+        caches=passes.record.caches,
         consumers=passes.record.consumers,
         cost_model=CostModel(tensors, passes.record, passes.grouping.only(verdict.groups)),
     )

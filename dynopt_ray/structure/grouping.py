@@ -10,7 +10,7 @@ import torch
 
 from dynopt_ray.structure.groups import Slice, WidthGroup, contiguous_runs, producer_name
 from dynopt_ray.structure.labels import ID, IntArray
-from dynopt_ray.structure.record import Record
+from dynopt_ray.structure.record import Link, Place, Record
 
 Key = tuple[str, int]
 """A parameter's or buffer's name and one of its dimensions."""
@@ -49,7 +49,10 @@ def group_units(record: Record) -> Grouping:
     reasons = _pinned(record, component, num_components)
     mixed = np.zeros(num_components, dtype=bool)
     for ids in record.mixed:
-        mixed[component[ids]] = True
+        units = component[ids]
+        if ids.ndim > 1 and ids.shape[1] > 1:
+            units = units[(units != units[:, :1]).any(axis=1)]
+        mixed[units] = True
 
     keys = sorted(
         (key for key in record.parameter_ids if key not in record.hidden),
@@ -93,6 +96,7 @@ def _merged(record: Record) -> IntArray:
     component = _components(record.num_ids, record.ties)
     while True:
         ties = [tie for ids in record.factors for tie in _rectangular(component, ids)]
+        ties += _counted_alike(component, record.links)
         if not ties:
             record.ties.clear()  # most of a record; nobody asks again
             return component
@@ -131,6 +135,22 @@ def _rectangular(component: IntArray, ids: IntArray) -> list[tuple[IntArray, Int
         if bool((values == reference).all()):
             return []
     return [(ids, ids[(*(slice(0, 1),) * (ids.ndim - 1), slice(None))])]
+
+
+def _counted_alike(component: IntArray, links: Sequence[Link]) -> list[tuple[IntArray, IntArray]]:
+    """Ties of units that one attribute counts in several places (heads of shared settings).
+
+    An attribute that counts the coordinates of one unit (of a head) says nothing about units.
+    """
+    first: dict[Place, Link] = {}
+    ties = []
+    for link in links:
+        units = component[link.ids]
+        if len(units) and bool((units != units[0]).any()):
+            other = first.setdefault(link.place, link)
+            if not np.array_equal(component[other.ids], units):
+                ties.append((other.ids, link.ids))
+    return ties
 
 
 def _pinned(record: Record, component: IntArray, num_components: int) -> list[str | None]:

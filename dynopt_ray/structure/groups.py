@@ -15,6 +15,9 @@ _LAYER_PARAMETER = re.compile(
     r"((in|[qkv])_proj_)?(weight|bias)(_(ih|hh|hr)_l\d+(_reverse)?|_[kv])?"
 )
 
+# What torch.nn.utils.parametrize makes of a weight.
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
+
 
 @dataclass(frozen=True, eq=False)
 class Slice:
@@ -79,5 +82,5 @@ def contiguous_runs(positions: IntArray) -> tuple[int, ...]:
 
 def producer_name(parameter: str) -> str:
     """The module that owns a weight or bias of torch's names; otherwise the parameter itself."""
-    module, _, name = parameter.rpartition(".")
+    module, _, name = _PARAMETRIZED.sub(r"\1", parameter).rpartition(".")
     return module if module and _LAYER_PARAMETER.fullmatch(name) else parameter

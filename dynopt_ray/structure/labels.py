@@ -45,6 +45,11 @@ def covering(labels: Labels, dim: int) -> Label | None:
     return None
 
 
+def along(label: Label, *dims: int) -> IntArray:
+    """The ids along some of its dimensions, at the first coordinate of the others."""
+    return label.ids[tuple(slice(None) if d in dims else 0 for d in label.dims)]
+
+
 def without(labels: Labels, dim: int) -> Labels:
     """The labels that do not cover `dim`."""
     return tuple(label for label in labels if dim not in label.dims)

@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import TraceError
 from dynopt_ray.structure import rules as rules  # fills tracing.RULES
-from dynopt_ray.structure.forward import Inputs, call, module_names, moved, shells, undisturbed
+from dynopt_ray.structure.forward import Inputs, call, modules_known, moved, shells, undisturbed
 from dynopt_ray.structure.grouping import Grouping, group_units
 from dynopt_ray.structure.record import Record
-from dynopt_ray.structure.tracing import Heads, Trace, tensors_in
-
-_OUTPUT = "it is the network's output"
+from dynopt_ray.structure.tracing import Heads, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +61,10 @@ def trace_passes(
         sizes += _run(model, inputs, tensors, record, heads, training=True)
     for name, reason in (pinned or {}).items():
         record.pinned.append((record.parameter_ids[name, 0], reason))
+    for ids in record.normed:
+        if any(record.roles.get(key) != "in" for key in record.owners(ids)):
+            record.mixed.append(ids)
+    record.mixed += [link.ids for link in record.links if link.place in record.valued]
     return Passes(record, group_units(record), sizes, device)
 
 
@@ -126,11 +128,10 @@ def _run(
     training: bool,
 ) -> tuple[torch.Size, ...]:
     """One pass; its outputs are pinned."""
-    with undisturbed(model, training):
+    with undisturbed(model, training) as kept:
         trace = Trace(tensors, record, heads)
-        with module_names(model, trace), trace:
+        with modules_known(model, trace), trace:
             output: Any = call(model, inputs, tensors)
-        outputs = list(tensors_in(output))
-        for tensor in outputs:
-            trace.pin(trace.labels(tensor), _OUTPUT)
+        outputs = trace.outputs(output)
+    record.caches += kept
     return tuple(tensor.shape for tensor in outputs)

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
 from dynopt_ray.structure.labels import ID, IntArray
 
 Role = Literal["out", "in", "scale"]
+
+Place = tuple[str, str, int | None]
+"""An integer attribute: a module's dotted name, the attribute, which entry of a tuple or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +72,11 @@ class Link:
     """An integer attribute of a module that follows the size of a dimension.
 
     Attributes:
-        module: dotted name of the module.
-        attribute: its attribute; an integer, or a tuple when `index` is given.
-        index: which entry of the tuple, or None.
+        place: the attribute.
         ids: the units along the dimension it follows, one per coordinate.
     """
 
-    module: str
-    attribute: str
-    index: int | None
+    place: Place
     ids: IntArray
 
 
@@ -88,6 +88,8 @@ class Record:
     ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     pinned: list[tuple[IntArray, str]] = field(default_factory=list)
     mixed: list[IntArray] = field(default_factory=list)
+    normed: list[IntArray] = field(default_factory=list)
+    """Units whose weights are normalised over them: none shows that has no weights."""
     factors: list[IntArray] = field(default_factory=list)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)
@@ -95,8 +97,12 @@ class Record:
     consumers: dict[str, list[Consumer]] = field(default_factory=lambda: defaultdict(list))
     work: list[Work] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
+    valued: set[Place] = field(default_factory=set)
+    """Attributes that scale what the network computes, beside whatever size they give."""
     parameter_ids: dict[tuple[str, int], IntArray] = field(default_factory=dict)
     num_ids: int = 0
+    caches: list[tuple[nn.Module, str]] = field(default_factory=list)
+    """Dicts in which modules keep tensors for the next pass."""
     by_value: bool = False
     """Whether the forward pass looked at values, and so may go another way on other data."""
     _owned: list[tuple[int, tuple[str, int]]] = field(default_factory=list)

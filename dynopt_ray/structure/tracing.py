@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from dynopt_ray.structure.counts import UnitCount
+from dynopt_ray.structure.counts import Kept, UnitCount
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
@@ -83,9 +83,11 @@ class Trace(TorchFunctionMode):
         self.record = record
         self.heads: Heads = heads
         self.running: list[tuple[str, nn.Module]] = []
+        self.modules: dict[str, nn.Module] = {}
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
         self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
         self._producers: dict[int, Consumer] = {}
+        self._picked: dict[int, tuple[Tensor, IntArray]] = {}
         for name, tensor in tensors.items():
             labels = []
             # What integers hold (indices, masks) is data; nobody's units lie along them.
@@ -112,6 +114,8 @@ class Trace(TorchFunctionMode):
         if func in _SIZES:
             return self._counted(out, *args, **kwargs)
         self.record.by_value |= func in _VALUES
+        if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
+            self.pin_picked((args, kwargs))
         handler = RULES.get(func)
         if handler is not None:
             handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
@@ -149,6 +153,9 @@ class Trace(TorchFunctionMode):
             if claimed.intersection(label.dims):
                 self.pin(label.ids, "two kinds of units were merged into one dimension")
                 continue
+            if label.ids.shape != tuple(tensor.shape[d] for d in label.dims):
+                self.pin(label.ids, "its size changes in a way that no rule follows")
+                continue
             claimed.update(label.dims)
             clean.append(label)
         self._labels[id(tensor)] = (tensor, tuple(clean))
@@ -167,9 +174,16 @@ class Trace(TorchFunctionMode):
         for array in [ids] if isinstance(ids, np.ndarray) else [label.ids for label in ids]:
             self.record.pinned.append((array.ravel(), reason))
 
-    def mix(self, ids: IntArray) -> None:
-        """An operation's result depends on how many of these units there are."""
-        self.record.mixed.append(ids.ravel())
+    def mix(self, ids: IntArray, axis: int | None = None) -> None:
+        """An operation's result depends on how many of these units there are.
+
+        Along one axis of ids, that is not so where all of it belongs to one unit (a norm over the
+        coordinates of each head).
+        """
+        if axis is None or ids.ndim == 1:
+            self.record.mixed.append(ids.ravel())
+        else:
+            self.record.mixed.append(np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis]))
 
     def units(self, tensor: Tensor, dim: int) -> IntArray | None:
         """Ids along one dimension that a single one-dimensional label covers, else None."""
@@ -191,6 +205,26 @@ class Trace(TorchFunctionMode):
             self.tie(
                 label.ids, ids.reshape([-1 if a == axis else 1 for a in range(len(label.dims))])
             )
+
+    def picked(self, out: Tensor, ids: IntArray) -> None:
+        """A constant index picked these units; only if somebody reads them are they special."""
+        _, before = self._picked.get(id(out), (out, ids[:0]))
+        self._picked[id(out)] = (out, np.concatenate([before, ids]))
+
+    def pin_picked(self, read: Any) -> None:
+        """The values of these tensors are read."""
+        for tensor in tensors_in(read):
+            _, ids = self._picked.pop(id(tensor), (tensor, None))
+            if ids is not None:
+                self.pin(ids, "one of its units is picked by a constant index")
+
+    def outputs(self, output: Any) -> list[Tensor]:
+        """The tensors that the network gives; their units are fixed."""
+        tensors = list(tensors_in(output))
+        self.pin_picked(output)
+        for tensor in tensors:
+            self.pin(self.labels(tensor), "it is the network's output")
+        return tensors
 
     def use(self, tensor: Tensor | None, *roles: Role | None) -> None:
         """Note the roles of a parameter's dimensions, in order: `use(weight, "out", "in")`."""
@@ -234,6 +268,12 @@ class Trace(TorchFunctionMode):
         name = self.name(tensor)
         if name is not None:
             self.record.hidden.update((name, dim) for dim in dims)
+            return
+        # A weight made of parameters: the dimensions are theirs.
+        for label in self.labels(tensor):
+            if set(label.dims) <= set(dims):
+                self.pin(label.ids, "it is the extent of a kernel")
+                self.record.hidden.update(self.record.owners(label.ids))
 
     def consume(self, weight: Tensor, out: Tensor, **how: Any) -> None:
         """Note that `out` is linear in the units that `weight` reads; see `Consumer`."""
@@ -284,23 +324,18 @@ class Trace(TorchFunctionMode):
     ) -> None:
         """An integer attribute follows a size: of `owner`'s module, else of the running one."""
         name = self.name(owner)
-        if name is not None:
-            self.record.links.append(Link(name.rpartition(".")[0], attribute, index, ids.ravel()))
-        elif self.running:
-            self.record.links.append(Link(self.running[-1][0], attribute, index, ids.ravel()))
+        if name is None and not self.running:
+            return
+        module = self.running[-1][0] if name is None else name.rpartition(".")[0]
+        value: Any = getattr(self.modules.get(module), attribute, None)
+        if index is not None:
+            value = value[index] if isinstance(value, tuple | list) else None
+        self.counts(value, ids)
 
-    def literal(self, size: int, label: Label, dim: int) -> None:
-        """A size was given as a number: perhaps an attribute of a running module, then linked."""
-        axis = label.dims.index(dim)
-        ids = label.ids[tuple(slice(None) if a == axis else 0 for a in range(label.ids.ndim))]
-        for name, module in reversed(self.running):
-            equal = [
-                key for key, value in vars(module).items() if type(value) is int and value == size
-            ]
-            if equal:
-                if len(equal) == 1:
-                    self.record.links.append(Link(name, equal[0], None, ids))
-                return
+    def counts(self, size: Any, ids: IntArray) -> None:
+        """This many units were asked for: a number that a module keeps follows them."""
+        if isinstance(size, Kept) and size.undivided == ids.size:
+            self.record.links.append(Link(size.place, ids.ravel()))
 
 
 def unknown_operation(

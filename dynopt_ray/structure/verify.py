@@ -23,6 +23,7 @@ from dynopt_ray.structure.forward import Inputs, moved, shells
 from dynopt_ray.structure.groups import WidthGroup
 from dynopt_ray.structure.layout import Change, moved_group, new_axes, only_shift
 from dynopt_ray.structure.passes import Passes, trace_passes
+from dynopt_ray.structure.record import Place
 from dynopt_ray.structure.tracing import Heads
 
 _MOST_CHOICES = 64
@@ -67,25 +68,38 @@ class Verifier:
         self._tensors = tensors
         self._passes = passes
         self._heads: Heads = heads
-        self._linked = linked(model, passes.record.links, passes.grouping)
+        self._linked = linked(passes.record.links, passes.grouping)
 
     def verdict(self) -> Verdict:
         """Which groups can be resized, and what must follow them."""
         pending = list(self._passes.grouping.groups)
         found: list[Attribute] = []
         fixed: dict[str, str] = {}
+        searched: set[str] = set()
         while (outcome := self._attempt(pending, found)) and isinstance(outcome, str):
             culprit = self._culprit(pending, found)
             found = [a for a in found if culprit.name not in a.per_unit]
-            solution = self._search(culprit)
+            solution = None if culprit.name in searched else self._search(culprit, found)
+            searched.add(culprit.name)
             if solution is None:
                 fixed[culprit.name] = str(self._attempt([culprit], []))
                 pending.remove(culprit)
             else:
-                found += solution + self._alike(solution, [g for g in pending if g is not culprit])
+                others = [g for g in pending if g.name not in searched]
+                found += solution
+                found += self._alike(solution, others, {a.place for a in found})
         runs = outcome if isinstance(outcome, dict) else {}
-        groups = tuple(_with_runs(group, runs[group.name]) for group in pending)
+        groups = tuple(self._confirmed(group, runs[group.name], found) for group in pending)
         return Verdict(groups, (*self._linked, *found), fixed)
+
+    def _confirmed(
+        self, group: WidthGroup, wider: WidthGroup, found: Sequence[Attribute]
+    ) -> WidthGroup:
+        """A group as it is told: an attribute that follows it may also scale the result."""
+        valued = self._passes.record.valued
+        scales = any(group.name in a.per_unit and a.place in valued for a in found)
+        group = _with_runs(group, wider)
+        return replace(group, exact_growth=False) if scales else group
 
     def _attempt(
         self, groups: Sequence[WidthGroup], found: Sequence[Attribute]
@@ -142,13 +156,11 @@ class Verifier:
             groups = half if failed else groups[len(half) :]
         return groups[0]
 
-    def _search(self, group: WidthGroup) -> list[Attribute] | None:
+    def _search(self, group: WidthGroup, found: Sequence[Attribute]) -> list[Attribute] | None:
         """The smallest choice of attributes with which the network runs."""
-        known = {(a.module, a.name, a.index) for a in self._linked}
-        free = [
-            a for a in candidates(self._model, group) if (a.module, a.name, a.index) not in known
-        ]
-        sizes = range(1, len(free) + 1)
+        known = {a.place for a in (*self._linked, *found)}
+        free = [a for a in candidates(self._model, group) if a.place not in known]
+        sizes = range(len(free) + 1)
         choices = itertools.chain.from_iterable(itertools.combinations(free, n) for n in sizes)
         for choice in itertools.islice(choices, _MOST_CHOICES):
             if isinstance(self._attempt([group], choice), dict):
@@ -156,11 +168,15 @@ class Verifier:
         return None
 
     def _alike(
-        self, solution: Sequence[Attribute], groups: Sequence[WidthGroup]
+        self, solution: Sequence[Attribute], groups: Sequence[WidthGroup], known: set[Place]
     ) -> list[Attribute]:
         """The same attributes in other modules of the same class: one search serves all blocks."""
         kinds = {self._kind(attribute) for attribute in solution}
-        return [a for g in groups for a in candidates(self._model, g) if self._kind(a) in kinds]
+        alike: dict[Place, Attribute] = {}
+        for attribute in (a for g in groups for a in candidates(self._model, g)):
+            if self._kind(attribute) in kinds and attribute.place not in known:
+                alike.setdefault(attribute.place, attribute)
+        return list(alike.values())
 
     def _kind(self, attribute: Attribute) -> tuple[type[nn.Module], str, int | None]:
         module = self._model.get_submodule(attribute.module)

@@ -38,7 +38,9 @@ def main() -> None:
 
 def time_table() -> Table:
     """Trace and halve every width, by turns."""
-    table = Table(title=f"Trace + halve every width ({TURNS} × {RUNS} runs by turns, one thread)")
+    table = Table(
+        title=f"Trace + halve every width ({TURNS} times {RUNS} runs by turns, one thread)"
+    )
     for column in ("model", "dynopt_ray", "Torch-Pruning", "ratio", "asked", "peak memory"):
         table.add_column(column)
     for model, asked in TIMED.items():
@@ -54,7 +56,7 @@ def time_table() -> Table:
         ratio = median(ours, "seconds") / median(theirs, "seconds") if theirs else None
         row += [f"{ratio:.2f}" if ratio else "-", f"≤ {asked}" if asked else "works"]
         memory = [median(ours, "memory"), *([median(theirs, "memory")] if theirs else [])]
-        table.add_row(*row, " / ".join(f"{m:.2f}" for m in memory) + " × model")
+        table.add_row(*row, " / ".join(f"{m:.2f}" for m in memory) + " of the model")
     return table
 
 
@@ -135,7 +137,9 @@ def coverage_table(title: str, rows: Sequence[Row]) -> Table:
         table.add_row(label, f"{sum(row[figure] for row in good)}", "")
     exact = sum(row["groups"] - row["inexact"] for row in good)
     table.add_row("groups that grow exactly", f"{exact:,}", "")
-    table.add_row("groups whose number a normalisation sees", f"{sum(r['inexact'] for r in good):,}")
+    table.add_row(
+        "groups whose number a normalisation sees", f"{sum(r['inexact'] for r in good):,}"
+    )
     return table
 
 

@@ -128,6 +128,30 @@ class Attention(nn.Module):
         return out
 
 
+class Coincidence(nn.Module):
+    """Several attributes hold the same number, each for another reason (GPT-2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_dim = self.split_size = 12
+        self.num_heads, self.num_layers, self.head_dim = 3, 3, 4
+        self.embed = nn.Linear(7, 12)
+        self.into, self.out = nn.Parameter(torch.randn(12, 36) / 3), nn.Linear(12, 12)
+        self.shift = nn.Parameter(torch.randn(36))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        flat = torch.addmm(self.shift, x.view(-1, self.embed_dim), self.into)
+        parts = torch.split(flat.view(*x.shape[:2], -1), self.split_size, dim=2)
+        shape = (*x.shape[:2], self.num_heads, self.split_size // self.num_heads)
+        query, key, value = (part.view(shape).transpose(1, 2) for part in parts)
+        weights = (query @ key.transpose(-2, -1) * self.num_layers**-0.5).softmax(-1)
+        mixed = (weights @ value).transpose(1, 2).flatten(2)
+        out: Tensor = self.head(x + self.out(mixed)).mean(1)
+        return out
+
+
 class Text(nn.Module):
     """An embedding, gated linear units from one fused layer, tokens averaged."""
 
@@ -274,6 +298,7 @@ NETWORKS: dict[str, Sample] = {
     "series": Sample(_series, lambda: torch.randn(4, 3, 16), {"0": 8, "3": 6}),
     "sizes": Sample(Sizes, _image, {"conv": 4}),
     "attention": Sample(Attention, lambda: torch.randn(4, 5, 7), {"embed": 10, "qkv": 3}),
+    "coincidence": Sample(Coincidence, lambda: torch.randn(4, 5, 7), {"embed": 12, "into": 3}),
     "text": Sample(Text, lambda: torch.randint(0, 20, (4, 6)), {"embedding": 6, "fused": 8}),
     "product": Sample(Product, lambda: torch.randn(4, 7), {"hidden": 12, "middle": 6}),
     "per_head": Sample(PerHead, lambda: torch.randn(4, 5, 7), {"into": 3, "into#2": 4, "out": 6}),
