@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynopt_ray.errors import CheckpointError
+from dynopt_ray.errors import CheckpointError, EditError
 from dynopt_ray.storage import read_state, write_state
+from dynopt_ray.structure.blocks import HISTORY, redo
 from dynopt_ray.structure.forward import named_tensors
 from dynopt_ray.structure.masks import masked_parameters, watch
 from dynopt_ray.structure.transaction import Transaction
@@ -39,6 +40,7 @@ def save(
         "class": type(model).__qualname__,
         "tensors": named_tensors(model),
         "attributes": _attributes(model),
+        "blocks": _histories(model),
         "masks": masked_parameters(model),
         "optimizer": None if optimizer is None else _optimizer_state(model, optimizer),
         "metadata": dict(metadata or {}),
@@ -67,9 +69,10 @@ def load(
             network or the optimizer. Neither has been changed.
     """
     state = read_state(path, kind=_KIND)
-    tensors = named_tensors(model)
-    _check_fits(path, model, tensors, state)
     with Transaction() as transaction:
+        _redo_blocks(path, model, optimizer, state["blocks"], transaction)
+        tensors = named_tensors(model)
+        _check_fits(path, model, tensors, state)
         for name, tensor in tensors.items():
             value = state["tensors"][name].to(device=tensor.device, dtype=tensor.dtype)
             transaction.assign(tensor, value, None)
@@ -83,6 +86,39 @@ def load(
             watch(optimizer)
     metadata: dict[str, Any] = state["metadata"]
     return metadata
+
+
+def _histories(model: nn.Module) -> dict[str, list[Any]]:
+    """Which blocks came and went, by the module that was edited."""
+    return {
+        name: list(history)
+        for name, module in model.named_modules()
+        if (history := vars(module).get(HISTORY))
+    }
+
+
+def _redo_blocks(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    histories: Mapping[str, list[Any]],
+    log: Transaction,
+) -> None:
+    """Let the blocks come and go that did in the saved network."""
+    modules = dict(model.named_modules())
+    for name in [*histories, *_histories(model).keys() - histories.keys()]:
+        module = modules.get(name)
+        done = [] if module is None else vars(module).get(HISTORY, [])
+        wanted = histories.get(name, [])
+        if module is None or done != wanted[: len(done)]:
+            raise CheckpointError(
+                f"{path} does not fit: other blocks came and went in {name or 'the network'!r}"
+            )
+        try:
+            for change in wanted[len(done) :]:
+                redo(module, change, [] if optimizer is None else [optimizer], log)
+        except EditError as error:
+            raise CheckpointError(f"{path} does not fit: {error}") from error
 
 
 def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynopt_ray.structure.forward import Inputs, call, moved, named_tensors, shells, undisturbed
+from dynopt_ray.structure.forward import (
+    Inputs,
+    call,
+    moved,
+    named_tensors,
+    run,
+    shells,
+    undisturbed,
+)
 from dynopt_ray.structure.grouping import Grouping
 from dynopt_ray.structure.labels import IntArray
 from dynopt_ray.structure.record import Record
@@ -93,17 +101,10 @@ def _latency_ms(model: nn.Module, inputs: Inputs) -> float:
         for _ in range(_WARM_UP + _RUNS):
             _wait_for(device)
             start = time.perf_counter()
-            _run(model, inputs)
+            run(model, inputs)
             _wait_for(device)
             times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[_WARM_UP:])
-
-
-def _run(model: nn.Module, inputs: Inputs) -> None:
-    if isinstance(inputs, dict):
-        model(**inputs)
-    else:
-        model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
 def _wait_for(device: torch.device) -> None:

@@ -1,130 +1,105 @@
 """Fewer and more blocks: what passes its input on unchanged can be taken out or put in.
 
 A block is a module that takes a tensor and gives one of the same shape, once per forward pass.
-Names never change: a removed block leaves a `Skip` in its place, and an inserted one gets a name
-of its own between its neighbours'.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError
+from dynopt_ray.structure.blocks import copied, put_in, take_out
+from dynopt_ray.structure.calls import Call, recorded
+from dynopt_ray.structure.edits import Insert, Remove
+from dynopt_ray.structure.forward import moved, run, undisturbed
+from dynopt_ray.structure.optimizer_state import OptimizerState
 from dynopt_ray.structure.transaction import Transaction
+
+if TYPE_CHECKING:
+    from dynopt_ray.structure.graph import Graph
 
 _ROUNDING = 1e-5
 _Norm = nn.modules.batchnorm._BatchNorm
 _Conv = nn.modules.conv._ConvNd
 
 
-class Skip(nn.Module):
-    """What a removed block leaves: it gives its first argument.
-
-    Args:
-        num_others: how many further outputs the block had; they are None now. None means that it
-            gave a tensor and no tuple.
-    """
-
-    def __init__(self, num_others: int | None = None) -> None:
-        super().__init__()
-        self._num_others = num_others
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The first argument."""
-        first = args[0] if args else next(iter(kwargs.values()))
-        return first if self._num_others is None else (first, *(None,) * self._num_others)
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a block.
-
-    Attributes:
-        args: its arguments; the first is what it may pass on.
-        kwargs: its keyword arguments; the first is, where there are no others.
-        output: what it gave.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    output: Any
-
-    @property
-    def first(self) -> Any:
-        """What a `Skip` would give."""
-        return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
-
-    @property
-    def num_others(self) -> int | None:
-        """How many outputs there are beside the first; None for a tensor."""
-        return len(self.output) - 1 if isinstance(self.output, tuple) else None
-
-    @property
-    def result(self) -> Any:
-        """The first output."""
-        return self.output[0] if isinstance(self.output, tuple) else self.output
-
-    def passes_on(self) -> bool:
-        """Whether a tensor goes in and one of the same shape and type comes out."""
-        one, other = self.first, self.result
-        both = isinstance(one, Tensor) and isinstance(other, Tensor)
-        return both and one.shape == other.shape and one.dtype == other.dtype
-
-    def __call__(self, module: nn.Module, first: Tensor) -> Any:
-        """Call a module likewise, on another first argument."""
-        if self.args:
-            return module(first, *self.args[1:], **self.kwargs)
-        return module(**{**self.kwargs, next(iter(self.kwargs)): first})
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two activations are equal but for rounding."""
-    scale = other.abs().max() if other.numel() else other.new_ones(())
-    return bool(((one - other).abs() <= _ROUNDING * scale.clamp(min=1e-30)).all())
-
-
-def leave_out(model: nn.Module, name: str, num_others: int | None, log: Transaction) -> nn.Module:
-    """Put a `Skip` in a block's place; returns the block."""
-    parent, key = _place(model, name)
-    block = model.get_submodule(name)
-    log.set_attribute(parent, "_modules", {**parent._modules, key: Skip(num_others)})
-    return block
-
-
-def put_in(model: nn.Module, after: str, block: nn.Module, log: Transaction) -> str:
-    """Put a block behind another one of the same `nn.Sequential` or `nn.ModuleList`.
-
-    Returns:
-        Its name.
+def remove_block(
+    graph: "Graph", edit: Remove, states: Sequence[OptimizerState], log: Transaction
+) -> None:
+    """Take a block out of a network and its parameters out of its optimizers.
 
     Raises:
-        EditError: the other block stands in no such container.
+        EditError: it changes what it is given and may not, or the network does not run without it.
     """
-    parent, key = _place(model, after)
-    if not isinstance(parent, nn.Sequential | nn.ModuleList):
-        raise EditError(
-            f"Insert(after={after!r}): it stands in a {type(parent).__name__}, whose forward pass "
-            "would not call a new block; only nn.Sequential and nn.ModuleList do"
-        )
-    taken = parent._modules
-    new = next(f"{key}_{n}" for n in range(1, len(taken) + 2) if f"{key}_{n}" not in taken)
-    modules: dict[str, nn.Module | None] = {}
-    for name, module in taken.items():
-        modules[name] = module
-        if name == key:
-            modules[new] = block
-    log.set_attribute(parent, "_modules", modules)
-    return f"{after.rpartition('.')[0]}.{new}".lstrip(".")
+    model = graph.model
+    if edit.exact:
+        call = _calls(graph, [edit.block])[edit.block]
+        if not _same(call.result, call.first):
+            raise EditError(
+                f"Remove({edit.block!r}): the block changes what it is given. Pass exact=False to "
+                "accept that the network's output changes"
+            )
+    optimizers = [state.optimizer for state in states]
+    take_out(model, edit.block, graph.blocks[edit.block], optimizers, log)
+    graph.follow(log)
 
 
-def copies(model: nn.Module, like: Sequence[str]) -> nn.Module:
-    """Copies of some modules as one block."""
-    modules = [copy.deepcopy(model.get_submodule(name)) for name in like]
-    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+def insert_block(
+    graph: "Graph", edit: Insert, states: Sequence[OptimizerState], log: Transaction
+) -> None:
+    """Put a copy of a block into a network; its parameters join those that they are copies of.
+
+    Raises:
+        EditError: it cannot pass on what it is given, or there is no place for it.
+    """
+    model = graph.model
+    calls = _calls(graph, [edit.after, edit.like[0]])
+    given, example = calls[edit.after].result, calls[edit.like[0]]
+    block = copied(model, edit.like)
+    what = f"Insert(after={edit.after!r}): a copy of {', '.join(map(repr, edit.like))} cannot"
+    with undisturbed(block, training=False):
+        try:
+            silent = silence(block, lambda: example.repeated(block, given), given)
+        except Exception as error:  # whatever a forward pass raises that gets another size
+            raise EditError(f"{what} follow it: {error}") from error
+        if not silent:
+            raise EditError(
+                f"{what} pass on what it is given: it has no residual branch that ends in layers "
+                "that can become zero, nor is it one linear layer or convolution that can become "
+                "the identity (followed by an activation that leaves the result alone)"
+            )
+    optimizers = [state.optimizer for state in states]
+    put_in(model, edit.after, block, edit.like, optimizers, log)
+    graph.follow(log)
+
+
+def _calls(graph: "Graph", names: Iterable[str]) -> dict[str, Call]:
+    """What goes in and out of some modules, on the inputs that the graph was traced with.
+
+    Raises:
+        EditError: the network has no values, or does not call one of them exactly once.
+    """
+    model = graph.model
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        raise EditError("blocks are compared by what they give, and this network has no values")
+    with recorded(model, names) as seen, undisturbed(model, training=False):
+        run(model, moved(graph.asked.example_inputs, device))
+    for name, calls in seen.items():
+        if len(calls) != 1:
+            raise EditError(
+                f"{name!r} is called {len(calls)} times in a forward pass; only blocks that are "
+                "called once can be compared"
+            )
+    return {name: calls[0] for name, calls in seen.items()}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two activations are equal but for rounding."""
+    scale = other.abs().max() if other.numel() else other.new_ones(())
+    return bool(((one - other).abs() <= _ROUNDING * scale).all())
 
 
 def silence(block: nn.Module, run: Callable[[], Any], passed_on: Tensor) -> bool:
@@ -146,7 +121,7 @@ def silence(block: nn.Module, run: Callable[[], Any], passed_on: Tensor) -> bool
         with torch.no_grad():
             out = run()
         out = out[0] if isinstance(out, tuple) else out
-        return out.shape == passed_on.shape and same(out, passed_on)
+        return out.shape == passed_on.shape and _same(out, passed_on)
 
     layers = [[*m.parameters(recurse=False)] for m in _in_order(block, run)]
     held = [[p.detach().clone() for p in layer] for layer in layers]
@@ -219,9 +194,3 @@ def _set(layer: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(layer, values, strict=True):
             parameter.copy_(value)
-
-
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a module, and what it calls it."""
-    parent, _, key = name.rpartition(".")
-    return model.get_submodule(parent), key

@@ -9,17 +9,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.utils._pytree import tree_map_only
 
+from dynopt_ray.structure.calls import Call
 from dynopt_ray.structure.counts import marked
 from dynopt_ray.structure.tracing import Trace
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 """What a network is called with: one tensor, positional arguments or keyword arguments."""
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any:
@@ -35,6 +34,13 @@ def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any
         args = inputs if isinstance(inputs, tuple) else (inputs,)
     with _uncompiled():
         return functional_call(model, dict(tensors), args, kwargs)
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """The network's output."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[object]:
@@ -87,7 +93,7 @@ def undisturbed(
         (module, key): (value, copy.copy(value))
         for module, before in attributes.items()
         for key, value in before.items()
-        if isinstance(value, dict | list | set)
+        if key not in _OF_EVERY_MODULE and isinstance(value, dict | list | set)
     }
     kept: list[tuple[nn.Module, str]] = []
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
@@ -134,14 +140,21 @@ def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
                 attributes[key] = known
 
     def enter(module: nn.Module, _: Any) -> None:
-        trace.running.append((names.get(module, ""), module))
+        trace.running.append((names[module], module))
 
-    def leave(*_: Any) -> None:
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         trace.running.pop()
+        call = Call(args, kwargs, output)
+        trace.calls.setdefault(names[module], []).append((call.passes_on, call.num_others))
 
+    # Not hooks on all modules at once: torch never forgets that one of those took keywords.
     handles = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave),
+        handle
+        for module in names
+        for handle in (
+            module.register_forward_pre_hook(enter, prepend=True),
+            module.register_forward_hook(leave, with_kwargs=True),
+        )
     ]
     try:
         yield

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,15 @@ from dynopt_ray.structure.edits import Edit
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.structure.groups import WidthGroup, producer_name
 from dynopt_ray.structure.optimizer_state import Optimizers
-from dynopt_ray.structure.passes import trace_at_own_sizes
+from dynopt_ray.structure.passes import Passes, trace_at_own_sizes
 from dynopt_ray.structure.record import Consumer, Record
 from dynopt_ray.structure.tracing import Heads
+from dynopt_ray.structure.transaction import Transaction
 from dynopt_ray.structure.verify import Verifier
 
+_DESCRIPTION = (
+    *("groups", "fixed", "attributes", "caches", "consumers", "blocks", "_index", "_cost_model"),
+)
 _BY_CALLER = "the caller fixed it"
 # By name: importing what is not used takes long. Behind each: where its inner module is.
 _WRAPPERS = {
@@ -30,6 +35,15 @@ _WRAPPERS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What `trace` was asked; see there."""
+
+    example_inputs: Inputs
+    fixed: tuple[str, ...]
+    heads: Heads
+
+
 class Graph:
     """A live network and the groups in which its widths can change. Made by `trace`.
 
@@ -37,6 +51,9 @@ class Graph:
         model: the network itself; edits change it in place.
         groups: what can be resized, in forward order.
         fixed: what cannot be resized: name -> reason.
+        blocks: the modules that `Remove` can take out: they take a tensor and give one of the same
+            shape, once per forward pass. Name -> number of outputs beside it, or None.
+        asked: what the network was traced with.
     """
 
     def __init__(
@@ -46,9 +63,9 @@ class Graph:
         fixed: Mapping[str, str],
         *,
         attributes: Sequence[Attribute],
-        caches: Sequence[tuple[nn.Module, str]],
-        consumers: Mapping[str, Sequence[Consumer]],
         cost_model: CostModel,
+        passes: Passes,
+        asked: "Asked",
     ) -> None:
         self.model = model
         self.fixed = dict(fixed)
@@ -57,11 +74,15 @@ class Graph:
         self._index = {n: i for i, g in reversed([*enumerate(groups)]) for n in g.producers}
         self._index.update((group.name, i) for i, group in enumerate(groups))
         self.attributes = tuple(attributes)
-        self.caches = dict.fromkeys(caches)
-        self.consumers = consumers
+        self.caches = dict.fromkeys(passes.record.caches)
+        self.consumers: Mapping[str, Sequence[Consumer]] = passes.record.consumers
         self.num_edits = 0
         self.receipts: list[Receipt] = []
         self.shapes = self.shapes_now()
+        owners = {name for name, module in model.named_modules() if [*module.parameters()]}
+        self.blocks = {n: more for n, more in passes.record.blocks.items() if n in owners}
+        self.asked = asked
+        self._output_sizes = passes.output_sizes
         self._cost_model = cost_model
 
     def __getitem__(self, name: str) -> WidthGroup:
@@ -154,6 +175,26 @@ class Graph:
         """Change the network; see `dynopt_ray.structure.apply.apply_plan`."""
         return apply_plan(self, plan, optimizer=optimizer, compensate=compensate, seed=seed)
 
+    def follow(self, log: Transaction) -> None:
+        """Look at the network again after blocks came or went.
+
+        Raises:
+            EditError: it does not run, or gives something else.
+        """
+        names = {name for name, _ in [*self.model.named_modules(), *self.model.named_parameters()]}
+        fixed = [name for name in self.asked.fixed if name in names]
+        try:
+            new = trace(self.model, self.asked.example_inputs, fixed, self.asked.heads)
+        except TraceError as error:
+            raise EditError(f"with other blocks the network does not run: {error}") from error
+        if new._output_sizes != self._output_sizes:
+            raise EditError(
+                f"with other blocks the network gives {list(map(tuple, new._output_sizes))} in "
+                f"place of {list(map(tuple, self._output_sizes))}"
+            )
+        for name in _DESCRIPTION:
+            log.set_attribute(self, name, getattr(new, name))
+
     def commit(self) -> None:
         """Make all plans applied so far final, and free what `undo` would need.
 
@@ -191,6 +232,7 @@ def trace(
         TraceError: the network does not run on these inputs or is wrapped for distribution.
         UnknownNameError: `fixed` names nothing of the network.
     """
+    fixed = tuple(fixed)
     _check_model(model)
     tensors = named_tensors(model)
     pinned = {_produced_by(tensors, name): _BY_CALLER for name in fixed}
@@ -202,9 +244,9 @@ def trace(
         verdict.groups,
         {**passes.grouping.fixed, **verdict.fixed},
         attributes=verdict.attributes,
-        caches=passes.record.caches,
-        consumers=passes.record.consumers,
         cost_model=CostModel(tensors, passes.record, passes.grouping.only(verdict.groups)),
+        passes=passes,
+        asked=Asked(example_inputs, tuple(fixed), heads),
     )
 
 

@@ -134,4 +134,6 @@ def _run(
             output: Any = call(model, inputs, tensors)
         outputs = trace.outputs(output)
     record.caches += kept
+    if not training:
+        record.blocks = trace.blocks
     return tuple(tensor.shape for tensor in outputs)

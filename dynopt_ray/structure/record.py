@@ -101,6 +101,8 @@ class Record:
     """Attributes that scale what the network computes, beside whatever size they give."""
     parameter_ids: dict[tuple[str, int], IntArray] = field(default_factory=dict)
     num_ids: int = 0
+    blocks: dict[str, int | None] = field(default_factory=dict)
+    """Modules called once, that give a tensor like the one they take: how many outputs follow."""
     caches: list[tuple[nn.Module, str]] = field(default_factory=list)
     """Dicts in which modules keep tensors for the next pass."""
     by_value: bool = False

@@ -83,6 +83,7 @@ class Trace(TorchFunctionMode):
         self.record = record
         self.heads: Heads = heads
         self.running: list[tuple[str, nn.Module]] = []
+        self.calls: dict[str, list[tuple[bool, int | None]]] = {}
         self.modules: dict[str, nn.Module] = {}
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
         self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
@@ -136,6 +137,12 @@ class Trace(TorchFunctionMode):
         if dim is None:
             return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
         return counts.get(dim % tensor.ndim, size)
+
+    @property
+    def blocks(self) -> dict[str, int | None]:
+        """Modules called once that give a tensor like the one they take; see `Record`."""
+        once = {name: calls[0] for name, calls in self.calls.items() if name and len(calls) == 1}
+        return {name: num_others for name, (passes_on, num_others) in once.items() if passes_on}
 
     # What rules read and write.
 

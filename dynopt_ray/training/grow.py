@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Graph, Grow, Receipt, trace
-from dynopt_ray.structure.apply import check_plan
 from dynopt_ray.structure.edits import Init
+from dynopt_ray.structure.plans import check_plan
 from dynopt_ray.tasks import Metrics, Task, TrainStats
 from dynopt_ray.training.arguments import (
     check_callable,
