@@ -16,6 +16,7 @@ from dynopt_ray.structure.edits import (
 )
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.groups import Slice, WidthGroup
+from dynopt_ray.structure.latency import LatencyModel, fit_latency
 from dynopt_ray.structure.masks import mask_of
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Graph",
     "Grow",
     "Insert",
+    "LatencyModel",
     "Mask",
     "Plan",
     "Receipt",
@@ -31,6 +33,7 @@ __all__ = [
     "Shrink",
     "Slice",
     "WidthGroup",
+    "fit_latency",
     "load",
     "mask_of",
     "measure",

@@ -11,7 +11,8 @@ from torch.nn.parameter import is_lazy
 from dynopt_ray.errors import EditError, TraceError, UnknownNameError
 from dynopt_ray.structure.apply import Receipt, apply_plan
 from dynopt_ray.structure.attributes import Attribute
-from dynopt_ray.structure.cost import Cost, CostModel, count_nonzero
+from dynopt_ray.structure.cost import Cost, count_nonzero
+from dynopt_ray.structure.cost_model import CostModel
 from dynopt_ray.structure.edits import Edit
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.structure.groups import WidthGroup, producer_name
@@ -142,11 +143,18 @@ class Graph:
         if widths is None:
             nonzero = count_nonzero(list(self.model.parameters()))
             return self._cost_model.cost([g.width for g in self.groups], nonzero)
+        return self._cost_model.cost(self._widths_with(widths))
+
+    def traffic_bytes(self, widths: Mapping[str, int]) -> int:
+        """Bytes that operations write in one forward pass, on the inputs of `trace`; see `cost`."""
+        return self._cost_model.traffic(self._widths_with(widths))
+
+    def _widths_with(self, widths: Mapping[str, int]) -> list[int]:
         wanted = {self[name].name: width for name, width in widths.items()}
         for name, width in wanted.items():
             if width < 0:
                 raise ValueError(f"cost: {name!r} cannot have {width} units")
-        return self._cost_model.cost([wanted.get(g.name, g.width) for g in self.groups])
+        return [wanted.get(g.name, g.width) for g in self.groups]
 
     def check(self) -> None:
         """Refuse to go on where the graph no longer describes the network.

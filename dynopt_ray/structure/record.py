@@ -61,7 +61,7 @@ class Contraction:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Multiply-adds of one operation: `coefficient` times the sizes of the labelled dimensions."""
+    """What one operation does: `coefficient` times the sizes of the labelled dimensions."""
 
     coefficient: int
     factors: tuple[IntArray, ...]
@@ -96,6 +96,8 @@ class Record:
     hidden: set[tuple[str, int]] = field(default_factory=set)
     consumers: dict[str, list[Consumer]] = field(default_factory=lambda: defaultdict(list))
     work: list[Work] = field(default_factory=list)
+    made: list[Work] = field(default_factory=list)
+    """Bytes of what each operation writes."""
     links: list[Link] = field(default_factory=list)
     valued: set[Place] = field(default_factory=set)
     """Attributes that scale what the network computes, beside whatever size they give."""

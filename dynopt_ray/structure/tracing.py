@@ -122,6 +122,7 @@ class Trace(TorchFunctionMode):
             handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
         elif any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)
+        self._note_made(out, args, kwargs)
         if func in _KEEPS_ZEROS and all(map(self.is_weight, tensors_in((args, kwargs)))):
             self._weights.update((id(t), t) for t in tensors_in(out))
         return out
@@ -318,9 +319,16 @@ class Trace(TorchFunctionMode):
 
     def count(self, labels: Labels, sizes: Sequence[int]) -> None:
         """Note the multiply-adds of a product over a joint space of these sizes."""
-        labelled = {dim for label in labels for dim in label.dims}
-        coefficient = math.prod(s for dim, s in enumerate(sizes) if dim not in labelled)
-        self.record.work.append(Work(coefficient, tuple(label.ids.ravel() for label in labels)))
+        self.record.work.append(_work(labels, sizes))
+
+    def _note_made(self, out: Any, args: Any, kwargs: Any) -> None:
+        """Note what an operation writes: views write nothing."""
+        given = {t.untyped_storage()._cdata for t in tensors_in((args, kwargs))}
+        for tensor in tensors_in(out):
+            if tensor.untyped_storage()._cdata not in given:
+                work = _work(self.labels(tensor), tensor.shape)
+                size = tensor.element_size() * work.coefficient
+                self.record.made.append(replace(work, coefficient=size))
 
     def link(
         self,
@@ -343,6 +351,12 @@ class Trace(TorchFunctionMode):
         """This many units were asked for: a number that a module keeps follows them."""
         if isinstance(size, Kept) and size.undivided == ids.size:
             self.record.links.append(Link(size.place, ids.ravel()))
+
+
+def _work(labels: Labels, sizes: Sequence[int]) -> Work:
+    labelled = {dim for label in labels for dim in label.dims}
+    coefficient = math.prod(s for dim, s in enumerate(sizes) if dim not in labelled)
+    return Work(coefficient, tuple(label.ids.ravel() for label in labels))
 
 
 def unknown_operation(
