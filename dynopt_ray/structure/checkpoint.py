@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from dynopt_ray.errors import CheckpointError
 from dynopt_ray.storage import read_state, write_state
 from dynopt_ray.structure.forward import named_tensors
-from dynopt_ray.structure.masks import masked_parameters, watch
+from dynopt_ray.structure.masks import masked_parameters
+from dynopt_ray.structure.optimizer_state import each_optimizer
 from dynopt_ray.structure.transaction import Transaction
 
 _KIND = "network"
@@ -69,7 +70,8 @@ def load(
     state = read_state(path, kind=_KIND)
     tensors = named_tensors(model)
     _check_fits(path, model, tensors, state)
-    with Transaction() as transaction:
+    transaction = Transaction(model, each_optimizer(optimizer))
+    with transaction, transaction:
         for name, tensor in tensors.items():
             value = state["tensors"][name].to(device=tensor.device, dtype=tensor.dtype)
             transaction.assign(tensor, value, None)
@@ -80,7 +82,7 @@ def load(
                 _set_attribute(transaction, module, attribute, value)
         if optimizer is not None:
             _load_optimizer(path, transaction, model, optimizer, state["optimizer"])
-            watch(optimizer)
+            transaction.watch(optimizer)
     metadata: dict[str, Any] = state["metadata"]
     return metadata
 

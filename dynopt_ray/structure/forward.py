@@ -14,6 +14,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_map_only
 
+from dynopt_ray.structure.surroundings import Surroundings
 from dynopt_ray.structure.tracing import Trace
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -63,30 +64,23 @@ def shells(
     }
 
 
-@contextlib.contextmanager
-def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None]:
-    """Leaves modes, attributes, gradients' switch and random state as they were.
-
-    A forward pass may keep what it computes in attributes (flattened weights, rotary tables); of
-    a pass on tensors without data, that would be of no use to the next real one.
+def undisturbed(model: nn.Module, training: bool | None = None) -> contextlib.ExitStack:
+    """Runs a network without gradients and leaves all around it as it was; see `Surroundings`.
 
     Args:
         model: the network that will run.
         training: the mode to run it in; None for the mode each module is in.
+
+    Returns:
+        The context to run it in.
     """
-    attributes = {module: dict(vars(module)) for module in model.modules()}
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    try:
+    surroundings = Surroundings(model)
+    with contextlib.ExitStack() as stack:
+        stack.callback(surroundings.restore)
         if training is not None:
             model.train(training)
-        with torch.random.fork_rng(devices=sorted(d.index for d in devices)), torch.no_grad():
-            yield
-    finally:
-        for module, before in attributes.items():
-            now = vars(module)
-            for name in now.keys() - before.keys():
-                del now[name]
-            now.update(before)
+        torch.set_grad_enabled(False)
+        return stack.pop_all()
 
 
 @contextlib.contextmanager
