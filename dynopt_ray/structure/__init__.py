@@ -14,6 +14,7 @@ from dynopt_ray.structure.edits import (
 )
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.groups import Slice, WidthGroup
+from dynopt_ray.structure.history import history_of
 from dynopt_ray.structure.masks import mask_of
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Shrink",
     "Slice",
     "WidthGroup",
+    "history_of",
     "load",
     "mask_of",
     "measure",

@@ -12,6 +12,7 @@ from dynopt_ray.structure.compensate import Cut, compensated
 from dynopt_ray.structure.cost import Cost
 from dynopt_ray.structure.edits import Edit, Grow, Mask, Shrink
 from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure.history import HISTORIES, extended, history_of
 from dynopt_ray.structure.initialise import Draw
 from dynopt_ray.structure.layout import Change, moved_group, new_axes
 from dynopt_ray.structure.masks import mask_of
@@ -130,6 +131,8 @@ def apply_plan(
         receipt = Receipt(
             tuple(plan), widths, before, graph.cost(), tuple(refitted), graph, transaction
         )
+        history = extended(history_of(graph.model), plan)
+        transaction.set_item(HISTORIES, graph.model, history)
         transaction.set_attribute(graph, "receipts", [*graph.receipts, receipt])
     return receipt
 

@@ -1,6 +1,6 @@
 """Assignments to a live network that can be taken back, all or none."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from types import TracebackType
 from typing import Any
 
@@ -67,13 +67,13 @@ class Transaction:
         self._undo.append(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
 
-    def set_item(self, owner: dict[str, Any], key: str, value: Any) -> None:
-        """Set a value of a dict."""
+    def set_item(self, owner: MutableMapping[Any, Any], key: Any, value: Any) -> None:
+        """Set a value of a dict that can be taken back."""
         if key in owner:
             old = owner[key]
             self._undo.append(lambda: owner.__setitem__(key, old))
         else:
-            self._undo.append(lambda: owner.__delitem__(key))
+            self._undo.append(lambda: owner.pop(key, None))
         owner[key] = value
 
     def set_state(

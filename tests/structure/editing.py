@@ -13,6 +13,7 @@ from dynopt_ray.structure import (
     Graph,
     Grow,
     Shrink,
+    history_of,
     mask_of,
 )
 from dynopt_ray.structure.surroundings import _modes
@@ -130,6 +131,7 @@ def everything(model: nn.Module, optimizer: Optimizer, graph: Graph) -> dict[str
     """All that an edit may change, by a readable name."""
     found: dict[str, Any] = {
         "widths": graph.widths,
+        "history": history_of(model),
         "receipts": list(graph.receipts),
         "shapes": graph.shapes,
         "random state": torch.get_rng_state(),
