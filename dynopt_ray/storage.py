@@ -19,6 +19,8 @@ _VERSION = 1
 _TENSOR = "$tensor"
 # One key only: safetensors writes several in random order, and equal states shall give equal bytes.
 _KEY = "dynopt_ray"
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""What reading a state that is not as it was written may raise."""
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind: str) -> None:
@@ -72,7 +74,8 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
     try:
         metadata = json.loads(head)
         found = {key: metadata[key] for key in ("kind", "version", "sha256", "state")}
-    except (ValueError, TypeError, KeyError):
+        digest = _digest(found["state"], tensors)
+    except DAMAGE:
         raise CheckpointError(f"{path} has been altered: its head is damaged") from None
     if found["kind"] != kind:
         raise CheckpointError(f"{path} holds a {found['kind']}; a {kind} is wanted")
@@ -80,12 +83,14 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is of version {found['version']}; this release reads version {_VERSION}"
         )
-    if _digest(found["state"], tensors) != found["sha256"]:
+    if digest != found["sha256"]:
         raise CheckpointError(
             f"{path} has been altered: its checksum does not match; use an older one"
         )
-    state: dict[str, Any] = _with_tensors(json.loads(found["state"]), tensors)
-    return state
+    try:
+        return dict(_with_tensors(json.loads(found["state"]), tensors))
+    except DAMAGE as error:
+        raise CheckpointError(f"{path} has been altered: {error}") from None
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:

@@ -16,6 +16,7 @@ from dynopt_ray.structure.edits import (
 )
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.groups import Slice, WidthGroup
+from dynopt_ray.structure.history import history_of
 from dynopt_ray.structure.latency import LatencyModel, fit_latency
 from dynopt_ray.structure.masks import mask_of
 
@@ -34,6 +35,7 @@ __all__ = [
     "Slice",
     "WidthGroup",
     "fit_latency",
+    "history_of",
     "load",
     "mask_of",
     "measure",

@@ -13,9 +13,10 @@ from dynopt_ray.structure.cost import Cost
 from dynopt_ray.structure.depth import insert_block, remove_block
 from dynopt_ray.structure.edits import Edit, Grow, Insert, Mask, Remove, Shrink
 from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure.history import HISTORIES, extended, history_of
 from dynopt_ray.structure.initialise import Draw
 from dynopt_ray.structure.layout import Change, moved_group, new_axes
-from dynopt_ray.structure.masks import mask_of, watch
+from dynopt_ray.structure.masks import mask_of
 from dynopt_ray.structure.optimizer_state import Optimizers, OptimizerState, each_optimizer
 from dynopt_ray.structure.plans import check_plan
 from dynopt_ray.structure.resize import axes_of_tensors, resized, resized_weights
@@ -43,7 +44,7 @@ class Receipt:
     after: Cost
     refitted: tuple[str, ...]
     _graph: "Graph" = field(repr=False)
-    _transaction: Transaction | None = field(repr=False)
+    _transaction: Transaction = field(repr=False)
 
     def undo(self) -> None:
         """Put back, bit for bit, all that the plan touched: weights, buffers, state, attributes.
@@ -55,18 +56,23 @@ class Receipt:
             EditError: it was undone already, it was committed, or a later plan must be undone
                 first.
         """
-        if self._transaction is None:
+        if self not in self._graph.receipts:
             raise EditError("this plan has been undone or committed already")
-        if self._graph.receipts[-1:] != [self]:
+        if self._graph.receipts[-1] is not self:
             raise EditError(
                 "a later plan changed the network; undo the later receipts first, newest first"
             )
-        self._transaction.roll_back()
-        self._transaction = None
+        number = self._graph.num_edits
+        try:
+            self._transaction.roll_back()
+        finally:
+            self._transaction.roll_back()  # the rest, after Ctrl-C
+            # An edit after an undo must not draw the same new weights.
+            self._graph.num_edits = number
 
     def forget(self) -> None:
         """Give up `undo` and free the tensors it would need; see `Graph.commit`."""
-        self._transaction = None
+        self._transaction.forget()
 
 
 def apply_plan(
@@ -103,10 +109,12 @@ def apply_plan(
         raise EditError("the plan is empty: it would change nothing")
     graph.check()
     stages, rest = check_plan(graph, plan)
-    states = [OptimizerState(one, graph.model) for one in each_optimizer(optimizer)]
+    optimizers = each_optimizer(optimizer)
+    states = [OptimizerState(one, graph.model) for one in optimizers]
     before, old_widths = graph.cost(), graph.widths
     refitted: dict[str, None] = {}
-    with Transaction() as transaction:
+    transaction = Transaction(graph.model, optimizers)
+    with transaction, transaction:
         done = 0
         while stages:
             for stage in stages:
@@ -128,6 +136,8 @@ def apply_plan(
         receipt = Receipt(
             tuple(plan), widths, before, graph.cost(), tuple(refitted), graph, transaction
         )
+        history = extended(history_of(graph.model), plan)
+        transaction.set_item(HISTORIES, graph.model, history)
         transaction.set_attribute(graph, "receipts", [*graph.receipts, receipt])
     return receipt
 
@@ -191,8 +201,7 @@ def _apply_widths(
             transaction.set_attribute(module, attribute.name, getattr(module, attribute.name))
             attribute.write(graph.model, value_now + attribute.change(added))
     transaction.set_attribute(graph, "groups", tuple(groups))
-    # Never taken back: an edit after an undo must not draw the same new weights.
-    graph.num_edits += 1
+    transaction.set_attribute(graph, "num_edits", graph.num_edits + 1)
     return [name for name in refitted if name in graph.consumers]
 
 
@@ -206,7 +215,7 @@ def _apply_mask(
     # A copy: the caller may go on to change theirs.
     keep = mask.keep.to(parameter.device, copy=True)
     for state in states:
-        watch(state.optimizer)
+        transaction.watch(state.optimizer)
         transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
     grad = None if parameter.grad is None else parameter.grad * keep
     transaction.set_mask(parameter, None if bool(keep.all()) else keep)

@@ -81,19 +81,16 @@ def _per_unit(ids: IntArray, grouping: Grouping) -> dict[str, int]:
     return per_unit
 
 
-@contextlib.contextmanager
 def attributes_changed(
     model: nn.Module, attributes: Sequence[Attribute], added: Mapping[str, int]
-) -> Iterator[None]:
-    """The network's integer attributes as they are after `added[group]` units came."""
-    before = [(attribute, attribute.read(model)) for attribute in attributes]
-    try:
-        for attribute, value in before:
+) -> contextlib.ExitStack:
+    """A context with integer attributes as they are after `added[group]` units came."""
+    with contextlib.ExitStack() as stack:
+        for attribute in attributes:
+            value = attribute.read(model)
+            stack.callback(attribute.write, model, value)
             attribute.write(model, value + attribute.change(added))
-        yield
-    finally:
-        for attribute, value in before:
-            attribute.write(model, value)
+        return stack.pop_all()
 
 
 def candidates(model: nn.Module, group: WidthGroup) -> Iterator[Attribute]:

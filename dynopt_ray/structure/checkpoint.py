@@ -1,9 +1,10 @@
 """Saving a resized network and loading it into a freshly constructed original."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -11,7 +12,9 @@ from dynopt_ray.errors import CheckpointError, EditError
 from dynopt_ray.storage import read_state, write_state
 from dynopt_ray.structure.blocks import HISTORY, redo
 from dynopt_ray.structure.forward import named_tensors
-from dynopt_ray.structure.masks import masked_parameters, watch
+from dynopt_ray.structure.history import HISTORIES, from_state, history_of, to_state
+from dynopt_ray.structure.masks import masked_parameters
+from dynopt_ray.structure.optimizer_state import Optimizers, each_optimizer
 from dynopt_ray.structure.transaction import Transaction
 
 _KIND = "network"
@@ -22,15 +25,15 @@ _IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"}
 def save(
     path: str | os.PathLike[str],
     model: nn.Module,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a network of any widths, its masks and its optimizer to one safetensors file.
+    """Write a network of any widths, its masks, history and optimizer to one safetensors file.
 
     Args:
         path: the file; replaced only when the new one is whole and on disk.
         model: the network.
-        optimizer: its optimizer; groups and state are saved by parameter name.
+        optimizer: its optimizer, or several; groups and state are saved by parameter name.
         metadata: JSON-able values to keep beside them.
 
     Raises:
@@ -42,24 +45,27 @@ def save(
         "attributes": _attributes(model),
         "blocks": _histories(model),
         "masks": masked_parameters(model),
-        "optimizer": None if optimizer is None else _optimizer_state(model, optimizer),
+        "history": to_state(history_of(model)),
+        "optimizer": [_optimizer_state(model, one) for one in each_optimizer(optimizer)] or None,
         "metadata": dict(metadata or {}),
     }
     write_state(path, state, kind=_KIND)
 
 
 def load(
-    path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer | None = None
+    path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizers | None = None
 ) -> dict[str, Any]:
     """Make a freshly constructed network, and its optimizer, what was saved.
 
     The network may be on any device and of any floating type; it keeps both. Parameters keep
-    their identity, so the optimizer may have been made before.
+    their identity, so the optimizer may have been made before. `history_of` tells the plans that
+    made the network.
 
     Args:
         path: a file that `save` wrote.
         model: what the saved network's constructor makes, at its original widths or any others.
-        optimizer: one of the saved kind over `model`'s parameters, in the same groups.
+        optimizer: one of the saved kind over `model`'s parameters, in the same groups; or several,
+            as they were saved.
 
     Returns:
         The metadata that was saved.
@@ -69,23 +75,49 @@ def load(
             network or the optimizer. Neither has been changed.
     """
     state = read_state(path, kind=_KIND)
-    with Transaction() as transaction:
-        _redo_blocks(path, model, optimizer, state["blocks"], transaction)
-        tensors = named_tensors(model)
-        _check_fits(path, model, tensors, state)
-        for name, tensor in tensors.items():
-            value = state["tensors"][name].to(device=tensor.device, dtype=tensor.dtype)
-            transaction.assign(tensor, value, None)
-            keep = state["masks"].get(name)
-            transaction.set_mask(tensor, None if keep is None else keep.to(tensor.device))
-        for name, module in model.named_modules():
-            for attribute, value in state["attributes"].get(name, {}).items():
-                _set_attribute(transaction, module, attribute, value)
-        if optimizer is not None:
-            _load_optimizer(path, transaction, model, optimizer, state["optimizer"])
-            watch(optimizer)
-    metadata: dict[str, Any] = state["metadata"]
+    optimizers = each_optimizer(optimizer)
+    transaction = Transaction(model, optimizers)
+    try:
+        metadata = dict(state["metadata"])
+        with transaction, transaction:
+            _load_model(path, transaction, model, optimizers, state)
+            if optimizers:
+                _load_optimizers(path, transaction, model, optimizers, state["optimizer"])
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} does not hold a network as save writes it: {error!r}"
+        ) from error
     return metadata
+
+
+def _load_model(
+    path: str | os.PathLike[str],
+    transaction: Transaction,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    state: Mapping[str, Any],
+) -> None:
+    _redo_blocks(path, model, optimizers, state.get("blocks", {}), transaction)
+    tensors = named_tensors(model)
+    _check_fits(path, model, tensors, state)
+    for name, tensor in tensors.items():
+        value = state["tensors"][name].to(device=tensor.device, dtype=tensor.dtype)
+        transaction.assign(tensor, value, None)
+        keep = state["masks"].get(name)
+        transaction.set_mask(tensor, None if keep is None else keep.to(tensor.device))
+    for name, module in model.named_modules():
+        for attribute, value in state["attributes"].get(name, {}).items():
+            _set_attribute(transaction, module, attribute, value)
+    transaction.set_item(HISTORIES, model, from_state(state.get("history", ())))
 
 
 def _histories(model: nn.Module) -> dict[str, list[Any]]:
@@ -100,7 +132,7 @@ def _histories(model: nn.Module) -> dict[str, list[Any]]:
 def _redo_blocks(
     path: str | os.PathLike[str],
     model: nn.Module,
-    optimizer: Optimizer | None,
+    optimizers: Sequence[Optimizer],
     histories: Mapping[str, list[Any]],
     log: Transaction,
 ) -> None:
@@ -116,7 +148,7 @@ def _redo_blocks(
             )
         try:
             for change in wanted[len(done) :]:
-                redo(module, change, [] if optimizer is None else [optimizer], log)
+                redo(module, change, optimizers, log)
         except EditError as error:
             raise CheckpointError(f"{path} does not fit: {error}") from error
 
@@ -143,7 +175,7 @@ def _is_size(value: object) -> bool:
 
 
 def _set_attribute(transaction: Transaction, module: nn.Module, name: str, value: Any) -> None:
-    old = getattr(module, name, None)
+    old = None if name.startswith("_") else vars(module).get(name)
     if isinstance(old, tuple | list) and isinstance(value, list):
         value = type(old)(value)
     if _is_size(old) and type(old) is type(value) and old != value:
@@ -169,6 +201,19 @@ def _check_fits(
                 f"{path} does not fit: {name!r} has {saved[name].ndim} dimensions in the file and "
                 f"{tensor.ndim} in this {type(model).__qualname__}"
             )
+        if _numbers(saved[name]) != _numbers(tensor):
+            raise CheckpointError(
+                f"{path} does not fit: {name!r} is of {saved[name].dtype} in the file and of "
+                f"{tensor.dtype} in this {type(model).__qualname__}"
+            )
+    for name, keep in state["masks"].items():
+        if name not in tensors or keep.dtype != torch.bool or keep.shape != saved[name].shape:
+            raise CheckpointError(f"{path} has been altered: its mask {name!r} fits no parameter")
+
+
+def _numbers(tensor: Tensor) -> tuple[bool, bool, bool]:
+    """What kind of numbers a tensor holds; their precision may differ."""
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -187,15 +232,33 @@ def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     return {"class": type(optimizer).__qualname__, "groups": groups, "state": state}
 
 
+def _load_optimizers(
+    path: str | os.PathLike[str],
+    transaction: Transaction,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    saved: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
+) -> None:
+    if saved is None:
+        raise CheckpointError(f"{path} was saved without an optimizer; call load without one")
+    several = [saved] if isinstance(saved, Mapping) else saved
+    if len(several) != len(optimizers):
+        raise CheckpointError(
+            f"{path} was saved with {len(several)} optimizers; load it with as many, not "
+            f"{len(optimizers)}"
+        )
+    for optimizer, one in zip(optimizers, several, strict=True):
+        _load_optimizer(path, transaction, model, optimizer, one)
+        transaction.watch(optimizer)
+
+
 def _load_optimizer(
     path: str | os.PathLike[str],
     transaction: Transaction,
     model: nn.Module,
     optimizer: Optimizer,
-    saved: Mapping[str, Any] | None,
+    saved: Mapping[str, Any],
 ) -> None:
-    if saved is None:
-        raise CheckpointError(f"{path} was saved without an optimizer; call load without one")
     if saved["class"] != type(optimizer).__qualname__:
         raise CheckpointError(
             f"{path} has the state of {saved['class']}, which {type(optimizer).__qualname__} "
@@ -205,9 +268,8 @@ def _load_optimizer(
     groups = list(_matching_groups(path, parameters, optimizer, saved["groups"]))
     for group, options in groups:
         for key, value in options.items():
-            if key not in _IMPLEMENTATION:
-                old = group.get(key)
-                transaction.set_item(group, key, tuple(value) if isinstance(old, tuple) else value)
+            if key not in _IMPLEMENTATION | {"params"}:
+                transaction.set_item(group, key, _as_kind(group.get(key), value))
     for name, parameter in parameters.items():
         state = saved["state"].get(name)
         moved = None if state is None else _moved_state(state, parameter)
@@ -235,6 +297,15 @@ def _matching_groups(
                 "make the optimizer as it was made before saving"
             )
         yield group, other["options"]
+
+
+def _as_kind(old: object, value: Any) -> Any:
+    """An option as the kind that it is in the optimizer: a tuple, a tensor or a number."""
+    if isinstance(old, tuple):
+        return tuple(value)
+    if isinstance(old, Tensor):
+        return torch.as_tensor(value).to(old, copy=True)
+    return value.item() if isinstance(old, int | float) and isinstance(value, Tensor) else value
 
 
 def _moved_state(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Running a network without data: its parameters replaced by shapes, or by zeros of a new size."""
 
 import contextlib
-import copy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -13,12 +12,11 @@ from torch.utils._pytree import tree_map_only
 
 from dynopt_ray.structure.calls import Call
 from dynopt_ray.structure.counts import marked
+from dynopt_ray.structure.surroundings import Surroundings
 from dynopt_ray.structure.tracing import Trace
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 """What a network is called with: one tensor, positional arguments or keyword arguments."""
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any:
@@ -71,58 +69,33 @@ def shells(
     }
 
 
-@contextlib.contextmanager
-def undisturbed(
-    model: nn.Module, training: bool | None = None
-) -> Iterator[list[tuple[nn.Module, str]]]:
-    """Leaves modes, attributes, gradients' switch and random state as they were.
+class undisturbed:  # noqa: N801
+    """Runs a network without gradients and leaves all around it as it was; see `Surroundings`.
 
-    A forward pass may keep what it computes in attributes (flattened weights, rotary tables) or
-    register hooks; of a pass on tensors without data, that would be of no use to the next real
-    one.
+    As a context it gives a list that holds, afterwards, the modules and their dicts in which a
+    pass kept tensors.
 
     Args:
         model: the network that will run.
         training: the mode to run it in; None for the mode each module is in.
-
-    Yields:
-        A list that holds, afterwards, the modules and their dicts in which it kept tensors.
     """
-    attributes = {module: dict(vars(module)) for module in model.modules()}
-    contents = {
-        (module, key): (value, copy.copy(value))
-        for module, before in attributes.items()
-        for key, value in before.items()
-        if key not in _OF_EVERY_MODULE and isinstance(value, dict | list | set)
-    }
-    kept: list[tuple[nn.Module, str]] = []
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        if training is not None:
-            model.train(training)
-        with torch.random.fork_rng(devices=sorted(d.index for d in devices)), torch.no_grad():
-            yield kept
-    finally:
-        for place, (value, content) in contents.items():
-            if isinstance(value, dict):
-                new = set(value).difference(content)
-                if any(isinstance(value[key], Tensor) for key in new):
-                    kept.append(place)
-            _refill(value, content)
-        for module, before in attributes.items():
-            now = vars(module)
-            for name in now.keys() - before.keys():
-                del now[name]
-            now.update(before)
 
+    def __init__(self, model: nn.Module, training: bool | None = None) -> None:
+        self._model, self._training = model, training
+        self._surroundings = Surroundings(model)
 
-def _refill(value: Any, content: Any) -> None:
-    """The container itself as it was: others may hold it too."""
-    if isinstance(value, list):
-        value[:] = content
-    else:
-        value.clear()
-        value.update(content)
+    def __enter__(self) -> list[tuple[nn.Module, str]]:
+        try:
+            if self._training is not None:
+                self._model.train(self._training)
+            torch.set_grad_enabled(False)
+        except BaseException:
+            self._surroundings.restore()
+            raise
+        return self._surroundings.caches
+
+    def __exit__(self, *_: object) -> None:
+        self._surroundings.restore()
 
 
 @contextlib.contextmanager

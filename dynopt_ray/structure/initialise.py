@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from dynopt_ray.structure.surroundings import RandomState
+
 _SPLIT_SPREAD = 0.4
 
 
@@ -53,11 +55,10 @@ def fresh_tensors(
     shell._buffers = {
         name: b if b is None else filled.get(name, b.clone()) for name, b in module._buffers.items()
     }
-    devices = sorted({t.device.index for t in filled.values() if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with RandomState(filled.values()) as random, torch.no_grad():
         # Not `torch.manual_seed`: it formats a stack trace per absent backend, 0.4 ms a call.
         torch.default_generator.manual_seed(seed)
-        for device in devices:
+        for device in random.cuda_devices:
             torch.cuda.default_generators[device].manual_seed(seed)
         # A module with children may reset them too, and they are not ours to touch.
         if not module._modules and callable(reset := _reset_method(shell)):

@@ -5,56 +5,69 @@ optimizer state builds up, and a hook after every step of the optimizer sets mas
 again whatever the optimizer did (weight decay, noise). `state_dict` never shows any of it.
 """
 
-import weakref
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
-@dataclass
-class _Held:
-    keep: Tensor
-    hook: RemovableHandle | None
+class _KeepZero:
+    """A hook that keeps masked entries of a gradient at zero."""
+
+    def __init__(self, keep: Tensor) -> None:
+        self._keep = keep
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return gradient * self._keep.to(gradient.dtype)
 
 
 _held: Any = WeakTensorKeyDictionary()
-_watched: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
 
 
 def mask_of(parameter: Tensor) -> Tensor | None:
     """The bool mask of a parameter (False is held at zero), or None if it has none."""
-    held = _held.get(parameter)
-    return None if held is None else held.keep
+    keep: Tensor | None = _held.get(parameter)
+    return keep
 
 
 def set_mask(parameter: Tensor, keep: Tensor | None) -> None:
     """Replace a parameter's mask; None removes it. Does not touch the weights themselves."""
-    held = _held.pop(parameter, None)
-    if held is not None and held.hook is not None:
-        held.hook.remove()
-    if keep is not None:
-        hook = None
-        if parameter.requires_grad:
-            hook = _hook_gradient(parameter, keep)
-        _held[parameter] = _Held(keep, hook)
+    note_mask(parameter, keep)
+    # Found by what they are: a handle might be lost between their making and its keeping.
+    hooks = parameter._backward_hooks or {}
+    for key in [key for key, hook in hooks.items() if isinstance(hook, _KeepZero)]:
+        del hooks[key]
+    if keep is not None and parameter.requires_grad:
+        register: Any = parameter.register_hook  # torch leaves it without types
+        register(_KeepZero(keep))
 
 
-def _hook_gradient(parameter: Tensor, keep: Tensor) -> RemovableHandle:
-    register: Any = parameter.register_hook  # torch leaves it without types
-    handle: RemovableHandle = register(lambda gradient: gradient * keep.to(gradient.dtype))
-    return handle
+def note_mask(parameter: Tensor, keep: Tensor | None) -> None:
+    """Note a parameter's mask, without the hook on its gradient."""
+    if keep is None:
+        _held.pop(parameter, None)
+    else:
+        _held[parameter] = keep
+
+
+def is_watched(optimizer: Optimizer) -> bool:
+    """Whether masks are re-applied after each step of an optimizer."""
+    return _reapply in optimizer._optimizer_step_post_hooks.values()
 
 
 def watch(optimizer: Optimizer) -> None:
     """Re-apply the masks of an optimizer's parameters after each of its steps."""
-    if optimizer not in _watched:
+    if not is_watched(optimizer):
         optimizer.register_step_post_hook(_reapply)
-        _watched.add(optimizer)
+
+
+def unwatch(optimizer: Optimizer) -> None:
+    """Take `watch` back."""
+    hooks = optimizer._optimizer_step_post_hooks
+    for key in [key for key, hook in hooks.items() if hook is _reapply]:
+        del hooks[key]
 
 
 def _reapply(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -77,6 +77,9 @@ class Observer(TorchFunctionMode):
                 call(model, batch, self._tensors)
         except _Reached:
             pass
+        finally:
+            # An interrupt within torch's own handling of modes may leave this one switched on.
+            self._names.clear()
 
     def __torch_function__(
         self,

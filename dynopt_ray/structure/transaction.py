@@ -1,21 +1,31 @@
 """Assignments to a live network that can be taken back, all or none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, MutableMapping
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynopt_ray.structure.masks import mask_of, set_mask
+from dynopt_ray.structure.masks import is_watched, mask_of, set_mask, unwatch, watch
+from dynopt_ray.structure.surroundings import Surroundings
 
 
 class Transaction:
-    """A log of assignments. As a context manager it takes them back when its body fails."""
+    """A log of assignments. As a context manager it takes them back when its body fails.
 
-    def __init__(self) -> None:
+    Enter it twice, `with transaction, transaction:`. Ctrl-C that comes when the inner exit takes
+    assignments back, even before its first line, is an error to the outer one, which goes on.
+
+    Args:
+        model: the network to change.
+        optimizers: its optimizers.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._surroundings: Surroundings | None = Surroundings(model, optimizers)
 
     def __enter__(self) -> "Transaction":
         return self
@@ -28,11 +38,22 @@ class Transaction:
     ) -> None:
         if kind is not None:
             self.roll_back()
+            if self._surroundings is not None:
+                self._surroundings.restore()
+        self._surroundings = None
 
     def roll_back(self) -> None:
-        """Put everything back as it was, last assignment first."""
+        """Put everything back as it was, last assignment first. Goes on where it was interrupted.
+
+        An assignment leaves the log only when it has been taken back, which may happen twice.
+        """
         while self._undo:
-            self._undo.pop()()
+            self._undo[-1]()
+            self._undo.pop()
+
+    def forget(self) -> None:
+        """Free what `roll_back` would need."""
+        self._undo.clear()
 
     def assign(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
         """Give a parameter or buffer another value, of any shape; its identity stays."""
@@ -46,13 +67,13 @@ class Transaction:
         self._undo.append(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
 
-    def set_item(self, owner: dict[str, Any], key: str, value: Any) -> None:
-        """Set a value of a dict."""
+    def set_item(self, owner: MutableMapping[Any, Any], key: Any, value: Any) -> None:
+        """Set a value of a dict that can be taken back."""
         if key in owner:
             old = owner[key]
             self._undo.append(lambda: owner.__setitem__(key, old))
         else:
-            self._undo.append(lambda: owner.__delitem__(key))
+            self._undo.append(lambda: owner.pop(key, None))
         owner[key] = value
 
     def set_state(
@@ -68,6 +89,12 @@ class Transaction:
         old = mask_of(parameter)
         self._undo.append(lambda: set_mask(parameter, old))
         set_mask(parameter, keep)
+
+    def watch(self, optimizer: Optimizer) -> None:
+        """Let an optimizer keep masks after each of its steps."""
+        if not is_watched(optimizer):
+            self._undo.append(lambda: unwatch(optimizer))
+            watch(optimizer)
 
 
 def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:

@@ -13,8 +13,10 @@ from dynopt_ray.structure import (
     Graph,
     Grow,
     Shrink,
+    history_of,
     mask_of,
 )
+from dynopt_ray.structure.surroundings import _modes
 from tests.structure.zoo import trained
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -127,8 +129,21 @@ def plans(graph: Graph) -> st.SearchStrategy[list[Edit]]:
 
 def everything(model: nn.Module, optimizer: Optimizer, graph: Graph) -> dict[str, Any]:
     """All that an edit may change, by a readable name."""
-    found: dict[str, Any] = {"widths": graph.widths, "training": model.training}
+    found: dict[str, Any] = {
+        "widths": graph.widths,
+        "history": history_of(model),
+        "receipts": list(graph.receipts),
+        "shapes": graph.shapes,
+        "random state": torch.get_rng_state(),
+        "gradients on": torch.is_grad_enabled(),
+        "modes": _modes(),
+        "options": [{**group, "params": len(group["params"])} for group in optimizer.param_groups],
+        "optimizer hooks": list(optimizer._optimizer_step_post_hooks),
+    }
     for name, tensor in graph.tensors().items():
+        found[f"object {name}"] = id(tensor)
+        found[f"learns {name}"] = tensor.requires_grad
+        found[f"hooks {name}"] = list(tensor._backward_hooks or {})
         found[f"value {name}"] = tensor.detach().clone()
         if tensor.grad is not None:
             found[f"grad {name}"] = tensor.grad.clone()
@@ -138,9 +153,11 @@ def everything(model: nn.Module, optimizer: Optimizer, graph: Graph) -> dict[str
         for key, value in state.items():
             found[f"state {key} {name}"] = value.clone() if isinstance(value, Tensor) else value
     for name, module in model.named_modules():
-        for key, number in vars(module).items():
-            if isinstance(number, int):
-                found[f"attribute {name}.{key}"] = number
+        for key, content in vars(module).items():
+            if isinstance(content, int | tuple):
+                found[f"attribute {name}.{key}"] = content
+            elif isinstance(content, dict):  # tensors, modules and hooks
+                found[f"contents {name}.{key}"] = {k: id(v) for k, v in content.items()}
     for group in graph:
         for s in group.slices:
             found[f"positions {group.name} {s.dim} {s.parameter}"] = s.positions

@@ -3,6 +3,7 @@
 import json
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import CheckpointError
-from dynopt_ray.structure import Grow, Mask, Shrink, load, mask_of, save, trace
+from dynopt_ray.structure import (
+    Grow,
+    Mask,
+    Shrink,
+    history_of,
+    load,
+    mask_of,
+    plan_from_json,
+    plan_to_json,
+    save,
+    trace,
+)
 from tests.structure.zoo import NETWORKS, Attention, trained
 
 
@@ -53,6 +65,9 @@ def test_loads_into_the_original_and_trains_on_alike(name: str, tmp_path: Path) 
         assert torch.equal(a, b)
     assert twin.param_groups[0]["lr"] == 0.02
     assert trace(other, inputs).widths == trace(model, inputs).widths
+    assert_masked_alike(model, other)
+    assert history_of(other) == history_of(model)
+    assert [len(plan) for plan in history_of(other)] == [len(NETWORKS[name].widths)] * 2 + [1]
 
 
 def test_masks_and_attributes_come_back(tmp_path: Path) -> None:
@@ -61,6 +76,10 @@ def test_masks_and_attributes_come_back(tmp_path: Path) -> None:
     other = Attention()
     load(tmp_path / "n", other)
     assert other.num_heads == 5
+    assert_masked_alike(model, other)
+
+
+def assert_masked_alike(model: nn.Module, other: nn.Module) -> None:
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         mine, theirs = mask_of(one), mask_of(two)
         assert (mine is None) == (theirs is None)
@@ -68,13 +87,104 @@ def test_masks_and_attributes_come_back(tmp_path: Path) -> None:
             assert torch.equal(mine, theirs)
 
 
-def test_loads_into_another_precision(tmp_path: Path) -> None:
-    model, inputs, _ = resized("vgg")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_loads_into_another_precision(name: str, tmp_path: Path) -> None:
+    model, inputs, optimizer = resized(name)
+    save(tmp_path / "n", model, optimizer)
+    other = NETWORKS[name].build().eval().double()
+    twin = torch.optim.AdamW(other.parameters())
+    load(tmp_path / "n", other, twin)
+    wide = inputs.double() if inputs.is_floating_point() else inputs
+    assert other(wide).dtype == torch.float64
+    torch.testing.assert_close(other(wide).float(), model(inputs), rtol=1e-4, atol=1e-5)
+    step(other, wide, twin)
+    assert {state["exp_avg"].dtype for state in twin.state.values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", ["vgg", "attention", "recurrent"])
+def test_loads_into_a_network_made_without_memory(name: str, tmp_path: Path) -> None:
+    model, inputs, _ = resized(name)
     save(tmp_path / "n", model)
-    other = NETWORKS["vgg"].build().eval().double()
+    with torch.device("meta"):
+        other = NETWORKS[name].build().eval()
     load(tmp_path / "n", other)
-    assert other(inputs.double()).dtype == torch.float64
-    torch.testing.assert_close(other(inputs.double()).float(), model(inputs), rtol=1e-4, atol=1e-5)
+    assert {p.device.type for p in other.parameters()} == {"meta"}
+    other.to_empty(device="cpu")
+    load(tmp_path / "n", other)
+    assert torch.equal(other(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_history_makes_the_same_network_again(name: str, tmp_path: Path) -> None:
+    model, inputs, _ = resized(name)
+    graph = trace(model, inputs)
+    weight = next(n for n, p in model.named_parameters() if p.ndim > 1)
+    for _ in range(3):  # of these masks the last counts
+        keep = torch.rand(model.get_parameter(weight).shape) > 0.4
+        graph.apply([Mask(weight, keep=keep)])
+        graph.apply([Grow(graph.groups[0].name, units=1)])
+    undone = graph.apply([Grow(graph.groups[0].name, units=4)])
+    undone.undo()
+    graph.commit()
+    save(tmp_path / "n", model)
+    loaded = NETWORKS[name].build()
+    load(tmp_path / "n", loaded)
+    history = history_of(loaded)
+    assert history == history_of(model)
+    assert sum(isinstance(edit, Mask) for plan in history for edit in plan) == 1
+    other = NETWORKS[name].build()
+    again = trace(other, inputs)
+    for plan in history:
+        again.apply(plan_from_json(plan_to_json(plan)))
+    assert again.widths == graph.widths
+    assert_masked_alike(model, other)
+    assert history_of(other) == history
+
+
+def test_masks_that_are_taken_off_leave_history() -> None:
+    model, inputs = trained("mlp")
+    graph = trace(model, inputs)
+    keep = torch.rand(9, 12) > 0.5
+    graph.apply([Mask("2.weight", keep=keep), Mask("0.bias", keep=torch.arange(12) > 3)])
+    keep[:] = True
+    assert not bool(history_of(model)[0][0].keep.all())  # type: ignore[union-attr]
+    receipt = graph.apply([Mask("2.weight", keep=keep)])
+    assert [edit.parameter for (edit,) in history_of(model)] == ["0.bias"]  # type: ignore[union-attr]
+    receipt.undo()
+    graph.receipts[-1].undo()
+    assert history_of(model) == ()
+
+
+def test_several_optimizers_and_rates_that_are_tensors_come_back(tmp_path: Path) -> None:
+    def trainers(model: nn.Module, rate: Any) -> list[Optimizer]:
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        rest = [p for p in model.parameters() if p.ndim == 1]
+        return [torch.optim.SGD(matrices, lr=0.1, momentum=0.9), torch.optim.Adam(rest, lr=rate)]
+
+    model, inputs = trained("mlp")
+    optimizers = trainers(model, torch.tensor(0.02))
+
+    def train(model: nn.Module, optimizers: list[Optimizer]) -> None:
+        model.zero_grad()
+        model(inputs).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    train(model, optimizers)
+    trace(model, inputs).apply([Grow("0", units=2)], optimizer=optimizers)
+    save(tmp_path / "n", model, optimizers)
+    other = NETWORKS["mlp"].build().eval()
+    for rate in (torch.tensor(0.5), 0.5):
+        twins = trainers(other, rate)
+        load(tmp_path / "n", other, twins)
+        assert isinstance(twins[1].param_groups[0]["lr"], type(rate))
+        assert float(twins[1].param_groups[0]["lr"]) == pytest.approx(0.02)
+    with pytest.raises(CheckpointError, match="saved with 2 optimizers; load it with as many"):
+        load(tmp_path / "n", other, twins[0])
+    train(model, optimizers)
+    train(other, twins)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_parts_of_the_file_are_plain_safetensors(tmp_path: Path) -> None:

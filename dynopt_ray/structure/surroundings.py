@@ -1,0 +1,129 @@
+"""What a pass through a network changes for a while, kept to put it back whatever happens."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+
+from dynopt_ray.structure.masks import mask_of, note_mask
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+class RandomState:
+    """The state of the CPU's generator and of some CUDA devices'; a context that puts it back.
+
+    Not a function with `finally`, as `torch.random.fork_rng` is: what an interrupt leaves of such a
+    context runs only when it is collected, perhaps long after.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._cuda = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
+        self._state = torch.get_rng_state()
+        self._cuda_states = [torch.cuda.get_rng_state(index) for index in self._cuda]
+
+    def __enter__(self) -> "RandomState":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    @property
+    def cuda_devices(self) -> Sequence[int]:
+        """Numbers of the CUDA devices, in rising order."""
+        return self._cuda
+
+    def restore(self) -> None:
+        """Put it back."""
+        torch.set_rng_state(self._state)
+        for index, state in zip(self._cuda, self._cuda_states, strict=True):
+            torch.cuda.set_rng_state(state, index)
+
+
+class Surroundings:
+    """Modes, attributes and random state of a network as they are now.
+
+    A forward pass may keep what it computes in attributes (flattened weights, rotary tables), and
+    torch's own context managers do not clean up when Ctrl-C meets them while they do: parameters
+    that `functional_call` has replaced would stay so, gradients switched off.
+
+    Attributes of the modules are kept, and the contents of those that are dicts or lists (also
+    what a module holds: parameters, buffers, children, hooks), masks, and hooks on parameters and
+    optimizers. Not kept: what tensors contain.
+
+    Args:
+        model: the network.
+        optimizers: its optimizers.
+
+    Attributes:
+        caches: modules and the dicts of theirs that got tensors meanwhile; known when restored.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
+        self.caches: list[tuple[nn.Module, str]] = []
+        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
+        self._contents = [
+            (module, key, value, value.copy())
+            for module, attributes in self._attributes
+            for key, value in attributes.items()
+            if isinstance(value, dict | list | set)
+        ]
+        hooks = [optimizer._optimizer_step_post_hooks for optimizer in optimizers]
+        self._hooks = [(live, live.copy()) for live in hooks]
+        self._parameters = [
+            (p, mask_of(p), dict(p._backward_hooks or {})) for p in model.parameters()
+        ]
+        self._random = RandomState(model.parameters())
+        self._gradients = torch.is_grad_enabled()
+        self._modes = _modes()
+
+    def restore(self) -> None:
+        """Put everything back."""
+        push: Any = _push_mode
+        pop: Any = _pop_mode
+        while len(_modes()) > len(self._modes):
+            pop()
+        for mode in self._modes[len(_modes()) :]:
+            push(mode)
+        torch.set_grad_enabled(self._gradients)
+        for module, attributes in self._attributes:
+            _set_contents(vars(module), attributes)
+        for module, key, live, kept in self._contents:
+            if key not in _OF_EVERY_MODULE and _holds_tensor(live, kept):
+                self.caches.append((module, key))
+            _set_contents(live, kept)
+        for live, kept in self._hooks:
+            _set_contents(live, kept)
+        for parameter, mask, hooks in self._parameters:
+            note_mask(parameter, mask)
+            if parameter._backward_hooks is not None:
+                _set_contents(parameter._backward_hooks, hooks)
+        self._random.restore()
+
+
+def _modes() -> list[Any]:
+    stack: Any = _get_current_function_mode_stack
+    return list(stack())
+
+
+def _holds_tensor(live: Any, kept: Any) -> bool:
+    """Whether a dict has a tensor under a new key."""
+    if not isinstance(live, dict) or live.keys() <= kept.keys():
+        return False
+    return any(isinstance(live[key], Tensor) for key in live.keys() - kept.keys())
+
+
+def _set_contents(live: Any, kept: Any) -> None:
+    if isinstance(live, list):
+        live[:] = kept
+    elif isinstance(live, set):
+        live.clear()
+        live.update(kept)
+    elif live.keys() == kept.keys():
+        live.update(kept)
+    else:  # in their order, too
+        live.clear()
+        live.update(kept)

@@ -1,0 +1,236 @@
+"""Whatever fails on the way, at whatever point, a plan takes effect whole or not at all."""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.overrides import _pop_mode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure import Edit, Graph, Grow, Mask, Shrink, trace
+from dynopt_ray.structure.observe import Observer
+from dynopt_ray.structure.surroundings import _modes
+from dynopt_ray.structure.transaction import Transaction
+from tests.structure.editing import assert_same, everything, step
+from tests.structure.zoo import trained
+
+_DispatchMode: Any = TorchDispatchMode
+
+
+class Planned(BaseException):
+    """A fault that nothing expects."""
+
+
+class Subject:
+    """A trained network with its optimizer, and a plan of everything that there is."""
+
+    def __init__(self, name: str, plan: Callable[[nn.Module], Sequence[Edit]]) -> None:
+        self.model, self.inputs = trained(name)
+        self.optimizer: Optimizer = torch.optim.Adam(self.model.parameters())
+        step(self.model, self.inputs, self.optimizer)
+        self.graph: Graph = trace(self.model, self.inputs)
+        self.plan = plan(self.model)
+
+    def apply(self) -> None:
+        self.graph.apply(self.plan, optimizer=self.optimizer, compensate=self.inputs)
+
+    def state(self) -> dict[str, Any]:
+        found = everything(self.model, self.optimizer, self.graph)
+        return {**found, "edits": self.graph.num_edits}
+
+
+def attention() -> Subject:
+    return Subject(
+        "attention",
+        lambda _: [
+            Mask("head.weight", keep=torch.arange(50).reshape(5, 10) % 2 > 0),
+            Shrink("qkv", remove=[0]),
+            Grow("embed", units=3),
+            Mask("out.weight", keep=torch.arange(104).reshape(13, 8) % 3 > 0),
+        ],
+    )
+
+
+def small() -> Subject:
+    return Subject(
+        "mlp",
+        lambda _: [
+            Shrink("0", remove=[0, 5]),
+            Grow("2", units=2),
+            Mask("2.weight", keep=torch.arange(110).reshape(11, 10) % 2 > 0),
+        ],
+    )
+
+
+@contextmanager
+def failing_call(number: int) -> Iterator[None]:
+    """The n-th assignment fails, before it has done anything."""
+    calls = itertools.count()
+
+    def failing(method: Any) -> Any:
+        def call(*args: Any) -> Any:
+            if next(calls) == number:
+                raise Planned
+            return method(*args)
+
+        return call
+
+    names = {n for n in vars(Transaction) if not n.startswith("_")} - {"roll_back", "forget"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(Transaction, name, failing(getattr(Transaction, name)))
+        yield
+
+
+@contextmanager
+def failing_operation(number: int) -> Iterator[None]:
+    """The n-th operation on tensors finds no memory."""
+
+    calls = itertools.count()
+
+    class Full(_DispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(
+            self,
+            func: Any,
+            types: Any,
+            args: Sequence[Any] = (),
+            kwargs: Mapping[str, Any] | None = None,
+        ) -> Any:
+            if next(calls) == number:
+                raise MemoryError("planned")
+            return func(*args, **(kwargs or {}))
+
+    with Full():
+        yield
+
+
+@contextmanager
+def interrupted_line(number: int, since: str = "") -> Iterator[None]:
+    """Ctrl-C before the n-th line that Python runs, in this library and in torch.
+
+    Args:
+        number: which line.
+        since: count from the first call of a function of this qualified name.
+    """
+    lines = itertools.count()
+    begun = not since
+
+    def on_event(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal begun
+        begun = begun or frame.f_code.co_qualname == since
+        if not begun:
+            return None
+        if event == "line" and next(lines) == number:
+            raise KeyboardInterrupt
+        return on_event
+
+    before = sys.gettrace()
+    sys.settrace(on_event)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def without_spent_modes(state: dict[str, Any]) -> dict[str, Any]:
+    """An interrupt within torch's own handling of modes leaves one on: it must do nothing."""
+    while _modes():
+        mode = _modes()[-1]
+        assert isinstance(mode, Observer)
+        assert not mode._names
+        leave: Any = _pop_mode
+        leave()
+    return {**state, "modes": []}
+
+
+def fails_at_every(
+    subject: Subject, fault: Callable[[int], Any], numbers: Iterator[int], act: Callable[[], None]
+) -> int:
+    """Let `act` fail ever later, until it succeeds; each time nothing may have changed.
+
+    Returns:
+        How often it failed.
+    """
+    before = subject.state()
+    for count, number in enumerate(numbers):
+        try:
+            with fault(number):
+                act()
+        # Torch's modes may trip over an interrupt within them, and so hide it.
+        except (Planned, MemoryError, KeyboardInterrupt, EditError):
+            now = without_spent_modes(subject.state())
+            if now["receipts"] != before["receipts"]:
+                return count  # at the very end: whole
+            assert_same(now, before)
+        else:
+            return count
+    raise AssertionError("it never succeeded")
+
+
+@pytest.mark.parametrize("make", [attention, small])
+@pytest.mark.parametrize("fault", [failing_call, failing_operation])
+def test_plan_that_fails_leaves_no_trace(make: Any, fault: Any) -> None:
+    subject = make()
+    assert fails_at_every(subject, fault, itertools.count(), subject.apply) > 20
+    step(subject.model, subject.inputs, subject.optimizer)
+
+
+@pytest.mark.parametrize("stride", [97, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [attention, small])
+def test_plan_that_is_interrupted_leaves_no_trace(make: Any, stride: int) -> None:
+    subject = make()
+    numbers = itertools.count(0, stride)
+    assert fails_at_every(subject, interrupted_line, numbers, subject.apply) > 10_000 / stride
+    step(subject.model, subject.inputs, subject.optimizer)
+
+
+@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.slow)])
+def test_interrupt_while_a_failed_plan_is_taken_back(stride: int) -> None:
+    subject = attention()
+    num_calls = fails_at_every(subject, failing_call, itertools.count(), subject.apply)
+    subject = attention()
+    before = subject.state()
+    for count in itertools.count():
+        # The last assignment of all fails, and Ctrl-C comes while the others are taken back.
+        with pytest.raises((Planned, KeyboardInterrupt)) as caught:  # noqa: SIM117
+            with (
+                failing_call(num_calls - 1),
+                interrupted_line(count * stride, since="Transaction.__exit__"),
+            ):
+                subject.apply()
+        assert_same(subject.state(), before)
+        if caught.type is Planned:
+            break
+    assert count > 300 / stride
+    subject.apply()
+
+
+@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.slow)])
+def test_undo_that_is_interrupted_is_done_or_not_begun(stride: int) -> None:
+    subject = attention()
+    for count in itertools.count():
+        before = subject.state()
+        subject.apply()
+        after, receipt = subject.state(), subject.graph.receipts[-1]
+        try:
+            with interrupted_line(count * stride):
+                receipt.undo()
+        except KeyboardInterrupt:
+            undone = not subject.graph.receipts
+            number = {"edits": subject.graph.num_edits}  # only makes new units differ
+            assert_same(subject.state(), {**(before if undone else after), **number})
+            if not undone:
+                receipt.undo()
+        else:
+            break
+        with pytest.raises(EditError, match="undone or committed"):
+            receipt.undo()
+    assert count > 300 / stride
