@@ -1,6 +1,7 @@
 """Costs computed from widths alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ class CostModel:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], record: Record, grouping: Grouping) -> None:
+        self._sizes: dict[int, _Size] = {}
         parameters = [n for n, t in tensors.items() if isinstance(t, nn.Parameter)]
         self._grouping = grouping
         self._flops = self._products(
@@ -56,38 +58,54 @@ class CostModel:
         return [record.parameter_ids[name, dim] for dim in dims]
 
     def _products(self, terms: Sequence[tuple[int, list[IntArray]]]) -> "_Products":
-        return _Products(terms, self._grouping)
+        return _Products(
+            [(coefficient, [self._size(ids) for ids in factors]) for coefficient, factors in terms],
+            num_groups=len(self._grouping.groups),
+        )
+
+    def _size(self, ids: IntArray) -> "_Size":
+        """The size of a dimension; many dimensions share their ids."""
+        known = self._sizes.get(id(ids))
+        if known is None:
+            groups = self._grouping.group_of[ids]
+            if len(groups) and bool((groups == groups[0]).all()):  # nearly always
+                found, counts = groups[:1], np.array([len(groups)])
+            else:
+                found, counts = np.unique(groups, return_counts=True)
+            per_unit = {
+                int(group): int(count) / self._grouping.groups[group].width
+                for group, count in zip(found, counts, strict=True)
+                if group >= 0
+            }
+            known = _Size(float(counts[found < 0].sum()), per_unit)
+            self._sizes[id(ids)] = known
+        return known
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A size that is affine in the widths: a constant, and so much per unit of each group."""
+
+    constant: float
+    per_unit: Mapping[int, float]
 
 
 class _Products:
-    """A sum of products of sizes, each size affine in the widths."""
+    """A sum of products of sizes."""
 
-    def __init__(self, terms: Sequence[tuple[int, Sequence[IntArray]]], grouping: Grouping) -> None:
+    def __init__(self, terms: Sequence[tuple[int, Sequence[_Size]]], num_groups: int) -> None:
         from scipy.sparse import csr_array
 
-        widths = np.array([g.width for g in grouping.groups], dtype=np.int64)
-        coefficients: list[float] = []
-        constants: list[float] = []
-        starts: list[int] = []
-        rows: list[int] = []
-        columns: list[int] = []
-        values: list[float] = []
-        for coefficient, factors in terms:
-            starts.append(len(constants))
-            coefficients.append(float(coefficient))
-            constants.append(1.0)  # a product without factors is its coefficient
-            for ids in factors:
-                groups, counts = np.unique(grouping.group_of[ids], return_counts=True)
-                fixed = groups < 0
-                rows += [len(constants)] * int((~fixed).sum())
-                columns += groups[~fixed].tolist()
-                values += (counts[~fixed] / widths[groups[~fixed]]).tolist()
-                constants.append(float(counts[fixed].sum()))
-        shape = (len(constants), len(widths))
-        self._per_unit = csr_array((values, (rows, columns)), shape=shape)
-        self._constant: FloatArray = np.array(constants)
-        self._starts = np.array(starts, dtype=np.int64)
-        self._coefficients: FloatArray = np.array(coefficients)
+        one = _Size(1.0, {})  # a product without factors is its coefficient
+        sizes = [size for _, factors in terms for size in (one, *factors)]
+        lengths = [1 + len(factors) for _, factors in terms]
+        self._starts = np.cumsum([0, *lengths[:-1]]) if terms else np.zeros(0, dtype=np.int64)
+        self._coefficients: FloatArray = np.array([float(c) for c, _ in terms])
+        self._constant: FloatArray = np.array([size.constant for size in sizes])
+        columns = [group for size in sizes for group in size.per_unit]
+        values = [value for size in sizes for value in size.per_unit.values()]
+        rows = np.cumsum([0, *(len(size.per_unit) for size in sizes)])
+        self._per_unit = csr_array((values, columns, rows), shape=(len(sizes), num_groups))
 
     def __call__(self, widths: FloatArray) -> int:
         if not len(self._starts):

@@ -8,6 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils._pytree import tree_map_only
 
 from dynopt_ray.structure.calls import Call
@@ -63,8 +67,10 @@ def shells(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], device: torch.device | str
 ) -> dict[str, Tensor]:
     """Tensors without content: of a new shape where `shapes` has one, else of their own."""
+    device = torch.device(device)
+    make = torch.empty if device.type == "meta" else torch.zeros
     return {
-        name: torch.zeros(tuple(shapes.get(name, t.shape)), dtype=t.dtype, device=device)
+        name: make(tuple(shapes.get(name, t.shape)), dtype=t.dtype, device=device)
         for name, t in tensors.items()
     }
 
@@ -113,21 +119,20 @@ def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
                 attributes[key] = known
 
     def enter(module: nn.Module, _: Any) -> None:
-        trace.running.append((names[module], module))
+        trace.running.append((names.get(module, ""), module))
 
-    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
         trace.running.pop()
-        call = Call(args, kwargs, output)
-        trace.calls.setdefault(names[module], []).append((call.passes_on, call.num_others))
+        if trace.record.with_costs:
+            call = Call(args, {}, output)
+            trace.calls.setdefault(names.get(module, ""), []).append(
+                (call.passes_on, call.num_others)
+            )
 
-    # Not hooks on all modules at once: torch never forgets that one of those took keywords.
+    # Without keywords: torch never forgets that a hook on all modules took them.
     handles = [
-        handle
-        for module in names
-        for handle in (
-            module.register_forward_pre_hook(enter, prepend=True),
-            module.register_forward_hook(leave, with_kwargs=True),
-        )
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave),
     ]
     try:
         yield

@@ -40,6 +40,7 @@ def trace_passes(
     heads: Heads,
     device: torch.device,
     pinned: Mapping[str, str] | None = None,
+    with_costs: bool = True,
 ) -> Passes:
     """Run the network under a trace in evaluation mode; what that leaves unused, in training mode.
 
@@ -50,11 +51,12 @@ def trace_passes(
         heads: what a unit of attention is.
         device: where it runs; "meta" computes shapes only.
         pinned: parameter name -> reason, for sizes that the caller wants fixed.
+        with_costs: whether to note what operations cost and which modules are blocks.
 
     Raises:
         Exception: whatever the network's own forward raises.
     """
-    record = Record({id(tensor): name for name, tensor in tensors.items()})
+    record = Record({id(tensor): name for name, tensor in tensors.items()}, with_costs)
     sizes = _run(model, inputs, tensors, record, heads, training=False)
     if any(t.ndim and name not in record.first_use for name, t in tensors.items()):
         # Auxiliary classifiers run in training mode only.

@@ -85,6 +85,8 @@ class Record:
     """Everything one pass says about a network's units."""
 
     names: dict[int, str]
+    with_costs: bool = True
+    """Whether work, bytes and blocks are noted too, not ties alone."""
     ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     pinned: list[tuple[IntArray, str]] = field(default_factory=list)
     mixed: list[IntArray] = field(default_factory=list)

@@ -92,6 +92,8 @@ class Surroundings:
         for module, attributes in self._attributes:
             _set_contents(vars(module), attributes)
         for module, key, live, kept in self._contents:
+            if not live and not kept:  # most hooks
+                continue
             if key not in _OF_EVERY_MODULE and _holds_tensor(live, kept):
                 self.caches.append((module, key))
             _set_contents(live, kept)

@@ -319,10 +319,13 @@ class Trace(TorchFunctionMode):
 
     def count(self, labels: Labels, sizes: Sequence[int]) -> None:
         """Note the multiply-adds of a product over a joint space of these sizes."""
-        self.record.work.append(_work(labels, sizes))
+        if self.record.with_costs:
+            self.record.work.append(_work(labels, sizes))
 
     def _note_made(self, out: Any, args: Any, kwargs: Any) -> None:
         """Note what an operation writes: views write nothing."""
+        if not self.record.with_costs:
+            return
         given = {t.untyped_storage()._cdata for t in tensors_in((args, kwargs))}
         for tensor in tensors_in(out):
             if tensor.untyped_storage()._cdata not in given:

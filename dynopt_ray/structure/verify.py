@@ -110,7 +110,12 @@ class Verifier:
         try:
             with attributes_changed(self._model, [*self._linked, *found], added):
                 seen = trace_passes(
-                    self._model, self._inputs, tensors, heads=self._heads, device=self._device
+                    self._model,
+                    self._inputs,
+                    tensors,
+                    heads=self._heads,
+                    device=self._device,
+                    with_costs=False,
                 )
         except Exception as error:
             # The network's own forward ran at a size it was not written for: anything may come.
