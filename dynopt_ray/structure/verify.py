@@ -26,7 +26,11 @@ from dynopt_ray.structure.passes import Passes, trace_passes
 from dynopt_ray.structure.record import Place
 from dynopt_ray.structure.tracing import Heads
 
-_MOST_CHOICES = 64
+_MOST_CHOICES = 16
+
+
+_Kind = tuple[type[nn.Module], str, int | None]
+"""An attribute of a class of modules."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,7 @@ class Verifier:
         self._tensors = tensors
         self._passes = passes
         self._heads: Heads = heads
+        self._unsolved: set[frozenset[_Kind]] = set()
         self._linked = linked(passes.record.links, passes.grouping)
 
     def verdict(self) -> Verdict:
@@ -77,16 +82,17 @@ class Verifier:
         fixed: dict[str, str] = {}
         searched: set[str] = set()
         while (outcome := self._attempt(pending, found)) and isinstance(outcome, str):
-            culprit = self._culprit(pending, found)
-            found = [a for a in found if culprit.name not in a.per_unit]
-            solution = None if culprit.name in searched else self._search(culprit, found)
-            searched.add(culprit.name)
-            if solution is None:
-                fixed[culprit.name] = str(self._attempt([culprit], []))
-                pending.remove(culprit)
-            else:
-                others = [g for g in pending if g.name not in searched]
+            culprits = self._culprits(pending, found, outcome)
+            for culprit, reason in culprits.items():
+                found = [a for a in found if culprit.name not in a.per_unit]
+                solution = None if culprit.name in searched else self._search(culprit, found)
+                searched.add(culprit.name)
+                if solution is None:
+                    fixed[culprit.name] = reason
+                    pending.remove(culprit)
+                    continue
                 found += solution
+                others = [g for g in pending if g.name not in searched and g not in culprits]
                 found += self._alike(solution, others, {a.place for a in found})
         runs = outcome if isinstance(outcome, dict) else {}
         groups = tuple(self._confirmed(group, runs[group.name], found) for group in pending)
@@ -146,23 +152,36 @@ class Verifier:
                         return f"at another width its units lie in another order in {s.parameter!r}"
         return None
 
-    def _culprit(self, groups: Sequence[WidthGroup], found: Sequence[Attribute]) -> WidthGroup:
-        """One group that makes the network fail, found by halving."""
-        while len(groups) > 1:
-            half = groups[: len(groups) // 2]
-            failed = isinstance(self._attempt(half, found), str)
-            groups = half if failed else groups[len(half) :]
-        return groups[0]
+    def _culprits(
+        self, groups: Sequence[WidthGroup], found: Sequence[Attribute], reason: str
+    ) -> dict[WidthGroup, str]:
+        """The groups that make the network fail and how, found by halving.
+
+        Where the halves fail only together, one of the second half.
+        """
+        if len(groups) == 1:
+            return {groups[0]: reason}
+        half = len(groups) // 2
+        culprits: dict[WidthGroup, str] = {}
+        for part in (groups[:half], groups[half:]):
+            outcome = self._attempt(part, found)
+            if isinstance(outcome, str):
+                culprits |= self._culprits(part, found, outcome)
+        return culprits or {groups[-1]: reason}
 
     def _search(self, group: WidthGroup, found: Sequence[Attribute]) -> list[Attribute] | None:
         """The smallest choice of attributes with which the network runs."""
         known = {a.place for a in (*self._linked, *found)}
         free = [a for a in candidates(self._model, group) if a.place not in known]
+        kinds = frozenset(map(self._kind, free))
+        if kinds in self._unsolved:
+            return None
         sizes = range(len(free) + 1)
         choices = itertools.chain.from_iterable(itertools.combinations(free, n) for n in sizes)
         for choice in itertools.islice(choices, _MOST_CHOICES):
             if isinstance(self._attempt([group], choice), dict):
                 return list(choice)
+        self._unsolved.add(kinds)
         return None
 
     def _alike(
@@ -176,7 +195,7 @@ class Verifier:
                 alike.setdefault(attribute.place, attribute)
         return list(alike.values())
 
-    def _kind(self, attribute: Attribute) -> tuple[type[nn.Module], str, int | None]:
+    def _kind(self, attribute: Attribute) -> _Kind:
         module = self._model.get_submodule(attribute.module)
         return type(module), attribute.name, attribute.index
 

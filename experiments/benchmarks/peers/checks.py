@@ -118,6 +118,8 @@ def grown_and_back(
     state = copy.deepcopy(graph.model.state_dict())
     widths = graph.widths
     exact = [group for group in graph if group.exact_growth]
+    if not exact:
+        return {}
     graph.apply([Grow(group.name, units=group.step) for group in exact])
     grown = change(run(), before)
     graph.apply([Shrink(g.name, keep=range(widths[g.name])) for g in exact])
@@ -126,7 +128,7 @@ def grown_and_back(
     return {"grow": grown, "back": change(run(), before), "same_state": same}
 
 
-def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float:
+def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float | None:
     """Zero what reads one unit of each group, then remove these units."""
     state = copy.deepcopy(graph.model.state_dict())
     tensors = graph.tensors()
@@ -139,6 +141,8 @@ def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float:
                 for s in readers:
                     tensors[s.parameter].index_fill_(s.dim, s.positions[unit], 0.0)
                 plan.append(Shrink(group.name, remove=[unit]))
+    if not plan:
+        return None
     silent = run()
     graph.apply(plan)
     result = change(run(), silent)
