@@ -128,7 +128,7 @@ class CostModel:
             [(1, self._dims(record, name, tensors[name])) for name in parameters]
         )
         self._bytes = self._products(
-            [(t.element_size(), self._dims(record, n, t)) for n, t in tensors.items()]
+            [_bytes(t, self._dims(record, n, t)) for n, t in tensors.items()]
         )
 
     def cost(self, widths: Sequence[int], nonzero: int | None = None) -> Cost:
@@ -145,6 +145,11 @@ class CostModel:
 
     def _products(self, terms: Sequence[tuple[int, list[IntArray]]]) -> "_Products":
         return _Products(terms, self._grouping)
+
+
+def _bytes(tensor: Tensor, dims: list[IntArray]) -> tuple[int, list[IntArray]]:
+    """What a tensor takes up, as a product; one that nobody's units lie along never changes."""
+    return tensor.element_size() * (1 if dims else tensor.numel()), dims
 
 
 class _Products:

@@ -86,7 +86,7 @@ def undisturbed(
     finally:
         for place, (value, content) in contents.items():
             if isinstance(value, dict) and any(
-                isinstance(value[key], Tensor) for key in value.keys() - content.keys()
+                isinstance(entry, Tensor) and key not in content for key, entry in value.items()
             ):
                 kept.append(place)
             _refill(value, content)

@@ -15,7 +15,7 @@ from dynopt_ray.structure.cost import Cost, CostModel, count_nonzero
 from dynopt_ray.structure.edits import Edit
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.structure.groups import WidthGroup, producer_name
-from dynopt_ray.structure.passes import trace_at_own_sizes
+from dynopt_ray.structure.passes import trace_at_own_sizes, unused
 from dynopt_ray.structure.record import Consumer, Record
 from dynopt_ray.structure.tracing import Heads
 from dynopt_ray.structure.verify import Verifier
@@ -221,9 +221,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _warn_of_other_ways(record: Record, tensors: Mapping[str, Tensor]) -> None:
-    missed = [
-        name for name, tensor in tensors.items() if tensor.ndim and name not in record.first_use
-    ]
+    missed = unused(record, tensors)
     if record.by_value and missed:
         modules = ", ".join(dict.fromkeys(map(producer_name, missed)))
         warnings.warn(

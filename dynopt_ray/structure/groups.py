@@ -14,6 +14,9 @@ _LAYER_PARAMETER = re.compile(
     r"((in|[qkv])_proj_)?(weight|bias)(_(ih|hh|hr)_l\d+(_reverse)?|_[kv])?"
 )
 
+# What torch's parametrizations (weight norm) put in a weight's place.
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
+
 
 @dataclass(frozen=True, eq=False)
 class Slice:
@@ -71,5 +74,6 @@ def contiguous_runs(positions: Tensor) -> tuple[int, ...]:
 
 def producer_name(parameter: str) -> str:
     """The module that owns a weight or bias of torch's names; otherwise the parameter itself."""
+    parameter = _PARAMETRIZED.sub(r"\1", parameter)
     module, _, name = parameter.rpartition(".")
     return module if module and _LAYER_PARAMETER.fullmatch(name) else parameter

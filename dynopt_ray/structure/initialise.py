@@ -1,7 +1,6 @@
 """How the weights of new units start."""
 
 import contextlib
-import copy
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -33,7 +32,9 @@ def fresh_tensors(
         old: own tensor name -> tensor as it is.
         seed: makes the draw repeatable.
     """
-    shell = copy.copy(module)
+    # Not `copy.copy`, which parametrised modules refuse.
+    shell = object.__new__(type(module))
+    shell.__dict__.update(vars(module))
     filled = {
         name: torch.full(tuple(shape), torch.nan, dtype=old[name].dtype, device=old[name].device)
         if old[name].is_floating_point()

@@ -28,10 +28,10 @@ def scaled_dot_product_attention(
             if query.ndim - 1 in label.dims:
                 trace.mix(label.ids)
     if attn_mask is not None and attn_mask.ndim > 2:
-        label = covering(trace.labels(attn_mask), attn_mask.ndim - 3)
-        if label is not None and attn_mask.shape[-3] == 1 == query.shape[-3]:
+        mask = covering(trace.labels(attn_mask), attn_mask.ndim - 3)
+        if mask is not None and attn_mask.shape[-3] == 1 == query.shape[-3]:
             # With more of it than there are heads, the operation runs on some devices only.
-            trace.pin(label.ids, "one mask for all heads")
+            trace.pin(mask.ids, "one mask for all heads")
     with trace:
         if enable_gqa:
             times = query.shape[-3] // key.shape[-3]

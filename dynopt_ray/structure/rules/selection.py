@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dynopt_ray.structure.counts import Size
 from dynopt_ray.structure.labels import Label, Labels, along, covering, renumbered
 from dynopt_ray.structure.tracing import Trace, rule, tensors_in
 
@@ -70,7 +71,9 @@ def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: i
     for part, size in zip(out, asked, strict=False):
         stop = start + part.shape[dim]
         labels = _sliced(trace, trace.labels(input), dim, slice(start, stop))
-        _counted_along(trace, labels, dim, size)
+        # Of a size that was divided, all parts together are the whole.
+        whole = isinstance(size, Size) and size.divisor == len(out)
+        _counted_along(trace, trace.labels(input) if whole else labels, dim, size)
         trace.set(part, labels)
         start = stop
 
@@ -184,7 +187,7 @@ def _indexed_by_tensors(trace: Trace, input: Tensor, items: Sequence[Any], out_n
             trace.pin(label.ids, "indexed by a tensor")
         else:
             kept.append(label)
-    return renumbered(kept, position)
+    return renumbered(tuple(kept), position)
 
 
 def _dims_taken(item: Any) -> int:

@@ -245,8 +245,8 @@ def _join(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Labels:
         return ()
     given = [label for label in labels if label is not None]
     if len(given) < len(labels) and all(label.ids.size == 1 for label in given):
-        for label in given:  # a class token in front of others
-            trace.pin(label.ids, "it is put beside data without units")
+        for alone in given:  # a class token in front of others
+            trace.pin(alone.ids, "it is put beside data without units")
         return ()
     parts = []
     for tensor, label in zip(tensors, labels, strict=True):
