@@ -136,7 +136,8 @@ class HeadsInBatch(_Heads):
     def forward(self, x: Tensor) -> Tensor:
         mask = torch.ones(x.shape[:2], device=x.device)
         x = x * mask[..., None]
-        q, k, v = (part.reshape(-1, x.shape[1], self.head_dim) for part in self.split(x))
+        shape = (len(x) * self.num_heads, x.shape[1], self.head_dim)
+        q, k, v = (part.reshape(shape) for part in self.split(x))
         scores = torch.bmm(q, k.transpose(1, 2)).view(len(x), -1, x.shape[1], x.shape[1])
         weights = scores.masked_fill(~mask[:, None, None].bool(), -1e9).softmax(-1)
         mixed = torch.bmm(weights.view(-1, x.shape[1], x.shape[1]), v)

@@ -183,6 +183,8 @@ def test_never_guesses(operation: Callable[[Tensor], Tensor], reason: str) -> No
             (x[:, None] @ torch.ones(4, x.shape[1], x.shape[1], device=x.device))[:, 0] * 0 + x
         ),
         lambda x: F.pad(x, (0, 0)),
+        lambda x: x.T[None].unfold(2, 2, 1).mean((0, 2, 3)) + x,
+        lambda x: F.fold(F.unfold(x[..., None, None], 3, padding=1), 1, 3, padding=1)[..., 0, 0],
         lambda x: x.clone().mul_(2).relu_(),
         lambda x: F.normalize(x, dim=-1),
     ],

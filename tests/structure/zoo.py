@@ -225,6 +225,24 @@ class Ghost(nn.Module):
         return out
 
 
+class Selective(nn.Module):
+    """Paths of different kernels, weighted channel by channel (SKNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_channels = 6
+        self.paths = nn.ModuleList(nn.Conv2d(3, 6, k, padding=k // 2) for k in (1, 3))
+        self.reduce, self.select = nn.Linear(6, 4), nn.Linear(4, 12)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([path(x) for path in self.paths], 1)
+        weights = self.select(torch.tanh(self.reduce(y.sum(1).mean((2, 3)))))
+        weights = weights.view(len(x), 2, self.num_channels, 1, 1).softmax(1)
+        out: Tensor = self.head((y * weights).sum(1).mean((2, 3)))
+        return out
+
+
 class Causal(nn.Module):
     """Depthwise over time with a kernel taken out of its layer (Mamba)."""
 
@@ -328,6 +346,7 @@ NETWORKS: dict[str, Sample] = {
     "heads_in_batch": Sample(attentive.HeadsInBatch, _tokens, {"q": 3}),
     "class_token": Sample(attentive.ClassToken, _tokens, {"embed": 10, "hidden": 8}),
     "ghost": Sample(Ghost, _image, {"primary": 6}),
+    "selective": Sample(Selective, _image, {"paths.0": 6, "reduce": 4}),
     "causal": Sample(Causal, _tokens, {"embed": 6, "mix": 8}),
     "decoder": Sample(_decoder, _image, {"0": 8, "2": 3, "4": 2}),
 }

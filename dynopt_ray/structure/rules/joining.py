@@ -1,6 +1,6 @@
 """What happens where several tensors meet: elementwise, in products and in sums."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -88,12 +88,13 @@ def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Lab
             label = _apart(label, repeated)
             (label,) = renumbered((label,), dims)
             plain = _plain_dims(trace, label, operands, sizes)
-            if label.dims[0] in plain:
+            if plain.issuperset(label.dims):
                 trace.pin(label.ids, "combined with data that has no units along this dimension")
                 continue
             for axis, dim in enumerate(label.dims):
-                if dim in plain:  # rotary angles: the coordinates of each head stay as they are
+                if dim in plain:  # rotary angles: the coordinates of each head stay together
                     trace.tie(label.ids, label.ids.take([0], axis=axis))
+            label = _apart(label, plain)
             result = _merge(trace, result, label, sizes)
     return tuple(result)
 
@@ -114,8 +115,8 @@ def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
     return rest if left is None else (*rest, left)
 
 
-def _apart(label: Label, dims: Sequence[int]) -> Label:
-    """The label without dimensions of size 1 (one value for each head)."""
+def _apart(label: Label, dims: Collection[int]) -> Label:
+    """The label without dimensions along which its units do not differ."""
     kept = tuple(d for d in label.dims if d not in dims)
     return label if len(kept) == len(label.dims) else Label(kept, along(label, *kept))
 
