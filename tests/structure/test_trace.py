@@ -398,3 +398,52 @@ def test_copies_of_sizes_are_plain_numbers() -> None:
 
     trace(_Through(keep), torch.randn(4, 3))
     assert {type(copy.deepcopy(size)) for size in kept} == {int}
+
+
+class _Aligned(nn.Module):
+    """An operation that wants widths in multiples of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.shape[1] % 4:
+            raise ValueError("rows must be aligned")
+        out: Tensor = self.second(x)
+        return out
+
+
+def test_groups_that_run_at_some_widths_only_have_a_step() -> None:
+    graph = trace(_Aligned(), torch.randn(4, 3))
+    assert graph["first"].step == 4
+    with pytest.raises(EditError, match="in steps of 4"):
+        graph.apply([Grow("first", units=2)])
+    graph.apply([Grow("first", units=4)])
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this torch has no such product")
+def test_experts_share_their_widths() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 8)
+            self.up = nn.Parameter(torch.randn(2, 8, 12))
+            self.down = nn.Parameter(torch.randn(2, 12, 8))
+            self.second = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+            hidden = torch._grouped_mm(self.first(x), self.up, offs=ends)
+            hidden = torch._grouped_mm(hidden.relu(), self.down, offs=ends)
+            out: Tensor = self.second(hidden)
+            return out
+
+    inputs = (torch.randn(4, 3), torch.tensor([1, 4], dtype=torch.int32))
+    model = Experts()
+    before = model(*inputs)
+    graph = trace(model, inputs)
+    assert graph.widths == {"first": 8, "up": 12, "down": 8}
+    assert {group.step for group in graph} == {4}
+    graph.apply([Grow(group.name, units=4) for group in graph])
+    torch.testing.assert_close(model(*inputs), before)

@@ -136,7 +136,7 @@ def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float | Non
     with torch.no_grad():
         for group in graph:
             readers = [s for s in group.slices if s.role == "in"]
-            if group.exact_growth and readers and group.width > 1:
+            if group.exact_growth and readers and group.width > group.step == 1:
                 unit = group.width // 2
                 for s in readers:
                     tensors[s.parameter].index_fill_(s.dim, s.positions[unit], 0.0)
@@ -152,8 +152,9 @@ def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float | Non
 
 
 def halves(graph: Graph) -> list[Edit]:
-    """Half of every group."""
-    return [Shrink(g.name, remove=range(g.width // 2)) for g in graph if g.width > 1]
+    """Half of every group, as nearly as its step allows."""
+    gone = {group.name: group.width // 2 // group.step * group.step for group in graph}
+    return [Shrink(name, remove=range(units)) for name, units in gone.items() if units]
 
 
 def trains(model: nn.Module, inputs: Inputs) -> bool:
