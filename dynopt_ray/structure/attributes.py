@@ -75,7 +75,8 @@ def _per_unit(ids: IntArray, grouping: Grouping) -> dict[str, int]:
     for index in np.unique(group_of[group_of >= 0]).tolist():
         group = grouping.groups[index]
         times = np.bincount(unit_of[group_of == index], minlength=group.width)
-        if bool((times != times[0]).any()):
+        # Of a unit that stands alone, nobody knows whether these are units or its coordinates.
+        if bool((times != times[0]).any()) or group.width == 1 < times[0]:
             return {}
         per_unit[group.name] = int(times[0])
     return per_unit

@@ -33,7 +33,7 @@ class CostModel:
             [(1, self._dims(record, name, tensors[name])) for name in parameters]
         )
         self._bytes = self._products(
-            [(t.element_size(), self._dims(record, n, t)) for n, t in tensors.items()]
+            [_bytes(t, self._dims(record, n, t)) for n, t in tensors.items()]
         )
         self._made = record.made
         self._traffic: _Products | None = None
@@ -80,6 +80,11 @@ class CostModel:
             known = _Size(float(counts[found < 0].sum()), per_unit)
             self._sizes[id(ids)] = known
         return known
+
+
+def _bytes(tensor: Tensor, dims: list[IntArray]) -> tuple[int, list[IntArray]]:
+    """What a tensor takes up, as a product; one that nobody's units lie along never changes."""
+    return tensor.element_size() * (1 if dims else tensor.numel()), dims
 
 
 @dataclass(frozen=True)

@@ -100,19 +100,58 @@ class Kept(Size):
 
     Attributes:
         place: the module's dotted name, the attribute, and which entry of it or None.
+        value: of the attribute.
+        times: what it has been multiplied by, as in `batch * heads`.
+        less: what has been subtracted from it, as in `dim - part`.
     """
 
     place: Place
+    value: int
+    times: int
+    less: int
 
-    def __new__(cls, value: int, place: Place, record: Record, divisor: int = 1) -> "Kept":
-        """The value of the attribute, divided."""
-        self = super().__new__(cls, value // divisor)
-        self.place, self.record, self.divisor = place, record, divisor
+    def __new__(
+        cls,
+        value: int,
+        place: Place,
+        record: Record,
+        *,
+        divisor: int = 1,
+        times: int = 1,
+        less: int = 0,
+    ) -> "Kept":
+        """The value of the attribute after one kind of arithmetic."""
+        self = super().__new__(cls, value // divisor * times - less)
+        self.place, self.record, self.value = place, record, value
+        self.divisor, self.times, self.less = divisor, times, less
         return self
+
+    @property
+    def whole(self) -> "Kept":
+        """The attribute's value itself."""
+        return Kept(self.value, self.place, self.record)
+
+    def __floordiv__(self, other: Any) -> Any:
+        divides = self.times == 1 and not self.less
+        return super().__floordiv__(other) if divides else int(self) // other
+
+    def __mul__(self, other: Any) -> Any:
+        if self.less:
+            return int(self) * other
+        if type(other) is int and other > 0 and self.divisor == 1:
+            return Kept(self.value, self.place, self.record, times=self.times * other)
+        return super().__mul__(other) if self.times == 1 else int(self) * other
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other: Any) -> Any:
+        if isinstance(other, int) and int(self) == self.value:
+            return Kept(self.value, self.place, self.record, less=int(other))
+        return int(self) - other
 
     def divided(self, divisor: int) -> "Kept":
         """See `Size`."""
-        return Kept(self.undivided, self.place, self.record, divisor)
+        return Kept(self.value, self.place, self.record, divisor=divisor)
 
     def as_value(self) -> int:
         """See `Size`."""

@@ -17,7 +17,7 @@ from dynopt_ray.structure.edits import Edit
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.structure.groups import WidthGroup, producer_name
 from dynopt_ray.structure.optimizer_state import Optimizers
-from dynopt_ray.structure.passes import Passes, trace_at_own_sizes
+from dynopt_ray.structure.passes import Passes, trace_at_own_sizes, unused
 from dynopt_ray.structure.record import Consumer, Record
 from dynopt_ray.structure.tracing import Heads
 from dynopt_ray.structure.transaction import Transaction
@@ -282,9 +282,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _warn_of_other_ways(record: Record, tensors: Mapping[str, Tensor]) -> None:
-    missed = [
-        name for name, tensor in tensors.items() if tensor.ndim and name not in record.first_use
-    ]
+    missed = unused(record, tensors)
     if record.by_value and missed:
         modules = ", ".join(dict.fromkeys(map(producer_name, missed)))
         warnings.warn(

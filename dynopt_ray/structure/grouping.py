@@ -97,6 +97,9 @@ def _merged(record: Record) -> IntArray:
     while True:
         ties = [tie for ids in record.factors for tie in _rectangular(component, ids)]
         ties += _counted_alike(component, record.links)
+        for ids, others in record.counted:
+            if not np.isin(component[ids], component[others]).all():
+                ties.append((ids, others))
         if not ties:
             record.ties.clear()  # most of a record; nobody asks again
             return component

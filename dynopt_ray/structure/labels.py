@@ -106,7 +106,7 @@ def _reshaped(
     kept = {d for o, n in touched for d in _overlapping(label, o, n, old, new)}
     for axis, dim in reversed(list(enumerate(new_dims))):
         first = ids.take([0], axis=axis)
-        if dim not in kept or (len(kept) > 1 and new[dim] > 1 and bool((ids == first).all())):
+        if dim not in kept or (len(kept) > 1 and bool((ids == first).all())):
             kept.discard(dim)
             ids = first.squeeze(axis)
     return Label(tuple(sorted(kept)), ids)

@@ -1,5 +1,6 @@
 """The traced passes of one network, and what they say together."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +59,11 @@ def trace_passes(
     """
     record = Record({id(tensor): name for name, tensor in tensors.items()}, with_costs)
     sizes = _run(model, inputs, tensors, record, heads, training=False)
-    if any(t.ndim and name not in record.first_use for name, t in tensors.items()):
-        # Auxiliary classifiers run in training mode only.
+    if unused(record, tensors):
+        # Auxiliary classifiers run in training mode only; what they cost and read is not asked.
+        work, consumers = [*record.work], {n: [*uses] for n, uses in record.consumers.items()}
         sizes += _run(model, inputs, tensors, record, heads, training=True)
+        record.work, record.consumers = work, defaultdict(list, consumers)
     for name, reason in (pinned or {}).items():
         record.pinned.append((record.parameter_ids[name, 0], reason))
     for ids in record.normed:
@@ -68,6 +71,15 @@ def trace_passes(
             record.mixed.append(ids)
     record.mixed += [link.ids for link in record.links if link.place in record.valued]
     return Passes(record, group_units(record), sizes, device)
+
+
+def unused(record: Record, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Parameters and buffers with a width that the pass did not reach."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.ndim and tensor.is_floating_point() and name not in record.first_use
+    ]
 
 
 def trace_at_own_sizes(

@@ -90,6 +90,8 @@ class Record:
     ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     pinned: list[tuple[IntArray, str]] = field(default_factory=list)
     mixed: list[IntArray] = field(default_factory=list)
+    counted: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    """Units of which there are as many as of others: tied, unless they are these very units."""
     normed: list[IntArray] = field(default_factory=list)
     """Units whose weights are normalised over them: none shows that has no weights."""
     factors: list[IntArray] = field(default_factory=list)

@@ -352,8 +352,10 @@ class Trace(TorchFunctionMode):
 
     def counts(self, size: Any, ids: IntArray) -> None:
         """This many units were asked for: a number that a module keeps follows them."""
-        if isinstance(size, Kept) and size.undivided == ids.size:
-            self.record.links.append(Link(size.place, ids.ravel()))
+        if isinstance(size, Kept) and not size.less and size.value * size.times == ids.size:
+            rows = ids.reshape(size.times, -1)
+            if bool((rows == rows[0]).all()):
+                self.record.links.append(Link(size.place, rows[0]))
 
 
 def _work(labels: Labels, sizes: Sequence[int]) -> Work:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.structure import attentive
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -128,30 +130,6 @@ class Attention(nn.Module):
         return out
 
 
-class Coincidence(nn.Module):
-    """Several attributes hold the same number, each for another reason (GPT-2)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed_dim = self.split_size = 12
-        self.num_heads, self.num_layers, self.head_dim = 3, 3, 4
-        self.embed = nn.Linear(7, 12)
-        self.into, self.out = nn.Parameter(torch.randn(12, 36) / 3), nn.Linear(12, 12)
-        self.shift = nn.Parameter(torch.randn(36))
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        flat = torch.addmm(self.shift, x.view(-1, self.embed_dim), self.into)
-        parts = torch.split(flat.view(*x.shape[:2], -1), self.split_size, dim=2)
-        shape = (*x.shape[:2], self.num_heads, self.split_size // self.num_heads)
-        query, key, value = (part.view(shape).transpose(1, 2) for part in parts)
-        weights = (query @ key.transpose(-2, -1) * self.num_layers**-0.5).softmax(-1)
-        mixed = (weights @ value).transpose(1, 2).flatten(2)
-        out: Tensor = self.head(x + self.out(mixed)).mean(1)
-        return out
-
-
 class Text(nn.Module):
     """An embedding, gated linear units from one fused layer, tokens averaged."""
 
@@ -231,8 +209,64 @@ class Recurrent(nn.Module):
         return out
 
 
+class Ghost(nn.Module):
+    """Cheap copies of half the channels, cut to a number that the module keeps (GhostNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out_channels = 12
+        self.primary, self.cheap = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.primary(x))
+        x = torch.cat([x, F.relu(self.cheap(x))], 1)[:, : self.out_channels]
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+class Selective(nn.Module):
+    """Paths of different kernels, weighted channel by channel (SKNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_channels = 6
+        self.paths = nn.ModuleList(nn.Conv2d(3, 6, k, padding=k // 2) for k in (1, 3))
+        self.reduce, self.select = nn.Linear(6, 4), nn.Linear(4, 12)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([path(x) for path in self.paths], 1)
+        weights = self.select(torch.tanh(self.reduce(y.sum(1).mean((2, 3)))))
+        weights = weights.view(len(x), 2, self.num_channels, 1, 1).softmax(1)
+        out: Tensor = self.head((y * weights).sum(1).mean((2, 3)))
+        return out
+
+
+class Causal(nn.Module):
+    """Depthwise over time with a kernel taken out of its layer (Mamba)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(7, 6)
+        self.conv = nn.Conv1d(6, 6, 3, groups=6)
+        self.mix = nn.Conv1d(6, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.embed(x)).transpose(1, 2)
+        kernel = self.conv.weight.squeeze(1)
+        x = F.conv1d(F.pad(x, (2, 0)), kernel.unsqueeze(1), self.conv.bias, groups=x.shape[1])
+        out: Tensor = self.head(F.relu(self.mix(F.relu(x))).mean(2))
+        return out
+
+
 def _image() -> Tensor:
     return torch.randn(4, 3, 8, 8)
+
+
+def _tokens() -> Tensor:
+    return torch.randn(4, 5, 7)
 
 
 def _mlp() -> nn.Module:
@@ -298,12 +332,22 @@ NETWORKS: dict[str, Sample] = {
     "series": Sample(_series, lambda: torch.randn(4, 3, 16), {"0": 8, "3": 6}),
     "sizes": Sample(Sizes, _image, {"conv": 4}),
     "attention": Sample(Attention, lambda: torch.randn(4, 5, 7), {"embed": 10, "qkv": 3}),
-    "coincidence": Sample(Coincidence, lambda: torch.randn(4, 5, 7), {"embed": 12, "into": 3}),
     "text": Sample(Text, lambda: torch.randint(0, 20, (4, 6)), {"embedding": 6, "fused": 8}),
     "product": Sample(Product, lambda: torch.randn(4, 7), {"hidden": 12, "middle": 6}),
     "per_head": Sample(PerHead, lambda: torch.randn(4, 5, 7), {"into": 3, "into#2": 4, "out": 6}),
     "flash": Sample(Flash, lambda: torch.randn(4, 5, 10), {"q": 3}),
     "recurrent": Sample(Recurrent, lambda: torch.randn(4, 6, 7), {"embed": 6, "lstm": 8}),
+    "coincidence": Sample(attentive.Coincidence, _tokens, {"embed": 12, "into": 3}),
+    "one_setting": Sample(attentive.OneSetting, _tokens, {"first": 3}),
+    "bias_table": Sample(attentive.BiasTable, _tokens, {"q": 3}),
+    "rotary": Sample(attentive.Rotary, _tokens, {"q": 3}),
+    "along_channels": Sample(attentive.AlongChannels, _tokens, {"q": 3}),
+    "linear_attention": Sample(attentive.Linear, _tokens, {"q": 3}),
+    "heads_in_batch": Sample(attentive.HeadsInBatch, _tokens, {"q": 3}),
+    "class_token": Sample(attentive.ClassToken, _tokens, {"embed": 10, "hidden": 8}),
+    "ghost": Sample(Ghost, _image, {"primary": 6}),
+    "selective": Sample(Selective, _image, {"paths.0": 6, "reduce": 4}),
+    "causal": Sample(Causal, _tokens, {"embed": 6, "mix": 8}),
     "decoder": Sample(_decoder, _image, {"0": 8, "2": 3, "4": 2}),
 }
 """Every growth in these is exact: none normalises over a width."""

@@ -88,6 +88,7 @@ def grouped_matmul(
     if one.ndim == 2 and other.ndim == 3:
         with trace:
             matrix = other[0]
+        trace.pin_picked(matrix)
         matmul(trace, out, one, matrix)
     else:
         for tensor in (one, other):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dynopt_ray.structure.labels import IntArray, covering
 from dynopt_ray.structure.record import Role
-from dynopt_ray.structure.tracing import Trace, rule
+from dynopt_ray.structure.tracing import Trace, keeps_zeros, rule
 
 
 @rule("batch_norm", "instance_norm")
@@ -87,12 +87,16 @@ def group_norm(
     trace.set(out, trace.labels(input))
 
 
+keeps_zeros("_weight_norm")
+
+
 @rule("_weight_norm")
 def weight_norm(trace: Trace, out: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> None:
     """A direction over its length, times a length of its own for each coordinate of `dim`."""
     dim %= v.ndim
     trace.use(v)
     trace.use(g, *["scale" if d == dim else None for d in range(g.ndim)])
+    trace.hide(g, [d for d in range(g.ndim) if d != dim])
     for label in trace.labels(v):
         if label.dims == (dim,):
             trace.match(g, dim, label.ids)

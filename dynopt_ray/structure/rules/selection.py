@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dynopt_ray.structure.counts import Kept, Size
 from dynopt_ray.structure.labels import Label, Labels, along, covering, renumbered
 from dynopt_ray.structure.tracing import Trace, rule, tensors_in
 
@@ -70,7 +71,11 @@ def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: i
     for part, size in zip(out, asked, strict=False):
         stop = start + part.shape[dim]
         labels = _sliced(trace, trace.labels(input), dim, slice(start, stop))
-        _counted_along(trace, labels, dim, size)
+        # Of a size that was divided, all parts together are the whole.
+        whole = isinstance(size, Size) and size.divisor == len(out)
+        _counted_along(trace, trace.labels(input) if whole else labels, dim, size)
+        if isinstance(size, Kept) and size.less:
+            _counted_along(trace, trace.labels(input), dim, size.whole)
         trace.set(part, labels)
         start = stop
 
@@ -86,15 +91,37 @@ def unbind(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int = 0) -> 
 
 
 @rule("unfold")
-def unfold(trace: Trace, out: Tensor, input: Tensor, dimension: int, size: int, step: int) -> None:
-    """Windows along a dimension; their coordinates lie along a new last one."""
-    del size, step
+def unfold(trace: Trace, out: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Windows along one dimension, or each channel's windows over space (`F.unfold`)."""
     trace.use(input)
-    labels = trace.labels(input)
-    label = covering(labels, dimension % input.ndim)
-    if label is not None:
-        trace.pin(label.ids, "cut into windows")
-    trace.set(out, tuple(other for other in labels if other is not label))
+    windows = out.ndim == input.ndim + 1
+    dims = {kwargs.get("dimension", [*args, 0][0]) % input.ndim} if windows else {2, 3}
+    kept: list[Label] = []
+    for label in trace.labels(input):
+        if dims.intersection(label.dims):
+            trace.pin(label.ids, "cut into windows")
+        elif not windows and label.dims == (1,):
+            kept.append(Label((1,), label.ids.repeat(out.shape[1] // input.shape[1])))
+        else:
+            kept.append(label)
+    trace.set(out, tuple(kept))
+
+
+@rule("fold")
+def fold(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Each channel's windows over space, added up."""
+    trace.use(input)
+    kept: list[Label] = []
+    for label in trace.labels(input):
+        if label.dims == (1,):
+            rows = label.ids.reshape(out.shape[1], -1)
+            trace.tie(rows, rows[:, :1])
+            kept.append(Label((1,), rows[:, 0]))
+        elif label.dims == (0,):
+            kept.append(label)
+        else:
+            trace.pin(label.ids, "cut into windows")
+    trace.set(out, tuple(kept))
 
 
 @rule("index_select", "gather", "take_along_dim", "flip", "roll", "topk", "sort")

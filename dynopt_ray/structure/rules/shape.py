@@ -243,6 +243,11 @@ def _join(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Labels:
     dims = tuple(sorted({d for label in labels if label is not None for d in label.dims}))
     if not dims:
         return ()
+    given = [label for label in labels if label is not None]
+    if len(given) < len(labels) and all(label.ids.size == 1 for label in given):
+        for alone in given:  # a class token in front of others
+            trace.pin(alone.ids, "it is put beside data without units")
+        return ()
     parts = []
     for tensor, label in zip(tensors, labels, strict=True):
         if label is None:

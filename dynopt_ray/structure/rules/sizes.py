@@ -27,7 +27,10 @@ def counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
         elif label is not None and np.isin(label.ids, size.ids).all():
             continue
         elif size.divisor == 1:
-            trace.match(out, dim, size.ids)
+            if label is None or len(label.dims) > 1:
+                trace.match(out, dim, size.ids)
+            else:
+                trace.record.counted.append((label.ids, size.ids))
         elif label is not None:
             _tie_factors(trace, out, label, dim, size)
 

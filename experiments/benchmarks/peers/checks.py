@@ -118,6 +118,8 @@ def grown_and_back(
     state = copy.deepcopy(graph.model.state_dict())
     widths = graph.widths
     exact = [group for group in graph if group.exact_growth]
+    if not exact:
+        return {}
     graph.apply([Grow(group.name, units=group.step) for group in exact])
     grown = change(run(), before)
     graph.apply([Shrink(g.name, keep=range(widths[g.name])) for g in exact])
@@ -126,7 +128,7 @@ def grown_and_back(
     return {"grow": grown, "back": change(run(), before), "same_state": same}
 
 
-def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float:
+def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float | None:
     """Zero what reads one unit of each group, then remove these units."""
     state = copy.deepcopy(graph.model.state_dict())
     tensors = graph.tensors()
@@ -134,11 +136,13 @@ def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float:
     with torch.no_grad():
         for group in graph:
             readers = [s for s in group.slices if s.role == "in"]
-            if group.exact_growth and readers and group.width > 1:
+            if group.exact_growth and readers and group.width > group.step == 1:
                 unit = group.width // 2
                 for s in readers:
                     tensors[s.parameter].index_fill_(s.dim, s.positions[unit], 0.0)
                 plan.append(Shrink(group.name, remove=[unit]))
+    if not plan:
+        return None
     silent = run()
     graph.apply(plan)
     result = change(run(), silent)
@@ -148,8 +152,9 @@ def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float:
 
 
 def halves(graph: Graph) -> list[Edit]:
-    """Half of every group."""
-    return [Shrink(g.name, remove=range(g.width // 2)) for g in graph if g.width > 1]
+    """Half of every group, as nearly as its step allows."""
+    gone = {group.name: group.width // 2 // group.step * group.step for group in graph}
+    return [Shrink(name, remove=range(units)) for name, units in gone.items() if units]
 
 
 def trains(model: nn.Module, inputs: Inputs) -> bool:

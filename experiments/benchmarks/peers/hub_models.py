@@ -25,7 +25,7 @@ def built(name: str) -> tuple[nn.Module, Inputs]:
     model, _, attention = name.partition(":")
     if model in transformer_models.MODELS:
         return transformer_models.built(model, attention)
-    network = timm.create_model(name, pretrained=False)
+    network = timm.create_model(name, pretrained=False, num_classes=10)
     return network, torch.randn(2, *network.default_cfg["input_size"])
 
 
