@@ -86,9 +86,11 @@ def grouped_matmul(
 ) -> None:
     """Each row times the matrix of its own expert; experts are nobody's width."""
     if one.ndim == 2 and other.ndim == 3:
+        experts = trace.units(other, 0)
+        if experts is not None:
+            trace.pin(experts, "one matrix for each expert")
         with trace:
             matrix = other[0]
-        trace.pin_picked(matrix)
         matmul(trace, out, one, matrix)
     else:
         for tensor in (one, other):
