@@ -33,7 +33,7 @@ def resized(name: str) -> tuple[nn.Module, Tensor, Optimizer]:
     graph = trace(model, inputs)
     graph.apply([Grow(g.name, units=3) for g in graph], optimizer=optimizer)
     graph.apply([Shrink(g.name, remove=[0]) for g in graph], optimizer=optimizer)
-    weight = next(n for n, p in model.named_parameters() if p.ndim > 1)
+    weight = max(model.named_parameters(), key=lambda item: item[1].numel())[0]
     keep = torch.rand(model.get_parameter(weight).shape) > 0.3
     graph.apply([Mask(weight, keep=keep)], optimizer=optimizer)
     step(model, inputs, optimizer)
@@ -118,7 +118,7 @@ def test_loads_into_a_network_made_without_memory(name: str, tmp_path: Path) -> 
 def test_history_makes_the_same_network_again(name: str, tmp_path: Path) -> None:
     model, inputs, _ = resized(name)
     graph = trace(model, inputs)
-    weight = next(n for n, p in model.named_parameters() if p.ndim > 1)
+    weight = max(model.named_parameters(), key=lambda item: item[1].numel())[0]
     for _ in range(3):  # of these masks the last counts
         keep = torch.rand(model.get_parameter(weight).shape) > 0.4
         graph.apply([Mask(weight, keep=keep)])
