@@ -4,9 +4,12 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from dynopt_ray.structure import trace
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +42,17 @@ def test_plugins_of_the_docs_pass_their_kits(
     check()
     importlib.import_module("my_plugins").test_them()
     del sys.modules["my_criteria"], sys.modules["my_plugins"]
+
+
+def test_rules_of_the_docs_resize_exactly() -> None:
+    torch.manual_seed(0)
+    namespace: dict[str, Any] = {}
+    for block in examples("docs/operation_rules.md"):
+        exec(compile(block, "docs/operation_rules.md", "exec"), namespace)
+    assert namespace["graph"].widths == {"0": 4, "1": 7}
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2))
+    model.forward = lambda x: model[1](namespace["whitened"](model[0](x)))  # type: ignore[method-assign]
+    assert trace(model, torch.randn(4, 3)).widths == {"0": 8}
 
 
 def test_links_lead_somewhere() -> None:

@@ -17,8 +17,11 @@ from dynopt_ray.structure.edits import (
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.groups import Slice, WidthGroup
 from dynopt_ray.structure.history import history_of
+from dynopt_ray.structure.labels import Label, without
 from dynopt_ray.structure.latency import LatencyModel, fit_latency
 from dynopt_ray.structure.masks import mask_of
+from dynopt_ray.structure.registry import rule
+from dynopt_ray.structure.tracing import Trace
 
 __all__ = [
     "Cost",
@@ -26,6 +29,7 @@ __all__ = [
     "Graph",
     "Grow",
     "Insert",
+    "Label",
     "LatencyModel",
     "Mask",
     "Plan",
@@ -33,6 +37,7 @@ __all__ = [
     "Remove",
     "Shrink",
     "Slice",
+    "Trace",
     "WidthGroup",
     "fit_latency",
     "history_of",
@@ -41,6 +46,8 @@ __all__ = [
     "measure",
     "plan_from_json",
     "plan_to_json",
+    "rule",
     "save",
     "trace",
+    "without",
 ]

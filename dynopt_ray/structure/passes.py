@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import TraceError
-from dynopt_ray.structure import rules as rules  # fills tracing.RULES
+from dynopt_ray.structure import rules as rules  # fills registry.RULES
 from dynopt_ray.structure.forward import Inputs, call, modules_known, moved, shells, undisturbed
 from dynopt_ray.structure.grouping import Grouping, group_units
 from dynopt_ray.structure.record import Record

@@ -7,7 +7,6 @@ decided here: ties are only collected, and `grouping` merges them when the pass 
 An operation without a rule is not assumed harmless: what it touches becomes fixed.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -22,51 +21,15 @@ from dynopt_ray.structure.counts import Kept, UnitCount
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
+from dynopt_ray.structure.registry import KEEPS_ZEROS, RULES
 from dynopt_ray.structure.shapes import shape_only
 
 Heads = Literal["heads", "dims"]
-Rule = Callable[..., None]
-
-RULES: dict[Callable[..., Any], Rule] = {}
 _SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
 _VALUES = {
     *(torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.__index__),
     *(torch.Tensor.item, torch.Tensor.tolist, torch.is_nonzero, torch.equal, torch.allclose),
 }
-_KEEPS_ZEROS: set[Callable[..., Any]] = set()
-_NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for every torch function or tensor method of these names.
-
-    The rule is called with the trace, the operation's output and the operation's own arguments.
-    """
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            operations = list(_operations(name))
-            assert operations, f"torch has no operation {name!r}"
-            for operation in operations:
-                RULES[operation] = function
-        return function
-
-    return register
-
-
-def keeps_zeros(*names: str) -> None:
-    """Note operations whose result is zero wherever (one of) their operands are."""
-    _KEEPS_ZEROS.update(operation for name in names for operation in _operations(name))
-
-
-def _operations(name: str) -> Iterable[Callable[..., Any]]:
-    for namespace in _NAMESPACES:
-        found: Any = getattr(namespace, name, None)
-        if callable(found):
-            yield found
-        elif inspect.isdatadescriptor(found):
-            # A property (x.T) reaches the mode as its getter.
-            yield getattr(found, "__get__")  # noqa: B009
 
 
 class Trace(TorchFunctionMode):
@@ -123,7 +86,7 @@ class Trace(TorchFunctionMode):
         elif any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)
         self._note_made(out, args, kwargs)
-        if func in _KEEPS_ZEROS and all(map(self.is_weight, tensors_in((args, kwargs)))):
+        if func in KEEPS_ZEROS and all(map(self.is_weight, tensors_in((args, kwargs)))):
             self._weights.update((id(t), t) for t in tensors_in(out))
         return out
 

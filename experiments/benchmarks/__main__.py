@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("fashion_cnn",)
+BENCHMARKS = ("fashion_cnn", "structure")
 
 
 def main() -> None:

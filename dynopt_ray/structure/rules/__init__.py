@@ -1,4 +1,4 @@
-"""How unit ids flow through each operation: importing this package fills `tracing.RULES`.
+"""How unit ids flow through each operation: importing this package fills `registry.RULES`.
 
 A rule is one function in one of these files. It receives the trace, the operation's output and
 the operation's own arguments, ties the ids that must be equal and labels the output.

@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from dynopt_ray.structure.labels import covering
-from dynopt_ray.structure.tracing import Trace, rule
+from dynopt_ray.structure.registry import rule
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("scaled_dot_product_attention")

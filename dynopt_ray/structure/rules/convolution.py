@@ -6,7 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.labels import Label, Labels, without
-from dynopt_ray.structure.tracing import Trace, rule, tensors_in
+from dynopt_ray.structure.registry import rule
+from dynopt_ray.structure.tracing import Trace, tensors_in
 
 
 @rule("conv1d", "conv2d", "conv3d")

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from dynopt_ray.structure.labels import IntArray, covering
 from dynopt_ray.structure.record import Role
-from dynopt_ray.structure.tracing import Trace, keeps_zeros, rule
+from dynopt_ray.structure.registry import keeps_zeros, rule
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("batch_norm", "instance_norm")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dynopt_ray.structure.labels import IntArray, Label
 from dynopt_ray.structure.record import Work
-from dynopt_ray.structure.tracing import Trace, rule, tensors_in
+from dynopt_ray.structure.registry import rule
+from dynopt_ray.structure.tracing import Trace, tensors_in
 
 
 @rule("lstm")

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from dynopt_ray.structure.labels import covering, renumbered
+from dynopt_ray.structure.registry import rule
 from dynopt_ray.structure.rules.joining import broadcast, summed_over
-from dynopt_ray.structure.tracing import Trace, rule, tensors_in
+from dynopt_ray.structure.tracing import Trace, tensors_in
 
 
 @rule(

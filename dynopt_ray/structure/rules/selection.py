@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dynopt_ray.structure.counts import Kept, Size
 from dynopt_ray.structure.labels import Label, Labels, along, covering, renumbered
-from dynopt_ray.structure.tracing import Trace, rule, tensors_in
+from dynopt_ray.structure.registry import rule
+from dynopt_ray.structure.tracing import Trace, tensors_in
 
 
 @rule("__getitem__")

@@ -16,9 +16,10 @@ from dynopt_ray.structure.labels import (
     reshaped,
     spread,
 )
+from dynopt_ray.structure.registry import keeps_zeros, rule
 from dynopt_ray.structure.rules.joining import broadcast
 from dynopt_ray.structure.rules.sizes import counted, listed
-from dynopt_ray.structure.tracing import Trace, keeps_zeros, rule
+from dynopt_ray.structure.tracing import Trace
 
 keeps_zeros(
     *("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "permute"),

@@ -1,0 +1,67 @@
+"""Which rule belongs to which operation."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+Rule = Callable[..., None]
+
+RULES: dict[Callable[..., Any], Rule] = {}
+"""Operation, as it reaches a mode -> its rule."""
+
+KEEPS_ZEROS: set[Callable[..., Any]] = set()
+"""Operations whose result is zero wherever (one of) their operands are."""
+
+_NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
+
+
+def rule(*operations: str | Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Register how unit ids flow through some operations.
+
+    The rule is called with the `Trace`, the operation's output and the operation's own arguments.
+    It ties units that must be equal and labels the output; see docs/operation_rules.md.
+
+    Args:
+        operations: names of torch functions and tensor methods, or operations themselves: one of
+            `torch.ops`, what `torch.library.custom_op` made, or a function that hands itself to
+            `torch.overrides.handle_torch_function`.
+
+    Raises:
+        ValueError: torch has no operation of this name.
+    """
+
+    def register(function: Rule) -> Rule:
+        for operation in operations:
+            found = [*_operations(operation)]
+            if not found:
+                raise ValueError(f"torch has no operation {operation!r}")
+            RULES.update(dict.fromkeys(found, function))
+        return function
+
+    return register
+
+
+def keeps_zeros(*names: str) -> None:
+    """Note operations whose result is zero wherever (one of) their operands are."""
+    KEEPS_ZEROS.update(operation for name in names for operation in _operations(name))
+
+
+def _operations(operation: str | Callable[..., Any]) -> Iterable[Callable[..., Any]]:
+    """All callables that reach a mode where an operation is meant."""
+    if not isinstance(operation, str):
+        yield operation
+        packet = getattr(getattr(operation, "_opoverload", operation), "overloadpacket", operation)
+        if isinstance(packet, torch._ops.OpOverloadPacket):
+            yield packet
+            overloads: Any = packet.overloads  # torch leaves it without types
+            yield from (getattr(packet, name) for name in overloads())
+        return
+    for namespace in _NAMESPACES:
+        found: Any = getattr(namespace, operation, None)
+        if callable(found):
+            yield found
+        elif inspect.isdatadescriptor(found):
+            # A property (x.T) reaches the mode as its getter.
+            yield getattr(found, "__get__")  # noqa: B009
