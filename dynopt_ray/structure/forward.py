@@ -71,7 +71,7 @@ def undisturbed(
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
     contents = {
-        (module, key): (value, copy.copy(value))
+        (module, key): (value, copy.copy(value) if value else ())
         for module, before in attributes.items()
         for key, value in before.items()
         if isinstance(value, dict | list | set)
@@ -89,7 +89,8 @@ def undisturbed(
                 isinstance(entry, Tensor) and key not in content for key, entry in value.items()
             ):
                 kept.append(place)
-            _refill(value, content)
+            if value or content:
+                _refill(value, content)
         for module, before in attributes.items():
             now = vars(module)
             for name in now.keys() - before.keys():
