@@ -21,6 +21,10 @@ Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 """What a network is called with: one tensor, positional arguments or keyword arguments."""
 
 
+_CONTAINERS = (dict, list, set)
+_KEEP_INTEGERS = (int, tuple, list)
+
+
 def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any:
     """The network's output with its parameters and buffers replaced; nothing of it changes."""
     args: tuple[Any, ...] = ()
@@ -74,7 +78,7 @@ def undisturbed(
         (module, key): (value, copy.copy(value) if value else ())
         for module, before in attributes.items()
         for key, value in before.items()
-        if isinstance(value, dict | list | set)
+        if isinstance(value, _CONTAINERS)
     }
     kept: list[tuple[nn.Module, str]] = []
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
@@ -85,12 +89,13 @@ def undisturbed(
             yield kept
     finally:
         for place, (value, content) in contents.items():
+            if not value and not content:
+                continue
             if isinstance(value, dict) and any(
                 isinstance(entry, Tensor) and key not in content for key, entry in value.items()
             ):
                 kept.append(place)
-            if value or content:
-                _refill(value, content)
+            _refill(value, content)
         for module, before in attributes.items():
             now = vars(module)
             for name in now.keys() - before.keys():
@@ -118,8 +123,8 @@ def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
     for module, name in names.items():
         attributes = vars(module)
         for key, value in [*attributes.items()]:
-            if not key.startswith("_") and (known := marked(value, name, key, trace.record)):
-                attributes[key] = known
+            if type(value) in _KEEP_INTEGERS and not key.startswith("_"):
+                attributes[key] = marked(value, name, key, trace.record)
 
     def enter(module: nn.Module, _: Any) -> None:
         trace.running.append((names.get(module, ""), module))
