@@ -160,12 +160,10 @@ class Kept(Size):
 
 
 def marked(value: Any, module: str, attribute: str, record: Record) -> Any:
-    """An attribute's value with its integers marked as kept there; None where it has none."""
+    """An attribute's value with its positive integers marked as kept there."""
     if type(value) is int:
-        return Kept(value, (module, attribute, None), record) if value > 1 else None
-    if type(value) in (tuple, list) and any(type(entry) is int for entry in value):
-        return type(value)(
-            Kept(entry, (module, attribute, i), record) if type(entry) is int else entry
-            for i, entry in enumerate(value)
-        )
-    return None
+        return Kept(value, (module, attribute, None), record) if value > 0 else value
+    return type(value)(
+        Kept(entry, (module, attribute, i), record) if type(entry) is int and entry > 0 else entry
+        for i, entry in enumerate(value)
+    )

@@ -23,6 +23,9 @@ Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 """What a network is called with: one tensor, positional arguments or keyword arguments."""
 
 
+_KEEP_INTEGERS = (int, tuple, list)
+
+
 def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any:
     """The network's output with its parameters and buffers replaced; nothing of it changes.
 
@@ -115,8 +118,8 @@ def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
     for module, name in names.items():
         attributes = vars(module)
         for key, value in [*attributes.items()]:
-            if not key.startswith("_") and (known := marked(value, name, key, trace.record)):
-                attributes[key] = known
+            if type(value) in _KEEP_INTEGERS and not key.startswith("_"):
+                attributes[key] = marked(value, name, key, trace.record)
 
     def enter(module: nn.Module, _: Any) -> None:
         trace.running.append((names.get(module, ""), module))

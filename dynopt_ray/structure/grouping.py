@@ -1,6 +1,6 @@
 """From the ties of one traced pass to width groups: array operations, never a loop over units."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -145,14 +145,18 @@ def _counted_alike(component: IntArray, links: Sequence[Link]) -> list[tuple[Int
 
     An attribute that counts the coordinates of one unit (of a head) says nothing about units.
     """
-    first: dict[Place, Link] = {}
-    ties = []
+    by_place: dict[Place, list[Link]] = defaultdict(list)
     for link in links:
-        units = component[link.ids]
-        if len(units) and bool((units != units[0]).any()):
-            other = first.setdefault(link.place, link)
-            if not np.array_equal(component[other.ids], units):
-                ties.append((other.ids, link.ids))
+        by_place[link.place].append(link)
+    ties = []
+    for alike in by_place.values():
+        if len(alike) > 1:
+            counting = [ids for link in alike if np.ptp(component[ids := link.ids])]
+            ties += [
+                (counting[0], ids)
+                for ids in counting[1:]
+                if not np.array_equal(component[counting[0]], component[ids])
+            ]
     return ties
 
 
