@@ -104,10 +104,10 @@ def _entry(dtype: str, shape: list[int], start: int, end: int) -> dict[str, Any]
 @pytest.mark.parametrize(
     "header",
     [
-        b"",
-        b"{",
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
+        "",
+        "{",
+        "[" * 100_000,
+        '{"a":' * 100_000,
         {"a": _entry("F32", [2], 0, 8), "b": _entry("F32", [2], 4, 12)},  # overlapping
         {"a": _entry("F32", [2], -8, 0)},
         {"a": _entry("F32", [2], 8, 0)},
@@ -118,6 +118,7 @@ def _entry(dtype: str, shape: list[int], start: int, end: int) -> dict[str, Any]
         {"a": _entry("PICKLE", [2], 0, 8)},
         {"__metadata__": {"dynopt_ray": "[" * 100_000}},
         {"__metadata__": {"dynopt_ray": "[]"}},
+        {"__metadata__": {"dynopt_ray": '{"kind": 0, "version": 1, "sha256": 0, "state": 0}'}},
         {"__metadata__": {"dynopt_ray": '{"kind": "network"}'}},
         {"__metadata__": {"dynopt_ray": 3}},
         {"__metadata__": {"other": "x"}},
@@ -126,9 +127,10 @@ def _entry(dtype: str, shape: list[int], start: int, end: int) -> dict[str, Any]
 def test_impossible_heads_are_refused(header: Any, tmp_path: Path) -> None:
     target, path = Target(), tmp_path / "hostile"
     before = target.state()
-    head = header if isinstance(header, bytes) else json.dumps(header).encode()
+    head = (header if isinstance(header, str) else json.dumps(header)).encode()
+    data = bytes(0 if "__metadata__" in header else 8)
     for length in {len(head), 2**63, 2**31, 0}:
-        path.write_bytes(struct.pack("<Q", length) + head + bytes(8))
+        path.write_bytes(struct.pack("<Q", length) + head + data)
         with pytest.raises(CheckpointError, match="hostile"):
             load(path, target.model, target.optimizer)
     assert_same(target.state(), before)
