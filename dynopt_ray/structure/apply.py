@@ -110,31 +110,45 @@ def apply_plan(
     optimizers = each_optimizer(optimizer)
     states = [OptimizerState(one, graph.model) for one in optimizers]
     before, old_widths = graph.cost(), graph.widths
-    refitted: dict[str, None] = {}
     transaction = Transaction(graph.model, optimizers)
     with transaction, transaction:
-        for index, stage in enumerate(stages):
-            if isinstance(stage, Mask):
-                _apply_mask(graph, stage, states, transaction)
-            else:
-                default = (torch.initial_seed(), graph.num_edits)
-                draw = default if seed is None else (seed, index)
-                names = _apply_widths(graph, stage, states, compensate, draw, transaction)
-                refitted.update(dict.fromkeys(names))
+        refitted = _apply_stages(graph, stages, states, compensate, seed, transaction)
         widths = {
             name: (old, new)
             for name, old in old_widths.items()
             if (new := graph.widths[name]) != old
         }
-        shapes = {name: tensor.shape for name, tensor in graph.tensors().items()}
-        transaction.set_attribute(graph, "shapes", shapes)
-        receipt = Receipt(
-            tuple(plan), widths, before, graph.cost(), tuple(refitted), graph, transaction
-        )
+        transaction.set_attribute(graph, "shapes", {n: t.shape for n, t in graph.tensors().items()})
+        receipt = Receipt(tuple(plan), widths, before, graph.cost(), refitted, graph, transaction)
         history = extended(history_of(graph.model), plan)
         transaction.set_item(HISTORIES, graph.model, history)
         transaction.set_attribute(graph, "receipts", [*graph.receipts, receipt])
     return receipt
+
+
+def _apply_stages(
+    graph: "Graph",
+    stages: "Sequence[Stage]",
+    states: Sequence[OptimizerState],
+    compensate: Iterable[Inputs] | Tensor | None,
+    seed: int | None,
+    transaction: Transaction,
+) -> tuple[str, ...]:
+    """Carry out a plan that has been checked.
+
+    Returns:
+        The weights that were refitted.
+    """
+    refitted: dict[str, None] = {}
+    for index, stage in enumerate(stages):
+        if isinstance(stage, Mask):
+            _apply_mask(graph, stage, states, transaction)
+        else:
+            default = (torch.initial_seed(), graph.num_edits)
+            draw = default if seed is None else (seed, index)
+            names = _apply_widths(graph, stage, states, compensate, draw, transaction)
+            refitted.update(dict.fromkeys(names))
+    return tuple(refitted)
 
 
 def _apply_widths(

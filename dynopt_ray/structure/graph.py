@@ -17,6 +17,7 @@ from dynopt_ray.structure.groups import WidthGroup, producer_name
 from dynopt_ray.structure.optimizer_state import Optimizers
 from dynopt_ray.structure.passes import trace_at_own_sizes
 from dynopt_ray.structure.record import Consumer, Record
+from dynopt_ray.structure.surroundings import Surroundings
 from dynopt_ray.structure.tracing import Heads
 from dynopt_ray.structure.verify import Verifier
 
@@ -185,9 +186,11 @@ def trace(
     _check_model(model)
     tensors = named_tensors(model)
     pinned = {_produced_by(tensors, name): _BY_CALLER for name in fixed}
-    passes = trace_at_own_sizes(model, example_inputs, tensors, heads, pinned)
-    _warn_of_other_ways(passes.record, tensors)
-    verdict = Verifier(model, example_inputs, tensors, passes, heads).verdict()
+    surroundings = Surroundings(model)
+    with surroundings, surroundings:
+        passes = trace_at_own_sizes(model, example_inputs, tensors, heads, pinned)
+        _warn_of_other_ways(passes.record, tensors)
+        verdict = Verifier(model, example_inputs, tensors, passes, heads).verdict()
     return Graph(
         model,
         verdict.groups,

@@ -74,7 +74,7 @@ def refused_or_alike(path: Path, target: Target, before: dict[str, Any], whole: 
     return False
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_flipped_bytes_are_noticed(data: st.DataObject, tmp_path_factory: Any) -> None:
     directory = tmp_path_factory.mktemp("flipped")
@@ -159,7 +159,7 @@ _WRONG: list[Any] = [None, -1, 10**30, float("nan"), "x", [], {}, ["x"], {"x": 1
 _WRONG += [torch.ones(2, 2), torch.ones(0), torch.ones(3, dtype=torch.int64), torch.tensor(True)]
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_wrong_content_with_a_right_checksum(data: st.DataObject, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("wrong") / "network"

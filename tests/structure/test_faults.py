@@ -4,18 +4,20 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as modules
 from torch.optim import Optimizer
 from torch.overrides import _pop_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynopt_ray.errors import EditError
-from dynopt_ray.structure import Edit, Graph, Grow, Mask, Shrink, trace
+from dynopt_ray.errors import CheckpointError, EditError
+from dynopt_ray.structure import Edit, Graph, Grow, Mask, Shrink, history_of, load, save, trace
 from dynopt_ray.structure.observe import Observer
 from dynopt_ray.structure.surroundings import _modes
 from dynopt_ray.structure.transaction import Transaction
@@ -183,7 +185,7 @@ def test_plan_that_fails_leaves_no_trace(make: Any, fault: Any) -> None:
     step(subject.model, subject.inputs, subject.optimizer)
 
 
-@pytest.mark.parametrize("stride", [97, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [197, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [attention, small])
 def test_plan_that_is_interrupted_leaves_no_trace(make: Any, stride: int) -> None:
     subject = make()
@@ -234,3 +236,62 @@ def test_undo_that_is_interrupted_is_done_or_not_begun(stride: int) -> None:
         with pytest.raises(EditError, match="undone or committed"):
             receipt.undo()
     assert count > 300 / stride
+
+
+@pytest.mark.parametrize("fault", [failing_call, failing_operation, interrupted_line])
+def test_load_that_fails_leaves_no_trace(fault: Any, tmp_path: Path) -> None:
+    saved = attention()
+    saved.apply()
+    save(tmp_path / "network", saved.model, saved.optimizer)
+    subject = attention()
+
+    def act() -> None:
+        load(tmp_path / "network", subject.model, subject.optimizer)
+
+    before = subject.state()
+    numbers = itertools.count(0, 97 if fault is interrupted_line else 1)
+    for number in numbers:
+        try:
+            with fault(number):
+                act()
+        # What reads the file makes another error of one within it.
+        except (Planned, MemoryError, KeyboardInterrupt, CheckpointError):
+            now = subject.state()
+            if now["history"]:
+                break  # at the very end: whole
+            assert_same(now, before)
+        else:
+            break
+    assert number > 20
+    assert history_of(subject.model) == history_of(saved.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("mlp", 397), pytest.param("resnet", 67, marks=pytest.mark.slow)]
+)
+def test_tracing_that_is_interrupted_leaves_no_trace(name: str, stride: int) -> None:
+    subject = Subject(name, lambda _: [])
+
+    def everything_and_hooks() -> dict[str, Any]:
+        hooks = (modules._global_forward_hooks, modules._global_forward_pre_hooks)
+        return {**subject.state(), "hooks": [list(some) for some in hooks]}
+
+    before = everything_and_hooks()
+    for count in itertools.count():
+        try:
+            with interrupted_line(count * stride):
+                trace(subject.model, subject.inputs)
+        except KeyboardInterrupt:
+            assert_same(everything_and_hooks(), before)
+        else:
+            break
+    assert count > 2000 / stride
+
+
+def test_growth_beyond_all_memory_leaves_no_trace() -> None:
+    subject = attention()
+    before = subject.state()
+    with pytest.raises((RuntimeError, MemoryError)):
+        subject.graph.apply([*subject.plan, Grow("qkv", units=10**13)], optimizer=subject.optimizer)
+    assert_same(subject.state(), before)
+    subject.apply()
