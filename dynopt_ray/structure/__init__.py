@@ -6,8 +6,10 @@ from dynopt_ray.structure.cost import Cost, measure
 from dynopt_ray.structure.edits import (
     Edit,
     Grow,
+    Insert,
     Mask,
     Plan,
+    Remove,
     Shrink,
     plan_from_json,
     plan_to_json,
@@ -15,6 +17,7 @@ from dynopt_ray.structure.edits import (
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.groups import Slice, WidthGroup
 from dynopt_ray.structure.history import history_of
+from dynopt_ray.structure.latency import LatencyModel, fit_latency
 from dynopt_ray.structure.masks import mask_of
 
 __all__ = [
@@ -22,12 +25,16 @@ __all__ = [
     "Edit",
     "Graph",
     "Grow",
+    "Insert",
+    "LatencyModel",
     "Mask",
     "Plan",
     "Receipt",
+    "Remove",
     "Shrink",
     "Slice",
     "WidthGroup",
+    "fit_latency",
     "history_of",
     "load",
     "mask_of",

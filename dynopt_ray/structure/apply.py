@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dynopt_ray.errors import EditError, UnknownNameError
+from dynopt_ray.errors import EditError
 from dynopt_ray.structure.compensate import Cut, compensated
 from dynopt_ray.structure.cost import Cost
-from dynopt_ray.structure.edits import Edit, Grow, Mask, Shrink
+from dynopt_ray.structure.depth import insert_block, remove_block
+from dynopt_ray.structure.edits import Edit, Grow, Insert, Mask, Remove, Shrink
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.structure.history import HISTORIES, extended, history_of
 from dynopt_ray.structure.initialise import Draw
 from dynopt_ray.structure.layout import Change, moved_group, new_axes
 from dynopt_ray.structure.masks import mask_of
 from dynopt_ray.structure.optimizer_state import Optimizers, OptimizerState, each_optimizer
+from dynopt_ray.structure.plans import Stage, check_plan
 from dynopt_ray.structure.resize import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.transaction import Transaction
 
@@ -106,19 +108,15 @@ def apply_plan(
     if not plan:
         raise EditError("the plan is empty: it would change nothing")
     graph.check()
-    stages = check_plan(graph, plan)
+    stages, rest = check_plan(graph, plan)
     optimizers = each_optimizer(optimizer)
     states = [OptimizerState(one, graph.model) for one in optimizers]
     before, old_widths = graph.cost(), graph.widths
     transaction = Transaction(graph.model, optimizers)
     with transaction, transaction:
-        refitted = _apply_stages(graph, stages, states, compensate, seed, transaction)
-        widths = {
-            name: (old, new)
-            for name, old in old_widths.items()
-            if (new := graph.widths[name]) != old
-        }
-        transaction.set_attribute(graph, "shapes", {n: t.shape for n, t in graph.tensors().items()})
+        refitted = _apply_stages(graph, stages, rest, states, compensate, seed, transaction)
+        widths = _changed(old_widths, graph.widths)
+        transaction.set_attribute(graph, "shapes", graph.shapes_now())
         receipt = Receipt(tuple(plan), widths, before, graph.cost(), refitted, graph, transaction)
         history = extended(history_of(graph.model), plan)
         transaction.set_item(HISTORIES, graph.model, history)
@@ -126,28 +124,43 @@ def apply_plan(
     return receipt
 
 
+def _changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """The widths that differ; 0 where a group is not there."""
+    both = {name: (old.get(name, 0), new.get(name, 0)) for name in [*old, *new]}
+    return {name: (before, after) for name, (before, after) in both.items() if before != after}
+
+
 def _apply_stages(
     graph: "Graph",
-    stages: "Sequence[Stage]",
+    stages: Sequence[Stage],
+    rest: Sequence[Edit],
     states: Sequence[OptimizerState],
     compensate: Iterable[Inputs] | Tensor | None,
     seed: int | None,
     transaction: Transaction,
 ) -> tuple[str, ...]:
-    """Carry out a plan that has been checked.
+    """Carry out a plan whose stages have been checked; the rest is, when its turn comes.
 
     Returns:
         The weights that were refitted.
     """
     refitted: dict[str, None] = {}
-    for index, stage in enumerate(stages):
-        if isinstance(stage, Mask):
-            _apply_mask(graph, stage, states, transaction)
-        else:
-            default = (torch.initial_seed(), graph.num_edits)
-            draw = default if seed is None else (seed, index)
-            names = _apply_widths(graph, stage, states, compensate, draw, transaction)
-            refitted.update(dict.fromkeys(names))
+    done = 0
+    while stages:
+        for stage in stages:
+            if isinstance(stage, Mask):
+                _apply_mask(graph, stage, states, transaction)
+            elif isinstance(stage, Remove):
+                remove_block(graph, stage, states, transaction)
+            elif isinstance(stage, Insert):
+                insert_block(graph, stage, states, transaction)
+            else:
+                default = (torch.initial_seed(), graph.num_edits)
+                draw = default if seed is None else (seed, done)
+                names = _apply_widths(graph, stage, states, compensate, draw, transaction)
+                refitted.update(dict.fromkeys(names))
+            done += 1
+        stages, rest = check_plan(graph, rest)
     return tuple(refitted)
 
 
@@ -164,6 +177,11 @@ def _apply_widths(
     Returns:
         The weights that were refitted.
     """
+    for module, name in graph.caches:
+        # What it kept of an earlier pass has the old sizes.
+        kept = getattr(module, name)
+        left = {k: v for k, v in kept.items() if not isinstance(v, Tensor)}
+        transaction.set_attribute(module, name, type(kept)(left))
     changes = [_change(graph, edit) for edit in edits]
     tensors = graph.tensors()
     sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
@@ -235,99 +253,3 @@ def _change(graph: "Graph", edit: Grow | Shrink) -> Change:
         keep[:] = False
         keep[list(edit.keep or ())] = True
     return Change(group, torch.nonzero(keep).flatten(), torch.zeros(0, dtype=torch.long))
-
-
-Stage = Mask | list[Grow | Shrink]
-
-
-def check_plan(graph: "Graph", plan: Sequence[Edit]) -> list[Stage]:
-    """The plan cut into stages that can be done at once, after checking every edit of it.
-
-    Raises:
-        EditError: an edit cannot be carried out or would change nothing.
-        UnknownNameError: an edit names nothing of the network.
-    """
-    stages: list[Stage] = []
-    widths = graph.widths
-    for edit in plan:
-        if isinstance(edit, Mask):
-            _check_mask(graph, edit, widths)
-            stages.append(edit)
-            continue
-        name = graph[edit.group].name
-        if isinstance(edit, Grow):
-            _check_grow(graph, edit)
-            widths[name] += edit.units
-        elif isinstance(edit, Shrink):
-            widths[name] = _check_shrink(graph, edit, widths[name])
-        else:
-            raise EditError(f"{edit!r} is not an edit. Known: Grow, Shrink, Mask.")
-        last = stages[-1] if stages else None
-        if isinstance(last, list) and all(graph[e.group].name != name for e in last):
-            last.append(edit)
-        else:
-            stages.append([edit])
-    return stages
-
-
-def _check_grow(graph: "Graph", edit: Grow) -> None:
-    group = graph[edit.group]
-    if edit.units % group.step:
-        raise EditError(
-            f"Grow({edit.group!r}, units={edit.units}): this group grows in steps of {group.step}"
-        )
-    if edit.exact and not group.exact_growth:
-        raise EditError(
-            f"Grow({edit.group!r}): more units change the output, because an operation depends on "
-            "their number (a normalisation or a mean over them). Pass exact=False to accept that."
-        )
-
-
-def _check_shrink(graph: "Graph", edit: Shrink, width: int) -> int:
-    """The width that is left."""
-    group = graph[edit.group]
-    side, units = ("remove", edit.remove) if edit.keep is None else ("keep", edit.keep)
-    units = units or ()
-    wrong = [u for u in units if not 0 <= u < width]
-    if wrong:
-        raise EditError(
-            f"Shrink({edit.group!r}, {side}=…): no unit {wrong[0]}; they are numbered 0 to "
-            f"{width - 1}"
-        )
-    if len(set(units)) != len(units):
-        raise EditError(f"Shrink({edit.group!r}, {side}=…) names a unit twice")
-    left = len(units) if side == "keep" else width - len(units)
-    if left == width:
-        raise EditError(f"Shrink({edit.group!r}, {side}=…) removes nothing")
-    if left < group.min_width:
-        raise EditError(
-            f"Shrink({edit.group!r}, {side}=…) would leave {left} of {width} units; at least "
-            f"{group.min_width} must stay"
-        )
-    if (width - left) % group.step:
-        raise EditError(
-            f"Shrink({edit.group!r}, {side}=…): this group shrinks in steps of {group.step}"
-        )
-    return left
-
-
-def _check_mask(graph: "Graph", edit: Mask, widths: Mapping[str, int]) -> None:
-    parameters = dict(graph.model.named_parameters())
-    if edit.parameter not in parameters:
-        raise UnknownNameError("parameter", edit.parameter, parameters)
-    parameter = parameters[edit.parameter]
-    shape = list(parameter.shape)
-    for group in graph.groups:
-        for s in group.slices:
-            if s.parameter == edit.parameter:
-                shape[s.dim] += (widths[group.name] - group.width) * s.positions.shape[1]
-    if list(edit.keep.shape) != shape:
-        raise EditError(
-            f"Mask({edit.parameter!r}): keep has shape {tuple(edit.keep.shape)}, the parameter "
-            f"{tuple(shape)}"
-        )
-    old = mask_of(parameter)
-    if bool(edit.keep.all()) and old is None:
-        raise EditError(f"Mask({edit.parameter!r}) keeps every weight: it would change nothing")
-    if old is not None and old.shape == edit.keep.shape and torch.equal(old.cpu(), edit.keep.cpu()):
-        raise EditError(f"Mask({edit.parameter!r}) is the mask that the parameter already has")

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from dynopt_ray.structure.grouping import Grouping
 from dynopt_ray.structure.groups import WidthGroup
 from dynopt_ray.structure.labels import IntArray
-from dynopt_ray.structure.record import Link
+from dynopt_ray.structure.record import Link, Place
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,11 @@ class Attribute:
     name: str
     index: int | None
     per_unit: Mapping[str, int]
+
+    @property
+    def place(self) -> Place:
+        """Where it is kept."""
+        return self.module, self.name, self.index
 
     def read(self, model: nn.Module) -> int:
         """Its value now."""
@@ -50,14 +54,14 @@ class Attribute:
         return sum(step * added.get(group, 0) for group, step in self.per_unit.items())
 
 
-def linked(model: nn.Module, links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
-    """The links whose attribute exists, equals its dimension's size and can change."""
-    found: dict[tuple[str, str, int | None], Attribute] = {}
+def linked(links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
+    """The links whose attribute can change."""
+    found: dict[Place, Attribute] = {}
     for link in links:
         per_unit = _per_unit(link.ids, grouping)
-        attribute = Attribute(link.module, link.attribute, link.index, per_unit)
-        if per_unit and _holds(model, attribute, len(link.ids)):
-            found[link.module, link.attribute, link.index] = attribute
+        attribute = Attribute(*link.place, per_unit)
+        if per_unit:
+            found[link.place] = attribute
     return list(found.values())
 
 
@@ -71,7 +75,8 @@ def _per_unit(ids: IntArray, grouping: Grouping) -> dict[str, int]:
     for index in np.unique(group_of[group_of >= 0]).tolist():
         group = grouping.groups[index]
         times = np.bincount(unit_of[group_of == index], minlength=group.width)
-        if bool((times != times[0]).any()):
+        # Of a unit that stands alone, nobody knows whether these are units or its coordinates.
+        if bool((times != times[0]).any()) or group.width == 1 < times[0]:
             return {}
         per_unit[group.name] = int(times[0])
     return per_unit
@@ -116,10 +121,3 @@ def _containing(parameters: Iterable[str]) -> list[str]:
             name = name.rpartition(".")[0]
             names[name] = None
     return sorted(names, key=lambda n: -n.count(".") - bool(n))
-
-
-def _holds(model: nn.Module, attribute: Attribute, size: int) -> bool:
-    value: Any = getattr(model.get_submodule(attribute.module), attribute.name, None)
-    if attribute.index is not None:
-        value = value[attribute.index] if isinstance(value, tuple | list) else None
-    return type(value) is int and value == size

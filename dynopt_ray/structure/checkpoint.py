@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynopt_ray.errors import CheckpointError
+from dynopt_ray.errors import CheckpointError, EditError
 from dynopt_ray.storage import DAMAGE, read_state, write_state
+from dynopt_ray.structure.blocks import HISTORY, redo
 from dynopt_ray.structure.forward import named_tensors
 from dynopt_ray.structure.history import HISTORIES, from_state, history_of, to_state
 from dynopt_ray.structure.masks import masked_parameters
@@ -42,6 +43,7 @@ def save(
         "class": type(model).__qualname__,
         "tensors": named_tensors(model),
         "attributes": _attributes(model),
+        "blocks": _histories(model),
         "masks": masked_parameters(model),
         "history": to_state(history_of(model)),
         "optimizer": [_optimizer_state(model, one) for one in each_optimizer(optimizer)] or None,
@@ -78,7 +80,7 @@ def load(
     try:
         metadata = dict(state["metadata"])
         with transaction, transaction:
-            _load_model(path, transaction, model, state)
+            _load_model(path, transaction, model, optimizers, state)
             if optimizers:
                 _load_optimizers(path, transaction, model, optimizers, state["optimizer"])
     except DAMAGE as error:
@@ -94,8 +96,10 @@ def _load_model(
     path: str | os.PathLike[str],
     transaction: Transaction,
     model: nn.Module,
+    optimizers: Sequence[Optimizer],
     state: Mapping[str, Any],
 ) -> None:
+    _redo_blocks(path, model, optimizers, state.get("blocks", {}), transaction)
     tensors = named_tensors(model)
     _check_fits(path, model, tensors, state)
     for name, tensor in tensors.items():
@@ -107,6 +111,39 @@ def _load_model(
         for attribute, value in state["attributes"].get(name, {}).items():
             _set_attribute(transaction, module, attribute, value)
     transaction.set_item(HISTORIES, model, from_state(state.get("history", ())))
+
+
+def _histories(model: nn.Module) -> dict[str, list[Any]]:
+    """Which blocks came and went, by the module that was edited."""
+    return {
+        name: list(history)
+        for name, module in model.named_modules()
+        if (history := vars(module).get(HISTORY))
+    }
+
+
+def _redo_blocks(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    histories: Mapping[str, list[Any]],
+    log: Transaction,
+) -> None:
+    """Let the blocks come and go that did in the saved network."""
+    modules = dict(model.named_modules())
+    for name in [*histories, *_histories(model).keys() - histories.keys()]:
+        module = modules.get(name)
+        done = [] if module is None else vars(module).get(HISTORY, [])
+        wanted = histories.get(name, [])
+        if module is None or done != wanted[: len(done)]:
+            raise CheckpointError(
+                f"{path} does not fit: other blocks came and went in {name or 'the network'!r}"
+            )
+        try:
+            for change in wanted[len(done) :]:
+                redo(module, change, optimizers, log)
+        except EditError as error:
+            raise CheckpointError(f"{path} does not fit: {error}") from error
 
 
 def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:

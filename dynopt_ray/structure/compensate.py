@@ -114,8 +114,11 @@ def _collected(
         try:
             with undisturbed(cut.model, training=False):
                 before.run(cut.model, batch)
-                with attributes_changed(cut.model, cut.attributes, added):
-                    after.run(cut.model, batch)
+            with (
+                undisturbed(cut.model, training=False),
+                attributes_changed(cut.model, cut.attributes, added),
+            ):
+                after.run(cut.model, batch)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise EditError(
                 f"compensate: the network does not run on batch {number}: {error}"

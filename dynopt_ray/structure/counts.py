@@ -1,28 +1,83 @@
-"""Sizes that remember which units they count.
+"""Sizes that remember where they come from.
 
 `B, N, C = x.shape` hands a forward pass plain numbers, and `q.view(B, N, heads, C // heads)` then
 couples the heads of `q` with the coordinates of `x`, though no tensor says so. Under a trace, sizes
-of labelled dimensions are integers that know their units, and arithmetic keeps track.
+of labelled dimensions are integers that know their units, integers that modules keep know their
+attribute, and arithmetic keeps track.
 """
 
-from typing import Any
+from abc import abstractmethod
+from typing import Any, Self
 
 from dynopt_ray.structure.labels import IntArray
-from dynopt_ray.structure.record import Record
+from dynopt_ray.structure.record import Place, Record
 
 
-class UnitCount(int):
-    """A number of units: an integer like any other, which also knows of what.
+class Size(int):
+    """An integer that may follow a width, also after a division without a rest.
+
+    Attributes:
+        divisor: what it has been divided by.
+        record: is told when a value (not a size) is computed from it.
+    """
+
+    divisor: int
+    record: Record
+
+    @property
+    def undivided(self) -> int:
+        """What it was before any division."""
+        return int(self) * self.divisor
+
+    @abstractmethod
+    def divided(self, divisor: int) -> Self:
+        """The same number before any division, divided by this."""
+
+    @abstractmethod
+    def as_value(self) -> int:
+        """The plain number, where it scales what the network computes."""
+
+    def __floordiv__(self, other: Any) -> Any:
+        divisor = self.divisor * int(other) if isinstance(other, int) and other > 0 else 0
+        if divisor and self.undivided % divisor == 0:
+            return self.divided(divisor)
+        return int(self) // other
+
+    def __mul__(self, other: Any) -> Any:
+        if isinstance(other, int) and other > 0 and self.divisor % other == 0:
+            return self.divided(self.divisor // other)
+        return int(self) * other
+
+    __rmul__ = __mul__
+
+    def __float__(self) -> float:
+        return float(self.as_value())
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.as_value() / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self.as_value()
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(self.as_value(), other, modulo)
+
+    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(other, self.as_value(), modulo)
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """A plain number wherever it is copied to or stored."""
+        return int, (int(self),)
+
+
+class UnitCount(Size):
+    """A number of units.
 
     Attributes:
         ids: the units that were counted.
-        divisor: what the count has been divided by.
-        record: is told when a value (not a size) is computed from the count.
     """
 
     ids: IntArray
-    divisor: int
-    record: Record
 
     def __new__(cls, ids: IntArray, record: Record, divisor: int = 1) -> "UnitCount":
         """The count of `ids`, divided."""
@@ -30,39 +85,87 @@ class UnitCount(int):
         self.ids, self.record, self.divisor = ids, record, divisor
         return self
 
+    def divided(self, divisor: int) -> "UnitCount":
+        """See `Size`."""
+        return UnitCount(self.ids, self.record, divisor)
+
+    def as_value(self) -> int:
+        """See `Size`."""
+        self.record.mixed.append(self.ids.ravel())
+        return int(self)
+
+
+class Kept(Size):
+    """An integer that a module keeps as an attribute.
+
+    Attributes:
+        place: the module's dotted name, the attribute, and which entry of it or None.
+        value: of the attribute.
+        times: what it has been multiplied by, as in `batch * heads`.
+        less: what has been subtracted from it, as in `dim - part`.
+    """
+
+    place: Place
+    value: int
+    times: int
+    less: int
+
+    def __new__(
+        cls,
+        value: int,
+        place: Place,
+        record: Record,
+        *,
+        divisor: int = 1,
+        times: int = 1,
+        less: int = 0,
+    ) -> "Kept":
+        """The value of the attribute after one kind of arithmetic."""
+        self = super().__new__(cls, value // divisor * times - less)
+        self.place, self.record, self.value = place, record, value
+        self.divisor, self.times, self.less = divisor, times, less
+        return self
+
+    @property
+    def whole(self) -> "Kept":
+        """The attribute's value itself."""
+        return Kept(self.value, self.place, self.record)
+
     def __floordiv__(self, other: Any) -> Any:
-        divisor = self.divisor * other if isinstance(other, int) and other > 0 else 0
-        if divisor and self.ids.size % divisor == 0:
-            return UnitCount(self.ids, self.record, divisor)
-        return int(self) // other
+        divides = self.times == 1 and not self.less
+        return super().__floordiv__(other) if divides else int(self) // other
 
     def __mul__(self, other: Any) -> Any:
-        if isinstance(other, int) and other > 0 and self.divisor % other == 0:
-            return UnitCount(self.ids, self.record, self.divisor // other)
-        return int(self) * other
+        if self.less:
+            return int(self) * other
+        if type(other) is int and other > 0 and self.divisor == 1:
+            return Kept(self.value, self.place, self.record, times=self.times * other)
+        return super().__mul__(other) if self.times == 1 else int(self) * other
 
     __rmul__ = __mul__
 
-    def __float__(self) -> float:
-        return float(self._as_value())
+    def __sub__(self, other: Any) -> Any:
+        if isinstance(other, int) and int(self) == self.value:
+            return Kept(self.value, self.place, self.record, less=int(other))
+        return int(self) - other
 
-    def __truediv__(self, other: Any) -> Any:
-        return self._as_value() / other
+    def divided(self, divisor: int) -> "Kept":
+        """See `Size`."""
+        return Kept(self.value, self.place, self.record, divisor=divisor)
 
-    def __rtruediv__(self, other: Any) -> Any:
-        return other / self._as_value()
-
-    def __pow__(self, other: Any, modulo: Any = None) -> Any:
-        return pow(self._as_value(), other, modulo)
-
-    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
-        return pow(other, self._as_value(), modulo)
-
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        """A plain number wherever it is copied to or stored."""
-        return int, (int(self),)
-
-    def _as_value(self) -> int:
-        """The plain number, where it scales what the network computes."""
-        self.record.mixed.append(self.ids.ravel())
+    def as_value(self) -> int:
+        """See `Size`."""
+        self.record.valued.add(self.place)
         return int(self)
+
+
+def marked(value: Any, module: str, attribute: str, record: Record) -> Any:
+    """An attribute's value with its integers marked as kept there; None where it has none."""
+    if type(value) is int:
+        return Kept(value, (module, attribute, None), record) if value > 1 else None
+    if type(value) in (tuple, list) and any(type(entry) is int for entry in value):
+        return type(value)(
+            Kept(entry, (module, attribute, i), record) if type(entry) is int else entry
+            for i, entry in enumerate(value)
+        )
+    return None

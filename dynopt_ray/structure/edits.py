@@ -97,7 +97,45 @@ class Mask:
         return hash((self.parameter, tuple(self.keep.shape)))
 
 
-Edit = Grow | Shrink | Mask
+@dataclass(frozen=True)
+class Remove:
+    """Take a block out: what it was given passes on unchanged.
+
+    Attributes:
+        block: name of a module that takes a tensor and gives one of the same shape; see
+            `Graph.blocks`.
+        exact: True refuses a block that changes what it is given, so that the network's output
+            stays: its residual branch must give zero on the example inputs.
+    """
+
+    block: str
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Insert:
+    """Put a new block behind another one; it passes on what it is given until it learns.
+
+    The new block is a copy, with its weights, of one that is there. The last layers of its
+    residual branches start at zero; without such branches its only linear layer or convolution
+    starts as the identity.
+
+    Attributes:
+        after: name of a module in an `nn.Sequential` or `nn.ModuleList`. The new block's name is
+            this one's with `_1` (or the next free number).
+        like: names of the modules that are copied, in order; a single name may be given as it is.
+            Default: the one it comes after.
+    """
+
+    after: str
+    like: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        like = (self.like,) if isinstance(self.like, str) else tuple(self.like)
+        object.__setattr__(self, "like", like or (self.after,))
+
+
+Edit = Grow | Shrink | Mask | Insert | Remove
 Plan = Sequence[Edit]
 
 
@@ -130,6 +168,10 @@ def _to_dict(edit: Edit) -> dict[str, Any]:
                 "init": edit.init,
                 "exact": edit.exact,
             }
+        case Remove():
+            return {"edit": "remove", "block": edit.block, "exact": edit.exact}
+        case Insert():
+            return {"edit": "insert", "after": edit.after, "like": list(edit.like)}
         case Shrink():
             side = "remove" if edit.keep is None else "keep"
             return {"edit": "shrink", "group": edit.group, side: list(getattr(edit, side))}
@@ -151,12 +193,16 @@ def _from_dict(item: Mapping[str, Any]) -> Edit:
         return Grow(**values)
     if kind == "shrink":
         return Shrink(**values)
+    if kind == "remove":
+        return Remove(**values)
+    if kind == "insert":
+        return Insert(**values)
     if kind == "mask":
         listed = "kept" in values
         keep = torch.full((int(torch.Size(values["shape"]).numel()),), not listed)
         keep[torch.tensor(values["kept" if listed else "removed"], dtype=torch.long)] = listed
         return Mask(values["parameter"], keep=keep.reshape(values["shape"]))
-    raise EditError(f"no edit {kind!r}. Known: grow, mask, shrink.")
+    raise EditError(f"no edit {kind!r}. Known: grow, insert, mask, remove, shrink.")
 
 
 def _indices(group: str, side: str, value: Any) -> tuple[int, ...]:

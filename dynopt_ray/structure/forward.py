@@ -14,6 +14,8 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_map_only
 
+from dynopt_ray.structure.calls import Call
+from dynopt_ray.structure.counts import marked
 from dynopt_ray.structure.surroundings import Surroundings
 from dynopt_ray.structure.tracing import Trace
 
@@ -34,6 +36,13 @@ def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any
         args = inputs if isinstance(inputs, tuple) else (inputs,)
     with _uncompiled():
         return functional_call(model, dict(tensors), args, kwargs)
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """The network's output."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[object]:
@@ -58,42 +67,69 @@ def shells(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], device: torch.device | str
 ) -> dict[str, Tensor]:
     """Tensors without content: of a new shape where `shapes` has one, else of their own."""
+    device = torch.device(device)
+    make = torch.empty if device.type == "meta" else torch.zeros
     return {
-        name: torch.zeros(tuple(shapes.get(name, t.shape)), dtype=t.dtype, device=device)
+        name: make(tuple(shapes.get(name, t.shape)), dtype=t.dtype, device=device)
         for name, t in tensors.items()
     }
 
 
-def undisturbed(model: nn.Module, training: bool | None = None) -> contextlib.ExitStack:
+class undisturbed:  # noqa: N801
     """Runs a network without gradients and leaves all around it as it was; see `Surroundings`.
+
+    As a context it gives a list that holds, afterwards, the modules and their dicts in which a
+    pass kept tensors.
 
     Args:
         model: the network that will run.
         training: the mode to run it in; None for the mode each module is in.
-
-    Returns:
-        The context to run it in.
     """
-    surroundings = Surroundings(model)
-    with contextlib.ExitStack() as stack:
-        stack.callback(surroundings.restore)
-        if training is not None:
-            model.train(training)
-        torch.set_grad_enabled(False)
-        return stack.pop_all()
+
+    def __init__(self, model: nn.Module, training: bool | None = None) -> None:
+        self._model, self._training = model, training
+        self._surroundings = Surroundings(model)
+
+    def __enter__(self) -> list[tuple[nn.Module, str]]:
+        try:
+            if self._training is not None:
+                self._model.train(self._training)
+            torch.set_grad_enabled(False)
+        except BaseException:
+            self._surroundings.restore()
+            raise
+        return self._surroundings.caches
+
+    def __exit__(self, *_: object) -> None:
+        self._surroundings.restore()
 
 
 @contextlib.contextmanager
-def module_names(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """Keeps `trace.running` at the modules that are running, with their names."""
+def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """Keeps `trace.running` at the modules that are running, and marks the integers they keep.
+
+    Within `undisturbed`, which puts the attributes back.
+    """
     names = {module: name for name, module in model.named_modules()}
+    trace.modules = {name: module for module, name in names.items()}
+    for module, name in names.items():
+        attributes = vars(module)
+        for key, value in [*attributes.items()]:
+            if not key.startswith("_") and (known := marked(value, name, key, trace.record)):
+                attributes[key] = known
 
     def enter(module: nn.Module, _: Any) -> None:
         trace.running.append((names.get(module, ""), module))
 
-    def leave(*_: Any) -> None:
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
         trace.running.pop()
+        if trace.record.with_costs:
+            call = Call(args, {}, output)
+            trace.calls.setdefault(names.get(module, ""), []).append(
+                (call.passes_on, call.num_others)
+            )
 
+    # Without keywords: torch never forgets that a hook on all modules took them.
     handles = [
         register_module_forward_pre_hook(enter),
         register_module_forward_hook(leave),

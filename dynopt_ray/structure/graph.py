@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +11,22 @@ from torch.nn.parameter import is_lazy
 from dynopt_ray.errors import EditError, TraceError, UnknownNameError
 from dynopt_ray.structure.apply import Receipt, apply_plan
 from dynopt_ray.structure.attributes import Attribute
-from dynopt_ray.structure.cost import Cost, CostModel, count_nonzero
+from dynopt_ray.structure.cost import Cost, count_nonzero
+from dynopt_ray.structure.cost_model import CostModel
 from dynopt_ray.structure.edits import Edit
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.structure.groups import WidthGroup, producer_name
 from dynopt_ray.structure.optimizer_state import Optimizers
-from dynopt_ray.structure.passes import trace_at_own_sizes
+from dynopt_ray.structure.passes import Passes, trace_at_own_sizes, unused
 from dynopt_ray.structure.record import Consumer, Record
 from dynopt_ray.structure.surroundings import Surroundings
 from dynopt_ray.structure.tracing import Heads
+from dynopt_ray.structure.transaction import Transaction
 from dynopt_ray.structure.verify import Verifier
 
+_DESCRIPTION = (
+    *("groups", "fixed", "attributes", "caches", "consumers", "blocks", "_index", "_cost_model"),
+)
 _BY_CALLER = "the caller fixed it"
 # By name: importing what is not used takes long. Behind each: where its inner module is.
 _WRAPPERS = {
@@ -31,6 +37,15 @@ _WRAPPERS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What `trace` was asked; see there."""
+
+    example_inputs: Inputs
+    fixed: tuple[str, ...]
+    heads: Heads
+
+
 class Graph:
     """A live network and the groups in which its widths can change. Made by `trace`.
 
@@ -38,6 +53,9 @@ class Graph:
         model: the network itself; edits change it in place.
         groups: what can be resized, in forward order.
         fixed: what cannot be resized: name -> reason.
+        blocks: the modules that `Remove` can take out: they take a tensor and give one of the same
+            shape, once per forward pass. Name -> number of outputs beside it, or None.
+        asked: what the network was traced with.
     """
 
     def __init__(
@@ -47,17 +65,26 @@ class Graph:
         fixed: Mapping[str, str],
         *,
         attributes: Sequence[Attribute],
-        consumers: Mapping[str, Sequence[Consumer]],
         cost_model: CostModel,
+        passes: Passes,
+        asked: "Asked",
     ) -> None:
         self.model = model
         self.fixed = dict(fixed)
         self.groups = tuple(groups)
+        # Edits change what a group holds, never its name and place.
+        self._index = {n: i for i, g in reversed([*enumerate(groups)]) for n in g.producers}
+        self._index.update((group.name, i) for i, group in enumerate(groups))
         self.attributes = tuple(attributes)
-        self.consumers = consumers
+        self.caches = dict.fromkeys(passes.record.caches)
+        self.consumers: Mapping[str, Sequence[Consumer]] = passes.record.consumers
         self.num_edits = 0
         self.receipts: list[Receipt] = []
-        self.shapes = {name: tensor.shape for name, tensor in self.tensors().items()}
+        self.shapes = self.shapes_now()
+        owners = {name for name, module in model.named_modules() if [*module.parameters()]}
+        self.blocks = {n: more for n, more in passes.record.blocks.items() if n in owners}
+        self.asked = asked
+        self._output_sizes = passes.output_sizes
         self._cost_model = cost_model
 
     def __getitem__(self, name: str) -> WidthGroup:
@@ -67,12 +94,8 @@ class Graph:
             EditError: it cannot be resized; says why.
             UnknownNameError: the network has nothing of this name.
         """
-        for group in self.groups:
-            if name == group.name:
-                return group
-        for group in self.groups:
-            if name in group.producers:
-                return group
+        if name in self._index:
+            return self.groups[self._index[name]]
         if name in self.fixed:
             raise EditError(f"{name!r} cannot be resized: {self.fixed[name]}")
         raise UnknownNameError("width group", name, (group.name for group in self.groups))
@@ -96,6 +119,15 @@ class Graph:
         """The network's parameters and buffers by name."""
         return named_tensors(self.model)
 
+    def shapes_now(self) -> dict[str, torch.Size]:
+        """The shapes that edits rely on; a forward pass may replace buffers of its own."""
+        lie_in = {s.parameter for group in self.groups for s in group.slices}
+        return {
+            name: tensor.shape
+            for name, tensor in self.tensors().items()
+            if isinstance(tensor, nn.Parameter) or name in lie_in
+        }
+
     def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
         """What the network costs, or would cost at other widths. Nothing is resized or run.
 
@@ -112,11 +144,18 @@ class Graph:
         if widths is None:
             nonzero = count_nonzero(list(self.model.parameters()))
             return self._cost_model.cost([g.width for g in self.groups], nonzero)
+        return self._cost_model.cost(self._widths_with(widths))
+
+    def traffic_bytes(self, widths: Mapping[str, int]) -> int:
+        """Bytes that operations write in one forward pass, on the inputs of `trace`; see `cost`."""
+        return self._cost_model.traffic(self._widths_with(widths))
+
+    def _widths_with(self, widths: Mapping[str, int]) -> list[int]:
         wanted = {self[name].name: width for name, width in widths.items()}
         for name, width in wanted.items():
             if width < 0:
                 raise ValueError(f"cost: {name!r} cannot have {width} units")
-        return self._cost_model.cost([wanted.get(g.name, g.width) for g in self.groups])
+        return [wanted.get(g.name, g.width) for g in self.groups]
 
     def check(self) -> None:
         """Refuse to go on where the graph no longer describes the network.
@@ -125,10 +164,9 @@ class Graph:
             EditError: a tensor has another shape: `load`, another graph or a layer put in its
                 place resized the network.
         """
-        tensors = self.tensors()
-        for name in [*self.shapes, *tensors]:
-            expected = self.shapes.get(name)
-            found = tensors[name].shape if name in tensors else None
+        shapes = self.shapes_now()
+        for name in [*self.shapes, *shapes]:
+            expected, found = self.shapes.get(name), shapes.get(name)
             if expected != found:
                 raise EditError(
                     f"the network was changed behind this graph's back ({name!r} has the shape "
@@ -145,6 +183,26 @@ class Graph:
     ) -> Receipt:
         """Change the network; see `dynopt_ray.structure.apply.apply_plan`."""
         return apply_plan(self, plan, optimizer=optimizer, compensate=compensate, seed=seed)
+
+    def follow(self, log: Transaction) -> None:
+        """Look at the network again after blocks came or went.
+
+        Raises:
+            EditError: it does not run, or gives something else.
+        """
+        names = {name for name, _ in [*self.model.named_modules(), *self.model.named_parameters()]}
+        fixed = [name for name in self.asked.fixed if name in names]
+        try:
+            new = trace(self.model, self.asked.example_inputs, fixed, self.asked.heads)
+        except TraceError as error:
+            raise EditError(f"with other blocks the network does not run: {error}") from error
+        if new._output_sizes != self._output_sizes:
+            raise EditError(
+                f"with other blocks the network gives {list(map(tuple, new._output_sizes))} in "
+                f"place of {list(map(tuple, self._output_sizes))}"
+            )
+        for name in _DESCRIPTION:
+            log.set_attribute(self, name, getattr(new, name))
 
     def commit(self) -> None:
         """Make all plans applied so far final, and free what `undo` would need.
@@ -183,6 +241,7 @@ def trace(
         TraceError: the network does not run on these inputs or is wrapped for distribution.
         UnknownNameError: `fixed` names nothing of the network.
     """
+    fixed = tuple(fixed)
     _check_model(model)
     tensors = named_tensors(model)
     pinned = {_produced_by(tensors, name): _BY_CALLER for name in fixed}
@@ -196,8 +255,9 @@ def trace(
         verdict.groups,
         {**passes.grouping.fixed, **verdict.fixed},
         attributes=verdict.attributes,
-        consumers=passes.record.consumers,
         cost_model=CostModel(tensors, passes.record, passes.grouping.only(verdict.groups)),
+        passes=passes,
+        asked=Asked(example_inputs, tuple(fixed), heads),
     )
 
 
@@ -225,9 +285,7 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _warn_of_other_ways(record: Record, tensors: Mapping[str, Tensor]) -> None:
-    missed = [
-        name for name, tensor in tensors.items() if tensor.ndim and name not in record.first_use
-    ]
+    missed = unused(record, tensors)
     if record.by_value and missed:
         modules = ", ".join(dict.fromkeys(map(producer_name, missed)))
         warnings.warn(

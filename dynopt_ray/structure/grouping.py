@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from dynopt_ray.structure.groups import Slice, WidthGroup, contiguous_runs, producer_name
-from dynopt_ray.structure.labels import IntArray
-from dynopt_ray.structure.record import Record
+from dynopt_ray.structure.labels import ID, IntArray
+from dynopt_ray.structure.record import Link, Place, Record
 
 Key = tuple[str, int]
 """A parameter's or buffer's name and one of its dimensions."""
@@ -38,7 +38,7 @@ class Grouping:
     def only(self, groups: Sequence[WidthGroup]) -> "Grouping":
         """The same outcome with some of the groups left; the others count as fixed."""
         index = {group.name: i for i, group in enumerate(groups)}
-        renumber = np.array([*(index.get(g.name, -1) for g in self.groups), -1])
+        renumber = np.array([*(index.get(g.name, -1) for g in self.groups), -1], dtype=ID)
         return replace(self, groups=tuple(groups), group_of=renumber[self.group_of])
 
 
@@ -49,7 +49,10 @@ def group_units(record: Record) -> Grouping:
     reasons = _pinned(record, component, num_components)
     mixed = np.zeros(num_components, dtype=bool)
     for ids in record.mixed:
-        mixed[component[ids]] = True
+        units = component[ids]
+        if ids.ndim > 1 and ids.shape[1] > 1:
+            units = units[(units != units[:, :1]).any(axis=1)]
+        mixed[units] = True
 
     keys = sorted(
         (key for key in record.parameter_ids if key not in record.hidden),
@@ -57,20 +60,20 @@ def group_units(record: Record) -> Grouping:
     )
     entries = _Entries.build(record, keys, component)
     signature = _signatures(entries, reasons, num_components)
-    leader = np.full(num_components, len(entries.key))
-    np.minimum.at(leader, entries.component, np.arange(len(entries.key)))
+    leader = np.full(num_components, len(entries.key), dtype=ID)
+    np.minimum.at(leader, entries.component, np.arange(len(entries.key), dtype=ID))
 
     present = np.flatnonzero(leader < len(entries.key))
     present = present[np.argsort(leader[present], kind="stable")]
     _, first, bundle = np.unique(signature[present], return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))  # bundles in order of their first unit
-    bundle_of = np.full(num_components, -1)
+    bundle_of = np.full(num_components, -1, dtype=ID)
     bundle_of[present] = rank[bundle]
     unit_of = _counted_within(bundle_of, present, num_components)
 
     groups: list[WidthGroup] = []
     fixed: dict[str, str] = {}
-    group_of_bundle = np.full(len(first) + 1, -1)
+    group_of_bundle = np.full(len(first) + 1, -1, dtype=ID)
     for index, members in enumerate(entries.slices(bundle_of, unit_of)):
         (name, dim), positions = members[0]
         reason = reasons[component[record.parameter_ids[name, dim][positions[0, 0]]]]
@@ -93,7 +96,12 @@ def _merged(record: Record) -> IntArray:
     component = _components(record.num_ids, record.ties)
     while True:
         ties = [tie for ids in record.factors for tie in _rectangular(component, ids)]
+        ties += _counted_alike(component, record.links)
+        for ids, others in record.counted:
+            if not np.isin(component[ids], component[others]).all():
+                ties.append((ids, others))
         if not ties:
+            record.ties.clear()  # most of a record; nobody asks again
             return component
         record.ties.extend(ties)
         component = _components(record.num_ids, record.ties)
@@ -106,13 +114,13 @@ def _components(num_ids: int, ties: Iterable[tuple[IntArray, IntArray]]) -> IntA
 
     pairs = [np.broadcast_arrays(one, other) for one, other in ties]
     if not pairs:
-        return np.arange(num_ids)
+        return np.arange(num_ids, dtype=ID)
     rows = np.concatenate([one.ravel() for one, _ in pairs])
     columns = np.concatenate([other.ravel() for _, other in pairs])
     weights = np.ones(len(rows), dtype=np.int8)
     edges = coo_array((weights, (rows, columns)), shape=(num_ids, num_ids))
     _, component = connected_components(edges, directed=False)
-    return np.asarray(component, dtype=np.int64)
+    return np.asarray(component, dtype=ID)
 
 
 def _rectangular(component: IntArray, ids: IntArray) -> list[tuple[IntArray, IntArray]]:
@@ -130,6 +138,22 @@ def _rectangular(component: IntArray, ids: IntArray) -> list[tuple[IntArray, Int
         if bool((values == reference).all()):
             return []
     return [(ids, ids[(*(slice(0, 1),) * (ids.ndim - 1), slice(None))])]
+
+
+def _counted_alike(component: IntArray, links: Sequence[Link]) -> list[tuple[IntArray, IntArray]]:
+    """Ties of units that one attribute counts in several places (heads of shared settings).
+
+    An attribute that counts the coordinates of one unit (of a head) says nothing about units.
+    """
+    first: dict[Place, Link] = {}
+    ties = []
+    for link in links:
+        units = component[link.ids]
+        if len(units) and bool((units != units[0]).any()):
+            other = first.setdefault(link.place, link)
+            if not np.array_equal(component[other.ids], units):
+                ties.append((other.ids, link.ids))
+    return ties
 
 
 def _pinned(record: Record, component: IntArray, num_components: int) -> list[str | None]:
@@ -159,13 +183,13 @@ class _Entries:
     @classmethod
     def build(cls, record: Record, keys: list[Key], component: IntArray) -> "_Entries":
         sizes = [len(record.parameter_ids[key]) for key in keys]
-        ids = np.concatenate([np.zeros(0, np.int64), *(record.parameter_ids[key] for key in keys)])
-        positions = [np.arange(size) for size in sizes]
+        ids = np.concatenate([np.zeros(0, ID), *(record.parameter_ids[key] for key in keys)])
+        positions = [np.arange(size, dtype=ID) for size in sizes]
         return cls(
             keys,
-            np.repeat(np.arange(len(keys)), sizes),
+            np.repeat(np.arange(len(keys), dtype=ID), sizes),
             component[ids],
-            np.concatenate([np.zeros(0, np.int64), *positions]),
+            np.concatenate([np.zeros(0, ID), *positions]),
         )
 
     def slices(
@@ -204,7 +228,7 @@ def _signatures(
 
 def _counted_within(bundle_of: IntArray, present: IntArray, num_components: int) -> IntArray:
     """The number of each component within its bundle, in the order of `present`."""
-    unit_of = np.full(num_components, -1)
+    unit_of = np.full(num_components, -1, dtype=ID)
     order = np.argsort(bundle_of[present], kind="stable")
     bundles = bundle_of[present][order]
     starts = np.flatnonzero(np.diff(bundles, prepend=-1) != 0)
@@ -216,9 +240,9 @@ def _counted_within(bundle_of: IntArray, present: IntArray, num_components: int)
 def _width_group(record: Record, members: list[tuple[Key, IntArray]], *, exact: bool) -> WidthGroup:
     slices = []
     for (name, dim), array in members:
-        positions = torch.from_numpy(np.ascontiguousarray(array))
         role = record.roles.get((name, dim), "out")
-        slices.append(Slice(name, dim, role, positions, contiguous_runs(positions[-1])))
+        positions = torch.from_numpy(array.astype(np.int64))
+        slices.append(Slice(name, dim, role, positions, contiguous_runs(array[-1])))
     producers = dict.fromkeys(producer_name(s.parameter) for s in slices if s.role == "out")
     name = next(iter(producers), producer_name(slices[0].parameter))
     return WidthGroup(

@@ -4,15 +4,19 @@ import itertools
 import re
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from dynopt_ray.structure.labels import IntArray
 from dynopt_ray.structure.record import Role
 
 # weight, bias; weight_ih_l0 of recurrent layers; in_proj_weight, bias_k of attention.
 _LAYER_PARAMETER = re.compile(
     r"((in|[qkv])_proj_)?(weight|bias)(_(ih|hh|hr)_l\d+(_reverse)?|_[kv])?"
 )
+
+# What torch.nn.utils.parametrize makes of a weight.
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,13 @@ class Slice:
     role: Role
     positions: Tensor
     runs: tuple[int, ...]
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether units follow each other, in the order of their numbers, in each run."""
+        positions = self.positions.numpy()
+        steps = self.runs[0] if len(self.runs) == 1 else np.repeat(self.runs, self.runs)
+        return bool((positions[1:] - positions[:-1] == steps).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +73,14 @@ class WidthGroup:
         return f"WidthGroup({self.name!r}, width={self.width}{note})"
 
 
-def contiguous_runs(positions: Tensor) -> tuple[int, ...]:
+def contiguous_runs(positions: IntArray) -> tuple[int, ...]:
     """Lengths of the contiguous runs among one unit's sorted coordinates."""
-    (breaks,) = torch.nonzero(positions.diff() != 1, as_tuple=True)
+    breaks = np.flatnonzero(positions[1:] - positions[:-1] != 1) if len(positions) > 1 else ()
     edges = [0, *(int(b) + 1 for b in breaks), len(positions)]
     return tuple(b - a for a, b in itertools.pairwise(edges))
 
 
 def producer_name(parameter: str) -> str:
     """The module that owns a weight or bias of torch's names; otherwise the parameter itself."""
-    module, _, name = parameter.rpartition(".")
+    module, _, name = _PARAMETRIZED.sub(r"\1", parameter).rpartition(".")
     return module if module and _LAYER_PARAMETER.fullmatch(name) else parameter

@@ -1,5 +1,6 @@
 """How the weights of new units start."""
 
+import contextlib
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -61,7 +62,9 @@ def fresh_tensors(
             torch.cuda.default_generators[device].manual_seed(seed)
         # A module with children may reset them too, and they are not ours to touch.
         if not module._modules and callable(reset := _reset_method(shell)):
-            reset()
+            # It may ask for sizes that its settings do not give; what it leaves is drawn below.
+            with contextlib.suppress(Exception):
+                reset()
         for name, tensor in filled.items():
             if tensor.is_floating_point() and not tensor.is_meta:
                 _fill_missing(tensor, old[name])

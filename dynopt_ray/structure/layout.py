@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,13 +70,45 @@ def moved_group(group: WidthGroup, change: Change | None, axes: Mapping[Key, Axi
     slices = []
     for s in group.slices:
         axis = axes.get((s.parameter, s.dim))
-        positions = s.positions if change is None else s.positions[change.keep]
+        positions = s.positions.numpy()
+        if change is not None:
+            positions = positions[change.keep.numpy()]
         if axis is not None:
-            positions = axis.moved[positions]
+            positions = axis.moved.numpy()[positions]
             if group.name in axis.added:
-                positions = torch.cat([positions, axis.added[group.name]])
-        slices.append(replace(s, positions=positions))
+                positions = np.concatenate([positions, axis.added[group.name].numpy()])
+        slices.append(Slice(s.parameter, s.dim, s.role, torch.from_numpy(positions), s.runs))
     return replace(group, width=len(slices[0].positions), slices=tuple(slices))
+
+
+def only_shift(groups: Sequence[WidthGroup], wider: Mapping[str, WidthGroup]) -> bool:
+    """Whether units lie in regular runs that one unit more makes longer, and shifts, no more.
+
+    Then the runs stay in order whatever units come and go.
+
+    Args:
+        groups: the groups at their own widths.
+        wider: the groups by name, each with one unit more.
+    """
+    keys: dict[Key, int] = {}
+    runs = []  # key, start, length, start with one unit more
+    for group in groups:
+        twins = {(s.parameter, s.dim): s for s in wider[group.name].slices}
+        for s in group.slices:
+            twin = twins[s.parameter, s.dim]
+            if not (s.is_regular and twin.is_regular):
+                return False
+            key = keys.setdefault((s.parameter, s.dim), len(keys))
+            first, moved = s.positions[0].tolist(), twin.positions[0].tolist()
+            column = 0
+            for length in s.runs:
+                runs.append((key, first[column], length, moved[column]))
+                column += length
+    key_, start, length_, moved_ = np.array(sorted(runs)).reshape(-1, 4).T
+    before = np.cumsum(length_) - length_
+    new_key = np.flatnonzero(np.diff(key_, prepend=-1))
+    before -= np.repeat(before[new_key], np.diff([*new_key, len(key_)]))
+    return bool((moved_ == start + before).all())
 
 
 def _axis(size: int, members: Sequence[tuple[Change, Slice]]) -> Axis:
@@ -83,39 +117,47 @@ def _axis(size: int, members: Sequence[tuple[Change, Slice]]) -> Axis:
     A new unit's coordinates follow those of the group's last unit, run by run: a channel that is
     flattened to 3 × 3 adds 9 neighbours, a head in fused q, k and v adds a block to each.
     """
-    kept = torch.ones(size, dtype=torch.bool)
+    kept = np.ones(size, dtype=bool)
     for change, s in members:
         if len(change.keep) < change.group.width:
-            gone = torch.ones(change.group.width, dtype=torch.bool)
-            gone[change.keep] = False
-            kept[s.positions[gone].flatten()] = False
-    stay = torch.nonzero(kept).flatten()
+            gone = np.ones(change.group.width, dtype=bool)
+            gone[change.keep.numpy()] = False
+            kept[s.positions.numpy()[gone]] = False
+    stay = np.flatnonzero(kept)
     # An old coordinate c sorts at 2c, what is inserted after it at 2c + 1.
-    order_keys, origins, reads = [2 * stay], [stay], [torch.zeros(len(stay), dtype=torch.bool)]
-    inserted: list[tuple[str, list[Tensor]]] = []
+    order_keys, origins, reads = [2 * stay], [stay], [np.zeros(0, dtype=bool)]
+    inserted: list[tuple[str, list[Any]]] = []
     count = len(stay)
     for change, s in members:
         if not len(change.source):
             continue
         blocks = []
-        for columns in torch.split(torch.arange(s.positions.shape[1]), list(s.runs)):
-            after = s.positions[-1, columns[-1]]
-            origin = s.positions[change.source.clamp(min=0)][:, columns]
-            origin = torch.where(change.source[:, None] >= 0, origin, -1)
-            order_keys.append((2 * after + 1).expand(origin.numel()))
-            origins.append(origin.flatten())
-            reads.append(torch.full((origin.numel(),), s.role == "in"))
-            blocks.append(torch.arange(count, count + origin.numel()).reshape(origin.shape))
-            count += origin.numel()
+        positions, source = s.positions.numpy(), change.source.numpy()
+        start = 0
+        for length in s.runs:
+            block = positions[:, start : start + length]
+            start += length
+            origin = np.where(source[:, None] >= 0, block[source], -1)
+            order_keys.append(np.full(origin.size, 2 * block[-1, -1] + 1))
+            origins.append(origin.ravel())
+            reads.append(np.full(origin.size, s.role == "in"))
+            blocks.append(np.arange(count, count + origin.size).reshape(origin.shape))
+            count += origin.size
         inserted.append((change.group.name, blocks))
-    order = torch.cat(order_keys).argsort(stable=True)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(count))
-    moved = torch.full((size,), -1).scatter_(0, stay, place[: len(stay)])
+    order = np.concatenate(order_keys).argsort(kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(count)
+    moved = np.full(size, -1)
+    moved[stay] = place[: len(stay)]
     new = place[len(stay) :]
+    in_order = new.argsort()
     return Axis(
-        index=torch.cat(origins)[order],
-        new=new.sort().values,
-        read=torch.cat(reads)[len(stay) :][new.argsort()],
-        moved=moved,
-        added={name: torch.cat([place[b] for b in blocks], dim=1) for name, blocks in inserted},
+        index=torch.from_numpy(np.concatenate(origins)[order]),
+        new=torch.from_numpy(new[in_order]),
+        read=torch.from_numpy(np.concatenate(reads)[in_order]),
+        moved=torch.from_numpy(moved),
+        added={
+            name: torch.from_numpy(np.concatenate([place[b] for b in blocks], axis=1))
+            for name, blocks in inserted
+        },
     )

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves_with_path, tree_map_with_path
 
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.resize import Axes, resized
+from dynopt_ray.structure.transaction import Transaction
 
 State = dict[str, Any]
 Optimizers = Optimizer | Sequence[Optimizer]
@@ -58,6 +59,22 @@ def each_optimizer(optimizers: Optimizers | None) -> list[Optimizer]:
         return []
     several = optimizers if isinstance(optimizers, list | tuple) else [optimizers]
     return list(dict.fromkeys(several))
+
+
+def leave(optimizer: Optimizer, parameter: Tensor, log: Transaction) -> None:
+    """Take a parameter and its state out of an optimizer."""
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            log.set_item(group, "params", [p for p in group["params"] if p is not parameter])
+            log.set_state(optimizer, parameter, None)
+
+
+def join(optimizer: Optimizer, parameter: nn.Parameter, like: Tensor, log: Transaction) -> None:
+    """Let an optimizer train a new parameter in the group of another one, if it trains that."""
+    for group in optimizer.param_groups:
+        if any(p is like for p in group["params"]):
+            log.set_item(group, "params", [*group["params"], parameter])
+            log.set_state(optimizer, parameter, _first_state(type(optimizer), group, parameter))
 
 
 @dataclass(frozen=True)
@@ -198,15 +215,35 @@ def _starts(
     return {}
 
 
+def _first_state(
+    kind: type[Optimizer], group: Mapping[str, Any], parameter: nn.Parameter
+) -> State | None:
+    """What there is before the first step (Adagrad); usually nothing."""
+    for base in kind.__mro__[: kind.__mro__.index(Optimizer)]:
+        try:
+            optimizer, twin = _twin(base, group, parameter.detach())
+            return dict(optimizer.state[twin]) or None
+        except Exception:  # whatever a class that is not ours may raise
+            continue
+    return None
+
+
+def _twin(
+    kind: type[Optimizer], group: Mapping[str, Any], value: Tensor
+) -> tuple[Optimizer, nn.Parameter]:
+    """An optimizer with the options of a group, and its only parameter."""
+    known = inspect.signature(kind).parameters
+    options = {k: v for k, v in group.items() if k in known and k != "params"}
+    parameter = nn.Parameter(value.clone())
+    return kind([parameter], **options), parameter
+
+
 def _stepped(
     kind: type[Optimizer], group: Mapping[str, Any], value: Tensor, gradient: Tensor
 ) -> tuple[Tensor, State]:
     """A parameter and its state after one step from a value, without a gradient."""
-    known = inspect.signature(kind).parameters
-    options = {k: v for k, v in group.items() if k in known and k != "params"}
-    twin = nn.Parameter(value.clone())
+    optimizer, twin = _twin(kind, group, value)
     twin.grad = gradient.clone()
-    optimizer = kind([twin], **options)
     optimizer.step()
     return twin.detach(), optimizer.state[twin]
 

@@ -1,5 +1,6 @@
 """The traced passes of one network, and what they say together."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,10 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import TraceError
 from dynopt_ray.structure import rules as rules  # fills tracing.RULES
-from dynopt_ray.structure.forward import Inputs, call, module_names, moved, shells, undisturbed
+from dynopt_ray.structure.forward import Inputs, call, modules_known, moved, shells, undisturbed
 from dynopt_ray.structure.grouping import Grouping, group_units
 from dynopt_ray.structure.record import Record
-from dynopt_ray.structure.tracing import Heads, Trace, tensors_in
-
-_OUTPUT = "it is the network's output"
+from dynopt_ray.structure.tracing import Heads, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +41,7 @@ def trace_passes(
     heads: Heads,
     device: torch.device,
     pinned: Mapping[str, str] | None = None,
+    with_costs: bool = True,
 ) -> Passes:
     """Run the network under a trace in evaluation mode; what that leaves unused, in training mode.
 
@@ -52,18 +52,34 @@ def trace_passes(
         heads: what a unit of attention is.
         device: where it runs; "meta" computes shapes only.
         pinned: parameter name -> reason, for sizes that the caller wants fixed.
+        with_costs: whether to note what operations cost and which modules are blocks.
 
     Raises:
         Exception: whatever the network's own forward raises.
     """
-    record = Record({id(tensor): name for name, tensor in tensors.items()})
+    record = Record({id(tensor): name for name, tensor in tensors.items()}, with_costs)
     sizes = _run(model, inputs, tensors, record, heads, training=False)
-    if any(t.ndim and name not in record.first_use for name, t in tensors.items()):
-        # Auxiliary classifiers run in training mode only.
+    if unused(record, tensors):
+        # Auxiliary classifiers run in training mode only; what they cost and read is not asked.
+        work, consumers = [*record.work], {n: [*uses] for n, uses in record.consumers.items()}
         sizes += _run(model, inputs, tensors, record, heads, training=True)
+        record.work, record.consumers = work, defaultdict(list, consumers)
     for name, reason in (pinned or {}).items():
         record.pinned.append((record.parameter_ids[name, 0], reason))
+    for ids in record.normed:
+        if any(record.roles.get(key) != "in" for key in record.owners(ids)):
+            record.mixed.append(ids)
+    record.mixed += [link.ids for link in record.links if link.place in record.valued]
     return Passes(record, group_units(record), sizes, device)
+
+
+def unused(record: Record, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Parameters and buffers with a width that the pass did not reach."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.ndim and tensor.is_floating_point() and name not in record.first_use
+    ]
 
 
 def trace_at_own_sizes(
@@ -126,11 +142,12 @@ def _run(
     training: bool,
 ) -> tuple[torch.Size, ...]:
     """One pass; its outputs are pinned."""
-    with undisturbed(model, training):
+    with undisturbed(model, training) as kept:
         trace = Trace(tensors, record, heads)
-        with module_names(model, trace), trace:
+        with modules_known(model, trace), trace:
             output: Any = call(model, inputs, tensors)
-        outputs = list(tensors_in(output))
-        for tensor in outputs:
-            trace.pin(trace.labels(tensor), _OUTPUT)
+        outputs = trace.outputs(output)
+    record.caches += kept
+    if not training:
+        record.blocks = trace.blocks
     return tuple(tensor.shape for tensor in outputs)

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
-from dynopt_ray.structure.labels import IntArray
+from dynopt_ray.structure.labels import ID, IntArray
 
 Role = Literal["out", "in", "scale"]
+
+Place = tuple[str, str, int | None]
+"""An integer attribute: a module's dotted name, the attribute, which entry of a tuple or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +61,7 @@ class Contraction:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Multiply-adds of one operation: `coefficient` times the sizes of the labelled dimensions."""
+    """What one operation does: `coefficient` times the sizes of the labelled dimensions."""
 
     coefficient: int
     factors: tuple[IntArray, ...]
@@ -68,15 +72,11 @@ class Link:
     """An integer attribute of a module that follows the size of a dimension.
 
     Attributes:
-        module: dotted name of the module.
-        attribute: its attribute; an integer, or a tuple when `index` is given.
-        index: which entry of the tuple, or None.
+        place: the attribute.
         ids: the units along the dimension it follows, one per coordinate.
     """
 
-    module: str
-    attribute: str
-    index: int | None
+    place: Place
     ids: IntArray
 
 
@@ -85,18 +85,32 @@ class Record:
     """Everything one pass says about a network's units."""
 
     names: dict[int, str]
+    with_costs: bool = True
+    """Whether work, bytes and blocks are noted too, not ties alone."""
     ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     pinned: list[tuple[IntArray, str]] = field(default_factory=list)
     mixed: list[IntArray] = field(default_factory=list)
+    counted: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    """Units of which there are as many as of others: tied, unless they are these very units."""
+    normed: list[IntArray] = field(default_factory=list)
+    """Units whose weights are normalised over them: none shows that has no weights."""
     factors: list[IntArray] = field(default_factory=list)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)
     hidden: set[tuple[str, int]] = field(default_factory=set)
     consumers: dict[str, list[Consumer]] = field(default_factory=lambda: defaultdict(list))
     work: list[Work] = field(default_factory=list)
+    made: list[Work] = field(default_factory=list)
+    """Bytes of what each operation writes."""
     links: list[Link] = field(default_factory=list)
+    valued: set[Place] = field(default_factory=set)
+    """Attributes that scale what the network computes, beside whatever size they give."""
     parameter_ids: dict[tuple[str, int], IntArray] = field(default_factory=dict)
     num_ids: int = 0
+    blocks: dict[str, int | None] = field(default_factory=dict)
+    """Modules called once, that give a tensor like the one they take: how many outputs follow."""
+    caches: list[tuple[nn.Module, str]] = field(default_factory=list)
+    """Dicts in which modules keep tensors for the next pass."""
     by_value: bool = False
     """Whether the forward pass looked at values, and so may go another way on other data."""
     _owned: list[tuple[int, tuple[str, int]]] = field(default_factory=list)
@@ -111,7 +125,7 @@ class Record:
 
     def fresh(self, size: int) -> IntArray:
         """Ids that nothing carries yet."""
-        ids = np.arange(self.num_ids, self.num_ids + size)
+        ids = np.arange(self.num_ids, self.num_ids + size, dtype=ID)
         self.num_ids += size
         return ids
 

@@ -11,6 +11,8 @@ from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_m
 
 from dynopt_ray.structure.masks import mask_of, note_mask
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
 
 class RandomState:
     """The state of the CPU's generator and of some CUDA devices'; a context that puts it back.
@@ -57,19 +59,23 @@ class Surroundings:
     Args:
         model: the network.
         optimizers: its optimizers.
+
+    Attributes:
+        caches: modules and the dicts of theirs that got tensors meanwhile; known when restored.
     """
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
-        self._attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+        self.caches: list[tuple[nn.Module, str]] = []
+        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
         self._contents = [
-            (value, value.copy())
-            for _, attributes in self._attributes
-            for value in attributes.values()
-            if isinstance(value, dict | list)
+            (module, key, value, value.copy())
+            for module, attributes in self._attributes
+            for key, value in attributes.items()
+            if isinstance(value, dict | list | set)
         ]
         hooks: list[dict[Any, Any]] = [one._optimizer_step_post_hooks for one in optimizers]
         hooks += [modules._global_forward_hooks, modules._global_forward_pre_hooks]
-        self._contents += [(live, live.copy()) for live in hooks]
+        self._hooks = [(live, live.copy()) for live in hooks]
         self._parameters = [
             (p, mask_of(p), dict(p._backward_hooks or {})) for p in model.parameters()
         ]
@@ -92,7 +98,15 @@ class Surroundings:
         for mode in self._modes[len(_modes()) :]:
             push(mode)
         torch.set_grad_enabled(self._gradients)
-        for live, kept in [*self._attributes, *self._contents]:
+        for module, attributes in self._attributes:
+            _set_contents(vars(module), attributes)
+        for module, key, live, kept in self._contents:
+            if not live and not kept:  # most hooks
+                continue
+            if key not in _OF_EVERY_MODULE and _holds_tensor(live, kept):
+                self.caches.append((module, key))
+            _set_contents(live, kept)
+        for live, kept in self._hooks:
             _set_contents(live, kept)
         for parameter, mask, hooks in self._parameters:
             note_mask(parameter, mask)
@@ -106,9 +120,19 @@ def _modes() -> list[Any]:
     return list(stack())
 
 
+def _holds_tensor(live: Any, kept: Any) -> bool:
+    """Whether a dict has a tensor under a new key."""
+    if not isinstance(live, dict) or live.keys() <= kept.keys():
+        return False
+    return any(isinstance(live[key], Tensor) for key in live.keys() - kept.keys())
+
+
 def _set_contents(live: Any, kept: Any) -> None:
     if isinstance(live, list):
         live[:] = kept
+    elif isinstance(live, set):
+        live.clear()
+        live.update(kept)
     elif live.keys() == kept.keys():
         live.update(kept)
     else:  # in their order, too

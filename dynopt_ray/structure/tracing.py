@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from dynopt_ray.structure.counts import UnitCount
+from dynopt_ray.structure.counts import Kept, UnitCount
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
+from dynopt_ray.structure.shapes import shape_only
 
 Heads = Literal["heads", "dims"]
 Rule = Callable[..., None]
@@ -82,9 +83,12 @@ class Trace(TorchFunctionMode):
         self.record = record
         self.heads: Heads = heads
         self.running: list[tuple[str, nn.Module]] = []
+        self.calls: dict[str, list[tuple[bool, int | None]]] = {}
+        self.modules: dict[str, nn.Module] = {}
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
         self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
         self._producers: dict[int, Consumer] = {}
+        self._picked: dict[int, tuple[Tensor, IntArray]] = {}
         for name, tensor in tensors.items():
             labels = []
             # What integers hold (indices, masks) is data; nobody's units lie along them.
@@ -103,19 +107,22 @@ class Trace(TorchFunctionMode):
         """Run the operation, then let its rule say how ids flow."""
         kwargs = kwargs or {}
         opened = OPENED.get(func)
-        if opened is None:
-            out = func(*args, **kwargs)
-        else:
+        if opened is not None:
             with self:
                 out = opened(*args, **kwargs)
+        elif (out := shape_only(func, args, kwargs)) is None:
+            out = func(*args, **kwargs)
         if func in _SIZES:
             return self._counted(out, *args, **kwargs)
         self.record.by_value |= func in _VALUES
+        if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
+            self.pin_picked((args, kwargs))
         handler = RULES.get(func)
         if handler is not None:
             handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
         elif any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)
+        self._note_made(out, args, kwargs)
         if func in _KEEPS_ZEROS and all(map(self.is_weight, tensors_in((args, kwargs)))):
             self._weights.update((id(t), t) for t in tensors_in(out))
         return out
@@ -132,6 +139,12 @@ class Trace(TorchFunctionMode):
             return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
         return counts.get(dim % tensor.ndim, size)
 
+    @property
+    def blocks(self) -> dict[str, int | None]:
+        """Modules called once that give a tensor like the one they take; see `Record`."""
+        once = {name: calls[0] for name, calls in self.calls.items() if name and len(calls) == 1}
+        return {name: num_others for name, (passes_on, num_others) in once.items() if passes_on}
+
     # What rules read and write.
 
     def labels(self, tensor: Tensor) -> Labels:
@@ -143,9 +156,13 @@ class Trace(TorchFunctionMode):
         """Give a tensor its labels. Keeps the tensor alive, so that its identity stays its own."""
         claimed: set[int] = set()
         clean: list[Label] = []
-        for label in labels:
+        # A batch of one looks like the only unit of a class token; it must not pin real units.
+        for label in sorted(labels, key=lambda label: label.ids.size == 1):
             if claimed.intersection(label.dims):
                 self.pin(label.ids, "two kinds of units were merged into one dimension")
+                continue
+            if label.ids.shape != tuple(tensor.shape[d] for d in label.dims):
+                self.pin(label.ids, "its size changes in a way that no rule follows")
                 continue
             claimed.update(label.dims)
             clean.append(label)
@@ -165,9 +182,16 @@ class Trace(TorchFunctionMode):
         for array in [ids] if isinstance(ids, np.ndarray) else [label.ids for label in ids]:
             self.record.pinned.append((array.ravel(), reason))
 
-    def mix(self, ids: IntArray) -> None:
-        """An operation's result depends on how many of these units there are."""
-        self.record.mixed.append(ids.ravel())
+    def mix(self, ids: IntArray, axis: int | None = None) -> None:
+        """An operation's result depends on how many of these units there are.
+
+        Along one axis of ids, that is not so where all of it belongs to one unit (a norm over the
+        coordinates of each head).
+        """
+        if axis is None or ids.ndim == 1:
+            self.record.mixed.append(ids.ravel())
+        else:
+            self.record.mixed.append(np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis]))
 
     def units(self, tensor: Tensor, dim: int) -> IntArray | None:
         """Ids along one dimension that a single one-dimensional label covers, else None."""
@@ -189,6 +213,26 @@ class Trace(TorchFunctionMode):
             self.tie(
                 label.ids, ids.reshape([-1 if a == axis else 1 for a in range(len(label.dims))])
             )
+
+    def picked(self, out: Tensor, ids: IntArray) -> None:
+        """A constant index picked these units; only if somebody reads them are they special."""
+        _, before = self._picked.get(id(out), (out, ids[:0]))
+        self._picked[id(out)] = (out, np.concatenate([before, ids]))
+
+    def pin_picked(self, read: Any) -> None:
+        """The values of these tensors are read."""
+        for tensor in tensors_in(read):
+            _, ids = self._picked.pop(id(tensor), (tensor, None))
+            if ids is not None:
+                self.pin(ids, "one of its units is picked by a constant index")
+
+    def outputs(self, output: Any) -> list[Tensor]:
+        """The tensors that the network gives; their units are fixed."""
+        tensors = list(tensors_in(output))
+        self.pin_picked(output)
+        for tensor in tensors:
+            self.pin(self.labels(tensor), "it is the network's output")
+        return tensors
 
     def use(self, tensor: Tensor | None, *roles: Role | None) -> None:
         """Note the roles of a parameter's dimensions, in order: `use(weight, "out", "in")`."""
@@ -232,6 +276,12 @@ class Trace(TorchFunctionMode):
         name = self.name(tensor)
         if name is not None:
             self.record.hidden.update((name, dim) for dim in dims)
+            return
+        # A weight made of parameters: the dimensions are theirs.
+        for label in self.labels(tensor):
+            if set(label.dims) <= set(dims):
+                self.pin(label.ids, "it is the extent of a kernel")
+                self.record.hidden.update(self.record.owners(label.ids))
 
     def consume(self, weight: Tensor, out: Tensor, **how: Any) -> None:
         """Note that `out` is linear in the units that `weight` reads; see `Consumer`."""
@@ -269,9 +319,19 @@ class Trace(TorchFunctionMode):
 
     def count(self, labels: Labels, sizes: Sequence[int]) -> None:
         """Note the multiply-adds of a product over a joint space of these sizes."""
-        labelled = {dim for label in labels for dim in label.dims}
-        coefficient = math.prod(s for dim, s in enumerate(sizes) if dim not in labelled)
-        self.record.work.append(Work(coefficient, tuple(label.ids.ravel() for label in labels)))
+        if self.record.with_costs:
+            self.record.work.append(_work(labels, sizes))
+
+    def _note_made(self, out: Any, args: Any, kwargs: Any) -> None:
+        """Note what an operation writes: views write nothing."""
+        if not self.record.with_costs:
+            return
+        given = {t.untyped_storage()._cdata for t in tensors_in((args, kwargs))}
+        for tensor in tensors_in(out):
+            if tensor.untyped_storage()._cdata not in given:
+                work = _work(self.labels(tensor), tensor.shape)
+                size = tensor.element_size() * work.coefficient
+                self.record.made.append(replace(work, coefficient=size))
 
     def link(
         self,
@@ -282,23 +342,26 @@ class Trace(TorchFunctionMode):
     ) -> None:
         """An integer attribute follows a size: of `owner`'s module, else of the running one."""
         name = self.name(owner)
-        if name is not None:
-            self.record.links.append(Link(name.rpartition(".")[0], attribute, index, ids.ravel()))
-        elif self.running:
-            self.record.links.append(Link(self.running[-1][0], attribute, index, ids.ravel()))
+        if name is None and not self.running:
+            return
+        module = self.running[-1][0] if name is None else name.rpartition(".")[0]
+        value: Any = getattr(self.modules.get(module), attribute, None)
+        if index is not None:
+            value = value[index] if isinstance(value, tuple | list) else None
+        self.counts(value, ids)
 
-    def literal(self, size: int, label: Label, dim: int) -> None:
-        """A size was given as a number: perhaps an attribute of a running module, then linked."""
-        axis = label.dims.index(dim)
-        ids = label.ids[tuple(slice(None) if a == axis else 0 for a in range(label.ids.ndim))]
-        for name, module in reversed(self.running):
-            equal = [
-                key for key, value in vars(module).items() if type(value) is int and value == size
-            ]
-            if equal:
-                if len(equal) == 1:
-                    self.record.links.append(Link(name, equal[0], None, ids))
-                return
+    def counts(self, size: Any, ids: IntArray) -> None:
+        """This many units were asked for: a number that a module keeps follows them."""
+        if isinstance(size, Kept) and not size.less and size.value * size.times == ids.size:
+            rows = ids.reshape(size.times, -1)
+            if bool((rows == rows[0]).all()):
+                self.record.links.append(Link(size.place, rows[0]))
+
+
+def _work(labels: Labels, sizes: Sequence[int]) -> Work:
+    labelled = {dim for label in labels for dim in label.dims}
+    coefficient = math.prod(s for dim, s in enumerate(sizes) if dim not in labelled)
+    return Work(coefficient, tuple(label.ids.ravel() for label in labels))
 
 
 def unknown_operation(

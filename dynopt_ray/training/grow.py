@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Graph, Grow, Receipt, trace
-from dynopt_ray.structure.apply import check_plan
 from dynopt_ray.structure.edits import Init
+from dynopt_ray.structure.plans import check_plan
 from dynopt_ray.tasks import Metrics, Task, TrainStats
 from dynopt_ray.training.arguments import (
     check_callable,
@@ -135,7 +135,7 @@ def grow(
             another network.
         DivergedError: a loss became NaN or infinite; the network is as it was before that round.
         UnknownNameError: no group, or no such way to start new units.
-        ValueError: a number out of range, or a budget for the latency.
+        ValueError: a number out of range.
         TypeError: an argument of another type.
 
         All but DivergedError before anything has changed.
@@ -155,14 +155,12 @@ def grow(
     check_follows(optimizer, graph.model)
     if optimizer is None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
-    if isinstance(target, Budget) and asks_latency(target):
-        raise ValueError(
-            f"grow: the latency of {target!r} cannot be computed for widths that the network does "
-            "not have yet; limit flops or params instead"
-        )
     wanted = target if isinstance(target, Budget) else _wanted(graph, target)
     costs = Costs(graph, task.example_inputs())
-    start = measured(graph, task, costs)
+    judge = partial(measured, graph, task, costs, latency=asks_latency(target))
+    start = judge()
+    if start.cost.latency_ms is not None:
+        costs.correct(start.widths, start.cost.latency_ms)
     plans = _plans(start.widths, _path(graph, costs, wanted, start, rounds), init)
     rows = [row(start, round=0, num_added=0, num_trainings=0, duration_s=0.0)]
     receipts: list[Receipt] = []
@@ -173,7 +171,7 @@ def grow(
             step = attempt(
                 graph,
                 plan,
-                judge=lambda: measured(graph, task, costs),
+                judge=judge,
                 accept=lambda *_: True,
                 before=now,
                 recover=lambda: _train_until(when, train, graph.model, task),
@@ -284,7 +282,8 @@ def _widest(
         cost = costs.at(widths)
         # What is zero stays so; what is new does not, once it has been trained.
         nonzero = start.cost.nonzero + cost.params - start.cost.params
-        cost = replace(cost, nonzero=nonzero)
+        latency_ms = costs.latency_ms_at(widths) if "latency_ms" in limits else None
+        cost = replace(cost, nonzero=nonzero, latency_ms=latency_ms)
         return all(getattr(cost, kind) <= limit for kind, limit in limits.items())
 
     def grown(fraction: float) -> dict[str, int]:

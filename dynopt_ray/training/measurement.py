@@ -3,10 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from dynopt_ray.structure import Cost, Graph, Plan, measure
+from torch import nn
+
+from dynopt_ray.structure import Cost, Graph, LatencyModel, fit_latency, measure
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.tasks import Metrics, Task
 from dynopt_ray.tasks.batches import take_rows
+
+# Budgets ask for smaller networks when pruning, and for larger ones when growing.
+_SHARES = (1 / 8, 2.0)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Costs:
         self._graph = graph
         self._sample = take_rows(example_inputs, 1)
         traced = graph.cost().flops
+        self._latency: LatencyModel | None = None
+        self._correction = 1.0
         self._per_sample = measure(graph.model, self._sample).flops / traced if traced else 1.0
 
     def now(self, *, latency: bool = False) -> Cost:
@@ -49,26 +56,33 @@ class Costs:
         """
         cost = self._scaled(self._graph.cost())
         if latency:
-            timed = measure(self._graph.model, self._sample, latency=True)
-            cost = replace(cost, latency_ms=timed.latency_ms)
+            cost = replace(cost, latency_ms=_latency_ms(self._graph.model, self._sample))
         return cost
 
     def at(self, widths: Mapping[str, int]) -> Cost:
         """The cost at other widths, computed; see `Graph.cost`."""
         return self._scaled(self._graph.cost(widths))
 
-    def after(self, plan: Plan) -> Cost:
-        """The cost, latency included, that a plan would leave; the plan is applied and undone."""
-        if not plan:
-            return self.now(latency=True)
-        receipt = self._graph.apply(plan)
-        try:
-            return self.now(latency=True)
-        finally:
-            receipt.undo()
+    def latency_ms_at(self, widths: Mapping[str, int]) -> float:
+        """The latency at other widths, by a model that is fitted when first asked."""
+        if self._latency is None:
+            self._latency = fit_latency(
+                self._graph, self._sample, shares=_SHARES, measure_ms=_latency_ms
+            )
+        return self._correction * self._latency(widths)
+
+    def correct(self, widths: Mapping[str, int], latency_ms: float) -> None:
+        """Let the model give what was measured at these widths."""
+        self._correction *= latency_ms / self.latency_ms_at(widths)
 
     def _scaled(self, cost: Cost) -> Cost:
         return replace(cost, flops=round(cost.flops * self._per_sample))
+
+
+def _latency_ms(model: nn.Module, inputs: Inputs) -> float:
+    latency = measure(model, inputs, latency=True).latency_ms
+    assert latency is not None
+    return latency
 
 
 def measured(graph: Graph, task: Task, costs: Costs, *, latency: bool = False) -> Measurement:

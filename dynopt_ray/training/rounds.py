@@ -29,6 +29,7 @@ from dynopt_ray.training.recovery import Cut, Recovery
 from dynopt_ray.training.retraining import Retraining
 from dynopt_ray.training.selection import Selection, select
 from dynopt_ray.training.targets import (
+    Budget,
     Fraction,
     Target,
     Threshold,
@@ -44,6 +45,8 @@ Granularity = Literal["unit", "weight"]
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 _SCORE_ROWS = 2048
+# How often a choice by a latency model is measured and made again.
+_CORRECTIONS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +161,8 @@ def make_pool(pruning: Pruning) -> Pool:
     score = unit_scores if pruning.granularity == "unit" else weight_scores
     scores = score(pruning.graph, pruning.criterion, batches, loss=pruning.task.loss)
     if pruning.granularity == "weight":
-        return weight_pool(pruning.graph, pruning.costs.now(), scores, pruning.scope)
+        cost = pruning.costs.now(latency=asks_latency(pruning.target))
+        return weight_pool(pruning.graph, cost, scores, pruning.scope)
     return unit_pool(
         pruning.graph,
         pruning.costs,
@@ -219,14 +223,33 @@ def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> lis
 
 
 def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
-    return select(
-        pool,
-        pruning.target,
-        scope=pruning.scope,
-        start=pruning.start.cost,
-        share=share,
-        spare_fraction=0.0 if pruning.recovery is None else pruning.recovery.share,
-    )
+    target = pruning.target
+    for _ in range(_CORRECTIONS):
+        selection = select(
+            pool,
+            target,
+            scope=pruning.scope,
+            start=pruning.start.cost,
+            share=share,
+            spare_fraction=0.0 if pruning.recovery is None else pruning.recovery.share,
+        )
+        if not isinstance(target, Budget) or target.latency_ms is None:
+            break
+        # Latencies are chosen by a model and then measured.
+        receipt = None
+        if plan := pool.plan(selection.removed):
+            receipt = pruning.graph.apply(plan)
+        try:
+            latency_ms = pruning.costs.now(latency=True).latency_ms
+            widths = pruning.graph.widths
+        finally:
+            if receipt is not None:
+                receipt.undo()
+        assert latency_ms is not None
+        if latency_ms <= target.limits(pruning.start.cost, share)["latency_ms"]:
+            break
+        pruning.costs.correct(widths, latency_ms)
+    return selection
 
 
 def _retrained(pruning: Pruning, before: Measurement) -> Attempt[Measurement, TrainStats]:

@@ -10,7 +10,7 @@ from dynopt_ray.criteria import Scope
 from dynopt_ray.errors import BudgetError
 from dynopt_ray.structure import Cost
 from dynopt_ray.training.candidates import Candidates, Pool
-from dynopt_ray.training.targets import Budget, Fraction, Target, Threshold, asks_latency
+from dynopt_ray.training.targets import Budget, Fraction, Target, Threshold
 
 # Shares are quotients of small integers: 7 of 10 units are a fraction of 0.7, rounding or not.
 _ROUNDING = 1e-9
@@ -79,8 +79,7 @@ def select(
     num_spare = _num_spare(pool.candidates, needed, spare_fraction)
     num_cut = min(needed + num_spare, len(pool.candidates.order))
     removed = pool.candidates.first(num_cut)
-    exact = isinstance(target, Budget) and not asks_latency(target)
-    if exact and not spare_fraction and not pool.is_even:
+    if isinstance(target, Budget) and not spare_fraction and not pool.is_even:
         removed = _filled(pool.candidates, removed, fits)
     return Selection(removed, num_cut - needed, fits)
 

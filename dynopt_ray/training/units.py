@@ -43,10 +43,7 @@ class UnitPool:
         return plan
 
     def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
-        """Computed from what stays; only a latency is measured."""
-        if "latency_ms" in kinds:
-            cost = self.costs.after(self.plan(removed))
-            return {kind: getattr(cost, kind) for kind in kinds}
+        """Computed from what stays; a latency by a model of it."""
         left = self.candidates.per_owner(~removed)
         return {kind: self._computed(left, kind) for kind in kinds}
 
@@ -54,8 +51,8 @@ class UnitPool:
         """The groups that hold most of the cost at their least widths."""
         left = self.candidates.per_owner(~self.candidates.first(len(self.candidates)))
         least = {name: int(kept.sum()) for name, kept in left.items()}
-        if kind == "latency_ms" or not least:
-            return f"every group is at its least width: {_listed(least)}"
+        if not least:
+            return "there is no group"
         total = self._computed(left, kind)
         held = {
             name: total - self._computed({**left, name: torch.zeros_like(kept)}, kind)
@@ -74,8 +71,10 @@ class UnitPool:
     def _computed(self, left: Mapping[str, Tensor], kind: CostKind) -> float:
         if kind == "nonzero":
             return self._num_nonzero(left)
-        cost = self.costs.at({name: int(kept.sum()) for name, kept in left.items()})
-        return float(getattr(cost, kind))
+        widths = {name: int(kept.sum()) for name, kept in left.items()}
+        if kind == "latency_ms":
+            return self.costs.latency_ms_at(widths)
+        return float(getattr(self.costs.at(widths), kind))
 
     def gains(self, gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Tensor:
         """−Σ gradient · weight over what reads the unit."""

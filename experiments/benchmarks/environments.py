@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ PEERS = {
         "scikit-learn==1.9.1",
         "torch-pruning==1.6.1",
     ),
+    ".venv-peers-vision": (
+        "torch==2.14.1",
+        "torchvision==0.29.1",
+        "numpy==2.4.6",
+        "scipy==1.17.1",
+        "safetensors==0.8.0",
+        "torch-pruning==1.6.1",
+        "timm==1.0.31",
+        "transformers==5.23.0",
+    ),
 }
 """Environment -> what is installed in it."""
 
@@ -28,15 +39,28 @@ def run_peer(environment: str, module: str, *arguments: str) -> Any:
         module: the script, a module of `experiments.benchmarks.peers`.
         arguments: its command line.
     """
-    python = _environment(environment)
+    return run_lines(environment, module, *arguments)[-1]
+
+
+def run_lines(environment: str, module: str, *arguments: str) -> list[Any]:
+    """All lines of JSON that a peer's script prints; arguments as for `run_peer`."""
+    return _lines(_environment(environment), f"peers.{module}", arguments)
+
+
+def run_script(module: str, *arguments: str) -> Any:
+    """The JSON that a script of ours, in a process of its own, prints on its last line."""
+    return _lines(Path(sys.executable), module, arguments)[-1]
+
+
+def _lines(python: Path, module: str, arguments: Sequence[str]) -> list[Any]:
     done = subprocess.run(
-        [str(python), "-m", f"experiments.benchmarks.peers.{module}", *arguments],
+        [str(python), "-m", f"experiments.benchmarks.{module}", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", "["))]
 
 
 def _environment(name: str) -> Path:

@@ -1,11 +1,14 @@
 """Costs: computed from widths alone, they equal what running the network counts."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynopt_ray.errors import UnknownNameError
-from dynopt_ray.structure import Cost, Grow, Mask, Shrink, measure, trace
+from dynopt_ray.structure import Cost, Grow, Mask, Shrink, fit_latency, measure, trace
+from dynopt_ray.structure.forward import Inputs
 from tests.structure.zoo import NETWORKS, trained
 
 
@@ -50,12 +53,71 @@ def test_receipt_has_costs_and_zeros_count() -> None:
 def test_latency_is_measured_on_request() -> None:
     model, inputs = trained("vgg")
     assert measure(model, inputs).latency_ms is None
-    latency = measure(model, inputs, latency=True).latency_ms
-    assert latency is not None
-    assert latency > 0
+    cost = measure(model, inputs, latency=True)
+    assert cost.latency_ms is not None
+    assert cost.latency_iqr_ms is not None
+    assert cost.latency_ms > 0 <= cost.latency_iqr_ms
 
 
 def test_unknown_group_is_named() -> None:
     model, inputs = trained("mlp")
     with pytest.raises(UnknownNameError, match="no width group '1'"):
         trace(model, inputs).cost({"1": 3})
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet", "attention"])
+def test_a_latency_model_finds_what_takes_the_time(name: str) -> None:
+    model, inputs = trained(name)
+    graph = trace(model, inputs)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def timed(model: nn.Module, inputs: Inputs) -> float:
+        cost = measure(model, inputs)
+        return 0.25 + 1e-6 * cost.flops + 2e-5 * cost.bytes
+
+    latency = fit_latency(graph, inputs, measure_ms=timed)
+    assert latency.relative_error < 1e-6
+    widths = {g.name: max(1, g.width // 3) for g in graph}
+    assert latency() == pytest.approx(timed(model, inputs))
+    predicted = latency(widths)
+    graph.apply([Shrink(n, keep=range(w)) for n, w in widths.items() if w < graph[n].width])
+    assert predicted == pytest.approx(timed(model, inputs))
+    graph.receipts[-1].undo()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_bytes_that_operations_write() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Unflatten(1, (8,)), nn.GELU())
+    graph = trace(nn.Sequential(*model, nn.Linear(8, 2)), torch.zeros(5, 3))
+    assert graph.traffic_bytes({}) == 4 * 5 * (8 + 8 + 2)
+    assert graph.traffic_bytes({"0": 3}) == 4 * 5 * (3 + 3 + 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"num_points": 3}, "num_points is 3"), ({"shares": (0.5, 0.5)}, r"shares is \(0.5, 0.5\)")],
+)
+def test_latency_models_need_points(options: dict[str, Any], message: str) -> None:
+    model, inputs = trained("mlp")
+    with pytest.raises(ValueError, match=message):
+        fit_latency(trace(model, inputs), inputs, **options)
+
+
+class Held(nn.Module):
+    """Holds its first activation to the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(10, 20), nn.Linear(20, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        out: Tensor = x + self.second(x).relu_().view(-1, 20)
+        return out
+
+
+def test_memory_of_activations() -> None:
+    chain = nn.Sequential(nn.Linear(10, 100), nn.ReLU(), nn.Linear(100, 50), nn.ReLU(inplace=True))
+    assert measure(chain, torch.zeros(8, 10), memory=True).activation_bytes == 4 * 8 * 200
+    assert measure(Held(), torch.zeros(8, 10), memory=True).activation_bytes == 4 * 8 * 60
+    assert measure(chain, torch.zeros(8, 10)).activation_bytes is None

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.structure import attentive
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -207,8 +209,64 @@ class Recurrent(nn.Module):
         return out
 
 
+class Ghost(nn.Module):
+    """Cheap copies of half the channels, cut to a number that the module keeps (GhostNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out_channels = 12
+        self.primary, self.cheap = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.primary(x))
+        x = torch.cat([x, F.relu(self.cheap(x))], 1)[:, : self.out_channels]
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+class Selective(nn.Module):
+    """Paths of different kernels, weighted channel by channel (SKNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_channels = 6
+        self.paths = nn.ModuleList(nn.Conv2d(3, 6, k, padding=k // 2) for k in (1, 3))
+        self.reduce, self.select = nn.Linear(6, 4), nn.Linear(4, 12)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([path(x) for path in self.paths], 1)
+        weights = self.select(torch.tanh(self.reduce(y.sum(1).mean((2, 3)))))
+        weights = weights.view(len(x), 2, self.num_channels, 1, 1).softmax(1)
+        out: Tensor = self.head((y * weights).sum(1).mean((2, 3)))
+        return out
+
+
+class Causal(nn.Module):
+    """Depthwise over time with a kernel taken out of its layer (Mamba)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(7, 6)
+        self.conv = nn.Conv1d(6, 6, 3, groups=6)
+        self.mix = nn.Conv1d(6, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.embed(x)).transpose(1, 2)
+        kernel = self.conv.weight.squeeze(1)
+        x = F.conv1d(F.pad(x, (2, 0)), kernel.unsqueeze(1), self.conv.bias, groups=x.shape[1])
+        out: Tensor = self.head(F.relu(self.mix(F.relu(x))).mean(2))
+        return out
+
+
 def _image() -> Tensor:
     return torch.randn(4, 3, 8, 8)
+
+
+def _tokens() -> Tensor:
+    return torch.randn(4, 5, 7)
 
 
 def _mlp() -> nn.Module:
@@ -279,6 +337,17 @@ NETWORKS: dict[str, Sample] = {
     "per_head": Sample(PerHead, lambda: torch.randn(4, 5, 7), {"into": 3, "into#2": 4, "out": 6}),
     "flash": Sample(Flash, lambda: torch.randn(4, 5, 10), {"q": 3}),
     "recurrent": Sample(Recurrent, lambda: torch.randn(4, 6, 7), {"embed": 6, "lstm": 8}),
+    "coincidence": Sample(attentive.Coincidence, _tokens, {"embed": 12, "into": 3}),
+    "one_setting": Sample(attentive.OneSetting, _tokens, {"first": 3}),
+    "bias_table": Sample(attentive.BiasTable, _tokens, {"q": 3}),
+    "rotary": Sample(attentive.Rotary, _tokens, {"q": 3}),
+    "along_channels": Sample(attentive.AlongChannels, _tokens, {"q": 3}),
+    "linear_attention": Sample(attentive.Linear, _tokens, {"q": 3}),
+    "heads_in_batch": Sample(attentive.HeadsInBatch, _tokens, {"q": 3}),
+    "class_token": Sample(attentive.ClassToken, _tokens, {"embed": 10, "hidden": 8}),
+    "ghost": Sample(Ghost, _image, {"primary": 6}),
+    "selective": Sample(Selective, _image, {"paths.0": 6, "reduce": 4}),
+    "causal": Sample(Causal, _tokens, {"embed": 6, "mix": 8}),
     "decoder": Sample(_decoder, _image, {"0": 8, "2": 3, "4": 2}),
 }
 """Every growth in these is exact: none normalises over a width."""

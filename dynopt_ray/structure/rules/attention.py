@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dynopt_ray.structure.labels import covering
 from dynopt_ray.structure.tracing import Trace, rule
 
 
@@ -26,6 +27,11 @@ def scaled_dot_product_attention(
         for label in trace.labels(query):
             if query.ndim - 1 in label.dims:
                 trace.mix(label.ids)
+    if attn_mask is not None and attn_mask.ndim > 2:
+        mask = covering(trace.labels(attn_mask), attn_mask.ndim - 3)
+        if mask is not None and attn_mask.shape[-3] == 1 == query.shape[-3]:
+            # With more of it than there are heads, the operation runs on some devices only.
+            trace.pin(mask.ids, "one mask for all heads")
     with trace:
         if enable_gqa:
             times = query.shape[-3] // key.shape[-3]

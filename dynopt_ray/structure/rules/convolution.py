@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dynopt_ray.structure.labels import Label, without
+from dynopt_ray.structure.labels import Label, Labels, without
 from dynopt_ray.structure.tracing import Trace, rule, tensors_in
 
 
@@ -33,7 +33,7 @@ def convolution(
     if groups == num_channels > 1:
         trace.use(weight, "scale")
         trace.hide(weight, [1])
-        _depthwise(trace, input, weight, channel)
+        _depthwise(trace, input, weight, channel, groups)
     else:
         trace.use(weight, "out", "in")
         if read is not None:
@@ -49,7 +49,7 @@ def convolution(
     trace.use(bias, "out")
     if bias is not None:
         trace.match(bias, 0, made)
-    rest = without(trace.labels(input), channel)
+    rest = _along_space(trace, out, input, weight)
     labels = (*rest, *(() if made is None else (Label((channel,), made),)))
     trace.set(out, labels)
     kernel = weight[0, 0].numel()
@@ -91,7 +91,7 @@ def transposed_convolution(
         trace.link("out_channels", channels, owner=weight)
     if bias is not None:
         trace.match(bias, 0, channels)
-    rest = without(trace.labels(input), channel)
+    rest = _along_space(trace, out, input, weight)
     trace.set(out, (*rest, *(() if channels is None else (Label((channel,), channels),))))
     inner = () if made is None else (Label((out.ndim,), made),)
     kernel = weight[0, 0].numel()
@@ -128,7 +128,22 @@ def over_space(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> Non
         trace.set(tensor, tuple(kept))
 
 
-def _depthwise(trace: Trace, input: Tensor, weight: Tensor, channel: int) -> None:
+def _along_space(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> Labels:
+    """Units along the batch stay; of units along space, each result mixes neighbours."""
+    channel = out.ndim - weight.ndim + 1
+    kept = []
+    for label in without(trace.labels(input), channel):
+        moved = [d for d in label.dims if d > channel and weight.shape[d - out.ndim] > 1]
+        if any(out.shape[d] != input.shape[d] for d in label.dims):
+            trace.pin(label.ids, "convolved to another size along this dimension")
+            continue
+        if moved:
+            trace.mix(label.ids)
+        kept.append(label)
+    return tuple(kept)
+
+
+def _depthwise(trace: Trace, input: Tensor, weight: Tensor, channel: int, groups: int) -> None:
     """Channel j of the input makes the channels j·m … j·m + m - 1."""
     made = trace.units(weight, 0)
     if made is None:
@@ -137,5 +152,5 @@ def _depthwise(trace: Trace, input: Tensor, weight: Tensor, channel: int) -> Non
     per_channel = made.reshape(input.shape[channel], -1)
     trace.tie(per_channel, per_channel[:, :1])
     trace.match(input, channel, per_channel[:, 0])
-    trace.link("groups", per_channel[:, 0], owner=weight)
+    trace.counts(groups, per_channel[:, 0])
     trace.link("in_channels", per_channel[:, 0], owner=weight)

@@ -4,9 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
+from dynopt_ray.structure.counts import Size
 from dynopt_ray.structure.labels import Label
 from dynopt_ray.structure.record import Role
 from dynopt_ray.structure.rules.joining import broadcast
+from dynopt_ray.structure.rules.sizes import counted
 from dynopt_ray.structure.tracing import Trace, keeps_zeros, rule, tensors_in
 
 keeps_zeros(
@@ -46,6 +48,9 @@ keeps_zeros(
 )
 def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     """Tie the units that meet; parameters among the operands take part like any tensor."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Size):
+            value.as_value()
     operands = list(tensors_in((args, kwargs)))
     for tensor in operands:
         trace.use(tensor)
@@ -96,16 +101,20 @@ def filled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None
     *("empty", "full", "ones", "rand", "randn", "zeros", "randint"),
     *("new_empty", "new_full", "new_ones", "new_zeros"),
 )
-def made_here(trace: Trace, out: Tensor, *_: Any, **__: Any) -> None:
-    """A tensor made inside forward: its sizes may follow a width or be a literal.
+def made_here(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """A tensor made inside forward: some of its sizes may follow a width.
 
-    Fresh ids let it join whatever it meets; whether its size really follows is seen when the
-    network is run at another width.
+    What such a dimension meets has the same units; which ones, the size itself may know.
     """
-    labels = (
-        Label((dim,), trace.record.fresh(size)) for dim, size in enumerate(out.shape) if size > 1
-    )
+    given = [a for a in (*args, *kwargs.values()) if isinstance(a, int | tuple | list)]
+    sizes = next((list(a) for a in given if not isinstance(a, int)), given)[: out.ndim]
+    labels = [
+        Label((dim,), trace.record.fresh(out.shape[dim]))
+        for dim, size in enumerate(sizes)
+        if isinstance(size, Size)
+    ]
     trace.set(out, tuple(labels))
+    counted(trace, out, sizes)
 
 
 @rule(

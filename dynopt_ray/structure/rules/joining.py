@@ -1,10 +1,18 @@
 """What happens where several tensors meet: elementwise, in products and in sums."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
-from dynopt_ray.structure.labels import Label, Labels, covering, first_along, renumbered, spread
+from dynopt_ray.structure.labels import (
+    Label,
+    Labels,
+    along,
+    covering,
+    first_along,
+    renumbered,
+    spread,
+)
 from dynopt_ray.structure.record import Contraction
 from dynopt_ray.structure.tracing import Trace
 
@@ -73,12 +81,20 @@ def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Lab
     result: list[Label] = []
     for tensor, dims in operands:
         for label in trace.labels(tensor):
-            if any(tensor.shape[d] != sizes[dims[d]] for d in label.dims):
+            repeated = [d for d in label.dims if tensor.shape[d] != sizes[dims[d]]]
+            if len(repeated) == len(label.dims):
                 trace.pin(label.ids, "one unit is broadcast over a whole dimension")
                 continue
+            label = _apart(label, repeated)
             (label,) = renumbered((label,), dims)
-            if _meets_plain_data(trace, label, operands, sizes):
+            plain = _plain_dims(trace, label, operands, sizes)
+            if plain.issuperset(label.dims):
                 trace.pin(label.ids, "combined with data that has no units along this dimension")
+                continue
+            for axis, dim in enumerate(label.dims):
+                if dim in plain:  # rotary angles: the coordinates of each head stay together
+                    trace.tie(label.ids, label.ids.take([0], axis=axis))
+            label = _apart(label, plain)
             result = _merge(trace, result, label, sizes)
     return tuple(result)
 
@@ -99,6 +115,12 @@ def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
     return rest if left is None else (*rest, left)
 
 
+def _apart(label: Label, dims: Collection[int]) -> Label:
+    """The label without dimensions along which its units do not differ."""
+    kept = tuple(d for d in label.dims if d not in dims)
+    return label if len(kept) == len(label.dims) else Label(kept, along(label, *kept))
+
+
 def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]) -> list[Label]:
     """Add one label to those found so far, tying it to every label it overlaps."""
     apart = [other for other in result if set(other.dims).isdisjoint(label.dims)]
@@ -109,10 +131,12 @@ def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]
             trace.tie(other.ids, label.ids)
             continue
         wide, narrow = (other, label) if len(other.dims) >= len(label.dims) else (label, other)
-        if narrow.dims == wide.dims[:1] or not set(narrow.dims) <= set(wide.dims):
+        if wide.dims[0] in narrow.dims or not set(narrow.dims) <= set(wide.dims):
             dims = sorted({*other.dims, *label.dims})
             extents = [sizes[d] for d in dims]
-            trace.tie(spread(wide, dims, extents), spread(narrow, dims, extents))
+            ids = spread(wide, dims, extents)
+            trace.tie(ids, spread(narrow, dims, extents))
+            wide = Label(tuple(dims), ids)
         else:
             # One coordinate for all heads (a norm over each head): heads stay the units.
             trace.pin(narrow.ids, "shared by all heads")
@@ -120,14 +144,15 @@ def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]
     return [*apart, label]
 
 
-def _meets_plain_data(
+def _plain_dims(
     trace: Trace, label: Label, operands: Sequence[Operand], sizes: Sequence[int]
-) -> bool:
-    """Whether another operand has one of the label's dimensions in full, but without units."""
+) -> set[int]:
+    """The label's dimensions that another operand has in full, but without units."""
+    plain = set()
     for tensor, dims in operands:
         labels = trace.labels(tensor)
         for own, dim in enumerate(dims):
             full = tensor.shape[own] == sizes[dim] > 1
             if full and dim in label.dims and covering(labels, own) is None:
-                return True
-    return False
+                plain.add(dim)
+    return plain

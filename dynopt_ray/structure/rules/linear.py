@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynopt_ray.structure.labels import Label, Labels
 from dynopt_ray.structure.rules.joining import broadcast, contract
-from dynopt_ray.structure.tracing import Trace, rule
+from dynopt_ray.structure.tracing import Trace, rule, tensors_in
 
 
 @rule("linear")
@@ -72,13 +72,29 @@ def reversed_matmul(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> No
 
 
 @rule("addmm", "baddbmm", "addbmm", "addmv")
-def add_matmul(
-    trace: Trace, out: Tensor, input: Tensor, one: Tensor, other: Tensor, **_: Any
-) -> None:
-    """`input + one @ other`."""
+def add_matmul(trace: Trace, out: Tensor, *args: Tensor, **kwargs: Any) -> None:
+    """`input + one @ other`, whose names differ from one of these operations to the next."""
+    input, one, other = list(tensors_in((args, kwargs)))[:3]
     matmul(trace, out, one, other)
     trace.use(input)
     trace.set(out, broadcast(trace, [out, input], out))
+
+
+@rule("_grouped_mm")
+def grouped_matmul(
+    trace: Trace, out: Tensor, one: Tensor, other: Tensor, *_: Any, **__: Any
+) -> None:
+    """Each row times the matrix of its own expert; experts are nobody's width."""
+    if one.ndim == 2 and other.ndim == 3:
+        experts = trace.units(other, 0)
+        if experts is not None:
+            trace.pin(experts, "one matrix for each expert")
+        with trace:
+            matrix = other[0]
+        matmul(trace, out, one, matrix)
+    else:
+        for tensor in (one, other):
+            trace.pin(trace.labels(tensor), "several products of different sizes")
 
 
 @rule("einsum")

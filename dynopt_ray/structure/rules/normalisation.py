@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dynopt_ray.structure.labels import IntArray
+from dynopt_ray.structure.labels import IntArray, covering
 from dynopt_ray.structure.record import Role
-from dynopt_ray.structure.tracing import Trace, rule
+from dynopt_ray.structure.tracing import Trace, keeps_zeros, rule
 
 
 @rule("batch_norm", "instance_norm")
@@ -43,10 +43,19 @@ def layer_norm(
     del eps
     first = input.ndim - len(normalized_shape)
     for index in range(len(normalized_shape)):
+        label = covering(trace.labels(input), first + index)
+        if label is not None and len(label.dims) > 1 and label.dims[0] < first:
+            # Over the coordinates of each head, with one scale for all heads.
+            trace.mix(label.ids, label.dims.index(first + index))
+            for parameter in (weight, bias):
+                if parameter is not None:
+                    trace.use(parameter)
+                    trace.pin(trace.labels(parameter), "shared by all heads")
+            continue
         units = _scaled_by(trace, input, first + index, (weight, bias), index)
         if units is not None:
             trace.mix(units)
-            trace.link("normalized_shape", units, index)
+            trace.counts(normalized_shape[index], units)
     trace.set(out, trace.labels(input))
 
 
@@ -76,6 +85,24 @@ def group_norm(
         else:
             trace.mix(channels)
     trace.set(out, trace.labels(input))
+
+
+keeps_zeros("_weight_norm")
+
+
+@rule("_weight_norm")
+def weight_norm(trace: Trace, out: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> None:
+    """A direction over its length, times a length of its own for each coordinate of `dim`."""
+    dim %= v.ndim
+    trace.use(v)
+    trace.use(g, *["scale" if d == dim else None for d in range(g.ndim)])
+    trace.hide(g, [d for d in range(g.ndim) if d != dim])
+    for label in trace.labels(v):
+        if label.dims == (dim,):
+            trace.match(g, dim, label.ids)
+        else:
+            trace.record.normed.append(label.ids.ravel())
+    trace.set(out, trace.labels(v))
 
 
 def _scaled_by(

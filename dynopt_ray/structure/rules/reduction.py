@@ -54,7 +54,7 @@ def along(trace: Trace, out: Tensor, input: Tensor, dim: int = -1, *_: Any, **__
     trace.use(input)
     label = covering(trace.labels(input), dim % input.ndim)
     if label is not None:
-        trace.mix(label.ids)
+        trace.mix(label.ids, label.dims.index(dim % input.ndim))
     trace.set(out, trace.labels(input))
 
 
@@ -72,7 +72,7 @@ def _remove(trace: Trace, out: Tensor, input: Tensor, dims: Sequence[int]) -> No
     for dim in dims:
         label = covering(labels, dim)
         if label is not None:
-            trace.mix(label.ids)
+            trace.mix(label.ids, label.dims.index(dim))
         labels = summed_over(trace, labels, dim)
     position = list(range(input.ndim))
     if out.ndim < input.ndim:

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dynopt_ray.structure.labels import Label, Labels, covering, renumbered
+from dynopt_ray.structure.counts import Kept, Size
+from dynopt_ray.structure.labels import Label, Labels, along, covering, renumbered
 from dynopt_ray.structure.tracing import Trace, rule, tensors_in
-
-_PICKED = "one of its units is picked by a constant index"
 
 
 @rule("__getitem__")
 def getitem(trace: Trace, out: Tensor, input: Tensor, index: Any) -> None:
     """`x[...]` with integers, slices, None, ... and index tensors."""
     trace.use(input)
-    trace.set(out, indexed(trace, input, index, out.ndim))
+    trace.set(out, indexed(trace, input, index, out))
 
 
 @rule("__setitem__")
@@ -26,7 +25,8 @@ def setitem(trace: Trace, out: None, input: Tensor, index: Any, value: Any) -> N
     # `tracing` skips operations without a result; this one reaches it as `out=None`.
     del out
     if isinstance(value, Tensor):
-        target = indexed(trace, input, index, value.ndim)
+        target = indexed(trace, input, index, value)
+        trace.pin_picked(value)
         for label in target:
             twin = next((o for o in trace.labels(value) if o.dims == label.dims), None)
             if twin is not None and twin.ids.shape == label.ids.shape:
@@ -42,7 +42,7 @@ def select(trace: Trace, out: Tensor, input: Tensor, dim: int, index: int) -> No
     trace.set(
         out,
         renumbered(
-            _picked(trace, trace.labels(input), dim % input.ndim, index),
+            _picked(trace, out, trace.labels(input), dim % input.ndim, index),
             _gap(input.ndim, dim % input.ndim),
         ),
     )
@@ -52,7 +52,9 @@ def select(trace: Trace, out: Tensor, input: Tensor, dim: int, index: int) -> No
 def narrow(trace: Trace, out: Tensor, input: Tensor, dim: int, start: int, length: int) -> None:
     """A run of coordinates."""
     trace.use(input)
-    trace.set(out, _sliced(trace.labels(input), dim % input.ndim, slice(start, start + length)))
+    labels = _sliced(trace, trace.labels(input), dim % input.ndim, slice(start, start + length))
+    _counted_along(trace, labels, dim % input.ndim, length)
+    trace.set(out, labels)
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split")
@@ -64,10 +66,17 @@ def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: i
     widths = [part.shape[dim] for part in out]
     if label is not None and len(set(widths)) == 1 and len(widths) > 1 and len(label.dims) == 1:
         trace.record.factors.append(label.ids.reshape(len(widths), -1))
+    asked = sizes if isinstance(sizes, tuple | list) else [sizes] * len(out)
     start = 0
-    for part in out:
+    for part, size in zip(out, asked, strict=False):
         stop = start + part.shape[dim]
-        trace.set(part, _sliced(trace.labels(input), dim, slice(start, stop)))
+        labels = _sliced(trace, trace.labels(input), dim, slice(start, stop))
+        # Of a size that was divided, all parts together are the whole.
+        whole = isinstance(size, Size) and size.divisor == len(out)
+        _counted_along(trace, trace.labels(input) if whole else labels, dim, size)
+        if isinstance(size, Kept) and size.less:
+            _counted_along(trace, trace.labels(input), dim, size.whole)
+        trace.set(part, labels)
         start = stop
 
 
@@ -77,8 +86,42 @@ def unbind(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int = 0) -> 
     trace.use(input)
     dim %= input.ndim
     for index, part in enumerate(out):
-        labels = _picked(trace, trace.labels(input), dim, index)
+        labels = _picked(trace, part, trace.labels(input), dim, index)
         trace.set(part, renumbered(labels, _gap(input.ndim, dim)))
+
+
+@rule("unfold")
+def unfold(trace: Trace, out: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Windows along one dimension, or each channel's windows over space (`F.unfold`)."""
+    trace.use(input)
+    windows = out.ndim == input.ndim + 1
+    dims = {kwargs.get("dimension", [*args, 0][0]) % input.ndim} if windows else {2, 3}
+    kept: list[Label] = []
+    for label in trace.labels(input):
+        if dims.intersection(label.dims):
+            trace.pin(label.ids, "cut into windows")
+        elif not windows and label.dims == (1,):
+            kept.append(Label((1,), label.ids.repeat(out.shape[1] // input.shape[1])))
+        else:
+            kept.append(label)
+    trace.set(out, tuple(kept))
+
+
+@rule("fold")
+def fold(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Each channel's windows over space, added up."""
+    trace.use(input)
+    kept: list[Label] = []
+    for label in trace.labels(input):
+        if label.dims == (1,):
+            rows = label.ids.reshape(out.shape[1], -1)
+            trace.tie(rows, rows[:, :1])
+            kept.append(Label((1,), rows[:, 0]))
+        elif label.dims == (0,):
+            kept.append(label)
+        else:
+            trace.pin(label.ids, "cut into windows")
+    trace.set(out, tuple(kept))
 
 
 @rule("index_select", "gather", "take_along_dim", "flip", "roll", "topk", "sort")
@@ -114,8 +157,8 @@ def pad(trace: Trace, out: Tensor, input: Tensor, pad: Sequence[int], *_: Any, *
     trace.set(out, tuple(labels))
 
 
-def indexed(trace: Trace, input: Tensor, index: Any, out_ndim: int) -> Labels:
-    """Labels of `input[index]`, a tensor of `out_ndim` dimensions."""
+def indexed(trace: Trace, input: Tensor, index: Any, out: Tensor) -> Labels:
+    """Labels of `input[index]`, which `out` has the shape of."""
     items = list(index) if isinstance(index, tuple) else [index]
     taken = sum(_dims_taken(item) for item in items)
     if Ellipsis not in [item for item in items if isinstance(item, EllipsisType)]:
@@ -123,7 +166,7 @@ def indexed(trace: Trace, input: Tensor, index: Any, out_ndim: int) -> Labels:
     at = next(i for i, item in enumerate(items) if isinstance(item, EllipsisType))
     items[at : at + 1] = [slice(None)] * (input.ndim - taken)
     if any(isinstance(item, Tensor | list | np.ndarray) for item in items):
-        return _indexed_by_tensors(trace, input, items, out_ndim)
+        return _indexed_by_tensors(trace, input, items, out.ndim)
     labels = trace.labels(input)
     position: list[int] = []
     old_dim = new_dim = 0
@@ -132,29 +175,43 @@ def indexed(trace: Trace, input: Tensor, index: Any, out_ndim: int) -> Labels:
             new_dim += 1
         elif isinstance(item, slice):
             if item != slice(None):
-                labels = _sliced(labels, old_dim, item)
+                labels = _sliced(trace, labels, old_dim, item)
             position.append(new_dim)
             old_dim, new_dim = old_dim + 1, new_dim + 1
         else:
-            labels = _picked(trace, labels, old_dim, int(item))
+            labels = _picked(trace, out, labels, old_dim, int(item))
             position.append(-1)
             old_dim += 1
     return renumbered(labels, position)
 
 
 def _indexed_by_tensors(trace: Trace, input: Tensor, items: Sequence[Any], out_ndim: int) -> Labels:
-    """Index tensors pick whole coordinates; only trailing dimensions they leave alone keep ids."""
-    last = max(i for i, item in enumerate(items) if not isinstance(item, slice))
-    kept_trailing = len(items) - 1 - last
+    """Index tensors pick whole coordinates; dimensions that they leave alone keep their ids.
+
+    What they pick lies where they stand side by side, else in front of all other dimensions.
+    """
+    chosen = [i for i, item in enumerate(items) if not (item is None or isinstance(item, slice))]
+    together = chosen[-1] - chosen[0] == len(chosen) - 1
+    num_index_dims = out_ndim - (len(items) - len(chosen))
+    labels = trace.labels(input)
+    position: list[int] = []
+    new_dim = 0 if together else num_index_dims
+    for i, item in enumerate(items):
+        if i in chosen:
+            new_dim += num_index_dims if together and i == chosen[0] else 0
+            position += [-1] * _dims_taken(item)
+            continue
+        if isinstance(item, slice):
+            labels = labels if item == slice(None) else _sliced(trace, labels, len(position), item)
+            position.append(new_dim)
+        new_dim += 1
     kept: list[Label] = []
-    for label in trace.labels(input):
-        if all(d >= input.ndim - kept_trailing for d in label.dims) and all(
-            item == slice(None) for item in items[last + 1 :]
-        ):
-            kept.append(Label(tuple(d - input.ndim + out_ndim for d in label.dims), label.ids))
-        else:
+    for label in labels:
+        if any(position[d] < 0 for d in label.dims):
             trace.pin(label.ids, "indexed by a tensor")
-    return tuple(kept)
+        else:
+            kept.append(label)
+    return renumbered(tuple(kept), position)
 
 
 def _dims_taken(item: Any) -> int:
@@ -165,7 +222,16 @@ def _dims_taken(item: Any) -> int:
     return 1
 
 
-def _sliced(labels: Labels, dim: int, part: slice) -> Labels:
+def _sliced(trace: Trace, labels: Labels, dim: int, part: slice) -> Labels:
+    label = covering(labels, dim)
+    if label is None:
+        return labels
+    for edge in (part.start, part.stop):
+        _counted_along(trace, _cut(labels, dim, slice(edge)), dim, edge)
+    return _cut(labels, dim, part)
+
+
+def _cut(labels: Labels, dim: int, part: slice) -> Labels:
     return tuple(
         Label(label.dims, label.ids[(slice(None),) * label.dims.index(dim) + (part,)])
         if dim in label.dims
@@ -174,7 +240,14 @@ def _sliced(labels: Labels, dim: int, part: slice) -> Labels:
     )
 
 
-def _picked(trace: Trace, labels: Labels, dim: int, index: int) -> Labels:
+def _counted_along(trace: Trace, labels: Labels, dim: int, size: Any) -> None:
+    """This many coordinates along `dim` were asked for."""
+    label = covering(labels, dim)
+    if label is not None:
+        trace.counts(size, along(label, dim))
+
+
+def _picked(trace: Trace, out: Tensor, labels: Labels, dim: int, index: int) -> Labels:
     """Labels after one coordinate of `dim` was chosen; `dim` is gone but not yet renumbered."""
     kept = []
     for label in labels:
@@ -184,7 +257,7 @@ def _picked(trace: Trace, labels: Labels, dim: int, index: int) -> Labels:
         axis = label.dims.index(dim)
         ids = label.ids.take([index], axis=axis).squeeze(axis)
         if len(label.dims) == 1:
-            trace.pin(ids.reshape(1), _PICKED)
+            trace.picked(out, ids.reshape(1))
         else:
             kept.append(Label(tuple(d for d in label.dims if d != dim), ids))
     return tuple(kept)
@@ -195,6 +268,13 @@ def _gap(ndim: int, dim: int) -> list[int]:
 
 
 def _padded(trace: Trace, ids: Any, axis: int, before: int, after: int) -> Any:
+    if axis > 0:
+        # Coordinates of a head come in front of or behind its others.
+        amounts = [
+            (max(before, 0), max(after, 0)) if a == axis else (0, 0) for a in range(ids.ndim)
+        ]
+        ids = np.pad(ids, amounts, mode="edge")
+        before, after = min(before, 0), min(after, 0)
     parts = []
     for amount, reason in ((before, "before"), (0, ""), (after, "after")):
         if not reason:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dynopt_ray.structure.counts import UnitCount
+from dynopt_ray.structure.counts import Size
 from dynopt_ray.structure.labels import (
     IntArray,
     Label,
@@ -17,6 +17,7 @@ from dynopt_ray.structure.labels import (
     spread,
 )
 from dynopt_ray.structure.rules.joining import broadcast
+from dynopt_ray.structure.rules.sizes import counted, listed
 from dynopt_ray.structure.tracing import Trace, keeps_zeros, rule
 
 keeps_zeros(
@@ -42,10 +43,7 @@ def reshape(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) ->
         else:
             labels.append(after)
     trace.set(out, tuple(labels))
-    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
-        sizes = tuple(sizes[0])
-    if len(sizes) == out.ndim:
-        _counted(trace, out, sizes)
+    counted(trace, out, listed(sizes))
 
 
 @rule("unflatten")
@@ -54,34 +52,6 @@ def unflatten(trace: Trace, out: Tensor, input: Tensor, dim: int, sizes: Sequenc
     before = dim % input.ndim
     untouched = [-1] * (out.ndim - before - len(sizes))
     reshape(trace, out, input, *[-1] * before, *sizes, *untouched)
-
-
-def _counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
-    """Tie dimensions whose sizes were computed from a number of units to those units.
-
-    `C` ties a dimension to the C units, and `h, C // h` the two together. A dimension that holds
-    these very units already, in whatever order, has their number anyway.
-    """
-    for dim, size in enumerate(sizes):
-        label = covering(trace.labels(out), dim)
-        if not isinstance(size, UnitCount):
-            if label is not None and size > 1:
-                trace.literal(size, label, dim)
-        elif label is not None and np.isin(label.ids, size.ids).all():
-            continue
-        elif size.divisor == 1:
-            trace.match(out, dim, size.ids)
-        elif label is not None:
-            _tie_factors(trace, out, label, dim, size)
-
-
-def _tie_factors(trace: Trace, out: Tensor, label: Label, dim: int, size: UnitCount) -> None:
-    """Of `h, C // h`: the two dimensions together are the C units."""
-    for other in sorted(label.dims, key=lambda d: abs(d - dim))[1:]:
-        if out.shape[other] * out.shape[dim] == size.ids.size:
-            shape = [out.shape[d] if d in (other, dim) else 1 for d in label.dims]
-            trace.tie(label.ids, size.ids.reshape(shape))
-            return
 
 
 @rule("permute")
@@ -141,10 +111,18 @@ def squeeze(trace: Trace, out: Tensor, input: Tensor, dim: Any = None) -> None:
 
 
 @rule("expand", "expand_as", "broadcast_to")
-def expand(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """Dimensions of size 1 are repeated."""
+def expand(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> None:
+    """Dimensions of size 1 are repeated; as often as there are units, if a width says how often."""
     trace.use(input)
-    trace.set(out, broadcast(trace, [input], out))
+    labels = list(broadcast(trace, [input], out))
+    asked = listed(sizes)
+    for dim, size in enumerate(asked if len(asked) == out.ndim else ()):
+        # Whoever meets these copies is tied to them.
+        old = dim - out.ndim + input.ndim
+        if isinstance(size, Size) and (old < 0 or input.shape[old] == 1):
+            labels.append(Label((dim,), trace.record.fresh(out.shape[dim])))
+    trace.set(out, tuple(labels))
+    counted(trace, out, asked)
 
 
 @rule("repeat", "tile")
@@ -154,6 +132,9 @@ def repeat(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None
     offset = out.ndim - input.ndim
     labels = []
     for label in trace.labels(input):
+        if any(1 == input.shape[d] < out.shape[d + offset] for d in label.dims):
+            trace.pin(label.ids, "one unit is broadcast over a whole dimension")
+            continue
         dims = tuple(d + offset for d in label.dims)
         times = [out.shape[d] // input.shape[d - offset] for d in dims]
         labels.append(Label(dims, np.tile(label.ids, times)))
@@ -261,6 +242,11 @@ def _join(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Labels:
     labels = [covering(trace.labels(tensor), dim) for tensor in tensors]
     dims = tuple(sorted({d for label in labels if label is not None for d in label.dims}))
     if not dims:
+        return ()
+    given = [label for label in labels if label is not None]
+    if len(given) < len(labels) and all(label.ids.size == 1 for label in given):
+        for alone in given:  # a class token in front of others
+            trace.pin(alone.ids, "it is put beside data without units")
         return ()
     parts = []
     for tensor, label in zip(tensors, labels, strict=True):

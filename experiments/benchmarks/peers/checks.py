@@ -1,0 +1,169 @@
+"""What is asked of a network that somebody else wrote.
+
+It is traced, each group grown by its step and shrunk back, a unit that nobody reads removed from
+each, every group halved, and one training step taken. Changes of the output are relative to its
+largest value.
+"""
+
+import copy
+import gc
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from dynopt_ray.structure import Edit, Graph, Grow, Shrink, trace
+from dynopt_ray.structure.forward import Inputs
+
+Build = Callable[[str], tuple[nn.Module, Inputs]]
+"""Makes the network of a name and what it is called with."""
+
+
+def print_checked(names: Iterable[str], build: Build) -> None:
+    """Check these networks; one JSON object per line."""
+    warnings.filterwarnings("ignore")
+    for name in names:
+        try:
+            torch.manual_seed(0)
+            result = checked(*build(name))
+        except Exception as error:  # one network that fails must not hide the others
+            result = {"error": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps({"model": name, **result}), flush=True)
+        gc.collect()
+
+
+def checked(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Everything that is asked of one network."""
+    settle(model.eval())
+    start = time.perf_counter()
+    graph = trace(model, inputs)
+    traced_s = time.perf_counter() - start
+    before = outputs(model, inputs)
+    grown = grown_and_back(graph, lambda: outputs(model, inputs), before)
+    unread = unread_removed(graph, lambda: outputs(model, inputs))
+    size = num_parameters(model)
+    start = time.perf_counter()
+    graph.apply(halves(graph))
+    return {
+        "groups": len(graph),
+        "inexact": sum(not group.exact_growth for group in graph),
+        "fixed": len(graph.fixed),
+        "reasons": Counter(reason[:100] for reason in graph.fixed.values()),
+        "trace_s": round(traced_s, 3),
+        "halve_s": round(time.perf_counter() - start, 3),
+        "halved": round(num_parameters(model) / size, 3),
+        **grown,
+        "unread": unread,
+        "trains": trains(model, inputs),
+    }
+
+
+def settle(model: nn.Module) -> None:
+    """Random values wherever all are alike, so that every unit shows in the output.
+
+    Layer scales and gates start at (nearly) zero, statistics at those of no data.
+    """
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if (
+                tensor.is_floating_point()
+                and tensor.numel()
+                and bool((tensor == tensor.max()).all())
+            ):
+                noise = torch.randn_like(tensor) / 10
+                tensor.add_(noise.abs() if name.endswith("running_var") else noise)
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """What it gives, all tensors of numbers."""
+    with torch.no_grad():
+        return _numbers(_called(model, inputs))
+
+
+def _called(model: nn.Module, inputs: Inputs) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _numbers(output: Any) -> list[Tensor]:
+    tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+    assert tensors, f"no tensors in {type(output).__name__}"
+    return tensors
+
+
+def change(now: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """The largest difference in any tensor, relative to its largest value."""
+    return max(
+        float((n - b).abs().max() / b.abs().max().clamp(min=1e-12))
+        for n, b in zip(now, before, strict=True)
+    )
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Entries of all parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def grown_and_back(
+    graph: Graph, run: Callable[[], list[Tensor]], before: list[Tensor]
+) -> dict[str, Any]:
+    """Grow every group that can grow exactly by its step; shrink it back."""
+    state = copy.deepcopy(graph.model.state_dict())
+    widths = graph.widths
+    exact = [group for group in graph if group.exact_growth]
+    if not exact:
+        return {}
+    graph.apply([Grow(group.name, units=group.step) for group in exact])
+    grown = change(run(), before)
+    graph.apply([Shrink(g.name, keep=range(widths[g.name])) for g in exact])
+    same = all(torch.equal(value, state[key]) for key, value in graph.model.state_dict().items())
+    graph.commit()
+    return {"grow": grown, "back": change(run(), before), "same_state": same}
+
+
+def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float | None:
+    """Zero what reads one unit of each group, then remove these units."""
+    state = copy.deepcopy(graph.model.state_dict())
+    tensors = graph.tensors()
+    plan: list[Edit] = []
+    with torch.no_grad():
+        for group in graph:
+            readers = [s for s in group.slices if s.role == "in"]
+            if group.exact_growth and readers and group.width > group.step == 1:
+                unit = group.width // 2
+                for s in readers:
+                    tensors[s.parameter].index_fill_(s.dim, s.positions[unit], 0.0)
+                plan.append(Shrink(group.name, remove=[unit]))
+    if not plan:
+        return None
+    silent = run()
+    graph.apply(plan)
+    result = change(run(), silent)
+    graph.receipts[-1].undo()
+    graph.model.load_state_dict(state)
+    return result
+
+
+def halves(graph: Graph) -> list[Edit]:
+    """Half of every group, as nearly as its step allows."""
+    gone = {group.name: group.width // 2 // group.step * group.step for group in graph}
+    return [Shrink(name, remove=range(units)) for name, units in gone.items() if units]
+
+
+def trains(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether it runs and one training step goes through."""
+    finite = all(bool(t.isfinite().all()) for t in outputs(model, inputs))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model.train()
+    loss = sum(t.square().mean() for t in _numbers(_called(model, inputs)) if t.requires_grad)
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    optimizer.step()
+    return finite and all(bool(p.isfinite().all()) for p in model.parameters())

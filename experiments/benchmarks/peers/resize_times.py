@@ -1,0 +1,118 @@
+"""Trace a torchvision model and halve every width: `LIBRARY MODEL RUNS`, prints one JSON object.
+
+One library and one model per process, so that neither time nor memory of one is counted as the
+other's. With no runs the model is only tried: whether it is halved and still runs.
+"""
+
+import copy
+import ctypes
+import gc
+import json
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from dynopt_ray.structure import Shrink, trace
+from experiments.benchmarks.peers.torchvision_models import SIZES
+
+MOST_BYTES = 10 * 2**30
+"""What a process may take: Torch-Pruning would use up any machine on Swin."""
+
+Halve = Callable[[nn.Module, Tensor], None]
+
+
+def main() -> None:
+    """Resize one model and print what it took."""
+    warnings.filterwarnings("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    torch.set_num_threads(1)
+    library, name, runs = sys.argv[1:]
+    size = SIZES.get(name, 224)
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = get_model(name, weights=None, **options).eval()
+    x = torch.randn(1, 3, size, size)
+    tried = attempt(LIBRARIES[library], model, x)
+    timed = [measured(LIBRARIES[library], model, x) for _ in range(int(runs))]
+    print(json.dumps({**tried, "runs": timed}))
+
+
+def attempt(halve: Halve, model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """Whether a copy is halved and then trains; loads what loads late."""
+    model = copy.deepcopy(model)
+    before = num_parameters(model)
+    try:
+        halve(model, x)
+        model.train()
+        out = model(torch.cat([x, x]))
+        sum(v.square().mean() for v in (out if isinstance(out, tuple) else (out,))).backward()
+    except Exception as error:
+        return {"works": False, "error": f"{type(error).__name__}: {error}"[:200]}
+    return {"works": True, "left": num_parameters(model) / before}
+
+
+def measured(halve: Halve, model: nn.Module, x: Tensor) -> dict[str, float]:
+    """Seconds, and the peak memory (the model's own included) relative to the model."""
+    model = copy.deepcopy(model)
+    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = resident("VmRSS")
+    start = time.perf_counter()
+    halve(model, x)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "memory": 1 + (resident("VmHWM") - before) / size}
+
+
+def dynopt_ray(model: nn.Module, x: Tensor) -> None:
+    """Ours; what the network gives out is fixed without being told."""
+    graph = trace(model, x)
+    graph.apply([Shrink(g.name, keep=range(g.width // 2)) for g in graph if g.width > 1])
+
+
+def torch_pruning(model: nn.Module, x: Tensor) -> None:
+    """Torch-Pruning, as its examples do."""
+    import torch_pruning as tp
+
+    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    pruner = tp.pruner.BasePruner(
+        model,
+        x,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=0.5,
+        ignored_layers=heads(model),
+        num_heads={module: module.num_heads for module in attention},
+    )
+    pruner.step()
+
+
+def heads(model: nn.Module) -> list[nn.Module]:
+    """The layers whose outputs are the model's 1000 classes."""
+    sizes = {"out_features", "out_channels"}
+    return [m for m in model.modules() if any(getattr(m, size, None) == 1000 for size in sizes)]
+
+
+LIBRARIES: dict[str, Halve] = {"dynopt_ray": dynopt_ray, "torch_pruning": torch_pruning}
+
+
+def num_parameters(model: nn.Module) -> int:
+    """All of them."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def resident(field: str) -> int:
+    """Bytes of a field of this process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    main()

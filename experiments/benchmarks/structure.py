@@ -1,0 +1,162 @@
+"""Resizing: how many networks, how exactly, how fast, how large, beside Torch-Pruning.
+
+Every row of another library is measured in this run, by turns with ours, each in a process of its
+own. torchvision's models are built without trained weights; none is downloaded.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.benchmarks.environments import run_lines, run_peer, run_script
+from experiments.benchmarks.optimizer_steps import optimizer_table
+
+VISION = ".venv-peers-vision"
+TIMED = {"resnet50": 0.5, "vit_b_16": 0.5, "densenet121": 0.2, "swin_t": None}
+"""Model -> the share of Torch-Pruning's time to reach; None where that cannot prune it."""
+TURNS, RUNS = 3, 3
+NUM_GROUPS = (1000, 2000, 5000, 10_000)
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run all parts and print their tables."""
+    console = Console(width=100)
+    console.print(time_table())
+    console.print(scale_table())
+    console.print(llama_table())
+    console.print(optimizer_table())
+    ours = run_lines(VISION, "torchvision_models")
+    console.print(coverage_table("torchvision", ours))
+    console.print(peer_table([row["model"] for row in ours]))
+    console.print(coverage_table("timm and Hugging Face", run_lines(VISION, "hub_models")))
+
+
+def time_table() -> Table:
+    """Trace and halve every width, by turns."""
+    table = Table(
+        title=f"Trace + halve every width ({TURNS} times {RUNS} runs by turns, one thread)"
+    )
+    for column in ("model", "dynopt_ray", "Torch-Pruning", "ratio", "asked", "peak memory"):
+        table.add_column(column)
+    for model, asked in TIMED.items():
+        results: dict[str, list[Row]] = {"dynopt_ray": [], "torch_pruning": []}
+        for _ in range(TURNS):
+            for library, rows in results.items():
+                rows.append(run_peer(VISION, "resize_times", library, model, str(RUNS)))
+        ours, theirs = (
+            [run for row in rows if row["works"] for run in row["runs"]]
+            for rows in results.values()
+        )
+        row = [model, spread_s(ours), spread_s(theirs) if theirs else "out of memory"]
+        ratio = median(ours, "seconds") / median(theirs, "seconds") if theirs else None
+        row += [f"{ratio:.2f}" if ratio else "-", f"≤ {asked}" if asked else "works"]
+        memory = [median(ours, "memory"), *([median(theirs, "memory")] if theirs else [])]
+        table.add_row(*row, " / ".join(f"{m:.2f}" for m in memory) + " of the model")
+    return table
+
+
+def median(runs: Sequence[Row], figure: str) -> float:
+    """Over all runs."""
+    return statistics.median(run[figure] for run in runs)
+
+
+def spread_s(runs: Sequence[Row]) -> str:
+    """Median (least to most) seconds."""
+    seconds = [run["seconds"] for run in runs]
+    return f"{statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})"
+
+
+def scale_table() -> Table:
+    """Tracing a chain of layers, one group each."""
+    table = Table(title="A chain of layers, one group each")
+    for column in ("groups", "trace", "per group", "halve all", "peak memory"):
+        table.add_column(column)
+    for number in NUM_GROUPS:
+        row = run_script("scale", "groups", str(number))
+        table.add_row(
+            f"{number:,}",
+            f"{row['trace_s']:.2f} s",
+            f"{1000 * row['trace_s'] / number:.2f} ms",
+            f"{row['halve_s']:.2f} s",
+            mib(row["peak_bytes"]),
+        )
+    return table
+
+
+def llama_table() -> Table:
+    """Seven billion parameters on the meta device."""
+    row = run_script("scale", "llama")
+    table = Table(title="Llama-shaped, 7 billion parameters, meta device")
+    for column in ("groups", "trace", "cost before, after", "halve", "parameters", "FLOPs", "peak"):
+        table.add_column(column)
+    params, flops = (
+        " → ".join(f"{value / scale:.2f} {unit}" for value in row[key])
+        for key, scale, unit in (("params", 1e9, "G"), ("flops", 1e12, "T"))
+    )
+    table.add_row(
+        str(row["groups"]),
+        f"{row['trace_s']:.2f} s",
+        f"{1000 * row['plan_s']:.1f} ms",
+        f"{row['halve_s']:.2f} s",
+        params,
+        flops,
+        mib(row["peak_bytes"]),
+    )
+    return table
+
+
+def mib(num_bytes: float) -> str:
+    """In MiB."""
+    return f"{num_bytes / 2**20:.0f} MiB"
+
+
+def coverage_table(title: str, rows: Sequence[Row]) -> Table:
+    """How many models of all pass each check, and by how much at worst."""
+    table = Table(title=f"{title}: {len(rows)} models")
+    for column in ("check", "models", "worst"):
+        table.add_column(column)
+    good = [row for row in rows if "error" not in row]
+    table.add_row("trace and halve every group", f"{len(good)}", failures(rows))
+    for label, figure, limit in (
+        ("grow every exact group by its step", "grow", 1e-4),
+        ("shrink back: output", "back", 0.0),
+        ("remove units that nothing reads", "unread", 1e-4),
+    ):
+        within = [row for row in good if row[figure] <= limit]
+        worst = max(good, key=lambda row: row[figure])
+        table.add_row(label, f"{len(within)}", f"{worst[figure]:.1e} ({worst['model']})")
+    for label, figure in (
+        ("shrink back: weights bit for bit", "same_state"),
+        ("one training step", "trains"),
+    ):
+        table.add_row(label, f"{sum(row[figure] for row in good)}", "")
+    exact = sum(row["groups"] - row["inexact"] for row in good)
+    table.add_row("groups that grow exactly", f"{exact:,}", "")
+    table.add_row(
+        "groups whose number a normalisation sees", f"{sum(r['inexact'] for r in good):,}"
+    )
+    return table
+
+
+def failures(rows: Sequence[Row]) -> str:
+    """Which models failed."""
+    return ", ".join(row["model"] for row in rows if "error" in row)
+
+
+def peer_table(models: Sequence[str]) -> Table:
+    """Torch-Pruning on the same models: halve, then train a step."""
+    failed = []
+    for model in models:
+        row = run_peer(VISION, "resize_times", "torch_pruning", model, "0")
+        if not row["works"]:
+            failed.append(f"{model} ({row['error'].partition(':')[0]})")
+    table = Table(title=f"Torch-Pruning: {len(models)} models")
+    for column in ("halved and trains", "not"):
+        table.add_column(column)
+    table.add_row(f"{len(models) - len(failed)}", ", ".join(failed))
+    return table
