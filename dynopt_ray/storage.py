@@ -65,7 +65,7 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise CheckpointError(f"cannot read {kind} {path}: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, *DAMAGE) as error:
         raise CheckpointError(
             f"{path} is truncated, or not the file of a {kind} at all ({error}); use an older one"
         ) from error

@@ -28,6 +28,15 @@ def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         exec(compile(block, f"README.md, example {number}", "exec"), namespace)
 
 
+def test_surroundings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {}
+    for block in examples("docs/surroundings.md"):
+        exec(compile(block, "docs/surroundings.md", "exec"), namespace)
+    assert callable(namespace["resize"])
+
+
 def test_plugins_of_the_docs_pass_their_kits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from dynopt_ray.structure.initialise import Draw
 from dynopt_ray.structure.layout import Change, moved_group, new_axes
 from dynopt_ray.structure.masks import mask_of
 from dynopt_ray.structure.optimizer_state import Optimizers, OptimizerState, each_optimizer
-from dynopt_ray.structure.plans import check_plan
+from dynopt_ray.structure.plans import Stage, check_plan
 from dynopt_ray.structure.resize import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.transaction import Transaction
 
@@ -112,30 +112,12 @@ def apply_plan(
     optimizers = each_optimizer(optimizer)
     states = [OptimizerState(one, graph.model) for one in optimizers]
     before, old_widths = graph.cost(), graph.widths
-    refitted: dict[str, None] = {}
     transaction = Transaction(graph.model, optimizers)
     with transaction, transaction:
-        done = 0
-        while stages:
-            for stage in stages:
-                if isinstance(stage, Mask):
-                    _apply_mask(graph, stage, states, transaction)
-                elif isinstance(stage, Remove):
-                    remove_block(graph, stage, states, transaction)
-                elif isinstance(stage, Insert):
-                    insert_block(graph, stage, states, transaction)
-                else:
-                    default = (torch.initial_seed(), graph.num_edits)
-                    draw = default if seed is None else (seed, done)
-                    names = _apply_widths(graph, stage, states, compensate, draw, transaction)
-                    refitted.update(dict.fromkeys(names))
-                done += 1
-            stages, rest = check_plan(graph, rest)
+        refitted = _apply_stages(graph, stages, rest, states, compensate, seed, transaction)
         widths = _changed(old_widths, graph.widths)
         transaction.set_attribute(graph, "shapes", graph.shapes_now())
-        receipt = Receipt(
-            tuple(plan), widths, before, graph.cost(), tuple(refitted), graph, transaction
-        )
+        receipt = Receipt(tuple(plan), widths, before, graph.cost(), refitted, graph, transaction)
         history = extended(history_of(graph.model), plan)
         transaction.set_item(HISTORIES, graph.model, history)
         transaction.set_attribute(graph, "receipts", [*graph.receipts, receipt])
@@ -146,6 +128,40 @@ def _changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, tuple[
     """The widths that differ; 0 where a group is not there."""
     both = {name: (old.get(name, 0), new.get(name, 0)) for name in [*old, *new]}
     return {name: (before, after) for name, (before, after) in both.items() if before != after}
+
+
+def _apply_stages(
+    graph: "Graph",
+    stages: Sequence[Stage],
+    rest: Sequence[Edit],
+    states: Sequence[OptimizerState],
+    compensate: Iterable[Inputs] | Tensor | None,
+    seed: int | None,
+    transaction: Transaction,
+) -> tuple[str, ...]:
+    """Carry out a plan whose stages have been checked; the rest is, when its turn comes.
+
+    Returns:
+        The weights that were refitted.
+    """
+    refitted: dict[str, None] = {}
+    done = 0
+    while stages:
+        for stage in stages:
+            if isinstance(stage, Mask):
+                _apply_mask(graph, stage, states, transaction)
+            elif isinstance(stage, Remove):
+                remove_block(graph, stage, states, transaction)
+            elif isinstance(stage, Insert):
+                insert_block(graph, stage, states, transaction)
+            else:
+                default = (torch.initial_seed(), graph.num_edits)
+                draw = default if seed is None else (seed, done)
+                names = _apply_widths(graph, stage, states, compensate, draw, transaction)
+                refitted.update(dict.fromkeys(names))
+            done += 1
+        stages, rest = check_plan(graph, rest)
+    return tuple(refitted)
 
 
 def _apply_widths(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import CheckpointError, EditError
-from dynopt_ray.storage import read_state, write_state
+from dynopt_ray.storage import DAMAGE, read_state, write_state
 from dynopt_ray.structure.blocks import HISTORY, redo
 from dynopt_ray.structure.forward import named_tensors
 from dynopt_ray.structure.history import HISTORIES, from_state, history_of, to_state
@@ -83,14 +83,7 @@ def load(
             _load_model(path, transaction, model, optimizers, state)
             if optimizers:
                 _load_optimizers(path, transaction, model, optimizers, state["optimizer"])
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
+    except DAMAGE as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
@@ -247,7 +240,7 @@ def _load_optimizers(
             f"{path} was saved with {len(several)} optimizers; load it with as many, not "
             f"{len(optimizers)}"
         )
-    for optimizer, one in zip(optimizers, several, strict=True):
+    for optimizer, one in zip(optimizers, map(dict, several), strict=True):
         _load_optimizer(path, transaction, model, optimizer, one)
         transaction.watch(optimizer)
 
@@ -265,7 +258,7 @@ def _load_optimizer(
             "cannot use"
         )
     parameters = dict(model.named_parameters())
-    groups = list(_matching_groups(path, parameters, optimizer, saved["groups"]))
+    groups = list(_matching_groups(path, parameters, optimizer, [*map(dict, saved["groups"])]))
     for group, options in groups:
         for key, value in options.items():
             if key not in _IMPLEMENTATION | {"params"}:
@@ -305,7 +298,11 @@ def _as_kind(old: object, value: Any) -> Any:
         return tuple(value)
     if isinstance(old, Tensor):
         return torch.as_tensor(value).to(old, copy=True)
-    return value.item() if isinstance(old, int | float) and isinstance(value, Tensor) else value
+    if isinstance(old, int | float):
+        value = value.item() if isinstance(value, Tensor) else value
+        if not isinstance(value, int | float):
+            raise TypeError(f"an option is {value!r} instead of a number")
+    return value
 
 
 def _moved_state(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dynopt_ray.structure.groups import WidthGroup, producer_name
 from dynopt_ray.structure.optimizer_state import Optimizers
 from dynopt_ray.structure.passes import Passes, trace_at_own_sizes, unused
 from dynopt_ray.structure.record import Consumer, Record
+from dynopt_ray.structure.surroundings import Surroundings
 from dynopt_ray.structure.tracing import Heads
 from dynopt_ray.structure.transaction import Transaction
 from dynopt_ray.structure.verify import Verifier
@@ -244,9 +245,11 @@ def trace(
     _check_model(model)
     tensors = named_tensors(model)
     pinned = {_produced_by(tensors, name): _BY_CALLER for name in fixed}
-    passes = trace_at_own_sizes(model, example_inputs, tensors, heads, pinned)
-    _warn_of_other_ways(passes.record, tensors)
-    verdict = Verifier(model, example_inputs, tensors, passes, heads).verdict()
+    surroundings = Surroundings(model)
+    with surroundings, surroundings:
+        passes = trace_at_own_sizes(model, example_inputs, tensors, heads, pinned)
+        _warn_of_other_ways(passes.record, tensors)
+        verdict = Verifier(model, example_inputs, tensors, passes, heads).verdict()
     return Graph(
         model,
         verdict.groups,

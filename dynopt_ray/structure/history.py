@@ -59,7 +59,7 @@ def from_state(state: Iterable[Iterable[Mapping[str, Any]]]) -> History:
     Raises:
         EditError: an edit is none.
     """
-    return tuple(tuple(_from_dict(item) for item in plan) for plan in state)
+    return tuple(tuple(_from_dict(dict(item)) for item in plan) for plan in state)
 
 
 def _to_dict(edit: Edit) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,10 @@ class _Start:
     value: float | None
 
 
+_STARTS: "weakref.WeakKeyDictionary[Optimizer, dict[Any, Mapping[Any, _Start]]]"
+_STARTS = weakref.WeakKeyDictionary()  # reading them takes as long as the rest of an edit
+
+
 class OptimizerState:
     """Computes how one optimizer's state follows its parameters. Writes nothing.
 
@@ -107,7 +112,7 @@ class OptimizerState:
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
         check_optimizer(optimizer, model)
         self.optimizer = optimizer
-        self._starts: dict[tuple[int, torch.dtype, torch.device, int], Mapping[Any, _Start]] = {}
+        self._starts = _STARTS.setdefault(optimizer, {})
 
     def resized(self, parameter: Tensor, axes: Axes, value: Tensor) -> State | None:
         """The state of one parameter in its new layout; None where there is none yet.

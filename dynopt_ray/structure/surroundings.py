@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 
@@ -50,6 +51,7 @@ class Surroundings:
     torch's own context managers do not clean up when Ctrl-C meets them while they do: parameters
     that `functional_call` has replaced would stay so, gradients switched off.
 
+    A context that puts them back: entered twice, `with it, it:`, also when Ctrl-C meets its exit.
     Attributes of the modules are kept, and the contents of those that are dicts or lists (also
     what a module holds: parameters, buffers, children, hooks), masks, and hooks on parameters and
     optimizers. Not kept: what tensors contain.
@@ -71,7 +73,8 @@ class Surroundings:
             for key, value in attributes.items()
             if isinstance(value, dict | list | set)
         ]
-        hooks = [optimizer._optimizer_step_post_hooks for optimizer in optimizers]
+        hooks: list[dict[Any, Any]] = [one._optimizer_step_post_hooks for one in optimizers]
+        hooks += [modules._global_forward_hooks, modules._global_forward_pre_hooks]
         self._hooks = [(live, live.copy()) for live in hooks]
         self._parameters = [
             (p, mask_of(p), dict(p._backward_hooks or {})) for p in model.parameters()
@@ -79,6 +82,12 @@ class Surroundings:
         self._random = RandomState(model.parameters())
         self._gradients = torch.is_grad_enabled()
         self._modes = _modes()
+
+    def __enter__(self) -> "Surroundings":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
     def restore(self) -> None:
         """Put everything back."""

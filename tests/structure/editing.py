@@ -137,7 +137,10 @@ def everything(model: nn.Module, optimizer: Optimizer, graph: Graph) -> dict[str
         "random state": torch.get_rng_state(),
         "gradients on": torch.is_grad_enabled(),
         "modes": _modes(),
-        "options": [{**group, "params": len(group["params"])} for group in optimizer.param_groups],
+        "options": [
+            {**group, "params": [id(p) for p in group["params"]]}
+            for group in optimizer.param_groups
+        ],
         "optimizer hooks": list(optimizer._optimizer_step_post_hooks),
     }
     for name, tensor in graph.tensors().items():

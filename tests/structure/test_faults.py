@@ -4,22 +4,37 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules import module as modules
 from torch.optim import Optimizer
 from torch.overrides import _pop_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynopt_ray.errors import EditError
-from dynopt_ray.structure import Edit, Graph, Grow, Mask, Shrink, trace
+from dynopt_ray.errors import CheckpointError, EditError
+from dynopt_ray.structure import (
+    Edit,
+    Graph,
+    Grow,
+    Insert,
+    Mask,
+    Remove,
+    Shrink,
+    history_of,
+    load,
+    save,
+    trace,
+)
 from dynopt_ray.structure.observe import Observer
 from dynopt_ray.structure.surroundings import _modes
 from dynopt_ray.structure.transaction import Transaction
 from tests.structure.editing import assert_same, everything, step
+from tests.structure.test_depth import prepared
 from tests.structure.zoo import trained
 
 _DispatchMode: Any = TorchDispatchMode
@@ -32,12 +47,12 @@ class Planned(BaseException):
 class Subject:
     """A trained network with its optimizer, and a plan of everything that there is."""
 
-    def __init__(self, name: str, plan: Callable[[nn.Module], Sequence[Edit]]) -> None:
-        self.model, self.inputs = trained(name)
+    def __init__(self, network: tuple[nn.Module, Tensor], plan: Sequence[Edit]) -> None:
+        self.model, self.inputs = network
         self.optimizer: Optimizer = torch.optim.Adam(self.model.parameters())
         step(self.model, self.inputs, self.optimizer)
         self.graph: Graph = trace(self.model, self.inputs)
-        self.plan = plan(self.model)
+        self.plan = plan
 
     def apply(self) -> None:
         self.graph.apply(self.plan, optimizer=self.optimizer, compensate=self.inputs)
@@ -49,8 +64,8 @@ class Subject:
 
 def attention() -> Subject:
     return Subject(
-        "attention",
-        lambda _: [
+        trained("attention"),
+        [
             Mask("head.weight", keep=torch.arange(50).reshape(5, 10) % 2 > 0),
             Shrink("qkv", remove=[0]),
             Grow("embed", units=3),
@@ -61,11 +76,24 @@ def attention() -> Subject:
 
 def small() -> Subject:
     return Subject(
-        "mlp",
-        lambda _: [
+        trained("mlp"),
+        [
             Shrink("0", remove=[0, 5]),
             Grow("2", units=2),
             Mask("2.weight", keep=torch.arange(110).reshape(11, 10) % 2 > 0),
+        ],
+    )
+
+
+def depth() -> Subject:
+    return Subject(
+        prepared("resnet")[:2],
+        [
+            Insert("3.0", like="3.1"),
+            Grow("3.0_1.conv1", units=2),
+            Remove("3.1", exact=False),
+            Mask("6.weight", keep=torch.arange(24).reshape(4, 6) % 2 > 0),
+            Shrink("3.0.conv1", remove=[1]),
         ],
     )
 
@@ -175,7 +203,7 @@ def fails_at_every(
     raise AssertionError("it never succeeded")
 
 
-@pytest.mark.parametrize("make", [attention, small])
+@pytest.mark.parametrize("make", [attention, small, depth])
 @pytest.mark.parametrize("fault", [failing_call, failing_operation])
 def test_plan_that_fails_leaves_no_trace(make: Any, fault: Any) -> None:
     subject = make()
@@ -183,8 +211,15 @@ def test_plan_that_fails_leaves_no_trace(make: Any, fault: Any) -> None:
     step(subject.model, subject.inputs, subject.optimizer)
 
 
-@pytest.mark.parametrize("stride", [97, pytest.param(7, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", [attention, small])
+@pytest.mark.parametrize(
+    ("make", "stride"),
+    [
+        *((attention, 197), (small, 197), (depth, 19_997)),  # depth edits trace again
+        pytest.param(attention, 7, marks=pytest.mark.slow),
+        pytest.param(small, 7, marks=pytest.mark.slow),
+        pytest.param(depth, 797, marks=pytest.mark.slow),
+    ],
+)
 def test_plan_that_is_interrupted_leaves_no_trace(make: Any, stride: int) -> None:
     subject = make()
     numbers = itertools.count(0, stride)
@@ -234,3 +269,62 @@ def test_undo_that_is_interrupted_is_done_or_not_begun(stride: int) -> None:
         with pytest.raises(EditError, match="undone or committed"):
             receipt.undo()
     assert count > 300 / stride
+
+
+@pytest.mark.parametrize("fault", [failing_call, failing_operation, interrupted_line])
+def test_load_that_fails_leaves_no_trace(fault: Any, tmp_path: Path) -> None:
+    saved = attention()
+    saved.apply()
+    save(tmp_path / "network", saved.model, saved.optimizer)
+    subject = attention()
+
+    def act() -> None:
+        load(tmp_path / "network", subject.model, subject.optimizer)
+
+    before = subject.state()
+    numbers = itertools.count(0, 97 if fault is interrupted_line else 1)
+    for number in numbers:
+        try:
+            with fault(number):
+                act()
+        # What reads the file makes another error of one within it.
+        except (Planned, MemoryError, KeyboardInterrupt, CheckpointError):
+            now = subject.state()
+            if now["history"]:
+                break  # at the very end: whole
+            assert_same(now, before)
+        else:
+            break
+    assert number > 20
+    assert history_of(subject.model) == history_of(saved.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("mlp", 397), pytest.param("resnet", 67, marks=pytest.mark.slow)]
+)
+def test_tracing_that_is_interrupted_leaves_no_trace(name: str, stride: int) -> None:
+    subject = Subject(trained(name), [])
+
+    def everything_and_hooks() -> dict[str, Any]:
+        hooks = (modules._global_forward_hooks, modules._global_forward_pre_hooks)
+        return {**subject.state(), "hooks": [list(some) for some in hooks]}
+
+    before = everything_and_hooks()
+    for count in itertools.count():
+        try:
+            with interrupted_line(count * stride):
+                trace(subject.model, subject.inputs)
+        except KeyboardInterrupt:
+            assert_same(everything_and_hooks(), before)
+        else:
+            break
+    assert count > 2000 / stride
+
+
+def test_growth_beyond_all_memory_leaves_no_trace() -> None:
+    subject = attention()
+    before = subject.state()
+    with pytest.raises((RuntimeError, MemoryError)):
+        subject.graph.apply([*subject.plan, Grow("qkv", units=10**13)], optimizer=subject.optimizer)
+    assert_same(subject.state(), before)
+    subject.apply()
