@@ -177,11 +177,7 @@ def _apply_widths(
     Returns:
         The weights that were refitted.
     """
-    for module, name in graph.caches:
-        # What it kept of an earlier pass has the old sizes.
-        kept = getattr(module, name)
-        left = {k: v for k, v in kept.items() if not isinstance(v, Tensor)}
-        transaction.set_attribute(module, name, type(kept)(left))
+    _drop_kept(graph, transaction)
     changes = [_change(graph, edit) for edit in edits]
     tensors = graph.tensors()
     sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
@@ -219,6 +215,14 @@ def _apply_widths(
     transaction.set_attribute(graph, "groups", tuple(groups))
     transaction.set_attribute(graph, "num_edits", graph.num_edits + 1)
     return [name for name in refitted if name in graph.consumers]
+
+
+def _drop_kept(graph: "Graph", transaction: Transaction) -> None:
+    """Empty what modules keep of an earlier pass: it has the old sizes."""
+    for module, name in graph.caches:
+        kept = getattr(module, name)
+        left = {k: v for k, v in kept.items() if not isinstance(v, Tensor)}
+        transaction.set_attribute(module, name, type(kept)(left))
 
 
 def _apply_mask(
