@@ -15,6 +15,7 @@ References:
     3.2 ("whole model pruning"); here in closed form, with an intercept, and drawn towards W_K.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +30,12 @@ from dynopt_ray.structure.layout import Axis, Change
 from dynopt_ray.structure.observe import Observer
 from dynopt_ray.structure.readers import Reader
 from dynopt_ray.structure.record import Consumer
-from dynopt_ray.structure.regression import Moments
+from dynopt_ray.structure.regression import Moments, best_ridge
 
 _MOST_STAGES = 16
+
+Halves = tuple[Moments, Moments]
+"""The moments of every second row and of the others: what fits one should fit the other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +81,8 @@ def compensated(
     size = max(1, math.ceil(len(names) / _MOST_STAGES))
     for start in range(0, len(names), size):
         stage = {name: consumers[name] for name in names[start : start + size]}
-        for name, (reader, moments) in _collected(cut, tensors, stage, batches).items():
-            changed = _refit(name, tensors, stage[name], reader, moments)
+        for name, (reader, halves) in _collected(cut, tensors, stage, batches).items():
+            changed = _refit(name, tensors, stage[name], reader, halves)
             tensors.update(changed)
             refitted.update(changed)
     return refitted
@@ -103,10 +107,10 @@ def _collected(
     tensors: Mapping[str, Tensor],
     stage: Mapping[str, Sequence[Consumer]],
     batches: Sequence[Inputs],
-) -> dict[str, tuple[Reader, Moments]]:
+) -> dict[str, tuple[Reader, Halves]]:
     """The moments of some weights' inputs in the cut network, and of what they fail to give."""
     added = {change.group.name: change.added for change in cut.changes}
-    collected: dict[str, tuple[Reader, Moments]] = {}
+    collected: dict[str, tuple[Reader, Halves]] = {}
     incomparable: set[str] = set()
     for number, batch in enumerate(batches):
         before = Observer(cut.old, stage, number, len(batches))
@@ -135,9 +139,10 @@ def _collected(
             if not (seen.inputs_GRK.isfinite().all() and r_GRO.isfinite().all()):
                 raise EditError(f"compensate: what {name!r} reads is not finite on these batches")
             if name not in collected:
-                moments = Moments.start(seen.inputs_GRK, r_GRO.shape[2])
-                collected[name] = (seen.reader, moments)
-            collected[name][1].add(seen.inputs_GRK, r_GRO)
+                start = Moments.start(seen.inputs_GRK, r_GRO.shape[2])
+                collected[name] = (seen.reader, (start, copy.deepcopy(start)))
+            for half, moments in enumerate(collected[name][1]):
+                moments.add(seen.inputs_GRK[:, half::2], r_GRO[:, half::2])
     for name in stage.keys() - collected.keys() - incomparable:
         raise EditError(
             f"compensate: the batches never reach {name!r}, so it cannot be refitted. Pass "
@@ -164,14 +169,17 @@ def _refit(
     tensors: Mapping[str, Tensor],
     uses: Sequence[Consumer],
     reader: Reader,
-    moments: Moments,
+    halves: Halves,
 ) -> dict[str, Tensor]:
     """One weight and what takes up its constant: its bias, else the BatchNorm's mean behind it."""
     sinks = {use.bias or use.mean for use in uses}
     sink = next(iter(sinks)) if len(sinks) == 1 else None
-    if sink is not None and tensors[sink].numel() != moments.residual_GO.numel():
+    one, other = halves
+    if sink is not None and tensors[sink].numel() != one.residual_GO.numel():
         sink = None  # one shift for several groups
-    slope_GOK, constant_GO = moments.fit(intercept=sink is not None)
+    intercept = sink is not None
+    ridge = best_ridge(one, other, intercept=intercept)
+    slope_GOK, constant_GO = one.plus(other).fit(intercept=intercept, ridge=ridge)
     weight = tensors[name]
     result = {name: (weight.double() + reader.in_layout(slope_GOK)).to(weight.dtype)}
     if sink is not None:

@@ -3,12 +3,17 @@
 Shapes: G groups, R rows, K inputs, O outputs.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_RIDGE = 1e-2
+RIDGE = 1e-2
+"""Where the search for a ridge starts, and what is used where there is too little to search on."""
+
+_STEP = 10.0
+_LEAST, _MOST = 1e-4, 1e3
 
 
 @dataclass
@@ -61,27 +66,54 @@ class Moments:
         self.residual_GO += r_GRO.sum(1)
         self.cross_GOK += r_GRO.transpose(1, 2) @ x_GRK
 
-    def fit(self, *, intercept: bool) -> tuple[Tensor, Tensor]:
+    def plus(self, other: "Moments") -> "Moments":
+        """Those of the rows of both, which have the same origin."""
+        return Moments(
+            self.origin_GK,
+            self.count + other.count,
+            self.total_GK + other.total_GK,
+            self.product_GKK + other.product_GKK,
+            self.residual_GO + other.residual_GO,
+            self.cross_GOK + other.cross_GOK,
+        )
+
+    def fit(self, *, intercept: bool, ridge: float) -> tuple[Tensor, Tensor]:
         """The regression of r on x.
 
         Args:
             intercept: whether r may have a constant part; it is zero otherwise.
+            ridge: what coefficients cost, relative to the mean variance of the inputs.
 
         Returns:
             Coefficients (G, O, K) and constants (G, O), float64.
         """
-        mean_x, mean_r = self.mean, self.residual_GO / self.count
-        second, cross = self.covariance, self.cross_GOK / self.count
-        shift = self.total_GK / self.count
-        if intercept:
-            cross = cross - mean_r[:, :, None] * shift[:, None]
-        else:
-            second = second + mean_x[:, :, None] * mean_x[:, None]
-            cross = cross + mean_r[:, :, None] * self.origin_GK[:, None]
-        slope = ridge_solve(cross, second)
+        cross, second = self._centred(intercept)
+        slope = ridge_solve(cross, second, ridge=ridge)
+        mean_r = self.residual_GO / self.count
         if not intercept:
             return slope, torch.zeros_like(mean_r)
-        return slope, mean_r - (slope @ mean_x[:, :, None])[..., 0]
+        return slope, mean_r - (slope @ self.mean[:, :, None])[..., 0]
+
+    def loss(self, slope_GOK: Tensor, constant_GO: Tensor) -> float:
+        """Mean squared error of a regression on these rows, less that of giving zero."""
+        cross, second = self._centred(intercept=False)
+        mean_r, mean_x = self.residual_GO / self.count, self.mean
+        given = (slope_GOK @ second * slope_GOK).sum() - 2 * (slope_GOK * cross).sum()
+        shift = (slope_GOK @ mean_x[:, :, None])[..., 0]
+        constant = constant_GO * (constant_GO + 2 * shift - 2 * mean_r)
+        return float(given + constant.sum())
+
+    def _centred(self, intercept: bool) -> tuple[Tensor, Tensor]:
+        """E r xᵀ and E x xᵀ, about the means where there is an intercept."""
+        mean_x, mean_r = self.mean, self.residual_GO / self.count
+        second, cross = self.covariance, self.cross_GOK / self.count
+        if intercept:
+            shift = self.total_GK / self.count
+            return cross - mean_r[:, :, None] * shift[:, None], second
+        return (
+            cross + mean_r[:, :, None] * self.origin_GK[:, None],
+            second + mean_x[:, :, None] * mean_x[:, None],
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -95,8 +127,29 @@ class Moments:
         return self.product_GKK / self.count - shift[:, :, None] * shift[:, None]
 
 
+def best_ridge(one: Moments, other: Moments, *, intercept: bool) -> float:
+    """The ridge with which a regression on some rows does best on others.
+
+    Found from 0.01 on, by steps of 10 as long as they help.
+    """
+
+    @functools.cache
+    def loss(ridge: float) -> float:
+        return other.loss(*one.fit(intercept=intercept, ridge=ridge))
+
+    best = RIDGE
+    for step in (_STEP, 1 / _STEP):
+        while _LEAST < best < _MOST and loss(best * step) < loss(best):
+            best *= step
+    return best
+
+
 def ridge_solve(
-    cross_GOK: Tensor, second_GKK: Tensor, num_inputs_G: Tensor | None = None
+    cross_GOK: Tensor,
+    second_GKK: Tensor,
+    num_inputs_G: Tensor | None = None,
+    *,
+    ridge: float = RIDGE,
 ) -> Tensor:
     """`cross (second + ridge)⁻¹`, the ridge in proportion to the mean variance of the inputs.
 
@@ -105,6 +158,7 @@ def ridge_solve(
         second_GKK: second moments of the inputs, float64.
         num_inputs_G: how many of the inputs of each problem are no padding with zeros; None
             where all are.
+        ridge: relative to the mean variance of the inputs.
 
     Returns:
         Coefficients (G, O, K); zero at padding.
@@ -112,7 +166,7 @@ def ridge_solve(
     size = second_GKK.shape[1]
     trace_G = second_GKK.diagonal(dim1=1, dim2=2).sum(1)
     scale_G = trace_G / (size if num_inputs_G is None else num_inputs_G)
-    ridge_G = torch.full_like(scale_G, _RIDGE)
+    ridge_G = torch.full_like(scale_G, ridge)
     while True:
         shift = (ridge_G * scale_G + 1e-12)[:, None].expand(-1, size)
         factor, failed = torch.linalg.cholesky_ex(second_GKK + torch.diag_embed(shift))

@@ -40,7 +40,8 @@ def main() -> None:
     model = get_model(name, weights=None, **options).eval()
     x = torch.randn(1, 3, size, size)
     tried = attempt(LIBRARIES[library], model, x)
-    timed = [measured(LIBRARIES[library], model, x) for _ in range(int(runs))]
+    number = int(runs) if tried["works"] else 0
+    timed = [measured(LIBRARIES[library], model, x) for _ in range(number)]
     print(json.dumps({**tried, "runs": timed}))
 
 
