@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dynopt_ray.structure.edits import Edit, Mask, plan_from_json, plan_to_json
+from dynopt_ray.structure.edits import Edit, Insert, Mask, Remove, plan_from_json, plan_to_json
 
 History = tuple[tuple[Edit, ...], ...]
 
@@ -19,9 +19,10 @@ HISTORIES: "weakref.WeakKeyDictionary[nn.Module, History]" = weakref.WeakKeyDict
 def history_of(model: nn.Module) -> History:
     """The plans that were applied to a network and not undone, oldest first.
 
-    Applied to what the network's constructor makes, they give its widths and masks, though not its
-    weights. Of the masks of one parameter only the last is kept, so what this takes is bounded by
-    a byte per weight and a few numbers per unit removed. A copy of a network has no history.
+    Applied to what the network's constructor makes, they give its blocks, widths and masks, though
+    not its weights. Of the masks of one parameter only the last is kept (and the last before each
+    `Insert`), so what this takes is bounded by a byte per weight and a few numbers per unit
+    removed. A copy of a network has no history.
 
     Args:
         model: a network, as it was traced or loaded.
@@ -33,19 +34,29 @@ def history_of(model: nn.Module) -> History:
 
 
 def extended(history: History, plan: Sequence[Edit]) -> History:
-    """A history with one more plan; masks that it replaces or removes are left out."""
-    latest = {edit.parameter: edit for edit in plan if isinstance(edit, Mask)}
-    older = (
-        tuple(e for e in old if getattr(e, "parameter", None) not in latest) for old in history
-    )
-    newest = tuple(
-        # A copy: the caller may go on to change theirs.
-        replace(edit, keep=edit.keep.cpu().clone()) if isinstance(edit, Mask) else edit
-        for edit in plan
-        if not isinstance(edit, Mask)
-        or (latest[edit.parameter] is edit and not bool(edit.keep.all()))
-    )
-    return tuple(filter(None, [*older, newest]))
+    """A history with one more plan; masks that a later one replaces or removes are left out."""
+    kept: list[tuple[Edit, ...]] = []
+    replaced: set[str] = set()  # parameters that a later mask is of
+    for old in reversed([*history, tuple(map(_noted, plan))]):
+        edits: list[Edit] = []
+        for edit in reversed(old):
+            if isinstance(edit, Insert):
+                replaced.clear()  # its copies have the masks of then
+            if not isinstance(edit, Mask):
+                edits.append(edit)
+                continue
+            if edit.parameter not in replaced and not bool(edit.keep.all()):
+                edits.append(edit)
+            replaced.add(edit.parameter)
+        kept.append(tuple(reversed(edits)))
+    return tuple(filter(None, reversed(kept)))
+
+
+def _noted(edit: Edit) -> Edit:
+    """An edit as it can be done again, on a network with other weights."""
+    if isinstance(edit, Mask):
+        return replace(edit, keep=edit.keep.cpu().clone())  # the caller may go on to change theirs
+    return replace(edit, exact=False) if isinstance(edit, Remove) else edit
 
 
 def to_state(history: History) -> list[list[dict[str, Any]]]:

@@ -18,6 +18,7 @@ from dynopt_ray.structure import (
     Mask,
     Remove,
     Shrink,
+    history_of,
     load,
     mask_of,
     plan_from_json,
@@ -313,6 +314,40 @@ def test_saved_depth_is_loaded_into_what_the_constructor_makes(name: str, tmp_pa
         step(one, inputs, which)
     torch.testing.assert_close(fresh(inputs), model(inputs), rtol=0, atol=0)
     load(tmp_path / "network", model, optimizer)  # into itself
+
+
+def test_history_makes_the_same_depth_again(tmp_path: Path) -> None:
+    model, inputs, _ = prepared("resnet")
+    graph = trace(model, inputs)
+
+    def mask(name: str) -> Mask:
+        return Mask(name, keep=torch.rand(model.get_parameter(name).shape) > 0.3)
+
+    weight = "3.1.conv1.weight"
+    graph.apply([mask(weight), mask("6.weight")])
+    graph.apply([Insert("3.0", like="3.1"), mask("6.weight")])  # the copy is masked, too
+    graph.apply([Shrink("3.1.conv1", remove=[0])])
+    graph.apply([mask(weight)])
+    torch.nn.init.zeros_(model.get_parameter("3.0.bn2.weight"))
+    torch.nn.init.zeros_(model.get_parameter("3.0.bn2.bias"))
+    with torch.no_grad():  # what it is given is not negative: the block changes nothing
+        graph.apply([Remove("3.0"), Grow("3.0_1.conv1", units=2)])
+    save(tmp_path / "n", model)
+    loaded = resnet()
+    load(tmp_path / "n", loaded)
+    assert history_of(loaded) == history_of(model)
+    again = resnet().eval()
+    graph_again = trace(again, inputs)
+    for plan in history_of(loaded):
+        graph_again.apply(plan_from_json(plan_to_json(plan)))
+    assert graph_again.widths == graph.widths
+    for (name, one), (other_name, other) in zip(
+        model.named_parameters(), again.named_parameters(), strict=True
+    ):
+        assert name == other_name
+        masks = mask_of(one), mask_of(other)
+        assert (masks[0] is None) == (masks[1] is None), name
+        assert masks[0] is None or torch.equal(masks[0], masks[1]), name  # type: ignore[arg-type]
 
 
 def test_depth_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -207,14 +207,15 @@ def fails_at_every(
 @pytest.mark.parametrize("fault", [failing_call, failing_operation])
 def test_plan_that_fails_leaves_no_trace(make: Any, fault: Any) -> None:
     subject = make()
-    assert fails_at_every(subject, fault, itertools.count(), subject.apply) > 20
+    numbers = itertools.count(0, 5 if make is depth else 1)  # depth edits trace again
+    assert fails_at_every(subject, fault, numbers, subject.apply) > 12
     step(subject.model, subject.inputs, subject.optimizer)
 
 
 @pytest.mark.parametrize(
     ("make", "stride"),
     [
-        *((attention, 197), (small, 197), (depth, 19_997)),  # depth edits trace again
+        *((attention, 197), (small, 197), (depth, 19_997)),
         pytest.param(attention, 7, marks=pytest.mark.slow),
         pytest.param(small, 7, marks=pytest.mark.slow),
         pytest.param(depth, 797, marks=pytest.mark.slow),
