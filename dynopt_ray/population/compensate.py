@@ -5,12 +5,13 @@ consumer.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dynopt_ray.population.stack import Population
-from dynopt_ray.structure.regression import Moments, ridge_solve
+from dynopt_ray.structure.regression import RIDGE, Moments, best_ridges, ridge_solve
 
 
 def refit_consumers(
@@ -26,8 +27,10 @@ def refit_consumers(
     """
     members = list(keep)
     activations = _activations(population, members, layer, x_NI)
-    moments = Moments.start(activations, num_outputs=0)
-    moments.add(activations, activations[:, :, :0])
+    halves = [Moments.start(activations, num_outputs=0) for _ in range(2)]
+    for half, moments in enumerate(halves):
+        rows = activations[:, half::2]
+        moments.add(rows, rows[:, :, :0])
     widest = activations.shape[2]
     num_kept = max(int(kept.sum()) for kept in keep.values())
     num_removed = max(len(kept) - int(kept.sum()) for kept in keep.values())
@@ -37,18 +40,52 @@ def refit_consumers(
         row[: len(stays)] = stays
         row[num_kept : num_kept + len(goes)] = goes
     order_MU = order_MU.to(population.device)
-    mean_MU = _take(moments.mean, order_MU, 1)
-    covariance_MUU = _take(_take(moments.covariance, order_MU, 1), order_MU, 2)
     weight_MOU = _take(population.weights[layer + 1][members].double(), order_MU, 2)
     counts = torch.tensor([int(kept.sum()) for kept in keep.values()], device=population.device)
-    left, gone = slice(num_kept), slice(num_kept, None)
-    # Without the removed inputs, what they gave on average and in step with the rest is missing.
-    missing_MOK = weight_MOU[:, :, gone] @ covariance_MUU[:, gone, left]
-    slope_MOK = ridge_solve(missing_MOK, covariance_MUU[:, left, left], counts)
-    shift_MO = (weight_MOU[:, :, gone] @ mean_MU[:, gone, None])[..., 0]
-    shift_MO = shift_MO - (slope_MOK @ mean_MU[:, left, None])[..., 0]
-    weight_MOK = weight_MOU[:, :, left] + slope_MOK
+    one, other = (_ordered(moments, order_MU) for moments in halves)
+
+    def loss(ridges: Tensor) -> Tensor:
+        slope_MOK, shift_MO = _fit(one, weight_MOU, counts, ridges)
+        # What the refitted layer lacks is linear in the inputs, kept and removed.
+        lack_MOU = torch.cat([-slope_MOK, weight_MOU[:, :, num_kept:]], 2)
+        mean_MO = (lack_MOU @ other.mean_MU[:, :, None])[..., 0] - shift_MO
+        spread_M = (lack_MOU @ other.covariance_MUU * lack_MOU).sum((1, 2))
+        return (spread_M + mean_MO.square().sum(1)).cpu()
+
+    enough = all(moments.count for moments in halves)
+    ridges = best_ridges(loss, len(members)) if enough else torch.tensor(RIDGE)
+    everything = _ordered(halves[0].plus(halves[1]), order_MU)
+    slope_MOK, shift_MO = _fit(everything, weight_MOU, counts, ridges)
+    weight_MOK = weight_MOU[:, :, :num_kept] + slope_MOK
     _put(population, layer + 1, members, order_MU[:, :num_kept], weight_MOK, shift_MO)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ordered:
+    """Moments of the inputs of each member, those kept first."""
+
+    mean_MU: Tensor
+    covariance_MUU: Tensor
+
+
+def _ordered(moments: Moments, order_MU: Tensor) -> _Ordered:
+    covariance_MUU = _take(_take(moments.covariance, order_MU, 1), order_MU, 2)
+    return _Ordered(_take(moments.mean, order_MU, 1), covariance_MUU)
+
+
+def _fit(
+    inputs: _Ordered, weight_MOU: Tensor, num_kept_M: Tensor, ridges: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the kept inputs have to add for the removed ones, and a constant."""
+    num_kept = int(num_kept_M.max())
+    left, gone = slice(num_kept), slice(num_kept, None)
+    weight_MOR, covariance_MUU = weight_MOU[:, :, gone], inputs.covariance_MUU
+    missing_MOK = weight_MOR @ covariance_MUU[:, gone, left]
+    slope_MOK = ridge_solve(
+        missing_MOK, covariance_MUU[:, left, left], num_kept_M, ridge=ridges.to(weight_MOU.device)
+    )
+    shift_MO = (weight_MOR @ inputs.mean_MU[:, gone, None])[..., 0]
+    return slope_MOK, shift_MO - (slope_MOK @ inputs.mean_MU[:, left, None])[..., 0]
 
 
 def _activations(population: Population, members: list[int], layer: int, x_NI: Tensor) -> Tensor:

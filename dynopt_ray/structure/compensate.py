@@ -30,7 +30,7 @@ from dynopt_ray.structure.layout import Axis, Change
 from dynopt_ray.structure.observe import Observer
 from dynopt_ray.structure.readers import Reader
 from dynopt_ray.structure.record import Consumer
-from dynopt_ray.structure.regression import Moments, best_ridge
+from dynopt_ray.structure.regression import RIDGE, Moments, best_ridges
 
 _MOST_STAGES = 16
 
@@ -114,10 +114,10 @@ def _collected(
     incomparable: set[str] = set()
     for number, batch in enumerate(batches):
         before = Observer(cut.old, stage, number, len(batches))
-        after = Observer(tensors, stage, number, len(batches))
         try:
             with undisturbed(cut.model, training=False):
                 before.run(cut.model, batch)
+            after = Observer(tensors, stage, number, len(batches), like=before.seen)
             with (
                 undisturbed(cut.model, training=False),
                 attributes_changed(cut.model, cut.attributes, added),
@@ -178,7 +178,12 @@ def _refit(
     if sink is not None and tensors[sink].numel() != one.residual_GO.numel():
         sink = None  # one shift for several groups
     intercept = sink is not None
-    ridge = best_ridge(one, other, intercept=intercept)
+
+    def loss(ridges: Tensor) -> Tensor:
+        fit = one.fit(intercept=intercept, ridge=ridges.item())
+        return torch.tensor([other.loss(*fit)], dtype=torch.float64)
+
+    ridge = best_ridges(loss, 1).item() if one.count and other.count else RIDGE
     slope_GOK, constant_GO = one.plus(other).fit(intercept=intercept, ridge=ridge)
     weight = tensors[name]
     result = {name: (weight.double() + reader.in_layout(slope_GOK)).to(weight.dtype)}

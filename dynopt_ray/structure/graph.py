@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from dynopt_ray.errors import EditError, TraceError, UnknownNameError
 from dynopt_ray.structure.apply import Receipt, apply_plan
 from dynopt_ray.structure.attributes import Attribute
+from dynopt_ray.structure.collector import CollectorPaused
 from dynopt_ray.structure.cost import Cost, count_nonzero
 from dynopt_ray.structure.cost_model import CostModel
 from dynopt_ray.structure.edits import Edit
@@ -246,7 +247,8 @@ def trace(
     tensors = named_tensors(model)
     pinned = {_produced_by(tensors, name): _BY_CALLER for name in fixed}
     surroundings = Surroundings(model)
-    with surroundings, surroundings:
+    paused = CollectorPaused()
+    with paused, paused, surroundings, surroundings:
         passes = trace_at_own_sizes(model, example_inputs, tensors, heads, pinned)
         _warn_of_other_ways(passes.record, tensors)
         verdict = Verifier(model, example_inputs, tensors, passes, heads).verdict()

@@ -30,11 +30,13 @@ class Seen:
 
     Attributes:
         reader: how it reads.
+        rows: which of all rows these are.
         inputs_GRK: what it read.
         outputs: what it gave, (R, …).
     """
 
     reader: Reader
+    rows: Tensor
     inputs_GRK: Tensor
     outputs: Tensor
 
@@ -51,6 +53,7 @@ class Observer(TorchFunctionMode):
         uses: the weights to observe, with their uses in one pass.
         number: of the batch; decides with the weight's name which rows are kept.
         num_batches: in all; the fewer, the more rows of each are kept.
+        like: what was seen of another network on the same batch: the same rows are kept.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Observer(TorchFunctionMode):
         uses: Mapping[str, Sequence[Consumer]],
         number: int,
         num_batches: int,
+        like: Mapping[Use, Seen] | None = None,
     ) -> None:
         super().__init__()
         self.seen: dict[Use, Seen] = {}
@@ -69,6 +73,7 @@ class Observer(TorchFunctionMode):
         self._met: Counter[str] = Counter()
         self._number = number
         self._num_batches = num_batches
+        self._like = like or {}
 
     def run(self, model: nn.Module, batch: Inputs) -> None:
         """One forward pass, as far as it is needed."""
@@ -125,15 +130,15 @@ class Observer(TorchFunctionMode):
             reader = SumOfProducts(x, weight, consumer.dims)
             num_samples = len(x)
         rows = self._chosen(use, reader, num_samples)
-        self.seen[use] = Seen(reader, reader.inputs(rows), reader.outputs(out, rows))
+        self.seen[use] = Seen(reader, rows, reader.inputs(rows), reader.outputs(out, rows))
         if len(self.seen) == self._num_uses:
             raise _Reached
 
     def _chosen(self, use: Use, reader: Reader, num_samples: int) -> Tensor:
-        """Which rows to keep: enough for the regression, and of all samples.
-
-        The same ones in every network that has as many.
-        """
+        """Which rows to keep: enough for the regression, and of all samples."""
+        other = self._like.get(use)
+        if other is not None and other.reader.num_rows == reader.num_rows:
+            return other.rows
         wanted = max(
             _ROWS_PER_SAMPLE * num_samples,
             math.ceil(_ROWS_PER_INPUT * reader.num_inputs / self._num_batches),

@@ -3,14 +3,14 @@
 Shapes: G groups, R rows, K inputs, O outputs.
 """
 
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 RIDGE = 1e-2
-"""Where the search for a ridge starts, and what is used where there is too little to search on."""
+"""Where the search for a ridge starts, and what too few rows to search on get."""
 
 _STEP = 10.0
 _LEAST, _MOST = 1e-4, 1e3
@@ -127,20 +127,26 @@ class Moments:
         return self.product_GKK / self.count - shift[:, :, None] * shift[:, None]
 
 
-def best_ridge(one: Moments, other: Moments, *, intercept: bool) -> float:
-    """The ridge with which a regression on some rows does best on others.
+def best_ridges(loss: Callable[[Tensor], Tensor], num_problems: int) -> Tensor:
+    """The ridges with which regressions on some rows do best on others.
 
-    Found from 0.01 on, by steps of 10 as long as they help.
+    Searched from 0.01 on, for each problem by itself, by steps of 10 as long as they help.
+
+    Args:
+        loss: ridges (problems,) -> losses (problems,).
+        num_problems: how many there are.
     """
-
-    @functools.cache
-    def loss(ridge: float) -> float:
-        return other.loss(*one.fit(intercept=intercept, ridge=ridge))
-
-    best = RIDGE
+    best = torch.full((num_problems,), RIDGE, dtype=torch.float64)
+    least = loss(best)
     for step in (_STEP, 1 / _STEP):
-        while _LEAST < best < _MOST and loss(best * step) < loss(best):
-            best *= step
+        going = torch.ones_like(best, dtype=torch.bool)
+        while True:
+            tried = torch.where(going, best * step, best)
+            found = loss(tried)
+            going &= (found < least) & (tried > _LEAST / 2) & (tried < _MOST * 2)
+            if not bool(going.any()):
+                break
+            best, least = torch.where(going, tried, best), torch.where(going, found, least)
     return best
 
 
@@ -149,7 +155,7 @@ def ridge_solve(
     second_GKK: Tensor,
     num_inputs_G: Tensor | None = None,
     *,
-    ridge: float = RIDGE,
+    ridge: float | Tensor = RIDGE,
 ) -> Tensor:
     """`cross (second + ridge)⁻¹`, the ridge in proportion to the mean variance of the inputs.
 
@@ -158,19 +164,22 @@ def ridge_solve(
         second_GKK: second moments of the inputs, float64.
         num_inputs_G: how many of the inputs of each problem are no padding with zeros; None
             where all are.
-        ridge: relative to the mean variance of the inputs.
+        ridge: relative to the mean variance of the inputs; one for all or one for each.
 
     Returns:
         Coefficients (G, O, K); zero at padding.
     """
     size = second_GKK.shape[1]
     trace_G = second_GKK.diagonal(dim1=1, dim2=2).sum(1)
-    scale_G = trace_G / (size if num_inputs_G is None else num_inputs_G)
-    ridge_G = torch.full_like(scale_G, ridge)
+    # Rounding may leave variances below zero.
+    scale_G = trace_G.clamp(min=0) / (size if num_inputs_G is None else num_inputs_G)
+    ridge_G = torch.as_tensor(ridge).to(scale_G).expand_as(scale_G)
+    floor_G = torch.full_like(scale_G, 1e-12)
     while True:
-        shift = (ridge_G * scale_G + 1e-12)[:, None].expand(-1, size)
+        shift = (ridge_G * scale_G + floor_G)[:, None].expand(-1, size)
         factor, failed = torch.linalg.cholesky_ex(second_GKK + torch.diag_embed(shift))
         if not failed.any():
             return torch.cholesky_solve(cross_GOK.transpose(1, 2), factor).transpose(1, 2)
-        # Rounding made it indefinite.
+        # Rounding made it indefinite, perhaps of inputs that hardly vary.
         ridge_G = torch.where(failed > 0, ridge_G * 10, ridge_G)
+        floor_G = torch.where(failed > 0, floor_G * 10, floor_G)

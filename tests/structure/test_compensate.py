@@ -177,6 +177,20 @@ def test_lowers_the_error_of_every_network(name: str) -> None:
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "attention"])
+@pytest.mark.parametrize("num_samples", [1, 2, 8])
+def test_few_samples_do_little_harm(name: str, num_samples: int) -> None:
+    plain, inputs = trained(name)
+    refitted = copy.deepcopy(plain)
+    target = plain(inputs)
+    errors = []
+    for model, compensate in ((plain, None), (refitted, NETWORKS[name].inputs()[:num_samples])):
+        graph = trace(model, inputs)
+        graph.apply(halve(graph), compensate=compensate)
+        errors.append((model(inputs) - target).square().mean().item())
+    assert errors[1] < 1.1 * errors[0]
+
+
 def halve(graph: Graph) -> list[Shrink]:
     return [Shrink(g.name, remove=range(g.width // 2)) for g in graph if g.width > 1]
 

@@ -1,5 +1,6 @@
 """Whatever fails on the way, at whatever point, a plan takes effect whole or not at all."""
 
+import gc
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -161,11 +162,13 @@ def interrupted_line(number: int, since: str = "") -> Iterator[None]:
         return on_event
 
     before = sys.gettrace()
+    gc.disable()  # what its callbacks raise is swallowed
     sys.settrace(on_event)
     try:
         yield
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 def without_spent_modes(state: dict[str, Any]) -> dict[str, Any]:
