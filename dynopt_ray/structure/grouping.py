@@ -75,16 +75,16 @@ def group_units(record: Record) -> Grouping:
     fixed: dict[str, str] = {}
     group_of_bundle = np.full(len(first) + 1, -1, dtype=ID)
     for index, members in enumerate(entries.slices(bundle_of, unit_of)):
-        (name, dim), positions = members[0]
-        reason = reasons[component[record.parameter_ids[name, dim][positions[0, 0]]]]
+        (name, dim), positions, _ = members[0]
+        unit = component[record.parameter_ids[name, dim][int(positions[0, 0])]]
+        reason = reasons[unit]
         if name not in record.first_use:
             reason = reason or _UNUSED
         if reason is not None:
-            for (parameter, d), _ in members:
+            for (parameter, d), _, _ in members:
                 fixed.setdefault(_fixed_name(record, parameter, d), reason)
             continue
         group_of_bundle[index] = len(groups)
-        unit = component[record.parameter_ids[name, dim][positions[0, 0]]]
         groups.append(_width_group(record, members, exact=not mixed[unit]))
     groups = _uniquely_named(groups)
     group_of = group_of_bundle[bundle_of[component]] if num_components else component
@@ -175,54 +175,72 @@ def _priority(record: Record, key: Key) -> tuple[int, int, int]:
     return (_ROLE_ORDER[record.roles.get(key, "out")], use, dim)
 
 
+Member = tuple[Key, torch.Tensor, tuple[int, ...]]
+"""A dimension, where the units of a group lie along it, and in which runs."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Entries:
-    """One row per coordinate of every parameter dimension: its key, component and position."""
+    """One row per coordinate of every parameter dimension: its key, component and position.
+
+    Dimensions with the same components throughout (a weight's rows, its bias, what normalises
+    them) stand in one set of rows, and their slices share their positions.
+    """
 
     keys: list[Key]
+    alike: list[list[int]]
     key: IntArray
     component: IntArray
     position: IntArray
 
     @classmethod
     def build(cls, record: Record, keys: list[Key], component: IntArray) -> "_Entries":
-        sizes = [len(record.parameter_ids[key]) for key in keys]
-        ids = np.concatenate([np.zeros(0, ID), *(record.parameter_ids[key] for key in keys)])
+        alike: dict[bytes, list[int]] = {}
+        rows: list[IntArray] = [np.zeros(0, ID)]
+        for index, key in enumerate(keys):
+            here = component[record.parameter_ids[key]]
+            others = alike.setdefault(here.tobytes(), [])
+            others.append(index)
+            if len(others) == 1:
+                rows.append(here)
+        sizes = [len(here) for here in rows]
+        numbers = np.arange(-1, len(alike), dtype=ID)
         positions = [np.arange(size, dtype=ID) for size in sizes]
         return cls(
             keys,
-            np.repeat(np.arange(len(keys), dtype=ID), sizes),
-            component[ids],
-            np.concatenate([np.zeros(0, ID), *positions]),
+            [*alike.values()],
+            np.repeat(numbers, sizes),
+            np.concatenate(rows),
+            np.concatenate(positions),
         )
 
-    def slices(
-        self, bundle_of: IntArray, unit_of: IntArray
-    ) -> Iterable[list[tuple[Key, IntArray]]]:
-        """For each bundle of units, its keys with the positions (units, k) along them."""
+    def slices(self, bundle_of: IntArray, unit_of: IntArray) -> Iterable[list[Member]]:
+        """For each bundle of units, the dimensions that they lie along, in order."""
         bundle, unit = bundle_of[self.component], unit_of[self.component]
-        order = np.lexsort((self.position, unit, self.key, bundle))
+        order = np.lexsort((unit, self.key, bundle))  # stable: positions stay in order
         bundle, key, unit = bundle[order], self.key[order], unit[order]
         position = self.position[order]
         starts = np.flatnonzero(
             (np.diff(bundle, prepend=-1) != 0) | (np.diff(key, prepend=-1) != 0)
         )
-        members: list[tuple[Key, IntArray]] = []
+        members: dict[int, Member] = {}
         for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
             if members and bundle[start] != bundle[start - 1]:
-                yield members
-                members = []
-            width = int(unit[stop - 1]) + 1
-            members.append((self.keys[key[start]], position[start:stop].reshape(width, -1)))
+                yield [members[index] for index in sorted(members)]
+                members = {}
+            array = position[start:stop].reshape(int(unit[stop - 1]) + 1, -1)
+            positions, runs = torch.from_numpy(array.astype(np.int64)), contiguous_runs(array[-1])
+            for index in self.alike[key[start]]:
+                members[index] = (self.keys[index], positions, runs)
         if members:
-            yield members
+            yield [members[index] for index in sorted(members)]
 
 
 def _signatures(
     entries: _Entries, reasons: list[str | None], num_components: int
 ) -> npt.NDArray[np.uint64]:
     """A number per component that is equal for components in the same slices, equally often."""
-    tokens = np.random.default_rng(0).integers(2**63, size=len(entries.keys), dtype=np.uint64)
+    tokens = np.random.default_rng(0).integers(2**63, size=len(entries.alike), dtype=np.uint64)
     signature = np.zeros(num_components, dtype=np.uint64)
     np.add.at(signature, entries.component, tokens[entries.key])
     pinned = np.fromiter((reason is not None for reason in reasons), bool, num_components)
@@ -241,12 +259,11 @@ def _counted_within(bundle_of: IntArray, present: IntArray, num_components: int)
     return unit_of
 
 
-def _width_group(record: Record, members: list[tuple[Key, IntArray]], *, exact: bool) -> WidthGroup:
-    slices = []
-    for (name, dim), array in members:
-        role = record.roles.get((name, dim), "out")
-        positions = torch.from_numpy(array.astype(np.int64))
-        slices.append(Slice(name, dim, role, positions, contiguous_runs(array[-1])))
+def _width_group(record: Record, members: Sequence[Member], *, exact: bool) -> WidthGroup:
+    slices = [
+        Slice(name, dim, record.roles.get((name, dim), "out"), positions, runs)
+        for (name, dim), positions, runs in members
+    ]
     producers = dict.fromkeys(producer_name(s.parameter) for s in slices if s.role == "out")
     name = next(iter(producers), producer_name(slices[0].parameter))
     return WidthGroup(

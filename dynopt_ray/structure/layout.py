@@ -60,7 +60,15 @@ def new_axes(changes: Sequence[Change], sizes: Mapping[Key, int]) -> dict[Key, A
     for change in changes:
         for s in change.group.slices:
             members[s.parameter, s.dim].append((change, s))
-    return {key: _axis(sizes[key], here) for key, here in members.items()}
+    # Dimensions that hang together throughout share their positions, and so their new layout.
+    known: dict[Any, Axis] = {}
+    axes: dict[Key, Axis] = {}
+    for key, here in members.items():
+        alike = tuple((id(change), id(s.positions), s.role == "in") for change, s in here)
+        if (sizes[key], alike) not in known:
+            known[sizes[key], alike] = _axis(sizes[key], here)
+        axes[key] = known[sizes[key], alike]
+    return axes
 
 
 def moved_group(group: WidthGroup, change: Change | None, axes: Mapping[Key, Axis]) -> WidthGroup:
@@ -68,17 +76,25 @@ def moved_group(group: WidthGroup, change: Change | None, axes: Mapping[Key, Axi
     if change is None and not any((s.parameter, s.dim) in axes for s in group.slices):
         return group
     slices = []
+    moved: dict[tuple[int, int], Tensor] = {}
     for s in group.slices:
         axis = axes.get((s.parameter, s.dim))
-        positions = s.positions.numpy()
-        if change is not None:
-            positions = positions[change.keep.numpy()]
-        if axis is not None:
-            positions = axis.moved.numpy()[positions]
-            if group.name in axis.added:
-                positions = np.concatenate([positions, axis.added[group.name].numpy()])
-        slices.append(Slice(s.parameter, s.dim, s.role, torch.from_numpy(positions), s.runs))
+        place = (id(s.positions), id(axis))
+        if place not in moved:
+            moved[place] = _moved(s.positions, group.name, change, axis)
+        slices.append(replace(s, positions=moved[place]))
     return replace(group, width=len(slices[0].positions), slices=tuple(slices))
+
+
+def _moved(old: Tensor, group: str, change: Change | None, axis: Axis | None) -> Tensor:
+    positions = old.numpy()
+    if change is not None:
+        positions = positions[change.keep.numpy()]
+    if axis is not None:
+        positions = axis.moved.numpy()[positions]
+        if group in axis.added:
+            positions = np.concatenate([positions, axis.added[group].numpy()])
+    return torch.from_numpy(positions)
 
 
 def only_shift(groups: Sequence[WidthGroup], wider: Mapping[str, WidthGroup]) -> bool:
