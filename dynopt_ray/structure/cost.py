@@ -68,7 +68,7 @@ def measure(
     """
     parameters = list(model.parameters())
     flops, activation_bytes = _counted(model, example_inputs, memory)
-    median_ms, iqr_ms = _latency_ms(model, example_inputs) if latency else (None, None)
+    median_ms, iqr_ms = latency_ms(model, example_inputs) if latency else (None, None)
     return Cost(
         params=sum(p.numel() for p in parameters),
         nonzero=count_nonzero(parameters),
@@ -115,8 +115,8 @@ def _counted_on(
     return flops, peak.peak_bytes
 
 
-def _latency_ms(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
-    """Median and interquartile range."""
+def latency_ms(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
+    """Median and interquartile range of the time of one forward pass; see `measure`."""
     device = _device(named_tensors(model))
     inputs = moved(inputs, device)
     times = []

@@ -125,13 +125,13 @@ def silence(block: nn.Module, run: Callable[[], Any], passed_on: Tensor) -> bool
 
     layers = [[*m.parameters(recurse=False)] for m in _in_order(block, run)]
     held = [[p.detach().clone() for p in layer] for layer in layers]
-    _fill(layers, 0.0)
+    _zero(layers)
     if identical():
         # As few as possible: of two zeros in a row neither would ever learn.
         for layer, values in zip(layers, held, strict=True):
             _set(layer, values)
             if not identical():
-                _fill([layer], 0.0)
+                _zero([layer])
         return True
     for layer, values in zip(layers, held, strict=True):
         _set(layer, values)
@@ -183,11 +183,11 @@ def _become_identity(block: nn.Module, passed_on: Tensor) -> bool:
     return True
 
 
-def _fill(layers: Iterable[Sequence[nn.Parameter]], value: float) -> None:
+def _zero(layers: Iterable[Sequence[nn.Parameter]]) -> None:
     with torch.no_grad():
         for layer in layers:
             for parameter in layer:
-                parameter.fill_(value)
+                parameter.zero_()
 
 
 def _set(layer: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:

@@ -31,21 +31,20 @@ def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any
 
     What is compiled in it runs as it was written: nothing is compiled for passes without data.
     """
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(inputs, dict):
-        kwargs = inputs
-    else:
-        args = inputs if isinstance(inputs, tuple) else (inputs,)
     with _uncompiled():
-        return functional_call(model, dict(tensors), args, kwargs)
+        return functional_call(model, dict(tensors), *_arguments(inputs))
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
     """The network's output."""
+    args, kwargs = _arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[object]:

@@ -54,8 +54,9 @@ class Graph:
         model: the network itself; edits change it in place.
         groups: what can be resized, in forward order.
         fixed: what cannot be resized: name -> reason.
-        blocks: the modules that `Remove` can take out: they take a tensor and give one of the same
-            shape, once per forward pass. Name -> number of outputs beside it, or None.
+        blocks: the modules that `Remove` can take out: they take a tensor, as their first argument,
+            and give one of the same shape, once per forward pass. Name -> number of outputs
+            beside it, or None.
         asked: what the network was traced with.
     """
 
@@ -230,7 +231,8 @@ def trace(
     Args:
         model: any network.
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of
-            keyword arguments, with a batch of at least 2.
+            keyword arguments. A batch of one is enough where nothing runs in training mode only
+            (BatchNorm in an auxiliary classifier).
         fixed: names of modules or parameters whose outputs must keep their width.
         heads: a unit of attention is a whole head ("heads") or one coordinate of all heads
             ("dims").
@@ -259,7 +261,7 @@ def trace(
         attributes=verdict.attributes,
         cost_model=CostModel(tensors, passes.record, passes.grouping.only(verdict.groups)),
         passes=passes,
-        asked=Asked(example_inputs, tuple(fixed), heads),
+        asked=Asked(example_inputs, fixed, heads),
     )
 
 

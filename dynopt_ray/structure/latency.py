@@ -8,12 +8,17 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from dynopt_ray.structure.cost import measure
+from dynopt_ray.structure.cost import latency_ms
 from dynopt_ray.structure.edits import Edit, Grow, Shrink
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.structure.graph import Graph, trace
 
 FloatArray = npt.NDArray[np.float64]
+
+
+def median_ms(model: nn.Module, inputs: Inputs) -> float:
+    """The time of one forward pass in milliseconds; see `measure`."""
+    return latency_ms(model, inputs)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +60,7 @@ def fit_latency(
     num_points: int = 10,
     shares: tuple[float, float] = (1 / 8, 1.0),
     seed: int = 0,
-    measure_ms: Callable[[nn.Module, Inputs], float] | None = None,
+    measure_ms: Callable[[nn.Module, Inputs], float] = median_ms,
 ) -> LatencyModel:
     """Measure copies of a network at a few widths and fit a `LatencyModel`.
 
@@ -67,7 +72,7 @@ def fit_latency(
         num_points: how many networks are measured, at least 4.
         shares: the least and the largest share of every width that is measured.
         seed: of the drawn widths.
-        measure_ms: what measures a network, in milliseconds; default the median of `measure`.
+        measure_ms: what measures a network, in milliseconds.
 
     Raises:
         ValueError: fewer points than 4, or shares that are no range above 0.
@@ -76,17 +81,15 @@ def fit_latency(
         raise ValueError(f"fit_latency: shares is {shares}; give two, the first above 0 and less")
     if num_points < 4:
         raise ValueError(f"fit_latency: num_points is {num_points}; it must be at least 4")
-    timed = measure_ms or _median_ms
     points = _points(graph, num_points, shares, np.random.default_rng(seed))
     # Least relative error: the small networks are what budgets are about.
-    latencies = np.array([_at(graph, widths, example_inputs, timed) for widths in points])
+    latencies = np.array([_at(graph, widths, example_inputs, measure_ms) for widths in points])
     rows = np.stack([_features(graph, widths) for widths in points])
     scale = rows.max(axis=0).clip(min=1.0)
     rows = rows / scale
     errors = [
-        abs(rows[i] @ _fitted(rows[rest], latencies[rest]) / latencies[i] - 1)
-        for i in range(len(points))
-        if len(rest := [j for j in range(len(points)) if j != i])
+        abs(row @ _fitted(np.delete(rows, i, 0), np.delete(latencies, i)) / latencies[i] - 1)
+        for i, row in enumerate(rows)
     ]
     coefficients = _fitted(rows, latencies) / scale
     return LatencyModel(graph, tuple(coefficients.tolist()), float(np.median(errors)))
@@ -108,7 +111,7 @@ def _at(
     graph: Graph,
     widths: Mapping[str, int],
     inputs: Inputs,
-    timed: Callable[[nn.Module, Inputs], float],
+    measure_ms: Callable[[nn.Module, Inputs], float],
 ) -> float:
     """The measured latency of a copy at these widths."""
     model = copy.deepcopy(graph.model)
@@ -121,13 +124,7 @@ def _at(
     if plan:
         asked = graph.asked
         trace(model, asked.example_inputs, asked.fixed, asked.heads).apply(plan)
-    return timed(model, inputs)
-
-
-def _median_ms(model: nn.Module, inputs: Inputs) -> float:
-    latency = measure(model, inputs, latency=True).latency_ms
-    assert latency is not None
-    return latency
+    return measure_ms(model, inputs)
 
 
 def _features(graph: Graph, widths: Mapping[str, int]) -> FloatArray:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
-
-from dynopt_ray.structure import Cost, Graph, LatencyModel, fit_latency, measure
+from dynopt_ray.structure import Cost, Graph, LatencyModel, Plan, fit_latency, measure
 from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure.latency import median_ms
 from dynopt_ray.tasks import Metrics, Task
 from dynopt_ray.tasks.batches import take_rows
 
@@ -56,7 +55,7 @@ class Costs:
         """
         cost = self._scaled(self._graph.cost())
         if latency:
-            cost = replace(cost, latency_ms=_latency_ms(self._graph.model, self._sample))
+            cost = replace(cost, latency_ms=median_ms(self._graph.model, self._sample))
         return cost
 
     def at(self, widths: Mapping[str, int]) -> Cost:
@@ -67,9 +66,23 @@ class Costs:
         """The latency at other widths, by a model that is fitted when first asked."""
         if self._latency is None:
             self._latency = fit_latency(
-                self._graph, self._sample, shares=_SHARES, measure_ms=_latency_ms
+                self._graph, self._sample, shares=_SHARES, measure_ms=median_ms
             )
         return self._correction * self._latency(widths)
+
+    def latency_ms_after(self, plan: Plan) -> float:
+        """The latency that a plan would leave, measured; the plan is applied and undone.
+
+        From then on the model of `latency_ms_at` gives what was measured there.
+        """
+        receipt = self._graph.apply(plan) if plan else None
+        try:
+            latency = median_ms(self._graph.model, self._sample)
+            self.correct(self._graph.widths, latency)
+        finally:
+            if receipt is not None:
+                receipt.undo()
+        return latency
 
     def correct(self, widths: Mapping[str, int], latency_ms: float) -> None:
         """Let the model give what was measured at these widths."""
@@ -77,12 +90,6 @@ class Costs:
 
     def _scaled(self, cost: Cost) -> Cost:
         return replace(cost, flops=round(cost.flops * self._per_sample))
-
-
-def _latency_ms(model: nn.Module, inputs: Inputs) -> float:
-    latency = measure(model, inputs, latency=True).latency_ms
-    assert latency is not None
-    return latency
 
 
 def measured(graph: Graph, task: Task, costs: Costs, *, latency: bool = False) -> Measurement:

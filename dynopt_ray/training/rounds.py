@@ -235,20 +235,10 @@ def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
         )
         if not isinstance(target, Budget) or target.latency_ms is None:
             break
-        # Latencies are chosen by a model and then measured.
-        receipt = None
-        if plan := pool.plan(selection.removed):
-            receipt = pruning.graph.apply(plan)
-        try:
-            latency_ms = pruning.costs.now(latency=True).latency_ms
-            widths = pruning.graph.widths
-        finally:
-            if receipt is not None:
-                receipt.undo()
-        assert latency_ms is not None
+        # A latency is chosen by a model and then measured.
+        latency_ms = pruning.costs.latency_ms_after(pool.plan(selection.removed))
         if latency_ms <= target.limits(pruning.start.cost, share)["latency_ms"]:
             break
-        pruning.costs.correct(widths, latency_ms)
     return selection
 
 

@@ -1,5 +1,6 @@
 """What tests of edits share: optimizers, references, and everything an edit may change."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from dynopt_ray.structure import (
     Shrink,
     history_of,
     mask_of,
+    trace,
 )
 from dynopt_ray.structure.surroundings import _modes
 from tests.structure.zoo import trained
@@ -104,6 +106,55 @@ def shrunk_by_hand(
             value = value.index_select(dim, kept[name, dim].nonzero().flatten())
         result[name] = value
     return result
+
+
+Make = Callable[[Any], Optimizer]
+
+
+def in_training(name: str, make: Make) -> tuple[nn.Module, Tensor, Optimizer]:
+    """A network some steps into its training, in double precision."""
+    model, inputs = in_double(name)
+    optimizer = make(model.parameters())
+    for _ in range(3):
+        step(model, inputs, optimizer)
+    return model, inputs, optimizer
+
+
+def twin(model: nn.Module, optimizer: Optimizer, make: Make) -> tuple[nn.Module, Optimizer]:
+    """A copy of a network with a copy of its optimizer."""
+    other = copy.deepcopy(model)
+    other_optimizer = make(other.parameters())
+    other_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return other, other_optimizer
+
+
+def after_growth(name: str, make: Make) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What was there, after a step of the grown network and after one of the network as it was."""
+    model, inputs, optimizer = in_training(name, make)
+    old, old_optimizer = twin(model, optimizer, make)
+    graph = trace(model, inputs)
+    added = {group.name: (group.width, group.width + 1) for group in graph}
+    graph.apply([Grow(group, units=2) for group in added], optimizer=optimizer)
+    step(model, inputs, optimizer)
+    step(old, inputs, old_optimizer)
+    return shrunk_by_hand(model, graph, added), dict(old.named_parameters())
+
+
+def after_shrinking(
+    name: str, make: Make, num_steps: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is left, after steps of the shrunk network and of the whole one, partly silent."""
+    model, inputs, optimizer = in_training(name, make)
+    whole, whole_optimizer = twin(model, optimizer, make)
+    graph, full = trace(model, inputs), trace(whole, inputs)
+    removed = {group.name: every_second(group.width) for group in graph}
+    silence(full, removed)
+    graph.apply([Shrink(g, remove=units) for g, units in removed.items()], optimizer=optimizer)
+    for _ in range(num_steps):
+        step(model, inputs, optimizer)
+        step(whole, inputs, whole_optimizer)
+        silence(full, removed)
+    return dict(model.named_parameters()), shrunk_by_hand(whole, full, removed)
 
 
 def plans(graph: Graph) -> st.SearchStrategy[list[Edit]]:

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from dynopt_ray.structure import Grow, Mask, Shrink, trace
 from tests.structure.editing import (
     OPTIMIZERS,
-    every_second,
+    after_growth,
+    after_shrinking,
     in_double,
     shrunk_by_hand,
     silence,
@@ -45,44 +46,14 @@ def test_every_optimizer_of_torch_is_tested() -> None:
     ],
 )
 def test_step_after_shrink_equals_step_on_masked(name: str, kind: str) -> None:
-    model, inputs = in_double(name)
-    optimizer = OPTIMIZERS[kind](model.parameters())
-    for _ in range(3):
-        step(model, inputs, optimizer)
-    masked = copy.deepcopy(model)
-    reference = OPTIMIZERS[kind](masked.parameters())
-    reference.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-
-    graph, full = trace(model, inputs), trace(masked, inputs)
-    removed = {group.name: every_second(group.width) for group in graph}
-    silence(full, removed)
-    graph.apply([Shrink(g, remove=units) for g, units in removed.items()], optimizer=optimizer)
-    for _ in range(2):
-        step(model, inputs, optimizer)
-        step(masked, inputs, reference)
-        silence(full, removed)
-    expected = shrunk_by_hand(masked, full, removed)
-    for parameter, value in model.named_parameters():
-        torch.testing.assert_close(value, expected[parameter], rtol=1e-7, atol=1e-9)
+    found, expected = after_shrinking(name, OPTIMIZERS[kind], num_steps=2)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_step_after_growth_equals_step_before_it(kind: str) -> None:
-    model, inputs = in_double("vgg")
-    optimizer = OPTIMIZERS[kind](model.parameters())
-    for _ in range(3):
-        step(model, inputs, optimizer)
-    old = copy.deepcopy(model)
-    reference = OPTIMIZERS[kind](old.parameters())
-    reference.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    graph = trace(model, inputs)
-    added = {group.name: (group.width, group.width + 1) for group in graph}
-    graph.apply([Grow(group, units=2) for group in added], optimizer=optimizer)
-    step(model, inputs, optimizer)
-    step(old, inputs, reference)
-    kept = shrunk_by_hand(model, graph, added)
-    for parameter, value in old.named_parameters():
-        torch.testing.assert_close(kept[parameter], value, rtol=1e-7, atol=1e-9)
+    found, expected = after_growth("vgg", OPTIMIZERS[kind])
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

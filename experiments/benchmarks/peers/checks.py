@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dynopt_ray.structure import Edit, Graph, Grow, Shrink, trace
-from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure.forward import Inputs, run
 
 Build = Callable[[str], tuple[nn.Module, Inputs]]
 """Makes the network of a name and what it is called with."""
@@ -83,13 +83,7 @@ def settle(model: nn.Module) -> None:
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """What it gives, all tensors of numbers."""
     with torch.no_grad():
-        return _numbers(_called(model, inputs))
-
-
-def _called(model: nn.Module, inputs: Inputs) -> Any:
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        return _numbers(run(model, inputs))
 
 
 def _numbers(output: Any) -> list[Tensor]:
@@ -112,7 +106,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def grown_and_back(
-    graph: Graph, run: Callable[[], list[Tensor]], before: list[Tensor]
+    graph: Graph, give: Callable[[], list[Tensor]], before: list[Tensor]
 ) -> dict[str, Any]:
     """Grow every group that can grow exactly by its step; shrink it back."""
     state = copy.deepcopy(graph.model.state_dict())
@@ -121,14 +115,14 @@ def grown_and_back(
     if not exact:
         return {}
     graph.apply([Grow(group.name, units=group.step) for group in exact])
-    grown = change(run(), before)
+    grown = change(give(), before)
     graph.apply([Shrink(g.name, keep=range(widths[g.name])) for g in exact])
     same = all(torch.equal(value, state[key]) for key, value in graph.model.state_dict().items())
     graph.commit()
-    return {"grow": grown, "back": change(run(), before), "same_state": same}
+    return {"grow": grown, "back": change(give(), before), "same_state": same}
 
 
-def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float | None:
+def unread_removed(graph: Graph, give: Callable[[], list[Tensor]]) -> float | None:
     """Zero what reads one unit of each group, then remove these units."""
     state = copy.deepcopy(graph.model.state_dict())
     tensors = graph.tensors()
@@ -143,9 +137,9 @@ def unread_removed(graph: Graph, run: Callable[[], list[Tensor]]) -> float | Non
                 plan.append(Shrink(group.name, remove=[unit]))
     if not plan:
         return None
-    silent = run()
+    silent = give()
     graph.apply(plan)
-    result = change(run(), silent)
+    result = change(give(), silent)
     graph.receipts[-1].undo()
     graph.model.load_state_dict(state)
     return result
@@ -162,7 +156,7 @@ def trains(model: nn.Module, inputs: Inputs) -> bool:
     finite = all(bool(t.isfinite().all()) for t in outputs(model, inputs))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     model.train()
-    loss = sum(t.square().mean() for t in _numbers(_called(model, inputs)) if t.requires_grad)
+    loss = sum(t.square().mean() for t in _numbers(run(model, inputs)) if t.requires_grad)
     assert isinstance(loss, Tensor)
     loss.backward()
     optimizer.step()

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
 
-from dynopt_ray.structure import Shrink, trace
-from experiments.benchmarks.peers.torchvision_models import SIZES
+from dynopt_ray.structure import trace
+from experiments.benchmarks.peers.checks import halves, num_parameters, trains
+from experiments.benchmarks.peers.torchvision_models import built
 
 MOST_BYTES = 10 * 2**30
 """What a process may take: Torch-Pruning would use up any machine on Swin."""
@@ -35,10 +35,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     torch.set_num_threads(1)
     library, name, runs = sys.argv[1:]
-    size = SIZES.get(name, 224)
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = get_model(name, weights=None, **options).eval()
-    x = torch.randn(1, 3, size, size)
+    model, images = built(name)
+    assert isinstance(images, Tensor)
+    model, x = model.eval(), images[:1]
     tried = attempt(LIBRARIES[library], model, x)
     number = int(runs) if tried["works"] else 0
     timed = [measured(LIBRARIES[library], model, x) for _ in range(number)]
@@ -51,9 +50,7 @@ def attempt(halve: Halve, model: nn.Module, x: Tensor) -> dict[str, Any]:
     before = num_parameters(model)
     try:
         halve(model, x)
-        model.train()
-        out = model(torch.cat([x, x]))
-        sum(v.square().mean() for v in (out if isinstance(out, tuple) else (out,))).backward()
+        assert trains(model, torch.cat([x, x])), "what it gives is not finite"
     except Exception as error:
         return {"works": False, "error": f"{type(error).__name__}: {error}"[:200]}
     return {"works": True, "left": num_parameters(model) / before}
@@ -76,7 +73,7 @@ def measured(halve: Halve, model: nn.Module, x: Tensor) -> dict[str, float]:
 def dynopt_ray(model: nn.Module, x: Tensor) -> None:
     """Ours; what the network gives out is fixed without being told."""
     graph = trace(model, x)
-    graph.apply([Shrink(g.name, keep=range(g.width // 2)) for g in graph if g.width > 1])
+    graph.apply(halves(graph))
 
 
 def torch_pruning(model: nn.Module, x: Tensor) -> None:
@@ -102,11 +99,6 @@ def heads(model: nn.Module) -> list[nn.Module]:
 
 
 LIBRARIES: dict[str, Halve] = {"dynopt_ray": dynopt_ray, "torch_pruning": torch_pruning}
-
-
-def num_parameters(model: nn.Module) -> int:
-    """All of them."""
-    return sum(p.numel() for p in model.parameters())
 
 
 def resident(field: str) -> int:
