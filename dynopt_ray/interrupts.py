@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 _PATIENCE_S = 15.0
+_LOOK_AGAIN_S = 0.05
 
 
 class Interrupts:
     """Notes the signals that ask a process to end.
 
     The first raises KeyboardInterrupt in the main thread. Those that follow while the process
-    is ending are ignored for 15 seconds: they would only break what cleans up.
+    is ending are ignored for 15 seconds: they would only break what cleans up. An import that is
+    going on is let finish first, for as long: torch's own modules abort the process when they
+    are interrupted while they load.
     """
 
     def __init__(self) -> None:
@@ -31,10 +34,20 @@ class Interrupts:
 
     def raise_first(self, signum: int, frame: FrameType | None) -> None:
         """The handler."""
-        del frame
         if self._first is None:
             self._first = (signum, time.monotonic())
         elif time.monotonic() - self._first[1] < _PATIENCE_S:
+            return
+        self._raise(signum, frame)
+
+    def _raise(self, signum: int, frame: FrameType | None) -> None:
+        """Raise now, or look again soon while the main thread imports."""
+        del signum
+        assert self._first is not None
+        can_wait = hasattr(signal, "setitimer")  # Windows has no timers
+        if can_wait and _imports(frame) and time.monotonic() - self._first[1] < _PATIENCE_S:
+            signal.signal(signal.SIGALRM, self._raise)
+            signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
             return
         raise KeyboardInterrupt
 
@@ -62,3 +75,12 @@ class Interrupts:
         if self._first is not None:
             for signum in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(signum, signal.SIG_IGN)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a frame runs within an import statement."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

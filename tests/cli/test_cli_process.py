@@ -169,6 +169,32 @@ def test_an_interrupt_while_python_ends_changes_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+def test_ctrl_c_lets_an_import_finish(tmp_path: Path) -> None:
+    (tmp_path / "loading.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.3)\n"
+        "print('whole')"
+    )
+    code = (
+        "import time\n"
+        "from dynopt_ray.interrupts import Interrupts\n"
+        "with Interrupts().heard():\n"
+        "    import loading\n"
+        "    time.sleep(60)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        preexec_fn=hears_ctrl_c,
+    )
+    assert done.stdout == "whole\n"
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6, 0.9, 1.2])
 def test_ctrl_c_during_imports(after_s: float, tmp_path: Path) -> None:
