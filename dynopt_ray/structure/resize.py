@@ -10,6 +10,11 @@ from dynopt_ray.structure.grouping import Key
 from dynopt_ray.structure.initialise import Draw, fresh_tensors, seeded, split_shares
 from dynopt_ray.structure.layout import Axis, Change, moved_group
 
+_SMALL_BYTES = 2**20
+_NUM_PARTS = 8
+"""How many parts of a larger tensor are cut one after another: what lies between two cuts, freed
+between results that stay, leaves gaps in memory."""
+
 Axes = Mapping[int, Axis]
 """The new layout of some dimensions of one tensor: dimension -> axis."""
 
@@ -25,9 +30,7 @@ def resized(tensor: Tensor, axes: Axes, new: Tensor | float | bool) -> Tensor:
     if tensor.is_sparse:
         dense = resized(tensor.to_dense(), axes, new)
         return dense.to_sparse(tensor.sparse_dim())
-    result = tensor.detach()
-    for dim, axis in axes.items():
-        result = result.index_select(dim, axis.index.clamp(min=0).to(tensor.device))
+    result = _selected(tensor, axes)
     for dim, axis in axes.items():
         if len(axis.new):
             at = axis.new.to(tensor.device)
@@ -82,9 +85,7 @@ def axes_of_tensors(axes: Mapping[Key, Axis]) -> dict[str, dict[int, Axis]]:
 
 
 def _resized_weight(tensor: Tensor, axes: Axes, fresh: Tensor | None) -> Tensor:
-    result = tensor.detach()
-    for dim, axis in axes.items():
-        result = result.index_select(dim, axis.index.clamp(min=0).to(tensor.device))
+    result = _selected(tensor, axes)
     for dim, axis in axes.items():
         if fresh is not None and len(made := axis.new[_fresh_here(axis) & ~axis.read]):
             at = made.to(tensor.device)
@@ -94,6 +95,28 @@ def _resized_weight(tensor: Tensor, axes: Axes, fresh: Tensor | None) -> Tensor:
         if len(read := axis.new[_fresh_here(axis) & axis.read]):
             result.index_fill_(dim, read.to(tensor.device), 0)
     return result
+
+
+def _selected(tensor: Tensor, axes: Axes) -> Tensor:
+    """The old values in their new places; new coordinates hold any."""
+    tensor = tensor.detach()
+    indices = {d: axis.index.clamp(min=0).to(tensor.device) for d, axis in axes.items()}
+    first = next(iter(indices), 0)
+    if len(indices) < 2 or tensor.nbytes < _SMALL_BYTES:
+        return _index_selected(tensor, indices)
+    result = tensor.new_empty(
+        [len(indices[d]) if d in indices else size for d, size in enumerate(tensor.shape)]
+    )
+    parts = indices[first].chunk(_NUM_PARTS), result.chunk(_NUM_PARTS, first)
+    for part, into in zip(*parts, strict=True):
+        into.copy_(_index_selected(tensor, {**indices, first: part}))
+    return result
+
+
+def _index_selected(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    for dim, index in indices.items():
+        tensor = tensor.index_select(dim, index)
+    return tensor
 
 
 def _fresh_here(axis: Axis) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from dynopt_ray.structure import (
     Grow,
@@ -91,3 +92,14 @@ def test_mask_follows_its_parameter() -> None:
     assert mask is not None
     assert torch.equal(mask, torch.cat([keep[:, kept], torch.ones(2, 10, dtype=torch.bool)]))
     assert torch.equal(model.get_parameter("2.weight")[:9] == 0, ~keep[:, kept])
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(600, 500), (7, 700), (600, 3), (1, 1)])
+def test_a_large_weight_is_cut_on_both_sides(columns: int, rows: int) -> None:
+    middle = nn.Linear(601, 701)
+    model = nn.Sequential(nn.Linear(8, 601), middle, nn.Linear(701, 2))
+    before = middle.weight.detach().clone()
+    units = [torch.randperm(n)[:m].sort().values for n, m in ((601, columns), (701, rows))]
+    graph = trace(model, torch.randn(2, 8))
+    graph.apply([Shrink(str(n), keep=kept.tolist()) for n, kept in enumerate(units)])
+    assert torch.equal(middle.weight, before[units[1]][:, units[0]])

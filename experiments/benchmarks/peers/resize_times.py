@@ -41,7 +41,8 @@ def main() -> None:
     tried = attempt(LIBRARIES[library], model, x)
     number = int(runs) if tried["works"] else 0
     timed = [measured(LIBRARIES[library], model, x) for _ in range(number)]
-    print(json.dumps({**tried, "runs": timed}))
+    forward = [measured(forward_only, model, x)["memory"] for _ in range(number)]
+    print(json.dumps({**tried, "runs": timed, "forward_memory": forward}))
 
 
 def attempt(halve: Halve, model: nn.Module, x: Tensor) -> dict[str, Any]:
@@ -96,6 +97,12 @@ def heads(model: nn.Module) -> list[nn.Module]:
     """The layers whose outputs are the model's 1000 classes."""
     sizes = {"out_features", "out_channels"}
     return [m for m in model.modules() if any(getattr(m, size, None) == 1000 for size in sizes)]
+
+
+def forward_only(model: nn.Module, x: Tensor) -> None:
+    """One forward pass, which whoever uses the model has memory for."""
+    with torch.no_grad():
+        model(x)
 
 
 LIBRARIES: dict[str, Halve] = {"dynopt_ray": dynopt_ray, "torch_pruning": torch_pruning}
