@@ -55,6 +55,10 @@ class MissingGradientError(DynoptError, RuntimeError):
     """A gradient criterion met a parameter without a gradient."""
 
 
+class CriterionError(DynoptError, ValueError):
+    """A criterion that has no score for something in this network."""
+
+
 class BudgetError(DynoptError, ValueError):
     """A budget that no allowed edit can meet."""
 

@@ -38,8 +38,15 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 # One line per built-in member: name -> where it lives. `costs` is reserved: nothing looks there.
 _BUILT_IN: dict[Family, dict[str, str]] = {
     "criteria": {
+        "activation": "dynopt_ray.criteria.activation:activation",
+        "batchnorm_scale": "dynopt_ray.criteria.batchnorm_scale:batchnorm_scale",
+        "fpgm": "dynopt_ray.criteria.fpgm:fpgm",
+        "gradient": "dynopt_ray.criteria.gradient:gradient",
+        "hessian": "dynopt_ray.criteria.hessian:hessian",
+        "lamp": "dynopt_ray.criteria.lamp:lamp",
         "magnitude": "dynopt_ray.criteria.magnitude:magnitude",
         "random": "dynopt_ray.criteria.random:random",
+        "reconstruction": "dynopt_ray.criteria.reconstruction:reconstruction",
         "taylor": "dynopt_ray.criteria.taylor:taylor",
     },
     "schedules": {

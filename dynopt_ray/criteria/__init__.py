@@ -14,7 +14,7 @@ from dynopt_ray.criteria.base import Criterion, Evidence, Loss
 from dynopt_ray.criteria.gradients import Batch, mean_gradients
 from dynopt_ray.criteria.magnitude import magnitude
 from dynopt_ray.criteria.random import random
-from dynopt_ray.criteria.ranking import SCOPES, Scope, comparable
+from dynopt_ray.criteria.ranking import SCOPES, Per, Scope, comparable
 from dynopt_ray.criteria.score import build_criterion, unit_scores, weight_scores
 from dynopt_ray.criteria.taylor import taylor
 
@@ -24,6 +24,7 @@ __all__ = [
     "Criterion",
     "Evidence",
     "Loss",
+    "Per",
     "Scope",
     "build_criterion",
     "comparable",

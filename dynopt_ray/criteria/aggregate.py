@@ -1,18 +1,35 @@
 """From scores of coordinates to scores of units."""
 
 from collections.abc import Collection, Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.structure import WidthGroup
 from dynopt_ray.structure.record import Role
 
+Aggregate = Literal["sum", "mean", "max"]
+"""How what a unit has in several slices becomes one score."""
 
-def sum_over_units(
+AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
+
+
+def check_aggregate(aggregate: str) -> None:
+    """Refuse any other word.
+
+    Raises:
+        UnknownNameError: that.
+    """
+    if aggregate not in AGGREGATES:
+        raise UnknownNameError("aggregate", aggregate, AGGREGATES)
+
+
+def sums_per_slice(
     group: WidthGroup, values: Mapping[str, Tensor], *, roles: Collection[Role]
 ) -> Tensor:
-    """Sum what each unit has in the slices of some roles.
+    """Sum what each unit has in each slice of some roles.
 
     A unit's part of a slice is everything at its positions along the slice's dimension: the
     whole kernel of a channel, all columns that a flattened channel became, all rows of a head.
@@ -27,16 +44,33 @@ def sum_over_units(
         roles: which slices count.
 
     Returns:
-        Tensor (group.width,), float32, zero where no slice counts.
+        Tensor (slices, group.width), float32, on the device of the first of the values.
     """
-    total = torch.zeros(group.width)
+    device = next((value.device for value in values.values()), torch.device("cpu"))
+    sums = [torch.zeros(0, group.width, device=device)]
     for s in group.slices:
         if s.role in roles and s.parameter in values:
             value = values[s.parameter].movedim(s.dim, 0)
             per_position = value.reshape(len(value), -1).sum(1, dtype=torch.float32)
-            total = total.to(per_position.device)
-            total += per_position[s.positions.to(per_position.device)].sum(1)
-    return total
+            per_unit = per_position[s.positions.to(value.device)].sum(1)
+            sums.append(per_unit.to(device)[None])
+    return torch.cat(sums)
+
+
+def sum_over_units(
+    group: WidthGroup, values: Mapping[str, Tensor], *, roles: Collection[Role]
+) -> Tensor:
+    """The same over all those slices: Tensor (group.width,), zero where no slice counts."""
+    return sums_per_slice(group, values, roles=roles).sum(0)
+
+
+def aggregated(per_slice: Tensor, aggregate: Aggregate) -> Tensor:
+    """One figure per unit, of (slices, width); zero where no slice counts."""
+    if not len(per_slice):
+        return per_slice.new_zeros(per_slice.shape[1])
+    if aggregate == "max":
+        return per_slice.amax(0)
+    return per_slice.sum(0) if aggregate == "sum" else per_slice.mean(0)
 
 
 def reading_roles(group: WidthGroup) -> frozenset[Role]:

@@ -1,15 +1,17 @@
 """What a criterion is, and what it may look at."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from dynopt_ray.criteria.gradients import Batch, mean_gradients
+from dynopt_ray.criteria.gradients import Batch, mean_gradients, sample_gradients
 from dynopt_ray.errors import MissingGradientError
 from dynopt_ray.structure import Graph
+from dynopt_ray.structure.forward import Inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, targets) -> scalar tensor, the mean over the batch."""
@@ -55,12 +57,47 @@ class Evidence:
                 on some parameter.
             DivergedError: the loss is not finite.
         """
+        return mean_gradients(self.graph.model, *self._needed)
+
+    def sample_gradients(self) -> Iterator[dict[str, Tensor]]:
+        """The gradients of single samples; see `sample_gradients`.
+
+        Raises:
+            MissingGradientError: as for `gradients`.
+            DivergedError: as for `gradients`.
+        """
+        return sample_gradients(self.graph.model, *self._needed)
+
+    @cached_property
+    def inputs(self) -> list[Inputs]:
+        """What the network is called with, batch by batch.
+
+        Raises:
+            MissingGradientError: no batches were given.
+        """
+        if self.batches is None:
+            raise MissingGradientError(
+                "this criterion looks at activations, so it needs data: pass batches=…, "
+                "e.g. batches=task.batches('train')"
+            )
+        inputs = [x for x, _ in self.batches]
+        if not inputs:
+            raise MissingGradientError("there are no batches to look at; pass at least one")
+        return inputs
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lies."""
+        return next((p.device for p in self.parameters.values()), torch.device("cpu"))
+
+    @property
+    def _needed(self) -> tuple[Iterable[Batch], Loss]:
         if self.batches is None or self.loss is None:
             raise MissingGradientError(
                 "this criterion looks at gradients, so it needs data: pass batches=… and loss=…, "
                 "e.g. batches=task.batches('train'), loss=task.loss"
             )
-        return mean_gradients(self.graph.model, self.batches, self.loss)
+        return self.batches, self.loss
 
 
 class Criterion(Protocol):
@@ -69,6 +106,10 @@ class Criterion(Protocol):
     Criteria are values: the same evidence gives the same scores. `unit_scores` and
     `weight_scores` of this package check what they return; `check_criterion` of
     `dynopt_ray.testing` checks the rest.
+
+    A criterion whose scores mean the same in every layer says so with an attribute
+    `compares_across = True`; scores of others are divided by a figure of their group before
+    groups are compared.
     """
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:

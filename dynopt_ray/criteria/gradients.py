@@ -1,17 +1,22 @@
 """Gradients of the mean loss over data, without touching the network."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_map_only
 
 from dynopt_ray.errors import DivergedError, MissingGradientError
 from dynopt_ray.structure.forward import Inputs, call, named_tensors, undisturbed
 
 Batch = tuple[Inputs, Tensor]
 """The inputs and the targets of the same samples."""
+
+_CHUNK_BYTES = 2**27
+_MOST_SAMPLES = 64
 
 
 def mean_gradients(
@@ -67,3 +72,64 @@ def mean_gradients(
     if num_samples == 0:
         raise MissingGradientError("there are no batches to take gradients from; pass at least one")
     return {name: total / num_samples for name, total in sums.items()}
+
+
+def sample_gradients(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[dict[str, Tensor]]:
+    """The gradient of each single sample's loss, in evaluation mode, some samples at a time.
+
+    Yields:
+        Parameter name -> tensor (samples, *shape of the parameter), detached. How many samples
+        come at a time depends on the size of the network.
+
+    Raises:
+        MissingGradientError: as `mean_gradients`.
+        DivergedError: the loss is NaN or infinite on the first batch.
+    """
+    values = named_tensors(model)
+    leaves = {name: p.detach() for name, p in model.named_parameters()}
+    size = sum(leaf.nbytes for leaf in leaves.values())
+    num_at_once = max(1, min(_MOST_SAMPLES, _CHUNK_BYTES // max(1, size)))
+
+    def of_one(leaves: dict[str, Tensor], inputs: Inputs, target: Tensor) -> Tensor:
+        one = tree_map_only(Tensor, lambda t: t[None], inputs)
+        value: Tensor = loss(call(model, one, {**values, **leaves}), target[None])
+        return value
+
+    of_all: Any = vmap(grad(of_one), in_dims=(None, 0, 0))
+    for number, batch in enumerate(batches):
+        if number == 0:  # what cannot be scored at all is said before the long work
+            mean_gradients(model, [batch], loss)
+        for inputs, targets in _parts(batch, num_at_once):
+            with undisturbed(model, training=False), torch.enable_grad():
+                try:
+                    found = of_all(leaves, inputs, targets)
+                except (RuntimeError, ValueError, TypeError, NotImplementedError):
+                    # torch cannot follow all samples at once, as where values decide the way.
+                    of_all = _one_by_one(grad(of_one))
+                    found = of_all(leaves, inputs, targets)
+            yield {name: gradient.detach() for name, gradient in found.items()}
+
+
+def _parts(batch: Batch, size: int) -> Iterator[Batch]:
+    """A batch cut into parts of so many samples."""
+    inputs, targets = batch
+    for start in range(0, len(targets), size):
+        rows = slice(start, start + size)
+        yield tree_map_only(Tensor, lambda t, rows=rows: t[rows], inputs), targets[rows]
+
+
+def _one_by_one(gradient: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    """The same as `vmap` gives, of a function of one sample."""
+
+    def of_all(leaves: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
+        singles = [
+            gradient(leaves, tree_map_only(Tensor, lambda t, i=i: t[i], inputs), target)
+            for i, target in enumerate(targets)
+        ]
+        return {name: torch.stack([single[name] for single in singles]) for name in leaves}
+
+    return of_all

@@ -5,15 +5,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from dynopt_ray.criteria.aggregate import sum_over_units
+from dynopt_ray.criteria.aggregate import Aggregate
 from dynopt_ray.criteria.base import Evidence
-from dynopt_ray.structure.record import Role
-
-_ORDERS = (1, 2)
-_ALL: tuple[Role, ...] = ("out", "scale", "in")
+from dynopt_ray.criteria.norms import check_norm, unit_norms
 
 
-def magnitude(*, order: Literal[1, 2] = 2) -> "Magnitude":
+def magnitude(*, order: Literal[1, 2] = 2, aggregate: Aggregate = "sum") -> "Magnitude":
     """Weights score their absolute value, units the norm of all that they consist of.
 
     That is everything which would go with the unit: what makes it, with its bias, what
@@ -23,14 +20,17 @@ def magnitude(*, order: Literal[1, 2] = 2) -> "Magnitude":
 
     Args:
         order: 1 sums absolute values over a unit, 2 takes the root of the sum of squares.
+        aggregate: whether what the unit has in different parameters is summed (before the
+            root), or the mean or the largest of these sums counts.
 
     Raises:
         ValueError: another order.
+        UnknownNameError: another aggregate.
 
     References:
         Li et al. 2017, "Pruning Filters for Efficient ConvNets", takes only what makes a unit.
     """
-    return Magnitude(order)
+    return Magnitude(order, aggregate)
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,14 @@ class Magnitude:
     """See `magnitude`."""
 
     order: int
+    aggregate: Aggregate = "sum"
 
     def __post_init__(self) -> None:
-        if self.order not in _ORDERS:
-            raise ValueError(f"magnitude: order is {self.order!r}; it must be 1 or 2")
+        check_norm("magnitude", self.order, self.aggregate)
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
         """The norm of all weights of a unit."""
-        powers = {
-            name: parameter.abs() if self.order == 1 else parameter.square()
-            for name, parameter in evidence.parameters.items()
-        }
-        sums = {group.name: sum_over_units(group, powers, roles=_ALL) for group in evidence.graph}
-        return {name: s if self.order == 1 else s.sqrt() for name, s in sums.items()}
+        return unit_norms(evidence.graph, evidence.parameters, self.order, self.aggregate)
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
         """|w|."""

@@ -13,7 +13,7 @@ Scope = Literal["layer", "global"]
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-Per = Literal["mean", "length"]
+Per = Literal["mean", "length", "one"]
 """What a group's scores are divided by for the scope "global"."""
 
 
@@ -35,7 +35,8 @@ def comparable(
         per: that figure. "mean" treats all groups alike, which is right for units: those of one
             group differ little, and any preference would empty whole groups. "length", the root
             of the sum of squares, makes each entry of a large group count less, which is right
-            for weights: small layers at the ends of a network can spare the least.
+            for weights: small layers at the ends of a network can spare the least. "one" leaves
+            them as they are, which is right for criteria that compare across layers.
         num_gone: name -> how many entries are gone already; they count as the least important.
 
     Returns:
@@ -58,12 +59,18 @@ def comparable(
     for name, values in scores.items():
         flat = values.detach().double().cpu().flatten()
         if scope == "global":
-            figure = flat.norm() if per == "length" else flat.sum() / max(len(flat), 1)
+            figure = _figure(flat, per)
             flat = flat / figure if figure > 0 else flat
         else:
             flat = _shares(flat, gone.get(name, 0))
         result[name] = flat.reshape(values.shape)
     return result
+
+
+def _figure(flat: Tensor, per: Per) -> float:
+    if per == "one":
+        return 1.0
+    return float(flat.norm() if per == "length" else flat.sum() / max(len(flat), 1))
 
 
 def _shares(flat: Tensor, num_gone: int) -> Tensor:

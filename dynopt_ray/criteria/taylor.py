@@ -1,16 +1,20 @@
 """Taylor expansion: what raises the loss most when it is set to zero is important."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from dynopt_ray.criteria.aggregate import reading_roles, sum_over_units
+from dynopt_ray.criteria.aggregate import (
+    Aggregate,
+    aggregated,
+    check_aggregate,
+    reading_roles,
+    sums_per_slice,
+)
 from dynopt_ray.criteria.base import Evidence
 
 
-def taylor(*, squared: bool = False) -> "Taylor":
+def taylor(*, squared: bool = False, aggregate: Aggregate = "sum") -> "Taylor":
     """First-order estimate of how much the loss changes without a weight or a unit.
 
     With g the gradient of the mean loss over all samples, a weight w scores |g·w|, and a unit
@@ -21,6 +25,11 @@ def taylor(*, squared: bool = False) -> "Taylor":
     Args:
         squared: squares instead of absolute values. The order within a network is the same; the
             means that `comparable` divides by are not.
+        aggregate: "sum" takes the size of the whole sum; "mean" and "max" that of the sizes
+            of each reading layer's own sum, which do not cancel.
+
+    Raises:
+        UnknownNameError: another aggregate.
 
     References:
         Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", eq. 8 for one
@@ -28,7 +37,7 @@ def taylor(*, squared: bool = False) -> "Taylor":
         averaged over mini-batches, which makes scores depend on the batch size; here g is that
         of all samples.
     """
-    return Taylor(squared)
+    return Taylor(squared, aggregate)
 
 
 @dataclass(frozen=True)
@@ -36,23 +45,30 @@ class Taylor:
     """See `taylor`."""
 
     squared: bool
+    aggregate: Aggregate = "sum"
+
+    def __post_init__(self) -> None:
+        check_aggregate(self.aggregate)
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
         """|Σ g·w| or its square, over what reads the unit."""
         products = self._products(evidence)
-        return {
-            group.name: self._size()(sum_over_units(group, products, roles=reading_roles(group)))
-            for group in evidence.graph
-        }
+        scores = {}
+        for group in evidence.graph:
+            changes = sums_per_slice(group, products, roles=reading_roles(group))
+            if self.aggregate == "sum":
+                changes = changes.sum(0, keepdim=True)
+            scores[group.name] = aggregated(self._size(changes), self.aggregate)
+        return scores
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
         """|g·w| or its square."""
         products = self._products(evidence)
-        return {name: self._size()(products[name]) for name in evidence.weights}
+        return {name: self._size(products[name]) for name in evidence.weights}
 
     def _products(self, evidence: Evidence) -> dict[str, Tensor]:
         gradients = evidence.gradients
         return {name: gradients[name] * p for name, p in evidence.parameters.items()}
 
-    def _size(self) -> Callable[[Tensor], Tensor]:
-        return torch.square if self.squared else torch.abs
+    def _size(self, change: Tensor) -> Tensor:
+        return change.square() if self.squared else change.abs()

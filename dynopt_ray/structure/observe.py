@@ -54,6 +54,7 @@ class Observer(TorchFunctionMode):
         number: of the batch; decides with the weight's name which rows are kept.
         num_batches: in all; the fewer, the more rows of each are kept.
         like: what was seen of another network on the same batch: the same rows are kept.
+        choose: (use, reader, number of samples) -> the rows to keep, instead of these rules.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Observer(TorchFunctionMode):
         number: int,
         num_batches: int,
         like: Mapping[Use, Seen] | None = None,
+        choose: Callable[[Use, Reader, int], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.seen: dict[Use, Seen] = {}
@@ -74,6 +76,7 @@ class Observer(TorchFunctionMode):
         self._number = number
         self._num_batches = num_batches
         self._like = like or {}
+        self._choose = choose or self._chosen
 
     def run(self, model: nn.Module, batch: Inputs) -> None:
         """One forward pass, as far as it is needed."""
@@ -129,7 +132,7 @@ class Observer(TorchFunctionMode):
             x = factors[0] if factors[1] is weight else factors[1]
             reader = SumOfProducts(x, weight, consumer.dims)
             num_samples = len(x)
-        rows = self._chosen(use, reader, num_samples)
+        rows = self._choose(use, reader, num_samples)
         self.seen[use] = Seen(reader, rows, reader.inputs(rows), reader.outputs(out, rows))
         if len(self.seen) == self._num_uses:
             raise _Reached

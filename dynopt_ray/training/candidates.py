@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.criteria import Scope, comparable
+from dynopt_ray.criteria import Per, Scope, comparable
 from dynopt_ray.structure import Edit
 from dynopt_ray.training.targets import CostKind
 
@@ -111,7 +111,7 @@ def list_candidates(
     scores: Mapping[str, Tensor],
     scope: Scope,
     *,
-    per: Literal["mean", "length"],
+    per: Per,
     indices: Mapping[str, Tensor],
     num_gone: Mapping[str, int],
     fewest: Mapping[str, int],

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from dynopt_ray.criteria import (
     Batch,
     Criterion,
+    Per,
     Scope,
     mean_gradients,
     unit_scores,
@@ -160,14 +161,17 @@ def make_pool(pruning: Pruning) -> Pool:
     batches = sample_batches(pruning.task, _SCORE_ROWS, pruning.generator)
     score = unit_scores if pruning.granularity == "unit" else weight_scores
     scores = score(pruning.graph, pruning.criterion, batches, loss=pruning.task.loss)
+    compares = getattr(pruning.criterion, "compares_across", False)
     if pruning.granularity == "weight":
         cost = pruning.costs.now(latency=asks_latency(pruning.target))
-        return weight_pool(pruning.graph, cost, scores, pruning.scope)
+        per: Per = "one" if compares else "length"
+        return weight_pool(pruning.graph, cost, scores, pruning.scope, per=per)
     return unit_pool(
         pruning.graph,
         pruning.costs,
         scores,
         pruning.scope,
+        per="one" if compares else "mean",
         start_widths=pruning.start.widths,
         min_widths=pruning.min_widths,
     )

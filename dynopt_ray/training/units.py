@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dynopt_ray.criteria import Scope, sum_over_units
+from dynopt_ray.criteria import Per, Scope, sum_over_units
 from dynopt_ray.criteria.aggregate import reading_roles
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure import Edit, Graph, Shrink
@@ -122,6 +122,7 @@ def unit_pool(
     scores: Mapping[str, Tensor],
     scope: Scope,
     *,
+    per: Per = "mean",
     start_widths: Mapping[str, int],
     min_widths: Mapping[str, int],
 ) -> UnitPool:
@@ -132,6 +133,7 @@ def unit_pool(
         costs: what it costs.
         scores: group name -> Tensor (width,).
         scope: how scores of different groups compare.
+        per: what scores are divided by; see `comparable`.
         start_widths: group name -> width before the first round.
         min_widths: group name -> fewest units to keep, where more than the group itself needs.
 
@@ -151,7 +153,7 @@ def unit_pool(
     candidates = list_candidates(
         scores,
         scope,
-        per="mean",
+        per=per,
         indices={group.name: torch.arange(group.width) for group in graph},
         num_gone={group.name: start_widths[group.name] - group.width for group in graph},
         fewest=fewest,

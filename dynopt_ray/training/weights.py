@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynopt_ray.criteria import Scope
+from dynopt_ray.criteria import Per, Scope
 from dynopt_ray.structure import Cost, Edit, Graph, Mask, mask_of
 from dynopt_ray.training.candidates import Candidates, list_candidates, parameters_of
 from dynopt_ray.training.targets import CostKind
@@ -74,7 +74,12 @@ class WeightPool:
 
 
 def weight_pool(
-    graph: Graph, cost_now: Cost, scores: Mapping[str, Tensor], scope: Scope
+    graph: Graph,
+    cost_now: Cost,
+    scores: Mapping[str, Tensor],
+    scope: Scope,
+    *,
+    per: Per = "length",
 ) -> WeightPool:
     """The weights of a network that are not masked yet, ranked.
 
@@ -83,13 +88,14 @@ def weight_pool(
         cost_now: what it costs.
         scores: parameter name -> tensor of its shape.
         scope: how scores of different parameters compare.
+        per: what scores are divided by; see `comparable`.
     """
     parameters = dict(graph.model.named_parameters())
     alive = {name: _kept(parameters[name]).flatten() for name in scores}
     candidates = list_candidates(
         {name: scores[name].detach().cpu().flatten()[alive[name]] for name in scores},
         scope,
-        per="length",
+        per=per,
         indices={name: alive[name].nonzero()[:, 0] for name in scores},
         num_gone={name: int((~alive[name]).sum()) for name in scores},
         fewest=dict.fromkeys(scores, _FEWEST),

@@ -1,0 +1,97 @@
+"""Activation: what is rarely on, or gives the next layer little, is not important."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.criteria.base import Evidence
+from dynopt_ray.criteria.readings import Reading, observed, reading, readers_of
+from dynopt_ray.errors import UnknownNameError
+from dynopt_ray.structure import WidthGroup
+from dynopt_ray.structure.observe import Seen, Use
+
+Measure = Literal["energy", "nonzero"]
+_MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+
+def activation(*, measure: Measure = "energy") -> "Activation":
+    """Units score by what the layers that read them are given, on data.
+
+    With x the inputs that are a unit's own (all columns of a flattened channel, the window of a
+    convolution) and W the weights they are multiplied with:
+
+        energy: mean of ‖W x‖² over samples and places, summed over the layers that read the unit
+        nonzero: share of x that is not zero, the mean over these layers
+
+    Args:
+        measure: which of the two. The share tells nothing where activations are never zero, as
+            behind GELU.
+
+    Raises:
+        UnknownNameError: another measure.
+        MissingGradientError: when scoring, without batches.
+        CriterionError: when scoring, groups that only recurrent layers read, say.
+
+    References:
+        Hu et al. 2016, "Network Trimming", eq. 1: APoZ, the average percentage of zeros;
+        "nonzero" is 1 - APoZ.
+    """
+    return Activation(measure)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """See `activation`."""
+
+    measure: Measure = "energy"
+
+    def __post_init__(self) -> None:
+        if self.measure not in _MEASURES:
+            raise UnknownNameError("activation measure", self.measure, _MEASURES)
+
+    def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
+        """The energy that a unit gives, or how often it is on."""
+        graph = evidence.graph
+        sums: dict[tuple[str, str], Tensor] = {}
+        counts: dict[str, int] = defaultdict(int)
+        for seen in observed(graph, evidence.inputs):
+            for use, one in seen.items():
+                counts[use[0]] += one.inputs_GRK.shape[1]
+            for group in graph:
+                for weight, total in self._totals(evidence, group, seen):
+                    key = (group.name, weight)
+                    sums[key] = sums[key] + total if key in sums else total
+        scores: dict[str, list[Tensor]] = defaultdict(list)
+        for (name, weight), total in sums.items():
+            scores[name].append(total / counts[weight])
+        over = torch.sum if self.measure == "energy" else torch.mean
+        return {g.name: over(torch.stack(scores[g.name]), 0) for g in graph}
+
+    def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
+        """It has no opinion on single weights."""
+        del evidence
+        raise TypeError("activation scores units only; use another criterion for weights")
+
+    def _totals(
+        self, evidence: Evidence, group: WidthGroup, seen: dict[Use, Seen]
+    ) -> list[tuple[str, Tensor]]:
+        """For each weight that reads a group: sums over rows, (U,)."""
+        totals = []
+        for s in readers_of(evidence.graph, group):
+            weight = evidence.parameters[s.parameter]
+            for (name, _), one in seen.items():
+                if name == s.parameter:
+                    how = reading(weight, one.reader, s, len(one.inputs_GRK))
+                    totals.append((name, self._total(how, one.inputs_GRK)))
+        return totals
+
+    def _total(self, how: Reading, x_GRK: Tensor) -> Tensor:
+        x_UMRQ = how.of_units(x_GRK.float())
+        if self.measure == "nonzero":
+            return (x_UMRQ != 0).float().mean((1, 3)).sum(1)
+        second_UMQQ = x_UMRQ.transpose(2, 3) @ x_UMRQ
+        w_UMOQ = how.weights_of_units().float()
+        return ((w_UMOQ @ second_UMQQ) * w_UMOQ).sum((1, 2, 3))

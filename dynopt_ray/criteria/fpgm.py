@@ -1,0 +1,49 @@
+"""FPGM: a unit that others could stand for is not important."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.criteria.base import Evidence
+from dynopt_ray.structure import WidthGroup
+
+
+def fpgm() -> "FPGM":
+    """Units score the sum of distances from their weights to those of all others of the group.
+
+    The unit with the smallest sum is nearest to the geometric median: what it does, the others
+    do nearly as well. Its weights are those that make it, biases not among them.
+
+    References:
+        He et al. 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural
+        Networks Acceleration", eq. 6: the sum over all filters of ‖x − F_j‖₂.
+    """
+    return FPGM()
+
+
+@dataclass(frozen=True)
+class FPGM:
+    """See `fpgm`."""
+
+    def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Σ_j ‖w_i − w_j‖₂."""
+        return {group.name: _distances(group, evidence) for group in evidence.graph}
+
+    def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
+        """It has no opinion on single weights."""
+        del evidence
+        raise TypeError("fpgm scores units only; use another criterion for weights")
+
+
+def _distances(group: WidthGroup, evidence: Evidence) -> Tensor:
+    makers = [s for s in group.slices if s.role == "out" and s.parameter in evidence.weights]
+    rows = []
+    for s in makers:
+        along = evidence.weights[s.parameter].movedim(s.dim, 0)
+        of_units = along[s.positions.to(along.device)]
+        rows.append(of_units.reshape(group.width, -1).float().to(evidence.device))
+    if not rows:
+        return torch.zeros(group.width)
+    weights = torch.cat(rows, dim=1)
+    return torch.cdist(weights, weights).sum(1)

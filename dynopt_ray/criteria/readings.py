@@ -1,0 +1,134 @@
+"""What the layers that read a group's units were given, on data.
+
+Shapes: G groups of a convolution (or heads), R rows, K inputs, O outputs, as in
+`structure.readers`; U units, each with M × Q inputs: Q of them in each of M groups.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.errors import CriterionError, MissingGradientError
+from dynopt_ray.structure import Graph, Slice, WidthGroup
+from dynopt_ray.structure.forward import Inputs, named_tensors, undisturbed
+from dynopt_ray.structure.observe import Observer, Seen, Use
+from dynopt_ray.structure.readers import Reader
+
+_ROWS_PER_SAMPLE = 16
+# Steps of the additive recurrence that fills a square most evenly (its plastic number).
+_SAMPLE_STEP, _ROW_STEP = 0.7548776662466927, 0.5698402909980532
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How one weight reads the units of one group.
+
+    Attributes:
+        weight: its name.
+        weight_GOK: its values as independent products.
+        groups_UM: the groups of the weight in which a unit is read.
+        inputs_UMQ: which of their K inputs are the unit's.
+    """
+
+    weight: str
+    weight_GOK: Tensor
+    groups_UM: Tensor
+    inputs_UMQ: Tensor
+
+    def of_units(self, x_GRK: Tensor) -> Tensor:
+        """The units' own inputs, (U, M, R, Q)."""
+        by_input = x_GRK.transpose(1, 2)  # (G, K, R)
+        return by_input[self.groups_UM[:, :, None], self.inputs_UMQ].transpose(2, 3)
+
+    def weights_of_units(self) -> Tensor:
+        """The weights that they are multiplied with, (U, M, O, Q)."""
+        by_input = self.weight_GOK.transpose(1, 2)
+        return by_input[self.groups_UM[:, :, None], self.inputs_UMQ].transpose(2, 3)
+
+
+def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> Reading:
+    """How a weight reads the units of a slice.
+
+    Args:
+        weight: the parameter.
+        reader: one use of it.
+        s: the slice, of role "in".
+        num_groups: G.
+    """
+    num_inputs = reader.num_inputs
+    num_outputs = weight.numel() // (num_groups * num_inputs)
+    numbers = torch.arange(weight.numel(), device=weight.device)
+    place = reader.in_layout(numbers.reshape(num_groups, num_outputs, num_inputs))
+    flat = weight.new_empty(weight.numel())
+    flat[place.flatten()] = weight.flatten()
+    # Group and input of each entry as one number.
+    inputs = place // (num_outputs * num_inputs) * num_inputs + place % num_inputs
+    along = inputs.movedim(s.dim, 0)[s.positions.to(inputs.device)]
+    of_units = along.reshape(len(s.positions), -1).sort(dim=1).values
+    first = torch.ones_like(of_units, dtype=torch.bool)
+    first[:, 1:] = of_units[:, 1:] != of_units[:, :-1]
+    of_units = of_units[first].reshape(len(of_units), -1)
+    num_read = len((of_units[0] // num_inputs).unique())
+    of_units = of_units.reshape(len(of_units), num_read, -1)
+    return Reading(
+        s.parameter,
+        flat.reshape(num_groups, num_outputs, num_inputs),
+        of_units[:, :, 0] // num_inputs,
+        of_units % num_inputs,
+    )
+
+
+def readers_of(graph: Graph, group: WidthGroup) -> list[Slice]:
+    """The slices through which observable weights read a group.
+
+    Raises:
+        CriterionError: none does, as where an LSTM alone reads it.
+    """
+    found = [s for s in group.slices if s.role == "in" and s.parameter in graph.consumers]
+    if not found:
+        raise CriterionError(
+            f"group {group.name!r} is read by no linear layer, convolution or product with a "
+            "parameter, so there are no activations to score it by. Use another criterion, or fix "
+            "the group: trace(…, fixed=…)"
+        )
+    return found
+
+
+def observed(graph: Graph, inputs: Sequence[Inputs]) -> Iterator[dict[Use, Seen]]:
+    """Rows of what the readers of all groups read and give, batch by batch.
+
+    Of a layer that is applied at many places of a sample, 16 are kept: which ones depends on the
+    number of the sample and not on its batch.
+    """
+    names = {s.parameter for group in graph for s in readers_of(graph, group)}
+    uses = {name: graph.consumers[name] for name in graph.consumers if name in names}
+    tensors = named_tensors(graph.model)
+    start = 0
+    for number, batch in enumerate(inputs):
+        met: list[int] = []
+        choose = partial(_rows, start, met)
+        observer = Observer(tensors, uses, number, len(inputs), choose=choose)
+        with undisturbed(graph.model, training=False):
+            observer.run(graph.model, batch)
+        if missing := uses.keys() - {name for name, _ in observer.seen}:
+            raise MissingGradientError(
+                f"the batches never reach {sorted(missing)}, so what they read cannot be scored"
+            )
+        start += max(met)
+        yield observer.seen
+
+
+def _rows(start: int, met: list[int], use: Use, reader: Reader, num_samples: int) -> Tensor:
+    met.append(num_samples)
+    per_sample = reader.num_rows // num_samples
+    if per_sample <= _ROWS_PER_SAMPLE or reader.num_rows % num_samples:
+        return torch.arange(reader.num_rows)
+    samples = torch.arange(num_samples, dtype=torch.float64)[:, None]
+    offset = zlib.crc32(str(use).encode()) / 2**32
+    place = offset + (start + samples) * _SAMPLE_STEP + torch.arange(_ROWS_PER_SAMPLE) * _ROW_STEP
+    rows = (place.frac() * per_sample).long() + samples.long() * per_sample
+    return rows.flatten()
