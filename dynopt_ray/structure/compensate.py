@@ -125,7 +125,8 @@ def _collected(
                 after.run(cut.model, batch)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise EditError(
-                f"compensate: the network does not run on batch {number}: {error}"
+                f"compensate: the network does not run on batch {number}: {error}. Pass a list of "
+                "batches, each of what the network is called with"
             ) from error
         for use, seen in after.seen.items():
             name = use[0]
@@ -181,7 +182,7 @@ def _refit(
 
     def loss(ridges: Tensor) -> Tensor:
         fit = one.fit(intercept=intercept, ridge=ridges.item())
-        return torch.tensor([other.loss(*fit)], dtype=torch.float64)
+        return torch.tensor([other.loss(*fit)], dtype=torch.float64, device="cpu")
 
     ridge = best_ridges(loss, 1).item() if one.count and other.count else RIDGE
     slope_GOK, constant_GO = one.plus(other).fit(intercept=intercept, ridge=ridge)

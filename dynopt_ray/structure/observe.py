@@ -144,10 +144,10 @@ class Observer(TorchFunctionMode):
             math.ceil(_ROWS_PER_INPUT * reader.num_inputs / self._num_batches),
         )
         if reader.num_rows <= wanted:
-            return torch.arange(reader.num_rows)
+            return torch.arange(reader.num_rows, device="cpu")
         seed = zlib.crc32(f"{use} {self._number}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randint(reader.num_rows, (wanted,), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.randint(reader.num_rows, (wanted,), generator=generator, device="cpu")
 
 
 _FORWARD = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

@@ -94,6 +94,10 @@ class Record:
     """Units of which there are as many as of others: tied, unless they are these very units."""
     normed: list[IntArray] = field(default_factory=list)
     """Units whose weights are normalised over them: none shows that has no weights."""
+    never_one: list[IntArray] = field(default_factory=list)
+    """Units of which two must stay: a dimension of one would be squeezed away."""
+    parted: list[IntArray] = field(default_factory=list)
+    """Units that an operation treats by where they stand, apart from those beside them."""
     factors: list[IntArray] = field(default_factory=list)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)

@@ -136,7 +136,7 @@ def best_ridges(loss: Callable[[Tensor], Tensor], num_problems: int) -> Tensor:
         loss: ridges (problems,) -> losses (problems,).
         num_problems: how many there are.
     """
-    best = torch.full((num_problems,), RIDGE, dtype=torch.float64)
+    best = torch.full((num_problems,), RIDGE, dtype=torch.float64, device="cpu")
     least = loss(best)
     for step in (_STEP, 1 / _STEP):
         going = torch.ones_like(best, dtype=torch.bool)

@@ -17,15 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from dynopt_ray.structure.counts import Kept, UnitCount
+from dynopt_ray.errors import TraceError
+from dynopt_ray.structure.counts import Computed, Kept, UnitCount
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
-from dynopt_ray.structure.registry import KEEPS_ZEROS, RULES
+from dynopt_ray.structure.registry import KEEPS_ZEROS, RULES, Rule
 from dynopt_ray.structure.shapes import shape_only
 
 Heads = Literal["heads", "dims"]
 _SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
+_LEAVES = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist}
+_NUMBERS = {torch.Tensor.numel, torch.Tensor.nelement, torch.numel, torch.Tensor.__len__}
 _VALUES = {
     *(torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.__index__),
     *(torch.Tensor.item, torch.Tensor.tolist, torch.is_nonzero, torch.equal, torch.allclose),
@@ -39,12 +42,20 @@ class Trace(TorchFunctionMode):
         tensors: name -> tensor for every parameter and buffer, as the network will meet them.
         record: where to write.
         heads: what a unit of attention is: a whole head, or one coordinate of all heads.
+        buffers: which of the tensors training does not change.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], record: Record, heads: Heads) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        record: Record,
+        heads: Heads,
+        buffers: Iterable[str] = (),
+    ) -> None:
         super().__init__()
         self.record = record
         self.heads: Heads = heads
+        self.buffers = frozenset(buffers)
         self.running: list[tuple[str, nn.Module]] = []
         self.calls: dict[str, list[tuple[bool, int | None]]] = {}
         self.modules: dict[str, nn.Module] = {}
@@ -77,18 +88,48 @@ class Trace(TorchFunctionMode):
             out = func(*args, **kwargs)
         if func in _SIZES:
             return self._counted(out, *args, **kwargs)
+        if func in _NUMBERS:
+            return self._numbered(func, out, args[0])
         self.record.by_value |= func in _VALUES
+        if func in _LEAVES:
+            self.pin(self.labels(args[0]), "its values are read outside of torch")
         if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
             self.pin_picked((args, kwargs))
         handler = RULES.get(func)
         if handler is not None:
-            handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
+            self._follow(handler, out, func, args, kwargs)
         elif any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)
         self._note_made(out, args, kwargs)
-        if func in KEEPS_ZEROS and all(map(self.is_weight, tensors_in((args, kwargs)))):
+        if func in KEEPS_ZEROS and self._is_of_weights(func, args, kwargs):
             self._weights.update((id(t), t) for t in tensors_in(out))
         return out
+
+    def _follow(
+        self,
+        handler: Rule,
+        out: Any,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Let a rule say how ids flow; what it cannot follow becomes fixed."""
+        try:
+            handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
+        except Exception as error:  # a rule may be the user's own
+            failed = f"rule {handler.__name__!r} failed ({type(error).__name__}: {error})"
+            unknown_operation(self, out, func, args, kwargs, failed)
+
+    def _numbered(self, func: Callable[..., Any], number: Any, tensor: Tensor) -> Any:
+        """How many entries or rows a tensor has."""
+        labels = self.labels(tensor)
+        counts = [UnitCount(label.ids, self.record) for label in labels]
+        if func is not Tensor.__len__:
+            return Computed(number, tuple(counts))
+        for label, count in zip(labels, counts, strict=True):
+            if 0 in label.dims and number > 1:
+                count.as_value()  # Python makes a plain number of it
+        return number
 
     def _counted(self, size: Any, tensor: Tensor, dim: int | None = None) -> Any:
         """A size, or all sizes, of a tensor; those of units know which units they count."""
@@ -191,8 +232,13 @@ class Trace(TorchFunctionMode):
 
     def outputs(self, output: Any) -> list[Tensor]:
         """The tensors that the network gives; their units are fixed."""
-        tensors = list(tensors_in(output))
-        self.pin_picked(output)
+        tensors = list(tensors_in(output)) or list(tensors_in(getattr(output, "__dict__", ())))
+        if not tensors:
+            raise TraceError(
+                f"it gives a {type(output).__name__}, in which no tensor is found; let it give "
+                "tensors, or a tuple, list, dict or dataclass of them"
+            )
+        self.pin_picked(tensors)
         for tensor in tensors:
             self.pin(self.labels(tensor), "it is the network's output")
         return tensors
@@ -211,6 +257,17 @@ class Trace(TorchFunctionMode):
         """Whether a tensor is a parameter, or made of some such that their zeros stay zeros."""
         return id(tensor) in self._weights
 
+    def _is_of_weights(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+        """Whether a result can be zero by zeros in one weight alone, and learn from there."""
+        tensors = list(tensors_in((args, kwargs)))
+        if not all(map(self.is_weight, tensors)):
+            return False
+        # w·w is flat at zero, and w/w nothing.
+        wide = [t for t in tensors if any(t.shape[d] > 1 for d in range(t.ndim))]
+        return len(tensors) < 2 or (
+            "div" not in func.__name__ and len({tuple(t.shape) for t in wide}) == len(wide)
+        )
+
     def reads(self, tensor: Tensor, dim: int) -> None:
         """Units are summed over, weighted by `tensor`, along `dim` of it.
 
@@ -225,6 +282,15 @@ class Trace(TorchFunctionMode):
                 continue
             for key in self.record.owners(label.ids):
                 self._set_role(key, "in")
+                if key[0] in self.buffers:  # never learns what new units mean
+                    self.mix(label.ids)
+
+    def makes(self, weight: Tensor, dim: int) -> None:
+        """Units come into being along `dim` of a weight."""
+        for label in self.labels(weight):
+            if dim in label.dims:
+                for key in self.record.owners(label.ids):
+                    self._set_role(key, "out")
 
     def _set_role(self, key: tuple[str, int], role: Role) -> None:
         """A weight that makes units in one place and reads them in another cannot grow exactly."""
@@ -289,9 +355,9 @@ class Trace(TorchFunctionMode):
         """Note what an operation writes: views write nothing."""
         if not self.record.with_costs:
             return
-        given = {t.untyped_storage()._cdata for t in tensors_in((args, kwargs))}
+        given = {_storage(t) for t in tensors_in((args, kwargs))}
         for tensor in tensors_in(out):
-            if tensor.untyped_storage()._cdata not in given:
+            if _storage(tensor) not in given:
                 work = _work(self.labels(tensor), tensor.shape)
                 size = tensor.element_size() * work.coefficient
                 self.record.made.append(replace(work, coefficient=size))
@@ -321,6 +387,15 @@ class Trace(TorchFunctionMode):
                 self.record.links.append(Link(size.place, rows[0]))
 
 
+def _storage(tensor: Tensor) -> int | None:
+    """What tells whether two tensors share memory; within `vmap` there is no saying."""
+    try:
+        storage: int = tensor.untyped_storage()._cdata
+    except NotImplementedError:
+        return None
+    return storage
+
+
 def _work(labels: Labels, sizes: Sequence[int]) -> Work:
     labelled = {dim for label in labels for dim in label.dims}
     coefficient = math.prod(s for dim, s in enumerate(sizes) if dim not in labelled)
@@ -333,11 +408,12 @@ def unknown_operation(
     func: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    why: str = "no rule",
 ) -> None:
     """No rule: everything the operation read becomes fixed, its result has no units."""
     name = resolve_name(func) or getattr(func, "__name__", repr(func))
     for tensor in tensors_in((args, kwargs)):
-        trace.pin(trace.labels(tensor), f"no rule for the operation {name}")
+        trace.pin(trace.labels(tensor), f"{why} for the operation {name}")
     for tensor in tensors_in(out):
         trace.set(tensor, ())
 

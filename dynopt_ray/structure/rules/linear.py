@@ -32,8 +32,18 @@ def linear(
 
 
 @rule("embedding")
-def embedding(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
+def embedding(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *_: Any,
+    **__: Any,
+) -> None:
     """Row `input` of a table: one row per index, so only the columns are units."""
+    del padding_idx
     trace.use(weight, "in", "out")
     rows, columns = trace.units(weight, 0), trace.units(weight, 1)
     if rows is not None:
@@ -41,6 +51,8 @@ def embedding(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, *_: Any,
     made: Labels = ()
     if columns is not None:
         trace.link("embedding_dim", columns, owner=weight)
+        if max_norm is not None:
+            trace.mix(columns)
         made = (Label((out.ndim - 1,), columns),)
     trace.set(out, (*trace.labels(input), *made))
 

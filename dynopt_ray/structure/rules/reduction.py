@@ -50,9 +50,13 @@ def vector_norm(
 
 
 @rule("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp")
-def along(trace: Trace, out: Tensor, input: Tensor, dim: int = -1, *_: Any, **__: Any) -> None:
+def along(
+    trace: Trace, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any
+) -> None:
     """The shape stays, but each unit's value depends on the others along the dimension."""
     trace.use(input)
+    if dim is None:  # what torch takes where softmax is given none
+        dim = 0 if input.ndim in (0, 1, 3) else 1
     label = covering(trace.labels(input), dim % input.ndim)
     if label is not None:
         trace.mix(label.ids, label.dims.index(dim % input.ndim))

@@ -1,6 +1,6 @@
 """Operations that choose among a tensor's coordinates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from dynopt_ray.structure.counts import Kept, Size
 from dynopt_ray.structure.labels import Label, Labels, along, covering, renumbered
 from dynopt_ray.structure.registry import rule
+from dynopt_ray.structure.rules.sizes import listed
 from dynopt_ray.structure.tracing import Trace, tensors_in
 
 
@@ -23,11 +24,14 @@ def getitem(trace: Trace, out: Tensor, input: Tensor, index: Any) -> None:
 @rule("__setitem__")
 def setitem(trace: Trace, out: None, input: Tensor, index: Any, value: Any) -> None:
     """What is written must match what it replaces."""
-    # `tracing` skips operations without a result; this one reaches it as `out=None`.
     del out
     if isinstance(value, Tensor):
         target = indexed(trace, input, index, value)
         trace.pin_picked(value)
+        covered = {dim for label in target for dim in label.dims}
+        for label in trace.labels(value):
+            if not covered.intersection(label.dims):
+                trace.pin(label.ids, "written into a tensor without units of its own")
         for label in target:
             twin = next((o for o in trace.labels(value) if o.dims == label.dims), None)
             if twin is not None and twin.ids.shape == label.ids.shape:
@@ -125,37 +129,93 @@ def fold(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
     trace.set(out, tuple(kept))
 
 
-@rule("index_select", "gather", "take_along_dim", "flip", "roll", "topk", "sort")
-def reorder(trace: Trace, out: Any, input: Tensor, *args: Any, **kwargs: Any) -> None:
+@rule("index_select", "gather")
+def gather(trace: Trace, out: Tensor, input: Tensor, dim: int, *_: Any, **__: Any) -> None:
+    """Chosen coordinates of one dimension."""
+    _reordered(trace, out, input, [dim])
+
+
+@rule("take_along_dim")
+def take_along_dim(
+    trace: Trace, out: Tensor, input: Tensor, indices: Tensor, dim: int | None = None
+) -> None:
+    """Chosen coordinates of one dimension, or of all."""
+    del indices
+    _reordered(trace, out, input, range(input.ndim) if dim is None else [dim])
+
+
+@rule("flip")
+def flip(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> None:
+    """Dimensions backwards."""
+    _reordered(trace, out, input, listed(kwargs.get("dims", dims)))
+
+
+@rule("roll")
+def roll(trace: Trace, out: Tensor, input: Tensor, shifts: Any, dims: Any = ()) -> None:
+    """Dimensions shifted in a circle; all at once without `dims`."""
+    del shifts
+    dims = [dims] if isinstance(dims, int) else dims
+    _reordered(trace, out, input, dims or range(input.ndim))
+
+
+@rule("topk")
+def topk(trace: Trace, out: Any, input: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> None:
+    """The largest along a dimension."""
+    del k
+    _reordered(trace, out, input, [dim])
+
+
+@rule("sort", "argsort")
+def sort(trace: Trace, out: Any, input: Tensor, *args: Any, **kwargs: Any) -> None:
+    """In order along a dimension."""
+    numbers = [a for a in args if type(a) is not bool]  # sort(stable=…) has it elsewhere
+    _reordered(trace, out, input, [kwargs.get("dim", *numbers[:1] or [-1])])
+
+
+def _reordered(trace: Trace, out: Any, input: Tensor, dims: Iterable[int]) -> None:
     """Coordinates in another order: dimensions that change may not be resized."""
     trace.use(input)
-    dims = kwargs.get("dims", kwargs.get("dim", [a for a in args if isinstance(a, int)][-1:]))
-    if not dims and dims != 0:
-        dims = next((a for a in args if isinstance(a, tuple | list)), range(input.ndim))
+    labels = trace.labels(input)
+    for dim in dims:
+        label = covering(labels, dim % max(input.ndim, 1))
+        if label is not None:
+            trace.pin(label.ids, "its units are put in another order")
+            labels = tuple(other for other in labels if other is not label)
     for tensor in tensors_in(out):
-        labels = trace.labels(input)
-        for dim in [dims] if isinstance(dims, int) else dims:
-            label = covering(labels, dim % input.ndim)
-            if label is not None:
-                trace.pin(label.ids, "its units are put in another order")
-                labels = tuple(other for other in labels if other is not label)
         trace.set(tensor, labels)
 
 
 @rule("pad")
-def pad(trace: Trace, out: Tensor, input: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> None:
+def pad(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    pad: Sequence[int],
+    mode: str = "constant",
+    *_: Any,
+    **__: Any,
+) -> None:
     """Constant coordinates around the others; those in front of units cannot be resized."""
     trace.use(input)
     labels: list[Label] = []
     for label in trace.labels(input):
         ids = label.ids
+        if mode != "constant" and any(_padding(pad, input.ndim, dim) for dim in label.dims):
+            trace.pin(label.ids, "padded with others of its units")
+            continue
         for axis, dim in enumerate(label.dims):
-            offset = 2 * (input.ndim - 1 - dim)
-            before, after = (*pad[offset : offset + 2], 0, 0)[:2]
+            before, after = _padding(pad, input.ndim, dim) or (0, 0)
             if before or after:
                 ids = _padded(trace, ids, axis, before, after)
         labels.append(Label(label.dims, ids))
     trace.set(out, tuple(labels))
+
+
+def _padding(pad: Sequence[int], ndim: int, dim: int) -> tuple[int, int] | None:
+    """What is added before and after one dimension; None for nothing."""
+    offset = 2 * (ndim - 1 - dim)
+    before, after = (*pad[offset : offset + 2], 0, 0)[:2]
+    return (before, after) if before or after else None
 
 
 def indexed(trace: Trace, input: Tensor, index: Any, out: Tensor) -> Labels:
@@ -229,6 +289,9 @@ def _sliced(trace: Trace, labels: Labels, dim: int, part: slice) -> Labels:
         return labels
     for edge in (part.start, part.stop):
         _counted_along(trace, _cut(labels, dim, slice(edge)), dim, edge)
+        if isinstance(edge, Size) and edge.divisor > 1 and edge.undivided == label.ids.size:
+            # A half (a third) of the units: another one belongs to each.
+            trace.record.factors.append(label.ids.reshape(edge.divisor, -1))
     return _cut(labels, dim, part)
 
 
