@@ -3,6 +3,7 @@
 import contextlib
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,21 +87,17 @@ def split_shares(width: int, source: Tensor, seed: int) -> Tensor:
         seed: makes the draw repeatable.
 
     Returns:
-        Tensor (width + len(source),), float64: the factors of the old units' outgoing weights, then of
-        the new ones'. Those of a unit and its copies sum to 1; a unit without copies has 1.
+        Tensor (width + len(source),), float64: the factors of the old units' outgoing weights,
+        then of the new ones'. Those of a unit and its copies sum to 1; a unit without copies has 1.
 
     References:
         Chen, Goodfellow, Shlens 2016, "Net2Net", eq. 4, with uneven instead of equal shares.
     """
     generator = torch.Generator().manual_seed(seed)
     family = torch.cat([torch.arange(width, device="cpu"), source])
-    parts = 1 + _SPLIT_SPREAD * (
-        torch.rand(len(family), generator=generator, device="cpu", dtype=torch.float64) - 0.5
-    )
-    return (
-        parts
-        / torch.zeros(width, device="cpu", dtype=torch.float64).index_add_(0, family, parts)[family]
-    )
+    exact: Any = {"dtype": torch.float64, "device": "cpu"}
+    parts = 1 + _SPLIT_SPREAD * (torch.rand(len(family), generator=generator, **exact) - 0.5)
+    return parts / torch.zeros(width, **exact).index_add_(0, family, parts)[family]
 
 
 def _reset_method(module: nn.Module) -> object:

@@ -96,7 +96,9 @@ class Trace(TorchFunctionMode):
         if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
             self.pin_picked((args, kwargs))
         handler = RULES.get(func)
-        if handler is not None:
+        if kwargs.get("out") is not None:
+            unknown_operation(self, (), func, args, kwargs, "a given tensor is written to,")
+        elif handler is not None:
             self._follow(handler, out, func, args, kwargs)
         elif any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)

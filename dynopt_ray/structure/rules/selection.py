@@ -25,7 +25,10 @@ def getitem(trace: Trace, out: Tensor, input: Tensor, index: Any) -> None:
 def setitem(trace: Trace, out: None, input: Tensor, index: Any, value: Any) -> None:
     """What is written must match what it replaces."""
     del out
-    if isinstance(value, Tensor):
+    if not isinstance(value, Tensor):
+        indexed(trace, input, index, input)
+        trace.pin_picked(input)
+    else:
         target = indexed(trace, input, index, value)
         trace.pin_picked(value)
         covered = {dim for label in target for dim in label.dims}
@@ -62,7 +65,16 @@ def narrow(trace: Trace, out: Tensor, input: Tensor, dim: int, start: int, lengt
     trace.set(out, labels)
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split")
+@rule("chunk", "tensor_split")
+def chunk(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any, dim: int = 0) -> None:
+    """So many parts, or parts that end at given places."""
+    if isinstance(parts, int) and len(out) == parts:
+        split(trace, out, input, out[0].shape[dim], dim)
+    else:
+        _parts(trace, out, input, dim)
+
+
+@rule("split", "split_with_sizes")
 def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: int = 0) -> None:
     """Consecutive parts. Equal parts stay equal at another width, so their units are tied."""
     trace.use(input)
@@ -72,17 +84,27 @@ def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: i
     if label is not None and len(set(widths)) == 1 and len(widths) > 1 and len(label.dims) == 1:
         trace.record.factors.append(label.ids.reshape(len(widths), -1))
     asked = sizes if isinstance(sizes, tuple | list) else [sizes] * len(out)
-    start = 0
-    for part, size in zip(out, asked, strict=False):
-        stop = start + part.shape[dim]
-        labels = _sliced(trace, trace.labels(input), dim, slice(start, stop))
+    found = _parts(trace, out, input, dim)
+    for size, labels in zip(asked, found, strict=False):
         # Of a size that was divided, all parts together are the whole.
         whole = isinstance(size, Size) and size.divisor == len(out)
         _counted_along(trace, trace.labels(input) if whole else labels, dim, size)
         if isinstance(size, Kept) and size.less:
             _counted_along(trace, trace.labels(input), dim, size.whole)
-        trace.set(part, labels)
+
+
+def _parts(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int) -> list[Labels]:
+    """Consecutive parts of a dimension; their labels, which they have got."""
+    trace.use(input)
+    dim %= input.ndim
+    found = []
+    start = 0
+    for part in out:
+        stop = start + part.shape[dim]
+        found.append(_sliced(trace, trace.labels(input), dim, slice(start, stop)))
+        trace.set(part, found[-1])
         start = stop
+    return found
 
 
 @rule("unbind")
@@ -292,7 +314,11 @@ def _sliced(trace: Trace, labels: Labels, dim: int, part: slice) -> Labels:
         if isinstance(edge, Size) and edge.divisor > 1 and edge.undivided == label.ids.size:
             # A half (a third) of the units: another one belongs to each.
             trace.record.factors.append(label.ids.reshape(edge.divisor, -1))
-    return _cut(labels, dim, part)
+    cut = _cut(labels, dim, part)
+    kept = covering(cut, dim)
+    if kept is not None and kept.ids.size < label.ids.size:
+        trace.record.parted.append(kept.ids.ravel())
+    return cut
 
 
 def _cut(labels: Labels, dim: int, part: slice) -> Labels:
