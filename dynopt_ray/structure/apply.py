@@ -12,7 +12,7 @@ from dynopt_ray.structure.compensate import Cut, compensated
 from dynopt_ray.structure.cost import Cost
 from dynopt_ray.structure.depth import insert_block, remove_block
 from dynopt_ray.structure.edits import Edit, Grow, Insert, Mask, Remove, Shrink
-from dynopt_ray.structure.exactness import check_exact
+from dynopt_ray.structure.exactness import check_growth
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.structure.history import HISTORIES, History, extended, history_of
 from dynopt_ray.structure.initialise import Draw
@@ -244,7 +244,7 @@ def _check_growth(
         axes = new_axes(growing, sizes)
         weights = resized_weights(graph.model, tensors, growing, axes, draw=draw)
     inputs = graph.asked.example_inputs
-    check_exact(graph.model, inputs, tensors, weights, graph.attributes, growing)
+    check_growth(graph.model, inputs, tensors, weights, graph.attributes, growing)
 
 
 def _batches(compensate: Iterable[Inputs] | Tensor | dict[str, Any]) -> list[Inputs]:

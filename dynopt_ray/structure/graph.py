@@ -277,7 +277,7 @@ def _check_model(model: nn.Module) -> None:
         raise TraceError(f"{model!r} is not a torch module")
     for name, module in model.named_modules():
         what = f"its module {name!r}" if name else "the network"
-        if hasattr(module, "_orig_mod") or isinstance(model, torch.jit.ScriptModule):
+        if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
                 f"{what} is compiled for the sizes that it has. Trace and edit what it was "
                 "compiled from (._orig_mod of torch.compile): what torch.compile made of it "
@@ -289,6 +289,8 @@ def _check_model(model: nn.Module) -> None:
                 f"{what} is wrapped in {wrapper}, which keeps the old sizes. Trace and edit the "
                 f"inner module{_WRAPPERS[wrapper]} and wrap it again after each edit."
             )
+    if not any(True for _ in model.parameters()):
+        raise TraceError(f"{type(model).__name__} has no parameters, so it has no widths")
     if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
         raise TraceError(
             "the network has lazy layers without shapes. Run it once on real data before tracing."

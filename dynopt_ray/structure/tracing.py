@@ -234,7 +234,7 @@ class Trace(TorchFunctionMode):
 
     def outputs(self, output: Any) -> list[Tensor]:
         """The tensors that the network gives; their units are fixed."""
-        tensors = list(tensors_in(output)) or list(tensors_in(getattr(output, "__dict__", ())))
+        tensors = list(given_tensors(output))
         if not tensors:
             raise TraceError(
                 f"it gives a {type(output).__name__}, in which no tensor is found; let it give "
@@ -317,10 +317,19 @@ class Trace(TorchFunctionMode):
     def consume(self, weight: Tensor, out: Tensor, **how: Any) -> None:
         """Note that `out` is linear in the units that `weight` reads; see `Consumer`."""
         name = self.name(weight)
-        if name is not None:
+        if name is not None and not weight.is_complex():
             consumer = Consumer(name, **how)
             self._producers[id(out)] = consumer
             self.record.consumers[name].append(consumer)
+
+    def forget_consumer(self, out: Tensor) -> None:
+        """`out` is not what a product gave, after all."""
+        consumer = self._producers.pop(id(out), None)
+        if consumer is not None:
+            uses = self.record.consumers[consumer.weight]
+            uses.remove(consumer)
+            if not uses:
+                del self.record.consumers[consumer.weight]
 
     def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
         """A BatchNorm reads `source`: its running mean can absorb a missing bias."""
@@ -418,6 +427,11 @@ def unknown_operation(
         trace.pin(trace.labels(tensor), f"{why} for the operation {name}")
     for tensor in tensors_in(out):
         trace.set(tensor, ())
+
+
+def given_tensors(output: Any) -> Iterable[Tensor]:
+    """What a network gives: also where an object of any class holds it."""
+    return list(tensors_in(output)) or tensors_in(getattr(output, "__dict__", ()))
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:

@@ -89,6 +89,8 @@ def add_matmul(trace: Trace, out: Tensor, *args: Tensor, **kwargs: Any) -> None:
     """`input + one @ other`, whose names differ from one of these operations to the next."""
     input, one, other = list(tensors_in((args, kwargs)))[:3]
     matmul(trace, out, one, other)
+    if {"alpha", "beta"} & kwargs.keys():
+        trace.forget_consumer(out)  # it is scaled besides
     trace.use(input)
     trace.set(out, broadcast(trace, [out, input], out))
 

@@ -74,6 +74,22 @@ def chunk(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any, dim: i
         _parts(trace, out, input, dim)
 
 
+@rule("glu")
+def gated(trace: Trace, out: Tensor, input: Tensor, dim: int = -1) -> None:
+    """One half, gated by the other."""
+    dim %= input.ndim
+    halves = [_sliced(trace, trace.labels(input), dim, part) for part in _halves(input, dim)]
+    trace.use(input)
+    for one, other in zip(*halves, strict=True):
+        trace.tie(one.ids, other.ids)
+    trace.set(out, halves[0])
+
+
+def _halves(input: Tensor, dim: int) -> tuple[slice, slice]:
+    middle = input.shape[dim] // 2
+    return slice(middle), slice(middle, None)
+
+
 @rule("split", "split_with_sizes")
 def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: int = 0) -> None:
     """Consecutive parts. Equal parts stay equal at another width, so their units are tied."""
