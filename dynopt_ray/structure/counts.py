@@ -11,7 +11,10 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
-from dynopt_ray.structure.labels import IntArray
+import torch
+from torch import Tensor
+
+from dynopt_ray.structure.labels import IntArray, Labels
 from dynopt_ray.structure.record import Place, Record
 
 
@@ -253,3 +256,36 @@ def marked(value: Any, module: str, attribute: str, record: Record) -> Any:
         Kept(entry, (module, attribute, i), record) if type(entry) is int and entry > 0 else entry
         for i, entry in enumerate(value)
     )
+
+
+SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
+"""Operations that give sizes of a tensor."""
+
+NUMBERS = {torch.Tensor.numel, torch.Tensor.nelement, torch.numel, torch.Tensor.__len__}
+"""Operations that give one number of entries."""
+
+
+def counted_sizes(
+    size: Any, labels: Labels, record: Record, tensor: Tensor, dim: int | None = None
+) -> Any:
+    """A size, or all sizes, of a tensor; those of units know which units they count."""
+    counts = {
+        d: UnitCount(label.ids, record)
+        for label in labels
+        if len(label.dims) == 1
+        for d in label.dims
+    }
+    if dim is None:
+        return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
+    return counts.get(dim % tensor.ndim, size)
+
+
+def counted_entries(func: Callable[..., Any], number: Any, labels: Labels, record: Record) -> Any:
+    """How many entries or rows a tensor has."""
+    counts = [UnitCount(label.ids, record) for label in labels]
+    if func is not Tensor.__len__:
+        return Computed(number, tuple(counts))
+    for label, count in zip(labels, counts, strict=True):
+        if 0 in label.dims and number > 1:
+            count.as_value()  # Python makes a plain number of it
+    return number

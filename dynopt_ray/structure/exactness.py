@@ -23,7 +23,7 @@ from dynopt_ray.structure.forward import (
     undisturbed,
 )
 from dynopt_ray.structure.layout import Change
-from dynopt_ray.structure.tracing import given_tensors, tensors_in
+from dynopt_ray.structure.nested import given_tensors, tensors_in
 
 _ROUNDINGS = 4.0
 _SMALL = 1e-3

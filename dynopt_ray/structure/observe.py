@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dynopt_ray.structure.forward import Inputs, call
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.readers import Convolution, Reader, SumOfProducts
 from dynopt_ray.structure.record import Consumer
-from dynopt_ray.structure.tracing import tensors_in
 
 _ROWS_PER_SAMPLE = 16
 _ROWS_PER_INPUT = 10

@@ -1,15 +1,17 @@
 """What one traced pass says about a network's units."""
 
 import bisect
+import math
 import operator
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from torch import nn
 
-from dynopt_ray.structure.labels import ID, IntArray
+from dynopt_ray.structure.labels import ID, IntArray, Labels
 
 Role = Literal["out", "in", "scale"]
 
@@ -65,6 +67,13 @@ class Work:
 
     coefficient: int
     factors: tuple[IntArray, ...]
+
+    @classmethod
+    def over(cls, labels: Labels, sizes: Sequence[int]) -> "Work":
+        """One piece of work for each place of a space of these sizes."""
+        labelled = {dim for label in labels for dim in label.dims}
+        rest = math.prod(size for dim, size in enumerate(sizes) if dim not in labelled)
+        return cls(rest, tuple(label.ids.ravel() for label in labels))
 
 
 @dataclass(frozen=True, eq=False)

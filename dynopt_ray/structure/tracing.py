@@ -7,7 +7,6 @@ decided here: ties are only collected, and `grouping` merges them when the pass 
 An operation without a rule is not assumed harmless: what it touches becomes fixed.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,17 +17,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from dynopt_ray.errors import TraceError
-from dynopt_ray.structure.counts import Computed, Kept, UnitCount
+from dynopt_ray.structure.counts import (
+    NUMBERS,
+    SIZES,
+    Kept,
+    counted_entries,
+    counted_sizes,
+)
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
+from dynopt_ray.structure.nested import given_tensors, storage_of, tensors_in
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
 from dynopt_ray.structure.registry import KEEPS_ZEROS, RULES, Rule
 from dynopt_ray.structure.shapes import shape_only
 
 Heads = Literal["heads", "dims"]
-_SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
 _LEAVES = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist}
-_NUMBERS = {torch.Tensor.numel, torch.Tensor.nelement, torch.numel, torch.Tensor.__len__}
 _VALUES = {
     *(torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.__index__),
     *(torch.Tensor.item, torch.Tensor.tolist, torch.is_nonzero, torch.equal, torch.allclose),
@@ -86,10 +90,10 @@ class Trace(TorchFunctionMode):
                 out = opened(*args, **kwargs)
         elif (out := shape_only(func, args, kwargs)) is None:
             out = func(*args, **kwargs)
-        if func in _SIZES:
-            return self._counted(out, *args, **kwargs)
-        if func in _NUMBERS:
-            return self._numbered(func, out, args[0])
+        if func in SIZES:
+            return counted_sizes(out, self.labels(args[0]), self.record, *args, **kwargs)
+        if func in NUMBERS:
+            return counted_entries(func, out, self.labels(args[0]), self.record)
         self.record.by_value |= func in _VALUES
         if func in _LEAVES:
             self.pin(self.labels(args[0]), "its values are read outside of torch")
@@ -121,29 +125,6 @@ class Trace(TorchFunctionMode):
         except Exception as error:  # a rule may be the user's own
             failed = f"rule {handler.__name__!r} failed ({type(error).__name__}: {error})"
             unknown_operation(self, out, func, args, kwargs, failed)
-
-    def _numbered(self, func: Callable[..., Any], number: Any, tensor: Tensor) -> Any:
-        """How many entries or rows a tensor has."""
-        labels = self.labels(tensor)
-        counts = [UnitCount(label.ids, self.record) for label in labels]
-        if func is not Tensor.__len__:
-            return Computed(number, tuple(counts))
-        for label, count in zip(labels, counts, strict=True):
-            if 0 in label.dims and number > 1:
-                count.as_value()  # Python makes a plain number of it
-        return number
-
-    def _counted(self, size: Any, tensor: Tensor, dim: int | None = None) -> Any:
-        """A size, or all sizes, of a tensor; those of units know which units they count."""
-        counts = {
-            d: UnitCount(label.ids, self.record)
-            for label in self.labels(tensor)
-            if len(label.dims) == 1
-            for d in label.dims
-        }
-        if dim is None:
-            return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
-        return counts.get(dim % tensor.ndim, size)
 
     @property
     def blocks(self) -> dict[str, int | None]:
@@ -360,16 +341,16 @@ class Trace(TorchFunctionMode):
     def count(self, labels: Labels, sizes: Sequence[int]) -> None:
         """Note the multiply-adds of a product over a joint space of these sizes."""
         if self.record.with_costs:
-            self.record.work.append(_work(labels, sizes))
+            self.record.work.append(Work.over(labels, sizes))
 
     def _note_made(self, out: Any, args: Any, kwargs: Any) -> None:
         """Note what an operation writes: views write nothing."""
         if not self.record.with_costs:
             return
-        given = {_storage(t) for t in tensors_in((args, kwargs))}
+        given = {storage_of(t) for t in tensors_in((args, kwargs))}
         for tensor in tensors_in(out):
-            if _storage(tensor) not in given:
-                work = _work(self.labels(tensor), tensor.shape)
+            if storage_of(tensor) not in given:
+                work = Work.over(self.labels(tensor), tensor.shape)
                 size = tensor.element_size() * work.coefficient
                 self.record.made.append(replace(work, coefficient=size))
 
@@ -398,21 +379,6 @@ class Trace(TorchFunctionMode):
                 self.record.links.append(Link(size.place, rows[0]))
 
 
-def _storage(tensor: Tensor) -> int | None:
-    """What tells whether two tensors share memory; within `vmap` there is no saying."""
-    try:
-        storage: int = tensor.untyped_storage()._cdata
-    except NotImplementedError:
-        return None
-    return storage
-
-
-def _work(labels: Labels, sizes: Sequence[int]) -> Work:
-    labelled = {dim for label in labels for dim in label.dims}
-    coefficient = math.prod(s for dim, s in enumerate(sizes) if dim not in labelled)
-    return Work(coefficient, tuple(label.ids.ravel() for label in labels))
-
-
 def unknown_operation(
     trace: Trace,
     out: Any,
@@ -427,23 +393,3 @@ def unknown_operation(
         trace.pin(trace.labels(tensor), f"{why} for the operation {name}")
     for tensor in tensors_in(out):
         trace.set(tensor, ())
-
-
-def given_tensors(output: Any) -> Iterable[Tensor]:
-    """What a network gives: also where an object of any class holds it."""
-    return list(tensors_in(output)) or tensors_in(getattr(output, "__dict__", ()))
-
-
-def tensors_in(value: Any) -> Iterable[Tensor]:
-    """All tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for key in value.__dataclass_fields__:
-            yield from tensors_in(getattr(value, key))

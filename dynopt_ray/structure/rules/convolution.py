@@ -6,8 +6,9 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.labels import Label, Labels, without
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.registry import rule
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("conv1d", "conv2d", "conv3d")

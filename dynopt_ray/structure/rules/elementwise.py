@@ -6,11 +6,12 @@ from torch import Tensor
 
 from dynopt_ray.structure.counts import Size, Tracked
 from dynopt_ray.structure.labels import Label
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.record import Role
 from dynopt_ray.structure.registry import keeps_zeros, rule
 from dynopt_ray.structure.rules.joining import broadcast
 from dynopt_ray.structure.rules.sizes import counted
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 keeps_zeros(
     *("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__", "div", "divide", "__truediv__"),

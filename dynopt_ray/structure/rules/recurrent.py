@@ -7,9 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.labels import IntArray, Label
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.record import Work
 from dynopt_ray.structure.registry import rule
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("lstm")

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from dynopt_ray.structure.labels import covering, renumbered
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.registry import rule
 from dynopt_ray.structure.rules.joining import broadcast, summed_over
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule(

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dynopt_ray.structure.counts import Kept, Size
 from dynopt_ray.structure.labels import Label, Labels, along, covering, renumbered
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.registry import rule
 from dynopt_ray.structure.rules.sizes import listed
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("__getitem__")
