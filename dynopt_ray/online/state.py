@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynopt_ray.errors import CheckpointError, EditError
 from dynopt_ray.structure import Edit, Graph, Grow, Shrink
 from dynopt_ray.structure.forward import named_tensors
-from dynopt_ray.structure.masks import masked_parameters, set_mask, watch
+from dynopt_ray.structure.masks import masked_parameters, set_mask
 
 if TYPE_CHECKING:
     from dynopt_ray.online.learner import OnlineLearner
@@ -81,8 +81,6 @@ def _load_network(learner: "OnlineLearner", state: Mapping[str, Any]) -> None:
     for name, parameter in learner.model.named_parameters():
         keep = state["masks"].get(name)
         set_mask(parameter, None if keep is None else copied(keep).to(parameter.device))
-    if state["masks"]:
-        watch(learner.optimizer)
 
 
 @contextmanager

@@ -152,12 +152,14 @@ def _headline(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _unique_names(directories: Iterable[RunDirectory]) -> list[str]:
-    """Names of runs, with their parents' where two are called the same."""
-    directories = list(directories)
-    names = [directory.name for directory in directories]
-    if len(set(names)) == len(names):
-        return names
-    return [str(directory.path) for directory in directories]
+    """Names of runs, with as many of their parents' as tell them apart."""
+    paths = [directory.path.absolute().parts for directory in directories]
+    names: list[str] = []
+    for depth in range(1, max(map(len, paths), default=0) + 1):
+        names = ["/".join(path[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _joined(tables: Mapping[str, Tables]) -> dict[str, "pd.DataFrame"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from dynopt_ray.structure.compensate import Cut, compensated
 from dynopt_ray.structure.cost import Cost
 from dynopt_ray.structure.depth import insert_block, remove_block
 from dynopt_ray.structure.edits import Edit, Grow, Insert, Mask, Remove, Shrink
+from dynopt_ray.structure.exactness import check_growth
 from dynopt_ray.structure.forward import Inputs
-from dynopt_ray.structure.history import HISTORIES, extended, history_of
+from dynopt_ray.structure.history import HISTORIES, History, extended, history_of
 from dynopt_ray.structure.initialise import Draw
 from dynopt_ray.structure.layout import Change, moved_group, new_axes
 from dynopt_ray.structure.masks import mask_of
@@ -44,6 +45,7 @@ class Receipt:
     after: Cost
     refitted: tuple[str, ...]
     _graph: "Graph" = field(repr=False)
+    _history: History = field(repr=False)
     _transaction: Transaction = field(repr=False)
 
     def undo(self) -> None:
@@ -53,14 +55,19 @@ class Receipt:
         not touch stay as they are now.
 
         Raises:
-            EditError: it was undone already, it was committed, or a later plan must be undone
-                first.
+            EditError: it was undone already, it was committed, or something changed the network
+                later: a plan, which must be undone first, another graph or `load`.
         """
         if self not in self._graph.receipts:
             raise EditError("this plan has been undone or committed already")
         if self._graph.receipts[-1] is not self:
             raise EditError(
                 "a later plan changed the network; undo the later receipts first, newest first"
+            )
+        if history_of(self._graph.model) is not self._history:
+            raise EditError(
+                "the network was changed behind this graph's back since (by another graph, prune, "
+                "or load). Undo the other graph's plans first; after load there is no way back"
             )
         number = self._graph.num_edits
         try:
@@ -77,7 +84,7 @@ class Receipt:
 
 def apply_plan(
     graph: "Graph",
-    plan: Sequence[Edit],
+    plan: Edit | Iterable[Edit],
     *,
     optimizer: Optimizers | None = None,
     compensate: Iterable[Inputs] | Tensor | None = None,
@@ -90,7 +97,7 @@ def apply_plan(
 
     Args:
         graph: the traced network.
-        plan: the edits, at least one.
+        plan: the edits, at least one; a single one may be given as it is.
         optimizer: its optimizer, or all of them where several share the parameters; their state
             follows. Any optimizer with state per parameter.
         compensate: batches of what the network is called with (a tensor counts as one batch). If
@@ -105,6 +112,7 @@ def apply_plan(
             optimizer and the graph are as they were.
         UnknownNameError: an edit names nothing of the network.
     """
+    plan = (plan,) if isinstance(plan, Edit) else tuple(plan)
     if not plan:
         raise EditError("the plan is empty: it would change nothing")
     graph.check()
@@ -117,8 +125,8 @@ def apply_plan(
         refitted = _apply_stages(graph, stages, rest, states, compensate, seed, transaction)
         widths = _changed(old_widths, graph.widths)
         transaction.set_attribute(graph, "shapes", graph.shapes_now())
-        receipt = Receipt(tuple(plan), widths, before, graph.cost(), refitted, graph, transaction)
         history = extended(history_of(graph.model), plan)
+        receipt = Receipt(plan, widths, before, graph.cost(), refitted, graph, history, transaction)
         transaction.set_item(HISTORIES, graph.model, history)
         transaction.set_attribute(graph, "receipts", [*graph.receipts, receipt])
     return receipt
@@ -184,11 +192,12 @@ def _apply_widths(
     axes = new_axes(changes, sizes)
     by_tensor = axes_of_tensors(axes)
     weights = resized_weights(graph.model, tensors, changes, axes, draw=draw)
+    _check_growth(graph, edits, changes, weights, draw)
     refitted: dict[str, Tensor] = {}
     if compensate is not None:
         new = {**tensors, **weights}
         cut = Cut(graph.model, tensors, new, graph.attributes, changes, by_tensor)
-        batches = [compensate] if isinstance(compensate, Tensor) else list(compensate)
+        batches = _batches(compensate)
         refitted = compensated(cut, graph.consumers, batches)
         weights.update(refitted)
     by_group = {change.group.name: change for change in changes}
@@ -217,6 +226,42 @@ def _apply_widths(
     return [name for name in refitted if name in graph.consumers]
 
 
+def _check_growth(
+    graph: "Graph",
+    edits: Sequence[Grow | Shrink],
+    changes: Sequence[Change],
+    weights: dict[str, Tensor],
+    draw: Draw,
+) -> None:
+    """Run the network with the growth alone, where that shall not show."""
+    pairs = zip(edits, changes, strict=True)
+    growing = [change for edit, change in pairs if isinstance(edit, Grow) and edit.exact]
+    if not growing:
+        return
+    tensors = graph.tensors()
+    if len(growing) < len(changes):
+        sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
+        axes = new_axes(growing, sizes)
+        weights = resized_weights(graph.model, tensors, growing, axes, draw=draw)
+    inputs = graph.asked.example_inputs
+    check_growth(graph.model, inputs, tensors, weights, graph.attributes, growing)
+
+
+def _batches(compensate: Iterable[Inputs] | Tensor | dict[str, Any]) -> list[Inputs]:
+    """What the network is called with, batch by batch."""
+    batches = [compensate] if isinstance(compensate, Tensor | dict) else list(compensate)
+    if not batches:
+        raise EditError("compensate: there are no batches; pass at least one, or None")
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, Tensor | tuple | dict):
+            raise EditError(
+                f"compensate: batch {number} is a {type(batch).__name__}. A batch is what the "
+                "network is called with, without labels: a tensor, a tuple of arguments or a dict "
+                "of keyword arguments; e.g. compensate=[x for x, _ in loader]"
+            )
+    return batches
+
+
 def _drop_kept(graph: "Graph", transaction: Transaction) -> None:
     """Empty what modules keep of an earlier pass: it has the old sizes."""
     for module, name in graph.caches:
@@ -235,7 +280,6 @@ def _apply_mask(
     # A copy: the caller may go on to change theirs.
     keep = mask.keep.to(parameter.device, copy=True)
     for state in states:
-        transaction.watch(state.optimizer)
         transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
     grad = None if parameter.grad is None else parameter.grad * keep
     transaction.set_mask(parameter, None if bool(keep.all()) else keep)
@@ -244,16 +288,17 @@ def _apply_mask(
 
 def _change(graph: "Graph", edit: Grow | Shrink) -> Change:
     group = graph[edit.group]
-    everything = torch.arange(group.width)
+    everything = torch.arange(group.width, device="cpu")
     if isinstance(edit, Grow):
         if edit.init == "fresh":
-            return Change(group, everything, torch.full((edit.units,), -1))
+            return Change(group, everything, torch.full((edit.units,), -1, device="cpu"))
         # The newest units are copied first and each as rarely as possible.
-        return Change(group, everything, torch.arange(edit.units) % group.width)
-    keep = torch.ones(group.width, dtype=torch.bool)
+        return Change(group, everything, torch.arange(edit.units, device="cpu") % group.width)
+    keep = torch.ones(group.width, dtype=torch.bool, device="cpu")
     if edit.remove is not None:
         keep[list(edit.remove)] = False
     else:
         keep[:] = False
         keep[list(edit.keep or ())] = True
-    return Change(group, torch.nonzero(keep).flatten(), torch.zeros(0, dtype=torch.long))
+    none = torch.zeros(0, dtype=torch.long, device="cpu")
+    return Change(group, torch.nonzero(keep).flatten(), none)

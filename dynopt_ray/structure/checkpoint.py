@@ -242,7 +242,6 @@ def _load_optimizers(
         )
     for optimizer, one in zip(optimizers, map(dict, several), strict=True):
         _load_optimizer(path, transaction, model, optimizer, one)
-        transaction.watch(optimizer)
 
 
 def _load_optimizer(

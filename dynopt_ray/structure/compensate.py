@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.attributes import Attribute, attributes_changed
-from dynopt_ray.structure.forward import Inputs, undisturbed
+from dynopt_ray.structure.forward import Inputs, buffers_kept, undisturbed
 from dynopt_ray.structure.layout import Axis, Change
 from dynopt_ray.structure.observe import Observer
 from dynopt_ray.structure.readers import Reader
@@ -82,7 +82,8 @@ def compensated(
     for start in range(0, len(names), size):
         stage = {name: consumers[name] for name in names[start : start + size]}
         for name, (reader, halves) in _collected(cut, tensors, stage, batches).items():
-            changed = _refit(name, tensors, stage[name], reader, halves)
+            sink = _sink(name, consumers)
+            changed = _refit(name, tensors, stage[name], sink, reader, halves)
             tensors.update(changed)
             refitted.update(changed)
     return refitted
@@ -115,17 +116,19 @@ def _collected(
     for number, batch in enumerate(batches):
         before = Observer(cut.old, stage, number, len(batches))
         try:
-            with undisturbed(cut.model, training=False):
+            with undisturbed(cut.model, training=False), buffers_kept(cut.model, cut.old):
                 before.run(cut.model, batch)
             after = Observer(tensors, stage, number, len(batches), like=before.seen)
             with (
                 undisturbed(cut.model, training=False),
+                buffers_kept(cut.model, tensors),
                 attributes_changed(cut.model, cut.attributes, added),
             ):
                 after.run(cut.model, batch)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise EditError(
-                f"compensate: the network does not run on batch {number}: {error}"
+                f"compensate: the network does not run on batch {number}: {error}. Pass a list of "
+                "batches, each of what the network is called with"
             ) from error
         for use, seen in after.seen.items():
             name = use[0]
@@ -135,6 +138,8 @@ def _collected(
                 continue
             wanted, given = before.seen[use].outputs, seen.outputs
             residual = _residual(wanted, given, seen.reader.made, cut.axes.get(name, {}))
+            if not residual.numel():  # an expert that these samples do not reach
+                continue
             r_GRO = residual.reshape(len(residual), len(seen.inputs_GRK), -1).transpose(0, 1)
             if not (seen.inputs_GRK.isfinite().all() and r_GRO.isfinite().all()):
                 raise EditError(f"compensate: what {name!r} reads is not finite on these batches")
@@ -164,16 +169,23 @@ def _residual(
     return (wanted - given).masked_fill(fresh, 0)
 
 
+def _sink(name: str, consumers: Mapping[str, Sequence[Consumer]]) -> str | None:
+    """What takes up a weight's constant and nobody else's: its bias, or the mean behind it."""
+    sinks = {use.bias or use.mean for use in consumers[name]}
+    others = [use for n, uses in consumers.items() if n != name for use in uses]
+    taken = {place for use in others for place in (use.bias, use.mean)}
+    return next(iter(sinks)) if len(sinks) == 1 and sinks.isdisjoint(taken) else None
+
+
 def _refit(
     name: str,
     tensors: Mapping[str, Tensor],
     uses: Sequence[Consumer],
+    sink: str | None,
     reader: Reader,
     halves: Halves,
 ) -> dict[str, Tensor]:
-    """One weight and what takes up its constant: its bias, else the BatchNorm's mean behind it."""
-    sinks = {use.bias or use.mean for use in uses}
-    sink = next(iter(sinks)) if len(sinks) == 1 else None
+    """One weight and what takes up its constant, if anything does."""
     one, other = halves
     if sink is not None and tensors[sink].numel() != one.residual_GO.numel():
         sink = None  # one shift for several groups
@@ -181,7 +193,7 @@ def _refit(
 
     def loss(ridges: Tensor) -> Tensor:
         fit = one.fit(intercept=intercept, ridge=ridges.item())
-        return torch.tensor([other.loss(*fit)], dtype=torch.float64)
+        return torch.tensor([other.loss(*fit)], dtype=torch.float64, device="cpu")
 
     ridge = best_ridges(loss, 1).item() if one.count and other.count else RIDGE
     slope_GOK, constant_GO = one.plus(other).fit(intercept=intercept, ridge=ridge)

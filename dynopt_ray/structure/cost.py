@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynopt_ray.structure.forward import (
     Inputs,
+    buffers_kept,
     call,
     moved,
     named_tensors,
@@ -89,7 +91,7 @@ def count_nonzero(parameters: Sequence[Tensor]) -> int:
 def _counted(model: nn.Module, inputs: Inputs, memory: bool) -> tuple[int, int | None]:
     """FLOPs and the peak memory of activations: without data where the network allows that."""
     tensors = named_tensors(model)
-    with undisturbed(model, training=False):
+    with undisturbed(model, training=False), buffers_kept(model):
         try:
             return _counted_on("meta", model, inputs, shells(tensors, {}, "meta"), memory)
         except Exception:  # a forward that looks at values needs real ones
@@ -104,7 +106,8 @@ def _counted_on(
     memory: bool,
 ) -> tuple[int, int | None]:
     inputs = moved(inputs, device)
-    with FlopCounterMode(display=False) as counter:
+    # Written out as products: what each device makes of attention is not known to the counter.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call(model, inputs, tensors)
     flops = int(counter.get_total_flops())
     if not memory:
@@ -120,7 +123,7 @@ def latency_ms(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
     device = _device(named_tensors(model))
     inputs = moved(inputs, device)
     times = []
-    with undisturbed(model, training=False):
+    with undisturbed(model, training=False), buffers_kept(model):
         for _ in range(_WARM_UP + _RUNS):
             _wait_for(device)
             start = time.perf_counter()

@@ -6,14 +6,130 @@ of labelled dimensions are integers that know their units, integers that modules
 attribute, and arithmetic keeps track.
 """
 
+import operator
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Self
 
-from dynopt_ray.structure.labels import IntArray
+import torch
+from torch import Tensor
+
+from dynopt_ray.structure.labels import IntArray, Labels
 from dynopt_ray.structure.record import Place, Record
 
 
-class Size(int):
+class Tracked(int):
+    """An integer that depends on widths: it says so where it scales or decides anything."""
+
+    @abstractmethod
+    def as_value(self) -> int:
+        """The plain number, where it has a part in the values that the network computes."""
+
+    def __add__(self, other: Any) -> Any:
+        return _computed(operator.add, self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return _computed(operator.add, other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return _computed(operator.sub, self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return _computed(operator.sub, other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return _computed(operator.mul, self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self * other
+
+    def __floordiv__(self, other: Any) -> Any:
+        return _computed(operator.floordiv, self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return _computed(operator.floordiv, other, self)
+
+    def __mod__(self, other: Any) -> Any:
+        return _computed(operator.mod, self, other)
+
+    def __neg__(self) -> Any:
+        return _computed(operator.neg, self)
+
+    def __float__(self) -> float:
+        return float(self.as_value())
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.as_value() / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self.as_value()
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(self.as_value(), other, modulo)
+
+    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(other, self.as_value(), modulo)
+
+    # What is true of more units too decides nothing.
+
+    def __gt__(self, other: Any) -> bool:
+        return int(self) > other or self._decides(other)
+
+    def __ge__(self, other: Any) -> bool:
+        return int(self) >= other or self._decides(other)
+
+    def __lt__(self, other: Any) -> bool:
+        return int(self) < other and not self._decides(other)
+
+    def __le__(self, other: Any) -> bool:
+        return int(self) <= other and not self._decides(other)
+
+    def _decides(self, other: Any) -> bool:
+        """Note that a comparison with a number turns at another width; False."""
+        if not isinstance(other, Tracked):
+            self.as_value()
+        return False
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """A plain number wherever it is copied to or stored."""
+        return int, (int(self),)
+
+
+class Computed(Tracked):
+    """What arithmetic made of sizes, where no shape follows it (`n - 1`, `2 * n + 1`).
+
+    Attributes:
+        sources: the sizes.
+    """
+
+    sources: tuple["Tracked", ...]
+
+    def __new__(cls, value: int, sources: tuple[Tracked, ...]) -> "Computed":
+        """The result of the arithmetic."""
+        self = super().__new__(cls, value)
+        self.sources = sources
+        return self
+
+    def as_value(self) -> int:
+        """See `Tracked`."""
+        for source in self.sources:
+            source.as_value()
+        return int(self)
+
+
+def _computed(operation: Callable[..., Any], *operands: Any) -> Any:
+    """A number that knows its sources; whatever else an operation gives, as it is."""
+    result = operation(*(int(o) if isinstance(o, Tracked) else o for o in operands))
+    sources = tuple(o for o in operands if isinstance(o, Tracked))
+    if type(result) is int:
+        return Computed(result, sources)
+    if not isinstance(result, list | tuple | str):  # these have so many entries
+        for source in sources:
+            source.as_value()
+    return result
+
+
+class Size(Tracked):
     """An integer that may follow a width, also after a division without a rest.
 
     Attributes:
@@ -33,41 +149,16 @@ class Size(int):
     def divided(self, divisor: int) -> Self:
         """The same number before any division, divided by this."""
 
-    @abstractmethod
-    def as_value(self) -> int:
-        """The plain number, where it scales what the network computes."""
-
     def __floordiv__(self, other: Any) -> Any:
         divisor = self.divisor * int(other) if isinstance(other, int) and other > 0 else 0
         if divisor and self.undivided % divisor == 0:
             return self.divided(divisor)
-        return int(self) // other
+        return super().__floordiv__(other)
 
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, int) and other > 0 and self.divisor % other == 0:
             return self.divided(self.divisor // other)
-        return int(self) * other
-
-    __rmul__ = __mul__
-
-    def __float__(self) -> float:
-        return float(self.as_value())
-
-    def __truediv__(self, other: Any) -> Any:
-        return self.as_value() / other
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return other / self.as_value()
-
-    def __pow__(self, other: Any, modulo: Any = None) -> Any:
-        return pow(self.as_value(), other, modulo)
-
-    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
-        return pow(other, self.as_value(), modulo)
-
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        """A plain number wherever it is copied to or stored."""
-        return int, (int(self),)
+        return super().__mul__(other)
 
 
 class UnitCount(Size):
@@ -90,7 +181,7 @@ class UnitCount(Size):
         return UnitCount(self.ids, self.record, divisor)
 
     def as_value(self) -> int:
-        """See `Size`."""
+        """See `Tracked`."""
         self.record.mixed.append(self.ids.ravel())
         return int(self)
 
@@ -133,28 +224,26 @@ class Kept(Size):
 
     def __floordiv__(self, other: Any) -> Any:
         divides = self.times == 1 and not self.less
-        return super().__floordiv__(other) if divides else int(self) // other
+        return super().__floordiv__(other) if divides else Tracked.__floordiv__(self, other)
 
     def __mul__(self, other: Any) -> Any:
-        if self.less:
-            return int(self) * other
-        if type(other) is int and other > 0 and self.divisor == 1:
+        if not self.less and type(other) is int and other > 0 and self.divisor == 1:
             return Kept(self.value, self.place, self.record, times=self.times * other)
-        return super().__mul__(other) if self.times == 1 else int(self) * other
-
-    __rmul__ = __mul__
+        if not self.less and self.times == 1:
+            return super().__mul__(other)
+        return Tracked.__mul__(self, other)
 
     def __sub__(self, other: Any) -> Any:
         if isinstance(other, int) and int(self) == self.value:
             return Kept(self.value, self.place, self.record, less=int(other))
-        return int(self) - other
+        return super().__sub__(other)
 
     def divided(self, divisor: int) -> "Kept":
         """See `Size`."""
         return Kept(self.value, self.place, self.record, divisor=divisor)
 
     def as_value(self) -> int:
-        """See `Size`."""
+        """See `Tracked`."""
         self.record.valued.add(self.place)
         return int(self)
 
@@ -167,3 +256,36 @@ def marked(value: Any, module: str, attribute: str, record: Record) -> Any:
         Kept(entry, (module, attribute, i), record) if type(entry) is int and entry > 0 else entry
         for i, entry in enumerate(value)
     )
+
+
+SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
+"""Operations that give sizes of a tensor."""
+
+NUMBERS = {torch.Tensor.numel, torch.Tensor.nelement, torch.numel, torch.Tensor.__len__}
+"""Operations that give one number of entries."""
+
+
+def counted_sizes(
+    size: Any, labels: Labels, record: Record, tensor: Tensor, dim: int | None = None
+) -> Any:
+    """A size, or all sizes, of a tensor; those of units know which units they count."""
+    counts = {
+        d: UnitCount(label.ids, record)
+        for label in labels
+        if len(label.dims) == 1
+        for d in label.dims
+    }
+    if dim is None:
+        return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
+    return counts.get(dim % tensor.ndim, size)
+
+
+def counted_entries(func: Callable[..., Any], number: Any, labels: Labels, record: Record) -> Any:
+    """How many entries or rows a tensor has."""
+    counts = [UnitCount(label.ids, record) for label in labels]
+    if func is not Tensor.__len__:
+        return Computed(number, tuple(counts))
+    for label, count in zip(labels, counts, strict=True):
+        if 0 in label.dims and number > 1:
+            count.as_value()  # Python makes a plain number of it
+    return number

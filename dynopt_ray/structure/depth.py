@@ -13,7 +13,8 @@ from dynopt_ray.errors import EditError
 from dynopt_ray.structure.blocks import copied, put_in, take_out
 from dynopt_ray.structure.calls import Call, recorded
 from dynopt_ray.structure.edits import Insert, Remove
-from dynopt_ray.structure.forward import moved, run, undisturbed
+from dynopt_ray.structure.exactness import other_inputs, output_change, outputs_of
+from dynopt_ray.structure.forward import Inputs, buffers_kept, moved, run, undisturbed
 from dynopt_ray.structure.optimizer_state import OptimizerState
 from dynopt_ray.structure.transaction import Transaction
 
@@ -35,8 +36,9 @@ def remove_block(
     """
     model = graph.model
     if edit.exact:
-        call = _calls(graph, [edit.block])[edit.block]
-        if not _same(call.result, call.first):
+        inputs = graph.asked.example_inputs
+        calls = [_calls(graph, [edit.block], i)[edit.block] for i in _several(graph, inputs)]
+        if not all(_same(call.result, call.first) for call in calls):
             raise EditError(
                 f"Remove({edit.block!r}): the block changes what it is given. Pass exact=False to "
                 "accept that the network's output changes"
@@ -55,7 +57,8 @@ def insert_block(
         EditError: it cannot pass on what it is given, or there is no place for it.
     """
     model = graph.model
-    calls = _calls(graph, [edit.after, edit.like[0]])
+    inputs = graph.asked.example_inputs
+    calls = _calls(graph, [edit.after, edit.like[0]], inputs)
     given, example = calls[edit.after].result, calls[edit.like[0]]
     block = copied(model, edit.like)
     what = f"Insert(after={edit.after!r}): a copy of {', '.join(map(repr, edit.like))} cannot"
@@ -71,12 +74,26 @@ def insert_block(
                 "the identity (followed by an activation that leaves the result alone)"
             )
     optimizers = [state.optimizer for state in states]
+    several = _several(graph, inputs)
+    before = [outputs_of(model, each) for each in several]
     put_in(model, edit.after, block, edit.like, optimizers, log)
     graph.follow(log)
+    for each, old in zip(several, before, strict=True):
+        new = outputs_of(model, each)
+        if old and (new is None or output_change(old, new, graph.tensors())):
+            raise EditError(
+                f"{what} stand there: it passes on what it is given, but the network's output "
+                "changes (on other inputs it does something, or where blocks stand matters)"
+            )
 
 
-def _calls(graph: "Graph", names: Iterable[str]) -> dict[str, Call]:
-    """What goes in and out of some modules, on the inputs that the graph was traced with.
+def _several(graph: "Graph", inputs: Inputs) -> list[Inputs]:
+    """The inputs, and others on which the network runs."""
+    return [inputs, *(i for i in other_inputs(inputs) if outputs_of(graph.model, i))]
+
+
+def _calls(graph: "Graph", names: Iterable[str], inputs: Inputs) -> dict[str, Call]:
+    """What goes in and out of some modules.
 
     Raises:
         EditError: the network has no values, or does not call one of them exactly once.
@@ -85,8 +102,8 @@ def _calls(graph: "Graph", names: Iterable[str]) -> dict[str, Call]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type == "meta":
         raise EditError("blocks are compared by what they give, and this network has no values")
-    with recorded(model, names) as seen, undisturbed(model, training=False):
-        run(model, moved(graph.asked.example_inputs, device))
+    with recorded(model, names) as seen, undisturbed(model, training=False), buffers_kept(model):
+        run(model, moved(inputs, device))
     for name, calls in seen.items():
         if len(calls) != 1:
             raise EditError(

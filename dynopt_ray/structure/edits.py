@@ -3,15 +3,18 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dynopt_ray.errors import EditError, UnknownNameError
+from dynopt_ray.errors import DynoptError, EditError, UnknownNameError
 
 Init = Literal["fresh", "split"]
 _INITS: tuple[Init, ...] = ("fresh", "split")
+# What the values of a plan in JSON are.
+_KINDS = {"group": str, "parameter": str, "block": str, "after": str, "exact": bool}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Grow:
     exact: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "units", _whole(self.units))
         if type(self.units) is not int or self.units < 1:
             raise EditError(
                 f"Grow({self.group!r}, units={self.units!r}) adds nothing: units must be an "
@@ -48,13 +52,15 @@ class Shrink:
 
     Attributes:
         group: name of the width group.
-        remove: indices of the units to remove, or None when `keep` is given.
-        keep: indices of the units to keep, or None when `remove` is given.
+        remove: indices of the units to remove, or bools, one per unit; None when `keep` is given.
+        keep: the same for those to keep, or None when `remove` is given.
     """
 
     group: str
     remove: Sequence[int] | None = field(default=None, kw_only=True)
     keep: Sequence[int] | None = field(default=None, kw_only=True)
+    num_bools: int | None = field(default=None, init=False, repr=False, compare=False)
+    """How many bools it was made of: as many as the group must have units."""
 
     def __post_init__(self) -> None:
         if (self.remove is None) == (self.keep is None):
@@ -64,12 +70,18 @@ class Shrink:
         for side in ("remove", "keep"):
             value = getattr(self, side)
             if value is not None:
-                object.__setattr__(self, side, _indices(self.group, side, value))
+                indices, num_bools = _indices(self.group, side, value)
+                object.__setattr__(self, side, indices)
+                object.__setattr__(self, "num_bools", num_bools)
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
     """Hold some weights of a parameter at zero through training.
+
+    Their gradients are zero from then on, and what an optimizer does besides (momentum, weight
+    decay) is taken back after each of its steps, whichever optimizer it is. A mask belongs to the
+    parameter: copies of the network have none, `save` and `load` keep it.
 
     Attributes:
         parameter: dotted name of the parameter.
@@ -152,10 +164,10 @@ def plan_from_json(text: str) -> list[Edit]:
     """
     try:
         return [_from_dict(item) for item in json.loads(text)]
-    except (json.JSONDecodeError, TypeError, KeyError, ValueError) as error:
-        if isinstance(error, EditError):
-            raise
-        raise EditError(f"not a plan: {error}") from error
+    except DynoptError as error:
+        raise EditError(str(error)) from error
+    except (TypeError, LookupError, ValueError, RuntimeError, OverflowError) as error:
+        raise EditError(f"not a plan: {type(error).__name__}: {error}") from error
 
 
 def _to_dict(edit: Edit) -> dict[str, Any]:
@@ -185,10 +197,15 @@ def _to_dict(edit: Edit) -> dict[str, Any]:
                 "shape": list(edit.keep.shape),
                 "kept" if listed else "removed": torch.nonzero(flat == listed).flatten().tolist(),
             }
+        case _:
+            raise EditError(f"{edit!r} is no edit")
 
 
 def _from_dict(item: Mapping[str, Any]) -> Edit:
     kind, values = item["edit"], {k: v for k, v in item.items() if k != "edit"}
+    for key, value in values.items():
+        if type(value) is not _KINDS.get(key, type(value)):
+            raise EditError(f"not a plan: {key} is {value!r}")
     if kind == "grow":
         return Grow(**values)
     if kind == "shrink":
@@ -199,20 +216,30 @@ def _from_dict(item: Mapping[str, Any]) -> Edit:
         return Insert(**values)
     if kind == "mask":
         listed = "kept" in values
-        keep = torch.full((int(torch.Size(values["shape"]).numel()),), not listed)
-        keep[torch.tensor(values["kept" if listed else "removed"], dtype=torch.long)] = listed
+        size = torch.Size(values["shape"]).numel()
+        at = values["kept" if listed else "removed"]
+        keep = torch.full((size,), not listed, device="cpu")
+        keep[torch.tensor(at, dtype=torch.long, device="cpu")] = listed
         return Mask(values["parameter"], keep=keep.reshape(values["shape"]))
     raise EditError(f"no edit {kind!r}. Known: grow, insert, mask, remove, shrink.")
 
 
-def _indices(group: str, side: str, value: Any) -> tuple[int, ...]:
-    """Unit indices as plain integers, from any sequence, array or tensor of them."""
-    if isinstance(value, Tensor) and value.dtype == torch.bool:
-        value = torch.nonzero(value).flatten()
-    values = value.tolist() if hasattr(value, "tolist") else list(value)
-    if any(type(v) is not int for v in values):
-        raise EditError(
-            f"Shrink({group!r}, {side}=…) needs integer unit indices or a bool tensor with one "
-            f"entry per unit, got {values[:5]}"
-        )
-    return tuple(values)
+def _whole(value: Any) -> Any:
+    """An integer of any library as Python's; anything else as it is."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def _indices(group: str, side: str, value: Any) -> tuple[tuple[int, ...], int | None]:
+    """Unit indices as plain integers, and how many bools they were, if any."""
+    values: Any = value.tolist() if hasattr(value, "tolist") else value
+    values = list(values) if isinstance(values, Iterable) else values
+    if isinstance(values, list):
+        if values and all(type(v) is bool for v in values):
+            return tuple(i for i, v in enumerate(values) if v), len(values)
+        values = [_whole(v) for v in values]
+        if all(type(v) is int for v in values):
+            return tuple(values), None
+    raise EditError(
+        f"Shrink({group!r}, {side}=…) needs a sequence of unit indices, or of bools with one "
+        f"entry per unit, got {values!r:.60}"
+    )

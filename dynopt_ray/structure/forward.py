@@ -107,6 +107,27 @@ class undisturbed:  # noqa: N801
 
 
 @contextlib.contextmanager
+def buffers_kept(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """Puts back what a pass writes into buffers (counters, averages), also in evaluation mode.
+
+    Args:
+        model: the network that will run.
+        tensors: what it will run with, by name. Default: its own.
+    """
+    tensors = tensors or dict(model.named_buffers())
+    kept = [tensors[name] for name, _ in model.named_buffers()]
+    copies = [tensor.detach().clone() for tensor in kept]
+    versions = [tensor._version for tensor in kept]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, copied, version in zip(kept, copies, versions, strict=True):
+                if tensor._version != version:
+                    tensor.copy_(copied)
+
+
+@contextlib.contextmanager
 def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
     """Keeps `trace.running` at the modules that are running, and marks the integers they keep.
 

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,8 @@ class Graph:
             and give one of the same shape, once per forward pass. Name -> number of outputs
             beside it, or None.
         asked: what the network was traced with.
+
+    What else is public is for the parts of this package that carry out edits.
     """
 
     def __init__(
@@ -140,7 +144,7 @@ class Graph:
         Raises:
             UnknownNameError: no group of this name.
             EditError: the network was resized by something else than this graph.
-            ValueError: a width below 0.
+            ValueError: a width that is no whole number or below 0.
         """
         self.check()
         if widths is None:
@@ -155,9 +159,9 @@ class Graph:
     def _widths_with(self, widths: Mapping[str, int]) -> list[int]:
         wanted = {self[name].name: width for name, width in widths.items()}
         for name, width in wanted.items():
-            if width < 0:
-                raise ValueError(f"cost: {name!r} cannot have {width} units")
-        return [wanted.get(g.name, g.width) for g in self.groups]
+            if isinstance(width, bool) or not isinstance(width, Integral) or width < 0:
+                raise ValueError(f"cost: {name!r} cannot have {width!r} units")
+        return [int(wanted.get(g.name, g.width)) for g in self.groups]
 
     def check(self) -> None:
         """Refuse to go on where the graph no longer describes the network.
@@ -177,7 +181,7 @@ class Graph:
 
     def apply(
         self,
-        plan: Sequence[Edit],
+        plan: Edit | Iterable[Edit],
         *,
         optimizer: Optimizers | None = None,
         compensate: Iterable[Inputs] | Tensor | None = None,
@@ -220,7 +224,7 @@ class Graph:
 def trace(
     model: nn.Module,
     example_inputs: Inputs,
-    fixed: Iterable[str] = (),
+    fixed: str | Iterable[str] = (),
     heads: Heads = "heads",
 ) -> Graph:
     """Find every width of a network that can be resized, and all that must follow.
@@ -233,7 +237,8 @@ def trace(
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of
             keyword arguments. A batch of one is enough where nothing runs in training mode only
             (BatchNorm in an auxiliary classifier).
-        fixed: names of modules or parameters whose outputs must keep their width.
+        fixed: names of modules or parameters whose outputs must keep their width; a single one
+            may be given as it is.
         heads: a unit of attention is a whole head ("heads") or one coordinate of all heads
             ("dims").
 
@@ -242,9 +247,11 @@ def trace(
 
     Raises:
         TraceError: the network does not run on these inputs or is wrapped for distribution.
-        UnknownNameError: `fixed` names nothing of the network.
+        UnknownNameError: `fixed` names nothing of the network, or there is no such `heads`.
     """
-    fixed = tuple(fixed)
+    fixed = (fixed,) if isinstance(fixed, str) else tuple(fixed)
+    if heads not in get_args(Heads):
+        raise UnknownNameError("unit of attention", heads, get_args(Heads))
     _check_model(model)
     tensors = named_tensors(model)
     pinned = {_produced_by(tensors, name): _BY_CALLER for name in fixed}
@@ -270,7 +277,7 @@ def _check_model(model: nn.Module) -> None:
         raise TraceError(f"{model!r} is not a torch module")
     for name, module in model.named_modules():
         what = f"its module {name!r}" if name else "the network"
-        if hasattr(module, "_orig_mod") or isinstance(model, torch.jit.ScriptModule):
+        if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
                 f"{what} is compiled for the sizes that it has. Trace and edit what it was "
                 "compiled from (._orig_mod of torch.compile): what torch.compile made of it "
@@ -282,6 +289,8 @@ def _check_model(model: nn.Module) -> None:
                 f"{what} is wrapped in {wrapper}, which keeps the old sizes. Trace and edit the "
                 f"inner module{_WRAPPERS[wrapper]} and wrap it again after each edit."
             )
+    if not any(True for _ in model.parameters()):
+        raise TraceError(f"{type(model).__name__} has no parameters, so it has no widths")
     if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
         raise TraceError(
             "the network has lazy layers without shapes. Run it once on real data before tracing."

@@ -47,6 +47,9 @@ def group_units(record: Record) -> Grouping:
     component = _merged(record)
     num_components = int(component.max(initial=-1)) + 1
     reasons = _pinned(record, component, num_components)
+    least_two = np.zeros(num_components, dtype=bool)
+    for ids in record.never_one:
+        least_two[component[ids]] = True
     mixed = np.zeros(num_components, dtype=bool)
     for ids in record.mixed:
         units = component[ids]
@@ -60,6 +63,8 @@ def group_units(record: Record) -> Grouping:
     )
     entries = _Entries.build(record, keys, component)
     signature = _signatures(entries, reasons, num_components)
+    for number, ids in enumerate(record.parted):
+        np.add.at(signature, component[ids], _token(number))
     leader = np.full(num_components, len(entries.key), dtype=ID)
     np.minimum.at(leader, entries.component, np.arange(len(entries.key), dtype=ID))
 
@@ -85,7 +90,8 @@ def group_units(record: Record) -> Grouping:
                 fixed.setdefault(_fixed_name(record, parameter, d), reason)
             continue
         group_of_bundle[index] = len(groups)
-        groups.append(_width_group(record, members, exact=not mixed[unit]))
+        fewest = 2 if least_two[unit] else 1
+        groups.append(_width_group(record, members, exact=not mixed[unit], fewest=fewest))
     groups = _uniquely_named(groups)
     group_of = group_of_bundle[bundle_of[component]] if num_components else component
     return Grouping(tuple(groups), fixed, group_of, unit_of[component])
@@ -248,6 +254,12 @@ def _signatures(
     return signature
 
 
+def _token(number: int) -> np.uint64:
+    """A random number for each part that units stand in."""
+    token: np.uint64 = np.random.default_rng(1 + number).integers(2**63, dtype=np.uint64)
+    return token
+
+
 def _counted_within(bundle_of: IntArray, present: IntArray, num_components: int) -> IntArray:
     """The number of each component within its bundle, in the order of `present`."""
     unit_of = np.full(num_components, -1, dtype=ID)
@@ -259,7 +271,9 @@ def _counted_within(bundle_of: IntArray, present: IntArray, num_components: int)
     return unit_of
 
 
-def _width_group(record: Record, members: Sequence[Member], *, exact: bool) -> WidthGroup:
+def _width_group(
+    record: Record, members: Sequence[Member], *, exact: bool, fewest: int
+) -> WidthGroup:
     slices = [
         Slice(name, dim, record.roles.get((name, dim), "out"), positions, runs)
         for (name, dim), positions, runs in members
@@ -272,6 +286,7 @@ def _width_group(record: Record, members: Sequence[Member], *, exact: bool) -> W
         exact_growth=exact,
         slices=tuple(slices),
         producers=tuple(producers) or (name,),
+        min_width=fewest,
     )
 
 

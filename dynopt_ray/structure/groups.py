@@ -10,9 +10,10 @@ from torch import Tensor
 from dynopt_ray.structure.labels import IntArray
 from dynopt_ray.structure.record import Role
 
-# weight, bias; weight_ih_l0 of recurrent layers; in_proj_weight, bias_k of attention.
+# weight, bias; weight_ih_l0 of recurrent layers, weight_ih of their cells; in_proj_weight, bias_k
+# of attention.
 _LAYER_PARAMETER = re.compile(
-    r"((in|[qkv])_proj_)?(weight|bias)(_(ih|hh|hr)_l\d+(_reverse)?|_[kv])?"
+    r"((in|[qkv])_proj_)?(weight|bias)(_(ih|hh|hr)(_l\d+(_reverse)?)?|_[kv])?"
 )
 
 # What torch.nn.utils.parametrize makes of a weight.

@@ -3,6 +3,7 @@
 import contextlib
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,8 @@ def fresh_tensors(
 ) -> dict[str, Tensor]:
     """The module's own parameters and buffers as its `reset_parameters` would fill these shapes.
 
-    What that method does not reach (a module without one, a parameter used directly) is drawn
-    with the mean and the standard deviation of the entries that exist.
+    What that method does not reach (a module without one, a parameter used directly, a buffer) is
+    drawn from the entries that exist, so that what is positive, or zero or one, stays so.
 
     Args:
         module: owner of the tensors; not changed.
@@ -44,12 +45,15 @@ def fresh_tensors(
     shell.__dict__ = dict(vars(module))
     filled = {
         name: torch.full(tuple(shape), torch.nan, dtype=old[name].dtype, device=old[name].device)
-        if old[name].is_floating_point()
+        if old[name].is_floating_point() or old[name].is_complex()
         else torch.zeros(tuple(shape), dtype=old[name].dtype, device=old[name].device)
         for name, shape in shapes.items()
     }
+    # Copies of the rest: the method fills them too, and they are not ours to touch.
     shell._parameters = {
-        name: p if p is None else nn.Parameter(filled.get(name, p.detach()), p.requires_grad)
+        name: p
+        if p is None
+        else nn.Parameter(filled[name] if name in filled else p.detach().clone(), p.requires_grad)
         for name, p in module._parameters.items()
     }
     shell._buffers = {
@@ -66,7 +70,7 @@ def fresh_tensors(
             with contextlib.suppress(Exception):
                 reset()
         for name, tensor in filled.items():
-            if tensor.is_floating_point() and not tensor.is_meta:
+            if not tensor.is_meta:
                 _fill_missing(tensor, old[name])
     return filled
 
@@ -83,16 +87,17 @@ def split_shares(width: int, source: Tensor, seed: int) -> Tensor:
         seed: makes the draw repeatable.
 
     Returns:
-        Tensor (width + len(source),): the factors of the old units' outgoing weights, then of
-        the new ones'. Those of a unit and its copies sum to 1; a unit without copies has 1.
+        Tensor (width + len(source),), float64: the factors of the old units' outgoing weights,
+        then of the new ones'. Those of a unit and its copies sum to 1; a unit without copies has 1.
 
     References:
         Chen, Goodfellow, Shlens 2016, "Net2Net", eq. 4, with uneven instead of equal shares.
     """
     generator = torch.Generator().manual_seed(seed)
-    family = torch.cat([torch.arange(width), source])
-    parts = 1 + _SPLIT_SPREAD * (torch.rand(len(family), generator=generator) - 0.5)
-    return parts / torch.zeros(width).index_add_(0, family, parts)[family]
+    family = torch.cat([torch.arange(width, device="cpu"), source])
+    exact: Any = {"dtype": torch.float64, "device": "cpu"}
+    parts = 1 + _SPLIT_SPREAD * (torch.rand(len(family), generator=generator, **exact) - 0.5)
+    return parts / torch.zeros(width, **exact).index_add_(0, family, parts)[family]
 
 
 def _reset_method(module: nn.Module) -> object:
@@ -102,7 +107,6 @@ def _reset_method(module: nn.Module) -> object:
 def _fill_missing(tensor: Tensor, old: Tensor) -> None:
     missing = tensor.isnan()
     if missing.any():
-        known = old.detach().float()
-        spread = known.std() if known.numel() > 1 else torch.zeros(())
-        draw = torch.randn(tensor.shape) * spread.cpu() + known.mean().cpu()
-        tensor.copy_(torch.where(missing, draw.to(tensor), tensor))
+        at = torch.randint(old.numel(), tensor.shape, device="cpu")
+        drawn = old.detach().flatten()[at.to(old.device)]
+        tensor.copy_(torch.where(missing, drawn.to(tensor), tensor))

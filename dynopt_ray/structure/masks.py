@@ -1,8 +1,9 @@
 """Masks: weights held at zero through training, on plain parameters.
 
 A mask belongs to the parameter object. A gradient hook keeps masked gradients at zero, so no
-optimizer state builds up, and a hook after every step of the optimizer sets masked weights to zero
-again whatever the optimizer did (weight decay, noise). `state_dict` never shows any of it.
+optimizer state builds up, and a hook after every step of any optimizer sets masked weights to zero
+again whatever the optimizer did (momentum, weight decay, noise). `state_dict` never shows any of
+it.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
@@ -52,32 +54,20 @@ def note_mask(parameter: Tensor, keep: Tensor | None) -> None:
         _held[parameter] = keep
 
 
-def is_watched(optimizer: Optimizer) -> bool:
-    """Whether masks are re-applied after each step of an optimizer."""
-    return _reapply in optimizer._optimizer_step_post_hooks.values()
-
-
-def watch(optimizer: Optimizer) -> None:
-    """Re-apply the masks of an optimizer's parameters after each of its steps."""
-    if not is_watched(optimizer):
-        optimizer.register_step_post_hook(_reapply)
-
-
-def unwatch(optimizer: Optimizer) -> None:
-    """Take `watch` back."""
-    hooks = optimizer._optimizer_step_post_hooks
-    for key in [key for key, hook in hooks.items() if hook is _reapply]:
-        del hooks[key]
-
-
 def _reapply(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
+    if not len(_held):
+        return
     with torch.no_grad():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 keep = mask_of(parameter)
                 if keep is not None:
                     parameter.masked_fill_(~keep, 0)
+
+
+# For all optimizers, also those made later: whoever trains a masked weight must not revive it.
+register_optimizer_step_post_hook(_reapply)
 
 
 def masked_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dynopt_ray.structure.forward import Inputs, call
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.readers import Convolution, Reader, SumOfProducts
 from dynopt_ray.structure.record import Consumer
-from dynopt_ray.structure.tracing import tensors_in
 
 _ROWS_PER_SAMPLE = 16
 _ROWS_PER_INPUT = 10
@@ -147,10 +147,10 @@ class Observer(TorchFunctionMode):
             math.ceil(_ROWS_PER_INPUT * reader.num_inputs / self._num_batches),
         )
         if reader.num_rows <= wanted:
-            return torch.arange(reader.num_rows)
+            return torch.arange(reader.num_rows, device="cpu")
         seed = zlib.crc32(f"{use} {self._number}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randint(reader.num_rows, (wanted,), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.randint(reader.num_rows, (wanted,), generator=generator, device="cpu")
 
 
 _FORWARD = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

@@ -203,7 +203,7 @@ def _starts(
     """
     shape = _SIZES[: parameter.ndim]
     zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-    others = torch.arange(1, zeros.numel() + 1).reshape(shape).to(zeros)
+    others = torch.arange(1, zeros.numel() + 1, device="cpu").reshape(shape).to(zeros)
     for base in kind.__mro__[: kind.__mro__.index(Optimizer)]:
         for gradient in (zeros, zeros.to_sparse() if zeros.ndim else zeros):
             try:

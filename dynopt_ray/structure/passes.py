@@ -128,7 +128,7 @@ def _untraceable(model: nn.Module, error: Exception) -> TraceError:
     return TraceError(
         f"{type(model).__name__} cannot run on these example inputs: "
         f"{type(error).__name__}: {error}. Pass what the network is called with in training: a "
-        "tensor, a tuple of arguments or a dict of keyword arguments, with a batch of at least 2."
+        "tensor, a tuple of arguments or a dict of keyword arguments."
     )
 
 
@@ -143,7 +143,8 @@ def _run(
 ) -> tuple[torch.Size, ...]:
     """One pass; its outputs are pinned."""
     with undisturbed(model, training) as kept:
-        trace = Trace(tensors, record, heads)
+        buffers = [name for name, _ in model.named_buffers()]
+        trace = Trace(tensors, record, heads, buffers)
         with modules_known(model, trace), trace:
             output: Any = call(model, inputs, tensors)
         outputs = trace.outputs(output)

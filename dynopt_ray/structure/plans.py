@@ -94,6 +94,10 @@ def _check_shrink(graph: "Graph", edit: Shrink, width: int) -> int:
     group = graph[edit.group]
     side, units = ("remove", edit.remove) if edit.keep is None else ("keep", edit.keep)
     units = units or ()
+    if edit.num_bools not in (None, width):
+        raise EditError(
+            f"Shrink({edit.group!r}, {side}=…) has {edit.num_bools} bools for {width} units"
+        )
     wrong = [u for u in units if not 0 <= u < width]
     if wrong:
         raise EditError(

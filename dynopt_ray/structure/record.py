@@ -1,15 +1,17 @@
 """What one traced pass says about a network's units."""
 
 import bisect
+import math
 import operator
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from torch import nn
 
-from dynopt_ray.structure.labels import ID, IntArray
+from dynopt_ray.structure.labels import ID, IntArray, Labels
 
 Role = Literal["out", "in", "scale"]
 
@@ -66,6 +68,13 @@ class Work:
     coefficient: int
     factors: tuple[IntArray, ...]
 
+    @classmethod
+    def over(cls, labels: Labels, sizes: Sequence[int]) -> "Work":
+        """One piece of work for each place of a space of these sizes."""
+        labelled = {dim for label in labels for dim in label.dims}
+        rest = math.prod(size for dim, size in enumerate(sizes) if dim not in labelled)
+        return cls(rest, tuple(label.ids.ravel() for label in labels))
+
 
 @dataclass(frozen=True, eq=False)
 class Link:
@@ -94,6 +103,10 @@ class Record:
     """Units of which there are as many as of others: tied, unless they are these very units."""
     normed: list[IntArray] = field(default_factory=list)
     """Units whose weights are normalised over them: none shows that has no weights."""
+    never_one: list[IntArray] = field(default_factory=list)
+    """Units of which two must stay: a dimension of one would be squeezed away."""
+    parted: list[IntArray] = field(default_factory=list)
+    """Units that an operation treats by where they stand, apart from those beside them."""
     factors: list[IntArray] = field(default_factory=list)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)

@@ -136,7 +136,7 @@ def best_ridges(loss: Callable[[Tensor], Tensor], num_problems: int) -> Tensor:
         loss: ridges (problems,) -> losses (problems,).
         num_problems: how many there are.
     """
-    best = torch.full((num_problems,), RIDGE, dtype=torch.float64)
+    best = torch.full((num_problems,), RIDGE, dtype=torch.float64, device="cpu")
     least = loss(best)
     for step in (_STEP, 1 / _STEP):
         going = torch.ones_like(best, dtype=torch.bool)
@@ -173,7 +173,7 @@ def ridge_solve(
     trace_G = second_GKK.diagonal(dim1=1, dim2=2).sum(1)
     # Rounding may leave variances below zero.
     scale_G = trace_G.clamp(min=0) / (size if num_inputs_G is None else num_inputs_G)
-    ridge_G = torch.as_tensor(ridge).to(scale_G).expand_as(scale_G)
+    ridge_G = torch.as_tensor(ridge, device=scale_G.device).to(scale_G).expand_as(scale_G)
     floor_G = torch.full_like(scale_G, 1e-12)
     while True:
         shift = (ridge_G * scale_G + floor_G)[:, None].expand(-1, size)

@@ -164,7 +164,9 @@ def _shares(changes: Sequence[Change], axes: Mapping[Key, Axis], draw: Draw) -> 
         for s in moved_group(change.group, change, axes).slices:
             if s.role == "in":
                 key = (s.parameter, s.dim)
-                factor = factors.setdefault(key, torch.ones(len(axes[key].index)))
+                factor = factors.setdefault(
+                    key, torch.ones(len(axes[key].index), device="cpu", dtype=torch.float64)
+                )
                 factor[s.positions] = shares[:, None].expand(s.positions.shape)
     return factors
 

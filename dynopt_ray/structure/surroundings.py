@@ -11,6 +11,7 @@ from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_m
 
 from dynopt_ray.structure.masks import mask_of, note_mask
 
+_DEPTH = 4
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -73,6 +74,10 @@ class Surroundings:
             for key, value in attributes.items()
             if isinstance(value, dict | list | set)
         ]
+        # Deeper, and in their classes: a pass without data must leave nothing there either.
+        kept = [value for _, key, value, _ in self._contents if key not in _OF_EVERY_MODULE]
+        kept += [value for kind in {type(m) for m in model.modules()} for value in _of_class(kind)]
+        self._deeper = [(one, one.copy()) for value in kept for one in _containers(value)]
         hooks: list[dict[Any, Any]] = [one._optimizer_step_post_hooks for one in optimizers]
         hooks += [modules._global_forward_hooks, modules._global_forward_pre_hooks]
         self._hooks = [(live, live.copy()) for live in hooks]
@@ -106,6 +111,8 @@ class Surroundings:
             if key not in _OF_EVERY_MODULE and _holds_tensor(live, kept):
                 self.caches.append((module, key))
             _set_contents(live, kept)
+        for live, kept in self._deeper:
+            _set_contents(live, kept)
         for live, kept in self._hooks:
             _set_contents(live, kept)
         for parameter, mask, hooks in self._parameters:
@@ -113,6 +120,25 @@ class Surroundings:
             if parameter._backward_hooks is not None:
                 _set_contents(parameter._backward_hooks, hooks)
         self._random.restore()
+
+
+def _of_class(kind: type[nn.Module]) -> list[Any]:
+    """The dicts and lists that a class of modules keeps for all of them, torch's own apart."""
+    own = [base for base in kind.__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
+    return [
+        value
+        for base in own
+        for key, value in vars(base).items()
+        if isinstance(value, dict | list | set) and not key.startswith("__")
+    ]
+
+
+def _containers(value: Any, depth: int = _DEPTH) -> Iterable[Any]:
+    """A dict, list or set, and those that it holds."""
+    if depth and isinstance(value, dict | list | set):
+        yield value
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _containers(item, depth - 1)
 
 
 def _modes() -> list[Any]:

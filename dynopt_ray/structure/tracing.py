@@ -7,7 +7,6 @@ decided here: ties are only collected, and `grouping` merges them when the pass 
 An operation without a rule is not assumed harmless: what it touches becomes fixed.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -17,15 +16,23 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from dynopt_ray.structure.counts import Kept, UnitCount
+from dynopt_ray.errors import TraceError
+from dynopt_ray.structure.counts import (
+    NUMBERS,
+    SIZES,
+    Kept,
+    counted_entries,
+    counted_sizes,
+)
 from dynopt_ray.structure.labels import IntArray, Label, Labels, covering
+from dynopt_ray.structure.nested import given_tensors, storage_of, tensors_in
 from dynopt_ray.structure.opened import OPENED
 from dynopt_ray.structure.record import Consumer, Link, Record, Role, Work
-from dynopt_ray.structure.registry import KEEPS_ZEROS, RULES
+from dynopt_ray.structure.registry import KEEPS_ZEROS, RULES, Rule
 from dynopt_ray.structure.shapes import shape_only
 
 Heads = Literal["heads", "dims"]
-_SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
+_LEAVES = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist}
 _VALUES = {
     *(torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.__index__),
     *(torch.Tensor.item, torch.Tensor.tolist, torch.is_nonzero, torch.equal, torch.allclose),
@@ -39,12 +46,20 @@ class Trace(TorchFunctionMode):
         tensors: name -> tensor for every parameter and buffer, as the network will meet them.
         record: where to write.
         heads: what a unit of attention is: a whole head, or one coordinate of all heads.
+        buffers: which of the tensors training does not change.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], record: Record, heads: Heads) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        record: Record,
+        heads: Heads,
+        buffers: Iterable[str] = (),
+    ) -> None:
         super().__init__()
         self.record = record
         self.heads: Heads = heads
+        self.buffers = frozenset(buffers)
         self.running: list[tuple[str, nn.Module]] = []
         self.calls: dict[str, list[tuple[bool, int | None]]] = {}
         self.modules: dict[str, nn.Module] = {}
@@ -75,32 +90,41 @@ class Trace(TorchFunctionMode):
                 out = opened(*args, **kwargs)
         elif (out := shape_only(func, args, kwargs)) is None:
             out = func(*args, **kwargs)
-        if func in _SIZES:
-            return self._counted(out, *args, **kwargs)
+        if func in SIZES:
+            return counted_sizes(out, self.labels(args[0]), self.record, *args, **kwargs)
+        if func in NUMBERS:
+            return counted_entries(func, out, self.labels(args[0]), self.record)
         self.record.by_value |= func in _VALUES
+        if func in _LEAVES:
+            self.pin(self.labels(args[0]), "its values are read outside of torch")
         if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
             self.pin_picked((args, kwargs))
         handler = RULES.get(func)
-        if handler is not None:
-            handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
+        if kwargs.get("out") is not None:
+            unknown_operation(self, (), func, args, kwargs, "a given tensor is written to,")
+        elif handler is not None:
+            self._follow(handler, out, func, args, kwargs)
         elif any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)
         self._note_made(out, args, kwargs)
-        if func in KEEPS_ZEROS and all(map(self.is_weight, tensors_in((args, kwargs)))):
+        if func in KEEPS_ZEROS and self._is_of_weights(func, args, kwargs):
             self._weights.update((id(t), t) for t in tensors_in(out))
         return out
 
-    def _counted(self, size: Any, tensor: Tensor, dim: int | None = None) -> Any:
-        """A size, or all sizes, of a tensor; those of units know which units they count."""
-        counts = {
-            d: UnitCount(label.ids, self.record)
-            for label in self.labels(tensor)
-            if len(label.dims) == 1
-            for d in label.dims
-        }
-        if dim is None:
-            return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
-        return counts.get(dim % tensor.ndim, size)
+    def _follow(
+        self,
+        handler: Rule,
+        out: Any,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Let a rule say how ids flow; what it cannot follow becomes fixed."""
+        try:
+            handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
+        except Exception as error:  # a rule may be the user's own
+            failed = f"rule {handler.__name__!r} failed ({type(error).__name__}: {error})"
+            unknown_operation(self, out, func, args, kwargs, failed)
 
     @property
     def blocks(self) -> dict[str, int | None]:
@@ -191,8 +215,13 @@ class Trace(TorchFunctionMode):
 
     def outputs(self, output: Any) -> list[Tensor]:
         """The tensors that the network gives; their units are fixed."""
-        tensors = list(tensors_in(output))
-        self.pin_picked(output)
+        tensors = list(given_tensors(output))
+        if not tensors:
+            raise TraceError(
+                f"it gives a {type(output).__name__}, in which no tensor is found; let it give "
+                "tensors, or a tuple, list, dict or dataclass of them"
+            )
+        self.pin_picked(tensors)
         for tensor in tensors:
             self.pin(self.labels(tensor), "it is the network's output")
         return tensors
@@ -211,6 +240,17 @@ class Trace(TorchFunctionMode):
         """Whether a tensor is a parameter, or made of some such that their zeros stay zeros."""
         return id(tensor) in self._weights
 
+    def _is_of_weights(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+        """Whether a result can be zero by zeros in one weight alone, and learn from there."""
+        tensors = list(tensors_in((args, kwargs)))
+        if not all(map(self.is_weight, tensors)):
+            return False
+        # w·w is flat at zero, and w/w nothing.
+        wide = [t for t in tensors if any(t.shape[d] > 1 for d in range(t.ndim))]
+        return len(tensors) < 2 or (
+            "div" not in func.__name__ and len({tuple(t.shape) for t in wide}) == len(wide)
+        )
+
     def reads(self, tensor: Tensor, dim: int) -> None:
         """Units are summed over, weighted by `tensor`, along `dim` of it.
 
@@ -225,6 +265,15 @@ class Trace(TorchFunctionMode):
                 continue
             for key in self.record.owners(label.ids):
                 self._set_role(key, "in")
+                if key[0] in self.buffers:  # never learns what new units mean
+                    self.mix(label.ids)
+
+    def makes(self, weight: Tensor, dim: int) -> None:
+        """Units come into being along `dim` of a weight."""
+        for label in self.labels(weight):
+            if dim in label.dims:
+                for key in self.record.owners(label.ids):
+                    self._set_role(key, "out")
 
     def _set_role(self, key: tuple[str, int], role: Role) -> None:
         """A weight that makes units in one place and reads them in another cannot grow exactly."""
@@ -249,10 +298,19 @@ class Trace(TorchFunctionMode):
     def consume(self, weight: Tensor, out: Tensor, **how: Any) -> None:
         """Note that `out` is linear in the units that `weight` reads; see `Consumer`."""
         name = self.name(weight)
-        if name is not None:
+        if name is not None and not weight.is_complex():
             consumer = Consumer(name, **how)
             self._producers[id(out)] = consumer
             self.record.consumers[name].append(consumer)
+
+    def forget_consumer(self, out: Tensor) -> None:
+        """`out` is not what a product gave, after all."""
+        consumer = self._producers.pop(id(out), None)
+        if consumer is not None:
+            uses = self.record.consumers[consumer.weight]
+            uses.remove(consumer)
+            if not uses:
+                del self.record.consumers[consumer.weight]
 
     def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
         """A BatchNorm reads `source`: its running mean can absorb a missing bias."""
@@ -283,16 +341,16 @@ class Trace(TorchFunctionMode):
     def count(self, labels: Labels, sizes: Sequence[int]) -> None:
         """Note the multiply-adds of a product over a joint space of these sizes."""
         if self.record.with_costs:
-            self.record.work.append(_work(labels, sizes))
+            self.record.work.append(Work.over(labels, sizes))
 
     def _note_made(self, out: Any, args: Any, kwargs: Any) -> None:
         """Note what an operation writes: views write nothing."""
         if not self.record.with_costs:
             return
-        given = {t.untyped_storage()._cdata for t in tensors_in((args, kwargs))}
+        given = {storage_of(t) for t in tensors_in((args, kwargs))}
         for tensor in tensors_in(out):
-            if tensor.untyped_storage()._cdata not in given:
-                work = _work(self.labels(tensor), tensor.shape)
+            if storage_of(tensor) not in given:
+                work = Work.over(self.labels(tensor), tensor.shape)
                 size = tensor.element_size() * work.coefficient
                 self.record.made.append(replace(work, coefficient=size))
 
@@ -321,37 +379,17 @@ class Trace(TorchFunctionMode):
                 self.record.links.append(Link(size.place, rows[0]))
 
 
-def _work(labels: Labels, sizes: Sequence[int]) -> Work:
-    labelled = {dim for label in labels for dim in label.dims}
-    coefficient = math.prod(s for dim, s in enumerate(sizes) if dim not in labelled)
-    return Work(coefficient, tuple(label.ids.ravel() for label in labels))
-
-
 def unknown_operation(
     trace: Trace,
     out: Any,
     func: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    why: str = "no rule",
 ) -> None:
     """No rule: everything the operation read becomes fixed, its result has no units."""
     name = resolve_name(func) or getattr(func, "__name__", repr(func))
     for tensor in tensors_in((args, kwargs)):
-        trace.pin(trace.labels(tensor), f"no rule for the operation {name}")
+        trace.pin(trace.labels(tensor), f"{why} for the operation {name}")
     for tensor in tensors_in(out):
         trace.set(tensor, ())
-
-
-def tensors_in(value: Any) -> Iterable[Tensor]:
-    """All tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for key in value.__dataclass_fields__:
-            yield from tensors_in(getattr(value, key))

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynopt_ray.structure.masks import is_watched, mask_of, set_mask, unwatch, watch
+from dynopt_ray.structure.masks import mask_of, set_mask
 from dynopt_ray.structure.surroundings import Surroundings
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Transaction:
@@ -90,12 +92,6 @@ class Transaction:
         self._undo.append(lambda: set_mask(parameter, old))
         set_mask(parameter, keep)
 
-    def watch(self, optimizer: Optimizer) -> None:
-        """Let an optimizer keep masks after each of its steps."""
-        if not is_watched(optimizer):
-            self._undo.append(lambda: unwatch(optimizer))
-            watch(optimizer)
-
 
 def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
     tensor.grad = None
@@ -118,6 +114,8 @@ def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | 
 
 def _in_format_of(old: Tensor, value: Tensor) -> Tensor:
     """Keep channels-last weights channels-last: convolutions are several times faster so."""
-    if old.ndim == 4 and not old.is_contiguous():
-        return value.contiguous(memory_format=torch.channels_last)
+    if not old.is_contiguous():
+        for ndim, memory_format in _CHANNELS_LAST.items():
+            if old.ndim == ndim and old.is_contiguous(memory_format=memory_format):
+                return value.contiguous(memory_format=memory_format)
     return value.contiguous()

@@ -172,7 +172,11 @@ class Verifier:
         sizes = {(name, dim): self._tensors[name].shape[dim] for name, dim in keys}
         for gone in (0, 1):
             changes = [
-                Change(g, torch.arange(gone, g.width), torch.full((self._step(g) + gone,), -1))
+                Change(
+                    g,
+                    torch.arange(gone, g.width, device="cpu"),
+                    torch.full((self._step(g) + gone,), -1, device="cpu"),
+                )
                 for g in groups
             ]
             axes = new_axes(changes, sizes)

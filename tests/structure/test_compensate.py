@@ -228,7 +228,11 @@ def test_silent_inputs_are_no_obstacle() -> None:
 
 @pytest.mark.parametrize(
     ("batches", "message"),
-    [([], "never reach"), ([torch.full((4, 7), torch.nan)], "not finite")],
+    [
+        ([], "no batches"),
+        ([[torch.ones(4, 7)]], "batch 0 is a list"),
+        ([torch.full((4, 7), torch.nan)], "not finite"),
+    ],
 )
 def test_bad_batches_are_refused_and_nothing_changes(batches: Any, message: str) -> None:
     model, inputs = trained("mlp")

@@ -104,7 +104,7 @@ def test_growth_that_cannot_be_exact_must_be_allowed() -> None:
         (lambda: Grow("0", units=True), "adds nothing"),
         (lambda: Shrink("0"), "either remove=… or keep=…"),
         (lambda: Shrink("0", remove=[1], keep=[0]), "either remove=… or keep=…"),
-        (lambda: Shrink("0", remove=cast(Any, torch.tensor([1.5]))), "integer unit indices"),
+        (lambda: Shrink("0", remove=cast(Any, torch.tensor([1.5]))), "sequence of unit indices"),
         (lambda: Mask("2.weight", keep=torch.ones(9, 12)), "bool tensor"),
     ],
 )

@@ -6,8 +6,9 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.labels import Label, Labels, without
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.registry import rule
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -54,7 +55,7 @@ def convolution(
     labels = (*rest, *(() if made is None else (Label((channel,), made),)))
     trace.set(out, labels)
     kernel = weight[0, 0].numel()
-    if groups == num_channels:
+    if groups == num_channels > 1:
         trace.count(labels, [*out.shape, kernel])
     else:
         inner = () if read is None else (Label((out.ndim,), read),)
@@ -101,28 +102,54 @@ def transposed_convolution(
 
 
 @rule(
-    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "lp_pool2d"),
-    *(
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-        "max_pool1d_with_indices",
-    ),
-    *(
-        "max_pool2d_with_indices",
-        "max_pool3d_with_indices",
-        "interpolate",
-        "upsample",
-        "local_response_norm",
-    ),
+    *("avg_pool1d", "max_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "lp_pool1d"),
+    "max_pool1d_with_indices",
 )
-def over_space(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
+def over_one_dim(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
+    """Pooled along the last dimension."""
+    _over_space(trace, out, input, 1)
+
+
+@rule(
+    *("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "lp_pool2d"),
+    "max_pool2d_with_indices",
+)
+def over_two_dims(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
+    """Pooled along the last two dimensions."""
+    _over_space(trace, out, input, 2)
+
+
+@rule(
+    *("avg_pool3d", "max_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d"),
+    "max_pool3d_with_indices",
+)
+def over_three_dims(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
+    """Pooled along the last three dimensions."""
+    _over_space(trace, out, input, 3)
+
+
+@rule("interpolate", "upsample")
+def resampled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Another size of space; channels lie along dimension 1."""
+    _over_space(trace, out, input, input.ndim - 2)
+
+
+@rule("local_response_norm")
+def local_response_norm(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Divided by what lies in neighbouring channels, which an edit would make others."""
+    for label in trace.labels(input):
+        if 1 in label.dims:
+            trace.pin(label.ids, "normalised over its neighbours")
+    trace.set(out, trace.labels(input))
+
+
+def _over_space(trace: Trace, out: Any, input: Tensor, num_dims: int) -> None:
     """Each channel by itself; units along space are used up in an unknown way."""
     for tensor in tensors_in(out):
         kept = []
         for label in trace.labels(input):
-            if all(tensor.shape[d] == input.shape[d] and d < 2 for d in label.dims):
+            before = all(d < input.ndim - num_dims for d in label.dims)
+            if before and all(tensor.shape[d] == input.shape[d] for d in label.dims):
                 kept.append(label)
             else:
                 trace.pin(label.ids, "pooled or resampled along this dimension")

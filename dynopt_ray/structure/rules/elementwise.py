@@ -4,18 +4,19 @@ from typing import Any
 
 from torch import Tensor
 
-from dynopt_ray.structure.counts import Size
+from dynopt_ray.structure.counts import Size, Tracked
 from dynopt_ray.structure.labels import Label
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.record import Role
 from dynopt_ray.structure.registry import keeps_zeros, rule
 from dynopt_ray.structure.rules.joining import broadcast
 from dynopt_ray.structure.rules.sizes import counted
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 keeps_zeros(
     *("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__", "div", "divide", "__truediv__"),
     *("neg", "negative", "__neg__", "clone", "contiguous", "detach", "to", "type", "type_as"),
-    *("float", "half", "double", "bfloat16", "cpu", "cuda", "data", "relu", "abs", "square"),
+    *("float", "half", "double", "bfloat16", "cpu", "cuda", "data"),
 )
 
 
@@ -49,9 +50,7 @@ keeps_zeros(
 )
 def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     """Tie the units that meet; parameters among the operands take part like any tensor."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Size):
-            value.as_value()
+    _valued((*args, *kwargs.values()))
     operands = list(tensors_in((args, kwargs)))
     for tensor in operands:
         trace.use(tensor)
@@ -109,6 +108,8 @@ def made_here(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     """
     given = [a for a in (*args, *kwargs.values()) if isinstance(a, int | tuple | list)]
     sizes = next((list(a) for a in given if not isinstance(a, int)), given)[: out.ndim]
+    _valued(given[1:] if len(given) > 1 and not isinstance(given[0], int) else ())
+    _valued([kwargs.get("fill_value"), kwargs.get("high")])
     labels = [
         Label((dim,), trace.record.fresh(out.shape[dim]))
         for dim, size in enumerate(sizes)
@@ -118,29 +119,27 @@ def made_here(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     counted(trace, out, sizes)
 
 
-@rule(
-    *(
-        "arange",
-        "linspace",
-        "logspace",
-        "eye",
-        "tensor",
-        "as_tensor",
-        "scalar_tensor",
-        "new_tensor",
-    ),
-    *(
-        "meshgrid",
-        "one_hot",
-        "randperm",
-        "tril_indices",
-        "triu_indices",
-    ),
-)
+@rule("arange", "eye", "meshgrid", "one_hot", "randperm", "tril_indices", "triu_indices")
 def data(trace: Trace, out: Any, *_: Any, **__: Any) -> None:
     """A tensor made inside forward whose values depend on where they stand: data without units."""
     for tensor in tensors_in(out):
         trace.set(tensor, ())
+
+
+@rule("linspace", "logspace", "tensor", "as_tensor", "scalar_tensor", "new_tensor")
+def numbers(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
+    """A tensor of given numbers; sizes among them are values."""
+    _valued((args, *kwargs.values()))
+    data(trace, out)
+
+
+def _valued(given: Any) -> None:
+    """What is a size among some arguments has a part in the values."""
+    if isinstance(given, Tracked):
+        given.as_value()
+    elif isinstance(given, list | tuple):
+        for value in given:
+            _valued(value)
 
 
 @rule("tril", "triu", "tril_", "triu_")

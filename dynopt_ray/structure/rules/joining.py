@@ -45,6 +45,7 @@ def contract(
         before, labels = labels, summed_over(trace, labels, dim)
         if len(labels) < len(before):
             _note_reader(trace, operands, dim)
+    _note_makers(trace, operands, out_dims)
     position = [list(out_dims).index(d) if d in out_dims else -1 for d in range(len(sizes))]
     trace.set(out, renumbered(labels, position))
     if len(operands) == 2 and summed:
@@ -71,6 +72,16 @@ def _note_reader(trace: Trace, operands: Sequence[Operand], dim: int) -> None:
     tensors = [(t, list(dims).index(dim)) for t, dims in operands if dim in dims]
     weights = [(t, own) for t, own in tensors if trace.is_weight(t)]
     trace.reads(*(weights or tensors)[-1])
+
+
+def _note_makers(trace: Trace, operands: Sequence[Operand], out_dims: Sequence[int]) -> None:
+    """A weight makes the units that only it brings."""
+    for weight, dims in operands:
+        if len(operands) > 1 and trace.is_weight(weight):
+            others = {d for tensor, their in operands if tensor is not weight for d in their}
+            for own, dim in enumerate(dims):
+                if dim in out_dims and dim not in others:
+                    trace.makes(weight, own)
 
 
 def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Labels:

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from dynopt_ray.structure.labels import Label, Labels
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.registry import rule
 from dynopt_ray.structure.rules.joining import broadcast, contract
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("linear")
@@ -32,8 +33,18 @@ def linear(
 
 
 @rule("embedding")
-def embedding(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> None:
+def embedding(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *_: Any,
+    **__: Any,
+) -> None:
     """Row `input` of a table: one row per index, so only the columns are units."""
+    del padding_idx
     trace.use(weight, "in", "out")
     rows, columns = trace.units(weight, 0), trace.units(weight, 1)
     if rows is not None:
@@ -41,6 +52,8 @@ def embedding(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, *_: Any,
     made: Labels = ()
     if columns is not None:
         trace.link("embedding_dim", columns, owner=weight)
+        if max_norm is not None:
+            trace.mix(columns)
         made = (Label((out.ndim - 1,), columns),)
     trace.set(out, (*trace.labels(input), *made))
 
@@ -77,6 +90,8 @@ def add_matmul(trace: Trace, out: Tensor, *args: Tensor, **kwargs: Any) -> None:
     """`input + one @ other`, whose names differ from one of these operations to the next."""
     input, one, other = list(tensors_in((args, kwargs)))[:3]
     matmul(trace, out, one, other)
+    if {"alpha", "beta"} & kwargs.keys():
+        trace.forget_consumer(out)  # it is scaled besides
     trace.use(input)
     trace.set(out, broadcast(trace, [out, input], out))
 

@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.registry import rule
 from dynopt_ray.structure.rules.joining import broadcast
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("cross_entropy", "nll_loss", "multi_margin_loss", "ctc_loss", "multilabel_margin_loss")

@@ -26,6 +26,7 @@ def batch_norm(
     channels = _scaled_by(trace, input, 1, (weight, bias, running_mean, running_var))
     if channels is not None:
         trace.link("num_features", channels)
+    _mix_all_but(trace, input, 1)
     trace.normalised(input, running_mean)
     trace.set(out, trace.labels(input))
 
@@ -85,6 +86,7 @@ def group_norm(
             trace.link("num_groups", grouped[:, 0])
         else:
             trace.mix(channels)
+    _mix_all_but(trace, input, 1)
     trace.set(out, trace.labels(input))
 
 
@@ -104,6 +106,13 @@ def weight_norm(trace: Trace, out: Tensor, v: Tensor, g: Tensor, dim: int = 0) -
         else:
             trace.record.normed.append(label.ids.ravel())
     trace.set(out, trace.labels(v))
+
+
+def _mix_all_but(trace: Trace, input: Tensor, dim: int) -> None:
+    """Statistics over all other dimensions depend on how many units lie there."""
+    for label in trace.labels(input):
+        if label.dims != (dim,):
+            trace.mix(label.ids)
 
 
 def _scaled_by(

@@ -7,9 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.labels import IntArray, Label
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.record import Work
 from dynopt_ray.structure.registry import rule
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("lstm")
@@ -30,6 +31,50 @@ def rnn(trace: Trace, out: Any, input: Tensor, hx: Any, params: Any, *rest: Any)
     _recurrent(trace, out, input, hx, params, rest, num_gates=1)
 
 
+@rule("lstm_cell")
+def lstm_cell(trace: Trace, out: Any, input: Tensor, hx: Any, *params: Any) -> None:
+    """One step of an LSTM."""
+    _one_step(trace, out, input, hx, params, num_gates=4)
+
+
+@rule("gru_cell")
+def gru_cell(trace: Trace, out: Any, input: Tensor, hx: Any, *params: Any) -> None:
+    """One step of a GRU."""
+    _one_step(trace, out, input, hx, params, num_gates=3)
+
+
+@rule("rnn_tanh_cell", "rnn_relu_cell")
+def rnn_cell(trace: Trace, out: Any, input: Tensor, hx: Any, *params: Any) -> None:
+    """One step without gates."""
+    _one_step(trace, out, input, hx, params, num_gates=1)
+
+
+def _one_step(
+    trace: Trace, out: Any, input: Tensor, hx: Any, params: Sequence[Any], *, num_gates: int
+) -> None:
+    given = [p for p in params if p is not None]
+    hidden = _units(trace, given[0], num_gates)
+    trace.link("hidden_size", hidden)
+    _cell(
+        trace,
+        given,
+        hidden,
+        hidden,
+        num_gates,
+        num_steps=input.shape[:-1].numel(),
+        has_biases=len(given) > 2,
+        projected=False,
+    )
+    read = trace.units(given[0], 1)
+    trace.match(input, -1, read)
+    if read is not None:
+        trace.link("input_size", read)
+    for state in tensors_in(hx):
+        trace.match(state, -1, hidden)
+    for state in tensors_in(out):
+        trace.set(state, (Label((state.ndim - 1,), hidden),))
+
+
 def _recurrent(
     trace: Trace,
     out: Any,
@@ -40,7 +85,8 @@ def _recurrent(
     *,
     num_gates: int,
 ) -> None:
-    if not isinstance(params, tuple | list):  # packed sequences come in another order
+    # Packed sequences come in another order: the second is how many go on at each step.
+    if not isinstance(params, tuple | list) or (num_gates == 4 and isinstance(hx, Tensor)):
         _packed(trace, out, (input, hx, params, rest))
         return
     has_biases, num_layers, _, _, bidirectional, _ = rest

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from dynopt_ray.structure.labels import covering, renumbered
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.registry import rule
 from dynopt_ray.structure.rules.joining import broadcast, summed_over
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule(
@@ -50,9 +51,13 @@ def vector_norm(
 
 
 @rule("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp")
-def along(trace: Trace, out: Tensor, input: Tensor, dim: int = -1, *_: Any, **__: Any) -> None:
+def along(
+    trace: Trace, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any
+) -> None:
     """The shape stays, but each unit's value depends on the others along the dimension."""
     trace.use(input)
+    if dim is None:  # what torch takes where softmax is given none
+        dim = 0 if input.ndim in (0, 1, 3) else 1
     label = covering(trace.labels(input), dim % input.ndim)
     if label is not None:
         trace.mix(label.ids, label.dims.index(dim % input.ndim))

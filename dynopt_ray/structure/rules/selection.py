@@ -1,6 +1,6 @@
 """Operations that choose among a tensor's coordinates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from dynopt_ray.structure.counts import Kept, Size
 from dynopt_ray.structure.labels import Label, Labels, along, covering, renumbered
+from dynopt_ray.structure.nested import tensors_in
 from dynopt_ray.structure.registry import rule
-from dynopt_ray.structure.tracing import Trace, tensors_in
+from dynopt_ray.structure.rules.sizes import listed
+from dynopt_ray.structure.tracing import Trace
 
 
 @rule("__getitem__")
@@ -23,11 +25,17 @@ def getitem(trace: Trace, out: Tensor, input: Tensor, index: Any) -> None:
 @rule("__setitem__")
 def setitem(trace: Trace, out: None, input: Tensor, index: Any, value: Any) -> None:
     """What is written must match what it replaces."""
-    # `tracing` skips operations without a result; this one reaches it as `out=None`.
     del out
-    if isinstance(value, Tensor):
+    if not isinstance(value, Tensor):
+        indexed(trace, input, index, input)
+        trace.pin_picked(input)
+    else:
         target = indexed(trace, input, index, value)
         trace.pin_picked(value)
+        covered = {dim for label in target for dim in label.dims}
+        for label in trace.labels(value):
+            if not covered.intersection(label.dims):
+                trace.pin(label.ids, "written into a tensor without units of its own")
         for label in target:
             twin = next((o for o in trace.labels(value) if o.dims == label.dims), None)
             if twin is not None and twin.ids.shape == label.ids.shape:
@@ -58,7 +66,32 @@ def narrow(trace: Trace, out: Tensor, input: Tensor, dim: int, start: int, lengt
     trace.set(out, labels)
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split")
+@rule("chunk", "tensor_split")
+def chunk(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any, dim: int = 0) -> None:
+    """So many parts, or parts that end at given places."""
+    if isinstance(parts, int) and len(out) == parts:
+        split(trace, out, input, out[0].shape[dim], dim)
+    else:
+        _parts(trace, out, input, dim)
+
+
+@rule("glu")
+def gated(trace: Trace, out: Tensor, input: Tensor, dim: int = -1) -> None:
+    """One half, gated by the other."""
+    dim %= input.ndim
+    halves = [_sliced(trace, trace.labels(input), dim, part) for part in _halves(input, dim)]
+    trace.use(input)
+    for one, other in zip(*halves, strict=True):
+        trace.tie(one.ids, other.ids)
+    trace.set(out, halves[0])
+
+
+def _halves(input: Tensor, dim: int) -> tuple[slice, slice]:
+    middle = input.shape[dim] // 2
+    return slice(middle), slice(middle, None)
+
+
+@rule("split", "split_with_sizes")
 def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: int = 0) -> None:
     """Consecutive parts. Equal parts stay equal at another width, so their units are tied."""
     trace.use(input)
@@ -68,17 +101,27 @@ def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: i
     if label is not None and len(set(widths)) == 1 and len(widths) > 1 and len(label.dims) == 1:
         trace.record.factors.append(label.ids.reshape(len(widths), -1))
     asked = sizes if isinstance(sizes, tuple | list) else [sizes] * len(out)
-    start = 0
-    for part, size in zip(out, asked, strict=False):
-        stop = start + part.shape[dim]
-        labels = _sliced(trace, trace.labels(input), dim, slice(start, stop))
+    found = _parts(trace, out, input, dim)
+    for size, labels in zip(asked, found, strict=False):
         # Of a size that was divided, all parts together are the whole.
         whole = isinstance(size, Size) and size.divisor == len(out)
         _counted_along(trace, trace.labels(input) if whole else labels, dim, size)
         if isinstance(size, Kept) and size.less:
             _counted_along(trace, trace.labels(input), dim, size.whole)
-        trace.set(part, labels)
+
+
+def _parts(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int) -> list[Labels]:
+    """Consecutive parts of a dimension; their labels, which they have got."""
+    trace.use(input)
+    dim %= input.ndim
+    found = []
+    start = 0
+    for part in out:
+        stop = start + part.shape[dim]
+        found.append(_sliced(trace, trace.labels(input), dim, slice(start, stop)))
+        trace.set(part, found[-1])
         start = stop
+    return found
 
 
 @rule("unbind")
@@ -125,37 +168,93 @@ def fold(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
     trace.set(out, tuple(kept))
 
 
-@rule("index_select", "gather", "take_along_dim", "flip", "roll", "topk", "sort")
-def reorder(trace: Trace, out: Any, input: Tensor, *args: Any, **kwargs: Any) -> None:
+@rule("index_select", "gather")
+def gather(trace: Trace, out: Tensor, input: Tensor, dim: int, *_: Any, **__: Any) -> None:
+    """Chosen coordinates of one dimension."""
+    _reordered(trace, out, input, [dim])
+
+
+@rule("take_along_dim")
+def take_along_dim(
+    trace: Trace, out: Tensor, input: Tensor, indices: Tensor, dim: int | None = None
+) -> None:
+    """Chosen coordinates of one dimension, or of all."""
+    del indices
+    _reordered(trace, out, input, range(input.ndim) if dim is None else [dim])
+
+
+@rule("flip")
+def flip(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> None:
+    """Dimensions backwards."""
+    _reordered(trace, out, input, listed(kwargs.get("dims", dims)))
+
+
+@rule("roll")
+def roll(trace: Trace, out: Tensor, input: Tensor, shifts: Any, dims: Any = ()) -> None:
+    """Dimensions shifted in a circle; all at once without `dims`."""
+    del shifts
+    dims = [dims] if isinstance(dims, int) else dims
+    _reordered(trace, out, input, dims or range(input.ndim))
+
+
+@rule("topk")
+def topk(trace: Trace, out: Any, input: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> None:
+    """The largest along a dimension."""
+    del k
+    _reordered(trace, out, input, [dim])
+
+
+@rule("sort", "argsort")
+def sort(trace: Trace, out: Any, input: Tensor, *args: Any, **kwargs: Any) -> None:
+    """In order along a dimension."""
+    numbers = [a for a in args if type(a) is not bool]  # sort(stable=…) has it elsewhere
+    _reordered(trace, out, input, [kwargs.get("dim", *numbers[:1] or [-1])])
+
+
+def _reordered(trace: Trace, out: Any, input: Tensor, dims: Iterable[int]) -> None:
     """Coordinates in another order: dimensions that change may not be resized."""
     trace.use(input)
-    dims = kwargs.get("dims", kwargs.get("dim", [a for a in args if isinstance(a, int)][-1:]))
-    if not dims and dims != 0:
-        dims = next((a for a in args if isinstance(a, tuple | list)), range(input.ndim))
+    labels = trace.labels(input)
+    for dim in dims:
+        label = covering(labels, dim % max(input.ndim, 1))
+        if label is not None:
+            trace.pin(label.ids, "its units are put in another order")
+            labels = tuple(other for other in labels if other is not label)
     for tensor in tensors_in(out):
-        labels = trace.labels(input)
-        for dim in [dims] if isinstance(dims, int) else dims:
-            label = covering(labels, dim % input.ndim)
-            if label is not None:
-                trace.pin(label.ids, "its units are put in another order")
-                labels = tuple(other for other in labels if other is not label)
         trace.set(tensor, labels)
 
 
 @rule("pad")
-def pad(trace: Trace, out: Tensor, input: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> None:
+def pad(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    pad: Sequence[int],
+    mode: str = "constant",
+    *_: Any,
+    **__: Any,
+) -> None:
     """Constant coordinates around the others; those in front of units cannot be resized."""
     trace.use(input)
     labels: list[Label] = []
     for label in trace.labels(input):
         ids = label.ids
+        if mode != "constant" and any(_padding(pad, input.ndim, dim) for dim in label.dims):
+            trace.pin(label.ids, "padded with others of its units")
+            continue
         for axis, dim in enumerate(label.dims):
-            offset = 2 * (input.ndim - 1 - dim)
-            before, after = (*pad[offset : offset + 2], 0, 0)[:2]
+            before, after = _padding(pad, input.ndim, dim) or (0, 0)
             if before or after:
                 ids = _padded(trace, ids, axis, before, after)
         labels.append(Label(label.dims, ids))
     trace.set(out, tuple(labels))
+
+
+def _padding(pad: Sequence[int], ndim: int, dim: int) -> tuple[int, int] | None:
+    """What is added before and after one dimension; None for nothing."""
+    offset = 2 * (ndim - 1 - dim)
+    before, after = (*pad[offset : offset + 2], 0, 0)[:2]
+    return (before, after) if before or after else None
 
 
 def indexed(trace: Trace, input: Tensor, index: Any, out: Tensor) -> Labels:
@@ -229,7 +328,14 @@ def _sliced(trace: Trace, labels: Labels, dim: int, part: slice) -> Labels:
         return labels
     for edge in (part.start, part.stop):
         _counted_along(trace, _cut(labels, dim, slice(edge)), dim, edge)
-    return _cut(labels, dim, part)
+        if isinstance(edge, Size) and edge.divisor > 1 and edge.undivided == label.ids.size:
+            # A half (a third) of the units: another one belongs to each.
+            trace.record.factors.append(label.ids.reshape(edge.divisor, -1))
+    cut = _cut(labels, dim, part)
+    kept = covering(cut, dim)
+    if kept is not None and kept.ids.size < label.ids.size:
+        trace.record.parted.append(kept.ids.ravel())
+    return cut
 
 
 def _cut(labels: Labels, dim: int, part: slice) -> Labels:

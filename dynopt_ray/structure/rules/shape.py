@@ -83,8 +83,12 @@ def matrix_transpose(trace: Trace, out: Tensor, input: Tensor) -> None:
 @rule("movedim", "moveaxis")
 def movedim(trace: Trace, out: Tensor, input: Tensor, source: Any, destination: Any) -> None:
     """Some dimensions move, the others keep their order."""
-    markers = np.empty(tuple(range(1, input.ndim + 1)), dtype=np.int8)
-    _reorder(trace, out, input, [n - 1 for n in np.moveaxis(markers, source, destination).shape])
+    from_, to = ([d] if isinstance(d, int) else d for d in (source, destination))
+    places = dict(zip([d % input.ndim for d in to], [d % input.ndim for d in from_], strict=True))
+    rest = iter([d for d in range(input.ndim) if d not in places.values()])
+    _reorder(
+        trace, out, input, [places[d] if d in places else next(rest) for d in range(input.ndim)]
+    )
 
 
 @rule("unsqueeze", "unsqueeze_")
@@ -102,6 +106,8 @@ def squeeze(trace: Trace, out: Tensor, input: Tensor, dim: Any = None) -> None:
     dims = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     gone = {d % input.ndim for d in dims if input.shape[d] == 1}
     labels = trace.labels(input)
+    if dim is None:
+        trace.record.never_one += [wide.ids.ravel() for wide in labels]
     for d in gone:
         label = covering(labels, d)
         if label is not None:
