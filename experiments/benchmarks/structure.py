@@ -138,6 +138,7 @@ def coverage_table(title: str, rows: Sequence[Row]) -> Table:
     for label, figure in (
         ("shrink back: weights bit for bit", "same_state"),
         ("one training step", "trains"),
+        ("save, load into a new one", "loaded"),
     ):
         asked = [row for row in good if figure in row]
         table.add_row(label, f"{sum(row[figure] for row in asked)} of {len(asked)}", "")

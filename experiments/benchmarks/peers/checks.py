@@ -1,24 +1,26 @@
 """What is asked of a network that somebody else wrote.
 
 It is traced, each group grown by its step and shrunk back, a unit that nobody reads removed from
-each, every group halved, and one training step taken. Changes of the output are relative to its
-largest value.
+each, every group halved, one training step taken, and the result saved and loaded. Changes of the
+output are relative to its largest value.
 """
 
 import copy
 import gc
 import json
+import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dynopt_ray.structure import Edit, Graph, Grow, Shrink, trace
+from dynopt_ray.structure import Edit, Graph, Grow, Shrink, history_of, load, save, trace
 from dynopt_ray.structure.forward import Inputs, run
 
 Build = Callable[[str], tuple[nn.Module, Inputs]]
@@ -31,15 +33,15 @@ def print_checked(names: Iterable[str], build: Build) -> None:
     for name in names:
         try:
             torch.manual_seed(0)
-            result = checked(*build(name))
+            result = checked(*build(name), lambda name=name: build(name)[0])
         except Exception as error:  # one network that fails must not hide the others
             result = {"error": f"{type(error).__name__}: {error}"[:300]}
         print(json.dumps({"model": name, **result}), flush=True)
         gc.collect()
 
 
-def checked(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """Everything that is asked of one network."""
+def checked(model: nn.Module, inputs: Inputs, make: Callable[[], nn.Module]) -> dict[str, Any]:
+    """Everything that is asked of one network; `make` makes another one like it."""
     settle(model.eval())
     start = time.perf_counter()
     graph = trace(model, inputs)
@@ -61,6 +63,7 @@ def checked(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
         **grown,
         "unread": unread,
         "trains": trains(model, inputs),
+        "loaded": loads(model, inputs, make()),
     }
 
 
@@ -149,6 +152,18 @@ def halves(graph: Graph) -> list[Edit]:
     """Half of every group, as nearly as its step allows."""
     gone = {group.name: group.width // 2 // group.step * group.step for group in graph}
     return [Shrink(name, remove=range(units)) for name, units in gone.items() if units]
+
+
+def loads(model: nn.Module, inputs: Inputs, other: nn.Module) -> bool:
+    """Whether it comes back from a file: weights bit for bit, output to rounding, history."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.safetensors"
+        save(path, model)
+        load(path, other)
+    state = other.state_dict()
+    same = all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    moved = change(outputs(other.eval(), inputs), outputs(model.eval(), inputs))
+    return same and moved <= 1e-6 and history_of(other) == history_of(model)
 
 
 def trains(model: nn.Module, inputs: Inputs) -> bool:
