@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria.base import Evidence
-from dynopt_ray.criteria.readings import Reading, observed, reading, readers_of
+from dynopt_ray.criteria.readings import Reading, observed, readers_of, reading
 from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.structure import WidthGroup
 from dynopt_ray.structure.observe import Seen, Use
@@ -57,7 +57,8 @@ class Activation:
         graph = evidence.graph
         sums: dict[tuple[str, str], Tensor] = {}
         counts: dict[str, int] = defaultdict(int)
-        for seen in observed(graph, evidence.inputs):
+        for batch in observed(graph, evidence.needed_batches):
+            seen = {use: one.seen for use, one in batch.items()}
             for use, one in seen.items():
                 counts[use[0]] += one.inputs_GRK.shape[1]
             for group in graph:

@@ -11,7 +11,6 @@ from torch import Tensor
 from dynopt_ray.criteria.gradients import Batch, mean_gradients, sample_gradients
 from dynopt_ray.errors import MissingGradientError
 from dynopt_ray.structure import Graph
-from dynopt_ray.structure.forward import Inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, targets) -> scalar tensor, the mean over the batch."""
@@ -57,7 +56,7 @@ class Evidence:
                 on some parameter.
             DivergedError: the loss is not finite.
         """
-        return mean_gradients(self.graph.model, *self._needed)
+        return mean_gradients(self.graph.model, *self.needed)
 
     def sample_gradients(self) -> Iterator[dict[str, Tensor]]:
         """The gradients of single samples; see `sample_gradients`.
@@ -66,24 +65,21 @@ class Evidence:
             MissingGradientError: as for `gradients`.
             DivergedError: as for `gradients`.
         """
-        return sample_gradients(self.graph.model, *self._needed)
+        return sample_gradients(self.graph.model, *self.needed)
 
-    @cached_property
-    def inputs(self) -> list[Inputs]:
-        """What the network is called with, batch by batch.
+    @property
+    def needed_batches(self) -> Iterable[Batch]:
+        """The batches, for a criterion that looks at activations.
 
         Raises:
-            MissingGradientError: no batches were given.
+            MissingGradientError: none were given.
         """
         if self.batches is None:
             raise MissingGradientError(
                 "this criterion looks at activations, so it needs data: pass batches=…, "
                 "e.g. batches=task.batches('train')"
             )
-        inputs = [x for x, _ in self.batches]
-        if not inputs:
-            raise MissingGradientError("there are no batches to look at; pass at least one")
-        return inputs
+        return self.batches
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +87,8 @@ class Evidence:
         return next((p.device for p in self.parameters.values()), torch.device("cpu"))
 
     @property
-    def _needed(self) -> tuple[Iterable[Batch], Loss]:
+    def needed(self) -> tuple[Iterable[Batch], Loss]:
+        """The batches and the loss, for a criterion that looks at gradients."""
         if self.batches is None or self.loss is None:
             raise MissingGradientError(
                 "this criterion looks at gradients, so it needs data: pass batches=… and loss=…, "

@@ -11,7 +11,7 @@ from dynopt_ray.criteria.norms import check_norm, unit_norms
 
 
 def gradient(*, order: Literal[1, 2] = 2, aggregate: Aggregate = "sum") -> "Gradient":
-    """Weights score the size of their gradient, units the norm of the gradient of all their weights.
+    """Weights score the size of their gradient, units the norm of that of all their weights.
 
     The gradient is that of the mean loss over all samples. It tells what training would move
     first, not what can be missed (`taylor` does), and near a minimum it is mostly noise; it is

@@ -5,16 +5,18 @@ Shapes: G groups of a convolution (or heads), R rows, K inputs, O outputs, as in
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from dynopt_ray.criteria.base import Loss
+from dynopt_ray.criteria.gradients import Batch
 from dynopt_ray.errors import CriterionError, MissingGradientError
 from dynopt_ray.structure import Graph, Slice, WidthGroup
-from dynopt_ray.structure.forward import Inputs, named_tensors, undisturbed
+from dynopt_ray.structure.forward import named_tensors, undisturbed
 from dynopt_ray.structure.observe import Observer, Seen, Use
 from dynopt_ray.structure.readers import Reader
 
@@ -72,7 +74,7 @@ def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> Readin
     first = torch.ones_like(of_units, dtype=torch.bool)
     first[:, 1:] = of_units[:, 1:] != of_units[:, :-1]
     of_units = of_units[first].reshape(len(of_units), -1)
-    num_read = len((of_units[0] // num_inputs).unique())
+    num_read = len({*(of_units[0] // num_inputs).tolist()})
     of_units = of_units.reshape(len(of_units), num_read, -1)
     return Reading(
         s.parameter,
@@ -98,7 +100,24 @@ def readers_of(graph: Graph, group: WidthGroup) -> list[Slice]:
     return found
 
 
-def observed(graph: Graph, inputs: Sequence[Inputs]) -> Iterator[dict[Use, Seen]]:
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """One use of a weight on one batch.
+
+    Attributes:
+        seen: rows of what it read and gave.
+        places: at how many places of a sample it was used.
+        slopes_RGO: the gradient of each sample's loss by what it gave there, if there was a loss.
+    """
+
+    seen: Seen
+    places: float
+    slopes_RGO: Tensor | None
+
+
+def observed(
+    graph: Graph, batches: Iterable[Batch], loss: Loss | None = None
+) -> Iterator[dict[Use, Observed]]:
     """Rows of what the readers of all groups read and give, batch by batch.
 
     Of a layer that is applied at many places of a sample, 16 are kept: which ones depends on the
@@ -106,29 +125,44 @@ def observed(graph: Graph, inputs: Sequence[Inputs]) -> Iterator[dict[Use, Seen]
     """
     names = {s.parameter for group in graph for s in readers_of(graph, group)}
     uses = {name: graph.consumers[name] for name in graph.consumers if name in names}
-    tensors = named_tensors(graph.model)
+    tensors = {name: t.detach() for name, t in named_tensors(graph.model).items()}
     start = 0
-    for number, batch in enumerate(inputs):
-        met: list[int] = []
-        choose = partial(_rows, start, met)
-        observer = Observer(tensors, uses, number, len(inputs), choose=choose)
-        with undisturbed(graph.model, training=False):
-            observer.run(graph.model, batch)
+    for number, (inputs, targets) in enumerate(batches):
+        choose = partial(_rows, start, len(targets))
+        leaves = {n: t.requires_grad_(loss is not None and n in uses) for n, t in tensors.items()}
+        observer = Observer(leaves, uses, number, 1, choose=choose, to_the_end=loss is not None)
+        with undisturbed(graph.model, training=False), torch.set_grad_enabled(loss is not None):
+            output = observer.run(graph.model, inputs)
+            slopes: Sequence[Tensor | None] = [None] * len(observer.seen)
+            if loss is not None:
+                total = loss(output, targets) * len(targets)
+                slopes = torch.autograd.grad(total, list(observer.given.values()))
         if missing := uses.keys() - {name for name, _ in observer.seen}:
             raise MissingGradientError(
                 f"the batches never reach {sorted(missing)}, so what they read cannot be scored"
             )
-        start += max(met)
-        yield observer.seen
+        start += len(targets)
+        yield {
+            use: Observed(
+                seen,
+                seen.reader.num_rows / len(targets),
+                None
+                if slope is None
+                else seen.reader.outputs(slope, seen.rows).reshape(
+                    len(seen.rows), len(seen.inputs_GRK), -1
+                ),
+            )
+            for (use, seen), slope in zip(observer.seen.items(), slopes, strict=True)
+        }
 
 
-def _rows(start: int, met: list[int], use: Use, reader: Reader, num_samples: int) -> Tensor:
-    met.append(num_samples)
+def _rows(start: int, num_samples: int, use: Use, reader: Reader, _: int) -> Tensor:
     per_sample = reader.num_rows // num_samples
     if per_sample <= _ROWS_PER_SAMPLE or reader.num_rows % num_samples:
-        return torch.arange(reader.num_rows)
-    samples = torch.arange(num_samples, dtype=torch.float64)[:, None]
+        return torch.arange(reader.num_rows, device="cpu")
+    samples = torch.arange(num_samples, dtype=torch.float64, device="cpu")[:, None]
+    steps = torch.arange(_ROWS_PER_SAMPLE, device="cpu") * _ROW_STEP
     offset = zlib.crc32(str(use).encode()) / 2**32
-    place = offset + (start + samples) * _SAMPLE_STEP + torch.arange(_ROWS_PER_SAMPLE) * _ROW_STEP
+    place = offset + (start + samples) * _SAMPLE_STEP + steps
     rows = (place.frac() * per_sample).long() + samples.long() * per_sample
     return rows.flatten()

@@ -1,20 +1,18 @@
 """Reconstruction: what the others cannot stand in for is important."""
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dynopt_ray.criteria.base import Evidence
-from dynopt_ray.criteria.readings import Reading, observed, reading, readers_of
-from dynopt_ray.structure.record import Consumer
+from dynopt_ray.criteria.readings import Observed, Reading, observed, readers_of, reading
 from dynopt_ray.structure.regression import RIDGE, Moments
 
 _MOST_STEPS = 64
 
 
-def reconstruction() -> "Reconstruction":
+def reconstruction(*, weighted: bool = True) -> "Reconstruction":
     """What is lost without a unit after the layers that read it are refitted to do without.
 
     `prune` refits what reads removed units by least squares; so the loss that counts is the one
@@ -34,36 +32,34 @@ def reconstruction() -> "Reconstruction":
         error of the layer, as in Dong et al. 2017, "Learning to Prune Deep Neural Networks via
         Layer-wise Optimal Brain Surgeon".
     """
-    return Reconstruction()
+    return Reconstruction(weighted)
 
 
 @dataclass(frozen=True)
 class Reconstruction:
     """See `reconstruction`."""
 
+    weighted: bool = True
     compares_across = True
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
         """The share of what layers give that is lost when a unit goes."""
         graph = evidence.graph
-        moments: dict[str, Moments] = {}
-        readers = {}
-        for seen in observed(graph, evidence.inputs):
-            for (name, _), one in seen.items():
-                readers.setdefault(name, one.reader)
-                if name not in moments:
-                    moments[name] = Moments.start(one.inputs_GRK, 1)
-                x_GRK = one.inputs_GRK
-                moments[name].add(x_GRK, x_GRK.new_zeros(*x_GRK.shape[:2], 1))
+        batches, loss = evidence.needed if self.weighted else (evidence.needed_batches, None)
+        found: dict[str, _Statistics] = {}
+        for batch in observed(graph, batches, loss):
+            for (name, _), one in batch.items():
+                found.setdefault(name, _Statistics(one)).add(one)
         scores = {}
         for group in graph:
             layers = []
             for s in readers_of(graph, group):
+                statistics, consumer = found[s.parameter], graph.consumers[s.parameter][0]
+                intercept = bool(consumer.bias or consumer.mean)
+                second = statistics.moments.second(intercept=intercept)
                 weight = evidence.parameters[s.parameter]
-                second = _second(moments[s.parameter], graph.consumers[s.parameter][0])
-                layers.append(
-                    _Layer(reading(weight, readers[s.parameter], s, len(second)), second)
-                )
+                how = reading(weight, statistics.reader, s, len(second))
+                layers.append(_Layer(how, second, statistics.sensitivity_GO))
             scores[group.name] = _eliminated(layers, group.width)
         return scores
 
@@ -73,34 +69,54 @@ class Reconstruction:
         raise TypeError("reconstruction scores units only; use another criterion for weights")
 
 
-def _second(moments: Moments, consumer: Consumer) -> Tensor:
-    _, second = moments._centred(bool(consumer.bias or consumer.mean))
-    return second
+class _Statistics:
+    """What is summed up over batches about one weight."""
+
+    def __init__(self, first: Observed) -> None:
+        self.reader = first.seen.reader
+        self.moments = Moments.start(first.seen.inputs_GRK, 1)
+        self._squares_GO: Tensor | None = None
+
+    def add(self, one: Observed) -> None:
+        """Add a batch."""
+        x_GRK = one.seen.inputs_GRK.detach()
+        self.moments.add(x_GRK, x_GRK.new_zeros(*x_GRK.shape[:2], 1))
+        if one.slopes_RGO is not None:
+            squares = one.places * one.slopes_RGO.double().square().sum(0)
+            self._squares_GO = squares if self._squares_GO is None else self._squares_GO + squares
+
+    @property
+    def sensitivity_GO(self) -> Tensor | None:
+        """How much the loss of a sample rises with squared errors of what the weight gives."""
+        return None if self._squares_GO is None else self._squares_GO / (2 * self.moments.count)
 
 
 class _Layer:
     """A layer while units go."""
 
-    def __init__(self, how: Reading, second_GKK: Tensor) -> None:
+    def __init__(self, how: Reading, second_GKK: Tensor, sensitivity_GO: Tensor | None) -> None:
         self._groups_UM, self._inputs_UMQ = how.groups_UM, how.inputs_UMQ
         self._weight_GOK = how.weight_GOK.double()
+        if sensitivity_GO is not None:
+            self._weight_GOK = self._weight_GOK * sensitivity_GO.sqrt()[:, :, None]
         size = second_GKK.shape[1]
         scale = second_GKK.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
         shift = (RIDGE * scale)[:, None].expand(-1, size)
         self._inverse_GKK = torch.linalg.inv(second_GKK + torch.diag_embed(shift))
         energy = ((self._weight_GOK @ second_GKK) * self._weight_GOK).sum()
-        self._energy = float(energy.clamp(min=1e-300))
+        self._scale = 1.0 if sensitivity_GO is not None else 1 / float(energy.clamp(min=1e-300))
 
     def costs(self) -> Tensor:
         """What each unit would cost now, (U,)."""
         g, k = self._groups_UM[:, :, None], self._inputs_UMQ
         own = self._inverse_GKK[g[..., None], k[..., None], k[:, :, None]]
         w = self._weight_GOK.transpose(1, 2)[g, k]  # (U, M, Q, O)
-        return (w * torch.linalg.solve(own, w)).sum((1, 2, 3)) / self._energy
+        costs: Tensor = (w * torch.linalg.solve(own, w)).sum((1, 2, 3)) * self._scale
+        return costs
 
     def remove(self, units: Tensor) -> None:
         """Take units out; the rest takes over."""
-        for group in self._groups_UM[units].unique().tolist():
+        for group in sorted({*self._groups_UM[units].flatten().tolist()}):
             here = self._groups_UM[units] == group
             k = self._inputs_UMQ[units][here].flatten()
             inverse = self._inverse_GKK[group]

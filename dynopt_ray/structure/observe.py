@@ -55,6 +55,8 @@ class Observer(TorchFunctionMode):
         num_batches: in all; the fewer, the more rows of each are kept.
         like: what was seen of another network on the same batch: the same rows are kept.
         choose: (use, reader, number of samples) -> the rows to keep, instead of these rules.
+        to_the_end: whether the pass runs on when everything wanted has been seen, for whoever
+            wants gradients; what the weights gave is then in `given`.
     """
 
     def __init__(
@@ -65,9 +67,12 @@ class Observer(TorchFunctionMode):
         num_batches: int,
         like: Mapping[Use, Seen] | None = None,
         choose: Callable[[Use, Reader, int], Tensor] | None = None,
+        to_the_end: bool = False,
     ) -> None:
         super().__init__()
         self.seen: dict[Use, Seen] = {}
+        self.given: dict[Use, Tensor] = {}
+        self._to_the_end = to_the_end
         self._tensors = tensors
         self._uses = uses
         self._names = {id(tensors[name]): name for name in uses}
@@ -78,13 +83,13 @@ class Observer(TorchFunctionMode):
         self._like = like or {}
         self._choose = choose or self._chosen
 
-    def run(self, model: nn.Module, batch: Inputs) -> None:
-        """One forward pass, as far as it is needed."""
+    def run(self, model: nn.Module, batch: Inputs) -> Any:
+        """One forward pass, as far as it is needed; what it gives, if it runs to the end."""
         try:
             with self:
-                call(model, batch, self._tensors)
+                return call(model, batch, self._tensors)
         except _Reached:
-            pass
+            return None
         finally:
             # An interrupt within torch's own handling of modes may leave this one switched on.
             self._names.clear()
@@ -107,6 +112,8 @@ class Observer(TorchFunctionMode):
             weight = next((t for t in operands if id(t) in self._names), None)
             if weight is not None:
                 self._keep(self._names[id(weight)], weight, func, args, kwargs, out)
+                if self._to_the_end:
+                    out = out.clone()  # what is done in place must not reach what is kept
         return out
 
     def _keep(
@@ -134,7 +141,9 @@ class Observer(TorchFunctionMode):
             num_samples = len(x)
         rows = self._choose(use, reader, num_samples)
         self.seen[use] = Seen(reader, rows, reader.inputs(rows), reader.outputs(out, rows))
-        if len(self.seen) == self._num_uses:
+        if self._to_the_end:
+            self.given[use] = out
+        elif len(self.seen) == self._num_uses:
             raise _Reached
 
     def _chosen(self, use: Use, reader: Reader, num_samples: int) -> Tensor:

@@ -115,6 +115,10 @@ class Moments:
             second + mean_x[:, :, None] * mean_x[:, None],
         )
 
+    def second(self, *, intercept: bool) -> Tensor:
+        """Second moments of the inputs, (G, K, K), about the mean where there is an intercept."""
+        return self._centred(intercept)[1]
+
     @property
     def mean(self) -> Tensor:
         """Of the inputs, (G, K), float64."""

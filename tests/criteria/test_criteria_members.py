@@ -3,44 +3,72 @@
 import doctest
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dynopt_ray import plugins
-from dynopt_ray.criteria import Criterion, Evidence, magnitude, random, taylor, unit_scores
+from dynopt_ray.criteria import (
+    Criterion,
+    Evidence,
+    activation,
+    fpgm,
+    gradient,
+    hessian,
+    lamp,
+    magnitude,
+    random,
+    reconstruction,
+    taylor,
+    unit_scores,
+)
 from dynopt_ray.errors import DivergedError, PluginError, SpecError, UnknownNameError
 from dynopt_ray.structure import Graph, trace
 from dynopt_ray.testing import check_criterion
 
 MEMBERS: dict[str, list[Callable[[], Criterion]]] = {
-    "magnitude": [magnitude, lambda: magnitude(order=1)],
+    "activation": [activation, lambda: activation(measure="nonzero")],
+    "batchnorm_scale": [],  # the kit's network has groups without normalisation
+    "fpgm": [fpgm],
+    "gradient": [gradient, lambda: gradient(order=1), lambda: gradient(aggregate="max")],
+    "hessian": [hessian],
+    "lamp": [lamp],
+    "magnitude": [
+        magnitude,
+        lambda: magnitude(order=1),
+        lambda: magnitude(aggregate="mean"),
+    ],
     "random": [random, lambda: random(seed=9)],
-    "taylor": [taylor, lambda: taylor(squared=True)],
+    "reconstruction": [reconstruction, lambda: reconstruction(weighted=False)],
+    "taylor": [taylor, lambda: taylor(squared=True), lambda: taylor(aggregate="max")],
 }
+UNITS_ONLY = {"activation", "batchnorm_scale", "fpgm", "reconstruction"}
 CASES = [
-    pytest.param(make, id=f"{name}-{index}")
+    pytest.param(make, ["unit"] if name in UNITS_ONLY else ["unit", "weight"], id=f"{name}-{index}")
     for name, makers in MEMBERS.items()
     for index, make in enumerate(makers)
 ]
 
 
 def graph() -> Graph:
-    return trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(2, 2))
+    layers = [nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 1)]
+    return trace(nn.Sequential(*layers), torch.zeros(2, 2))
 
 
 def test_every_registered_criterion_is_in_the_table() -> None:
     assert sorted(MEMBERS) == plugins.names("criteria")
 
 
-@pytest.mark.parametrize("make", CASES)
-def test_members_pass_the_kit(make: Callable[[], Criterion]) -> None:
-    check_criterion(make)
+@pytest.mark.parametrize(("make", "granularities"), CASES)
+def test_members_pass_the_kit(
+    make: Callable[[], Criterion], granularities: list[Literal["unit", "weight"]]
+) -> None:
+    check_criterion(make, granularities=granularities)
 
 
-@pytest.mark.parametrize("make", CASES)
+@pytest.mark.parametrize("make", [case.values[0] for case in CASES])
 def test_members_are_values(make: Callable[[], Criterion]) -> None:
     assert make() == make()
     assert hash(make()) == hash(make())

@@ -1,0 +1,237 @@
+"""More criteria against figures worked out by hand; `test_criteria_values` has the network."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynopt_ray.criteria import sample_gradients, unit_scores, weight_scores
+from dynopt_ray.criteria.activation import activation
+from dynopt_ray.criteria.batchnorm_scale import batchnorm_scale
+from dynopt_ray.criteria.gradient import gradient
+from dynopt_ray.criteria.lamp import lamp
+from dynopt_ray.criteria.reconstruction import reconstruction
+from dynopt_ray.errors import CriterionError, MissingGradientError, UnknownNameError
+from dynopt_ray.structure import Shrink, trace
+from tests.criteria.test_criteria_values import X, Y, convolutions, two_layers, values
+
+# Of each sample's own loss by what the network gives: 2 · (1.5, 6.5).
+_SLOPES = (3.0, 13.0)
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (1, [3 + 29 + 16 + 62.5, 1.5 + 14.5 + 8 + 17.5]),
+        (2, [math.hypot(3, 29, 16, 62.5), math.hypot(1.5, 14.5, 8, 17.5)]),
+    ],
+)
+def test_gradient_of_units(order: int, expected: list[float]) -> None:
+    scores = unit_scores(
+        two_layers(), {"name": "gradient", "order": order}, [(X, Y)], loss=F.mse_loss
+    )
+    assert values(scores["0"]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_gradient_of_weights() -> None:
+    scores = weight_scores(two_layers(), "gradient", [(X, Y)], loss=F.mse_loss)
+    assert scores["0.weight"].tolist() == [[3.0, 29.0], [1.5, 14.5]]
+    assert scores["2.weight"].tolist() == [[62.5, 17.5]]
+
+
+def test_hessian_is_half_the_mean_of_squares_of_samples() -> None:
+    graph = two_layers()
+    one = [slope * h * 2 for slope, h in zip(_SLOPES, (7, 8), strict=True)]
+    other = [slope * h * 1 for slope, h in zip(_SLOPES, (3, 2), strict=True)]
+    expected = [sum(c**2 for c in changes) / 4 for changes in (one, other)]
+    scores = unit_scores(graph, "hessian", [(X, Y)], loss=F.mse_loss)
+    assert values(scores["0"]) == expected
+    weights = weight_scores(graph, "hessian", [(X, Y)], loss=F.mse_loss)
+    assert values(weights["2.weight"][0]) == expected
+    # What makes unit 0 has the gradient slope · 2 · x, and x is (1, 1) and (0, 2).
+    assert values(weights["0.weight"][0]) == [
+        (3 * 2 * 1 * 3) ** 2 / 4,
+        ((3 * 2 * 1 * 4) ** 2 + (13 * 2 * 2 * 4) ** 2) / 4,
+    ]
+
+
+def test_activation_energy_is_what_a_unit_gives() -> None:
+    scores = unit_scores(two_layers(), "activation", [(X, Y)])
+    assert values(scores["0"]) == [(14**2 + 16**2) / 2, (3**2 + 2**2) / 2]
+
+
+def test_activation_energy_of_a_channel_that_becomes_four_columns() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.Flatten(), nn.Linear(8, 1))
+    with torch.no_grad():
+        model.get_parameter("0.weight").copy_(torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1))
+        model.get_parameter("2.weight").copy_(torch.tensor([[1.0, 0, 0, 1, 0, 0, 0, 3]]))
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, -4.0]]).reshape(2, 1, 2, 2)
+    scores = unit_scores(trace(model, x), activation(), [(x, Y)])
+    # The first gives 1 · 1 + 1 · 4 and -4, the second 3 · 2 · 4 and -24: not squares of columns.
+    assert values(scores["0"]) == [(5**2 + 4**2) / 2, (24**2 + 24**2) / 2]
+
+
+def test_activation_counts_what_is_on() -> None:
+    graph = two_layers()
+    x = torch.tensor([[1.0, 1.0], [-3.0, 1.0], [-1.0, -1.0], [-5.0, 0.0]])  # h0 > 0, h1 > 0:
+    scores = unit_scores(graph, activation(measure="nonzero"), [(x, torch.zeros(4, 1))])
+    assert values(scores["0"]) == [1 / 4, 2 / 4]
+
+
+def test_batchnorm_scale_is_the_factor_of_the_normalisation() -> None:
+    assert values(unit_scores(convolutions(), "batchnorm_scale")["0"]) == [4.0, 2.0]
+    with pytest.raises(CriterionError, match=r"no normalisation scales the units of \['0'\]"):
+        unit_scores(two_layers(), "batchnorm_scale")
+
+
+def test_fpgm_is_the_distance_to_all_others() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    with torch.no_grad():
+        model.get_parameter("0.weight").copy_(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 8.0]]))
+    scores = unit_scores(trace(model, X), "fpgm")
+    assert values(scores["0"]) == [5.0 + 8.0, 5.0 + 5.0, 8.0 + 5.0]
+
+
+def test_lamp_is_the_share_of_what_is_no_smaller() -> None:
+    graph = two_layers()
+    weights = weight_scores(graph, "lamp")
+    assert values(weights["0.weight"].flatten()) == [
+        9 / 25,
+        1.0,
+        pytest.approx(1 / 26, abs=1e-4),
+        0.0,
+    ]
+    assert values(weights["2.weight"].flatten()) == [1.0, 1 / 5]
+    assert values(unit_scores(graph, lamp())["0"]) == [1.0, pytest.approx(6 / 35, abs=1e-4)]
+
+
+def _copies() -> tuple[nn.Sequential, Tensor]:
+    """Units 0 and 1 are the same, unit 2 hardly does anything, unit 3 stands alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    with torch.no_grad():
+        for name in ("0.weight", "0.bias"):
+            model.get_parameter(name)[1] = model.get_parameter(name)[0]
+        model.get_parameter("2.weight")[:, 2] = 1e-3
+    return model, torch.randn(400, 6)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_reconstruction_lets_one_of_two_equal_units_go(weighted: bool) -> None:
+    model, x = _copies()
+    criterion = reconstruction(weighted=weighted)
+    y = torch.randint(3, (len(x),))
+    scores = unit_scores(trace(model, x), criterion, [(x, y)], loss=F.cross_entropy)["0"]
+    first, second = sorted(scores[:2].tolist())
+    assert first < 0.02 * second
+    assert scores[2] < 0.02 * second
+
+
+def test_reconstruction_is_what_least_squares_leaves() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(2000, 6)
+    graph = trace(model, x)
+    scores = unit_scores(graph, reconstruction(weighted=False), [(x, torch.zeros(2000))])["0"]
+    with torch.no_grad():
+        wanted = model(x)
+        energy = float((wanted - wanted.mean(0)).square().sum())
+        losses = []
+        for unit in range(5):
+            receipt = graph.apply(Shrink("0", remove=[unit]), compensate=x)
+            losses.append(float((model(x) - wanted).square().sum()) / energy)
+            receipt.undo()
+    cheapest = min(range(5), key=losses.__getitem__)
+    assert int(scores.argmin()) == cheapest
+    assert float(scores[cheapest]) == pytest.approx(losses[cheapest], rel=0.1)
+
+
+def test_what_only_a_recurrent_layer_reads_has_no_activation_to_score() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.lstm = nn.Linear(3, 4), nn.LSTM(4, 5, batch_first=True)
+            self.last = nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(self.lstm(self.first(x))[0][:, -1])
+            return y
+
+    x = torch.randn(4, 6, 3)
+    graph = trace(Recurrent(), x)
+    with pytest.raises(CriterionError, match="'first' is read by no linear layer"):
+        unit_scores(graph, "activation", [(x, torch.zeros(4))])
+    assert set(unit_scores(graph, "magnitude")) == {"first", "lstm"}
+
+
+@pytest.mark.parametrize("name", ["activation", "fpgm", "batchnorm_scale", "reconstruction"])
+def test_units_only(name: str) -> None:
+    with pytest.raises(TypeError, match="scores units only"):
+        weight_scores(two_layers(), name, [(X, Y)], loss=F.mse_loss)
+
+
+def test_data_that_are_missing_are_asked_for() -> None:
+    for name in ("activation", {"name": "reconstruction", "weighted": False}):
+        with pytest.raises(MissingGradientError, match="pass batches="):
+            unit_scores(two_layers(), name)
+    for name in ("hessian", "gradient", "reconstruction"):
+        with pytest.raises(MissingGradientError, match="pass batches=… and loss=…"):
+            unit_scores(two_layers(), name, [(X, Y)])
+    for make in (gradient, batchnorm_scale):
+        with pytest.raises(UnknownNameError, match="aggregate"):
+            make(aggregate="median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "max"])
+def test_aggregates_over_slices(aggregate: str) -> None:
+    # Unit 0: weights 3 and 4, bias 0, read by 2. Unit 1: 1 and 0, bias 2, read by -1.
+    per_slice = [[7.0, 1.0], [0.0, 2.0], [2.0, 1.0]]
+    expected = {
+        "sum": [9.0, 4.0],
+        "mean": [3.0, 4 / 3],
+        "max": [7.0, 2.0],
+    }[aggregate]
+    criterion = {"name": "magnitude", "order": 1, "aggregate": aggregate}
+    assert values(unit_scores(two_layers(), criterion)["0"]) == pytest.approx(expected, abs=1e-4)
+    assert [sum(column) for column in zip(*per_slice, strict=True)] == [9.0, 4.0]
+
+
+@pytest.mark.parametrize("looks_at_values", [False, True])
+def test_gradients_of_single_samples(looks_at_values: bool) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU())
+            self.last = nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if looks_at_values and float(x.sum()) > 1e9:
+                x = 2 * x
+            y: Tensor = self.last(self.layers(x).flatten(1))
+            return y
+
+    torch.manual_seed(0)
+    model = Network()
+    x, y = torch.randn(7, 1, 4, 4), torch.randint(2, (7,))
+    found = [*sample_gradients(model, [(x[:3], y[:3]), (x[3:], y[3:])], F.cross_entropy)]
+    together = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    model.eval()
+    for sample, (one, label) in enumerate(zip(x, y, strict=True)):
+        loss = F.cross_entropy(model(one[None]), label[None])
+        expected = torch.autograd.grad(loss, list(model.parameters()))
+        for (name, _), wanted in zip(model.named_parameters(), expected, strict=True):
+            torch.testing.assert_close(together[name][sample], wanted)
+
+
+def test_scores_do_not_depend_on_batches() -> None:
+    x, y = torch.randn(40, 2), torch.randn(40, 1)
+    for name in ("hessian", "activation", "reconstruction", "gradient"):
+        scores = []
+        for size in (40, 7, 1):
+            batches = list(zip(torch.split(x, size), torch.split(y, size), strict=True))
+            scores.append(unit_scores(two_layers(), name, batches, loss=F.mse_loss)["0"])
+        for one, other in itertools.pairwise(scores):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
