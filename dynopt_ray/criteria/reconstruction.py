@@ -74,7 +74,7 @@ class _Statistics:
 
     def __init__(self, first: Observed) -> None:
         self.reader = first.seen.reader
-        self.moments = Moments.start(first.seen.inputs_GRK, 1)
+        self.moments = Moments.start(first.seen.inputs_GRK.detach(), 1)
         self._squares_GO: Tensor | None = None
 
     def add(self, one: Observed) -> None:
@@ -92,23 +92,25 @@ class _Statistics:
 
 
 class _Layer:
-    """A layer while units go."""
+    """A layer while units go. In float32: scores need no more, and the matrices are large."""
 
     def __init__(self, how: Reading, second_GKK: Tensor, sensitivity_GO: Tensor | None) -> None:
         self._groups_UM, self._inputs_UMQ = how.groups_UM, how.inputs_UMQ
-        self._weight_GOK = how.weight_GOK.double()
+        weight_GOK = how.weight_GOK.double()
         if sensitivity_GO is not None:
-            self._weight_GOK = self._weight_GOK * sensitivity_GO.sqrt()[:, :, None]
+            weight_GOK = weight_GOK * sensitivity_GO.sqrt()[:, :, None]
         size = second_GKK.shape[1]
         scale = second_GKK.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-        shift = (RIDGE * scale)[:, None].expand(-1, size)
-        self._inverse_GKK = torch.linalg.inv(second_GKK + torch.diag_embed(shift))
-        energy = ((self._weight_GOK @ second_GKK) * self._weight_GOK).sum()
-        self._scale = 1.0 if sensitivity_GO is not None else 1 / float(energy.clamp(min=1e-300))
+        ridge_GKK = torch.diag_embed((RIDGE * scale)[:, None].expand(-1, size))
+        factor = torch.linalg.cholesky((second_GKK + ridge_GKK).float())
+        self._inverse_GKK = torch.cholesky_inverse(factor)
+        energy = float(((weight_GOK @ second_GKK) * weight_GOK).sum().clamp(min=1e-300))
+        self._scale = 1.0 if sensitivity_GO is not None else 1 / energy
+        self._weight_GOK = weight_GOK.float()
 
-    def costs(self) -> Tensor:
-        """What each unit would cost now, (U,)."""
-        g, k = self._groups_UM[:, :, None], self._inputs_UMQ
+    def costs(self, units: Tensor) -> Tensor:
+        """What each of some units would cost now."""
+        g, k = self._groups_UM[units][:, :, None], self._inputs_UMQ[units]
         own = self._inverse_GKK[g[..., None], k[..., None], k[:, :, None]]
         w = self._weight_GOK.transpose(1, 2)[g, k]  # (U, M, Q, O)
         costs: Tensor = (w * torch.linalg.solve(own, w)).sum((1, 2, 3)) * self._scale
@@ -116,35 +118,44 @@ class _Layer:
 
     def remove(self, units: Tensor) -> None:
         """Take units out; the rest takes over."""
-        for group in sorted({*self._groups_UM[units].flatten().tolist()}):
-            here = self._groups_UM[units] == group
-            k = self._inputs_UMQ[units][here].flatten()
+        num_groups, size = self._inverse_GKK.shape[:2]
+        stays_GK = torch.ones(num_groups, size, dtype=torch.bool, device=self._inverse_GKK.device)
+        stays_GK[self._groups_UM[units][:, :, None], self._inputs_UMQ[units]] = False
+        for group in (~stays_GK).any(1).nonzero()[:, 0].tolist():
+            k = (~stays_GK[group]).nonzero()[:, 0]
             inverse = self._inverse_GKK[group]
             columns = inverse[:, k]
             solved = torch.linalg.solve(columns[k], columns.T)  # (q, K)
             weight = self._weight_GOK[group]
             self._weight_GOK[group] = weight - weight[:, k] @ solved
             self._inverse_GKK[group] = inverse - columns @ solved
-            # What is gone costs nothing further, and is never looked at again.
-            self._inverse_GKK[group, k, k] = 1.0
-            self._weight_GOK[group][:, k] = 0.0
+        if num_groups == 1 or bool((stays_GK.sum(1) == stays_GK[0].sum()).all()):
+            self._drop(stays_GK)
+
+    def _drop(self, stays_GK: Tensor) -> None:
+        """Forget the inputs that are gone, of which each group has equally many."""
+        at = stays_GK.nonzero()[:, 1].reshape(len(stays_GK), -1)  # (G, what stays)
+        groups = torch.arange(len(at), device=at.device)[:, None]
+        self._inverse_GKK = self._inverse_GKK[groups[..., None], at[..., None], at[:, None]]
+        self._weight_GOK = self._weight_GOK.transpose(1, 2)[groups, at].transpose(1, 2)
+        places_GK = (stays_GK.cumsum(1) - 1).clamp(min=0)
+        self._inputs_UMQ = places_GK[self._groups_UM[:, :, None], self._inputs_UMQ]
 
 
 def _eliminated(layers: list[_Layer], width: int) -> Tensor:
     scores = torch.zeros(width, dtype=torch.float64)
-    left = torch.ones(width, dtype=torch.bool)
+    left = torch.arange(width)
     dearest = 0.0
     per_step = max(1, width // _MOST_STEPS)
-    while bool(left.any()):
-        costs = sum(layer.costs() for layer in layers)
-        assert isinstance(costs, Tensor)
-        costs = costs.cpu().masked_fill(~left, torch.inf)
-        least, units = costs.topk(min(per_step, int(left.sum())), largest=False)
-        for unit, cost in zip(units.tolist(), least.tolist(), strict=True):
+    while len(left):
+        costs = torch.stack([layer.costs(left).double().cpu() for layer in layers]).sum(0)
+        least, first = costs.topk(min(per_step, len(left)), largest=False)
+        for unit, cost in zip(left[first].tolist(), least.tolist(), strict=True):
             dearest = max(dearest, cost)
             scores[unit] = dearest
-        left[units] = False
-        if bool(left.any()):
-            for layer in layers:
-                layer.remove(units)
+        for layer in layers if len(first) < len(left) else ():
+            layer.remove(left[first])
+        stays = torch.ones(len(left), dtype=torch.bool)
+        stays[first] = False
+        left = left[stays]
     return scores
