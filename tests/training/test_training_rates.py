@@ -1,0 +1,256 @@
+"""Adaptive rates against update rules worked out by hand."""
+
+import copy
+import doctest
+import importlib
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynopt_ray.structure import Grow, Shrink, trace
+from dynopt_ray.tasks import load_task
+from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, find_rate
+
+
+def weight(value: float = 0.5) -> nn.Parameter:
+    return nn.Parameter(torch.tensor([value], dtype=torch.float64))
+
+
+def stepped(optimizer: Optimizer, parameter: nn.Parameter, gradients: list[float]) -> list[float]:
+    values = []
+    for gradient in gradients:
+        parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+        values.append(parameter.item())
+    return values
+
+
+def test_cocob_is_the_papers_rule_step_by_step() -> None:
+    # L G R θ: 2 2 0 -2, then 2 3 0 -1, then 4 7 0.02 -5; 100 L is above G + L each time.
+    expected = [
+        0.5 - 2 / (2 * 200) * (2 + 0),
+        0.5 - 1 / (2 * 200) * (2 + 0),
+        0.5 - 5 / (4 * 400) * (4 + 0.02),
+    ]
+    parameter = weight()
+    assert stepped(Cocob([parameter]), parameter, [2.0, -1.0, 4.0]) == pytest.approx(expected)
+    parameter = weight()
+    # With α = 1, G + L counts: 4 and 5 and 11.
+    small = Cocob([parameter], alpha=1.0)
+    first = 0.5 - 2 / (2 * 4) * 2
+    reward = max((first - 0.5) * 1, 0)
+    second = 0.5 - 1 / (2 * 5) * (2 + reward)
+    assert stepped(small, parameter, [2.0, -1.0]) == pytest.approx([first, second])
+
+
+def test_cocob_leaves_weights_without_gradients_and_follows_edits() -> None:
+    parameter = weight()
+    assert stepped(Cocob([parameter]), parameter, [0.0, 0.0]) == [0.5, 0.5]
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 5), torch.randn(64, 2)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = Cocob(model.parameters())
+
+    def train(num_steps: int) -> float:
+        loss = torch.zeros(())
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return loss.item()
+
+    train(20)
+    graph = trace(model, x)
+    before = model(x).detach()
+    graph.apply([Grow("0", units=3)], optimizer=optimizer)
+    torch.testing.assert_close(model(x), before)
+    after = train(1)
+    assert train(100) < after  # and the new units' bets start at their own weights
+    graph.apply([Shrink("0", remove=[0, 9])], optimizer=optimizer, compensate=x)
+    after = train(1)
+    assert train(50) < after
+
+
+def test_hypergradient_of_sgd_is_the_papers_rule() -> None:
+    parameter = weight(1.0)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    hyper = Hypergradient(optimizer, hyper_lr=0.01)
+    rates, value, rate, last = [], 1.0, 0.1, 0.0
+    for gradient in (2.0, 3.0, -1.0):
+        rate += 0.01 * gradient * last
+        value, last = value - rate * gradient, gradient
+        (got,) = stepped(optimizer, parameter, [gradient])
+        assert got == pytest.approx(value)
+        rates.append(hyper.lr)
+    assert rates == pytest.approx([0.1, 0.16, 0.13])
+
+
+def test_hypergradient_of_adam_is_the_papers_rule() -> None:
+    parameter, reference = weight(1.0), weight(1.0)
+    optimizer = torch.optim.Adam([parameter], lr=0.1)
+    plain = torch.optim.Adam([reference], lr=1.0)  # whose steps are m̂ / (√v̂ + ε)
+    hyper = Hypergradient(optimizer, hyper_lr=0.01)
+    rate, direction, value = 0.1, 0.0, 1.0
+    for gradient in (2.0, 0.5, -1.0):
+        rate += 0.01 * gradient * direction
+        before = reference.item()
+        direction = before - stepped(plain, reference, [gradient])[0]
+        value -= rate * direction
+        assert stepped(optimizer, parameter, [gradient]) == pytest.approx([value])
+        assert hyper.lr == pytest.approx(rate)
+
+
+def test_multiplicative_hypergradient_moves_by_the_cosine() -> None:
+    parameter = weight(1.0)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    hyper = Hypergradient(optimizer, hyper_lr=0.02, multiplicative=True)
+    stepped(optimizer, parameter, [2.0, 3.0])
+    assert hyper.lr == pytest.approx(0.1 * 1.02)
+    stepped(optimizer, parameter, [-1.0])
+    assert hyper.lr == pytest.approx(0.1 * 1.02 * 0.98)
+    hyper.detach()
+    stepped(optimizer, parameter, [5.0])
+    assert hyper.lr == pytest.approx(0.1 * 1.02 * 0.98)
+
+
+def test_hypergradient_goes_on_from_its_state_and_after_an_edit() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 5), torch.randn(32, 2)
+
+    def make() -> tuple[nn.Module, Optimizer, Hypergradient]:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        return model, optimizer, Hypergradient(optimizer, hyper_lr=1e-3)
+
+    def train(model: nn.Module, optimizer: Optimizer, num_steps: int) -> None:
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    model, optimizer, hyper = make()
+    train(model, optimizer, 5)
+    other, again, later = make()
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    later.load_state_dict(hyper.state_dict())
+    train(model, optimizer, 3)
+    train(other, again, 3)
+    assert hyper.lr == later.lr
+    graph = trace(model, x)
+    graph.apply([Grow("0", units=2)], optimizer=optimizer)
+    before = hyper.lr
+    train(model, optimizer, 2)
+    assert math.isfinite(hyper.lr)
+    assert hyper.lr != before
+
+
+def test_plateau_cuts_and_goes_back() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.8, momentum=0.9)
+    plateau = Plateau(model, optimizer, patience=2, factor=0.25, min_lr=0.1)
+
+    def disturb() -> None:
+        optimizer.zero_grad()
+        model(torch.ones(4, 2)).sum().backward()
+        optimizer.step()
+
+    disturb()
+    assert not plateau.step(1.0)
+    best = copy.deepcopy(model.state_dict())
+    momentum = optimizer.state[model.weight]["momentum_buffer"].clone()
+    for loss, cut in ((0.9999, False), (math.nan, True)):
+        disturb()
+        assert plateau.step(loss) is cut
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
+    assert torch.equal(optimizer.state[model.weight]["momentum_buffer"], momentum)
+    assert optimizer.param_groups[0]["lr"] == 0.2
+    for _ in range(2):
+        plateau.step(2.0)
+    assert optimizer.param_groups[0]["lr"] == 0.1  # no lower
+
+
+def test_plateau_starts_anew_after_an_edit_and_from_its_state() -> None:
+    x = torch.randn(8, 5)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.8)
+    plateau = Plateau(model, optimizer, patience=1)
+    plateau.step(0.1)
+    other = Plateau(model, optimizer, patience=1)
+    other.load_state_dict(plateau.state_dict())
+    assert other.best_loss == 0.1
+    trace(model, x).apply([Grow("0", units=2)], optimizer=optimizer)
+    grown = copy.deepcopy(model.state_dict())
+    assert not plateau.step(0.5)
+    assert plateau.best_loss == 0.5
+    with torch.no_grad():
+        model.get_parameter("0.weight").zero_()
+    assert plateau.step(0.6)
+    assert all(torch.equal(value, grown[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda m, o: Plateau(m, o, factor=1.0), "factor is 1.0"),
+        (lambda m, o: Plateau(m, o, patience=0), "patience is 0"),
+        (lambda m, o: Plateau(m, o, min_gain=-1.0), "min_gain and min_lr"),
+        (lambda _, o: Hypergradient(o, hyper_lr=0.0), "hyper_lr is 0.0"),
+        (lambda _, o: Hypergradient(o, hyper_lr=0.1, min_lr=-1), "min_lr is -1"),
+        (lambda m, _: Cocob(m.parameters(), alpha=0), "alpha is 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    make: Callable[[nn.Module, Optimizer], object], message: str
+) -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match=message):
+        make(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_find_rate_suggests_one_that_trains_and_changes_nothing() -> None:
+    task = load_task("digits-mlp")
+    model = task.new_model(seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.123, momentum=0.9)
+    before = copy.deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    found = find_rate(model, task, optimizer, num_steps=80)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert optimizer.param_groups[0]["lr"] == 0.123
+    assert "initial_lr" not in optimizer.param_groups[0]
+    assert not optimizer.state
+    assert torch.equal(random, torch.get_rng_state())
+    assert 1e-3 < found.suggestion <= found.largest < 10
+    assert found.history["lr"].is_monotonic_increasing
+    losses = {}
+    for rate in (found.suggestion, found.suggestion / 1000):
+        other = task.new_model(seed=0)
+        sgd = torch.optim.SGD(other.parameters(), lr=rate, momentum=0.9)
+        task.train_steps(other, sgd, 100, generator=torch.Generator().manual_seed(0))
+        losses[rate] = task.evaluate(other).loss
+    assert losses[found.suggestion] < losses[found.suggestion / 1000] / 2
+    with pytest.raises(ValueError, match="must rise above 0"):
+        find_rate(model, task, optimizer, lowest=1.0, highest=0.1)
+
+
+@pytest.mark.parametrize("name", ["plateau"])
+def test_the_examples_in_docstrings_run(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(f"dynopt_ray.training.rates.{name}"))
+    assert results.attempted
+    assert not results.failed
+
+
+def test_rates_are_of_tensors_where_the_optimizer_keeps_tensors() -> None:
+    model = nn.Linear(2, 1)
+    rate: Tensor = torch.tensor(0.8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, capturable=False, foreach=False)
+    plateau = Plateau(model, optimizer, patience=1)
+    plateau.step(1.0)
+    assert plateau.step(2.0)
+    assert optimizer.param_groups[0]["lr"].item() == pytest.approx(0.4)
