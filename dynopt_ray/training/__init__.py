@@ -5,6 +5,7 @@ from dynopt_ray.training.candidates import Candidates
 from dynopt_ray.training.grow import GrowResult, When, grow, stalled
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.prune import PruneResult, prune
+from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, RateRange, find_rate
 from dynopt_ray.training.recovery import Cut, Greedy, Random, Recovery
 from dynopt_ray.training.retraining import Retraining
 from dynopt_ray.training.rounds import Granularity
@@ -15,6 +16,7 @@ __all__ = [
     "Attempt",
     "Budget",
     "Candidates",
+    "Cocob",
     "CostKind",
     "Costs",
     "Cut",
@@ -22,9 +24,12 @@ __all__ = [
     "Granularity",
     "Greedy",
     "GrowResult",
+    "Hypergradient",
     "Measurement",
+    "Plateau",
     "PruneResult",
     "Random",
+    "RateRange",
     "Recovery",
     "Retraining",
     "Snapshot",
@@ -32,6 +37,7 @@ __all__ = [
     "Threshold",
     "When",
     "attempt",
+    "find_rate",
     "grow",
     "measured",
     "prune",
