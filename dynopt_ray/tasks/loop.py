@@ -1,7 +1,7 @@
 """The two loops of every task: some training steps, and an evaluation of a whole split."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -25,13 +25,17 @@ from dynopt_ray.tasks.objectives import (
 )
 from dynopt_ray.tasks.sources import Source
 
+AddedLoss = Callable[[Inputs, Tensor], Tensor]
+"""(inputs, output) -> what is added to a batch's loss, such as the distance from a teacher."""
+
 
 @dataclass(frozen=True)
 class TrainStats:
     """What some training steps did.
 
     Attributes:
-        mean_loss: the mean of the batches' losses, each before its own step.
+        mean_loss: the mean of the batches' losses, each before its own step, without what a
+            caller adds.
         last_loss: the last of them.
         num_steps: optimizer steps taken.
         num_samples: rows seen, with repetition.
@@ -53,6 +57,7 @@ def train(
     loss: LossFunction,
     kind: TargetKind | None,
     scheduler: LRScheduler | None,
+    added_loss: AddedLoss | None = None,
 ) -> TrainStats:
     """Take `num_steps` optimizer steps; see `Task.train_steps`."""
     losses, num_samples = [], 0
@@ -67,6 +72,8 @@ def train(
                     f"the loss is {losses[-1]} at step {step} of {num_steps}; this step was not "
                     f"taken. Lower the learning rate, or go back to an earlier state"
                 )
+            if added_loss is not None:
+                value = value + check_scalar(added_loss(inputs, output))
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if scheduler is not None:

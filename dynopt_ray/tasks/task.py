@@ -15,7 +15,7 @@ from dynopt_ray.schedules import Schedule, to_torch
 from dynopt_ray.structure.optimizer_state import check_trains
 from dynopt_ray.tasks import loop
 from dynopt_ray.tasks.batches import Batch, Inputs
-from dynopt_ray.tasks.loop import TrainStats
+from dynopt_ray.tasks.loop import AddedLoss, TrainStats
 from dynopt_ray.tasks.objectives import (
     LossFunction,
     MetricFunction,
@@ -267,6 +267,7 @@ class Task:
         batch_size: int | None = None,
         generator: torch.Generator | None = None,
         schedule: Schedule | LRScheduler | None = None,
+        added_loss: AddedLoss | None = None,
     ) -> TrainStats:
         """Take optimizer steps on shuffled training batches.
 
@@ -282,6 +283,7 @@ class Task:
             schedule: the learning rate. A schedule starts at its step 0 with this call and
                 sets the rate as `to_torch` does; a torch scheduler is stepped along, and so
                 continues from call to call.
+            added_loss: (inputs, output) -> scalar, added to each batch's loss.
 
         Raises:
             DivergedError: the loss is NaN or infinite, with the step. That step is not taken.
@@ -302,6 +304,7 @@ class Task:
             loss=self.loss,
             kind=self.kind,
             scheduler=_scheduler(schedule, optimizer),
+            added_loss=added_loss,
         )
 
     def evaluate(self, model: nn.Module, split: Split = "validation") -> Metrics:

@@ -2,6 +2,7 @@
 
 from dynopt_ray.training.attempt import Attempt, attempt
 from dynopt_ray.training.candidates import Candidates
+from dynopt_ray.training.distillation import Distillation
 from dynopt_ray.training.grow import GrowResult, When, grow, stalled
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.prune import PruneResult, prune
@@ -20,6 +21,7 @@ __all__ = [
     "CostKind",
     "Costs",
     "Cut",
+    "Distillation",
     "Fraction",
     "Granularity",
     "Greedy",

@@ -17,6 +17,7 @@ from dynopt_ray.schedules import Schedule, linear
 from dynopt_ray.structure import Graph, Receipt, trace
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.tasks import Metrics, Task
+from dynopt_ray.tasks.loop import AddedLoss
 from dynopt_ray.training.arguments import (
     check_callable,
     check_follows,
@@ -108,7 +109,8 @@ def prune(
         schedule: round (1 … rounds) -> share of the way to the target, rising to 1. Default:
             in equal steps.
         retrain: optimizer steps after each cut, at the optimizer's learning rate; or
-            `Retraining(num_steps, schedule)`.
+            `Retraining(num_steps, schedule, …)`, which can also stop early, go back to the best
+            state, and learn from the network before pruning.
         compensate: True refits what reads removed units on 4,096 training samples, inputs do
             so on these, None or False leaves it. Masked weights are not compensated.
         recovery: `Random` or `Greedy`: gives back part of each cut. The cut goes further by
@@ -172,6 +174,7 @@ def prune(
             retraining=retrain,
             optimizer=optimizer,
             generator=generator,
+            added_loss=_teacher_loss(retrain, graph.model, task),
         )
         check_target(pruning, num_rounds=len(shares))
         return _run(pruning, shares)
@@ -193,6 +196,13 @@ def _retraining(retrain: int | Retraining | None) -> Retraining | None:
             f"prune: retrain is {retrain!r}; pass a number of steps or Retraining(100)"
         ) from error
     return Retraining(num_steps) if num_steps else None
+
+
+def _teacher_loss(retrain: Retraining | None, model: nn.Module, task: Task) -> AddedLoss | None:
+    """What retraining learns from the network as it is now."""
+    if retrain is None or retrain.distillation is None:
+        return None
+    return retrain.distillation.from_teacher(model, labels=task.num_classes is not None)
 
 
 def _run(pruning: Pruning, shares: Sequence[float]) -> PruneResult:

@@ -1,15 +1,21 @@
 """Retraining between edits."""
 
 import copy
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dynopt_ray.schedules import Schedule
+from dynopt_ray.schedules import Schedule, to_torch
 from dynopt_ray.tasks import Task, TrainStats
+from dynopt_ray.tasks.loop import AddedLoss
 from dynopt_ray.training.arguments import check_callable, whole
+from dynopt_ray.training.distillation import Distillation
+from dynopt_ray.training.snapshot import Snapshot
 
 DEFAULT_LR = 1e-3
 """The rate of the Adam that trains where the caller brings no optimizer."""
@@ -24,26 +30,66 @@ class Retraining:
     Attributes:
         num_steps: how many, at least 1.
         schedule: the learning rate, from its step 0 on each time; None keeps the optimizer's.
+        num_checks: how often the network is judged on validation data, at even distances. From
+            two on the best of these states is what remains.
+        patience: training stops after so many checks without a better state; None never stops it.
+        distillation: learn from the network before pruning, too.
 
     Raises:
-        TypeError: steps that are no whole number, or no schedule.
-        ValueError: fewer steps than 1.
+        TypeError: a number that is not whole, no schedule, or no distillation.
+        ValueError: a number below 1, more checks than steps, or patience without checks.
     """
 
     num_steps: int
     schedule: Schedule | None = None
+    num_checks: int = 1
+    patience: int | None = None
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         whole("Retraining: num_steps", self.num_steps, least=1)
         check_callable("Retraining: schedule", self.schedule, "a function of the step, or None")
+        whole("Retraining: num_checks", self.num_checks, least=1)
+        if self.num_checks > self.num_steps:
+            raise ValueError(
+                f"Retraining: {self.num_checks} checks in {self.num_steps} steps; give at most one "
+                "per step"
+            )
+        if self.patience is not None:
+            whole("Retraining: patience", self.patience, least=1)
+            if self.num_checks <= self.patience:
+                raise ValueError(
+                    f"Retraining: patience is {self.patience}, but there are {self.num_checks} "
+                    "checks; give more of them, e.g. num_checks=10"
+                )
+        if not isinstance(self.distillation, Distillation | None):
+            raise TypeError(
+                f"Retraining: distillation is {self.distillation!r}; pass Distillation() or None"
+            )
 
     def __call__(
-        self, task: Task, model: nn.Module, optimizer: Optimizer, *, generator: torch.Generator
+        self,
+        task: Task,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        generator: torch.Generator,
+        added_loss: AddedLoss | None = None,
     ) -> TrainStats:
         """Train; the optimizer's learning rates are afterwards what they were.
 
         A schedule that ends at zero would otherwise leave the next one no rates to keep the
         ratio of.
+
+        Args:
+            task: what to learn.
+            model: the network.
+            optimizer: over its parameters.
+            generator: draws the order of rows.
+            added_loss: see `Task.train_steps`.
+
+        Returns:
+            What all steps did, also those after the state that remains.
 
         Raises:
             DivergedError: the loss is NaN or infinite, with the step.
@@ -53,11 +99,56 @@ class Retraining:
             for group in optimizer.param_groups
         ]
         try:
-            return task.train_steps(
-                model, optimizer, self.num_steps, generator=generator, schedule=self.schedule
+            train = partial(
+                task.train_steps,
+                model,
+                optimizer,
+                generator=generator,
+                schedule=None if self.schedule is None else to_torch(self.schedule, optimizer),
+                added_loss=added_loss,
             )
+            if self.num_checks == 1:
+                return train(self.num_steps)
+            return self._best_of(train, task, model, optimizer)
         finally:
             for group, before in zip(optimizer.param_groups, rates, strict=True):
                 group.update(before)
                 for added in set(_RATE_KEYS) - before.keys():
                     group.pop(added, None)
+
+    def _best_of(
+        self,
+        train: Callable[[int], TrainStats],
+        task: Task,
+        model: nn.Module,
+        optimizer: Optimizer,
+    ) -> TrainStats:
+        """Train in parts and go back to the best of the states between them."""
+        parts: list[TrainStats] = []
+        best, best_smooth, since = Snapshot(model, optimizer), -math.inf, 0
+        done = 0
+        for check in range(1, self.num_checks + 1):
+            end = round(self.num_steps * check / self.num_checks)
+            parts.append(train(end - done))
+            done = end
+            smooth = task.evaluate(model).smooth
+            if smooth > best_smooth:
+                best, best_smooth, since = Snapshot(model, optimizer), smooth, 0
+            else:
+                since += 1
+            if self.patience is not None and since >= self.patience:
+                break
+        if since:
+            best.restore()
+        return _joined(parts)
+
+
+def _joined(parts: Sequence[TrainStats]) -> TrainStats:
+    """What several trainings did together."""
+    num_steps = sum(part.num_steps for part in parts)
+    return TrainStats(
+        mean_loss=math.fsum(part.mean_loss * part.num_steps for part in parts) / num_steps,
+        last_loss=parts[-1].last_loss,
+        num_steps=num_steps,
+        num_samples=sum(part.num_samples for part in parts),
+    )

@@ -23,6 +23,7 @@ from dynopt_ray.errors import EditError
 from dynopt_ray.structure import Graph
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.tasks import Task, TrainStats
+from dynopt_ray.tasks.loop import AddedLoss
 from dynopt_ray.training.attempt import Attempt, attempt
 from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.measurement import Costs, Measurement, measured
@@ -69,6 +70,7 @@ class Pruning:
         retraining: what follows each cut, or None.
         optimizer: over the network's parameters, or None.
         generator: draws the samples to score with, and random choices.
+        added_loss: what retraining adds to the loss, or None.
     """
 
     graph: Graph
@@ -85,6 +87,7 @@ class Pruning:
     retraining: Retraining | None
     optimizer: Optimizer | None
     generator: torch.Generator
+    added_loss: AddedLoss | None = None
 
     def measured(self) -> Measurement:
         """The network as it is now."""
@@ -261,6 +264,7 @@ def _retrained(pruning: Pruning, before: Measurement) -> Attempt[Measurement, Tr
             pruning.graph.model,
             pruning.optimizer,
             generator=pruning.generator,
+            added_loss=pruning.added_loss,
         ),
         optimizer=pruning.optimizer,
         generators=[pruning.generator],

@@ -1,0 +1,60 @@
+"""Distillation: learning from the outputs of the network before it was pruned."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynopt_ray.structure.forward import Inputs, run
+from dynopt_ray.tasks.loop import AddedLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Adds the distance from a teacher's outputs to the loss.
+
+    For labels that is weight · T² · KL(softmax(teacher / T) ‖ softmax(output / T)), for numbers
+    weight · mean squared difference. T² keeps the size of its gradient independent of T.
+
+    Attributes:
+        weight: how much it counts beside the task's loss, > 0.
+        temperature: T, how much of the teacher's doubt is learned, > 0.
+
+    Raises:
+        ValueError: a number out of range.
+
+    References:
+        Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network".
+    """
+
+    weight: float = 1.0
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "temperature"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"Distillation: {name} is {value!r}; it must be > 0")
+
+    def from_teacher(self, teacher: nn.Module, *, labels: bool) -> AddedLoss:
+        """The loss that a student adds; the teacher is copied as it is now.
+
+        Args:
+            teacher: the network to learn from.
+            labels: whether outputs are scores of classes, along dimension 1.
+        """
+        teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+
+        def added_loss(inputs: Inputs, output: Tensor) -> Tensor:
+            with torch.no_grad():
+                wanted = run(teacher, inputs)
+            if not labels:
+                return self.weight * F.mse_loss(output, wanted)
+            student = F.log_softmax(output / self.temperature, dim=1)
+            known = F.log_softmax(wanted / self.temperature, dim=1)
+            per_entry = F.kl_div(student, known, reduction="none", log_target=True)
+            return self.weight * self.temperature**2 * per_entry.sum(1).mean()
+
+        return added_loss

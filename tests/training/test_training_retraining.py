@@ -1,0 +1,137 @@
+"""Retraining: the best of the states on the way, early stops, and what a teacher adds."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.schedules import constant, linear, to_torch
+from dynopt_ray.tasks import Task, load_task
+from dynopt_ray.training import Budget, Distillation, Retraining, prune
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return load_task("digits-mlp")
+
+
+def trained(task: Task) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = task.new_model(seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    task.train_steps(model, optimizer, 150, generator=torch.Generator().manual_seed(0))
+    return model, optimizer
+
+
+def retrain(task: Task, retraining: Retraining) -> tuple[nn.Module, Any, Any]:
+    model, optimizer = trained(task)
+    stats = retraining(task, model, optimizer, generator=torch.Generator().manual_seed(1))
+    return model, optimizer, stats
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    others = other.state_dict()
+    return all(torch.equal(value, others[name]) for name, value in one.state_dict().items())
+
+
+def test_the_best_of_the_states_on_the_way_remains(task: Task) -> None:
+    # A rate that rises to far too much: the end is worse than what was before it.
+    rising = linear(0.01, num_steps=60, final=3.0)
+    whole, _, _ = retrain(task, Retraining(60, rising))
+    best, optimizer, stats = retrain(task, Retraining(60, rising, num_checks=6))
+    assert stats.num_steps == 60
+    assert task.evaluate(best).smooth > task.evaluate(whole).smooth + 0.1
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    # It is one of the states, bit for bit: that after some whole number of tenths.
+    assert any(same(best, _part(task, rising, num_steps)) for num_steps in range(10, 61, 10))
+
+
+def _part(task: Task, schedule: Callable[[int], float], num_steps: int) -> nn.Module:
+    """The network after the first steps of a schedule, trained ten steps at a time."""
+    model, optimizer = trained(task)
+    scheduler, generator = to_torch(schedule, optimizer), torch.Generator().manual_seed(1)
+    for _ in range(num_steps // 10):
+        task.train_steps(model, optimizer, 10, generator=generator, schedule=scheduler)
+    return model
+
+
+def test_training_stops_when_it_no_longer_gets_better(task: Task) -> None:
+    hopeless = Retraining(60, constant(3.0), num_checks=12, patience=2)
+    _, _, stats = retrain(task, hopeless)
+    assert stats.num_steps < 60
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Retraining(5, num_checks=6), ValueError, "6 checks in 5 steps"),
+        (lambda: Retraining(5, num_checks=0), ValueError, "num_checks is 0"),
+        (lambda: Retraining(5, patience=1), ValueError, "give more of them"),
+        (lambda: Retraining(5, num_checks=3, patience=0), ValueError, "patience is 0"),
+        (lambda: Retraining(5, distillation=0.5), TypeError, "pass Distillation"),  # type: ignore
+        (lambda: Distillation(weight=0.0), ValueError, "weight is 0.0"),
+        (lambda: Distillation(temperature=-1.0), ValueError, "temperature is -1.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    make: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_distillation_is_hintons_loss() -> None:
+    teacher = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        teacher.weight.copy_(torch.tensor([[2.0], [0.0]]))
+    added = Distillation(weight=0.5, temperature=2.0).from_teacher(teacher, labels=True)
+    teacher.weight.detach().zero_()  # the teacher is as it was
+    x, output = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0, 0.0], [1.0, -1.0]])
+    expected = 0.0
+    for row, scores in zip((1.0, 3.0), output, strict=True):
+        p = torch.tensor([2.0 * row / 2, 0.0]).softmax(0)
+        q = (scores / 2).softmax(0)
+        expected += float((p * (p.log() - q.log())).sum()) / 2
+    assert float(added(x, output)) == pytest.approx(0.5 * 4 * expected, rel=1e-5)
+    numbers = Distillation(weight=3.0).from_teacher(teacher, labels=False)
+    assert float(numbers(x, output)) == pytest.approx(3.0 * float(output.square().mean()))
+
+
+def test_a_student_that_has_only_its_teacher_learns_from_it(task: Task) -> None:
+    teacher, _ = trained(task)
+    x, y = task.arrays("train")
+    wrong = Task.from_arrays(  # labels that tell nothing
+        model=task.model,
+        train=(x, torch.zeros_like(y)),
+        validation=task.arrays("validation"),
+    )
+    student = task.new_model(seed=3)
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+    added = Distillation(weight=100.0).from_teacher(teacher, labels=True)
+    retraining = Retraining(200)
+    retraining(
+        wrong, student, optimizer, generator=torch.Generator().manual_seed(0), added_loss=added
+    )
+    assert task.evaluate(student).metric > 0.85
+
+
+def test_prune_learns_from_the_network_before(task: Task) -> None:
+    outcomes: list[Tensor] = []
+    for distillation in (None, Distillation()):
+        model, optimizer = trained(task)
+        before = copy.deepcopy(model)
+        result = prune(
+            model,
+            task,
+            target=Budget(flops=0.3),
+            retrain=Retraining(40, num_checks=4, distillation=distillation),
+            optimizer=optimizer,
+        )
+        assert result.after.validation.metric > 0.9
+        x, _ = task.arrays("validation")
+        with torch.no_grad():
+            kl = before(x).softmax(1) * (before(x).log_softmax(1) - model(x).log_softmax(1))
+        outcomes.append(kl.sum(1).mean())
+    assert outcomes[1] < outcomes[0]  # nearer to what it was
