@@ -36,9 +36,7 @@ class Hessian:
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
         """½ · mean (Σ g·w)² over samples."""
         graph = evidence.graph
-        totals = {group.name: torch.zeros(group.width) for group in graph}
-        for group in graph:
-            totals[group.name] = totals[group.name].to(evidence.device)
+        totals = {g.name: torch.zeros(g.width, device=evidence.device) for g in graph}
         num_samples = 0
         for gradients in evidence.sample_gradients():
             products = {n: g * evidence.parameters[n] for n, g in gradients.items()}

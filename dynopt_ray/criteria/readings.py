@@ -30,13 +30,11 @@ class Reading:
     """How one weight reads the units of one group.
 
     Attributes:
-        weight: its name.
         weight_GOK: its values as independent products.
         groups_UM: the groups of the weight in which a unit is read.
         inputs_UMQ: which of their K inputs are the unit's.
     """
 
-    weight: str
     weight_GOK: Tensor
     groups_UM: Tensor
     inputs_UMQ: Tensor
@@ -77,7 +75,6 @@ def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> Readin
     num_read = len({*(of_units[0] // num_inputs).tolist()})
     of_units = of_units.reshape(len(of_units), num_read, -1)
     return Reading(
-        s.parameter,
         flat.reshape(num_groups, num_outputs, num_inputs),
         of_units[:, :, 0] // num_inputs,
         of_units % num_inputs,
