@@ -8,10 +8,18 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria.base import Evidence
-from dynopt_ray.criteria.readings import Reading, observed, readers_of, reading
+from dynopt_ray.criteria.readings import (
+    Reading,
+    group_readers,
+    observed,
+    readers_of,
+    reading,
+    weight_readers,
+)
 from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.structure import WidthGroup
 from dynopt_ray.structure.observe import Seen, Use
+from dynopt_ray.structure.readers import Reader, as_products
 
 Measure = Literal["energy", "nonzero"]
 _MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -26,6 +34,8 @@ def activation(*, measure: Measure = "energy") -> "Activation":
         energy: mean of ‖W x‖² over samples and places, summed over the layers that read the unit
         nonzero: share of x that is not zero, the mean over these layers
 
+    Single weights score E(w x)², the energy they give, or the share of their x that is not zero.
+
     Args:
         measure: which of the two. The share tells nothing where activations are never zero, as
             behind GELU.
@@ -37,7 +47,8 @@ def activation(*, measure: Measure = "energy") -> "Activation":
 
     References:
         Hu et al. 2016, "Network Trimming", eq. 1: APoZ, the average percentage of zeros;
-        "nonzero" is 1 - APoZ.
+        "nonzero" is 1 - APoZ. Sun et al. 2023, "A Simple and Effective Pruning Approach for
+        Large Language Models" (Wanda), eq. 1: |w|·‖x‖, the order of the energy of weights.
     """
     return Activation(measure)
 
@@ -57,7 +68,7 @@ class Activation:
         graph = evidence.graph
         sums: dict[tuple[str, str], Tensor] = {}
         counts: dict[str, int] = defaultdict(int)
-        for batch in observed(graph, evidence.needed_batches):
+        for batch in observed(graph, group_readers(graph), evidence.needed_batches):
             seen = {use: one.seen for use, one in batch.items()}
             for use, one in seen.items():
                 counts[use[0]] += one.inputs_GRK.shape[1]
@@ -72,9 +83,25 @@ class Activation:
         return {g.name: over(torch.stack(scores[g.name]), 0) for g in graph}
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """It has no opinion on single weights."""
-        del evidence
-        raise TypeError("activation scores units only; use another criterion for weights")
+        """The energy that a weight gives, or how often its input is on."""
+        names = weight_readers(evidence)
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = defaultdict(int)
+        readers: dict[str, Reader] = {}
+        for batch in observed(evidence.graph, names, evidence.needed_batches):
+            for (name, _), one in batch.items():
+                x_GRK = one.seen.inputs_GRK.double()
+                total_GK = (x_GRK.square() if self.measure == "energy" else x_GRK != 0).sum(1)
+                sums[name] = sums[name] + total_GK if name in sums else total_GK
+                counts[name] += x_GRK.shape[1]
+                readers.setdefault(name, one.seen.reader)
+        scores = {}
+        for name, reader in readers.items():
+            mean_GK = sums[name] / counts[name]
+            weight_GOK = as_products(evidence.weights[name], reader, len(mean_GK)).double()
+            factor_GOK = weight_GOK.square() if self.measure == "energy" else weight_GOK != 0
+            scores[name] = reader.in_layout(factor_GOK * mean_GK[:, None])
+        return scores
 
     def _totals(
         self, evidence: Evidence, group: WidthGroup, seen: dict[Use, Seen]

@@ -5,20 +5,20 @@ Shapes: G groups of a convolution (or heads), R rows, K inputs, O outputs, as in
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from dynopt_ray.criteria.base import Loss
+from dynopt_ray.criteria.base import Evidence, Loss
 from dynopt_ray.criteria.gradients import Batch
 from dynopt_ray.errors import CriterionError, MissingGradientError
 from dynopt_ray.structure import Graph, Slice, WidthGroup
 from dynopt_ray.structure.forward import named_tensors, undisturbed
 from dynopt_ray.structure.observe import Observer, Seen, Use
-from dynopt_ray.structure.readers import Reader
+from dynopt_ray.structure.readers import Reader, as_products
 
 _ROWS_PER_SAMPLE = 16
 # Steps of the additive recurrence that fills a square most evenly (its plastic number).
@@ -60,11 +60,10 @@ def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> Readin
         num_groups: G.
     """
     num_inputs = reader.num_inputs
-    num_outputs = weight.numel() // (num_groups * num_inputs)
+    weight_GOK = as_products(weight, reader, num_groups)
+    num_outputs = weight_GOK.shape[1]
     numbers = torch.arange(weight.numel(), device=weight.device)
-    place = reader.in_layout(numbers.reshape(num_groups, num_outputs, num_inputs))
-    flat = weight.new_empty(weight.numel())
-    flat[place.flatten()] = weight.flatten()
+    place = reader.in_layout(numbers.reshape(weight_GOK.shape))
     # Group and input of each entry as one number.
     inputs = place // (num_outputs * num_inputs) * num_inputs + place % num_inputs
     along = inputs.movedim(s.dim, 0)[s.positions.to(inputs.device)]
@@ -75,7 +74,7 @@ def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> Readin
     num_read = len({*(of_units[0] // num_inputs).tolist()})
     of_units = of_units.reshape(len(of_units), num_read, -1)
     return Reading(
-        flat.reshape(num_groups, num_outputs, num_inputs),
+        weight_GOK,
         of_units[:, :, 0] // num_inputs,
         of_units % num_inputs,
     )
@@ -112,15 +111,34 @@ class Observed:
     slopes_RGO: Tensor | None
 
 
+def group_readers(graph: Graph) -> set[str]:
+    """The weights that read the units of some group; errors as of `readers_of`."""
+    return {s.parameter for group in graph for s in readers_of(graph, group)}
+
+
+def weight_readers(evidence: Evidence) -> set[str]:
+    """All weights, once it is known that each can be observed.
+
+    Raises:
+        CriterionError: one cannot.
+    """
+    for name in evidence.weights:
+        if name not in evidence.graph.consumers:
+            raise CriterionError(
+                f"parameter {name!r} belongs to no linear layer, convolution or product, so there "
+                "are no activations to score its weights by. Use another criterion"
+            )
+    return set(evidence.weights)
+
+
 def observed(
-    graph: Graph, batches: Iterable[Batch], loss: Loss | None = None
+    graph: Graph, names: Collection[str], batches: Iterable[Batch], loss: Loss | None = None
 ) -> Iterator[dict[Use, Observed]]:
-    """Rows of what the readers of all groups read and give, batch by batch.
+    """Rows of what some weights read and give, batch by batch.
 
     Of a layer that is applied at many places of a sample, 16 are kept: which ones depends on the
     number of the sample and not on its batch.
     """
-    names = {s.parameter for group in graph for s in readers_of(graph, group)}
     uses = {name: graph.consumers[name] for name in graph.consumers if name in names}
     tensors = {name: t.detach() for name, t in named_tensors(graph.model).items()}
     start = 0

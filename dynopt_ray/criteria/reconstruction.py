@@ -1,12 +1,23 @@
 """Reconstruction: what the others cannot stand in for is important."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dynopt_ray.criteria.base import Evidence
-from dynopt_ray.criteria.readings import Observed, Reading, observed, readers_of, reading
+from dynopt_ray.criteria.readings import (
+    Observed,
+    Reading,
+    group_readers,
+    observed,
+    readers_of,
+    reading,
+    weight_readers,
+)
+from dynopt_ray.structure.readers import as_products
+from dynopt_ray.structure.record import Consumer
 from dynopt_ray.structure.regression import RIDGE, Moments
 
 _MOST_STEPS = 64
@@ -25,6 +36,8 @@ def reconstruction(*, weighted: bool = True) -> "Reconstruction":
     behind it can take up a constant) and W its weights at that moment. A unit scores what the
     dearest one until then cost: of two equal units the first goes for nothing, the second does
     not. Wide groups lose a 64th of their units per step.
+
+    Single weights of a row are scored one by one, each as if it went alone: w² / [C⁻¹]_kk.
 
     References:
         Hassibi & Stork 1993, "Second order derivatives for network pruning: Optimal Brain
@@ -45,18 +58,13 @@ class Reconstruction:
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
         """The share of what layers give that is lost when a unit goes."""
         graph = evidence.graph
-        batches, loss = evidence.needed if self.weighted else (evidence.needed_batches, None)
-        found: dict[str, _Statistics] = {}
-        for batch in observed(graph, batches, loss):
-            for (name, _), one in batch.items():
-                found.setdefault(name, _Statistics(one)).add(one)
+        found = self._found(evidence, group_readers(graph))
         scores = {}
         for group in graph:
             layers = []
             for s in readers_of(graph, group):
-                statistics, consumer = found[s.parameter], graph.consumers[s.parameter][0]
-                intercept = bool(consumer.bias or consumer.mean)
-                second = statistics.moments.second(intercept=intercept)
+                statistics = found[s.parameter]
+                second = statistics.second(graph.consumers[s.parameter][0])
                 weight = evidence.parameters[s.parameter]
                 how = reading(weight, statistics.reader, s, len(second))
                 layers.append(_Layer(how, second, statistics.sensitivity_GO))
@@ -64,9 +72,34 @@ class Reconstruction:
         return scores
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """It has no opinion on single weights."""
-        del evidence
-        raise TypeError("reconstruction scores units only; use another criterion for weights")
+        """What is lost when a weight goes and the others of its row take over."""
+        scores = {}
+        for name, statistics in self._found(evidence, weight_readers(evidence)).items():
+            second_GKK = statistics.second(evidence.graph.consumers[name][0])
+            given_GK = 1 / _inverse(second_GKK).diagonal(dim1=1, dim2=2).double()
+            reader, weight = statistics.reader, evidence.weights[name]
+            lost_GOK = as_products(weight, reader, len(given_GK)).double() ** 2 * given_GK[:, None]
+            if statistics.sensitivity_GO is not None:
+                lost_GOK = lost_GOK * statistics.sensitivity_GO[..., None]
+            scores[name] = reader.in_layout(lost_GOK)
+        return scores
+
+    def _found(self, evidence: Evidence, names: Collection[str]) -> dict[str, "_Statistics"]:
+        """The sums over all batches, by weight."""
+        batches, loss = evidence.needed if self.weighted else (evidence.needed_batches, None)
+        found: dict[str, _Statistics] = {}
+        for batch in observed(evidence.graph, names, batches, loss):
+            for (name, _), one in batch.items():
+                found.setdefault(name, _Statistics(one)).add(one)
+        return found
+
+
+def _inverse(second_GKK: Tensor) -> Tensor:
+    """Of second moments with a ridge. In float32: scores need no more, and it is large."""
+    size = second_GKK.shape[1]
+    scale_G = second_GKK.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    ridge_GKK = torch.diag_embed((RIDGE * scale_G)[:, None].expand(-1, size))
+    return torch.cholesky_inverse(torch.linalg.cholesky((second_GKK + ridge_GKK).float()))
 
 
 class _Statistics:
@@ -85,6 +118,10 @@ class _Statistics:
             squares = one.places * one.slopes_RGO.double().square().sum(0)
             self._squares_GO = squares if self._squares_GO is None else self._squares_GO + squares
 
+    def second(self, consumer: Consumer) -> Tensor:
+        """Second moments of the inputs, about the mean where something takes up a constant."""
+        return self.moments.second(intercept=bool(consumer.bias or consumer.mean))
+
     @property
     def sensitivity_GO(self) -> Tensor | None:
         """How much the loss of a sample rises with squared errors of what the weight gives."""
@@ -92,18 +129,14 @@ class _Statistics:
 
 
 class _Layer:
-    """A layer while units go. In float32: scores need no more, and the matrices are large."""
+    """A layer while units go."""
 
     def __init__(self, how: Reading, second_GKK: Tensor, sensitivity_GO: Tensor | None) -> None:
         self._groups_UM, self._inputs_UMQ = how.groups_UM, how.inputs_UMQ
         weight_GOK = how.weight_GOK.double()
         if sensitivity_GO is not None:
             weight_GOK = weight_GOK * sensitivity_GO.sqrt()[:, :, None]
-        size = second_GKK.shape[1]
-        scale = second_GKK.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-        ridge_GKK = torch.diag_embed((RIDGE * scale)[:, None].expand(-1, size))
-        factor = torch.linalg.cholesky((second_GKK + ridge_GKK).float())
-        self._inverse_GKK = torch.cholesky_inverse(factor)
+        self._inverse_GKK = _inverse(second_GKK)
         energy = float(((weight_GOK @ second_GKK) * weight_GOK).sum().clamp(min=1e-300))
         self._scale = 1.0 if sensitivity_GO is not None else 1 / energy
         self._weight_GOK = weight_GOK.float()

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.population.stack import Population
-from dynopt_ray.structure.regression import RIDGE, Moments, best_ridges, ridge_solve
+from dynopt_ray.structure.regression import (
+    RIDGE,
+    Moments,
+    best_ridges,
+    masked_ridge_solve,
+    ridge_solve,
+)
 
 
 def refit_consumers(
@@ -41,11 +47,11 @@ def refit_consumers(
         row[num_kept : num_kept + len(goes)] = goes
     order_MU = order_MU.to(population.device)
     weight_MOU = _take(population.weights[layer + 1][members].double(), order_MU, 2)
-    counts = torch.tensor([int(kept.sum()) for kept in keep.values()], device=population.device)
+    stays_MOK = _stays(population, layer + 1, members, order_MU[:, :num_kept])
     one, other = (_ordered(moments, order_MU) for moments in halves)
 
     def loss(ridges: Tensor) -> Tensor:
-        slope_MOK, shift_MO = _fit(one, weight_MOU, counts, ridges)
+        slope_MOK, shift_MO = _fit(one, weight_MOU, stays_MOK, ridges)
         # What the refitted layer lacks is linear in the inputs, kept and removed.
         lack_MOU = torch.cat([-slope_MOK, weight_MOU[:, :, num_kept:]], 2)
         mean_MO = (lack_MOU @ other.mean_MU[:, :, None])[..., 0] - shift_MO
@@ -55,7 +61,7 @@ def refit_consumers(
     enough = all(moments.count for moments in halves)
     ridges = best_ridges(loss, len(members)) if enough else torch.tensor(RIDGE)
     everything = _ordered(halves[0].plus(halves[1]), order_MU)
-    slope_MOK, shift_MO = _fit(everything, weight_MOU, counts, ridges)
+    slope_MOK, shift_MO = _fit(everything, weight_MOU, stays_MOK, ridges)
     weight_MOK = weight_MOU[:, :, :num_kept] + slope_MOK
     _put(population, layer + 1, members, order_MU[:, :num_kept], weight_MOK, shift_MO)
 
@@ -74,18 +80,30 @@ def _ordered(moments: Moments, order_MU: Tensor) -> _Ordered:
 
 
 def _fit(
-    inputs: _Ordered, weight_MOU: Tensor, num_kept_M: Tensor, ridges: Tensor
+    inputs: _Ordered, weight_MOU: Tensor, stays_MOK: Tensor, ridges: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What the kept inputs have to add for the removed ones, and a constant."""
-    num_kept = int(num_kept_M.max())
+    num_kept = stays_MOK.shape[2]
     left, gone = slice(num_kept), slice(num_kept, None)
     weight_MOR, covariance_MUU = weight_MOU[:, :, gone], inputs.covariance_MUU
     missing_MOK = weight_MOR @ covariance_MUU[:, gone, left]
-    slope_MOK = ridge_solve(
-        missing_MOK, covariance_MUU[:, left, left], num_kept_M, ridge=ridges.to(weight_MOU.device)
-    )
+    second_MKK, ridges = covariance_MUU[:, left, left], ridges.to(weight_MOU.device)
+    if bool((stays_MOK == stays_MOK[:, :1]).all()):
+        slope_MOK = ridge_solve(missing_MOK, second_MKK, stays_MOK[:, 0].sum(1), ridge=ridges)
+    else:
+        slope_MOK = masked_ridge_solve(missing_MOK, second_MKK, stays_MOK, ridge=ridges)
     shift_MO = (weight_MOR @ inputs.mean_MU[:, gone, None])[..., 0]
     return slope_MOK, shift_MO - (slope_MOK @ inputs.mean_MU[:, left, None])[..., 0]
+
+
+def _stays(population: Population, layer: int, members: list[int], order_MK: Tensor) -> Tensor:
+    """Which coefficients may differ from zero: no padding, and within the masks."""
+    keep = population.masks[layer]
+    if keep is None:
+        keep_MOI = torch.ones_like(population.weights[layer][members], dtype=torch.bool)
+    else:
+        keep_MOI = keep[members]
+    return _take(keep_MOI, order_MK, 2)
 
 
 def _activations(population: Population, members: list[int], layer: int, x_NI: Tensor) -> Tensor:
@@ -109,11 +127,7 @@ def _put(
     index_MOK = order_MK[:, None].expand(-1, old.shape[1], -1)
     # One column more takes up what is written at padding.
     wide = torch.nn.functional.pad(old, (0, 1)).scatter_(2, index_MOK, weight_MOK.float())
-    new = wide[:, :, : old.shape[2]]
-    keep = population.masks[layer]
-    if keep is not None:
-        new = new * keep[members]
-    population.weights[layer][members] = new
+    population.weights[layer][members] = wide[:, :, : old.shape[2]]
     population.biases[layer][members] = (
         population.biases[layer][members].double() + shift_MO
     ).float()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure.compensate import Cut, compensated
+from dynopt_ray.structure.compensate import Cut, compensated, reading_removed
 from dynopt_ray.structure.cost import Cost
 from dynopt_ray.structure.depth import insert_block, remove_block
 from dynopt_ray.structure.edits import Edit, Grow, Insert, Mask, Remove, Shrink
@@ -17,9 +17,9 @@ from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.structure.history import HISTORIES, History, extended, history_of
 from dynopt_ray.structure.initialise import Draw
 from dynopt_ray.structure.layout import Change, moved_group, new_axes
-from dynopt_ray.structure.masks import mask_of
+from dynopt_ray.structure.masks import masked_parameters
 from dynopt_ray.structure.optimizer_state import Optimizers, OptimizerState, each_optimizer
-from dynopt_ray.structure.plans import Stage, check_plan
+from dynopt_ray.structure.plans import Masking, Stage, check_plan
 from dynopt_ray.structure.resize import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.transaction import Transaction
 
@@ -101,9 +101,9 @@ def apply_plan(
         optimizer: its optimizer, or all of them where several share the parameters; their state
             follows. Any optimizer with state per parameter.
         compensate: batches of what the network is called with (a tensor counts as one batch). If
-            given, what reads removed units is refitted to give what it gave before: linear
-            layers, convolutions and other products with a parameter, as `Receipt.refitted`
-            lists them.
+            given, what reads removed units or is masked is refitted to give what it gave before:
+            linear layers, convolutions and other products with a parameter, as
+            `Receipt.refitted` lists them. Masked weights stay at zero.
         seed: what new units are drawn from, so that a copy of the network gets the same ones.
             Default: torch's own seed and the number of the edit.
 
@@ -119,10 +119,11 @@ def apply_plan(
     stages, rest = check_plan(graph, plan)
     optimizers = each_optimizer(optimizer)
     states = [OptimizerState(one, graph.model) for one in optimizers]
+    batches = _batches(compensate)
     before, old_widths = graph.cost(), graph.widths
     transaction = Transaction(graph.model, optimizers)
     with transaction, transaction:
-        refitted = _apply_stages(graph, stages, rest, states, compensate, seed, transaction)
+        refitted = _apply_stages(graph, stages, rest, states, batches, seed, transaction)
         widths = _changed(old_widths, graph.widths)
         transaction.set_attribute(graph, "shapes", graph.shapes_now())
         history = extended(history_of(graph.model), plan)
@@ -143,7 +144,7 @@ def _apply_stages(
     stages: Sequence[Stage],
     rest: Sequence[Edit],
     states: Sequence[OptimizerState],
-    compensate: Iterable[Inputs] | Tensor | None,
+    batches: Sequence[Inputs] | None,
     seed: int | None,
     transaction: Transaction,
 ) -> tuple[str, ...]:
@@ -156,16 +157,17 @@ def _apply_stages(
     done = 0
     while stages:
         for stage in stages:
-            if isinstance(stage, Mask):
-                _apply_mask(graph, stage, states, transaction)
-            elif isinstance(stage, Remove):
+            if isinstance(stage, Remove):
                 remove_block(graph, stage, states, transaction)
             elif isinstance(stage, Insert):
                 insert_block(graph, stage, states, transaction)
+            elif isinstance(stage, Masking):
+                names = _apply_masks(graph, stage, states, batches, transaction)
+                refitted.update(dict.fromkeys(names))
             else:
                 default = (torch.initial_seed(), graph.num_edits)
                 draw = default if seed is None else (seed, done)
-                names = _apply_widths(graph, stage, states, compensate, draw, transaction)
+                names = _apply_widths(graph, stage, states, batches, draw, transaction)
                 refitted.update(dict.fromkeys(names))
             done += 1
         stages, rest = check_plan(graph, rest)
@@ -176,7 +178,7 @@ def _apply_widths(
     graph: "Graph",
     edits: Sequence[Grow | Shrink],
     states: Sequence[OptimizerState],
-    compensate: Iterable[Inputs] | Tensor | None,
+    batches: Sequence[Inputs] | None,
     draw: Draw,
     transaction: Transaction,
 ) -> list[str]:
@@ -194,11 +196,14 @@ def _apply_widths(
     weights = resized_weights(graph.model, tensors, changes, axes, draw=draw)
     _check_growth(graph, edits, changes, weights, draw)
     refitted: dict[str, Tensor] = {}
-    if compensate is not None:
+    masks = {
+        name: resized(keep, by_tensor.get(name, {}), True)
+        for name, keep in masked_parameters(graph.model).items()
+    }
+    if batches is not None:
         new = {**tensors, **weights}
-        cut = Cut(graph.model, tensors, new, graph.attributes, changes, by_tensor)
-        batches = _batches(compensate)
-        refitted = compensated(cut, graph.consumers, batches)
+        cut = Cut(graph.model, tensors, new, graph.attributes, changes, by_tensor, masks)
+        refitted = compensated(cut, graph.consumers, reading_removed(changes), batches)
         weights.update(refitted)
     by_group = {change.group.name: change for change in changes}
     groups = [moved_group(g, by_group.get(g.name), axes) for g in graph.groups]
@@ -206,11 +211,9 @@ def _apply_widths(
     for name, value in weights.items():
         tensor, along = tensors[name], by_tensor.get(name, {})
         grad = None if tensor.grad is None else resized(tensor.grad, along, 0.0)
-        keep = mask_of(tensor)
-        if keep is not None:
-            keep = resized(keep, along, True)
-            value = value.masked_fill(~keep, 0)
-            transaction.set_mask(tensor, keep)
+        if name in masks:
+            value = value.masked_fill(~masks[name], 0)
+            transaction.set_mask(tensor, masks[name])
         for state in states:
             transaction.set_state(state.optimizer, tensor, state.resized(tensor, along, value))
         transaction.assign(tensor, value, grad)
@@ -247,8 +250,12 @@ def _check_growth(
     check_growth(graph.model, inputs, tensors, weights, graph.attributes, growing)
 
 
-def _batches(compensate: Iterable[Inputs] | Tensor | dict[str, Any]) -> list[Inputs]:
-    """What the network is called with, batch by batch."""
+def _batches(
+    compensate: Iterable[Inputs] | Tensor | dict[str, Any] | None,
+) -> list[Inputs] | None:
+    """What the network is called with, batch by batch; None where nothing is refitted."""
+    if compensate is None:
+        return None
     batches = [compensate] if isinstance(compensate, Tensor | dict) else list(compensate)
     if not batches:
         raise EditError("compensate: there are no batches; pass at least one, or None")
@@ -270,20 +277,39 @@ def _drop_kept(graph: "Graph", transaction: Transaction) -> None:
         transaction.set_attribute(module, name, type(kept)(left))
 
 
-def _apply_mask(
+def _apply_masks(
     graph: "Graph",
-    mask: Mask,
+    masks: Sequence[Mask],
     states: Sequence[OptimizerState],
+    batches: Sequence[Inputs] | None,
     transaction: Transaction,
-) -> None:
-    parameter = graph.model.get_parameter(mask.parameter)
-    # A copy: the caller may go on to change theirs.
-    keep = mask.keep.to(parameter.device, copy=True)
-    for state in states:
-        transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
-    grad = None if parameter.grad is None else parameter.grad * keep
-    transaction.set_mask(parameter, None if bool(keep.all()) else keep)
-    transaction.assign(parameter, parameter.detach().masked_fill(~keep, 0), grad)
+) -> list[str]:
+    """Hold weights of distinct parameters at zero.
+
+    Returns:
+        The weights that were refitted.
+    """
+    tensors = graph.tensors()
+    # Copies: the caller may go on to change theirs.
+    keeps = {m.parameter: m.keep.to(tensors[m.parameter].device, copy=True) for m in masks}
+    weights = {name: tensors[name].detach().masked_fill(~keep, 0) for name, keep in keeps.items()}
+    refitted: dict[str, Tensor] = {}
+    if batches is not None:
+        held = masked_parameters(graph.model)
+        lossy = {n for n, keep in keeps.items() if n not in held or bool((held[n] & ~keep).any())}
+        cut = Cut(graph.model, tensors, {**tensors, **weights}, (), (), {}, {**held, **keeps})
+        refitted = compensated(cut, graph.consumers, lossy, batches)
+        weights.update(refitted)
+    for name, value in weights.items():
+        parameter, grad = tensors[name], tensors[name].grad
+        if name in keeps:
+            keep = keeps[name]
+            for state in states:
+                transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
+            grad = None if grad is None else grad * keep
+            transaction.set_mask(parameter, None if bool(keep.all()) else keep)
+        transaction.assign(parameter, value, grad)
+    return [name for name in refitted if name in graph.consumers]
 
 
 def _change(graph: "Graph", edit: Grow | Shrink) -> Change:

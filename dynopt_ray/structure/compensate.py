@@ -1,23 +1,26 @@
-"""Refitting what reads removed units, so that it gives what it gave before.
+"""Refitting what lost units or weights, so that it gives what it gave before.
 
 Each consumer (a linear layer or a convolution) gave y = W x + b. In the cut network it reads only
-the inputs that stay, and those have changed a little too, because layers before it were cut as
-well. So the consumers are refitted in forward order, each on the inputs it gets in the cut network
-as far as that is refitted already, and each towards what it gave in the original one:
+the inputs that stay, or lacks the weights that are masked, and its inputs have changed a little
+too, because layers before it were cut as well. So the consumers are refitted in forward order, each
+on the inputs it gets in the cut network as far as that is refitted already, and each towards what
+it gave in the original one:
 
     W', b' = argmin E|y - W' x' - b'|² + ridge |W' - W_K|²
 
-with W_K the columns of W that stay. The regression needs only means and second moments, summed up
-over batches, so memory does not depend on how many there are.
+with W_K what stays of W, and W' zero wherever a mask holds it there. The regression needs only
+means and second moments, summed up over batches, so memory does not depend on how many there are.
 
 References:
     He, Zhang, Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section
     3.2 ("whole model pruning"); here in closed form, with an intercept, and drawn towards W_K.
+    Frantar, Alistarh 2022, "Optimal Brain Compression", section 3: the same per row of a masked
+    weight; here after the mask is chosen, exactly.
 """
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +31,7 @@ from dynopt_ray.structure.attributes import Attribute, attributes_changed
 from dynopt_ray.structure.forward import Inputs, buffers_kept, undisturbed
 from dynopt_ray.structure.layout import Axis, Change
 from dynopt_ray.structure.observe import Observer
-from dynopt_ray.structure.readers import Reader
+from dynopt_ray.structure.readers import Reader, as_products
 from dynopt_ray.structure.record import Consumer
 from dynopt_ray.structure.regression import RIDGE, Moments, best_ridges
 
@@ -49,6 +52,7 @@ class Cut:
         attributes: its integer attributes that follow the widths.
         changes: how its groups change.
         axes: tensor name -> dimension -> its new layout, where it changes.
+        masks: weight name -> bool tensor in the new layout, False where it is held at zero.
     """
 
     model: nn.Module
@@ -57,10 +61,14 @@ class Cut:
     attributes: Sequence[Attribute]
     changes: Sequence[Change]
     axes: Mapping[str, Mapping[int, Axis]]
+    masks: Mapping[str, Tensor]
 
 
 def compensated(
-    cut: Cut, consumers: Mapping[str, Sequence[Consumer]], batches: Sequence[Inputs]
+    cut: Cut,
+    consumers: Mapping[str, Sequence[Consumer]],
+    lossy: Collection[str],
+    batches: Sequence[Inputs],
 ) -> dict[str, Tensor]:
     """New values of all weights, biases and running means to refit, in the new layout.
 
@@ -70,12 +78,13 @@ def compensated(
     Args:
         cut: the network, which runs in evaluation mode and is not changed.
         consumers: the uses of each weight, in forward order.
+        lossy: the weights that lose something: those among the consumers are refitted.
         batches: what the network is called with.
 
     Raises:
         EditError: a consumer is never reached, or gets inputs that are not finite.
     """
-    names = _reading_removed(consumers, cut.changes)
+    names = [name for name in consumers if name in lossy]
     tensors = dict(cut.new)
     refitted: dict[str, Tensor] = {}
     size = max(1, math.ceil(len(names) / _MOST_STAGES))
@@ -83,24 +92,21 @@ def compensated(
         stage = {name: consumers[name] for name in names[start : start + size]}
         for name, (reader, halves) in _collected(cut, tensors, stage, batches).items():
             sink = _sink(name, consumers)
-            changed = _refit(name, tensors, stage[name], sink, reader, halves)
+            changed = _refit(name, tensors, stage[name], sink, reader, halves, cut.masks.get(name))
             tensors.update(changed)
             refitted.update(changed)
     return refitted
 
 
-def _reading_removed(
-    consumers: Mapping[str, Sequence[Consumer]], changes: Sequence[Change]
-) -> list[str]:
-    """The weights that read units which go, in forward order."""
-    reading = {
+def reading_removed(changes: Sequence[Change]) -> set[str]:
+    """The parameters that read units which go."""
+    return {
         s.parameter
         for change in changes
         if len(change.keep) < change.group.width
         for s in change.group.slices
         if s.role == "in"
     }
-    return [name for name in consumers if name in reading]
 
 
 def _collected(
@@ -184,19 +190,22 @@ def _refit(
     sink: str | None,
     reader: Reader,
     halves: Halves,
+    keep: Tensor | None,
 ) -> dict[str, Tensor]:
     """One weight and what takes up its constant, if anything does."""
     one, other = halves
+    kept_GOK = None if keep is None else as_products(keep, reader, len(one.cross_GOK))
     if sink is not None and tensors[sink].numel() != one.residual_GO.numel():
         sink = None  # one shift for several groups
     intercept = sink is not None
 
     def loss(ridges: Tensor) -> Tensor:
-        fit = one.fit(intercept=intercept, ridge=ridges.item())
+        fit = one.fit(intercept=intercept, ridge=ridges.item(), kept_GOK=kept_GOK)
         return torch.tensor([other.loss(*fit)], dtype=torch.float64, device="cpu")
 
     ridge = best_ridges(loss, 1).item() if one.count and other.count else RIDGE
-    slope_GOK, constant_GO = one.plus(other).fit(intercept=intercept, ridge=ridge)
+    both = one.plus(other)
+    slope_GOK, constant_GO = both.fit(intercept=intercept, ridge=ridge, kept_GOK=kept_GOK)
     weight = tensors[name]
     result = {name: (weight.double() + reader.in_layout(slope_GOK)).to(weight.dtype)}
     if sink is not None:

@@ -13,7 +13,16 @@ from dynopt_ray.structure.masks import mask_of
 if TYPE_CHECKING:
     from dynopt_ray.structure.graph import Graph
 
-Stage = Mask | Insert | Remove | list[Grow | Shrink]
+
+class Masking(list[Mask]):
+    """Masks of distinct parameters, which are put on at once."""
+
+
+class Resizing(list[Grow | Shrink]):
+    """Edits of distinct width groups, which are resized at once."""
+
+
+Stage = Masking | Resizing | Insert | Remove
 
 
 def check_plan(graph: "Graph", plan: Sequence[Edit]) -> tuple[list[Stage], Sequence[Edit]]:
@@ -28,7 +37,8 @@ def check_plan(graph: "Graph", plan: Sequence[Edit]) -> tuple[list[Stage], Seque
         UnknownNameError: an edit names nothing of the network.
     """
     stages: list[Stage] = []
-    resized: set[str] = set()  # in the last stage
+    last: Stage | None = None
+    touched: set[str] = set()  # in the last stage
     widths = graph.widths
     for place, edit in enumerate(plan):
         if isinstance(edit, Insert | Remove):
@@ -36,7 +46,11 @@ def check_plan(graph: "Graph", plan: Sequence[Edit]) -> tuple[list[Stage], Seque
             return [*stages, edit], plan[place + 1 :]
         if isinstance(edit, Mask):
             _check_mask(graph, edit, widths)
-            stages.append(edit)
+            if not isinstance(last, Masking) or edit.parameter in touched:
+                last, touched = Masking(), set()
+                stages.append(last)
+            last.append(edit)
+            touched.add(edit.parameter)
             continue
         name = graph[edit.group].name
         if isinstance(edit, Grow):
@@ -46,13 +60,11 @@ def check_plan(graph: "Graph", plan: Sequence[Edit]) -> tuple[list[Stage], Seque
             widths[name] = _check_shrink(graph, edit, widths[name])
         else:
             raise EditError(f"{edit!r} is not an edit. Known: Grow, Shrink, Mask, Insert, Remove.")
-        last = stages[-1] if stages else None
-        if isinstance(last, list) and name not in resized:
-            last.append(edit)
-            resized.add(name)
-        else:
-            stages.append([edit])
-            resized = {name}
+        if not isinstance(last, Resizing) or name in touched:
+            last, touched = Resizing(), set()
+            stages.append(last)
+        last.append(edit)
+        touched.add(name)
     return stages, ()
 
 

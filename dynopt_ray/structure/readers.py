@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, unravel_index
+from torch import Tensor
 
 from dynopt_ray.structure.record import Contraction
 
@@ -35,6 +36,21 @@ class Reader(Protocol):
 
     def in_layout(self, slope_GOK: Tensor) -> Tensor:
         """Coefficients in the weight's own layout."""
+
+
+def as_products(weight: Tensor, reader: Reader, num_groups: int) -> Tensor:
+    """A weight, or anything of its shape, as coefficients (G, O, K); undoes `in_layout`.
+
+    Args:
+        weight: the weight.
+        reader: one use of it.
+        num_groups: G.
+    """
+    numbers = torch.arange(weight.numel(), device=weight.device)
+    numbers = numbers.reshape(num_groups, -1, reader.num_inputs)
+    flat = torch.empty_like(weight.flatten())
+    flat[reader.in_layout(numbers).flatten()] = weight.flatten()
+    return flat.reshape(numbers.shape)
 
 
 class SumOfProducts:
@@ -107,7 +123,7 @@ class Convolution:
     def inputs(self, rows: Tensor) -> Tensor:
         """See `Reader`."""
         positions = self._patches.shape[: 1 + self._space]
-        picked = self._patches[unravel_index(rows.to(self._patches.device), positions)]
+        picked = self._patches[torch.unravel_index(rows.to(self._patches.device), positions)]
         return picked.reshape(len(rows), self._groups, -1).transpose(0, 1)
 
     def outputs(self, out: Tensor, rows: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ RIDGE = 1e-2
 
 _STEP = 10.0
 _LEAST, _MOST = 1e-4, 1e3
+# Numbers in the systems that are solved at once: 128 MiB of them.
+_MOST_NUMBERS = 2**24
 
 
 @dataclass
@@ -77,18 +79,24 @@ class Moments:
             self.cross_GOK + other.cross_GOK,
         )
 
-    def fit(self, *, intercept: bool, ridge: float) -> tuple[Tensor, Tensor]:
+    def fit(
+        self, *, intercept: bool, ridge: float, kept_GOK: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The regression of r on x.
 
         Args:
             intercept: whether r may have a constant part; it is zero otherwise.
             ridge: what coefficients cost, relative to the mean variance of the inputs.
+            kept_GOK: bool tensor, False where a coefficient has to be zero; None if nowhere.
 
         Returns:
             Coefficients (G, O, K) and constants (G, O), float64.
         """
         cross, second = self._centred(intercept)
-        slope = ridge_solve(cross, second, ridge=ridge)
+        if kept_GOK is None:
+            slope = ridge_solve(cross, second, ridge=ridge)
+        else:
+            slope = masked_ridge_solve(cross, second, kept_GOK, ridge=ridge)
         mean_r = self.residual_GO / self.count
         if not intercept:
             return slope, torch.zeros_like(mean_r)
@@ -187,3 +195,33 @@ def ridge_solve(
         # Rounding made it indefinite, perhaps of inputs that hardly vary.
         ridge_G = torch.where(failed > 0, ridge_G * 10, ridge_G)
         floor_G = torch.where(failed > 0, floor_G * 10, floor_G)
+
+
+def masked_ridge_solve(
+    cross_GOK: Tensor, second_GKK: Tensor, kept_GOK: Tensor, *, ridge: float | Tensor = RIDGE
+) -> Tensor:
+    """`ridge_solve` with some coefficients held at zero: each output has inputs of its own.
+
+    Args:
+        cross_GOK: second moments of outputs and inputs, float64.
+        second_GKK: second moments of the inputs, float64.
+        kept_GOK: bool tensor, False where a coefficient has to be zero.
+        ridge: relative to the mean variance of the inputs that an output keeps; one for all or
+            one for each group.
+    """
+    ridge_G = torch.as_tensor(ridge, device=cross_GOK.device).expand(len(cross_GOK))
+    slope_GOK = torch.zeros_like(cross_GOK)
+    most = int(kept_GOK.sum(2).max())
+    group, output = (index.flatten() for index in torch.where(kept_GOK.any(2)))
+    num_at_once = max(1, _MOST_NUMBERS // max(1, most) ** 2)
+    for rows in torch.split(torch.arange(len(group)), num_at_once):
+        g, o = group[rows], output[rows]
+        # The inputs that an output keeps come first; those after them are padding.
+        kept_RK, index_RK = kept_GOK[g, o].sort(dim=1, descending=True, stable=True)
+        kept_RK, index_RK = kept_RK[:, :most], index_RK[:, :most]
+        second_RKK = second_GKK[g[:, None, None], index_RK[:, :, None], index_RK[:, None]]
+        second_RKK = second_RKK * (kept_RK[:, :, None] & kept_RK[:, None])
+        cross_RK = cross_GOK[g, o].gather(1, index_RK) * kept_RK
+        solved = ridge_solve(cross_RK[:, None], second_RKK, kept_RK.sum(1), ridge=ridge_G[g])
+        slope_GOK[g[:, None], o[:, None], index_RK] = solved[:, 0] * kept_RK
+    return slope_GOK

@@ -34,8 +34,8 @@ def check_callable(name: str, value: object, wanted: str) -> None:
         raise TypeError(f"{name} is {value!r}; pass {wanted}")
 
 
-def check_prune_target(target: object) -> None:
-    """Refuse what `prune` cannot aim at.
+def check_prune_target(target: object) -> Target:
+    """The target, once it is known to be one.
 
     Raises:
         TypeError: no target.
@@ -45,6 +45,7 @@ def check_prune_target(target: object) -> None:
             f"prune: target is {target!r}; pass Budget(flops=0.5), Fraction(remove=0.5) or "
             "Threshold(0.01)"
         )
+    return target
 
 
 def check_grow_target(target: object) -> None:

@@ -114,7 +114,7 @@ def list_candidates(
     per: Per,
     indices: Mapping[str, Tensor],
     num_gone: Mapping[str, int],
-    fewest: Mapping[str, int],
+    stays: Mapping[str, Tensor],
 ) -> Candidates:
     """Put what several owners have in one row and rank it.
 
@@ -124,17 +124,12 @@ def list_candidates(
         per: what scores are divided by; see `comparable`.
         indices: owner -> LongTensor, what its candidates are called within it.
         num_gone: owner -> how many were removed earlier.
-        fewest: owner -> how many have to stay. The most important ones do.
+        stays: owner -> bool tensor (number of candidates,), what cannot go.
     """
     ranked = comparable(scores, scope, per=per, num_gone=num_gone)
-    stays = []
-    for name, rank in ranked.items():
-        kept = torch.zeros(len(rank), dtype=torch.bool)
-        kept[rank.topk(min(fewest[name], len(rank))).indices] = True
-        stays.append(kept)
     row = _joined(list(ranked.values()), torch.float64)
     order = row.argsort(stable=True)
-    order = order[~_joined(stays, torch.bool)[order]]
+    order = order[~_joined([stays[name] for name in ranked], torch.bool)[order]]
     place = torch.full((len(row),), len(row), dtype=torch.int32)
     place[order] = torch.arange(len(order), dtype=torch.int32)
     return Candidates(
@@ -147,6 +142,14 @@ def list_candidates(
         place=place,
         num_gone=sum(num_gone.values()),
     )
+
+
+def most_important(scores: Tensor, number: int) -> Tensor:
+    """So many of the highest scores, or all: a bool tensor."""
+    most = torch.zeros(len(scores), dtype=torch.bool)
+    # The first of equals goes first, as in the order of candidates.
+    most[scores.detach().cpu().argsort(stable=True)[max(0, len(scores) - number) :]] = True
+    return most
 
 
 def _joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,7 @@ from dynopt_ray.training.arguments import (
     check_recovery,
     whole,
 )
+from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.history import row, table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Recovery
@@ -77,9 +78,9 @@ def prune(
     model: nn.Module | Graph,
     task: Task,
     *,
-    target: Target,
+    target: Target | None = None,
     criterion: CriterionLike = "magnitude",
-    granularity: Granularity = "unit",
+    granularity: Granularity | str = "unit",
     scope: Scope = "global",
     rounds: int = 1,
     schedule: Schedule | None = None,
@@ -99,9 +100,12 @@ def prune(
     Args:
         model: the network, or its graph (traced with groups fixed, say).
         task: what it has learned.
-        target: `Budget`, `Fraction` or `Threshold`.
+        target: `Budget`, `Fraction` or `Threshold`; None where the granularity says it.
         criterion: what is important; see `unit_scores`.
-        granularity: "unit" makes tensors smaller, "weight" holds single weights at zero.
+        granularity: "unit" makes tensors smaller, "weight" holds single weights at zero, "2:4"
+            (or another N:M) so many that at most 2 of every 4 are left which an output reads
+            from neighbouring inputs: what sparse tensor cores ask for. Rounds approach it block
+            by block; weights whose inputs are no multiple of 4 stay as they are.
         scope: "layer" takes the same share of each group (or parameter), "global" the least
             important wherever they are: units relative to the mean of their group, weights
             relative to the length of their parameter; see `comparable`.
@@ -111,8 +115,8 @@ def prune(
         retrain: optimizer steps after each cut, at the optimizer's learning rate; or
             `Retraining(num_steps, schedule, …)`, which can also stop early, go back to the best
             state, and learn from the network before pruning.
-        compensate: True refits what reads removed units on 4,096 training samples, inputs do
-            so on these, None or False leaves it. Masked weights are not compensated.
+        compensate: True refits what reads removed units or lost weights on 4,096 training
+            samples, inputs do so on these, None or False leaves it.
         recovery: `Random` or `Greedy`: gives back part of each cut. The cut goes further by
             that part first, so that the target still holds afterwards.
         min_widths: group name -> fewest units to keep.
@@ -143,10 +147,7 @@ def prune(
         >>> result.after.cost.flops <= result.before.cost.flops / 2
         True
     """
-    if granularity not in GRANULARITIES:
-        raise UnknownNameError("granularity", granularity, GRANULARITIES)
-    check_prune_target(target)
-    check_recovery(recovery)
+    kind, aim = _aim(granularity, target, recovery)
     check_min_widths(min_widths)
     retrain = _retraining(retrain)
     shares = _shares(whole("prune: rounds", rounds, least=1), schedule)
@@ -156,21 +157,19 @@ def prune(
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
     with seeded(graph.model, seed) as generator:
         costs = Costs(graph, task.example_inputs())
-        start = measured(graph, task, costs, latency=asks_latency(target))
+        start = measured(graph, task, costs, latency=asks_latency(aim))
         pruning = Pruning(
             graph=graph,
             task=task,
             costs=costs,
             start=start,
-            target=target,
+            target=aim,
             criterion=build_criterion(criterion),
-            granularity=granularity,
+            granularity=kind,
             scope=scope,
             min_widths=min_widths or {},
             recovery=recovery,
-            calibration=None
-            if granularity == "weight"
-            else _calibration(compensate, task, generator),
+            calibration=_calibration(compensate, task, generator),
             retraining=retrain,
             optimizer=optimizer,
             generator=generator,
@@ -178,6 +177,31 @@ def prune(
         )
         check_target(pruning, num_rounds=len(shares))
         return _run(pruning, shares)
+
+
+def _aim(
+    granularity: str, target: Target | None, recovery: Recovery | None
+) -> tuple[Granularity, Target | Pattern]:
+    """What goes and how far.
+
+    Raises:
+        UnknownNameError: no granularity.
+        ValueError: a pattern together with a target or a recovery, or one that keeps all.
+        TypeError: no target, or no recovery.
+    """
+    check_recovery(recovery)
+    for kind in GRANULARITIES:
+        if granularity == kind:
+            return kind, check_prune_target(target)
+    pattern = Pattern.parse(granularity) if isinstance(granularity, str) else None
+    if pattern is None:
+        raise UnknownNameError("granularity", granularity, [*GRANULARITIES, "2:4"])
+    if target is not None or recovery is not None:
+        raise ValueError(
+            f"prune: granularity {granularity!r} says by itself what goes; leave out target and "
+            "recovery, or use granularity='weight'"
+        )
+    return "weight", pattern
 
 
 def _retraining(retrain: int | Retraining | None) -> Retraining | None:

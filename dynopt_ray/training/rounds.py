@@ -25,6 +25,7 @@ from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.tasks import Task, TrainStats
 from dynopt_ray.tasks.loop import AddedLoss
 from dynopt_ray.training.attempt import Attempt, attempt
+from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Cut, Recovery
@@ -42,7 +43,7 @@ from dynopt_ray.training.units import unit_pool
 from dynopt_ray.training.weights import weight_pool
 
 Granularity = Literal["unit", "weight"]
-"""What goes: whole units, or single weights."""
+"""What goes: whole units, or single weights, of which a pattern may say more."""
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
@@ -77,7 +78,7 @@ class Pruning:
     task: Task
     costs: Costs
     start: Measurement
-    target: Target
+    target: Target | Pattern
     criterion: Criterion
     granularity: Granularity
     scope: Scope
@@ -168,7 +169,8 @@ def make_pool(pruning: Pruning) -> Pool:
     if pruning.granularity == "weight":
         cost = pruning.costs.now(latency=asks_latency(pruning.target))
         per: Per = "one" if compares else "length"
-        return weight_pool(pruning.graph, cost, scores, pruning.scope, per=per)
+        pattern = pruning.target if isinstance(pruning.target, Pattern) else None
+        return weight_pool(pruning.graph, cost, scores, pruning.scope, per=per, pattern=pattern)
     return unit_pool(
         pruning.graph,
         pruning.costs,
@@ -201,6 +203,8 @@ def check_target(pruning: Pruning, *, num_rounds: int) -> None:
         raise EditError(
             f"{target!r} removes nothing: it is less than one of {whole}. Remove a larger fraction"
         )
+    if isinstance(target, Pattern):
+        raise EditError(f"granularity {str(target)!r}: the network's weights are in it already")
     raise EditError(
         f"{target!r} removes nothing: the network of {pruning.start.cost} is within it already. "
         f"Lower the target{fractions_hint(target)}"

@@ -9,6 +9,7 @@ from torch import Tensor
 from dynopt_ray.criteria import Scope
 from dynopt_ray.errors import BudgetError
 from dynopt_ray.structure import Cost
+from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.candidates import Candidates, Pool
 from dynopt_ray.training.targets import Budget, Fraction, Target, Threshold
 
@@ -36,7 +37,7 @@ class Selection:
 
 def select(
     pool: Pool,
-    target: Target,
+    target: Target | Pattern,
     *,
     scope: Scope,
     start: Cost,
@@ -52,7 +53,7 @@ def select(
 
     Args:
         pool: what may go.
-        target: how far to go.
+        target: how far to go; a pattern takes all that the pool lets go.
         scope: whether `Fraction` counts in each layer or overall.
         start: what fractions of costs are of.
         share: how much of the way from the start to the target, in (0, 1].
@@ -63,6 +64,12 @@ def select(
     Raises:
         BudgetError: the target cannot be reached.
     """
+    if isinstance(target, Pattern):
+        # What has to stay is no part of the order, so all of it goes in the end.
+        candidates = pool.candidates
+        total = (len(candidates) + candidates.num_gone) * (target.of - target.keep) / target.of
+        num_cut = max(0, len(candidates.order) - math.floor((1 - share) * total + _ROUNDING))
+        return Selection(candidates.first(num_cut), 0, lambda _: True)
     if isinstance(target, Threshold):
         below = pool.candidates.scores < target.value * share
         removed = below & pool.candidates.first(len(pool.candidates.order))

@@ -11,7 +11,7 @@ from dynopt_ray.criteria import Per, Scope, sum_over_units
 from dynopt_ray.criteria.aggregate import reading_roles
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure import Edit, Graph, Shrink
-from dynopt_ray.training.candidates import Candidates, list_candidates
+from dynopt_ray.training.candidates import Candidates, list_candidates, most_important
 from dynopt_ray.training.measurement import Costs
 from dynopt_ray.training.nonzero import NonzeroCount
 from dynopt_ray.training.targets import CostKind
@@ -156,7 +156,7 @@ def unit_pool(
         per=per,
         indices={group.name: torch.arange(group.width) for group in graph},
         num_gone={group.name: start_widths[group.name] - group.width for group in graph},
-        fewest=fewest,
+        stays={name: most_important(score, fewest[name]) for name, score in scores.items()},
     )
     return UnitPool(graph, costs, candidates)
 

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from dynopt_ray.criteria import Per, Scope
 from dynopt_ray.structure import Cost, Edit, Graph, Mask, mask_of
-from dynopt_ray.training.candidates import Candidates, list_candidates, parameters_of
+from dynopt_ray.training.blocks import Pattern
+from dynopt_ray.training.candidates import (
+    Candidates,
+    list_candidates,
+    most_important,
+    parameters_of,
+)
 from dynopt_ray.training.targets import CostKind
 
 _FEWEST = 1
@@ -80,6 +86,7 @@ def weight_pool(
     scope: Scope,
     *,
     per: Per = "length",
+    pattern: Pattern | None = None,
 ) -> WeightPool:
     """The weights of a network that are not masked yet, ranked.
 
@@ -89,19 +96,31 @@ def weight_pool(
         scores: parameter name -> tensor of its shape.
         scope: how scores of different parameters compare.
         per: what scores are divided by; see `comparable`.
+        pattern: then only the weights that are too many in it may go.
+
+    Raises:
+        EditError: no weights are in that pattern's blocks.
     """
-    parameters = dict(graph.model.named_parameters())
-    alive = {name: _kept(parameters[name]).flatten() for name in scores}
+    values = parameters_of(graph.model)
+    scores = {name: score.detach().cpu() for name, score in scores.items()}
+    if pattern is not None:
+        dims = pattern.dims(graph, scores)
+        scores = {name: scores[name] for name in dims}
+    kept = {name: _kept(graph.model.get_parameter(name)) for name in scores}
+    left = {name: scores[name][keep] for name, keep in kept.items()}
+    if pattern is None:
+        stays = {name: most_important(score, _FEWEST) for name, score in left.items()}
+    else:
+        stays = {n: ~pattern.must_go(scores[n], kept[n], dims[n])[kept[n]] for n in scores}
     candidates = list_candidates(
-        {name: scores[name].detach().cpu().flatten()[alive[name]] for name in scores},
+        left,
         scope,
         per=per,
-        indices={name: alive[name].nonzero()[:, 0] for name in scores},
-        num_gone={name: int((~alive[name]).sum()) for name in scores},
-        fewest=dict.fromkeys(scores, _FEWEST),
+        indices={name: keep.flatten().nonzero()[:, 0] for name, keep in kept.items()},
+        num_gone={name: int((~keep).sum()) for name, keep in kept.items()},
+        stays=stays,
     )
-    values = parameters_of(graph.model)
-    nonzero = [values[name].flatten().cpu()[alive[name]] != 0 for name in scores]
+    nonzero = [values[name].cpu()[keep] != 0 for name, keep in kept.items()]
     return WeightPool(
         graph, cost_now, candidates, torch.cat([torch.empty(0, dtype=torch.bool), *nonzero])
     )

@@ -18,7 +18,7 @@ from dynopt_ray.policies.actions import Action, IntArray
 from dynopt_ray.policies.data import compensation_inputs, num_training_rows
 from dynopt_ray.policies.graphs import plan_action, read_graph
 from dynopt_ray.policies.reading import Reading, stack_readings
-from dynopt_ray.structure import Cost, Graph, trace
+from dynopt_ray.structure import Cost, Graph, Mask, trace
 from dynopt_ray.tasks import Metrics, Task
 from dynopt_ray.training.seeding import seeded
 
@@ -94,10 +94,11 @@ class ModuleBackend:
                 network.graph, row, Action(int(actions[member])), self._config.actions
             )
             if plan:
+                # A row of weights is a regression of its own: too slow for every step.
+                masks = any(isinstance(edit, Mask) for edit in plan)
+                compensate = None if masks else self._compensation
                 with seeded(network.graph.model, network.seed):
-                    network.graph.apply(
-                        plan, optimizer=network.optimizer, compensate=self._compensation
-                    )
+                    network.graph.apply(plan, optimizer=network.optimizer, compensate=compensate)
                 network.graph.commit()  # nobody undoes an action
 
     def train(self, active: NDArray[np.bool_]) -> None:

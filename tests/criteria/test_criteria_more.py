@@ -15,7 +15,7 @@ from dynopt_ray.criteria.gradient import gradient
 from dynopt_ray.criteria.lamp import lamp
 from dynopt_ray.criteria.reconstruction import reconstruction
 from dynopt_ray.errors import CriterionError, MissingGradientError, UnknownNameError
-from dynopt_ray.structure import Shrink, trace
+from dynopt_ray.structure import Mask, Shrink, trace
 from tests.criteria.test_criteria_values import X, Y, convolutions, two_layers, values
 
 # Of each sample's own loss by what the network gives: 2 · (1.5, 6.5).
@@ -167,7 +167,49 @@ def test_what_only_a_recurrent_layer_reads_has_no_activation_to_score() -> None:
     assert set(unit_scores(graph, "magnitude")) == {"first", "lstm"}
 
 
-@pytest.mark.parametrize("name", ["activation", "fpgm", "batchnorm_scale", "reconstruction"])
+def test_activation_of_weights() -> None:
+    """x² is 1/2 and 5/2 on average, h² 113/2 and 13/2; x0 is on in one of two samples."""
+    energy = weight_scores(two_layers(), "activation", [(X, Y)])
+    assert energy["0.weight"].tolist() == [[9 / 2, 16 * 5 / 2], [1 / 2, 0.0]]
+    assert energy["2.weight"].tolist() == [[4 * 113 / 2, 13 / 2]]
+    nonzero = weight_scores(two_layers(), activation(measure="nonzero"), [(X[:1], Y), (X[1:], Y)])
+    assert nonzero["0.weight"].tolist() == [[0.5, 1.0], [0.5, 0.0]]
+    assert nonzero["2.weight"].tolist() == [[1.0, 1.0]]
+
+
+def test_reconstruction_of_weights_is_what_least_squares_leaves() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(2000, 6)
+    graph = trace(model, x)
+    scores = weight_scores(graph, reconstruction(weighted=False), [(x, torch.zeros(2000))])
+    wanted = model(x).detach()
+    for output, unit in ((0, 1), (1, 3), (2, 4)):
+        keep = torch.ones(3, 5, dtype=torch.bool)
+        keep[output, unit] = False
+        receipt = graph.apply(Mask("2.weight", keep=keep), compensate=x)
+        lost = float((model(x).detach() - wanted).square().sum(1).mean())
+        receipt.undo()
+        assert float(scores["2.weight"][output, unit]) == pytest.approx(lost, rel=0.05)
+
+
+def test_weights_that_nothing_shows_are_named() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position = nn.Parameter(torch.zeros(1, 4))
+            self.last = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.last(x + self.position)
+            return y
+
+    x = torch.randn(3, 4)
+    with pytest.raises(CriterionError, match="'position' belongs to no linear layer"):
+        weight_scores(trace(Positions(), x), "activation", [(x, torch.zeros(3))])
+
+
+@pytest.mark.parametrize("name", ["fpgm", "batchnorm_scale"])
 def test_units_only(name: str) -> None:
     with pytest.raises(TypeError, match="scores units only"):
         weight_scores(two_layers(), name, [(X, Y)], loss=F.mse_loss)

@@ -82,7 +82,6 @@ def test_policy_settings_are_those_of_training() -> None:
         ("seed=-1", "seed: must be greater than or equal to 0, not -1"),
         ("prune=3", "prune: must be a mapping, not 3"),
         ("prune.compensate=1", "prune.compensate: must be true or false, not 1"),
-        ("prune.granularity=units", "prune.granularity: must be 'unit' or 'weight', not 'units'"),
         ("prune.target.remove=.nan", "prune.target.remove: must be a finite number, not nan"),
         (
             "task=digits-mpl",
@@ -132,6 +131,20 @@ def test_policy_settings_are_those_of_training() -> None:
             "prune.recovery={name: greedy, share: 2}",
             "prune.recovery: recovery 'greedy' refuses its arguments: Greedy: share is 2; it must "
             "lie between 0 and 1",
+        ),
+        ("prune.target=null", "prune: target is missing, e.g. target: {remove: 0.5}"),
+        (
+            "prune.granularity=weights",
+            'prune.granularity: must be "unit", "weight" or a pattern such as "2:4". Did you mean '
+            "'weight'?",
+        ),
+        (
+            "prune.granularity=2:4",
+            'prune.granularity: YAML reads 2:4 as a number (here 124); write "2:4" in quotes',
+        ),
+        (
+            'prune.granularity="2:4"',
+            "prune: granularity '2:4' says by itself what goes; leave out target and recovery",
         ),
         (
             "prune.target={}",

@@ -56,7 +56,7 @@ def _pruned(spec: PruneSpec, origin: Origin, model: nn.Module) -> PruneResult:
     return prune(
         traced(origin.task, model),
         origin.task,
-        target=_target(settings.target),
+        target=None if settings.target is None else _target(settings.target),
         criterion=settings.criterion,
         granularity=settings.granularity,
         scope=settings.scope,

@@ -2,11 +2,14 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from dynopt_ray.errors import did_you_mean
 from dynopt_ray.runs.fields import Criterion, Phase, RecoveryConfig
 from dynopt_ray.runs.specs.base import Fractions, NetworkSpec
 from dynopt_ray.runs.validation import Strict
+from dynopt_ray.training.blocks import Pattern
+from dynopt_ray.training.rounds import GRANULARITIES
 
 
 class TargetSpec(Strict):
@@ -38,24 +41,47 @@ class PruneSettings(Strict):
     """The source article's loop: score, remove, give back, retrain, compare.
 
     Attributes:
-        target: how far to go.
+        target: how far to go; not where the granularity says it.
         criterion: what is important: a name, or a mapping with `name` and its arguments.
-        granularity: "unit" makes tensors smaller, "weight" holds single weights at zero.
+        granularity: "unit" makes tensors smaller, "weight" holds single weights at zero, "2:4" (or
+            another N:M) leaves at most 2 of every 4 neighbours.
         scope: "layer" removes the same share everywhere, "global" the least important anywhere.
         rounds: in how many cuts the target is approached.
         retrain: what follows each cut.
-        compensate: refit what reads removed units.
+        compensate: refit what reads removed units or lost weights.
         recovery: "random", "greedy" or a mapping: gives back a part of each cut.
     """
 
-    target: TargetSpec
+    target: TargetSpec | None = None
     criterion: Criterion = "magnitude"
-    granularity: Literal["unit", "weight"] = "unit"
+    granularity: str = "unit"
     scope: Literal["global", "layer"] = "global"
     rounds: int = Field(default=1, ge=1)
     retrain: Phase | None = None
     compensate: bool = True
     recovery: RecoveryConfig = None
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        if isinstance(value, int):
+            raise ValueError(f'YAML reads 2:4 as a number (here {value}); write "2:4" in quotes')
+        if isinstance(value, str) and value not in GRANULARITIES and not Pattern.parse(value):
+            hint = did_you_mean(value, GRANULARITIES)
+            raise ValueError(f'must be "unit", "weight" or a pattern such as "2:4".{hint}')
+        return value
+
+    @model_validator(mode="after")
+    def _aim(self) -> "PruneSettings":
+        is_pattern = self.granularity not in GRANULARITIES
+        if is_pattern and (self.target or self.recovery):
+            raise ValueError(
+                f"granularity {self.granularity!r} says by itself what goes; leave out target and "
+                "recovery"
+            )
+        if not is_pattern and self.target is None:
+            raise ValueError("target is missing, e.g. target: {remove: 0.5}")
+        return self
 
 
 class PruneSpec(NetworkSpec):

@@ -1,0 +1,93 @@
+"""N:M sparsity: of every M weights in a row of inputs, at most N are not zero."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure import Graph
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """At most `keep` of every `of` weights that one output reads from neighbouring inputs.
+
+    2:4 is what sparse tensor cores compute twice as fast.
+
+    References:
+        Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks".
+    """
+
+    keep: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Pattern | None":
+        """The pattern that "2:4" stands for; None if the text is no such pattern.
+
+        Raises:
+            ValueError: one that keeps nothing or everything.
+        """
+        found = re.fullmatch(r"(\d+):(\d+)", text)
+        if found is None:
+            return None
+        keep, of = map(int, found.groups())
+        if not 0 < keep < of:
+            raise ValueError(
+                f"granularity {text!r} keeps {keep} of {of} weights; it must keep some and not all"
+            )
+        return cls(keep, of)
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.of}"
+
+    def must_go(self, scores: Tensor, alive: Tensor, dim: int) -> Tensor:
+        """The least important weights of each block, as many as it has too many.
+
+        Args:
+            scores: of a parameter's weights.
+            alive: bool tensor of its shape, False where a weight is masked already.
+            dim: the inputs' dimension, whose size is a multiple of `of`.
+
+        Returns:
+            Bool tensor of its shape.
+        """
+        ranked = torch.unflatten(scores.masked_fill(~alive, -torch.inf), dim, (-1, self.of))
+        # Stable, so that of equal scores the last go.
+        order = ranked.argsort(dim=dim + 1, descending=True, stable=True)
+        rank = order.argsort(dim=dim + 1)
+        return torch.flatten(rank >= self.keep, dim, dim + 1) & alive
+
+    def dims(self, graph: Graph, weights: Mapping[str, Tensor]) -> dict[str, int]:
+        """Where the inputs lie, of each weight whose inputs come in whole blocks.
+
+        Raises:
+            EditError: none does.
+        """
+        dims = {name: _input_dim(graph, name) for name in weights if name in graph.consumers}
+        fitting = {
+            name: dim
+            for name, dim in dims.items()
+            if dim is not None and weights[name].shape[dim] % self.of == 0
+        }
+        if not fitting:
+            raise EditError(
+                f"granularity {str(self)!r}: no linear layer or convolution reads a multiple of "
+                f"{self.of} inputs. Use granularity='weight'"
+            )
+        return fitting
+
+
+def _input_dim(graph: Graph, name: str) -> int | None:
+    """The dimension of a weight that its inputs are summed over; None if it is not one."""
+    dims = graph.consumers[name][0].dims
+    if dims is None:
+        owner = graph.model.get_submodule(name.rpartition(".")[0])
+        return 0 if isinstance(owner, _TRANSPOSED) else 1
+    inner = [d for d, at in enumerate(dims.weight) if at in dims.input and at not in dims.output]
+    return inner[0] if len(inner) == 1 else None
