@@ -56,6 +56,7 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "exponential": "dynopt_ray.schedules:exponential",
         "linear": "dynopt_ray.schedules:linear",
         "polynomial": "dynopt_ray.schedules:polynomial",
+        "rewind": "dynopt_ray.schedules:rewind",
         "sequence": "dynopt_ray.schedules:sequence",
         "step": "dynopt_ray.schedules:step",
         "warmup": "dynopt_ray.schedules:warmup",

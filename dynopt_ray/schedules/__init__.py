@@ -12,7 +12,7 @@ Example:
 
 from dynopt_ray.schedules.article import article_step
 from dynopt_ray.schedules.base import Schedule
-from dynopt_ray.schedules.compose import sequence, warmup
+from dynopt_ray.schedules.compose import rewind, sequence, warmup
 from dynopt_ray.schedules.config import from_config
 from dynopt_ray.schedules.decay import constant, cosine, exponential, linear, polynomial, step
 from dynopt_ray.schedules.torch_scheduler import ScheduleLR, to_torch
@@ -27,6 +27,7 @@ __all__ = [
     "from_config",
     "linear",
     "polynomial",
+    "rewind",
     "sequence",
     "step",
     "to_torch",

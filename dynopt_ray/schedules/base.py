@@ -28,16 +28,22 @@ def check_number(
 
 
 def check_count(schedule: str, name: str, value: object) -> None:
-    """Refuse what is not a whole number of steps, at least 1.
+    """Refuse what is not a whole number of steps, at least 1; errors as of `check_whole`."""
+    check_whole(schedule, name, value, least=1)
+
+
+def check_whole(schedule: str, name: str, value: object, *, least: int) -> None:
+    """Refuse what is not a whole number of steps, at least so many.
 
     Raises:
         TypeError: not an int.
-        ValueError: less than 1.
+        ValueError: less than that.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{schedule}: {name} must be a whole number of steps, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{schedule}: {name} is {value}; it must be at least 1 step")
+    if value < least:
+        unit = "step" if least == 1 else "steps"
+        raise ValueError(f"{schedule}: {name} is {value}; it must be at least {least} {unit}")
 
 
 def check_step(step: int) -> int:

@@ -1,11 +1,18 @@
 # ruff: noqa: N801
-"""Schedules made of schedules: warmup and sequence."""
+"""Schedules made of schedules: warmup, sequence and rewind."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 
-from dynopt_ray.schedules.base import Schedule, between, check_count, check_number, check_step
+from dynopt_ray.schedules.base import (
+    Schedule,
+    between,
+    check_count,
+    check_number,
+    check_step,
+    check_whole,
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,45 @@ class sequence:
         active = sum(index >= milestone for milestone in self.milestones)
         start = self.milestones[active - 1] if active else 0
         return float(self.schedules[active](index - start))
+
+
+@dataclass(frozen=True)
+class rewind:
+    """A schedule from a later step on: retraining at the rates of the end of the training.
+
+    a(t) = f(m + t)
+
+    Args:
+        schedule: f, that of the training.
+        to_step: m, where to go back to: its length less the steps to repeat.
+
+    Raises:
+        TypeError: `schedule` cannot be called, or `to_step` is not an int.
+        ValueError: `to_step` < 0.
+
+    References:
+        Renda, Frankle, Carbin 2020, "Comparing Rewinding and Fine-tuning in Neural Network
+        Pruning": learning-rate rewinding.
+
+    Example:
+        >>> from dynopt_ray.schedules import linear
+        >>> training = linear(0.4, num_steps=40, final=0.0)
+        >>> retraining = rewind(training, to_step=30)
+        >>> [round(retraining(step), 2) for step in (0, 5, 10)]
+        [0.1, 0.05, 0.0]
+    """
+
+    schedule: Schedule
+    _: KW_ONLY
+    to_step: int
+
+    def __post_init__(self) -> None:
+        _check_schedule("rewind", "schedule", self.schedule)
+        check_whole("rewind", "to_step", self.to_step, least=0)
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        return float(self.schedule(self.to_step + check_step(step)))
 
 
 def _check_schedule(owner: str, name: str, schedule: object) -> None:

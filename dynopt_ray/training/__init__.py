@@ -8,6 +8,7 @@ from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.prune import PruneResult, prune
 from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, RateRange, find_rate
 from dynopt_ray.training.recovery import Cut, Greedy, Random, Recovery
+from dynopt_ray.training.regrowth import Regrowth
 from dynopt_ray.training.retraining import Retraining
 from dynopt_ray.training.rounds import Granularity
 from dynopt_ray.training.snapshot import Snapshot
@@ -33,6 +34,7 @@ __all__ = [
     "Random",
     "RateRange",
     "Recovery",
+    "Regrowth",
     "Retraining",
     "Snapshot",
     "Target",

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.structure.optimizer_state import check_optimizer
+from dynopt_ray.training.regrowth import Regrowth
 from dynopt_ray.training.targets import Budget, Target
 
 
@@ -65,8 +66,10 @@ def check_recovery(recovery: object) -> None:
         TypeError: no recovery.
     """
     fits = callable(recovery) and hasattr(recovery, "share") and not isinstance(recovery, type)
-    if recovery is not None and not fits:
-        raise TypeError(f"prune: recovery is {recovery!r}; pass Random(), Greedy() or None")
+    if not (recovery is None or isinstance(recovery, Regrowth) or fits):
+        raise TypeError(
+            f"prune: recovery is {recovery!r}; pass Random(), Greedy(), Regrowth() or None"
+        )
 
 
 def check_min_widths(min_widths: object) -> None:

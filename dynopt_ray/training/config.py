@@ -12,6 +12,7 @@ from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError, did_you_mean
 from dynopt_ray.schedules import Schedule, constant, from_config
 from dynopt_ray.training.recovery import Greedy, Random, Recovery
+from dynopt_ray.training.regrowth import Regrowth
 
 OPTIMIZERS: dict[str, Any] = {
     "adam": torch.optim.Adam,
@@ -21,7 +22,7 @@ OPTIMIZERS: dict[str, Any] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
-RECOVERIES: dict[str, Any] = {"greedy": Greedy, "random": Random}
+RECOVERIES: dict[str, Any] = {"greedy": Greedy, "random": Random, "regrowth": Regrowth}
 
 
 def make_schedule(value: float | Mapping[str, Any], num_steps: int) -> Schedule:
@@ -72,8 +73,10 @@ def make_optimizer(config: str | Mapping[str, Any], model: nn.Module, lr: float)
     return made
 
 
-def make_recovery(config: str | Mapping[str, Any] | None) -> Recovery | None:
-    """What gives back a part of each cut: "greedy", "random", a mapping with arguments, or None.
+def make_recovery(config: str | Mapping[str, Any] | None) -> Recovery | Regrowth | None:
+    """What gives back a part of cuts: a name, a mapping with arguments, or None.
+
+    Names are "greedy", "random" and "regrowth".
 
     Raises:
         SpecError: no such recovery, or arguments that it does not have or refuses.
@@ -83,7 +86,7 @@ def make_recovery(config: str | Mapping[str, Any] | None) -> Recovery | None:
     name, options = _parts(config, "recovery", RECOVERIES)
     _check_options(name, RECOVERIES[name], options)
     try:
-        made: Recovery = RECOVERIES[name](**options)
+        made: Recovery | Regrowth = RECOVERIES[name](**options)
     except (TypeError, ValueError) as error:
         raise SpecError(f"recovery {name!r} refuses its arguments: {error}") from error
     return made

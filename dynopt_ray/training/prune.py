@@ -30,6 +30,7 @@ from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.history import row, table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Recovery
+from dynopt_ray.training.regrowth import Regrowth
 from dynopt_ray.training.retraining import DEFAULT_LR, Retraining
 from dynopt_ray.training.rounds import (
     GRANULARITIES,
@@ -86,7 +87,7 @@ def prune(
     schedule: Schedule | None = None,
     retrain: int | Retraining | None = None,
     compensate: bool | Iterable[Inputs] | Tensor | None = True,
-    recovery: Recovery | None = None,
+    recovery: Recovery | Regrowth | None = None,
     min_widths: Mapping[str, int] | None = None,
     optimizer: Optimizer | None = None,
     seed: int = 0,
@@ -117,8 +118,9 @@ def prune(
             state, and learn from the network before pruning.
         compensate: True refits what reads removed units or lost weights on 4,096 training
             samples, inputs do so on these, None or False leaves it.
-        recovery: `Random` or `Greedy`: gives back part of each cut. The cut goes further by
-            that part first, so that the target still holds afterwards.
+        recovery: `Random` or `Greedy` give back part of each cut, `Regrowth` weights of any
+            cut. The cut goes further by that part first, so that the target still holds
+            afterwards.
         min_widths: group name -> fewest units to keep.
         optimizer: over the network's parameters; it follows every edit. Default, if there is
             retraining: Adam with rate 0.001.
@@ -133,7 +135,8 @@ def prune(
             there are rounds to come whose scores retraining will have changed.
         UnknownNameError: an unknown criterion, granularity, scope or group.
         DivergedError: a loss became NaN or infinite; the network is as it was before the round.
-        ValueError: a number out of range, or a schedule that does not rise to 1.
+        ValueError: a number out of range, a schedule that does not rise to 1, or arguments that
+            exclude each other.
         TypeError: an argument of another type.
 
     Example:
@@ -180,18 +183,20 @@ def prune(
 
 
 def _aim(
-    granularity: str, target: Target | None, recovery: Recovery | None
+    granularity: str, target: Target | None, recovery: Recovery | Regrowth | None
 ) -> tuple[Granularity, Target | Pattern]:
     """What goes and how far.
 
     Raises:
         UnknownNameError: no granularity.
-        ValueError: a pattern together with a target or a recovery, or one that keeps all.
+        ValueError: they exclude each other, or a pattern keeps all.
         TypeError: no target, or no recovery.
     """
     check_recovery(recovery)
     for kind in GRANULARITIES:
         if granularity == kind:
+            if kind == "unit" and isinstance(recovery, Regrowth):
+                raise ValueError("prune: Regrowth masks weights; use granularity='weight' with it")
             return kind, check_prune_target(target)
     pattern = Pattern.parse(granularity) if isinstance(granularity, str) else None
     if pattern is None:
@@ -235,7 +240,7 @@ def _run(pruning: Pruning, shares: Sequence[float]) -> PruneResult:
     now = pruning.start
     for number, share in enumerate(shares, start=1):
         try:
-            outcome = prune_round(pruning, share=share, before=now)
+            outcome = prune_round(pruning, share=share, before=now, num_before=number - 1)
         except DivergedError as error:
             error.add_note(f"This was in round {number} of {len(shares)}, which was undone.")
             raise

@@ -64,7 +64,7 @@ class Random:
     share: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_share("Random", self.share)
+        check_share("Random", self.share)
 
     def __call__(self, cut: Cut) -> Tensor:
         """Candidates in random order; those that would break the target are passed over."""
@@ -96,7 +96,7 @@ class Greedy:
     num_checked: int = 4
 
     def __post_init__(self) -> None:
-        _check_share("Greedy", self.share)
+        check_share("Greedy", self.share)
         for name in ("num_steps", "num_checked"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Greedy: {name} is {getattr(self, name)}; it must be >= 1")
@@ -150,6 +150,7 @@ def _returned(cut: Cut, removed: Tensor, items: Tensor, num_most: int) -> Tensor
     return removed
 
 
-def _check_share(name: str, share: float) -> None:
+def check_share(name: str, share: float) -> None:
+    """Refuse a share outside (0, 1)."""
     if not 0 < share < 1:
         raise ValueError(f"{name}: share is {share!r}; it must lie between 0 and 1")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dynopt_ray.schedules import Schedule, to_torch
+from dynopt_ray.schedules import Schedule, rewind, to_torch
 from dynopt_ray.tasks import Task, TrainStats
 from dynopt_ray.tasks.loop import AddedLoss
 from dynopt_ray.training.arguments import check_callable, whole
@@ -29,11 +29,15 @@ class Retraining:
 
     Attributes:
         num_steps: how many, at least 1.
-        schedule: the learning rate, from its step 0 on each time; None keeps the optimizer's.
+        schedule: the learning rate; None keeps the optimizer's.
+        restart: whether the schedule begins anew after each edit. If not, it goes on where it
+            was, as in gradual pruning during one training: all that is trained is then kept.
         num_checks: how often the network is judged on validation data, at even distances. From
             two on the best of these states is what remains.
         patience: training stops after so many checks without a better state; None never stops it.
         distillation: learn from the network before pruning, too.
+
+    `schedule=rewind(training_schedule, to_step=…)` retrains at the rates of the training's end.
 
     Raises:
         TypeError: a number that is not whole, no schedule, or no distillation.
@@ -45,6 +49,7 @@ class Retraining:
     num_checks: int = 1
     patience: int | None = None
     distillation: Distillation | None = None
+    restart: bool = True
 
     def __post_init__(self) -> None:
         whole("Retraining: num_steps", self.num_steps, least=1)
@@ -62,6 +67,8 @@ class Retraining:
                     f"Retraining: patience is {self.patience}, but there are {self.num_checks} "
                     "checks; give more of them, e.g. num_checks=10"
                 )
+        if not isinstance(self.restart, bool):
+            raise TypeError(f"Retraining: restart is {self.restart!r}; pass True or False")
         if not isinstance(self.distillation, Distillation | None):
             raise TypeError(
                 f"Retraining: distillation is {self.distillation!r}; pass Distillation() or None"
@@ -75,6 +82,7 @@ class Retraining:
         *,
         generator: torch.Generator,
         added_loss: AddedLoss | None = None,
+        num_before: int = 0,
     ) -> TrainStats:
         """Train; the optimizer's learning rates are afterwards what they were.
 
@@ -87,6 +95,7 @@ class Retraining:
             optimizer: over its parameters.
             generator: draws the order of rows.
             added_loss: see `Task.train_steps`.
+            num_before: how many such trainings came before, in earlier rounds.
 
         Returns:
             What all steps did, also those after the state that remains.
@@ -94,6 +103,9 @@ class Retraining:
         Raises:
             DivergedError: the loss is NaN or infinite, with the step.
         """
+        schedule = self.schedule
+        if schedule is not None and not self.restart:
+            schedule = rewind(schedule, to_step=num_before * self.num_steps)
         rates = [
             {key: copy.copy(group[key]) for key in _RATE_KEYS if key in group}
             for group in optimizer.param_groups
@@ -104,7 +116,7 @@ class Retraining:
                 model,
                 optimizer,
                 generator=generator,
-                schedule=None if self.schedule is None else to_torch(self.schedule, optimizer),
+                schedule=None if schedule is None else to_torch(schedule, optimizer),
                 added_loss=added_loss,
             )
             if self.num_checks == 1:

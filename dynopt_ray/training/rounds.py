@@ -20,7 +20,7 @@ from dynopt_ray.criteria import (
     weight_scores,
 )
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure import Graph
+from dynopt_ray.structure import Edit, Graph, Mask
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.tasks import Task, TrainStats
 from dynopt_ray.tasks.loop import AddedLoss
@@ -29,6 +29,7 @@ from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Cut, Recovery
+from dynopt_ray.training.regrowth import Regrowth, changed_masks, regrown
 from dynopt_ray.training.retraining import Retraining
 from dynopt_ray.training.selection import Selection, select
 from dynopt_ray.training.targets import (
@@ -40,7 +41,7 @@ from dynopt_ray.training.targets import (
     fractions_hint,
 )
 from dynopt_ray.training.units import unit_pool
-from dynopt_ray.training.weights import weight_pool
+from dynopt_ray.training.weights import mask_or_ones, weight_pool
 
 Granularity = Literal["unit", "weight"]
 """What goes: whole units, or single weights, of which a pattern may say more."""
@@ -83,7 +84,7 @@ class Pruning:
     granularity: Granularity
     scope: Scope
     min_widths: Mapping[str, int]
-    recovery: Recovery | None
+    recovery: Recovery | Regrowth | None
     calibration: Sequence[Inputs] | None
     retraining: Retraining | None
     optimizer: Optimizer | None
@@ -103,7 +104,8 @@ class Round:
         num_removed: units (or weights) removed, those given back not counted.
         num_returned: how many the recovery gave back.
         cut: the edit, judged before any retraining.
-        retrained: the retraining, kept if it does better than the cut alone; None without it.
+        retrained: the retraining, kept if it does better than the cut alone, or always where it
+            goes on through all rounds; None without it.
     """
 
     num_removed: int
@@ -119,7 +121,9 @@ class Round:
         return self.cut.after
 
 
-def prune_round(pruning: Pruning, *, share: float, before: Measurement) -> Round:
+def prune_round(
+    pruning: Pruning, *, share: float, before: Measurement, num_before: int = 0
+) -> Round:
     """Go a share of the way from the start to the target.
 
     What a recovery gives back is chosen right after the cut and before retraining: then the
@@ -131,6 +135,7 @@ def prune_round(pruning: Pruning, *, share: float, before: Measurement) -> Round
         pruning: what all rounds share.
         share: in (0, 1].
         before: the network as it is.
+        num_before: how many rounds came before.
 
     Raises:
         BudgetError: the target cannot be reached at all; nothing has been changed.
@@ -138,12 +143,10 @@ def prune_round(pruning: Pruning, *, share: float, before: Measurement) -> Round
     """
     pool = make_pool(pruning)
     selection = _selected(pruning, pool, share)
-    removed = selection.removed
-    if pruning.recovery is not None and selection.num_spare:
-        removed = pruning.recovery(_as_cut(pruning, pool, selection))
+    plan, num_returned = _cut_plan(pruning, pool, selection)
     cut: Attempt[Measurement, None] = attempt(
         pruning.graph,
-        pool.plan(removed),
+        plan,
         judge=pruning.measured,
         accept=_always,
         before=before,
@@ -151,13 +154,43 @@ def prune_round(pruning: Pruning, *, share: float, before: Measurement) -> Round
         compensate=pruning.calibration,
     )
     try:
-        retrained = None if pruning.retraining is None else _retrained(pruning, cut.after)
+        retrained = None
+        if pruning.retraining is not None:
+            retrained = _retrained(pruning, cut.after, num_before)
     except BaseException:
         if cut.receipt is not None:
             cut.receipt.undo()
         raise
-    num_returned = int(selection.removed.sum()) - int(removed.sum())
-    return Round(int(removed.sum()), num_returned, cut, retrained)
+    return Round(int(selection.removed.sum()) - num_returned, num_returned, cut, retrained)
+
+
+def _cut_plan(pruning: Pruning, pool: Pool, selection: Selection) -> tuple[list[Edit], int]:
+    """What is cut after the recovery, and how many came back."""
+    removed, recovery = selection.removed, pruning.recovery
+    if recovery is None or not selection.num_spare:
+        return pool.plan(removed), 0
+    if isinstance(recovery, Regrowth):
+        return _exchanged(pruning, pool, selection), selection.num_spare
+    left = recovery(_as_cut(pruning, pool, selection))
+    return pool.plan(left), int(removed.sum()) - int(left.sum())
+
+
+def _exchanged(pruning: Pruning, pool: Pool, selection: Selection) -> list[Edit]:
+    """The masks of a cut after as many weights as are to spare have grown back."""
+    before = {n: mask_or_ones(pruning.graph.model.get_parameter(n)) for n in pool.candidates.names}
+    cut = {e.parameter: e.keep for e in pool.plan(selection.removed) if isinstance(e, Mask)}
+    keeps = {name: cut.get(name, keep) for name, keep in before.items()}
+    with _without(pruning, pool, selection.removed):
+        batches = sample_batches(pruning.task, _SCORE_ROWS, pruning.generator)
+        gradients = mean_gradients(pruning.graph.model, batches, pruning.task.loss)
+    keeps = regrown(
+        keeps,
+        {name: before[name] & ~keep for name, keep in keeps.items()},
+        gradients,
+        number=selection.num_spare,
+        scope=pruning.scope,
+    )
+    return list(changed_masks(keeps, before))
 
 
 def make_pool(pruning: Pruning) -> Pool:
@@ -243,6 +276,7 @@ def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
             start=pruning.start.cost,
             share=share,
             spare_fraction=0.0 if pruning.recovery is None else pruning.recovery.share,
+            earlier=isinstance(pruning.recovery, Regrowth),
         )
         if not isinstance(target, Budget) or target.latency_ms is None:
             break
@@ -253,14 +287,17 @@ def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
     return selection
 
 
-def _retrained(pruning: Pruning, before: Measurement) -> Attempt[Measurement, TrainStats]:
+def _retrained(
+    pruning: Pruning, before: Measurement, num_before: int
+) -> Attempt[Measurement, TrainStats]:
     assert pruning.retraining is not None
+    restart = pruning.retraining.restart
     assert pruning.optimizer is not None
     return attempt(
         pruning.graph,
         [],
         judge=pruning.measured,
-        accept=lambda old, new: new.validation.smooth >= old.validation.smooth,
+        accept=lambda old, new: not restart or new.validation.smooth >= old.validation.smooth,
         before=before,
         recover=partial(
             pruning.retraining,
@@ -269,6 +306,7 @@ def _retrained(pruning: Pruning, before: Measurement) -> Attempt[Measurement, Tr
             pruning.optimizer,
             generator=pruning.generator,
             added_loss=pruning.added_loss,
+            num_before=num_before,
         ),
         optimizer=pruning.optimizer,
         generators=[pruning.generator],

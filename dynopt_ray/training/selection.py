@@ -43,6 +43,7 @@ def select(
     start: Cost,
     share: float = 1.0,
     spare_fraction: float = 0.0,
+    earlier: bool = False,
 ) -> Selection:
     """The least important candidates, as many as the target wants.
 
@@ -60,6 +61,7 @@ def select(
         spare_fraction: the part of what goes, or of what stays if that is less, that a recovery
             will give back. Budgets and fractions are exceeded by it, so that they hold after the
             recovery.
+        earlier: whether what went in earlier rounds may come back, too.
 
     Raises:
         BudgetError: the target cannot be reached.
@@ -70,10 +72,11 @@ def select(
         total = (len(candidates) + candidates.num_gone) * (target.of - target.keep) / target.of
         num_cut = max(0, len(candidates.order) - math.floor((1 - share) * total + _ROUNDING))
         return Selection(candidates.first(num_cut), 0, lambda _: True)
+    num_gone = pool.candidates.num_gone if earlier else 0
     if isinstance(target, Threshold):
         below = pool.candidates.scores < target.value * share
         removed = below & pool.candidates.first(len(pool.candidates.order))
-        num_spare = _num_spare(pool.candidates, int(removed.sum()), spare_fraction)
+        num_spare = _num_spare(pool.candidates, int(removed.sum()), spare_fraction, num_gone)
         return Selection(removed, num_spare, lambda _: True)
     if isinstance(target, Budget):
         fits = _within(pool, target, start, share)
@@ -83,7 +86,7 @@ def select(
     else:
         needed = _count(pool, target, scope, share)
         fits = _at_least(needed)
-    num_spare = _num_spare(pool.candidates, needed, spare_fraction)
+    num_spare = _num_spare(pool.candidates, needed, spare_fraction, num_gone)
     num_cut = min(needed + num_spare, len(pool.candidates.order))
     removed = pool.candidates.first(num_cut)
     if isinstance(target, Budget) and not spare_fraction and not pool.is_even:
@@ -91,11 +94,13 @@ def select(
     return Selection(removed, num_cut - needed, fits)
 
 
-def _num_spare(candidates: Candidates, num_removed: int, spare_fraction: float) -> int:
+def _num_spare(
+    candidates: Candidates, num_removed: int, spare_fraction: float, num_gone: int
+) -> int:
     """How many a recovery gives back: at least one, if it gives back any and any is gone."""
-    if not spare_fraction or not num_removed:
+    if not spare_fraction or not num_removed + num_gone:
         return 0
-    return max(1, int(spare_fraction * min(num_removed, len(candidates) - num_removed)))
+    return max(1, int(spare_fraction * min(num_removed + num_gone, len(candidates) - num_removed)))
 
 
 def _within(pool: Pool, budget: Budget, start: Cost, share: float) -> Fits:

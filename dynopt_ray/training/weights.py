@@ -42,7 +42,7 @@ class WeightPool:
         """One `Mask` per parameter that loses weights; earlier masks go on holding."""
         plan: list[Edit] = []
         for name, gone in self.candidates.removed_from(removed).items():
-            keep = _kept(self.graph.model.get_parameter(name)).clone()
+            keep = mask_or_ones(self.graph.model.get_parameter(name)).clone()
             keep.view(-1)[gone] = False
             plan.append(Mask(name, keep=keep))
         return plan
@@ -106,7 +106,7 @@ def weight_pool(
     if pattern is not None:
         dims = pattern.dims(graph, scores)
         scores = {name: scores[name] for name in dims}
-    kept = {name: _kept(graph.model.get_parameter(name)) for name in scores}
+    kept = {name: mask_or_ones(graph.model.get_parameter(name)) for name in scores}
     left = {name: scores[name][keep] for name, keep in kept.items()}
     if pattern is None:
         stays = {name: most_important(score, _FEWEST) for name, score in left.items()}
@@ -126,7 +126,7 @@ def weight_pool(
     )
 
 
-def _kept(parameter: Tensor) -> Tensor:
+def mask_or_ones(parameter: Tensor) -> Tensor:
     """The mask of a parameter on the CPU; all True where it has none."""
     keep = mask_of(parameter)
     return torch.ones(parameter.shape, dtype=torch.bool) if keep is None else keep.cpu()

@@ -96,7 +96,7 @@ def test_policy_settings_are_those_of_training() -> None:
         (
             "train.lr={name: cosin, initial: 0.1}",
             "train.lr: no schedule 'cosin'. Did you mean 'cosine'? Known: article_step, constant, "
-            "cosine, exponential, linear, polynomial, sequence, step, warmup.",
+            "cosine, exponential, linear, polynomial, rewind, sequence, step, warmup.",
         ),
         (
             "train.lr={name: cosine, initial: 0.1, finale: 0}",

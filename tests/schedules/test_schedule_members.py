@@ -18,6 +18,7 @@ from dynopt_ray.schedules import (
     from_config,
     linear,
     polynomial,
+    rewind,
     sequence,
     step,
     warmup,
@@ -49,6 +50,7 @@ MEMBERS: dict[str, list[Member]] = {
         Member(lambda: sequence([constant(0.5), cosine(0.2, num_steps=9)], milestones=[3]), 0, 0.5),
         Member(lambda: sequence((constant(1),), milestones=()), 1, 1),
     ],
+    "rewind": [Member(lambda: rewind(cosine(0.1, num_steps=90), to_step=45), 0, 0.05)],
     "step": [Member(lambda: step(0.8, gamma=0.5, period_steps=10), 0, 0.8)],
     "warmup": [Member(lambda: warmup(cosine(0.1, num_steps=90), num_steps=10), 0, 0.1)],
 }

@@ -18,6 +18,7 @@ from dynopt_ray.schedules import (
     exponential,
     linear,
     polynomial,
+    rewind,
     sequence,
     step,
     warmup,
@@ -54,6 +55,7 @@ gammas = st.floats(0.0, 1.0, exclude_min=True)
             ),
             {0: 1, 1: 1, 2: 5, 3: 6, 4: 9, 99: 9},
         ),
+        (rewind(linear(1.0, num_steps=4, final=0.0), to_step=3), {0: 0.25, 1: 0.0}),
     ],
 )
 def test_values_worked_out_by_hand(schedule: Schedule, expected: dict[int, float]) -> None:
@@ -120,6 +122,12 @@ def test_article_step_equals_its_formula_up_to_its_end() -> None:
             ValueError,
             "warmup: num_steps is 0",
         ),
+        (
+            lambda: untyped.rewind(untyped.constant(1), to_step=-1),
+            ValueError,
+            "rewind: to_step is -1; it must be at least 0 steps",
+        ),
+        (lambda: untyped.rewind(0.1, to_step=0), TypeError, r"write constant\(0.1\)"),
         (lambda: untyped.sequence([], milestones=[]), ValueError, "0 schedules and 0 milestones"),
         (
             lambda: untyped.sequence([untyped.constant(1)], milestones=[3]),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.schedules import constant, linear, to_torch
+from dynopt_ray.schedules import constant, linear, sequence, to_torch
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import Budget, Distillation, Retraining, prune
 
@@ -70,6 +70,7 @@ def test_training_stops_when_it_no_longer_gets_better(task: Task) -> None:
         (lambda: Retraining(5, num_checks=0), ValueError, "num_checks is 0"),
         (lambda: Retraining(5, patience=1), ValueError, "give more of them"),
         (lambda: Retraining(5, num_checks=3, patience=0), ValueError, "patience is 0"),
+        (lambda: Retraining(5, restart=1), TypeError, "restart is 1"),  # type: ignore
         (lambda: Retraining(5, distillation=0.5), TypeError, "pass Distillation"),  # type: ignore
         (lambda: Distillation(weight=0.0), ValueError, "weight is 0.0"),
         (lambda: Distillation(temperature=-1.0), ValueError, "temperature is -1.0"),
@@ -135,3 +136,34 @@ def test_prune_learns_from_the_network_before(task: Task) -> None:
             kl = before(x).softmax(1) * (before(x).log_softmax(1) - model(x).log_softmax(1))
         outcomes.append(kl.sum(1).mean())
     assert outcomes[1] < outcomes[0]  # nearer to what it was
+
+
+def test_a_schedule_goes_on_over_all_rounds_where_it_does_not_restart(task: Task) -> None:
+    seen: dict[bool, list[float]] = {True: [], False: []}
+    for restart, rates in seen.items():
+        model, optimizer = trained(task)
+
+        def note(optimizer: torch.optim.Optimizer, *_: Any, rates: list[float] = rates) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+        optimizer.register_step_pre_hook(note)
+        retraining = Retraining(4, linear(0.12, num_steps=12, final=0.0), restart=restart)
+        prune(
+            model, task, target=Budget(flops=0.5), rounds=3, retrain=retraining, optimizer=optimizer
+        )
+    assert seen[True] == pytest.approx([0.12, 0.11, 0.10, 0.09] * 3)
+    assert seen[False] == pytest.approx([0.12 - 0.01 * step for step in range(12)])
+
+
+def test_what_goes_on_is_kept_even_where_a_part_of_it_does_harm(task: Task) -> None:
+    """A rate that ruins the network in the first round and mends it in the second."""
+    rate = sequence([constant(2.0), constant(0.02)], milestones=[30])
+    kept = {}
+    for restart in (True, False):
+        model, optimizer = trained(task)
+        retraining = Retraining(30, rate, restart=restart)
+        result = prune(
+            model, task, target=Budget(flops=0.7), rounds=2, retrain=retraining, optimizer=optimizer
+        )
+        kept[restart] = result.history["trained_kept"].tolist()[1:]
+    assert kept == {True: [False, False], False: [True, True]}
