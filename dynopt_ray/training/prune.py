@@ -37,15 +37,13 @@ from dynopt_ray.training.rounds import (
     Round,
     check_target,
     prune_round,
-    sample_batches,
 )
+from dynopt_ray.training.sampling import calibration_inputs
 from dynopt_ray.training.seeding import seeded
 from dynopt_ray.training.targets import Target, asks_latency
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_CALIBRATION_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +168,7 @@ def prune(
             recovery=recovery,
             calibration=None
             if granularity == "weight"
-            else _calibration(compensate, task, generator),
+            else calibration_inputs(compensate, task, generator),
             retraining=retrain,
             optimizer=optimizer,
             generator=generator,
@@ -263,13 +261,3 @@ def _shares(rounds: int, schedule: Schedule | None) -> list[float]:
             f"rise to 1, e.g. polynomial(0.0, num_steps={rounds}, power=3, final=1.0)"
         )
     return shares
-
-
-def _calibration(
-    compensate: bool | Iterable[Inputs] | Tensor | None, task: Task, generator: torch.Generator
-) -> list[Inputs] | None:
-    if compensate is None or compensate is False:
-        return None
-    if compensate is True:
-        return [x for x, _ in sample_batches(task, _CALIBRATION_ROWS, generator)]
-    return [compensate] if isinstance(compensate, Tensor) else list(compensate)

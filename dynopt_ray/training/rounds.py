@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dynopt_ray.criteria import (
-    Batch,
     Criterion,
     Per,
     Scope,
@@ -29,6 +28,7 @@ from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Cut, Recovery
 from dynopt_ray.training.retraining import Retraining
+from dynopt_ray.training.sampling import SCORE_ROWS, sample_batches
 from dynopt_ray.training.selection import Selection, select
 from dynopt_ray.training.targets import (
     Budget,
@@ -46,7 +46,6 @@ Granularity = Literal["unit", "weight"]
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
-_SCORE_ROWS = 2048
 # How often a choice by a latency model is measured and made again.
 _CORRECTIONS = 5
 
@@ -161,7 +160,7 @@ def prune_round(pruning: Pruning, *, share: float, before: Measurement) -> Round
 
 def make_pool(pruning: Pruning) -> Pool:
     """Everything that may go, ranked by its scores on some of the training data."""
-    batches = sample_batches(pruning.task, _SCORE_ROWS, pruning.generator)
+    batches = sample_batches(pruning.task, SCORE_ROWS, pruning.generator)
     score = unit_scores if pruning.granularity == "unit" else weight_scores
     scores = score(pruning.graph, pruning.criterion, batches, loss=pruning.task.loss)
     compares = getattr(pruning.criterion, "compares_across", False)
@@ -216,17 +215,6 @@ def _smallest_score(pool: Pool) -> str:
     return (
         f"the smallest score of the {pool.noun} that may go is {smallest:.4g}. Raise the threshold"
     )
-
-
-def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> list[Batch]:
-    """Random training batches that hold at least so many rows, or all there are."""
-    batches: list[Batch] = []
-    for batch in task.batches("train", generator=generator):
-        batches.append(batch)
-        num_rows -= len(batch[1])
-        if num_rows <= 0:
-            break
-    return batches
 
 
 def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
