@@ -6,8 +6,9 @@ from numbers import Integral
 from torch import nn
 from torch.optim import Optimizer
 
+from dynopt_ray.errors import EditError
 from dynopt_ray.structure.optimizer_state import check_optimizer
-from dynopt_ray.training.targets import Budget, Target
+from dynopt_ray.training.targets import Budget, Fraction, Threshold
 
 
 def whole(name: str, value: object, *, least: int) -> int:
@@ -34,16 +35,29 @@ def check_callable(name: str, value: object, wanted: str) -> None:
         raise TypeError(f"{name} is {value!r}; pass {wanted}")
 
 
-def check_prune_target(target: object) -> None:
+def check_prune_target(target: object, *, granularity: str, recovery: object) -> None:
     """Refuse what `prune` cannot aim at.
 
     Raises:
         TypeError: no target.
+        EditError: widths as the target, and something that does not go with them.
     """
-    if not isinstance(target, Target):
+    if not isinstance(target, Budget | Fraction | Threshold | Mapping):
         raise TypeError(
-            f"prune: target is {target!r}; pass Budget(flops=0.5), Fraction(remove=0.5) or "
-            "Threshold(0.01)"
+            f"prune: target is {target!r}; pass Budget(flops=0.5), Fraction(remove=0.5), "
+            "Threshold(0.01) or {'0': 16}"
+        )
+    if not isinstance(target, Mapping):
+        return
+    if granularity != "unit":
+        raise EditError(
+            f"prune: the target gives widths, which granularity={granularity!r} leaves as they "
+            "are; use granularity='unit', or another target"
+        )
+    if recovery is not None:
+        raise EditError(
+            "prune: a recovery gives units back wherever that helps most, but the target says "
+            "how many each group keeps; pass recovery=None, or another target"
         )
 
 

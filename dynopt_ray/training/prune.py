@@ -41,6 +41,7 @@ from dynopt_ray.training.rounds import (
 from dynopt_ray.training.sampling import calibration_inputs
 from dynopt_ray.training.seeding import seeded
 from dynopt_ray.training.targets import Target, asks_latency
+from dynopt_ray.training.widths import wanted_widths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,10 @@ def prune(
     Args:
         model: the network, or its graph (traced with groups fixed, say).
         task: what it has learned.
-        target: `Budget`, `Fraction` or `Threshold`.
+        target: `Budget`, `Fraction` or `Threshold`, or a mapping such as {"0": 16} that gives
+            groups the number of units they keep, whichever of a group's producers names it;
+            `allocate` makes one of a budget. Within each group the least important go, so the
+            scope does not count.
         criterion: what is important; see `unit_scores`.
         granularity: "unit" makes tensors smaller, "weight" holds single weights at zero.
         scope: "layer" takes the same share of each group (or parameter), "global" the least
@@ -112,7 +116,8 @@ def prune(
         compensate: True refits what reads removed units on 4,096 training samples, inputs do
             so on these, None or False leaves it. Masked weights are not compensated.
         recovery: `Random` or `Greedy`: gives back part of each cut. The cut goes further by
-            that part first, so that the target still holds afterwards.
+            that part first, so that the target still holds afterwards. Not beside a mapping,
+            which leaves nothing to choose.
         min_widths: group name -> fewest units to keep.
         optimizer: over the network's parameters; it follows every edit. Default, if there is
             retraining: Adam with rate 0.001.
@@ -123,8 +128,10 @@ def prune(
         BudgetError: the target cannot be reached; says the least cost and what stands in the
             way. Nothing has been changed.
         EditError: the target asks for nothing, a least width is impossible, or the optimizer
-            trains another network. A threshold that all scores are above is refused too, unless
-            there are rounds to come whose scores retraining will have changed.
+            trains another network. A mapping with a width that its group cannot keep, with two
+            for one group, or beside a recovery or another granularity than "unit". A threshold
+            that all scores are above is refused too, unless there are rounds to come whose
+            scores retraining will have changed.
         UnknownNameError: an unknown criterion, granularity, scope or group.
         DivergedError: a loss became NaN or infinite; the network is as it was before the round.
         ValueError: a number out of range, or a schedule that does not rise to 1.
@@ -143,7 +150,7 @@ def prune(
     """
     if granularity not in GRANULARITIES:
         raise UnknownNameError("granularity", granularity, GRANULARITIES)
-    check_prune_target(target)
+    check_prune_target(target, granularity=granularity, recovery=recovery)
     check_recovery(recovery)
     check_min_widths(min_widths)
     retrain = _retraining(retrain)
@@ -152,6 +159,8 @@ def prune(
     check_follows(optimizer, graph.model)
     if optimizer is None and retrain is not None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
+    if isinstance(target, Mapping):
+        target = wanted_widths(graph, target, min_widths=min_widths or {})
     with seeded(graph.model, seed) as generator:
         costs = Costs(graph, task.example_inputs())
         start = measured(graph, task, costs, latency=asks_latency(target))

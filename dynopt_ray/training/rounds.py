@@ -29,7 +29,7 @@ from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Cut, Recovery
 from dynopt_ray.training.retraining import Retraining
 from dynopt_ray.training.sampling import SCORE_ROWS, sample_batches
-from dynopt_ray.training.selection import Selection, select
+from dynopt_ray.training.selection import Selection, select, select_widths
 from dynopt_ray.training.targets import (
     Budget,
     Fraction,
@@ -40,6 +40,7 @@ from dynopt_ray.training.targets import (
 )
 from dynopt_ray.training.units import unit_pool
 from dynopt_ray.training.weights import weight_pool
+from dynopt_ray.training.widths import widths_at
 
 Granularity = Literal["unit", "weight"]
 """What goes: whole units, or single weights."""
@@ -219,6 +220,8 @@ def _smallest_score(pool: Pool) -> str:
 
 def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
     target = pruning.target
+    if isinstance(target, Mapping):
+        return select_widths(pool, widths_at(pruning.graph, pruning.start.widths, target, share))
     for _ in range(_CORRECTIONS):
         selection = select(
             pool,

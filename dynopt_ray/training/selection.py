@@ -4,16 +4,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dynopt_ray.criteria import Scope
 from dynopt_ray.errors import BudgetError
 from dynopt_ray.structure import Cost
 from dynopt_ray.training.candidates import Candidates, Pool
-from dynopt_ray.training.targets import Budget, Fraction, Target, Threshold
-
-# Shares are quotients of small integers: 7 of 10 units are a fraction of 0.7, rounding or not.
-_ROUNDING = 1e-9
+from dynopt_ray.training.targets import Budget, Fraction, Threshold
+from dynopt_ray.training.widths import ROUNDING, Widths
 
 Fits = Callable[[Tensor], bool]
 """Whether a removal reaches a target."""
@@ -36,7 +35,7 @@ class Selection:
 
 def select(
     pool: Pool,
-    target: Target,
+    target: Budget | Fraction | Threshold,
     *,
     scope: Scope,
     start: Cost,
@@ -84,6 +83,18 @@ def select(
     return Selection(removed, num_cut - needed, fits)
 
 
+def select_widths(pool: Pool, widths: Widths) -> Selection:
+    """The least important of each group, as many as leave it a width.
+
+    Args:
+        pool: the units there are.
+        widths: group name -> units to keep; groups not named keep theirs.
+    """
+    sizes = dict(zip(pool.candidates.names, pool.candidates.sizes, strict=True))
+    removed = pool.candidates.least({name: sizes[name] - width for name, width in widths.items()})
+    return Selection(removed, 0, lambda other: torch.equal(other, removed))
+
+
 def _num_spare(candidates: Candidates, num_removed: int, spare_fraction: float) -> int:
     """How many a recovery gives back: at least one, if it gives back any and any is gone."""
     if not spare_fraction or not num_removed:
@@ -97,7 +108,7 @@ def _within(pool: Pool, budget: Budget, start: Cost, share: float) -> Fits:
 
     def fits(removed: Tensor) -> bool:
         cost = pool.cost(removed, budget.kinds)
-        return all(cost[kind] <= limit * (1 + _ROUNDING) for kind, limit in limits.items())
+        return all(cost[kind] <= limit * (1 + ROUNDING) for kind, limit in limits.items())
 
     return fits
 
@@ -149,9 +160,9 @@ def _count(pool: Pool, target: Fraction, scope: Scope, share: float) -> int:
     fraction = target.remove * share
     if scope == "layer":
         ranks = candidates.ranked[candidates.order]
-        return int((ranks <= fraction + _ROUNDING).sum())
+        return int((ranks <= fraction + ROUNDING).sum())
     total = len(candidates) + candidates.num_gone
-    wanted = max(0, math.floor(fraction * total + _ROUNDING) - candidates.num_gone)
+    wanted = max(0, math.floor(fraction * total + ROUNDING) - candidates.num_gone)
     if wanted > len(candidates.order):
         raise BudgetError(
             f"{target} is {wanted + candidates.num_gone} of {total} {pool.noun}, but only "
