@@ -1,13 +1,14 @@
 """What callers pass to `prune` and `grow`, checked before anything is looked at."""
 
-from collections.abc import Mapping
-from numbers import Integral
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 
 from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.optimizer_state import check_optimizer
+from dynopt_ray.tasks import Task
 from dynopt_ray.training.targets import Budget, Fraction, Threshold
 
 
@@ -23,6 +24,45 @@ def whole(name: str, value: object, *, least: int) -> int:
     if value < least:
         raise ValueError(f"{name} is {value}; it must be at least {least}")
     return int(value)
+
+
+def check_task(caller: str, task: object) -> None:
+    """Refuse what is no task.
+
+    Raises:
+        TypeError: that.
+    """
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"{caller}: task is {task!r:.60}; pass a Task, from Task.from_arrays(…) or "
+            'load_task("digits-mlp")'
+        )
+
+
+def check_fractions(fractions: object) -> list[float]:
+    """Shares to remove, in rising order, each once.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: none, or one that is not in (0, 1).
+    """
+    if isinstance(fractions, str | Mapping) or not isinstance(fractions, Iterable):
+        raise TypeError(
+            f"sensitivity: fractions is {fractions!r}; pass numbers such as (0.25, 0.5)"
+        )
+    checked = []
+    for fraction in fractions:
+        if isinstance(fraction, bool) or not isinstance(fraction, Real):
+            raise TypeError(f"sensitivity: fractions has {fraction!r}; it must be a number")
+        if not 0 < float(fraction) < 1:
+            raise ValueError(
+                f"sensitivity: fractions has {fraction!r}; each must lie between 0 (nothing) and "
+                "1 (all)"
+            )
+        checked.append(float(fraction))
+    if not checked:
+        raise ValueError("sensitivity: fractions is empty; give at least one, such as 0.5")
+    return sorted(set(checked))
 
 
 def check_callable(name: str, value: object, wanted: str) -> None:
@@ -71,6 +111,22 @@ def check_grow_target(target: object) -> None:
         raise TypeError(f"grow: target is {target!r}; pass Budget(params=2.0) or {{'0': 64}}")
 
 
+def check_limits(budget: object) -> None:
+    """Refuse a budget that widths alone do not tell the costs of.
+
+    Raises:
+        TypeError: no budget.
+        ValueError: a limit on non-zero weights.
+    """
+    if not isinstance(budget, Budget):
+        raise TypeError(f"allocate: budget is {budget!r}; pass Budget(flops=0.5)")
+    if budget.nonzero is not None:
+        raise ValueError(
+            f"allocate: {budget!r} limits nonzero, which depends on the units that stay and not "
+            "on widths alone; limit params"
+        )
+
+
 def check_recovery(recovery: object) -> None:
     """Refuse what gives nothing back, a recovery's class among it.
 
@@ -82,7 +138,7 @@ def check_recovery(recovery: object) -> None:
         raise TypeError(f"prune: recovery is {recovery!r}; pass Random(), Greedy() or None")
 
 
-def check_min_widths(min_widths: object) -> None:
+def check_min_widths(min_widths: object, *, caller: str = "prune") -> None:
     """Refuse least widths that are no mapping to counts.
 
     Raises:
@@ -92,9 +148,11 @@ def check_min_widths(min_widths: object) -> None:
     if min_widths is None:
         return
     if not isinstance(min_widths, Mapping):
-        raise TypeError(f"prune: min_widths is {min_widths!r}; pass a mapping such as {{'0': 4}}")
+        raise TypeError(
+            f"{caller}: min_widths is {min_widths!r}; pass a mapping such as {{'0': 4}}"
+        )
     for name, width in min_widths.items():
-        whole(f"prune: min_widths: {name!r}", width, least=0)
+        whole(f"{caller}: min_widths: {name!r}", width, least=0)
 
 
 def check_follows(optimizer: Optimizer | None, model: nn.Module) -> None:

@@ -39,7 +39,8 @@ def test_rounds_approach_the_widths_by_shares(blobs: Task, trained: Trained) -> 
 
 
 def test_widths_may_be_numpy_integers_and_those_there_are(blobs: Task, trained: Trained) -> None:
-    result = prune(trained()[0], blobs, target={"0": np.int64(12), "2": np.int64(3)})
+    target: Any = {"0": np.int64(12), "2": np.int64(3)}
+    result = prune(trained()[0], blobs, target=target)
     assert result.after.widths == {"0": 12, "2": 3}
 
 
