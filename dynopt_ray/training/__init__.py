@@ -1,5 +1,6 @@
 """Training: the one loop everything shares, pruning and growing, and what layers can spare."""
 
+from dynopt_ray.training.allocate import allocate
 from dynopt_ray.training.attempt import Attempt, attempt
 from dynopt_ray.training.candidates import Candidates
 from dynopt_ray.training.distillation import Distillation
@@ -40,6 +41,7 @@ __all__ = [
     "Target",
     "Threshold",
     "When",
+    "allocate",
     "attempt",
     "find_rate",
     "grow",

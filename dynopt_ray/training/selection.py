@@ -1,7 +1,7 @@
 """How much to remove: the shortest prefix of the ranking that reaches a target."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from dynopt_ray.criteria import Scope
 from dynopt_ray.errors import BudgetError
 from dynopt_ray.structure import Cost
 from dynopt_ray.training.candidates import Candidates, Pool
-from dynopt_ray.training.targets import Budget, Fraction, Threshold
+from dynopt_ray.training.targets import Budget, CostKind, Fraction, Threshold
 from dynopt_ray.training.widths import ROUNDING, Widths
 
 Fits = Callable[[Tensor], bool]
@@ -71,7 +71,8 @@ def select(
         fits = _within(pool, target, start, share)
         needed = _shortest(pool.candidates, fits)
         if needed is None:
-            raise _unreachable(pool, target, start)
+            lowest = pool.cost(pool.candidates.first(len(pool.candidates)), target.kinds)
+            raise unreachable(target, start, lowest, obstacles=pool.obstacles)
     else:
         needed = _count(pool, target, scope, share)
         fits = _at_least(needed)
@@ -172,12 +173,18 @@ def _count(pool: Pool, target: Fraction, scope: Scope, share: float) -> int:
     return wanted
 
 
-def _unreachable(pool: Pool, budget: Budget, start: Cost) -> BudgetError:
-    lowest = pool.cost(pool.candidates.first(len(pool.candidates)), budget.kinds)
+def unreachable(
+    budget: Budget,
+    start: Cost,
+    lowest: Mapping[CostKind, float],
+    *,
+    obstacles: Callable[[CostKind], str],
+) -> BudgetError:
+    """That a budget cannot be met, with the lowest costs and what stands in the way."""
     missed = [
         f"the lowest reachable {kind} is {lowest[kind]:g} "
         f"({lowest[kind] / max(getattr(start, kind) or 0, 1e-12):.3g} of the start), above the "
-        f"limit of {limit:g}; {pool.obstacles(kind)}"
+        f"limit of {limit:g}; {obstacles(kind)}"
         for kind, limit in budget.limits(start).items()
         if lowest[kind] > limit
     ]

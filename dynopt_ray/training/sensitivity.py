@@ -70,7 +70,8 @@ def sensitivity(
         remove_fraction (as asked), width (units or weights left), num_removed (the fraction
         rounded down to whole units, as far as the group's least width allows), loss, metric and
         confidence on the validation split, and params, nonzero, flops (of one sample) and bytes
-        of the network so cut. Fractions that come to the same number are measured once.
+        of the network so cut. Fractions that come to the same number are measured once; each
+        other cut takes a refit and an evaluation.
 
     Raises:
         UnknownNameError: an unknown criterion, granularity or group.

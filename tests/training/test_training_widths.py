@@ -12,6 +12,7 @@ from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.structure import Shrink, trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Random, prune
+from dynopt_ray.training.widths import share_of
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
 
@@ -36,6 +37,12 @@ def test_rounds_approach_the_widths_by_shares(blobs: Task, trained: Trained) -> 
     assert history["width/0"].tolist() == [12, 10, 8, 5]  # 7 units in thirds, rounded down
     assert history["width/2"].tolist() == [8, 8, 8, 7]
     assert history["num_removed"].tolist() == [0, 2, 2, 4]
+
+
+def test_shares_are_not_lost_to_rounding() -> None:
+    assert 100 * 0.29 < 29
+    assert share_of(100, 0.29) == 29
+    assert share_of(100, 0.29, step=4) == 28
 
 
 def test_widths_may_be_numpy_integers_and_those_there_are(blobs: Task, trained: Trained) -> None:
