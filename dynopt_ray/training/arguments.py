@@ -1,14 +1,16 @@
 """What callers pass to `prune` and `grow`, checked before anything is looked at."""
 
-from collections.abc import Mapping
-from numbers import Integral
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 
 from torch import nn
 from torch.optim import Optimizer
 
+from dynopt_ray.errors import EditError
 from dynopt_ray.structure.optimizer_state import check_optimizer
+from dynopt_ray.tasks import Task
 from dynopt_ray.training.regrowth import Regrowth
-from dynopt_ray.training.targets import Budget, Target
+from dynopt_ray.training.targets import Budget, Fraction, Target, Threshold
 
 
 def whole(name: str, value: object, *, least: int) -> int:
@@ -25,6 +27,45 @@ def whole(name: str, value: object, *, least: int) -> int:
     return int(value)
 
 
+def check_task(caller: str, task: object) -> None:
+    """Refuse what is no task.
+
+    Raises:
+        TypeError: that.
+    """
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"{caller}: task is {task!r:.60}; pass a Task, from Task.from_arrays(…) or "
+            'load_task("digits-mlp")'
+        )
+
+
+def check_fractions(fractions: object) -> list[float]:
+    """Shares to remove, in rising order, each once.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: none, or one that is not in (0, 1).
+    """
+    if isinstance(fractions, str | Mapping) or not isinstance(fractions, Iterable):
+        raise TypeError(
+            f"sensitivity: fractions is {fractions!r}; pass numbers such as (0.25, 0.5)"
+        )
+    checked = []
+    for fraction in fractions:
+        if isinstance(fraction, bool) or not isinstance(fraction, Real):
+            raise TypeError(f"sensitivity: fractions has {fraction!r}; it must be a number")
+        if not 0 < float(fraction) < 1:
+            raise ValueError(
+                f"sensitivity: fractions has {fraction!r}; each must lie between 0 (nothing) and "
+                "1 (all)"
+            )
+        checked.append(float(fraction))
+    if not checked:
+        raise ValueError("sensitivity: fractions is empty; give at least one, such as 0.5")
+    return sorted(set(checked))
+
+
 def check_callable(name: str, value: object, wanted: str) -> None:
     """Refuse what is neither None nor can be called.
 
@@ -35,16 +76,29 @@ def check_callable(name: str, value: object, wanted: str) -> None:
         raise TypeError(f"{name} is {value!r}; pass {wanted}")
 
 
-def check_prune_target(target: object) -> Target:
+def check_prune_target(target: object, *, granularity: str, recovery: object) -> Target:
     """The target, once it is known to be one.
 
     Raises:
         TypeError: no target.
+        EditError: widths as the target, and something that does not go with them.
     """
-    if not isinstance(target, Target):
+    if not isinstance(target, Budget | Fraction | Threshold | Mapping):
         raise TypeError(
-            f"prune: target is {target!r}; pass Budget(flops=0.5), Fraction(remove=0.5) or "
-            "Threshold(0.01)"
+            f"prune: target is {target!r}; pass Budget(flops=0.5), Fraction(remove=0.5), "
+            "Threshold(0.01) or {'0': 16}"
+        )
+    if not isinstance(target, Mapping):
+        return target
+    if granularity != "unit":
+        raise EditError(
+            f"prune: the target gives widths, which granularity={granularity!r} leaves as they "
+            "are; use granularity='unit', or another target"
+        )
+    if recovery is not None:
+        raise EditError(
+            "prune: a recovery gives units back wherever that helps most, but the target says "
+            "how many each group keeps; pass recovery=None, or another target"
         )
     return target
 
@@ -57,6 +111,22 @@ def check_grow_target(target: object) -> None:
     """
     if not isinstance(target, Budget | Mapping):
         raise TypeError(f"grow: target is {target!r}; pass Budget(params=2.0) or {{'0': 64}}")
+
+
+def check_limits(budget: object) -> None:
+    """Refuse a budget that widths alone do not tell the costs of.
+
+    Raises:
+        TypeError: no budget.
+        ValueError: a limit on non-zero weights.
+    """
+    if not isinstance(budget, Budget):
+        raise TypeError(f"allocate: budget is {budget!r}; pass Budget(flops=0.5)")
+    if budget.nonzero is not None:
+        raise ValueError(
+            f"allocate: {budget!r} limits nonzero, which depends on the units that stay and not "
+            "on widths alone; limit params"
+        )
 
 
 def check_recovery(recovery: object) -> None:
@@ -72,7 +142,7 @@ def check_recovery(recovery: object) -> None:
         )
 
 
-def check_min_widths(min_widths: object) -> None:
+def check_min_widths(min_widths: object, *, caller: str = "prune") -> None:
     """Refuse least widths that are no mapping to counts.
 
     Raises:
@@ -82,9 +152,11 @@ def check_min_widths(min_widths: object) -> None:
     if min_widths is None:
         return
     if not isinstance(min_widths, Mapping):
-        raise TypeError(f"prune: min_widths is {min_widths!r}; pass a mapping such as {{'0': 4}}")
+        raise TypeError(
+            f"{caller}: min_widths is {min_widths!r}; pass a mapping such as {{'0': 4}}"
+        )
     for name, width in min_widths.items():
-        whole(f"prune: min_widths: {name!r}", width, least=0)
+        whole(f"{caller}: min_widths: {name!r}", width, least=0)
 
 
 def check_follows(optimizer: Optimizer | None, model: nn.Module) -> None:

@@ -49,6 +49,14 @@ class Candidates:
         """The removal of so many of the least important: a bool tensor (n,)."""
         return self.place < number
 
+    def least(self, numbers: Mapping[str, int]) -> Tensor:
+        """The removal of the least important of some owners, each as many as said or may go."""
+        removed = torch.zeros(len(self), dtype=torch.bool)
+        owners = self.owner[self.order]
+        for name, number in numbers.items():
+            removed[self.order[owners == self.names.index(name)][:number]] = True
+        return removed
+
     def per_owner(self, values: Tensor) -> dict[str, Tensor]:
         """Views of a tensor (n,), one per owner."""
         return dict(zip(self.names, torch.split(values, list(self.sizes)), strict=True))

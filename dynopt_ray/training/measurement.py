@@ -59,8 +59,11 @@ class Costs:
         return cost
 
     def at(self, widths: Mapping[str, int]) -> Cost:
-        """The cost at other widths, computed; see `Graph.cost`."""
-        return self._scaled(self._graph.cost(widths))
+        """The cost at other widths, computed; see `Graph.cost`.
+
+        Searches ask often, so it relies on the network being what it was when it was measured.
+        """
+        return self._scaled(self._graph.cost_at(widths))
 
     def latency_ms_at(self, widths: Mapping[str, int]) -> float:
         """The latency at other widths, by a model that is fitted when first asked."""

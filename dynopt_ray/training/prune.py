@@ -39,15 +39,14 @@ from dynopt_ray.training.rounds import (
     Round,
     check_target,
     prune_round,
-    sample_batches,
 )
+from dynopt_ray.training.sampling import calibration_inputs
 from dynopt_ray.training.seeding import seeded
 from dynopt_ray.training.targets import Target, asks_latency
+from dynopt_ray.training.widths import wanted_widths
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_CALIBRATION_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +100,10 @@ def prune(
     Args:
         model: the network, or its graph (traced with groups fixed, say).
         task: what it has learned.
-        target: `Budget`, `Fraction` or `Threshold`; None where the granularity says it.
+        target: `Budget`, `Fraction` or `Threshold`, or a mapping such as {"0": 16} that gives
+            groups the number of units they keep, whichever of a group's producers names it;
+            `allocate` makes one of a budget. Within each group the least important go, so the
+            scope does not count. None where the granularity says it.
         criterion: what is important; see `unit_scores`.
         granularity: "unit" makes tensors smaller, "weight" holds single weights at zero, "2:4"
             (or another N:M) so many that at most 2 of every 4 are left which an output reads
@@ -120,7 +122,7 @@ def prune(
             samples, inputs do so on these, None or False leaves it.
         recovery: `Random` or `Greedy` give back part of each cut, `Regrowth` weights of any
             cut. The cut goes further by that part first, so that the target still holds
-            afterwards.
+            afterwards. Not beside a mapping, which leaves nothing to choose.
         min_widths: group name -> fewest units to keep.
         optimizer: over the network's parameters; it follows every edit. Default, if there is
             retraining: Adam with rate 0.001.
@@ -131,8 +133,10 @@ def prune(
         BudgetError: the target cannot be reached; says the least cost and what stands in the
             way. Nothing has been changed.
         EditError: the target asks for nothing, a least width is impossible, or the optimizer
-            trains another network. A threshold that all scores are above is refused too, unless
-            there are rounds to come whose scores retraining will have changed.
+            trains another network. A mapping with a width that its group cannot keep, with two
+            for one group, or beside a recovery or another granularity than "unit". A threshold
+            that all scores are above is refused too, unless there are rounds to come whose
+            scores retraining will have changed.
         UnknownNameError: an unknown criterion, granularity, scope or group.
         DivergedError: a loss became NaN or infinite; the network is as it was before the round.
         ValueError: a number out of range, a schedule that does not rise to 1, or arguments that
@@ -158,6 +162,8 @@ def prune(
     check_follows(optimizer, graph.model)
     if optimizer is None and retrain is not None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
+    if isinstance(aim, Mapping):
+        aim = wanted_widths(graph, aim, min_widths=min_widths or {})
     with seeded(graph.model, seed) as generator:
         costs = Costs(graph, task.example_inputs())
         start = measured(graph, task, costs, latency=asks_latency(aim))
@@ -172,7 +178,7 @@ def prune(
             scope=scope,
             min_widths=min_widths or {},
             recovery=recovery,
-            calibration=_calibration(compensate, task, generator),
+            calibration=calibration_inputs(compensate, task, generator),
             retraining=retrain,
             optimizer=optimizer,
             generator=generator,
@@ -197,7 +203,8 @@ def _aim(
         if granularity == kind:
             if kind == "unit" and isinstance(recovery, Regrowth):
                 raise ValueError("prune: Regrowth masks weights; use granularity='weight' with it")
-            return kind, check_prune_target(target)
+            aim = check_prune_target(target, granularity=kind, recovery=recovery)
+            return kind, aim
     pattern = Pattern.parse(granularity) if isinstance(granularity, str) else None
     if pattern is None:
         raise UnknownNameError("granularity", granularity, [*GRANULARITIES, "2:4"])
@@ -292,13 +299,3 @@ def _shares(rounds: int, schedule: Schedule | None) -> list[float]:
             f"rise to 1, e.g. polynomial(0.0, num_steps={rounds}, power=3, final=1.0)"
         )
     return shares
-
-
-def _calibration(
-    compensate: bool | Iterable[Inputs] | Tensor | None, task: Task, generator: torch.Generator
-) -> list[Inputs] | None:
-    if compensate is None or compensate is False:
-        return None
-    if compensate is True:
-        return [x for x, _ in sample_batches(task, _CALIBRATION_ROWS, generator)]
-    return [compensate] if isinstance(compensate, Tensor) else list(compensate)

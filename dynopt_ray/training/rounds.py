@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dynopt_ray.criteria import (
-    Batch,
     Criterion,
     Per,
     Scope,
@@ -31,7 +30,8 @@ from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Cut, Recovery
 from dynopt_ray.training.regrowth import Regrowth, changed_masks, regrown
 from dynopt_ray.training.retraining import Retraining
-from dynopt_ray.training.selection import Selection, select
+from dynopt_ray.training.sampling import SCORE_ROWS, sample_batches
+from dynopt_ray.training.selection import Selection, select, select_widths
 from dynopt_ray.training.targets import (
     Budget,
     Fraction,
@@ -42,13 +42,13 @@ from dynopt_ray.training.targets import (
 )
 from dynopt_ray.training.units import unit_pool
 from dynopt_ray.training.weights import mask_or_ones, weight_pool
+from dynopt_ray.training.widths import widths_at
 
 Granularity = Literal["unit", "weight"]
 """What goes: whole units, or single weights, of which a pattern may say more."""
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
-_SCORE_ROWS = 2048
 # How often a choice by a latency model is measured and made again.
 _CORRECTIONS = 5
 
@@ -181,7 +181,7 @@ def _exchanged(pruning: Pruning, pool: Pool, selection: Selection) -> list[Edit]
     cut = {e.parameter: e.keep for e in pool.plan(selection.removed) if isinstance(e, Mask)}
     keeps = {name: cut.get(name, keep) for name, keep in before.items()}
     with _without(pruning, pool, selection.removed):
-        batches = sample_batches(pruning.task, _SCORE_ROWS, pruning.generator)
+        batches = sample_batches(pruning.task, SCORE_ROWS, pruning.generator)
         gradients = mean_gradients(pruning.graph.model, batches, pruning.task.loss)
     keeps = regrown(
         keeps,
@@ -195,7 +195,7 @@ def _exchanged(pruning: Pruning, pool: Pool, selection: Selection) -> list[Edit]
 
 def make_pool(pruning: Pruning) -> Pool:
     """Everything that may go, ranked by its scores on some of the training data."""
-    batches = sample_batches(pruning.task, _SCORE_ROWS, pruning.generator)
+    batches = sample_batches(pruning.task, SCORE_ROWS, pruning.generator)
     score = unit_scores if pruning.granularity == "unit" else weight_scores
     scores = score(pruning.graph, pruning.criterion, batches, loss=pruning.task.loss)
     compares = getattr(pruning.criterion, "compares_across", False)
@@ -255,19 +255,10 @@ def _smallest_score(pool: Pool) -> str:
     )
 
 
-def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> list[Batch]:
-    """Random training batches that hold at least so many rows, or all there are."""
-    batches: list[Batch] = []
-    for batch in task.batches("train", generator=generator):
-        batches.append(batch)
-        num_rows -= len(batch[1])
-        if num_rows <= 0:
-            break
-    return batches
-
-
 def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
     target = pruning.target
+    if isinstance(target, Mapping):
+        return select_widths(pool, widths_at(pruning.graph, pruning.start.widths, target, share))
     for _ in range(_CORRECTIONS):
         selection = select(
             pool,

@@ -1,9 +1,10 @@
 """How much to remove: the shortest prefix of the ranking that reaches a target."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dynopt_ray.criteria import Scope
@@ -11,10 +12,8 @@ from dynopt_ray.errors import BudgetError
 from dynopt_ray.structure import Cost
 from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.candidates import Candidates, Pool
-from dynopt_ray.training.targets import Budget, Fraction, Target, Threshold
-
-# Shares are quotients of small integers: 7 of 10 units are a fraction of 0.7, rounding or not.
-_ROUNDING = 1e-9
+from dynopt_ray.training.targets import Budget, CostKind, Fraction, Threshold
+from dynopt_ray.training.widths import ROUNDING, Widths
 
 Fits = Callable[[Tensor], bool]
 """Whether a removal reaches a target."""
@@ -37,7 +36,7 @@ class Selection:
 
 def select(
     pool: Pool,
-    target: Target | Pattern,
+    target: Budget | Fraction | Threshold | Pattern,
     *,
     scope: Scope,
     start: Cost,
@@ -70,7 +69,7 @@ def select(
         # What has to stay is no part of the order, so all of it goes in the end.
         candidates = pool.candidates
         total = (len(candidates) + candidates.num_gone) * (target.of - target.keep) / target.of
-        num_cut = max(0, len(candidates.order) - math.floor((1 - share) * total + _ROUNDING))
+        num_cut = max(0, len(candidates.order) - math.floor((1 - share) * total + ROUNDING))
         return Selection(candidates.first(num_cut), 0, lambda _: True)
     num_gone = pool.candidates.num_gone if earlier else 0
     if isinstance(target, Threshold):
@@ -82,7 +81,8 @@ def select(
         fits = _within(pool, target, start, share)
         needed = _shortest(pool.candidates, fits)
         if needed is None:
-            raise _unreachable(pool, target, start)
+            lowest = pool.cost(pool.candidates.first(len(pool.candidates)), target.kinds)
+            raise unreachable(target, start, lowest, obstacles=pool.obstacles)
     else:
         needed = _count(pool, target, scope, share)
         fits = _at_least(needed)
@@ -92,6 +92,18 @@ def select(
     if isinstance(target, Budget) and not spare_fraction and not pool.is_even:
         removed = _filled(pool.candidates, removed, fits)
     return Selection(removed, num_cut - needed, fits)
+
+
+def select_widths(pool: Pool, widths: Widths) -> Selection:
+    """The least important of each group, as many as leave it a width.
+
+    Args:
+        pool: the units there are.
+        widths: group name -> units to keep; groups not named keep theirs.
+    """
+    sizes = dict(zip(pool.candidates.names, pool.candidates.sizes, strict=True))
+    removed = pool.candidates.least({name: sizes[name] - width for name, width in widths.items()})
+    return Selection(removed, 0, lambda other: torch.equal(other, removed))
 
 
 def _num_spare(
@@ -109,7 +121,7 @@ def _within(pool: Pool, budget: Budget, start: Cost, share: float) -> Fits:
 
     def fits(removed: Tensor) -> bool:
         cost = pool.cost(removed, budget.kinds)
-        return all(cost[kind] <= limit * (1 + _ROUNDING) for kind, limit in limits.items())
+        return all(cost[kind] <= limit * (1 + ROUNDING) for kind, limit in limits.items())
 
     return fits
 
@@ -161,9 +173,9 @@ def _count(pool: Pool, target: Fraction, scope: Scope, share: float) -> int:
     fraction = target.remove * share
     if scope == "layer":
         ranks = candidates.ranked[candidates.order]
-        return int((ranks <= fraction + _ROUNDING).sum())
+        return int((ranks <= fraction + ROUNDING).sum())
     total = len(candidates) + candidates.num_gone
-    wanted = max(0, math.floor(fraction * total + _ROUNDING) - candidates.num_gone)
+    wanted = max(0, math.floor(fraction * total + ROUNDING) - candidates.num_gone)
     if wanted > len(candidates.order):
         raise BudgetError(
             f"{target} is {wanted + candidates.num_gone} of {total} {pool.noun}, but only "
@@ -173,12 +185,18 @@ def _count(pool: Pool, target: Fraction, scope: Scope, share: float) -> int:
     return wanted
 
 
-def _unreachable(pool: Pool, budget: Budget, start: Cost) -> BudgetError:
-    lowest = pool.cost(pool.candidates.first(len(pool.candidates)), budget.kinds)
+def unreachable(
+    budget: Budget,
+    start: Cost,
+    lowest: Mapping[CostKind, float],
+    *,
+    obstacles: Callable[[CostKind], str],
+) -> BudgetError:
+    """That a budget cannot be met, with the lowest costs and what stands in the way."""
     missed = [
         f"the lowest reachable {kind} is {lowest[kind]:g} "
         f"({lowest[kind] / max(getattr(start, kind) or 0, 1e-12):.3g} of the start), above the "
-        f"limit of {limit:g}; {pool.obstacles(kind)}"
+        f"limit of {limit:g}; {obstacles(kind)}"
         for kind, limit in budget.limits(start).items()
         if lowest[kind] > limit
     ]

@@ -153,7 +153,8 @@ class Threshold:
             )
 
 
-Target = Budget | Fraction | Threshold
+Target = Budget | Fraction | Threshold | Mapping[str, int]
+"""How far to prune. A mapping gives groups the number of units they keep."""
 
 
 def asks_latency(target: object) -> bool:

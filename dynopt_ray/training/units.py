@@ -15,6 +15,7 @@ from dynopt_ray.training.candidates import Candidates, list_candidates, most_imp
 from dynopt_ray.training.measurement import Costs
 from dynopt_ray.training.nonzero import NonzeroCount
 from dynopt_ray.training.targets import CostKind
+from dynopt_ray.training.widths import Widths
 
 _NUM_NAMED = 3
 
@@ -51,18 +52,12 @@ class UnitPool:
         """The groups that hold most of the cost at their least widths."""
         left = self.candidates.per_owner(~self.candidates.first(len(self.candidates)))
         least = {name: int(kept.sum()) for name, kept in left.items()}
-        if not least:
-            return "there is no group"
         total = self._computed(left, kind)
         held = {
             name: total - self._computed({**left, name: torch.zeros_like(kept)}, kind)
             for name, kept in left.items()
         }
-        most = sorted(least, key=lambda name: -held[name])[:_NUM_NAMED]
-        return (
-            "every group is at its least width, and those that hold most of what is left are "
-            f"{_listed({name: least[name] for name in most})}"
-        )
+        return most_held(least, held)
 
     @cached_property
     def _num_nonzero(self) -> NonzeroCount:
@@ -123,8 +118,8 @@ def unit_pool(
     scope: Scope,
     *,
     per: Per = "mean",
-    start_widths: Mapping[str, int],
-    min_widths: Mapping[str, int],
+    start_widths: Widths,
+    min_widths: Widths,
 ) -> UnitPool:
     """The units of a network, ranked.
 
@@ -141,15 +136,7 @@ def unit_pool(
         EditError: a least width that is below 1 or above the width there is.
         UnknownNameError: a least width for something that is no group.
     """
-    fewest = {group.name: group.min_width for group in graph}
-    for name, width in min_widths.items():
-        group = graph[name]
-        if not 1 <= width <= start_widths[group.name]:
-            raise EditError(
-                f"min_widths: {name!r} has {start_widths[group.name]} units, so it cannot keep at "
-                f"least {width!r}; give a number from 1 to {start_widths[group.name]}"
-            )
-        fewest[group.name] = max(width, group.min_width)
+    fewest = least_widths(graph, start_widths=start_widths, min_widths=min_widths)
     candidates = list_candidates(
         scores,
         scope,
@@ -161,5 +148,35 @@ def unit_pool(
     return UnitPool(graph, costs, candidates)
 
 
-def _listed(widths: Mapping[str, int]) -> str:
-    return ", ".join(f"{name!r} ({width})" for name, width in widths.items()) or "there is none"
+def least_widths(graph: Graph, *, start_widths: Widths, min_widths: Widths) -> dict[str, int]:
+    """Group name -> the fewest units it keeps; see `unit_pool`."""
+    fewest = {group.name: group.min_width for group in graph}
+    for name, width in min_widths.items():
+        group = graph[name]
+        if not 1 <= width <= start_widths[group.name]:
+            raise EditError(
+                f"min_widths: {name!r} has {start_widths[group.name]} units, so it cannot keep at "
+                f"least {width!r}; give a number from 1 to {start_widths[group.name]}"
+            )
+        fewest[group.name] = max(width, group.min_width)
+    return fewest
+
+
+def most_held(least: Widths, held: Mapping[str, float]) -> str:
+    """What keeps a cost from falling further: the groups that hold most of it.
+
+    Args:
+        least: group name -> its least width.
+        held: group name -> the cost that goes if all of the group does.
+    """
+    if not least:
+        return "there is no group"
+    most = sorted(least, key=lambda name: -held[name])[:_NUM_NAMED]
+    return (
+        "every group is at its least width, and those that hold most of what is left are "
+        f"{_listed({name: least[name] for name in most})}"
+    )
+
+
+def _listed(widths: Widths) -> str:
+    return ", ".join(f"{name!r} ({width})" for name, width in widths.items())

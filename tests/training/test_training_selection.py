@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dynopt_ray.criteria import Scope
 from dynopt_ray.errors import BudgetError
 from dynopt_ray.structure import Graph, trace
-from dynopt_ray.training import Budget, Costs, Fraction, Target, Threshold
+from dynopt_ray.training import Budget, Costs, Fraction, Threshold
 from dynopt_ray.training.selection import Selection, select
 from dynopt_ray.training.units import UnitPool, unit_pool
 from dynopt_ray.training.weights import weight_pool
@@ -73,7 +73,11 @@ def widths_left(pool: UnitPool, selection: Selection) -> dict[str, int]:
 
 
 def chosen(
-    pool: UnitPool, target: Target, scope: Scope, *, spare_fraction: float = 0.0
+    pool: UnitPool,
+    target: Budget | Fraction | Threshold,
+    scope: Scope,
+    *,
+    spare_fraction: float = 0.0,
 ) -> Selection:
     return select(pool, target, scope=scope, start=pool.costs.now(), spare_fraction=spare_fraction)
 
