@@ -92,7 +92,7 @@ class Moments:
         Returns:
             Coefficients (G, O, K) and constants (G, O), float64.
         """
-        cross, second = self._centred(intercept)
+        cross, second = self.centred(intercept)
         if kept_GOK is None:
             slope = ridge_solve(cross, second, ridge=ridge)
         else:
@@ -104,14 +104,14 @@ class Moments:
 
     def loss(self, slope_GOK: Tensor, constant_GO: Tensor) -> float:
         """Mean squared error of a regression on these rows, less that of giving zero."""
-        cross, second = self._centred(intercept=False)
+        cross, second = self.centred(intercept=False)
         mean_r, mean_x = self.residual_GO / self.count, self.mean
         given = (slope_GOK @ second * slope_GOK).sum() - 2 * (slope_GOK * cross).sum()
         shift = (slope_GOK @ mean_x[:, :, None])[..., 0]
         constant = constant_GO * (constant_GO + 2 * shift - 2 * mean_r)
         return float(given + constant.sum())
 
-    def _centred(self, intercept: bool) -> tuple[Tensor, Tensor]:
+    def centred(self, intercept: bool) -> tuple[Tensor, Tensor]:
         """E r xᵀ and E x xᵀ, about the means where there is an intercept."""
         mean_x, mean_r = self.mean, self.residual_GO / self.count
         second, cross = self.covariance, self.cross_GOK / self.count
@@ -125,7 +125,7 @@ class Moments:
 
     def second(self, *, intercept: bool) -> Tensor:
         """Second moments of the inputs, (G, K, K), about the mean where there is an intercept."""
-        return self._centred(intercept)[1]
+        return self.centred(intercept)[1]
 
     @property
     def mean(self) -> Tensor:

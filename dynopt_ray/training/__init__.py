@@ -4,6 +4,7 @@ from dynopt_ray.training.allocate import allocate
 from dynopt_ray.training.attempt import Attempt, attempt
 from dynopt_ray.training.candidates import Candidates
 from dynopt_ray.training.distillation import Distillation
+from dynopt_ray.training.gain import Ranked, rank_candidates
 from dynopt_ray.training.grow import GrowResult, When, grow, stalled
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.plots import plot_sensitivity
@@ -35,6 +36,7 @@ __all__ = [
     "Plateau",
     "PruneResult",
     "Random",
+    "Ranked",
     "RateRange",
     "Recovery",
     "Regrowth",
@@ -50,6 +52,7 @@ __all__ = [
     "measured",
     "plot_sensitivity",
     "prune",
+    "rank_candidates",
     "sensitivity",
     "stalled",
 ]

@@ -1,5 +1,7 @@
 """What callers pass to `prune` and `grow`, checked before anything is looked at."""
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 
@@ -7,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError
+from dynopt_ray.schedules import Schedule, linear
 from dynopt_ray.structure.optimizer_state import check_optimizer
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.regrowth import Regrowth
@@ -167,3 +170,22 @@ def check_follows(optimizer: Optimizer | None, model: nn.Module) -> None:
     """
     if optimizer is not None:
         check_optimizer(optimizer, model)
+
+
+def round_shares(caller: str, rounds: int, schedule: Schedule | None) -> list[float]:
+    """How far along the way each round gets.
+
+    Raises:
+        TypeError: no schedule.
+        ValueError: shares that do not rise from above 0 to 1.
+    """
+    check_callable(f"{caller}: schedule", schedule, "a function of the round, or None")
+    wanted = schedule or linear(0.0, num_steps=rounds, final=1.0)
+    shares = [float(wanted(number)) for number in range(1, rounds + 1)]
+    rising = all(a <= b for a, b in itertools.pairwise([0.0, *shares]))
+    if not rising or shares[0] <= 0 or not math.isclose(shares[-1], 1.0):
+        raise ValueError(
+            f"{caller}: the schedule gives the shares {shares} for rounds 1 to {rounds}; they must "
+            f"rise to 1, e.g. polynomial(0.0, num_steps={rounds}, power=3, final=1.0)"
+        )
+    return shares

@@ -49,6 +49,7 @@ def attempt(
     optimizer: Optimizer | None = None,
     compensate: Iterable[Inputs] | Tensor | None = None,
     generators: Iterable[torch.Generator] = (),
+    seed: int | None = None,
 ) -> Attempt[Verdict, Recovered]:
     """Apply a plan, let the network recover, judge it, and keep it or go back.
 
@@ -66,6 +67,7 @@ def attempt(
         optimizer: follows the plan and is rolled back with the network.
         compensate: see `Graph.apply`.
         generators: the caller's own random state, rolled back too.
+        seed: what new units are drawn from; see `Graph.apply`.
 
     Example:
         >>> from dynopt_ray.structure import Shrink, trace
@@ -87,7 +89,7 @@ def attempt(
     try:
         receipt = None
         if plan:
-            receipt = graph.apply(plan, optimizer=optimizer, compensate=compensate)
+            receipt = graph.apply(plan, optimizer=optimizer, compensate=compensate, seed=seed)
         recovered = None if recover is None else recover()
         after = judge()
         kept = accept(before, after)

@@ -1,7 +1,5 @@
 """`prune`: score, cut, give back, retrain, compare, round by round, until a target is met."""
 
-import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,17 +11,16 @@ from torch.optim import Optimizer
 from dynopt_ray.criteria import Scope, build_criterion
 from dynopt_ray.criteria.score import CriterionLike
 from dynopt_ray.errors import DivergedError, UnknownNameError
-from dynopt_ray.schedules import Schedule, linear
+from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Graph, Receipt, trace
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.tasks import Metrics, Task
-from dynopt_ray.tasks.loop import AddedLoss
 from dynopt_ray.training.arguments import (
-    check_callable,
     check_follows,
     check_min_widths,
     check_prune_target,
     check_recovery,
+    round_shares,
     whole,
 )
 from dynopt_ray.training.blocks import Pattern
@@ -31,7 +28,7 @@ from dynopt_ray.training.history import row, table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Recovery
 from dynopt_ray.training.regrowth import Regrowth
-from dynopt_ray.training.retraining import DEFAULT_LR, Retraining
+from dynopt_ray.training.retraining import DEFAULT_LR, Retraining, as_retraining
 from dynopt_ray.training.rounds import (
     GRANULARITIES,
     Granularity,
@@ -156,11 +153,11 @@ def prune(
     """
     kind, aim = _aim(granularity, target, recovery)
     check_min_widths(min_widths)
-    retrain = _retraining(retrain)
-    shares = _shares(whole("prune: rounds", rounds, least=1), schedule)
+    retraining = as_retraining("prune: retrain", retrain, least=0)
+    shares = round_shares("prune", whole("prune: rounds", rounds, least=1), schedule)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
     check_follows(optimizer, graph.model)
-    if optimizer is None and retrain is not None:
+    if optimizer is None and retraining is not None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
     if isinstance(aim, Mapping):
         aim = wanted_widths(graph, aim, min_widths=min_widths or {})
@@ -179,10 +176,10 @@ def prune(
             min_widths=min_widths or {},
             recovery=recovery,
             calibration=calibration_inputs(compensate, task, generator),
-            retraining=retrain,
+            retraining=retraining,
             optimizer=optimizer,
             generator=generator,
-            added_loss=_teacher_loss(retrain, graph.model, task),
+            added_loss=retraining.teacher_loss(graph.model, task) if retraining else None,
         )
         check_target(pruning, num_rounds=len(shares))
         return _run(pruning, shares)
@@ -214,31 +211,6 @@ def _aim(
             "recovery, or use granularity='weight'"
         )
     return "weight", pattern
-
-
-def _retraining(retrain: int | Retraining | None) -> Retraining | None:
-    """The retraining that an argument stands for; None where there is none.
-
-    Raises:
-        TypeError: neither a number of steps nor a retraining.
-        ValueError: fewer steps than 0.
-    """
-    if retrain is None or isinstance(retrain, Retraining):
-        return retrain
-    try:
-        num_steps = whole("prune: retrain", retrain, least=0)
-    except TypeError as error:
-        raise TypeError(
-            f"prune: retrain is {retrain!r}; pass a number of steps or Retraining(100)"
-        ) from error
-    return Retraining(num_steps) if num_steps else None
-
-
-def _teacher_loss(retrain: Retraining | None, model: nn.Module, task: Task) -> AddedLoss | None:
-    """What retraining learns from the network as it is now."""
-    if retrain is None or retrain.distillation is None:
-        return None
-    return retrain.distillation.from_teacher(model, labels=task.num_classes is not None)
 
 
 def _run(pruning: Pruning, shares: Sequence[float]) -> PruneResult:
@@ -280,22 +252,3 @@ def _round_row(number: int, outcome: Round) -> dict[str, Any]:
         trained_kept=None if retrained is None else retrained.kept,
         duration_s=cut.duration_s + (0.0 if retrained is None else retrained.duration_s),
     )
-
-
-def _shares(rounds: int, schedule: Schedule | None) -> list[float]:
-    """How far along the way each round gets.
-
-    Raises:
-        TypeError: no schedule.
-        ValueError: shares that do not rise from above 0 to 1.
-    """
-    check_callable("prune: schedule", schedule, "a function of the round, or None")
-    wanted = schedule or linear(0.0, num_steps=rounds, final=1.0)
-    shares = [float(wanted(number)) for number in range(1, rounds + 1)]
-    rising = all(a <= b for a, b in itertools.pairwise([0.0, *shares]))
-    if not rising or shares[0] <= 0 or not math.isclose(shares[-1], 1.0):
-        raise ValueError(
-            f"prune: the schedule gives the shares {shares} for rounds 1 to {rounds}; they must "
-            f"rise to 1, e.g. polynomial(0.0, num_steps={rounds}, power=3, final=1.0)"
-        )
-    return shares

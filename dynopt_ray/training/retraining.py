@@ -128,6 +128,12 @@ class Retraining:
                 for added in set(_RATE_KEYS) - before.keys():
                     group.pop(added, None)
 
+    def teacher_loss(self, model: nn.Module, task: Task) -> AddedLoss | None:
+        """What it adds to learn from a network as it is now; None without distillation."""
+        if self.distillation is None:
+            return None
+        return self.distillation.from_teacher(model, labels=task.num_classes is not None)
+
     def _best_of(
         self,
         train: Callable[[int], TrainStats],
@@ -153,6 +159,24 @@ class Retraining:
         if since:
             best.restore()
         return _joined(parts)
+
+
+def as_retraining(name: str, value: int | Retraining | None, *, least: int) -> Retraining | None:
+    """The retraining that an argument stands for; None for None and for no steps.
+
+    Raises:
+        TypeError: neither a number of steps nor a retraining.
+        ValueError: fewer steps than the least.
+    """
+    if isinstance(value, Retraining) or (value is None and not least):
+        return value
+    try:
+        num_steps = whole(name, value, least=least)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is {value!r}; pass a number of steps or Retraining(100)"
+        ) from error
+    return Retraining(num_steps) if num_steps else None
 
 
 def _joined(parts: Sequence[TrainStats]) -> TrainStats:

@@ -18,9 +18,7 @@ Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
 
 def test_a_budget_is_used_up_evenly(blobs: Task, trained: Trained) -> None:
     model, optimizer = trained()
-    result = grow(
-        model, blobs, target=Budget(params=2.0), train_steps=5, rounds=3, optimizer=optimizer
-    )
+    result = grow(model, blobs, target=Budget(params=2.0), train=5, rounds=3, optimizer=optimizer)
     params = result.history["params"]
     for number in (1, 2, 3):
         limit = params[0] * (1 + number / 3)
@@ -34,7 +32,7 @@ def test_a_budget_is_used_up_evenly(blobs: Task, trained: Trained) -> None:
         assert state["exp_avg"].shape == parameter.shape
 
 
-@pytest.mark.parametrize("init", ["fresh", "split"])
+@pytest.mark.parametrize("init", ["fresh", "split", "gradmax"])
 def test_every_step_is_exact(blobs: Task, trained: Trained, init: Any) -> None:
     model, optimizer = trained()
     losses = []
@@ -45,7 +43,7 @@ def test_every_step_is_exact(blobs: Task, trained: Trained, init: Any) -> None:
         blobs,
         target={"0": 20, "2": 12},
         init=init,
-        train_steps=1,
+        train=1,
         rounds=2,
         optimizer=optimizer,
     )
@@ -64,7 +62,7 @@ def test_when_decides_how_long_it_trains_before_the_next_step(blobs: Task) -> No
         return len(losses) == 3
 
     result = grow(
-        blobs.new_model(seed=0), blobs, target={"0": 14}, train_steps=2, rounds=2, when=third_time
+        blobs.new_model(seed=0), blobs, target={"0": 14}, train=2, rounds=2, when=third_time
     )
     assert seen == [1, 2, 3] * 2
     assert result.history["num_trainings"].tolist() == [0, 3, 3]
@@ -86,7 +84,7 @@ def test_the_same_seed_gives_the_same_network(blobs: Task) -> None:
     for draws in (0, 3):
         torch.manual_seed(draws)
         model = blobs.new_model(seed=0)
-        grow(model, blobs, target=Budget(flops=1.5), train_steps=4)
+        grow(model, blobs, target=Budget(flops=1.5), train=4)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -123,7 +121,7 @@ def task_for(model: Callable[[], nn.Module]) -> Task:
 
 def test_groups_that_cannot_grow_exactly_keep_their_width() -> None:
     task = task_for(Normalised)
-    result = grow(task.new_model(seed=0), task, target=Budget(params=1.5), train_steps=1)
+    result = grow(task.new_model(seed=0), task, target=Budget(params=1.5), train=1)
     assert result.after.widths["first"] == 6
     assert result.after.widths["second"] > 5
 
@@ -131,7 +129,7 @@ def test_groups_that_cannot_grow_exactly_keep_their_width() -> None:
 @pytest.mark.parametrize("target", [{"b": 12}, {"a": 12, "b": 12}])
 def test_a_width_is_that_of_the_group_whichever_producer_names_it(target: dict[str, int]) -> None:
     task = task_for(Residual)
-    result = grow(task.new_model(seed=0), task, target=target, train_steps=1, rounds=2)
+    result = grow(task.new_model(seed=0), task, target=target, train=1, rounds=2)
     assert result.after.widths == {"a": 12}
     assert result.history["width/a"].tolist() == [8, 10, 12]
 
@@ -143,9 +141,7 @@ def test_zeros_that_masks_hold_stay_zeros_in_a_budget(blobs: Task, trained: Trai
         weight = model.get_parameter(name)
         keep = weight.abs() > weight.abs().quantile(0.8)
         graph.apply([Mask(name, keep=keep)], optimizer=optimizer)
-    result = grow(
-        graph, blobs, target=Budget(nonzero=1.5), train_steps=5, rounds=2, optimizer=optimizer
-    )
+    result = grow(graph, blobs, target=Budget(nonzero=1.5), train=5, rounds=2, optimizer=optimizer)
     start = result.before.cost.nonzero
     assert start < 0.5 * result.before.cost.params
     nonzero = result.history["nonzero"]
@@ -161,7 +157,7 @@ def test_a_latency_budget_is_filled(
 
     monkeypatch.setattr("dynopt_ray.training.measurement.median_ms", timed)
     model, _ = trained()
-    result = grow(model, blobs, target=Budget(latency_ms=1.5), rounds=2, train_steps=2)
+    result = grow(model, blobs, target=Budget(latency_ms=1.5), rounds=2, train=2)
     latency = result.history["latency_ms"].to_numpy()
     assert 1.4 * latency[0] < latency[-1] <= 1.5 * latency[0]
 
@@ -177,14 +173,19 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": {"zero": 20}}, UnknownNameError, "no width group 'zero'"),
     ({"target": {"4": 20}}, EditError, "'4' cannot be resized"),
     ({"rounds": 0}, ValueError, "rounds is 0"),
-    ({"train_steps": 0}, ValueError, "train_steps is 0"),
-    ({"train_steps": 2.5}, TypeError, r"train_steps is 2\.5; it must be a whole number"),
+    ({"train": 0}, ValueError, "train is 0"),
+    ({"train": 2.5}, TypeError, r"train is 2\.5; pass a number of steps or Retraining"),
     ({"rounds": 2.5}, TypeError, r"rounds is 2\.5"),
     ({"target": 2.0}, TypeError, r"target is 2\.0; pass Budget\(params=2\.0\) or \{'0': 64\}"),
     ({"target": Fraction(remove=0.5)}, TypeError, "target is Fraction"),
     ({"when": 3}, TypeError, "when is 3; pass a function of the losses"),
-    ({"train_lr": 0.1}, TypeError, r"schedule is 0\.1; pass a function of the step"),
-    ({"init": "clone"}, UnknownNameError, "no way to initialise new units 'clone'"),
+    ({"schedule": 0.1}, TypeError, r"grow: schedule is 0\.1; pass a function of the round"),
+    ({"schedule": lambda _: 0.5}, ValueError, "grow: the schedule gives the shares"),
+    ({"criterion": "gains"}, UnknownNameError, "no growth criterion 'gains'.*mean 'gain'"),
+    ({"criterion": "gain", "target": {"0": 20}}, ValueError, "has nothing to decide"),
+    ({"criterion": lambda *_: {"0": 1.0}}, ValueError, "gives None for group '2'"),
+    ({"min_gain": float("nan")}, ValueError, "min_gain is nan"),
+    ({"init": "clone"}, UnknownNameError, "no way to start new units 'clone'"),
 ]
 
 
@@ -195,7 +196,7 @@ def test_what_cannot_be_done_is_refused_before_anything_changes(
     model = blobs.new_model(seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(error, match=message):
-        grow(model, blobs, **{"target": Budget(params=2.0), "train_steps": 2, **options})
+        grow(model, blobs, **{"target": Budget(params=2.0), "train": 2, **options})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -213,7 +214,7 @@ def test_widths_are_checked_whole_before_anything_is_trained(
     network = task.new_model(seed=0)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(EditError, match=message):
-        grow(network, task, target=target, train_steps=2, rounds=4)
+        grow(network, task, target=target, train=2, rounds=4)
     after = network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
@@ -227,12 +228,12 @@ def test_a_foreign_optimizer_is_refused_before_the_network_is_looked_at(
     monkeypatch.setattr(Task, "evaluate", fail)
     foreign = torch.optim.Adam(blobs.new_model(seed=1).parameters())
     with pytest.raises(EditError, match="trains none of this network's parameters"):
-        grow(blobs.new_model(seed=0), blobs, target={"0": 20}, train_steps=2, optimizer=foreign)
+        grow(blobs.new_model(seed=0), blobs, target={"0": 20}, train=2, optimizer=foreign)
 
 
 def test_a_loss_that_diverges_undoes_the_round(blobs: Task) -> None:
     model = blobs.new_model(seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
     with pytest.raises(DivergedError, match="at step 2 of 5"):
-        grow(model, blobs, target={"0": 20}, train_steps=5, optimizer=optimizer)
+        grow(model, blobs, target={"0": 20}, train=5, optimizer=optimizer)
     assert model.get_parameter("0.weight").shape == (12, 4)

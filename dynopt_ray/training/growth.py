@@ -1,0 +1,184 @@
+"""Where a network grows: the widths after each round."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from numbers import Integral
+
+from dynopt_ray.errors import BudgetError, EditError
+from dynopt_ray.structure import Graph, Grow
+from dynopt_ray.structure.plans import check_plan
+from dynopt_ray.training.measurement import Costs, Measurement
+from dynopt_ray.training.targets import Budget, fractions_hint
+from dynopt_ray.training.widths import ROUNDING, Widths
+
+Worth = Callable[[Iterable[str]], Mapping[str, float]]
+"""Group names -> what the next unit of each would be worth, >= 0; any scale."""
+
+_BISECTIONS = 40
+_FEWEST_STEPS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """What all rounds of one growth share.
+
+    Attributes:
+        graph: the traced network.
+        costs: what it costs.
+        start: the network before the first round.
+        target: a budget, or the widths that groups shall have.
+    """
+
+    graph: Graph
+    costs: Costs
+    start: Measurement
+    target: Budget | Widths
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that asks for nothing or for what cannot be.
+
+        Raises:
+            EditError: that.
+            BudgetError: the network is not below its budget.
+        """
+        if isinstance(self.target, Budget) and self.evenly(1.0) == self.start.widths:
+            raise EditError(
+                f"{self.target!r} adds nothing: no group has room for a unit more. Raise it"
+            )
+
+    def evenly(self, share: float) -> dict[str, int]:
+        """The widths a share of the way to the target, all groups by the same fraction."""
+        if isinstance(self.target, Budget):
+            return self._widest(self.target, share)
+        return {
+            name: width + self._whole(name, (self.target.get(name, width) - width) * share)
+            for name, width in self.start.widths.items()
+        }
+
+    def by_worth(self, share: float, worth: Worth) -> dict[str, int]:
+        """The widths a share of the way to a budget, where a unit is worth most for its cost.
+
+        What a group lacks is taken to fall in proportion to its width, so that a further unit of
+        a group of twice its present width is worth a quarter. No group gets all, therefore, and
+        worth is asked anew in each round.
+
+        Args:
+            share: in (0, 1].
+            worth: what units are worth now.
+        """
+        assert isinstance(self.target, Budget)
+        fits = self._fits(self.target, share)
+        now = self.graph.widths
+        able = self._able()
+        value = worth(able)
+        widths, left = dict(now), set(able)
+        while left:
+            rates = {name: self._rate(name, widths, now, value[name]) for name in left}
+            best = max(sorted(left), key=rates.__getitem__)
+            wider = {**widths, best: widths[best] + self._few(best, widths[best])}
+            if not fits(wider):
+                wider = {**widths, best: widths[best] + self.graph[best].step}
+            if fits(wider):
+                widths = wider
+            else:
+                left.remove(best)
+        return widths
+
+    def _rate(self, name: str, widths: Widths, now: Widths, value: float) -> float:
+        """What the next units are worth for what they cost."""
+        assert isinstance(self.target, Budget)
+        few = self._few(name, widths[name])
+        before = self.costs.at(widths)
+        after = self.costs.at({**widths, name: widths[name] + few})
+        # Non-zero weights and latency follow the parameters closely enough to compare groups.
+        kinds = {"nonzero": "params", "latency_ms": "flops"}
+        share: float = max(
+            (getattr(after, kind) - getattr(before, kind)) / getattr(before, kind)
+            for kind in (kinds.get(kind, kind) for kind in self.target.kinds)
+        )
+        return few * value * (now[name] / widths[name]) ** 2 / max(share, 1e-12)
+
+    def _few(self, name: str, width: int) -> int:
+        """An eighth of a group, in whole steps."""
+        step = self.graph[name].step
+        return max(1, width // _FEWEST_STEPS // step) * step
+
+    def _whole(self, name: str, units: float) -> int:
+        """The largest number of units that a group can grow by, no more than asked."""
+        step = self.graph[name].step
+        return math.floor(units / step + ROUNDING) * step
+
+    def _able(self) -> list[str]:
+        able = [group.name for group in self.graph if group.exact_growth]
+        if not able:
+            raise EditError(f"no group of {self.graph!r} can grow without changing the output")
+        return able
+
+    def _fits(self, budget: Budget, share: float) -> Callable[[Widths], bool]:
+        """Whether widths are within a share of the way to a budget."""
+        limits, start = budget.limits(self.start.cost, share), self.start
+
+        def fits(widths: Widths) -> bool:
+            cost = self.costs.at(widths)
+            # What is zero stays so; what is new does not, once it has been trained.
+            nonzero = start.cost.nonzero + cost.params - start.cost.params
+            latency_ms = self.costs.latency_ms_at(widths) if "latency_ms" in limits else None
+            cost = replace(cost, nonzero=nonzero, latency_ms=latency_ms)
+            return all(getattr(cost, kind) <= limit for kind, limit in limits.items())
+
+        if not fits(start.widths):
+            raise BudgetError(
+                f"grow: {budget!r} is below what the network costs: {start.cost}"
+                + fractions_hint(budget)
+            )
+        return fits
+
+    def _widest(self, budget: Budget, share: float) -> dict[str, int]:
+        """The largest even growth within a budget, found by bisection on its fraction."""
+        able, fits, start = self._able(), self._fits(budget, share), self.start.widths
+
+        def grown(fraction: float) -> dict[str, int]:
+            added = {name: self._whole(name, fraction * start[name]) for name in able}
+            return {name: width + added.get(name, 0) for name, width in start.items()}
+
+        low, high = 0.0, 1.0
+        while fits(grown(high)):
+            low, high = high, 2 * high
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(grown(middle)) else (low, middle)
+        widths = grown(low)
+        # Groups of equal width step at the same fraction, all or none; some may still fit.
+        for name in sorted(able, key=lambda name: widths[name] / start[name]):
+            if fits(wider := {**widths, name: widths[name] + self.graph[name].step}):
+                widths = wider
+        return widths
+
+
+def larger_widths(graph: Graph, target: Widths) -> dict[str, int]:
+    """Group name -> the width it shall have, once it is known that each group can grow to it.
+
+    Raises:
+        EditError: no group, a width that is no larger whole number or cannot be reached exactly,
+            or two for one group.
+    """
+    if not target:
+        raise EditError('grow: the target names no group; write e.g. {"0": 64}')
+    wanted: dict[str, int] = {}
+    for name, width in target.items():
+        group = graph[name]
+        is_whole = isinstance(width, Integral) and not isinstance(width, bool)
+        if not is_whole or width <= group.width:
+            raise EditError(
+                f"grow: {name!r} has {group.width} units and shall have {width!r}; give a larger "
+                "whole number, or use prune to make it smaller"
+            )
+        if wanted.setdefault(group.name, int(width)) != width:
+            raise EditError(
+                f"grow: {name!r} shall have {width} units, but it is of one width with "
+                f"{group.name!r}, which another entry gives {wanted[group.name]}; name the group "
+                "once"
+            )
+    check_plan(graph, [Grow(name, width - graph[name].width) for name, width in wanted.items()])
+    return wanted
