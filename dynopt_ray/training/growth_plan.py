@@ -59,7 +59,7 @@ class Planner:
         else:
             wanted = self.growth.by_worth(share, self._worth)
         added = {n: width - graph[n].width for n, width in wanted.items() if width > graph[n].width}
-        if self.init != "gradmax":
+        if self.init != "gradmax" or not added:
             return [Grow(name, units=units, init=self.init) for name, units in added.items()], None
         drawn = {name: _NUM_DRAWN * units for name, units in added.items()}
         ranked, draw = self._ranked(drawn)

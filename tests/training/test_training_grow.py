@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import BudgetError, DivergedError, EditError, UnknownNameError
+from dynopt_ray.schedules import constant
 from dynopt_ray.structure import Mask, measure, trace
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.tasks import Task
@@ -52,6 +53,17 @@ def test_every_step_is_exact(blobs: Task, trained: Trained, init: Any) -> None:
     assert losses[1] == pytest.approx(result.history["loss"][1], rel=1e-4)
     assert result.history["width/0"].tolist() == [12, 16, 20]
     assert result.history["width/2"].tolist() == [8, 10, 12]
+
+
+@pytest.mark.parametrize("init", ["fresh", "gradmax"])
+def test_rounds_after_the_target_only_train(blobs: Task, init: Any) -> None:
+    model = blobs.new_model(seed=0)
+    result = grow(
+        model, blobs, target={"0": 20}, init=init, train=2, rounds=3, schedule=constant(1.0)
+    )
+    assert result.history["width/0"].tolist() == [12, 20, 20, 20]
+    assert result.history["num_trainings"].tolist() == [0, 1, 1, 1]
+    assert len(result.receipts) == 1
 
 
 def test_when_decides_how_long_it_trains_before_the_next_step(blobs: Task) -> None:
