@@ -20,7 +20,7 @@ from dynopt_ray.structure.forward import named_tensors, undisturbed
 from dynopt_ray.structure.observe import Observer, Seen, Use
 from dynopt_ray.structure.readers import Reader, as_products
 
-_ROWS_PER_SAMPLE = 16
+_ROWS_PER_SAMPLE = 8
 # Steps of the additive recurrence that fills a square most evenly (its plastic number).
 _SAMPLE_STEP, _ROW_STEP = 0.7548776662466927, 0.5698402909980532
 
@@ -136,7 +136,7 @@ def observed(
 ) -> Iterator[dict[Use, Observed]]:
     """Rows of what some weights read and give, batch by batch.
 
-    Of a layer that is applied at many places of a sample, 16 are kept: which ones depends on the
+    Of a layer that is applied at many places of a sample, 8 are kept: which ones depends on the
     number of the sample and not on its batch.
     """
     uses = {name: graph.consumers[name] for name in graph.consumers if name in names}
@@ -151,7 +151,7 @@ def observed(
             slopes: Sequence[Tensor | None] = [None] * len(observer.seen)
             if loss is not None:
                 total = loss(output, targets) * len(targets)
-                slopes = torch.autograd.grad(total, list(observer.given.values()))
+                slopes = torch.autograd.grad(total, list(observer.live.values()))
         if missing := uses.keys() - {name for name, _ in observer.seen}:
             raise MissingGradientError(
                 f"the batches never reach {sorted(missing)}, so what they read cannot be scored"

@@ -20,6 +20,7 @@ References:
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,12 +31,15 @@ from dynopt_ray.errors import EditError
 from dynopt_ray.structure.attributes import Attribute, attributes_changed
 from dynopt_ray.structure.forward import Inputs, buffers_kept, undisturbed
 from dynopt_ray.structure.layout import Axis, Change
-from dynopt_ray.structure.observe import Observer
+from dynopt_ray.structure.observe import ROWS_PER_INPUT, Given, Observer, Use
 from dynopt_ray.structure.readers import Reader, as_products
 from dynopt_ray.structure.record import Consumer
 from dynopt_ray.structure.regression import RIDGE, Moments, best_ridges
 
 _MOST_STAGES = 16
+# Of outputs of the original network that are kept at a time.
+_MOST_BYTES = 2**28
+_FEWEST_ROWS = 2**14
 
 Halves = tuple[Moments, Moments]
 """The moments of every second row and of the others: what fits one should fit the other."""
@@ -88,14 +92,32 @@ def compensated(
     tensors = dict(cut.new)
     refitted: dict[str, Tensor] = {}
     size = max(1, math.ceil(len(names) / _MOST_STAGES))
-    for start in range(0, len(names), size):
-        stage = {name: consumers[name] for name in names[start : start + size]}
-        for name, (reader, halves) in _collected(cut, tensors, stage, batches).items():
-            sink = _sink(name, consumers)
-            changed = _refit(name, tensors, stage[name], sink, reader, halves, cut.masks.get(name))
-            tensors.update(changed)
-            refitted.update(changed)
+    for span in _spans(names, tensors):
+        given = _given(cut, {name: consumers[name] for name in span}, batches)
+        for start in range(0, len(span), size):
+            stage = {name: consumers[name] for name in span[start : start + size]}
+            for name, (reader, halves) in _collected(cut, tensors, stage, batches, given).items():
+                sink = _sink(name, consumers)
+                keep = cut.masks.get(name)
+                changed = _refit(name, tensors, stage[name], sink, reader, halves, keep)
+                tensors.update(changed)
+                refitted.update(changed)
     return refitted
+
+
+def _spans(names: Sequence[str], weights: Mapping[str, Tensor]) -> list[list[str]]:
+    """Consecutive weights whose outputs in the original network are kept at once."""
+    spans: list[list[str]] = []
+    room = 0
+    for name in names:
+        # About as many rows are kept as are needed per input.
+        size = ROWS_PER_INPUT * weights[name].nbytes
+        if size > room:
+            spans.append([])
+            room = _MOST_BYTES
+        spans[-1].append(name)
+        room -= size
+    return spans
 
 
 def reading_removed(changes: Sequence[Change]) -> set[str]:
@@ -109,41 +131,68 @@ def reading_removed(changes: Sequence[Change]) -> set[str]:
     }
 
 
+def _given(
+    cut: Cut, uses: Mapping[str, Sequence[Consumer]], batches: Sequence[Inputs]
+) -> list[dict[Use, Given]]:
+    """What some weights give in the original network, batch by batch, until it is enough."""
+    given: list[dict[Use, Given]] = []
+    counts: Counter[str] = Counter()
+    for number, batch in enumerate(batches):
+        observer = Observer(cut.old, uses, number, len(batches), outputs_only=True)
+        with undisturbed(cut.model, training=False), buffers_kept(cut.model, cut.old):
+            _run(observer, cut.model, batch, number)
+        given.append(observer.given)
+        enough = set()
+        for (name, _), one in observer.given.items():
+            counts[name] += len(one.rows)
+            if counts[name] >= max(_FEWEST_ROWS, ROWS_PER_INPUT * one.num_inputs):
+                enough.add(name)
+        uses = {name: use for name, use in uses.items() if name not in enough}
+        if not uses:
+            break
+    return given
+
+
+def _run(observer: Observer, model: nn.Module, batch: Inputs, number: int) -> None:
+    try:
+        observer.run(model, batch)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise EditError(
+            f"compensate: the network does not run on batch {number}: {error}. Pass a list of "
+            "batches, each of what the network is called with"
+        ) from error
+
+
 def _collected(
     cut: Cut,
     tensors: Mapping[str, Tensor],
     stage: Mapping[str, Sequence[Consumer]],
     batches: Sequence[Inputs],
+    given: Sequence[Mapping[Use, Given]],
 ) -> dict[str, tuple[Reader, Halves]]:
     """The moments of some weights' inputs in the cut network, and of what they fail to give."""
     added = {change.group.name: change.added for change in cut.changes}
     collected: dict[str, tuple[Reader, Halves]] = {}
     incomparable: set[str] = set()
-    for number, batch in enumerate(batches):
-        before = Observer(cut.old, stage, number, len(batches))
-        try:
-            with undisturbed(cut.model, training=False), buffers_kept(cut.model, cut.old):
-                before.run(cut.model, batch)
-            after = Observer(tensors, stage, number, len(batches), like=before.seen)
-            with (
-                undisturbed(cut.model, training=False),
-                buffers_kept(cut.model, tensors),
-                attributes_changed(cut.model, cut.attributes, added),
-            ):
-                after.run(cut.model, batch)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise EditError(
-                f"compensate: the network does not run on batch {number}: {error}. Pass a list of "
-                "batches, each of what the network is called with"
-            ) from error
+    for number, (batch, before) in enumerate(zip(batches, given, strict=False)):
+        uses = {name: stage[name] for name in stage if any(name == use[0] for use in before)}
+        if not uses:
+            continue
+        after = Observer(tensors, uses, number, len(batches), like=before)
+        with (
+            undisturbed(cut.model, training=False),
+            buffers_kept(cut.model, tensors),
+            attributes_changed(cut.model, cut.attributes, added),
+        ):
+            _run(after, cut.model, batch, number)
         for use, seen in after.seen.items():
             name = use[0]
-            if before.seen[use].reader.num_rows != seen.reader.num_rows:
+            if before[use].num_rows != seen.reader.num_rows:
                 # Units went along what are its rows: nothing to compare with.
                 incomparable.add(name)
                 continue
-            wanted, given = before.seen[use].outputs, seen.outputs
-            residual = _residual(wanted, given, seen.reader.made, cut.axes.get(name, {}))
+            wanted, got = before[use].outputs, after.given[use].outputs
+            residual = _residual(wanted, got, seen.reader.made, cut.axes.get(name, {}))
             if not residual.numel():  # an expert that these samples do not reach
                 continue
             r_GRO = residual.reshape(len(residual), len(seen.inputs_GRK), -1).transpose(0, 1)

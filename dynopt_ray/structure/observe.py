@@ -18,7 +18,7 @@ from dynopt_ray.structure.readers import Convolution, Reader, SumOfProducts
 from dynopt_ray.structure.record import Consumer
 
 _ROWS_PER_SAMPLE = 16
-_ROWS_PER_INPUT = 10
+ROWS_PER_INPUT = 32
 
 Use = tuple[str, int]
 """A weight's name, and which of its uses in one pass."""
@@ -26,18 +26,33 @@ Use = tuple[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Some rows of one use of a weight.
+    """Some rows of what one use of a weight read.
 
     Attributes:
         reader: how it reads.
         rows: which of all rows these are.
         inputs_GRK: what it read.
-        outputs: what it gave, (R, …).
     """
 
     reader: Reader
     rows: Tensor
     inputs_GRK: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The same rows of what it gave.
+
+    Attributes:
+        num_rows: rows in all.
+        num_inputs: K of the regression.
+        rows: which of the rows these are.
+        outputs: what it gave, (R, …).
+    """
+
+    num_rows: int
+    num_inputs: int
+    rows: Tensor
     outputs: Tensor
 
 
@@ -53,10 +68,11 @@ class Observer(TorchFunctionMode):
         uses: the weights to observe, with their uses in one pass.
         number: of the batch; decides with the weight's name which rows are kept.
         num_batches: in all; the fewer, the more rows of each are kept.
-        like: what was seen of another network on the same batch: the same rows are kept.
+        like: what another network gave on the same batch: the same rows are kept.
         choose: (use, reader, number of samples) -> the rows to keep, instead of these rules.
         to_the_end: whether the pass runs on when everything wanted has been seen, for whoever
-            wants gradients; what the weights gave is then in `given`.
+            wants gradients; what the weights gave, whole, is then in `live`.
+        outputs_only: whether nothing is kept of what they read.
     """
 
     def __init__(
@@ -65,14 +81,17 @@ class Observer(TorchFunctionMode):
         uses: Mapping[str, Sequence[Consumer]],
         number: int,
         num_batches: int,
-        like: Mapping[Use, Seen] | None = None,
+        like: Mapping[Use, Given] | None = None,
         choose: Callable[[Use, Reader, int], Tensor] | None = None,
         to_the_end: bool = False,
+        outputs_only: bool = False,
     ) -> None:
         super().__init__()
         self.seen: dict[Use, Seen] = {}
-        self.given: dict[Use, Tensor] = {}
+        self.given: dict[Use, Given] = {}
+        self.live: dict[Use, Tensor] = {}
         self._to_the_end = to_the_end
+        self._outputs_only = outputs_only
         self._tensors = tensors
         self._uses = uses
         self._names = {id(tensors[name]): name for name in uses}
@@ -140,20 +159,23 @@ class Observer(TorchFunctionMode):
             reader = SumOfProducts(x, weight, consumer.dims)
             num_samples = len(x)
         rows = self._choose(use, reader, num_samples)
-        self.seen[use] = Seen(reader, rows, reader.inputs(rows), reader.outputs(out, rows))
+        outputs = reader.outputs(out, rows)
+        self.given[use] = Given(reader.num_rows, reader.num_inputs, rows, outputs)
+        if not self._outputs_only:
+            self.seen[use] = Seen(reader, rows, reader.inputs(rows))
         if self._to_the_end:
-            self.given[use] = out
-        elif len(self.seen) == self._num_uses:
+            self.live[use] = out
+        elif len(self.given) == self._num_uses:
             raise _Reached
 
     def _chosen(self, use: Use, reader: Reader, num_samples: int) -> Tensor:
         """Which rows to keep: enough for the regression, and of all samples."""
         other = self._like.get(use)
-        if other is not None and other.reader.num_rows == reader.num_rows:
+        if other is not None and other.num_rows == reader.num_rows:
             return other.rows
         wanted = max(
             _ROWS_PER_SAMPLE * num_samples,
-            math.ceil(_ROWS_PER_INPUT * reader.num_inputs / self._num_batches),
+            math.ceil(ROWS_PER_INPUT * reader.num_inputs / self._num_batches),
         )
         if reader.num_rows <= wanted:
             return torch.arange(reader.num_rows, device="cpu")

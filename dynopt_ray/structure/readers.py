@@ -129,7 +129,9 @@ class Convolution:
     def outputs(self, out: Tensor, rows: Tensor) -> Tensor:
         """See `Reader`."""
         channels = out.movedim(-1 - self._space, -1)
-        flat = channels.reshape(-1, channels.shape[-1])[rows.to(out.device)]
+        if channels.ndim == 1 + self._space:  # no batch
+            channels = channels.unsqueeze(0)
+        flat = channels[torch.unravel_index(rows.to(out.device), channels.shape[:-1])]
         return flat.reshape(len(flat), self._groups, -1) if self._transposed else flat
 
     def in_layout(self, slope_GOK: Tensor) -> Tensor:

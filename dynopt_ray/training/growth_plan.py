@@ -59,13 +59,17 @@ class Planner:
         else:
             wanted = self.growth.by_worth(share, self._worth)
         added = {n: width - graph[n].width for n, width in wanted.items() if width > graph[n].width}
-        if self.init != "gradmax" or not added:
+        if self.init != "gradmax":
             return [Grow(name, units=units, init=self.init) for name, units in added.items()], None
+        return self._best_drawn(added) if added else ([], None)
+
+    def _best_drawn(self, added: Mapping[str, int]) -> tuple[list[Edit], int]:
+        """More units than wanted, of which the best stay."""
         drawn = {name: _NUM_DRAWN * units for name, units in added.items()}
         ranked, draw = self._ranked(drawn)
         plan: list[Edit] = [Grow(name, units=units) for name, units in drawn.items()]
         for name, units in added.items():
-            width, best = graph[name].width, ranked[name].order[:units]
+            width, best = self.growth.graph[name].width, ranked[name].order[:units]
             plan.append(Shrink(name, keep=[*range(width), *sorted((width + best).tolist())]))
         return plan, draw
 

@@ -24,6 +24,7 @@ from dynopt_ray.training.arguments import (
     whole,
 )
 from dynopt_ray.training.blocks import Pattern
+from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.history import row, table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.recovery import Recovery
@@ -34,7 +35,7 @@ from dynopt_ray.training.rounds import (
     Granularity,
     Pruning,
     Round,
-    check_target,
+    checked_pool,
     prune_round,
 )
 from dynopt_ray.training.sampling import calibration_inputs
@@ -181,8 +182,7 @@ def prune(
             generator=generator,
             added_loss=retraining.teacher_loss(graph.model, task) if retraining else None,
         )
-        check_target(pruning, num_rounds=len(shares))
-        return _run(pruning, shares)
+        return _run(pruning, shares, checked_pool(pruning, num_rounds=len(shares)))
 
 
 def _aim(
@@ -213,13 +213,19 @@ def _aim(
     return "weight", pattern
 
 
-def _run(pruning: Pruning, shares: Sequence[float]) -> PruneResult:
+def _run(pruning: Pruning, shares: Sequence[float], first: Pool) -> PruneResult:
     rows = [row(pruning.start, round=0, num_removed=0, num_returned=0, duration_s=0.0)]
     receipts: list[Receipt] = []
     now = pruning.start
     for number, share in enumerate(shares, start=1):
         try:
-            outcome = prune_round(pruning, share=share, before=now, num_before=number - 1)
+            outcome = prune_round(
+                pruning,
+                share=share,
+                before=now,
+                num_before=number - 1,
+                pool=first if number == 1 else None,
+            )
         except DivergedError as error:
             error.add_note(f"This was in round {number} of {len(shares)}, which was undone.")
             raise

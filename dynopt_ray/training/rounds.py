@@ -122,7 +122,12 @@ class Round:
 
 
 def prune_round(
-    pruning: Pruning, *, share: float, before: Measurement, num_before: int = 0
+    pruning: Pruning,
+    *,
+    share: float,
+    before: Measurement,
+    num_before: int = 0,
+    pool: Pool | None = None,
 ) -> Round:
     """Go a share of the way from the start to the target.
 
@@ -136,12 +141,13 @@ def prune_round(
         share: in (0, 1].
         before: the network as it is.
         num_before: how many rounds came before.
+        pool: what may go, if it is known already.
 
     Raises:
         BudgetError: the target cannot be reached at all; nothing has been changed.
         DivergedError: a loss is not finite; the network is as it was before the round.
     """
-    pool = make_pool(pruning)
+    pool = make_pool(pruning) if pool is None else pool
     selection = _selected(pruning, pool, share)
     plan, num_returned = _cut_plan(pruning, pool, selection)
     cut: Attempt[Measurement, None] = attempt(
@@ -215,8 +221,8 @@ def make_pool(pruning: Pruning) -> Pool:
     )
 
 
-def check_target(pruning: Pruning, *, num_rounds: int) -> None:
-    """Refuse a target that cannot be reached or that asks for nothing, before anything is done.
+def checked_pool(pruning: Pruning, *, num_rounds: int) -> Pool:
+    """What may go from the network as it is, once it is known that the target can be reached.
 
     Raises:
         BudgetError: it cannot be reached.
@@ -224,11 +230,11 @@ def check_target(pruning: Pruning, *, num_rounds: int) -> None:
     """
     pool = make_pool(pruning)
     if bool(_selected(pruning, pool, 1.0).removed.any()):
-        return
+        return pool
     target = pruning.target
     if isinstance(target, Threshold):
         if num_rounds > 1 and pruning.retraining is not None:
-            return  # retraining may bring scores below it
+            return pool  # retraining may bring scores below it
         raise EditError(f"{target!r} removes nothing: {_smallest_score(pool)}")
     if isinstance(target, Fraction):
         per_layer = f"the {pool.noun} of each layer"

@@ -242,3 +242,25 @@ def test_bad_batches_are_refused_and_nothing_changes(batches: Any, message: str)
         graph.apply([Shrink("0", remove=[0])], compensate=batches)
     assert torch.equal(model(inputs), before)
     assert graph.widths == NETWORKS["mlp"].widths
+
+
+def test_what_is_kept_at_once_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    for most_bytes in (2**28, 1):
+        monkeypatch.setattr("dynopt_ray.structure.compensate._MOST_BYTES", most_bytes)
+        model, inputs = trained("resnet")
+        graph = trace(model, inputs)
+        graph.apply(halve(graph), compensate=[inputs, *torch.split(inputs, 3)])
+        states.append(model.state_dict())
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_batches_beyond_what_is_enough_are_not_read() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3)).eval()
+    batches = [torch.randn(256, 2, 8, 8) for _ in range(12)]
+    graph = trace(model, batches[0])
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    graph.apply(Shrink("0", remove=[1, 6]), compensate=batches)
+    assert len(passes) == 2 * 4  # 16 rows of each of 1024 samples, before and after
