@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("fashion_cnn", "structure")
+BENCHMARKS = ("pruning", "structure")
 
 
 def main() -> None:

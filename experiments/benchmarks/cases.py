@@ -1,0 +1,96 @@
+"""What is pruned, and what is done alike on both sides. Imports torch only."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from dynopt_ray.schedules import cosine
+from dynopt_ray.tasks import Task, load_task
+from experiments.benchmarks.networks import SmallViT, resnet20
+
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on Fashion-MNIST.
+
+    Attributes:
+        make_task: the data and the untrained network.
+        shares: name -> the share of the FLOPs that is to be left.
+        num_epochs: of the training before the cut, with Adam at a cosine's rate.
+        lr: where that begins.
+        retrain_lr: where that of the retraining begins, one epoch.
+    """
+
+    make_task: Callable[[], Task]
+    shares: Mapping[str, float]
+    num_epochs: int
+    lr: float = 2e-3
+    retrain_lr: float = 2e-3
+
+
+def _with_network(name: str, model: Callable[[], nn.Module]) -> Task:
+    base = load_task("fashion-mnist-cnn")
+    splits = {split: base.arrays(split) for split in ("train", "validation", "test")}
+    return Task.from_arrays(model=model, batch_size=BATCH_SIZE, name=name, **splits)
+
+
+CASES = {
+    "cnn": Case(
+        partial(load_task, "fashion-mnist-cnn"),
+        # What halving, and quartering, every width leaves.
+        {"1/3.77": 1 / 3.77, "1/13.5": 1 / 13.5},
+        num_epochs=4,
+    ),
+    "mlp": Case(
+        partial(load_task, "fashion-mnist-mlp", {"hidden": [128]}),
+        {"50 % of units": 0.5, "25 % of units": 0.25},
+        num_epochs=10,
+    ),
+    "resnet20": Case(
+        partial(_with_network, "resnet20", resnet20), {"1/2": 0.5, "1/4": 0.25}, num_epochs=3
+    ),
+    "vit": Case(
+        partial(_with_network, "vit", SmallViT), {"1/2": 0.5, "1/4": 0.25}, num_epochs=8, lr=1e-3
+    ),
+}
+
+
+def trained(case: Case, task: Task, seed: int) -> nn.Module:
+    """The network that is cut."""
+    model = task.new_model(seed=seed)
+    train(task, model, num_steps=case.num_epochs * epoch(task), lr=case.lr, seed=seed)
+    return model
+
+
+def epoch(task: Task) -> int:
+    """The optimizer steps of one epoch."""
+    return len(task.arrays("train")[1]) // BATCH_SIZE
+
+
+def train(task: Task, model: nn.Module, *, num_steps: int, lr: float, seed: int) -> None:
+    """Adam at a cosine's rate, with the same order of rows for the same seed."""
+    task.train_steps(
+        model,
+        torch.optim.Adam(model.parameters(), lr=lr),
+        num_steps,
+        generator=torch.Generator().manual_seed(seed),
+        schedule=cosine(lr, num_steps=num_steps),
+    )
+
+
+def accuracy(task: Task, model: nn.Module) -> float:
+    """On the test images, in percent."""
+    return 100 * task.evaluate(model, "test").metric
+
+
+def loaded(task: Task, path: str) -> nn.Module:
+    """The network with the weights of a file that `np.savez` wrote."""
+    model = task.new_model(seed=0)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in np.load(path).items()})
+    return model
