@@ -82,6 +82,12 @@ class Pool(Protocol):
     def candidates(self) -> Candidates:
         """Everything there is to choose from."""
 
+    def doable(self, removed: Tensor) -> Tensor:
+        """The largest part of a removal that edits can carry out; the least important stay in it.
+
+        Its cost and its plan are those of this part.
+        """
+
     def plan(self, removed: Tensor) -> list[Edit]:
         """The edits that carry a removal out."""
 

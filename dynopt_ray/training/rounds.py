@@ -177,7 +177,7 @@ def _cut_plan(pruning: Pruning, pool: Pool, selection: Selection) -> tuple[list[
         return pool.plan(removed), 0
     if isinstance(recovery, Regrowth):
         return _exchanged(pruning, pool, selection), selection.num_spare
-    left = recovery(_as_cut(pruning, pool, selection))
+    left = pool.doable(recovery(_as_cut(pruning, pool, selection)))
     return pool.plan(left), int(removed.sum()) - int(left.sum())
 
 

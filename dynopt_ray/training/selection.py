@@ -74,7 +74,7 @@ def select(
     num_gone = pool.candidates.num_gone if earlier else 0
     if isinstance(target, Threshold):
         below = pool.candidates.scores < target.value * share
-        removed = below & pool.candidates.first(len(pool.candidates.order))
+        removed = pool.doable(below & pool.candidates.first(len(pool.candidates.order)))
         num_spare = _num_spare(pool.candidates, int(removed.sum()), spare_fraction, num_gone)
         return Selection(removed, num_spare, lambda _: True)
     if isinstance(target, Budget):
@@ -85,13 +85,13 @@ def select(
             raise unreachable(target, start, lowest, obstacles=pool.obstacles)
     else:
         needed = _count(pool, target, scope, share)
-        fits = _at_least(needed)
+        fits = _at_least(pool, int(pool.doable(pool.candidates.first(needed)).sum()))
     num_spare = _num_spare(pool.candidates, needed, spare_fraction, num_gone)
     num_cut = min(needed + num_spare, len(pool.candidates.order))
     removed = pool.candidates.first(num_cut)
     if isinstance(target, Budget) and not spare_fraction and not pool.is_even:
         removed = _filled(pool.candidates, removed, fits)
-    return Selection(removed, num_cut - needed, fits)
+    return Selection(pool.doable(removed), num_cut - needed, fits)
 
 
 def select_widths(pool: Pool, widths: Widths) -> Selection:
@@ -126,8 +126,8 @@ def _within(pool: Pool, budget: Budget, start: Cost, share: float) -> Fits:
     return fits
 
 
-def _at_least(number: int) -> Fits:
-    return lambda removed: int(removed.sum()) >= number
+def _at_least(pool: Pool, number: int) -> Fits:
+    return lambda removed: int(pool.doable(removed).sum()) >= number
 
 
 def _shortest(candidates: Candidates, fits: Fits) -> int | None:

@@ -36,16 +36,30 @@ class UnitPool:
     noun = "units"
     is_even = False
 
+    def doable(self, removed: Tensor) -> Tensor:
+        """Without what a group loses beyond its steps, most important first."""
+        steps = {group.name: group.step for group in self.graph if group.step > 1}
+        if not steps:
+            return removed
+        removed = removed.clone()
+        places = self.candidates.per_owner(self.candidates.place)
+        parts = self.candidates.per_owner(removed)  # views
+        for name, step in steps.items():
+            gone = parts[name].nonzero()[:, 0]
+            beyond = places[name][gone].topk(len(gone) % step).indices
+            parts[name][gone[beyond]] = False
+        return removed
+
     def plan(self, removed: Tensor) -> list[Edit]:
         """One `Shrink` per group that loses units."""
         plan: list[Edit] = []
-        for name, units in self.candidates.removed_from(removed).items():
+        for name, units in self.candidates.removed_from(self.doable(removed)).items():
             plan.append(Shrink(name, remove=units.tolist()))
         return plan
 
     def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
         """Computed from what stays; a latency by a model of it."""
-        left = self.candidates.per_owner(~removed)
+        left = self.candidates.per_owner(~self.doable(removed))
         return {kind: self._computed(left, kind) for kind in kinds}
 
     def obstacles(self, kind: CostKind) -> str:

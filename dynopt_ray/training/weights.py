@@ -38,6 +38,10 @@ class WeightPool:
     noun = "weights"
     is_even = True
 
+    def doable(self, removed: Tensor) -> Tensor:
+        """All of it."""
+        return removed
+
     def plan(self, removed: Tensor) -> list[Edit]:
         """One `Mask` per parameter that loses weights; earlier masks go on holding."""
         plan: list[Edit] = []

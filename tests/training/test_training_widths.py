@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynopt_ray.criteria import unit_scores
 from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.structure import Shrink, trace
 from dynopt_ray.tasks import Task
-from dynopt_ray.training import Random, prune
+from dynopt_ray.training import Budget, Fraction, Greedy, Random, Target, Threshold, prune
 from dynopt_ray.training.widths import share_of
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
@@ -96,6 +97,35 @@ def test_rounds_go_in_the_steps_of_a_group(blobs: Task) -> None:
         prune(model, blobs, target={"up": 6})
     history = prune(model, blobs, target={"up": 4}, rounds=3).history
     assert history["width/up"].tolist() == [12, 12, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("target", "width"),
+    [
+        (Budget(flops=0.7), 8),
+        (Budget(flops=0.5), 4),
+        (Fraction(remove=0.6), 8),
+        (Fraction(remove=0.7), 4),
+        (Threshold(1e9), 4),
+    ],
+)
+@pytest.mark.parametrize("recovery", [None, Random(share=0.2), Greedy(share=0.2)])
+def test_other_targets_keep_to_the_steps_too(
+    blobs: Task, target: Target, width: int, recovery: Any
+) -> None:
+    torch.manual_seed(0)
+    model = Aligned()
+    result = prune(model, blobs, target=target, recovery=recovery)
+    removed = result.history["num_removed"].iloc[1]
+    assert result.after.widths["up"] == 12 - removed
+    assert removed % 4 == 0
+    if recovery is None:
+        assert result.after.widths["up"] == width
+        model = Aligned()
+        kept = unit_scores(trace(model, blobs.example_inputs()), "magnitude")["up"].topk(width)
+        before = model.up.weight.detach().clone()
+        prune(model, blobs, target=target)
+        assert torch.equal(model.up.weight, before[kept.indices.sort().values])
 
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
