@@ -14,8 +14,8 @@ means and second moments, summed up over batches, so memory does not depend on h
 References:
     He, Zhang, Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section
     3.2 ("whole model pruning"); here in closed form, with an intercept, and drawn towards W_K.
-    Frantar, Alistarh 2022, "Optimal Brain Compression", section 3: the same per row of a masked
-    weight; here after the mask is chosen, exactly.
+    Frantar, Alistarh 2022, "Optimal Brain Compression": the same per row of a masked weight; here
+    after the mask is chosen, exactly.
 """
 
 import copy

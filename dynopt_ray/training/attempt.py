@@ -1,7 +1,8 @@
 """The one loop everything shares: snapshot, edit, recover, judge, keep or roll back."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -100,3 +101,15 @@ def attempt(
         snapshot.restore()
         receipt = None
     return Attempt(kept, before, after, receipt, recovered, time.perf_counter() - start)
+
+
+@contextmanager
+def undone(graph: Graph) -> Iterator[None]:
+    """Takes back what is applied within it; the next new units are drawn as if nothing had been."""
+    num_receipts, num_edits = len(graph.receipts), graph.num_edits
+    try:
+        yield
+    finally:
+        while len(graph.receipts) > num_receipts:
+            graph.receipts[-1].undo()
+        graph.num_edits = num_edits

@@ -19,6 +19,7 @@ from dynopt_ray.criteria.readings import observed, reading
 from dynopt_ray.structure import Graph, Grow, WidthGroup
 from dynopt_ray.structure.readers import Reader
 from dynopt_ray.structure.regression import RIDGE, Moments
+from dynopt_ray.training.attempt import undone
 
 _NUM_PICKS = 16
 
@@ -63,19 +64,17 @@ def rank_candidates(
         seed: `graph.apply` draws the same units from it.
 
     References:
-        Evci et al. 2022, "GradMax", eq. 5: the norm of the gradient that new weights get, here
-        that of drawn units. Verbovytskyi et al. 2024, "Growing Tiny Networks" (TINY), section 3:
-        only what the layer cannot do yet counts, in units of what a unit gives.
+        Evci et al. 2022, "GradMax": the norm of the gradient that new weights get, here that of
+        drawn units. Verbockhaven et al. 2024, "Growing Tiny Networks" (TINY): only what the layer
+        cannot do yet counts, in units of what a unit gives.
     """
     old = {name: graph[name].width for name in numbers}
-    receipt = graph.apply([Grow(name, number) for name, number in numbers.items()], seed=seed)
-    try:
+    with undone(graph):
+        graph.apply([Grow(name, number) for name, number in numbers.items()], seed=seed)
         groups = [graph[name] for name in numbers]
         readers = {s.parameter for group in groups for s in group.slices if s.role == "in"}
         sums = _summed(graph, readers & graph.consumers.keys(), batches, loss)
         pieces = {g.name: _pieces(graph, g, old[g.name], sums) for g in groups}
-    finally:
-        receipt.undo()
     return {name: _ranked(pieces[name], number) for name, number in numbers.items()}
 
 

@@ -23,7 +23,7 @@ from dynopt_ray.training.arguments import (
     whole,
 )
 from dynopt_ray.training.attempt import Attempt, attempt
-from dynopt_ray.training.growth import Growth, larger_widths
+from dynopt_ray.training.growth import Growth
 from dynopt_ray.training.growth_plan import (
     CRITERIA,
     INITS,
@@ -36,7 +36,7 @@ from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.retraining import DEFAULT_LR, Retraining, as_retraining
 from dynopt_ray.training.seeding import seeded
 from dynopt_ray.training.targets import Budget, asks_latency
-from dynopt_ray.training.widths import Widths
+from dynopt_ray.training.widths import Widths, larger_widths
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,22 +1,19 @@
 """Where a network grows: the widths after each round."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 from dynopt_ray.errors import BudgetError, EditError
-from dynopt_ray.structure import Graph, Grow
-from dynopt_ray.structure.plans import check_plan
+from dynopt_ray.structure import Graph
 from dynopt_ray.training.measurement import Costs, Measurement
 from dynopt_ray.training.targets import Budget, fractions_hint
-from dynopt_ray.training.widths import ROUNDING, Widths
+from dynopt_ray.training.widths import Widths, share_of
 
 Worth = Callable[[Iterable[str]], Mapping[str, float]]
 """Group names -> what the next unit of each would be worth, >= 0; any scale."""
 
 _BISECTIONS = 40
-_FEWEST_STEPS = 8
+_NUM_PARTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +49,7 @@ class Growth:
         if isinstance(self.target, Budget):
             return self._widest(self.target, share)
         return {
-            name: width + self._whole(name, (self.target.get(name, width) - width) * share)
+            name: width + self._share(name, self.target.get(name, width) - width, share)
             for name, width in self.start.widths.items()
         }
 
@@ -102,12 +99,11 @@ class Growth:
     def _few(self, name: str, width: int) -> int:
         """An eighth of a group, in whole steps."""
         step = self.graph[name].step
-        return max(1, width // _FEWEST_STEPS // step) * step
+        return max(1, width // _NUM_PARTS // step) * step
 
-    def _whole(self, name: str, units: float) -> int:
-        """The largest number of units that a group can grow by, no more than asked."""
-        step = self.graph[name].step
-        return math.floor(units / step + ROUNDING) * step
+    def _share(self, name: str, units: int, share: float) -> int:
+        """The most units that a group can grow by, no more than a share of some."""
+        return share_of(units, share, step=self.graph[name].step)
 
     def _able(self) -> list[str]:
         able = [group.name for group in self.graph if group.exact_growth]
@@ -139,7 +135,7 @@ class Growth:
         able, fits, start = self._able(), self._fits(budget, share), self.start.widths
 
         def grown(fraction: float) -> dict[str, int]:
-            added = {name: self._whole(name, fraction * start[name]) for name in able}
+            added = {name: self._share(name, start[name], fraction) for name in able}
             return {name: width + added.get(name, 0) for name, width in start.items()}
 
         low, high = 0.0, 1.0
@@ -154,31 +150,3 @@ class Growth:
             if fits(wider := {**widths, name: widths[name] + self.graph[name].step}):
                 widths = wider
         return widths
-
-
-def larger_widths(graph: Graph, target: Widths) -> dict[str, int]:
-    """Group name -> the width it shall have, once it is known that each group can grow to it.
-
-    Raises:
-        EditError: no group, a width that is no larger whole number or cannot be reached exactly,
-            or two for one group.
-    """
-    if not target:
-        raise EditError('grow: the target names no group; write e.g. {"0": 64}')
-    wanted: dict[str, int] = {}
-    for name, width in target.items():
-        group = graph[name]
-        is_whole = isinstance(width, Integral) and not isinstance(width, bool)
-        if not is_whole or width <= group.width:
-            raise EditError(
-                f"grow: {name!r} has {group.width} units and shall have {width!r}; give a larger "
-                "whole number, or use prune to make it smaller"
-            )
-        if wanted.setdefault(group.name, int(width)) != width:
-            raise EditError(
-                f"grow: {name!r} shall have {width} units, but it is of one width with "
-                f"{group.name!r}, which another entry gives {wanted[group.name]}; name the group "
-                "once"
-            )
-    check_plan(graph, [Grow(name, width - graph[name].width) for name, width in wanted.items()])
-    return wanted

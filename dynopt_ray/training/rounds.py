@@ -23,7 +23,7 @@ from dynopt_ray.structure import Edit, Graph, Mask
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.tasks import Task, TrainStats
 from dynopt_ray.tasks.loop import AddedLoss
-from dynopt_ray.training.attempt import Attempt, attempt
+from dynopt_ray.training.attempt import Attempt, attempt, undone
 from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.measurement import Costs, Measurement, measured
@@ -341,13 +341,10 @@ def _as_cut(pruning: Pruning, pool: Pool, selection: Selection) -> Cut:
 @contextmanager
 def _without(pruning: Pruning, pool: Pool, removed: Tensor) -> Iterator[None]:
     """The network without some candidates, for a while."""
-    plan = pool.plan(removed)
-    receipt = pruning.graph.apply(plan, compensate=pruning.calibration) if plan else None
-    try:
+    with undone(pruning.graph):
+        if plan := pool.plan(removed):
+            pruning.graph.apply(plan, compensate=pruning.calibration)
         yield
-    finally:
-        if receipt is not None:
-            receipt.undo()
 
 
 def _always(*_: Measurement) -> bool:

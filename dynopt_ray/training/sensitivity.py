@@ -1,7 +1,6 @@
 """`sensitivity`: what each width group can spare, measured one group and one share at a time."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from dynopt_ray.structure.forward import Inputs, buffers_kept
 from dynopt_ray.structure.surroundings import Surroundings
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.arguments import check_fractions, check_task
+from dynopt_ray.training.attempt import undone
 from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.history import table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
@@ -99,7 +99,7 @@ def sensitivity(
     names = _names(graph, granularity, groups)
     surroundings = Surroundings(graph.model)
     kept = buffers_kept(graph.model)
-    with surroundings, surroundings, kept, seeded(graph.model, seed) as generator, _undone(graph):
+    with surroundings, surroundings, kept, seeded(graph.model, seed) as generator, undone(graph):
         calibration = calibration_inputs(compensate, task, generator)
         is_unit = granularity == "unit"
         steps = {group.name: group.step for group in graph} if is_unit else {}
@@ -139,7 +139,7 @@ class _Scan:
         """The network without the least important of one group."""
         plan = self.pool.plan(self.pool.candidates.least({name: number}))
         # Around it all once more: there Ctrl-C that meets the end of this one is an error.
-        with _undone(self.graph):
+        with undone(self.graph):
             self.graph.apply(plan, compensate=self.calibration)
             try:
                 return measured(self.graph, self.task, self.costs)
@@ -209,16 +209,3 @@ def _row(
         "flops": cost.flops,
         "bytes": cost.bytes,
     }
-
-
-@contextmanager
-def _undone(graph: Graph) -> Iterator[None]:
-    """Takes back what is applied within it."""
-    num_receipts, num_edits = len(graph.receipts), graph.num_edits
-    try:
-        yield
-    finally:
-        while len(graph.receipts) > num_receipts:
-            graph.receipts[-1].undo()
-        # Cuts draw nothing, so the next units to grow may be those that they would have been.
-        graph.num_edits = num_edits

@@ -41,10 +41,9 @@ PEER, TORCH, OURS, DISTILLED = (
 Row = dict[str, Any]
 
 
-def main() -> None:
-    """Train, cut, retrain, and print the tables."""
+def main(names: Sequence[str] = ()) -> None:
+    """Train, cut, retrain, and print the table, of all cases or those named."""
     torch.set_num_threads(1)
-    names = sys.argv[1:] if sys.argv[0].endswith("pruning.py") else []
     rows: list[Row] = []
     for name in names or CASES:
         for seed in SEEDS:
@@ -181,4 +180,4 @@ def spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

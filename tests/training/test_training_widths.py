@@ -86,7 +86,9 @@ def test_any_producer_of_a_group_names_it(blobs: Task) -> None:
     model = Residual()
     result = prune(model, blobs, target={"second": 4})
     assert result.after.widths == {"first": 4}
-    with pytest.raises(EditError, match=r"'second' shall keep 2 .* 'first', of which .* keeps 3"):
+    with pytest.raises(
+        EditError, match=r"'second' shall keep 2 .* 'first', which shall keep 3 by another"
+    ):
         prune(model, blobs, target={"first": 3, "second": 2})
 
 
