@@ -81,7 +81,10 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "kswin": "dynopt_ray.online.detectors:kswin",
         "page_hinkley": "dynopt_ray.online.detectors:page_hinkley",
     },
-    "lr_controllers": {},
+    "lr_controllers": {
+        "hypergradient": "dynopt_ray.training.rates.hypergradient:hypergradient",
+        "plateau": "dynopt_ray.training.rates.plateau:Plateau",
+    },
     "costs": {},
     "reactions": {
         "grow": "dynopt_ray.online.reactions:Widen",

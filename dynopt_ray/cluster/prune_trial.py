@@ -13,7 +13,7 @@ from dynopt_ray.errors import DynoptError, SpecError, did_you_mean
 from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Costs, Fraction, Granularity, prune
-from dynopt_ray.training.config import make_optimizer, make_recovery, make_schedule
+from dynopt_ray.training.config import make_optimizer, make_rate, make_recovery
 from dynopt_ray.training.networks import loaded_network, network_bytes, traced, trained_in_parts
 
 
@@ -29,7 +29,8 @@ class PruneSettings:
         scope: "global" or "layer".
         rounds: cuts in which the share is removed, before the retraining.
         recovery: "random", "greedy", a mapping with arguments, or None.
-        lr: the learning rate of the retraining: a number, or a schedule as a mapping.
+        lr: the learning rate of the retraining: a number, or a schedule or
+            controller as a mapping.
     """
 
     remove_fraction: float
@@ -85,15 +86,15 @@ class PruneTrial:
         graph = traced(task, loaded_network(task, self.network))
         costs = Costs(graph, task.example_inputs())
         start = self.start or costs.now()
-        schedule = make_schedule(settings.lr, self.retrain_steps)
-        optimizer = make_optimizer(self.optimizer, graph.model, lr=schedule(0))
+        rate = make_rate(settings.lr, self.retrain_steps)
+        optimizer = make_optimizer(self.optimizer, graph.model, lr=rate.initial)
         if settings.remove_fraction > 0:
             _prune(graph, task, settings, optimizer, self.seed)
         parts = trained_in_parts(
             graph.model,
             task,
             optimizer,
-            schedule,
+            rate,
             num_steps=self.retrain_steps,
             num_parts=self.num_reports,
             seed=self.seed,
@@ -172,7 +173,7 @@ def _check_settings(settings: PruneSettings, retrain_steps: int) -> None:
     checks: dict[str, Callable[[], object]] = {
         "criterion": lambda: build_criterion(settings.criterion),
         "recovery": lambda: make_recovery(settings.recovery),
-        "lr": lambda: make_schedule(settings.lr, retrain_steps),
+        "lr": lambda: make_rate(settings.lr, retrain_steps),
     }
     for name, check in checks.items():
         try:

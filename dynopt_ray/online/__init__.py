@@ -16,10 +16,10 @@ from dynopt_ray.online.guard import Guard, Verdict
 from dynopt_ray.online.journal import Entry, Journal
 from dynopt_ray.online.learner import LearnResult, OnlineLearner
 from dynopt_ray.online.predictor import Predictor
-from dynopt_ray.online.rates import RateController
 from dynopt_ray.online.reactions import RaiseRate, Reaction, Replay, Widen
 from dynopt_ray.online.snapshot import load, save
 from dynopt_ray.online.streams import ArrayStream, Drift, RiverStream
+from dynopt_ray.training.rates import RateController
 
 __all__ = [
     "Ack",

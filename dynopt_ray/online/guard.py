@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from dynopt_ray.online.state import copied
+from dynopt_ray.training.plain_state import copied
 
 Verdict = Literal["accepted", "shrunk", "rolled back"]
 """What became of an update."""

@@ -16,10 +16,9 @@ from dynopt_ray.online.guard import Guard, Restore, Verdict
 from dynopt_ray.online.isolation import evaluation_mode, mix_seed, own_randomness
 from dynopt_ray.online.memory import Memory
 from dynopt_ray.online.predictor import Predictor
-from dynopt_ray.online.rates import RateController, Rates
+from dynopt_ray.online.rates import RateConfig, Rates
 from dynopt_ray.online.reactions import Reaction, build_reactions
 from dynopt_ray.online.state import learner_state, load_learner_state
-from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Edit, Graph, Receipt
 from dynopt_ray.structure.optimizer_state import check_optimizer
 from dynopt_ray.tasks import LossFunction
@@ -69,8 +68,9 @@ class OnlineLearner:
         model: the network; it takes mini-batches, events first.
         optimizer: any torch optimizer over the network's parameters.
         loss: a loss by name ("cross_entropy", "mse", …), or (output, target) -> mean loss.
-        lr: a learning rate, update number -> learning rate, or a controller (or its name), which
-            follows the losses; None leaves the rates to the optimizer.
+        lr: a learning rate, update number -> learning rate, or what follows the losses: a
+            controller of this optimizer, or the name of one; None leaves the rates to the
+            optimizer.
         detector: a drift detector's name or the object; it watches 0/1 errors for classes and
             losses for other targets. None watches nothing.
         guard: judges every update by the loss on the latest events; None accepts all.
@@ -98,7 +98,7 @@ class OnlineLearner:
         optimizer: torch.optim.Optimizer,
         *,
         loss: str | LossFunction = "cross_entropy",
-        lr: float | Schedule | RateController | str | None = None,
+        lr: RateConfig | None = None,
         detector: str | Detector | None = None,
         guard: Guard | None = None,
         reactions: str | Reaction | Sequence[str | Reaction] = (),
@@ -110,7 +110,7 @@ class OnlineLearner:
         self.model = model
         self.optimizer = optimizer
         self.structure = structure
-        self.rates = Rates(optimizer, lr)
+        self.rates = Rates(model, optimizer, lr)
         self.detector = build_detector(detector)
         self.guard = guard
         self.reactions = build_reactions(reactions)

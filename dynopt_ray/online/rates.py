@@ -1,56 +1,50 @@
 """The learning rate of each update: the optimizer's own or computed, times a boost."""
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
-from dynopt_ray import plugins
+from dynopt_ray.plugins import build
 from dynopt_ray.schedules import Schedule, constant
+from dynopt_ray.training.rates import RateController
 
-
-@runtime_checkable
-class RateController(Protocol):
-    """A schedule with a memory: the rate follows from the losses seen."""
-
-    def __call__(self, update: int, /) -> float:
-        """The rate for the update of this number, from 0."""
-
-    def observe(self, loss: float, /) -> None:
-        """Take the loss of the latest events, measured before they were learned from."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The whole state: numbers, strings, lists and tensors."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly as the controller that gave `state` would."""
+RateConfig = float | Schedule | RateController | str | Mapping[str, Any]
+"""What a learner takes as its learning rate."""
 
 
 class Rates:
     """Sets the rates of an optimizer's parameter groups before each update.
 
     Args:
+        model: the network that learns.
         optimizer: whose rates are set.
-        lr: the rate of every group, update number -> that rate, a controller or the name of one;
-            None keeps the groups' own rates as they are now.
+        lr: the rate of every group, update number -> that rate, a controller of this optimizer,
+            or the name of one (with its arguments); None keeps the groups' own rates as they are
+            now.
 
     Raises:
         ValueError: a rate that is negative or not finite.
+        UnknownNameError: no controller of this name.
+        SpecError: the controller refuses its arguments.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, lr: float | Schedule | RateController | str | None
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, lr: RateConfig | None
     ) -> None:
         self._optimizer = optimizer
         if isinstance(lr, int | float):
             _check(lr, "the learning rate")
             lr = constant(lr)
-        self._lr: Schedule | None = (
-            plugins.load("lr_controllers", lr)() if isinstance(lr, str) else lr
-        )
-        self.controller = self._lr if isinstance(self._lr, RateController) else None
+        elif isinstance(lr, str | Mapping):
+            made: RateController = build("lr_controllers", lr, model=model, optimizer=optimizer)
+            lr = made
+        self.controller = lr if isinstance(lr, RateController) else None
+        self._schedule = None if lr is None or isinstance(lr, RateController) else lr
         self._own = [float(group["lr"]) for group in optimizer.param_groups]
-        self._boosted = False
+        self._applied = 1.0
         self.boost = 1.0
         """What every rate is multiplied with; reactions raise it on drift."""
 
@@ -60,15 +54,18 @@ class Rates:
         Raises:
             ValueError: the schedule gives a rate that is negative or not finite.
         """
-        if self._lr is None and self.boost == 1 and not self._boosted:
+        if self.controller is not None:
+            self._boost_those_there_are()
+            return
+        if self._schedule is None and self.boost == self._applied == 1:
             # The optimizer's rates are then the user's to change, by hand or by a scheduler.
             return
-        wanted = None if self._lr is None else self._lr(update)
+        wanted = None if self._schedule is None else self._schedule(update)
         if wanted is not None:
             _check(wanted, f"the learning rate for update {update}")
         for group, own in zip(self._optimizer.param_groups, self._own, strict=True):
             group["lr"] = (own if wanted is None else wanted) * self.boost
-        self._boosted = self.boost != 1
+        self._applied = self.boost
 
     def observe(self, loss: float) -> None:
         """Show a controller the loss of the latest events; nothing else looks at it."""
@@ -80,7 +77,7 @@ class Rates:
         return {
             "own": list(self._own),
             "boost": self.boost,
-            "boosted": self._boosted,
+            "applied": self._applied,
             "controller": None if self.controller is None else self.controller.state_dict(),
         }
 
@@ -88,9 +85,16 @@ class Rates:
         """Replace them."""
         self._own = list(state["own"])
         self.boost = state["boost"]
-        self._boosted = state["boosted"]
+        self._applied = state["applied"]
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
+
+    def _boost_those_there_are(self) -> None:
+        """A controller's rates are in the optimizer, as boosted as they were for its last step."""
+        if self.boost != self._applied:
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["lr"] * (self.boost / self._applied)
+            self._applied = self.boost
 
 
 def _check(rate: float, what: str) -> None:

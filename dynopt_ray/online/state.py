@@ -1,6 +1,5 @@
 """The learner's state: everything its future depends on, and how it is put back."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from dynopt_ray.errors import CheckpointError, EditError
 from dynopt_ray.structure import Edit, Graph, Grow, Shrink
 from dynopt_ray.structure.forward import named_tensors
 from dynopt_ray.structure.masks import masked_parameters, set_mask
+from dynopt_ray.training.plain_state import copied, load_optimizer_state, optimizer_state
 
 if TYPE_CHECKING:
     from dynopt_ray.online.learner import OnlineLearner
@@ -115,43 +115,6 @@ def _plan_to(graph: Graph, widths: Mapping[str, int]) -> list[Edit]:
         elif wanted < group.width:
             plan.append(Shrink(group.name, keep=range(wanted)))
     return plan
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()` with string keys and copied tensors, so that JSON can hold it."""
-    state = optimizer.state_dict()
-    return {
-        "state": {
-            str(index): {key: copied(value) for key, value in entry.items()}
-            for index, entry in state["state"].items()
-        },
-        "groups": [
-            {key: copied(value) for key, value in group.items()} for group in state["param_groups"]
-        ],
-    }
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Put a state of `optimizer_state` back."""
-    groups = []
-    for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
-        # JSON has no tuples; `betas` was one.
-        groups.append(
-            {
-                key: tuple(value) if isinstance(group.get(key), tuple) else copied(value)
-                for key, value in saved.items()
-            }
-        )
-    entries = {
-        int(index): {key: copied(value) for key, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
-
-
-def copied(value: Any) -> Any:
-    """A copy that shares nothing with a tensor or with any other value."""
-    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _kinds(learner: "OnlineLearner") -> dict[str, list[str]]:

@@ -85,11 +85,11 @@ TaskConfig = Annotated[str | Config, _plugin("tasks")]
 OptimizerConfig = Annotated[str | Config, PlainValidator(_optimizer)]
 RecoveryConfig = Annotated[str | Config | None, PlainValidator(_recovery)]
 Rate = Annotated[float | Config, PlainValidator(lambda value: value)]
-"""A learning rate: a number or a schedule. It is checked with the length of its phase."""
+"""A learning rate: a number, a schedule or a controller; checked with the length of its phase."""
 
 
 class Phase(Strict):
-    """Some optimizer steps at a learning rate that may follow a schedule."""
+    """Some optimizer steps at a learning rate that may follow a schedule, or training itself."""
 
     num_steps: int = Field(ge=1, description="the number of optimizer steps")
     lr: Rate = Field(description="a number, or a schedule such as {name: cosine, initial: 0.1}")
@@ -97,8 +97,8 @@ class Phase(Strict):
     @field_validator("lr")
     @classmethod
     def _fits_the_length(cls, value: Any, info: ValidationInfo) -> Any:
-        from dynopt_ray.training.config import make_schedule
+        from dynopt_ray.training.config import make_rate
 
         # Without the length that is the mistake to mend first.
         num_steps = info.data.get("num_steps", 1)
-        return checked_by(lambda config: make_schedule(config, num_steps))(value)
+        return checked_by(lambda config: make_rate(config, num_steps))(value)

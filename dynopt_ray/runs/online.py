@@ -14,7 +14,7 @@ from dynopt_ray.errors import SpecError
 from dynopt_ray.online import BuildLearner, DurableLearner, Event, Guard, LearnResult, OnlineLearner
 from dynopt_ray.plugins import build
 from dynopt_ray.runs.specs import LearnerSettings
-from dynopt_ray.training.config import make_optimizer, make_schedule
+from dynopt_ray.training.config import make_optimizer, make_rate
 from dynopt_ray.training.networks import restored
 
 Learned = tuple[Event, LearnResult]
@@ -103,12 +103,13 @@ def _build(
     seed: int,
 ) -> OnlineLearner:
     model = restored(factory(), network)
-    schedule = make_schedule(settings.lr, num_events)
+    rate = make_rate(settings.lr, num_events)
     guard = settings.guard
+    optimizer = make_optimizer(settings.optimizer, model, lr=rate.initial)
     return OnlineLearner(
         model,
-        make_optimizer(settings.optimizer, model, lr=schedule(0)),
-        lr=schedule,
+        optimizer,
+        lr=rate.controller(model, optimizer) if rate.controller else rate.schedule,
         detector=_detector(settings),
         guard=Guard(**guard.model_dump()) if guard else None,
         reactions=_reactions(settings),

@@ -15,7 +15,7 @@ from dynopt_ray.runs.specs import Fractions, NetworkSpec
 from dynopt_ray.structure.checkpoint import save
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import Budget, Costs
-from dynopt_ray.training.config import make_optimizer, make_schedule
+from dynopt_ray.training.config import make_optimizer, make_rate
 from dynopt_ray.training.networks import loaded_network, traced, trained_in_parts
 
 NETWORK_FILE = "model/network.safetensors"
@@ -67,15 +67,15 @@ class Origin:
         phase = self.spec.train
         assert phase is not None  # the spec has one of the two
         model = self.task.new_model(seed=self.spec.seed)
-        schedule = make_schedule(phase.lr, phase.num_steps)
-        optimizer = make_optimizer(self.spec.optimizer, model, lr=schedule(0))
+        rate = make_rate(phase.lr, phase.num_steps)
+        optimizer = make_optimizer(self.spec.optimizer, model, lr=rate.initial)
         with run.progress.stage("train", phase.num_steps) as stage:
             before, accuracy = 0, 0.0
             for step, figures in trained_in_parts(
                 model,
                 self.task,
                 optimizer,
-                schedule,
+                rate,
                 num_steps=phase.num_steps,
                 num_parts=_PARTS,
                 seed=self.spec.seed,

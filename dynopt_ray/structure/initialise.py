@@ -3,14 +3,13 @@
 import contextlib
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynopt_ray.structure.surroundings import RandomState
 
-_SPLIT_SPREAD = 0.4
+_LEAST = 1e-3
 
 
 Draw = tuple[int, int]
@@ -75,29 +74,37 @@ def fresh_tensors(
     return filled
 
 
-def split_shares(width: int, source: Tensor, seed: int) -> Tensor:
-    """How copied units and their copies share the original's outgoing weights (Net2Net).
+def split_shares(like: Tensor, families: Mapping[int, Tensor], seed: int) -> Tensor:
+    """How copied units and their copies share the original's outgoing weights.
 
-    Equal shares would receive equal gradients and stay equal for ever, so they differ by up to
-    a fifth.
+    Every weight is shared by a draw of its own. Had a unit and its copy one share each, as in
+    Net2Net, their gradients would be multiples of each other, which Adam makes equal: they would
+    stay copies for ever.
 
     Args:
-        width: number of units before.
-        source: LongTensor, for each new unit the one it copies.
+        like: the new outgoing weights, of any shape.
+        families: dimension -> LongTensor of its size: coordinates with equal numbers, below that
+            size, belong to copies of one unit.
         seed: makes the draw repeatable.
 
     Returns:
-        Tensor (width + len(source),), float64: the factors of the old units' outgoing weights,
-        then of the new ones'. Those of a unit and its copies sum to 1; a unit without copies has 1.
+        A tensor like `like`: factors that sum to 1 over the copies of each weight, and are 1 where
+        there are none.
 
     References:
-        Chen, Goodfellow, Shlens 2016, "Net2Net", eq. 4, with uneven instead of equal shares.
+        Chen, Goodfellow, Shlens 2016, "Net2Net", eq. 4, with a share per weight.
     """
+    if like.is_meta:
+        return torch.ones_like(like)
     generator = torch.Generator().manual_seed(seed)
-    family = torch.cat([torch.arange(width, device="cpu"), source])
-    exact: Any = {"dtype": torch.float64, "device": "cpu"}
-    parts = 1 + _SPLIT_SPREAD * (torch.rand(len(family), generator=generator, **exact) - 0.5)
-    return parts / torch.zeros(width, **exact).index_add_(0, family, parts)[family]
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    parts = torch.rand(like.shape, generator=generator, dtype=dtype, device="cpu").clamp_(_LEAST)
+    totals = parts
+    for dim, family in families.items():
+        totals = torch.zeros_like(totals).index_add_(dim, family, totals)
+    for dim, family in families.items():
+        totals = totals.index_select(dim, family)
+    return parts.div_(totals).to(like)
 
 
 def _reset_method(module: nn.Module) -> object:

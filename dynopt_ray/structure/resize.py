@@ -62,17 +62,16 @@ def resized_weights(
         draw: what new weights are drawn from.
     """
     by_tensor = axes_of_tensors(axes)
-    shares = _shares(changes, axes, draw)
+    families = _families(changes, axes)
     result: dict[str, Tensor] = {}
     for module_name, names in _by_module(by_tensor).items():
         grown = [n for n in names if any(_makes_fresh(a) for a in by_tensor[n].values())]
         fresh = _fresh(model, module_name, grown, tensors, by_tensor, draw)
         for name in names:
             result[name] = _resized_weight(tensors[name], by_tensor[name], fresh.get(name))
-            for dim in by_tensor[name]:
-                if (name, dim) in shares:
-                    factor = shares[name, dim].to(result[name])
-                    result[name].mul_(factor.reshape(_column(dim, tensors[name].ndim)))
+            if name in families:
+                seed = seeded(draw, "split", name)
+                result[name].mul_(split_shares(result[name], families[name], seed))
     return result
 
 
@@ -153,22 +152,20 @@ def _fresh(
     return {own[short]: tensor for short, tensor in filled.items()}
 
 
-def _shares(changes: Sequence[Change], axes: Mapping[Key, Axis], draw: Draw) -> dict[Key, Tensor]:
-    """Factors along every dimension that reads copied units."""
-    factors: dict[Key, Tensor] = {}
+def _families(changes: Sequence[Change], axes: Mapping[Key, Axis]) -> dict[str, dict[int, Tensor]]:
+    """By tensor and dimension that reads copied units: the first coordinate of the same copies."""
+    families: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for change in changes:
         if not len(change.source) or bool((change.source < 0).any()):
             continue
-        seed = seeded(draw, "split", change.group.name)
-        shares = split_shares(change.group.width, change.source, seed)
+        kept = torch.arange(len(change.keep), device="cpu")
+        original = torch.cat([kept, torch.searchsorted(change.keep, change.source)])
         for s in moved_group(change.group, change, axes).slices:
             if s.role == "in":
-                key = (s.parameter, s.dim)
-                factor = factors.setdefault(
-                    key, torch.ones(len(axes[key].index), device="cpu", dtype=torch.float64)
-                )
-                factor[s.positions] = shares[:, None].expand(s.positions.shape)
-    return factors
+                everyone = torch.arange(len(axes[s.parameter, s.dim].index), device="cpu")
+                family = families[s.parameter].setdefault(s.dim, everyone)
+                family[s.positions] = s.positions[original]
+    return families
 
 
 def _by_module(names: Mapping[str, object]) -> dict[str, list[str]]:
@@ -176,8 +173,3 @@ def _by_module(names: Mapping[str, object]) -> dict[str, list[str]]:
     for name in names:
         modules[name.rpartition(".")[0]].append(name)
     return modules
-
-
-def _column(dim: int, ndim: int) -> tuple[int, ...]:
-    """The shape that lies along `dim` of an `ndim`-dimensional tensor."""
-    return tuple(-1 if d == dim else 1 for d in range(ndim))

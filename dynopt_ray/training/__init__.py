@@ -9,7 +9,15 @@ from dynopt_ray.training.grow import GrowResult, When, grow, stalled
 from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.plots import plot_sensitivity
 from dynopt_ray.training.prune import PruneResult, prune
-from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, RateRange, find_rate
+from dynopt_ray.training.rates import (
+    Cocob,
+    Hypergradient,
+    Plateau,
+    Population,
+    RateController,
+    RateRange,
+    find_rate,
+)
 from dynopt_ray.training.recovery import Cut, Greedy, Random, Recovery
 from dynopt_ray.training.regrowth import Regrowth
 from dynopt_ray.training.retraining import Retraining
@@ -34,9 +42,11 @@ __all__ = [
     "Hypergradient",
     "Measurement",
     "Plateau",
+    "Population",
     "PruneResult",
     "Random",
     "Ranked",
+    "RateController",
     "RateRange",
     "Recovery",
     "Regrowth",

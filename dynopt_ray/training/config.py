@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,20 +11,67 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray import plugins
-from dynopt_ray.errors import SpecError, did_you_mean
+from dynopt_ray.errors import SpecError, UnknownNameError, did_you_mean
 from dynopt_ray.schedules import Schedule, constant, from_config
+from dynopt_ray.training.rates import Cocob, ControllerFactory, RateController
 from dynopt_ray.training.recovery import Greedy, Random, Recovery
 from dynopt_ray.training.regrowth import Regrowth
 
 OPTIMIZERS: dict[str, Any] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "cocob": Cocob,
     "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
 RECOVERIES: dict[str, Any] = {"greedy": Greedy, "random": Random, "regrowth": Regrowth}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate: a schedule, or where one begins that a controller sets.
+
+    Attributes:
+        initial: the rate at the start.
+        schedule: the rate at each step; None with a controller.
+        controller: makes the controller; None with a schedule.
+    """
+
+    initial: float
+    schedule: Schedule | None = None
+    controller: ControllerFactory | None = None
+
+
+def make_rate(value: float | Mapping[str, Any], num_steps: int) -> Rate:
+    """The learning rate that a number or a mapping stands for, which may follow training.
+
+    Args:
+        value: what `make_schedule` takes, or the name of one of the lr_controllers with `initial`,
+            the rate it starts from, and its arguments.
+        num_steps: the length of the training.
+
+    Raises:
+        SpecError: neither, or arguments that it does not have or refuses.
+        UnknownNameError: no schedule and no controller of this name.
+
+    Example:
+        >>> make_rate({"name": "plateau", "initial": 0.1, "patience": 2}, num_steps=200).initial
+        0.1
+    """
+    if not (isinstance(value, Mapping) and _names_controller(value.get("name"))):
+        schedule = make_schedule(value, num_steps)
+        return Rate(float(schedule(0)), schedule)
+    if "initial" not in value:
+        raise SpecError(f"{value['name']!r} needs initial, the rate that it starts from")
+    initial = constant(value["initial"])(0)
+    options = {key: given for key, given in value.items() if key != "initial"}
+    controller = partial(_controller, options)
+    # Made once for another network, wrong arguments show before anything starts.
+    some = nn.Linear(1, 1)
+    controller(some, torch.optim.SGD(some.parameters(), lr=initial)).detach()
+    return Rate(initial, controller=controller)
 
 
 def make_schedule(value: float | Mapping[str, Any], num_steps: int) -> Schedule:
@@ -89,6 +138,27 @@ def make_recovery(config: str | Mapping[str, Any] | None) -> Recovery | Regrowth
         made: Recovery | Regrowth = RECOVERIES[name](**options)
     except (TypeError, ValueError) as error:
         raise SpecError(f"recovery {name!r} refuses its arguments: {error}") from error
+    return made
+
+
+def _names_controller(name: object) -> bool:
+    """Whether a rate's name is a controller's and not a schedule's."""
+    if not isinstance(name, str):
+        return False
+    if ":" in name:  # either may be written so; controllers are made for an optimizer
+        return "optimizer" in inspect.signature(plugins.load("lr_controllers", name)).parameters
+    controllers, schedules = plugins.names("lr_controllers"), plugins.names("schedules")
+    if name not in (*controllers, *schedules):
+        raise UnknownNameError("schedule or LR controller", name, [*schedules, *controllers])
+    return name in controllers
+
+
+def _controller(
+    options: Mapping[str, Any], model: nn.Module, optimizer: Optimizer
+) -> RateController:
+    made: RateController = plugins.build(
+        "lr_controllers", options, model=model, optimizer=optimizer
+    )
     return made
 
 

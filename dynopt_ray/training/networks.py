@@ -9,10 +9,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import DivergedError
-from dynopt_ray.schedules import Schedule, to_torch
+from dynopt_ray.schedules import to_torch
 from dynopt_ray.structure import Graph, trace
 from dynopt_ray.structure.checkpoint import load, save
 from dynopt_ray.tasks import Task
+from dynopt_ray.training.config import Rate
 
 
 def network_bytes(model: nn.Module) -> bytes:
@@ -54,7 +55,7 @@ def trained_in_parts(
     model: nn.Module,
     task: Task,
     optimizer: Optimizer,
-    schedule: Schedule,
+    rate: Rate,
     *,
     num_steps: int,
     num_parts: int,
@@ -66,7 +67,7 @@ def trained_in_parts(
         model: trained in place.
         task: what it learns.
         optimizer: over its parameters.
-        schedule: the learning rate at each step.
+        rate: the learning rate; a controller observes the validation loss of each part.
         num_steps: optimizer steps in all.
         num_parts: parts, as even as may be; no more than steps.
         seed: of the order of training rows.
@@ -79,24 +80,33 @@ def trained_in_parts(
         DivergedError: the loss is NaN or infinite; says after how many steps.
     """
     generator = torch.Generator().manual_seed(seed)
-    scheduler = to_torch(schedule, optimizer)
+    schedule = rate.schedule
+    scheduler = None if schedule is None else to_torch(schedule, optimizer)
+    controller = rate.controller and rate.controller(model, optimizer)
     num_parts, done = min(num_parts, num_steps), 0
-    for part in range(1, num_parts + 1):
-        end = round(num_steps * part / num_parts)
-        try:
-            stats = task.train_steps(
-                model, optimizer, end - done, generator=generator, schedule=scheduler
+    try:
+        for part in range(1, num_parts + 1):
+            end = round(num_steps * part / num_parts)
+            try:
+                stats = task.train_steps(
+                    model, optimizer, end - done, generator=generator, schedule=scheduler
+                )
+                metrics = task.evaluate(model)
+            except DivergedError as error:
+                raise DivergedError(f"after {done} of {num_steps} steps: {error}") from error
+            done = end
+            lr = schedule(done - 1) if schedule else optimizer.param_groups[0]["lr"]
+            if controller is not None:
+                controller.observe(metrics.loss)
+            yield (
+                done,
+                {
+                    "loss": stats.mean_loss,
+                    "lr": float(lr),
+                    "validation_loss": metrics.loss,
+                    "accuracy": metrics.metric,
+                },
             )
-            metrics = task.evaluate(model)
-        except DivergedError as error:
-            raise DivergedError(f"after {done} of {num_steps} steps: {error}") from error
-        done = end
-        yield (
-            done,
-            {
-                "loss": stats.mean_loss,
-                "lr": float(schedule(done - 1)),
-                "validation_loss": metrics.loss,
-                "accuracy": metrics.metric,
-            },
-        )
+    finally:
+        if controller is not None:
+            controller.detach()

@@ -15,6 +15,7 @@ from dynopt_ray.tasks import Task, TrainStats
 from dynopt_ray.tasks.loop import AddedLoss
 from dynopt_ray.training.arguments import check_callable, whole
 from dynopt_ray.training.distillation import Distillation
+from dynopt_ray.training.rates import ControllerFactory, RateController
 from dynopt_ray.training.snapshot import Snapshot
 
 DEFAULT_LR = 1e-3
@@ -30,6 +31,8 @@ class Retraining:
     Attributes:
         num_steps: how many, at least 1.
         schedule: the learning rate; None keeps the optimizer's.
+        controller: makes what sets the rate instead, anew for each retraining, from the network
+            and its optimizer: `Plateau`, say. It observes the validation loss at every check.
         restart: whether the schedule begins anew after each edit. If not, it goes on where it
             was, as in gradual pruning during one training: all that is trained is then kept.
         num_checks: how often the network is judged on validation data, at even distances. From
@@ -40,8 +43,9 @@ class Retraining:
     `schedule=rewind(training_schedule, to_step=…)` retrains at the rates of the training's end.
 
     Raises:
-        TypeError: a number that is not whole, no schedule, or no distillation.
-        ValueError: a number below 1, more checks than steps, or patience without checks.
+        TypeError: a number that is not whole, no schedule, no controller, or no distillation.
+        ValueError: a number below 1, more checks than steps, patience without checks, or a
+            controller beside a schedule.
     """
 
     num_steps: int
@@ -50,10 +54,16 @@ class Retraining:
     patience: int | None = None
     distillation: Distillation | None = None
     restart: bool = True
+    controller: ControllerFactory | None = None
 
     def __post_init__(self) -> None:
         whole("Retraining: num_steps", self.num_steps, least=1)
         check_callable("Retraining: schedule", self.schedule, "a function of the step, or None")
+        check_callable(
+            "Retraining: controller", self.controller, "a function of model and optimizer, or None"
+        )
+        if self.schedule is not None and self.controller is not None:
+            raise ValueError("Retraining: give a schedule or a controller; each would set the rate")
         whole("Retraining: num_checks", self.num_checks, least=1)
         if self.num_checks > self.num_steps:
             raise ValueError(
@@ -110,6 +120,7 @@ class Retraining:
             {key: copy.copy(group[key]) for key in _RATE_KEYS if key in group}
             for group in optimizer.param_groups
         ]
+        controller = self.controller and self.controller(model, optimizer)
         try:
             train = partial(
                 task.train_steps,
@@ -121,8 +132,10 @@ class Retraining:
             )
             if self.num_checks == 1:
                 return train(self.num_steps)
-            return self._best_of(train, task, model, optimizer)
+            return self._best_of(train, task, model, optimizer, controller)
         finally:
+            if controller is not None:
+                controller.detach()
             for group, before in zip(optimizer.param_groups, rates, strict=True):
                 group.update(before)
                 for added in set(_RATE_KEYS) - before.keys():
@@ -140,6 +153,7 @@ class Retraining:
         task: Task,
         model: nn.Module,
         optimizer: Optimizer,
+        controller: RateController | None,
     ) -> TrainStats:
         """Train in parts and go back to the best of the states between them."""
         parts: list[TrainStats] = []
@@ -149,11 +163,14 @@ class Retraining:
             end = round(self.num_steps * check / self.num_checks)
             parts.append(train(end - done))
             done = end
-            smooth = task.evaluate(model).smooth
+            metrics = task.evaluate(model)
+            smooth = metrics.smooth
             if smooth > best_smooth:
                 best, best_smooth, since = Snapshot(model, optimizer), smooth, 0
             else:
                 since += 1
+            if controller is not None:
+                controller.observe(metrics.loss)
             if self.patience is not None and since >= self.patience:
                 break
         if since:

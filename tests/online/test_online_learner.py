@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynopt_ray.errors import CheckpointError, DataError, EditError, UnknownNameError
-from dynopt_ray.online import OnlineLearner
+from dynopt_ray.online import OnlineLearner, load, save
 from dynopt_ray.schedules import cosine
 from tests.online.learners import SGD, events, learner, network, state_bytes
 
@@ -159,35 +159,74 @@ def test_losses_by_name_are_those_of_tasks() -> None:
 class Halving:
     """A controller that halves the rate for each event with a loss above 1."""
 
-    def __init__(self) -> None:
-        self.rate = 0.5
-
-    def __call__(self, _update: int) -> float:
-        return self.rate
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        del model
+        self.optimizer, self.num_halved = optimizer, 0
 
     def observe(self, loss: float) -> None:
-        self.rate *= 0.5 if loss > 1 else 1.0
+        if loss > 1:
+            self.num_halved += 1
+            self.optimizer.param_groups[0]["lr"] /= 2
 
-    def state_dict(self) -> dict[str, float]:
-        return {"rate": self.rate}
+    def detach(self) -> None:
+        pass
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.rate = state["rate"]
+    def state_dict(self) -> dict[str, int]:
+        return {"num_halved": self.num_halved}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.num_halved = state["num_halved"]
+
+
+def halved(**settings: Any) -> OnlineLearner:
+    path = "tests.online.test_online_learner:Halving"
+    return learner(optimizer=lambda p: SGD(p, lr=0.5), lr=path, **settings)
 
 
 def test_a_controller_sees_the_losses_and_is_restored() -> None:
-    subject = learner(lr=Halving())
+    subject = halved()
     results = [subject.learn(x, y) for x, y in events(30)]
     above = np.cumsum([result.loss > 1 for result in results])
     assert 0 < above[-1] < 30
-    assert [result.lr for result in results[1:]] == [0.5 * 0.5**n for n in above[:-1]]
-    restored = learner(lr=Halving())
+    assert [result.lr for result in results] == [0.5 * 0.5**n for n in above]
+    restored = halved()
     restored.load_state_dict(subject.state_dict())
-    assert restored.learn(*events(1)[0]).lr == 0.5 * 0.5 ** above[-1]
+    restored.update(torch.zeros(1, 4), torch.zeros(1, dtype=torch.long))
+    assert restored.optimizer.param_groups[0]["lr"] == 0.5 * 0.5 ** above[-1]
+    assert restored.state_dict()["rates"]["controller"] == {"num_halved": above[-1]}
     with pytest.raises(
         CheckpointError, match="the rate controller is none in the learner but Halving"
     ):
         learner().load_state_dict(subject.state_dict())
+
+
+def test_a_boost_multiplies_what_a_controller_sets_and_ends() -> None:
+    subject = halved()
+    subject.rates.observe(0.0)
+    rates = []
+    for boost, loss in ((1.0, 0.0), (4.0, 2.0), (4.0, 0.0), (1.0, 0.0)):
+        subject.rates.boost = boost
+        subject.rates.set(0)
+        rates.append(subject.optimizer.param_groups[0]["lr"])
+        subject.rates.observe(loss)
+    assert rates == [0.5, 2.0, 1.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    "lr", ["plateau", {"name": "hypergradient", "hyper_lr": 0.02, "multiplicative": True}]
+)
+def test_built_in_controllers_go_on_from_a_snapshot(lr: Any, tmp_path: Path) -> None:
+    def make() -> OnlineLearner:
+        return learner(optimizer=lambda p: torch.optim.Adam(p, lr=0.05), lr=lr)
+
+    subject, restored = make(), make()
+    before = [subject.learn(x, y).lr for x, y in events(40)]
+    assert len(set(before)) > 1
+    save(tmp_path / "learner", subject)
+    load(tmp_path / "learner", restored)
+    for x, y in events(20):
+        assert restored.learn(x, y).lr == subject.learn(x, y).lr
+    assert state_bytes(restored, tmp_path) == state_bytes(subject, tmp_path)
 
 
 def test_without_a_schedule_the_rate_stays_the_users() -> None:

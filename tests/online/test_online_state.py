@@ -21,10 +21,10 @@ from tests.online.learners import events, learner, network, state_bytes
 class Fixed:
     """A rate controller that controls nothing."""
 
-    def __call__(self, _update: int) -> float:
-        return 0.1
-
     def observe(self, loss: float) -> None:
+        pass
+
+    def detach(self) -> None:
         pass
 
     def state_dict(self) -> dict[str, float]:

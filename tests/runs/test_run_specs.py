@@ -95,8 +95,9 @@ def test_policy_settings_are_those_of_training() -> None:
         ),
         (
             "train.lr={name: cosin, initial: 0.1}",
-            "train.lr: no schedule 'cosin'. Did you mean 'cosine'? Known: article_step, constant, "
-            "cosine, exponential, linear, polynomial, rewind, sequence, step, warmup.",
+            "train.lr: no schedule or LR controller 'cosin'. Did you mean 'cosine'? Known: "
+            "article_step, constant, cosine, exponential, hypergradient, linear, plateau, "
+            "polynomial, rewind, sequence, step, warmup.",
         ),
         (
             "train.lr={name: cosine, initial: 0.1, finale: 0}",
@@ -116,8 +117,8 @@ def test_policy_settings_are_those_of_training() -> None:
         ),
         (
             "optimizer=adm",
-            "optimizer: no optimizer 'adm'. Did you mean 'adam'? Known: adam, adamw, nadam, radam, "
-            "rmsprop, sgd.",
+            "optimizer: no optimizer 'adm'. Did you mean 'adam'? Known: adam, adamw, cocob, nadam, "
+            "radam, rmsprop, sgd.",
         ),
         (
             "optimizer={name: sgd, lr: 0.1}",

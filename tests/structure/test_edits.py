@@ -1,6 +1,7 @@
 """Edits against references: grown = old, shrunk = masked, a step after = one on the masked."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -68,6 +69,29 @@ def test_copies_drift_apart(name: str) -> None:
     weight = dict(model.named_parameters())[producer.parameter].transpose(0, producer.dim)
     one, other = weight[producer.positions[0]], weight[producer.positions[width]]
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_copies_learn_different_things(kind: Callable[..., torch.optim.Optimizer]) -> None:
+    # Copies that share outgoing weights one for all move alike: a cosine of 0.9999 with SGD.
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(64, 6), torch.randn(64, 5)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
+    optimizer = kind(model.parameters(), lr=0.02)
+
+    def train(num_steps: int) -> None:
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    train(30)
+    trace(model, inputs).apply([Grow("0", units=8, init="split")], optimizer=optimizer)
+    weight = model.get_parameter("0.weight")
+    before = weight.detach().clone()
+    train(20)
+    moved = weight.detach() - before
+    assert nn.functional.cosine_similarity(moved[:8], moved[8:]).mean() < 0.9
 
 
 @pytest.mark.parametrize("name", NETWORKS)

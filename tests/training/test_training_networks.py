@@ -9,7 +9,7 @@ import torch
 from dynopt_ray.errors import CheckpointError
 from dynopt_ray.schedules import constant
 from dynopt_ray.tasks import Task
-from dynopt_ray.training.config import make_optimizer
+from dynopt_ray.training.config import Rate, make_optimizer
 from dynopt_ray.training.networks import loaded_network, network_bytes, restored, trained_in_parts
 
 
@@ -26,7 +26,7 @@ def test_training_in_parts_is_even_and_seeded(blobs: Task) -> None:
         model = blobs.new_model(seed=0)
         optimizer = make_optimizer("sgd", model, lr=0.1)
         parts = trained_in_parts(
-            model, blobs, optimizer, constant(0.1), num_steps=10, num_parts=4, seed=0
+            model, blobs, optimizer, Rate(0.1, constant(0.1)), num_steps=10, num_parts=4, seed=0
         )
         steps = [step for step, _ in parts]
         return steps, next(model.parameters()).detach().clone()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from dynopt_ray.schedules import constant, linear, sequence, to_torch
 from dynopt_ray.tasks import Task, load_task
-from dynopt_ray.training import Budget, Distillation, Retraining, prune
+from dynopt_ray.training import Budget, Distillation, Plateau, Retraining, prune
+from dynopt_ray.training.rates.hypergradient import hypergradient
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +170,31 @@ def test_what_goes_on_is_kept_even_where_a_part_of_it_does_harm(task: Task) -> N
         )
         kept[restart] = result.history["trained_kept"].tolist()[1:]
     assert kept == {True: [False, False], False: [True, True]}
+
+
+def test_a_controller_sets_the_rate_and_lets_go_of_it(task: Task) -> None:
+    rates: list[float] = []
+
+    class Watching(Plateau):
+        def observe(self, loss: float) -> bool:
+            cut = super().observe(loss)
+            rates.append(self.optimizer.param_groups[0]["lr"])
+            return cut
+
+    controller = partial(Watching, patience=1, min_gain=0.5, factor=0.1)  # halving is too much
+    _, optimizer, stats = retrain(task, Retraining(40, num_checks=4, controller=controller))
+    assert rates == pytest.approx([0.05, 0.005, 0.0005, 0.00005])
+    assert stats.num_steps == 40
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    hyper = partial(hypergradient, hyper_lr=0.02, multiplicative=True)
+    model, optimizer, _ = retrain(task, Retraining(20, controller=hyper))
+    assert not same(model, retrain(task, Retraining(20))[0])
+    assert not optimizer._optimizer_step_pre_hooks
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_a_controller_beside_a_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="each would set the rate"):
+        Retraining(10, constant(0.1), controller=Plateau)
+    with pytest.raises(TypeError, match="controller is 'plateau'"):
+        Retraining(10, controller="plateau")  # type: ignore[arg-type]

@@ -49,7 +49,7 @@ class LearnerSettings(Strict):
 
     Attributes:
         optimizer: a name, or a mapping with `name` and its options, without the rate.
-        lr: a number, or a schedule over updates.
+        lr: a number, a schedule over updates, or a controller.
         detector: what watches for drift, or None.
         reactions: what to do when there is drift.
         guard: judges every update by the loss on the latest events, or None.
@@ -68,9 +68,9 @@ class LearnerSettings(Strict):
     @field_validator("lr")
     @classmethod
     def _is_a_rate(cls, value: Any) -> Any:
-        from dynopt_ray.training.config import make_schedule
+        from dynopt_ray.training.config import make_rate
 
-        return checked_by(lambda config: make_schedule(config, 1_000))(value)
+        return checked_by(lambda config: make_rate(config, 1_000))(value)
 
 
 class StreamSpec(NetworkSpec):

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -61,6 +61,9 @@ class Hypergradient:
         """The rate of the first group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
+    def observe(self, loss: float) -> None:
+        """Nothing: it follows the gradients alone."""
+
     def detach(self) -> None:
         """Leave the optimizer alone from now on, at the rate it has."""
         for handle in self._handles:
@@ -110,3 +113,15 @@ class Hypergradient:
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def hypergradient(
+    model: nn.Module,  # noqa: ARG001 - what factories of controllers are given
+    optimizer: Optimizer,
+    *,
+    hyper_lr: float,
+    multiplicative: bool = False,
+    min_lr: float = 0.0,
+) -> Hypergradient:
+    """`Hypergradient`, made as controllers are; the network itself does not matter to it."""
+    return Hypergradient(optimizer, hyper_lr=hyper_lr, multiplicative=multiplicative, min_lr=min_lr)

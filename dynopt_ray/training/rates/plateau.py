@@ -1,6 +1,5 @@
 """Plateau: a rate that is cut when the loss stops falling, from the best weights on."""
 
-import copy
 import math
 from typing import Any
 
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.training.arguments import whole
+from dynopt_ray.training.plain_state import copied, load_optimizer_state, optimizer_state
 
 
 class Plateau:
@@ -35,8 +35,10 @@ class Plateau:
         >>> model = nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> plateau = Plateau(model, optimizer, patience=2)
-        >>> [plateau.step(loss) for loss in (1.0, 0.5, 0.6, 0.7)], optimizer.param_groups[0]["lr"]
-        ([False, False, False, True], 0.05)
+        >>> [plateau.observe(loss) for loss in (1.0, 0.5, 0.6, 0.7)]
+        [False, False, False, True]
+        >>> optimizer.param_groups[0]["lr"]
+        0.05
     """
 
     def __init__(
@@ -62,21 +64,22 @@ class Plateau:
         self.num_bad = 0
         self._best: dict[str, Any] | None = None
 
-    def step(self, loss: float) -> bool:
+    def observe(self, loss: float) -> bool:
         """Take a loss, of validation data say; NaN and infinity count as worse than any.
 
         Returns:
             Whether the rate was cut.
         """
         if self._best is not None and not self._fits(self._best["model"]):
-            self.best_loss, self.num_bad, self._best = math.inf, 0, None
+            self.detach()
         gain = self.min_gain * abs(self.best_loss) if math.isfinite(self.best_loss) else 0.0
         if loss < self.best_loss - gain:
             self.best_loss, self.num_bad = loss, 0
             if self.backtrack:
-                self._best = copy.deepcopy(
-                    {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-                )
+                self._best = {
+                    "model": copied(dict(self.model.state_dict())),
+                    "optimizer": optimizer_state(self.optimizer),
+                }
             return False
         self.num_bad += 1
         if self.num_bad < self.patience:
@@ -84,25 +87,29 @@ class Plateau:
         self._cut()
         return True
 
+    def detach(self) -> None:
+        """Let go of the best state."""
+        self.best_loss, self.num_bad, self._best = math.inf, 0, None
+
     def state_dict(self) -> dict[str, Any]:
         """The best loss and state, and how long ago that was."""
         return {
             "best_loss": self.best_loss,
             "num_bad": self.num_bad,
-            "best": copy.deepcopy(self._best),
+            "best": copied(self._best),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the one that gave `state`."""
         self.best_loss, self.num_bad = state["best_loss"], state["num_bad"]
-        self._best = copy.deepcopy(state["best"])
+        self._best = copied(state["best"])
 
     def _cut(self) -> None:
         self.num_bad = 0
         rates = [group["lr"] for group in self.optimizer.param_groups]
         if self._best is not None:
             self.model.load_state_dict(self._best["model"])
-            self.optimizer.load_state_dict(copy.deepcopy(self._best["optimizer"]))
+            load_optimizer_state(self.optimizer, self._best["optimizer"])
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             cut = max(float(rate) * self.factor, self.min_lr)
             if isinstance(group["lr"], Tensor):

@@ -1,0 +1,127 @@
+"""Population: rates that are bred, as in population based training."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dynopt_ray.training.arguments import whole
+from dynopt_ray.training.plain_state import load_optimizer_state, optimizer_state
+
+
+class Population:
+    """Trainings that lag take over from those ahead, and vary their learning rate.
+
+    Of n members, trained side by side at rates of their own, the last ⌊share · n⌋ by loss (at
+    least one) each copy the weights and the optimizer of one of as many at the top, drawn at
+    random, and multiply its rate by one of two factors, drawn too.
+
+    Args:
+        models: the networks, of equal shapes; two or more.
+        optimizers: one over each, of the same kind; all groups' rates are varied alike.
+        share: of the members that take over, in (0, 0.5].
+        factors: what a rate is multiplied with, each > 0.
+        seed: of what is drawn.
+
+    Raises:
+        TypeError: a seed that is no whole number.
+        ValueError: fewer than two networks, another number of optimizers, networks of other
+            shapes, or a number out of range.
+
+    References:
+        Jaderberg et al. 2017, "Population Based Training of Neural Networks": truncation selection
+        and perturbation, with the paper's 20 % and factors of 0.8 and 1.2.
+
+    Example:
+        >>> models = [nn.Linear(2, 1) for _ in range(4)]
+        >>> optimizers = [
+        ...     torch.optim.SGD(m.parameters(), lr=lr)
+        ...     for m, lr in zip(models, (0.1, 0.2, 0.3, 0.4), strict=True)
+        ... ]
+        >>> rates = Population(models, optimizers, seed=0)
+        >>> rates.observe([0.5, 0.1, 0.7, 0.6])  # the third takes over from the second
+        [0, 1, 1, 3]
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        *,
+        share: float = 0.2,
+        factors: tuple[float, float] = (0.8, 1.2),
+        seed: int = 0,
+    ) -> None:
+        if len(models) < 2 or len(models) != len(optimizers):
+            raise ValueError(
+                f"Population: {len(models)} networks and {len(optimizers)} optimizers; give two or "
+                "more networks, and an optimizer for each"
+            )
+        if not 0 < share <= 0.5:
+            raise ValueError(f"Population: share is {share!r}; it must be above 0 and at most 0.5")
+        if len(factors) != 2 or not all(0 < factor < float("inf") for factor in factors):
+            raise ValueError(f"Population: factors are {factors!r}; give two numbers > 0")
+        self.models, self.optimizers = tuple(models), tuple(optimizers)
+        self.share, self.factors = share, factors
+        self._random = random.Random(whole("Population: seed", seed, least=0))
+        self._check_shapes()
+
+    @property
+    def lrs(self) -> list[float]:
+        """The rate of each member's first group."""
+        return [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers]
+
+    def observe(self, losses: Sequence[float]) -> list[int]:
+        """Take a loss of each member, of validation data say; NaN counts as worse than any.
+
+        Returns:
+            For each member whom it goes on from; itself where it stays.
+
+        Raises:
+            ValueError: another number of losses, or shapes that differ since an edit. Nothing has
+                been changed.
+        """
+        if len(losses) != len(self.models):
+            raise ValueError(
+                f"Population: {len(losses)} losses for {len(self.models)} members; give one each"
+            )
+        self._check_shapes()
+        sources = list(range(len(losses)))
+        ranked = sorted(
+            sources, key=lambda i: float("inf") if losses[i] != losses[i] else losses[i]
+        )
+        few = max(1, int(self.share * len(losses)))
+        for member in ranked[-few:]:
+            sources[member] = self._random.choice(ranked[:few])
+            self._take_over(member, sources[member])
+        return sources
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later draws depend on; networks and optimizers have states of their own."""
+        return {"random": self._random.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the one that gave `state`."""
+        version, numbers, gauss = state["random"]
+        self._random.setstate((version, tuple(numbers), gauss))
+
+    @torch.no_grad()
+    def _take_over(self, member: int, source: int) -> None:
+        self.models[member].load_state_dict(self.models[source].state_dict())
+        optimizer = self.optimizers[member]
+        load_optimizer_state(optimizer, optimizer_state(self.optimizers[source]))
+        factor = self._random.choice(self.factors)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+
+    def _check_shapes(self) -> None:
+        first, *others = ({n: t.shape for n, t in m.state_dict().items()} for m in self.models)
+        for number, other in enumerate(others, start=1):
+            if other != first:
+                raise ValueError(
+                    f"Population: network {number} has other shapes than the first; members take "
+                    "over each other's weights, so resize all of them alike"
+                )
