@@ -25,8 +25,9 @@ class Grow:
         group: name of the width group.
         units: how many, at least 1.
         init: "fresh" initialises what the units read as the layer itself would and what reads
-            them with zero; "split" copies existing units and shares their outgoing weights
-            unevenly between the copies (Net2Net, Chen et al. 2016).
+            them with zero, save where that is new in the same plan; "split" copies existing units
+            and shares their outgoing weights unevenly between the copies (Net2Net, Chen et al.
+            2016).
         exact: True refuses a growth that would change the network's output.
     """
 

@@ -52,7 +52,8 @@ def resized_weights(
     """The new values of every parameter and buffer that the changes touch.
 
     Units that are copies take over what their original makes and share what it gives. Fresh ones
-    start as their layer would, and nothing reads them yet: their outgoing weights are zero.
+    start as their layer would, and no unit that was there reads them yet: those weights are zero.
+    New units may read each other, as nothing that was there reads any of them.
 
     Args:
         model: the network; only read.
@@ -86,13 +87,13 @@ def axes_of_tensors(axes: Mapping[Key, Axis]) -> dict[str, dict[int, Axis]]:
 def _resized_weight(tensor: Tensor, axes: Axes, fresh: Tensor | None) -> Tensor:
     result = _selected(tensor, axes)
     for dim, axis in axes.items():
+        if len(read := axis.new[_fresh_here(axis) & axis.read]):
+            result.index_fill_(dim, read.to(tensor.device), 0)
+    # Fresh rows come last: nothing reads the units they make, so these may read fresh units.
+    for dim, axis in axes.items():
         if fresh is not None and len(made := axis.new[_fresh_here(axis) & ~axis.read]):
             at = made.to(tensor.device)
             result.index_copy_(dim, at, fresh.index_select(dim, at))
-    # What reads fresh units comes last: zero also where a fresh row crosses a fresh column.
-    for dim, axis in axes.items():
-        if len(read := axis.new[_fresh_here(axis) & axis.read]):
-            result.index_fill_(dim, read.to(tensor.device), 0)
     return result
 
 

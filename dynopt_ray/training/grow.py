@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +142,8 @@ def grow(
             the mean of accuracy and confidence on validation data by less. None goes on to the
             target.
         optimizer: over the network's parameters; it follows every edit. Default: Adam with rate
-            0.001.
+            0.001. Where it corrects its moments for the steps taken, as Adam does, the count of
+            a parameter that grew begins anew.
         seed: of all random choices; see `prune`.
 
     Raises:
@@ -242,8 +243,13 @@ class _Trainer:
     added_loss: AddedLoss | None
     when: When | None
     num_done: int = 0
+    sizes: dict[nn.Parameter, torch.Size] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = self._sizes()
 
     def __call__(self) -> list[TrainStats]:
+        self._restart_step_counts()
         stats, losses = [self._train()], list[float]()
         while self.when is not None:
             losses.append(self.task.evaluate(self.model).loss)
@@ -251,6 +257,21 @@ class _Trainer:
                 break
             stats.append(self._train())
         return stats
+
+    def _sizes(self) -> dict[nn.Parameter, torch.Size]:
+        return {parameter: parameter.shape for parameter in self.model.parameters()}
+
+    def _restart_step_counts(self) -> None:
+        """Let Adam and its kin correct the moments of new entries as those of a first step.
+
+        These moments start at zero. Corrected for the old, large count they would allow steps of
+        up to six times the rate, in entries that are the easiest to spoil.
+        """
+        before, self.sizes = self.sizes, self._sizes()
+        for parameter, size in self.sizes.items():
+            state = self.optimizer.state.get(parameter, {})
+            if before.get(parameter) != size and "exp_avg" in state and "step" in state:
+                state["step"] = 0 * state["step"]
 
     def _train(self) -> TrainStats:
         stats = self.training(

@@ -56,6 +56,16 @@ def test_new_units_learn_within_two_steps(name: str, init: Any) -> None:
     assert all(bool(units.all()) for units in moved.values()), moved
 
 
+def test_new_units_read_new_units_and_nothing_old_does() -> None:
+    layers = [nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)]
+    model = nn.Sequential(*layers)
+    trace(model, torch.zeros(2, 3)).apply([Grow("0", 2), Grow("2", 2)], seed=0)
+    middle, last = model.get_parameter("2.weight"), model.get_parameter("4.weight")
+    assert not middle[:2, 2:].any()
+    assert middle[2:].all()
+    assert not last[:, 2:].any()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_copies_drift_apart(name: str) -> None:
     model, inputs = trained(name)

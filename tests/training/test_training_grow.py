@@ -249,3 +249,12 @@ def test_a_loss_that_diverges_undoes_the_round(blobs: Task) -> None:
     with pytest.raises(DivergedError, match="at step 2 of 5"):
         grow(model, blobs, target={"0": 20}, train=5, optimizer=optimizer)
     assert model.get_parameter("0.weight").shape == (12, 4)
+
+
+def test_step_counts_begin_anew_where_a_parameter_grew(blobs: Task, trained: Trained) -> None:
+    model, optimizer = trained()
+    before = {name: int(optimizer.state[p]["step"]) for name, p in model.named_parameters()}
+    grow(model, blobs, target={"0": 16}, train=3, rounds=2, optimizer=optimizer)
+    after = {name: int(optimizer.state[p]["step"]) for name, p in model.named_parameters()}
+    grown = {"0.weight", "0.bias", "2.weight"}
+    assert after == {n: 3 if n in grown else steps + 6 for n, steps in before.items()}
