@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("pruning", "structure")
+BENCHMARKS = ("growing", "pruning", "structure")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What is pruned, and what is done alike on both sides. Imports torch only."""
 
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -94,3 +95,9 @@ def loaded(task: Task, path: str) -> nn.Module:
     model = task.new_model(seed=0)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in np.load(path).items()})
     return model
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2f} ± {deviation:.2f}"

@@ -7,7 +7,6 @@ cases.
 """
 
 import copy
-import statistics
 import sys
 import tempfile
 import time
@@ -25,7 +24,16 @@ from torch.nn.utils import prune as torch_prune
 from dynopt_ray.schedules import cosine
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Budget, Distillation, Fraction, Retraining, prune
-from experiments.benchmarks.cases import CASES, Case, accuracy, epoch, loaded, train, trained
+from experiments.benchmarks.cases import (
+    CASES,
+    Case,
+    accuracy,
+    epoch,
+    loaded,
+    spread,
+    train,
+    trained,
+)
 from experiments.benchmarks.environments import run_peer
 from experiments.benchmarks.timing import latency_ms
 
@@ -171,12 +179,6 @@ def ratio(rows: Sequence[Mapping[str, Any]], above: str, below: str) -> str:
     """Mean and standard deviation of a quotient, where it was measured."""
     found = [row[above] / row[below] for row in rows if above in row and below in row]
     return spread(found) if found else ""
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""Growing beside training from scratch: test accuracy against the FLOPs of the training.
+
+A network of an eighth of the width trains for a tenth of an epoch, then grows to five or six
+eighths. The bar is the full width trained from scratch; the fair rival is the final width trained
+from scratch for as many FLOPs. All train with Adam at a cosine's rate, on Fashion-MNIST.
+`python -m experiments.benchmarks.growing CASE …` runs some of the cases.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from dynopt_ray.schedules import cosine
+from dynopt_ray.structure import measure
+from dynopt_ray.tasks import Task, load_task
+from dynopt_ray.training import Budget, Retraining, grow
+from dynopt_ray.training.growth_plan import GrowthCriterion, GrowthInit
+from experiments.benchmarks.cases import accuracy, epoch, spread, train
+
+SEEDS = (0, 1, 2)
+LR = 2e-3
+SMALL_EPOCHS = 0.1
+SHARE, WITHIN = 0.6, 0.3
+"""The FLOPs to stay below, and how close to the full width's accuracy to come, in points."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network by its width in eighths, and how long it trains.
+
+    Attributes:
+        make_task: width in eighths -> the data and the untrained network.
+        final: the width to grow to.
+        num_epochs: of the full width.
+        num_after: epochs after growing.
+    """
+
+    make_task: Callable[[int], Task]
+    final: int
+    num_epochs: float
+    num_after: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a network grows."""
+
+    criterion: GrowthCriterion
+    init: GrowthInit
+    rounds: int = 1
+
+
+def _cnn(width: int) -> Task:
+    return load_task(
+        "fashion-mnist-cnn", {"channels": [4 * width, 8 * width], "hidden": 16 * width}
+    )
+
+
+def _mlp(width: int) -> Task:
+    return load_task("fashion-mnist-mlp", {"hidden": [16 * width]})
+
+
+CASES = {
+    "mlp": Case(_mlp, final=6, num_epochs=10, num_after=7.9),
+    "cnn": Case(_cnn, final=5, num_epochs=4, num_after=5.9),
+}
+WAYS = (
+    Way("even", "fresh"),
+    Way("even", "split"),
+    Way("even", "gradmax"),
+    Way("gain", "fresh"),
+    Way("gain", "gradmax"),
+    Way("even", "fresh", rounds=4),
+)
+
+
+def main(names: Sequence[str] = ()) -> None:
+    """Train, grow, and print the table, of all cases or those named."""
+    torch.set_num_threads(1)
+    for name in names or CASES:
+        rows = [row for seed in SEEDS for row in measured(CASES[name], seed)]
+        Console(width=110).print(table_of(name, rows))
+
+
+def measured(case: Case, seed: int) -> Iterator[Row]:
+    """All ways, and training from scratch, with one seed."""
+    unit = case.num_epochs * flops(case.make_task(8))
+    for width, num_epochs in (
+        (8, case.num_epochs),
+        (case.final, SMALL_EPOCHS + case.num_after),
+        (1, SMALL_EPOCHS + case.num_after),
+    ):
+        task = case.make_task(width)
+        model = task.new_model(seed=seed)
+        train(task, model, num_steps=round(num_epochs * epoch(task)), lr=LR, seed=seed)
+        yield {
+            "way": "from scratch",
+            "width": f"{width}/8",
+            "flops": num_epochs * flops(task) / unit,
+            "accuracy": accuracy(task, model),
+        }
+    for way in WAYS:
+        yield grown(case, way, unit, seed)
+
+
+def grown(case: Case, way: Way, unit: float, seed: int) -> Row:
+    """One network that grows, once or in equal steps over its training."""
+    task = case.make_task(1)
+    start = flops(task)
+    model = task.new_model(seed=seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    small, after = (round(part * epoch(task)) for part in (SMALL_EPOCHS, case.num_after))
+    generator = torch.Generator().manual_seed(seed)
+    task.train_steps(model, optimizer, small, generator=generator)
+    num_steps = after // way.rounds
+    result = grow(
+        model,
+        task,
+        target=Budget(flops=flops(case.make_task(case.final)) / start),
+        train=Retraining(num_steps, cosine(LR, num_steps=after), restart=False),
+        criterion=way.criterion,
+        init=way.init,
+        rounds=way.rounds,
+        optimizer=optimizer,
+        seed=seed,
+    )
+    widened = result.history["flops"] / result.history["flops"].iloc[0]
+    used = start * (small + num_steps * widened.iloc[1:].sum())
+    times = "once" if way.rounds == 1 else f"{way.rounds} times"
+    return {
+        "way": f"grown {times}, {way.criterion}, {way.init}",
+        "width": f"1/8 → {case.final}/8",
+        "flops": used / epoch(task) / unit,
+        "accuracy": accuracy(task, model),
+    }
+
+
+def flops(task: Task) -> float:
+    """Of a forward pass of the task's network."""
+    model: nn.Module = task.new_model(seed=0)
+    return measure(model, task.example_inputs()).flops
+
+
+def table_of(name: str, rows: Sequence[Row]) -> Table:
+    """One row per way."""
+    table = Table(
+        title=f"{name} on Fashion-MNIST, {len(SEEDS)} seeds, test accuracy % (mean ± sd)",
+        caption=f"asked of growing: at most {SHARE:.0%} of the FLOPs, {WITHIN} points below",
+    )
+    for column in ("way", "width", "FLOPs of the training", "accuracy", "below full width"):
+        table.add_column(column)
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["way"], row["width"]), []).append(row)
+    full = [row["accuracy"] for row in found["from scratch", "8/8"]]
+    for (way, width), of_way in found.items():
+        reached = [row["accuracy"] for row in of_way]
+        below = [best - value for best, value in zip(full, reached, strict=True)]
+        share = sum(row["flops"] for row in of_way) / len(of_way)
+        table.add_row(way, width, f"{share:.1%}", spread(reached), spread(below))
+    return table
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
