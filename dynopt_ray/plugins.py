@@ -92,6 +92,7 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "replay": "dynopt_ray.online.reactions:Replay",
     },
     "searchers": {
+        "grid": "dynopt_ray.cluster.searchers:grid",
         "optuna": "dynopt_ray.cluster.searchers:optuna",
         "random": "dynopt_ray.cluster.searchers:random",
     },

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.cluster.trials import Measurement
@@ -14,7 +15,8 @@ from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Costs, Fraction, Granularity, prune
 from dynopt_ray.training.config import make_optimizer, make_rate, make_recovery
-from dynopt_ray.training.networks import loaded_network, network_bytes, traced, trained_in_parts
+from dynopt_ray.training.networks import loaded_network, network_bytes, traced
+from dynopt_ray.training.parts import trained_in_parts
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class PruneSettings:
         recovery: "random", "greedy", a mapping with arguments, or None.
         lr: the learning rate of the retraining: a number, or a schedule or
             controller as a mapping.
+        optimizer: of the retraining: a name, a mapping with arguments, or None for the search's.
+        seed: added to the search's, to try the same again with other draws.
     """
 
     remove_fraction: float
@@ -40,6 +44,8 @@ class PruneSettings:
     rounds: int = 1
     recovery: Any = None
     lr: Any = 0.01
+    optimizer: Any = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +60,8 @@ class PruneTrial:
         optimizer: its name, or a mapping with arguments.
         cost: what utility charges for: "nonzero", "params", "flops" or "bytes".
         start: what costs are relative to; None is the network's own.
-        seed: of the order of training rows and of random choices; the same in all trials, so
-            that they differ by their settings alone.
+        seed: of the order of training rows and of random choices; the same in all trials of
+            the same `PruneSettings.seed`, so that they differ by their settings alone.
 
     Example:
         >>> trial = PruneTrial(task, network, retrain_steps=100)  # doctest: +SKIP
@@ -87,9 +93,12 @@ class PruneTrial:
         costs = Costs(graph, task.example_inputs())
         start = self.start or costs.now()
         rate = make_rate(settings.lr, self.retrain_steps)
-        optimizer = make_optimizer(self.optimizer, graph.model, lr=rate.initial)
+        optimizer = make_optimizer(
+            settings.optimizer or self.optimizer, graph.model, lr=rate.initial
+        )
+        seed = self.seed + settings.seed
         if settings.remove_fraction > 0:
-            _prune(graph, task, settings, optimizer, self.seed)
+            _prune(graph, task, settings, optimizer, seed)
         parts = trained_in_parts(
             graph.model,
             task,
@@ -97,7 +106,7 @@ class PruneTrial:
             rate,
             num_steps=self.retrain_steps,
             num_parts=self.num_reports,
-            seed=self.seed,
+            seed=seed,
         )
         cost = costs.now()  # masks hold and widths stay while it retrains
         sizes = {"params": cost.params, "nonzero": cost.nonzero, "flops": cost.flops}
@@ -166,6 +175,8 @@ def _check_settings(settings: PruneSettings, retrain_steps: int) -> None:
         raise SpecError(f"space.remove_fraction: must be from 0 to below 1, not {share!r}")
     if type(settings.rounds) is not int or settings.rounds < 1:
         raise SpecError(f"space.rounds: must be a whole number from 1, not {settings.rounds!r}")
+    if type(settings.seed) is not int or settings.seed < 0:
+        raise SpecError(f"space.seed: must be a whole number from 0, not {settings.seed!r}")
     for name, known in (("granularity", get_args(Granularity)), ("scope", SCOPES)):
         value = getattr(settings, name)
         if value not in known:
@@ -174,6 +185,9 @@ def _check_settings(settings: PruneSettings, retrain_steps: int) -> None:
         "criterion": lambda: build_criterion(settings.criterion),
         "recovery": lambda: make_recovery(settings.recovery),
         "lr": lambda: make_rate(settings.lr, retrain_steps),
+        "optimizer": lambda: (
+            settings.optimizer and make_optimizer(settings.optimizer, nn.Linear(1, 1), lr=0.1)
+        ),
     }
     for name, check in checks.items():
         try:

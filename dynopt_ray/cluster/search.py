@@ -1,10 +1,11 @@
 """Search over trials: random or by Optuna, stopped early by ASHA, here or on a cluster."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dynopt_ray.cluster.space import Space
 from dynopt_ray.cluster.trials import SearchPlan, SearchResult, Trial, TrialLog
+from dynopt_ray.errors import SpecError
 from dynopt_ray.plugins import build
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ PluginConfig = str | Mapping[str, Any]
 
 def search(
     trial: Trial,
-    space: Mapping[str, Any],
+    space: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     *,
-    num_trials: int,
+    num_trials: int | None = None,
     cost_weight: float = 0.1,
     searcher: PluginConfig = "random",
     scheduler: PluginConfig | None = None,
@@ -38,8 +39,9 @@ def search(
     Args:
         trial: what is searched over; see `Trial`. What it holds (data, a trained network) goes
             to the cluster's object store once.
-        space: what it may be given: lists are choices, {low, high, log} ranges, the rest fixed.
-        num_trials: trials in all.
+        space: what it may be given: lists are choices, {low, high, log} ranges, the rest fixed;
+            a list of such spaces is their union.
+        num_trials: trials in all. None tries all that a grid has.
         cost_weight: λ of utility = accuracy − λ · cost, >= 0.
         searcher: a name, or a mapping of it and its arguments: what draws configurations.
         scheduler: the same: what stops trials early. None lets each finish.
@@ -70,13 +72,15 @@ def search(
         True
     """
     parsed = Space.parse(space)
+    drawing = make_searcher(searcher, seed=seed)
+    num_trials = count_trials(drawing, parsed, num_trials)
     _check(trial, parsed, num_trials, cost_weight, cpus_per_trial, gpus_per_trial)
     plan = SearchPlan(
         trial=trial,
         space=parsed,
         num_trials=num_trials,
         cost_weight=cost_weight,
-        searcher=make_searcher(searcher, seed=seed),
+        searcher=drawing,
         scheduler=make_scheduler(scheduler, num_reports=num_reports),
         on_end=on_end,
         log=TrialLog(),
@@ -107,6 +111,22 @@ def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
     """
     made: Searcher = build("searchers", config, seed=seed)
     return made
+
+
+def count_trials(searcher: "Searcher", space: Space, num_trials: int | None) -> int:
+    """How many trials there will be; a grid has no more than it has configurations.
+
+    Raises:
+        SpecError: a grid of a space with ranges, or no number for a searcher without an end.
+    """
+    from dynopt_ray.cluster.searchers import Grid
+
+    if isinstance(searcher, Grid):
+        size = searcher.cover(space)
+        return size if num_trials is None else min(size, num_trials)
+    if num_trials is None:
+        raise SpecError("num_trials is missing; only the searcher 'grid' comes to an end by itself")
+    return num_trials
 
 
 def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialScheduler | None":

@@ -6,6 +6,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from dynopt_ray.cluster.space import Flat, Space
+
 
 def random(*, seed: int) -> Searcher:
     """Independent draws.
@@ -29,6 +31,62 @@ def optuna(*, seed: int, num_startup_trials: int = 10) -> Searcher:
     from optuna.samplers import TPESampler
 
     return _optuna(TPESampler(seed=seed, n_startup_trials=num_startup_trials))
+
+
+def grid(*, seed: int) -> "Grid":
+    """Every configuration of a space of choices, once each, in order.
+
+    Args:
+        seed: of nothing: a grid draws nothing.
+    """
+    del seed
+    return Grid()
+
+
+class Grid(Searcher):
+    """See `grid`."""
+
+    def __init__(self) -> None:
+        super().__init__(metric="utility", mode="max")
+        self._points: list[Flat] = []
+
+    def cover(self, space: Space) -> int:
+        """Begin with a space.
+
+        Returns:
+            How many configurations it has.
+
+        Raises:
+            SpecError: it has ranges.
+        """
+        self._points = space.grid()
+        return len(self._points)
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        """Nothing to set: what it covers is known, and no result changes it."""
+        del metric, mode, config, spec
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next configuration, while there is one."""
+        del trial_id
+        if not self._points:
+            finished: Any = Searcher.FINISHED
+            return finished  # type: ignore[no-any-return]
+        return dict(self._points.pop(0))
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing to learn."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: searches are not resumed."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing; see `save`."""
 
 
 def asha(

@@ -1,5 +1,9 @@
-"""Search spaces from plain data: lists are choices, {low, high, log} ranges, the rest is fixed."""
+"""Search spaces from plain data: lists are choices, {low, high, log} ranges, the rest is fixed.
 
+A list of such spaces is their union.
+"""
+
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,30 +54,34 @@ class Space:
     used where that option is.
 
     Attributes:
-        tree: name -> `Range`, `Choice`, mapping of these, or a fixed value.
+        tree: name -> `Range`, `Choice`, mapping of these, or a fixed value; or a `Choice` of such
+            mappings.
     """
 
-    tree: Mapping[str, Any]
+    tree: Mapping[str, Any] | Choice
 
     @staticmethod
-    def parse(space: Mapping[str, Any], *, path: str = "space") -> "Space":
+    def parse(
+        space: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, path: str = "space"
+    ) -> "Space":
         """The space that plain data describe.
 
         Args:
             space: name -> a list of options, a range {low, high, log}, a mapping of these, or a
-                fixed value. Options that are lists themselves are values.
+                fixed value. Options that are lists themselves are values. A list of such
+                mappings is the union of their spaces.
             path: what to call it in messages.
 
         Raises:
-            SpecError: a range without ends, out of order or not of numbers; no options; or
-                nothing to choose. Says where.
+            SpecError: a range without ends, out of order or not of numbers; no options; nothing
+                to choose; or neither a mapping nor a list of them. Says where.
 
         Example:
             >>> space = Space.parse({"lr": {"low": 1e-3, "high": 0.1, "log": True}, "rounds": 2})
             >>> space.decode({"lr": 0.01})
             {'lr': 0.01, 'rounds': 2}
         """
-        parsed = Space(_parse_mapping(space, path))
+        parsed = Space(_parse_union(space, path))
         if not parsed.dimensions:
             raise SpecError(
                 f"{path}: nothing to choose, every value is fixed; give a list of options or a "
@@ -84,7 +92,11 @@ class Space:
     @property
     def dimensions(self) -> dict[str, Dimension]:
         """All ranges and choices by dotted name, those within options too."""
-        return dict(_dimensions(self.tree, ""))
+        return dict(_dimensions(self.tree, self._root))
+
+    @property
+    def _root(self) -> str:
+        return "member" if isinstance(self.tree, Choice) else ""
 
     def decode(self, flat: Flat) -> dict[str, Any]:
         """The configuration that drawn values stand for.
@@ -93,22 +105,45 @@ class Space:
             flat: dimension name -> number, or the index of an option. Dimensions that the chosen
                 options do not use may be missing.
         """
-        decoded: dict[str, Any] = _decode(self.tree, "", flat)
+        decoded: dict[str, Any] = _decode(self.tree, self._root, flat)
         return decoded
+
+    def grid(self) -> list[Flat]:
+        """All that can be drawn, the last dimensions changing fastest.
+
+        Choices within options that are not chosen stay at their first, so that no configuration
+        comes twice.
+
+        Raises:
+            SpecError: there is a range, which has no end of values.
+        """
+        for name, dimension in self.dimensions.items():
+            if isinstance(dimension, Range):
+                raise SpecError(
+                    f"space.{name}: a grid has no ranges; list the values to try, or use another "
+                    "searcher"
+                )
+        return list(_grid(self.tree, self._root))
 
     def probes(self) -> Iterator[dict[str, Any]]:
         """Few configurations that cover every option and both ends of every range."""
         dimensions = self.dimensions
-        sizes = [len(d.options) if isinstance(d, Choice) else 2 for d in dimensions.values()]
-        for number in range(max(sizes)):
-            yield self.decode(
-                {
-                    name: min(number, len(d.options) - 1)
-                    if isinstance(d, Choice)
-                    else (d.low, d.high)[min(number, 1)]
-                    for name, d in dimensions.items()
-                }
-            )
+        first = {name: _values(dimension)[0] for name, dimension in dimensions.items()}
+        for name, dimension in dimensions.items():
+            chosen = {
+                above: int(name.removeprefix(f"{above}.").split(".")[0])
+                for above, outer in dimensions.items()
+                if isinstance(outer, Choice) and name.startswith(f"{above}.")
+            }
+            for value in _values(dimension):
+                yield self.decode({**first, **chosen, name: value})
+
+
+def _values(dimension: Dimension) -> Sequence[float]:
+    """All options, or both ends."""
+    if isinstance(dimension, Choice):
+        return range(len(dimension.options))
+    return dimension.low, dimension.high
 
 
 def _parse(value: Any, path: str) -> Any:
@@ -121,6 +156,17 @@ def _parse(value: Any, path: str) -> Any:
             raise SpecError(f"{path}: an empty list has no option to choose; give at least one")
         return Choice(tuple(_parse_option(v, f"{path}.{i}") for i, v in enumerate(value)))
     return value
+
+
+def _parse_union(space: Any, path: str) -> dict[str, Any] | Choice:
+    if isinstance(space, Mapping):
+        return _parse_mapping(space, path)
+    if isinstance(space, list | tuple) and space and all(isinstance(s, Mapping) for s in space):
+        return Choice(tuple(_parse_mapping(s, f"{path}.{i}") for i, s in enumerate(space)))
+    raise SpecError(
+        f"{path}: must be a mapping of settings to lists or ranges, or a list of such mappings, "
+        f"not {space!r}"
+    )
 
 
 def _parse_mapping(space: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -169,6 +215,19 @@ def _children(node: Any) -> Sequence[tuple[str, Any]]:
     if isinstance(node, Choice):
         return [(str(i), option) for i, option in enumerate(node.options)]
     return []
+
+
+def _grid(node: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Every way to choose within a node."""
+    if not isinstance(node, Choice):
+        inner = [_grid(c, f"{name}.{k}" if name else k) for k, c in _children(node)]
+        for parts in itertools.product(*inner):
+            yield {key: value for part in parts for key, value in part.items()}
+        return
+    for index, option in enumerate(node.options):
+        unused = dict.fromkeys(dict(_dimensions(node, name)), 0)
+        for chosen in _grid(option, f"{name}.{index}"):
+            yield {**unused, name: index, **chosen}
 
 
 def _decode(node: Any, name: str, flat: Flat) -> Any:

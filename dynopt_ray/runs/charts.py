@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynopt_ray.runs.by_setting import FIGURES
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -56,12 +58,14 @@ class Chart:
         needs: the columns that the table must have.
         title: its heading.
         draw: axes and table -> what is drawn.
+        height: table -> inches, where it needs more than others.
     """
 
     table: str
     needs: frozenset[str]
     title: str
     draw: Callable[["Axes", "pd.DataFrame"], None]
+    height: Callable[["pd.DataFrame"], float] = lambda _: _SIZE[1]
 
     def fits(self, table: "pd.DataFrame | None") -> bool:
         """Whether there is something to draw."""
@@ -78,7 +82,7 @@ def figure(chart: Chart, table: "pd.DataFrame") -> Iterator["Figure"]:
 
     with mpl.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
         # Not pyplot: it would keep global state and might look for a display.
-        drawn = Figure(figsize=_SIZE)
+        drawn = Figure(figsize=(_SIZE[0], max(_SIZE[1], chart.height(table))))
         FigureCanvasAgg(drawn)
         chart.draw(drawn.subplots(), table)
         yield drawn
@@ -176,6 +180,45 @@ def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
     axes.set(xlabel="environment steps", ylabel="gain in smooth utility per episode")
 
 
+def _settings(axes: "Axes", table: "pd.DataFrame") -> None:
+    """A line per option of one setting, a colour per way to choose the others."""
+    rows, series = _rows_and_series(table)
+    order = table.groupby(rows)["accuracy"].max().sort_values().index.tolist()
+    names = list(dict.fromkeys(series))
+    for number, name in enumerate(names):
+        part = table[series == name]
+        # Side by side, so that bars of equal figures do not hide each other.
+        shift = 0.5 * ((number + 0.5) / len(names) - 0.5)
+        heights = [order.index(option) - shift for option in part[rows]]
+        axes.errorbar(
+            part["accuracy"], heights, xerr=part["accuracy_sd"], label=name, fmt="o",
+            markersize=4, linewidth=1,
+        )  # fmt: skip
+    axes.set_yticks(range(len(order)), labels=order)
+    axes.set(xlabel="accuracy (mean ± sd over seeds)")
+    axes.margins(y=0.03)
+    if len(names) > 1:
+        axes.figure.legend(loc="outside upper center", ncols=3)
+
+
+def _settings_height(table: "pd.DataFrame") -> float:
+    return 1.2 + 0.24 * int(table[_rows_and_series(table)[0]].nunique())
+
+
+def _rows_and_series(table: "pd.DataFrame") -> tuple[str, "pd.Series[str]"]:
+    """The setting with the most options, and what the others are at."""
+    import pandas as pd
+
+    settings = list(table.columns[: list(table.columns).index(FIGURES[0])])
+    rows = max(settings, key=lambda name: table[name].nunique())
+    others = [name for name in settings if name != rows]
+    named = [
+        ", ".join(v if v[0].isalpha() else f"{n} {v}" for n, v in zip(others, values, strict=True))
+        for values in table[others].itertuples(index=False)
+    ]
+    return rows, pd.Series(named, index=table.index)
+
+
 def _chart(
     table: str, needs: Sequence[str], title: str, draw: Callable[["Axes", "pd.DataFrame"], None]
 ) -> Chart:
@@ -183,6 +226,9 @@ def _chart(
 
 
 CHARTS: Mapping[str, Chart] = {
+    "settings": Chart(
+        "settings", frozenset(FIGURES), "Settings compared", _settings, _settings_height
+    ),
     "pareto": _chart("pareto", ["cost", "accuracy"], "Accuracy against cost", _pareto),
     "widths": _chart("widths", [], "Widths over time", _widths),
     "policy": _chart("policy", ["steps", "episode_return"], "Learning the policy", _policy),

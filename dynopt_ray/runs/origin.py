@@ -16,7 +16,8 @@ from dynopt_ray.structure.checkpoint import save
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import Budget, Costs
 from dynopt_ray.training.config import make_optimizer, make_rate
-from dynopt_ray.training.networks import loaded_network, traced, trained_in_parts
+from dynopt_ray.training.networks import loaded_network, traced
+from dynopt_ray.training.parts import trained_in_parts
 
 NETWORK_FILE = "model/network.safetensors"
 _PARTS = 40

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _OUTCOMES = (
     ("summary", "Networks"),
+    ("settings", "Settings, over the seeds"),
     ("policies", "Policies on networks they have not seen"),
     ("drift", "Accuracy on the stream"),
 )

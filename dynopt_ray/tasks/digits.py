@@ -41,7 +41,7 @@ def digits_mlp(
 def digits_cnn(
     *,
     channels: Sequence[int] = (16, 32),
-    hidden: int = 64,
+    hidden: int | None = 64,
     batch_size: int = 128,
     seed: int = 0,
     device: str = "cpu",
@@ -50,7 +50,7 @@ def digits_cnn(
 
     Args:
         channels: the width of each block of two convolutions.
-        hidden: the width of the linear layer after them.
+        hidden: the width of the linear layer after them; None leaves it out.
         batch_size: rows per batch.
         seed: of the stratified split into 60 % train, 20 % validation and 20 % test.
         device: where models and data are put.

@@ -67,7 +67,7 @@ def fashion_mnist_mlp(
 def fashion_mnist_cnn(
     *,
     channels: Sequence[int] = (32, 64),
-    hidden: int = 128,
+    hidden: int | None = 128,
     batch_size: int = 128,
     seed: int = 0,
     data_dir: str | Path | None = None,
@@ -77,7 +77,7 @@ def fashion_mnist_cnn(
 
     Args:
         channels: the width of each block of two convolutions.
-        hidden: the width of the linear layer after them.
+        hidden: the width of the linear layer after them; None leaves it out.
         batch_size: rows per batch.
         seed: of the stratified split of the training images into 5/6 train and 1/6 validation.
         data_dir: the directory of the IDX files, if not found by itself.

@@ -22,7 +22,9 @@ def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Sequenti
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
 
 
-def vgg(image_size: int, channels: Sequence[int], hidden: int, num_outputs: int) -> nn.Sequential:
+def vgg(
+    image_size: int, channels: Sequence[int], hidden: int | None, num_outputs: int
+) -> nn.Sequential:
     """A small VGG for square images of one channel.
 
     Per entry of `channels` two 3×3 convolutions of that width, each with batch normalisation
@@ -31,7 +33,7 @@ def vgg(image_size: int, channels: Sequence[int], hidden: int, num_outputs: int)
     Args:
         image_size: pixels per side; halved once per entry of `channels`.
         channels: the width of each block.
-        hidden: the width of the linear layer.
+        hidden: the width of the linear layer; None leaves it out.
         num_outputs: columns of the output.
     """
     layers: list[nn.Module] = []
@@ -43,12 +45,12 @@ def vgg(image_size: int, channels: Sequence[int], hidden: int, num_outputs: int)
             layers += [nn.ReLU()]
             before = width
         layers += [nn.MaxPool2d(2)]
-    layers += [
-        nn.Flatten(),
-        nn.Linear(before * (image_size >> len(channels)) ** 2, hidden),
-        nn.ReLU(),
-    ]
-    return nn.Sequential(*layers, nn.Linear(hidden, num_outputs))
+    layers += [nn.Flatten()]
+    before *= (image_size >> len(channels)) ** 2
+    if hidden is not None:
+        layers += [nn.Linear(before, hidden), nn.ReLU()]
+        before = hidden
+    return nn.Sequential(*layers, nn.Linear(before, num_outputs))
 
 
 def mlp_factory(
@@ -64,7 +66,7 @@ def mlp_factory(
 
 
 def vgg_factory(
-    image_size: int, channels: Sequence[int], hidden: int, num_outputs: int
+    image_size: int, channels: Sequence[int], hidden: int | None, num_outputs: int
 ) -> Callable[[], nn.Sequential]:
     """A factory of `vgg` that pickles; its arguments are checked here and now.
 
@@ -78,7 +80,9 @@ def vgg_factory(
             f"channels has {len(widths)} blocks, each of which halves an image of {image_size} "
             f"pixels a side; give at most {image_size.bit_length() - 1}"
         )
-    return partial(vgg, image_size, widths, _widths("hidden", [hidden])[0], num_outputs)
+    if hidden is not None:
+        _widths("hidden", [hidden])
+    return partial(vgg, image_size, widths, hidden, num_outputs)
 
 
 def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError, UnknownNameError, did_you_mean
 from dynopt_ray.schedules import Schedule, constant, from_config
 from dynopt_ray.training.rates import Cocob, ControllerFactory, RateController
+from dynopt_ray.training.rates.population import PopulationStart
 from dynopt_ray.training.recovery import Greedy, Random, Recovery
 from dynopt_ray.training.regrowth import Regrowth
 
@@ -26,30 +27,33 @@ OPTIMIZERS: dict[str, Any] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+_POPULATION = "population"
 RECOVERIES: dict[str, Any] = {"greedy": Greedy, "random": Random, "regrowth": Regrowth}
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A learning rate: a schedule, or where one begins that a controller sets.
+    """A learning rate: a schedule, or where one begins that follows training.
 
     Attributes:
         initial: the rate at the start.
-        schedule: the rate at each step; None with a controller.
-        controller: makes the controller; None with a schedule.
+        schedule: the rate at each step.
+        controller: makes what sets the rate instead.
+        population: makes the members whose rates are bred instead.
     """
 
     initial: float
     schedule: Schedule | None = None
     controller: ControllerFactory | None = None
+    population: PopulationStart | None = None
 
 
 def make_rate(value: float | Mapping[str, Any], num_steps: int) -> Rate:
     """The learning rate that a number or a mapping stands for, which may follow training.
 
     Args:
-        value: what `make_schedule` takes, or the name of one of the lr_controllers with `initial`,
-            the rate it starts from, and its arguments.
+        value: what `make_schedule` takes, or the name of one of the lr_controllers, or
+            "population", with `initial`, the rate it starts from, and its arguments.
         num_steps: the length of the training.
 
     Raises:
@@ -60,13 +64,15 @@ def make_rate(value: float | Mapping[str, Any], num_steps: int) -> Rate:
         >>> make_rate({"name": "plateau", "initial": 0.1, "patience": 2}, num_steps=200).initial
         0.1
     """
-    if not (isinstance(value, Mapping) and _names_controller(value.get("name"))):
+    if not (isinstance(value, Mapping) and _follows_training(value.get("name"))):
         schedule = make_schedule(value, num_steps)
         return Rate(float(schedule(0)), schedule)
     if "initial" not in value:
         raise SpecError(f"{value['name']!r} needs initial, the rate that it starts from")
     initial = constant(value["initial"])(0)
     options = {key: given for key, given in value.items() if key != "initial"}
+    if value["name"] == _POPULATION:
+        return Rate(initial, population=_made(options, "lr", {_POPULATION: PopulationStart}))
     controller = partial(_controller, options)
     # Made once for another network, wrong arguments show before anything starts.
     some = nn.Linear(1, 1)
@@ -111,14 +117,9 @@ def make_optimizer(config: str | Mapping[str, Any], model: nn.Module, lr: float)
     Raises:
         SpecError: no such optimizer, or arguments that it does not have or refuses.
     """
-    name, options = _parts(config, "optimizer", OPTIMIZERS)
-    if "lr" in options:
+    if "lr" in _parts(config, "optimizer", OPTIMIZERS)[1]:
         raise SpecError("the optimizer takes no lr here: the rate is given with the training steps")
-    _check_options(name, OPTIMIZERS[name], options, besides={"params", "lr"})
-    try:
-        made: Optimizer = OPTIMIZERS[name](model.parameters(), lr=lr, **options)
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"optimizer {name!r} refuses its arguments: {error}") from error
+    made: Optimizer = _made(config, "optimizer", OPTIMIZERS, params=model.parameters(), lr=lr)
     return made
 
 
@@ -132,24 +133,20 @@ def make_recovery(config: str | Mapping[str, Any] | None) -> Recovery | Regrowth
     """
     if config is None:
         return None
-    name, options = _parts(config, "recovery", RECOVERIES)
-    _check_options(name, RECOVERIES[name], options)
-    try:
-        made: Recovery | Regrowth = RECOVERIES[name](**options)
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"recovery {name!r} refuses its arguments: {error}") from error
+    made: Recovery | Regrowth = _made(config, "recovery", RECOVERIES)
     return made
 
 
-def _names_controller(name: object) -> bool:
-    """Whether a rate's name is a controller's and not a schedule's."""
-    if not isinstance(name, str):
-        return False
+def _follows_training(name: object) -> bool:
+    """Whether a rate's name is a controller's or the population's, and not a schedule's."""
+    if not isinstance(name, str) or name == _POPULATION:
+        return name == _POPULATION
     if ":" in name:  # either may be written so; controllers are made for an optimizer
         return "optimizer" in inspect.signature(plugins.load("lr_controllers", name)).parameters
     controllers, schedules = plugins.names("lr_controllers"), plugins.names("schedules")
     if name not in (*controllers, *schedules):
-        raise UnknownNameError("schedule or LR controller", name, [*schedules, *controllers])
+        known = [*schedules, *controllers, _POPULATION]
+        raise UnknownNameError("schedule or LR controller", name, known)
     return name in controllers
 
 
@@ -172,6 +169,31 @@ def _with_length(config: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
     return dict(config)
 
 
+def _made(
+    config: str | Mapping[str, Any], what: str, known: Mapping[str, Any], **given: Any
+) -> Any:
+    """What a name, or a mapping of it and its arguments, describes.
+
+    Args:
+        config: either of them.
+        what: what to call it in messages.
+        known: name -> what makes it.
+        given: arguments that are ours to give.
+    """
+    name, options = _parts(config, what, known)
+    arguments = [p for p in inspect.signature(known[name]).parameters if p not in given]
+    for option in options:
+        if option not in arguments:
+            raise SpecError(
+                f"{name!r} has no argument {option!r}.{did_you_mean(option, arguments)} "
+                f"Known: {', '.join(arguments)}."
+            )
+    try:
+        return known[name](**given, **options)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{what} {name!r} refuses its arguments: {error}") from error
+
+
 def _parts(
     config: str | Mapping[str, Any], what: str, known: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
@@ -185,19 +207,3 @@ def _parts(
             f"no {what} {name!r}.{did_you_mean(str(name), known)} Known: {', '.join(known)}."
         )
     return str(name), {key: value for key, value in config.items() if key != "name"}
-
-
-def _check_options(
-    name: str,
-    kind: Any,
-    options: Mapping[str, Any],
-    *,
-    besides: frozenset[str] | set[str] = frozenset(),
-) -> None:
-    known = [p for p in inspect.signature(kind).parameters if p not in besides]
-    for option in options:
-        if option not in known:
-            raise SpecError(
-                f"{name!r} has no argument {option!r}.{did_you_mean(option, known)} "
-                f"Known: {', '.join(known)}."
-            )

@@ -49,6 +49,21 @@ def test_the_optimum_is_found(searcher: str, distance: float) -> None:
     assert result.network == f"{result.best.config['x']}".encode()
 
 
+@pytest.mark.parametrize("num_trials", [None, 2, 9])
+def test_a_grid_tries_all_once_and_in_order(num_trials: int | None) -> None:
+    result = search(hill, {"x": [0.9, 0.3, 0.5]}, num_trials=num_trials, searcher="grid",
+                    local=True)  # fmt: skip
+    assert result.trials["config.x"].tolist() == [0.9, 0.3, 0.5][:num_trials]
+    assert result.best.config == {"x": OPTIMUM}
+
+
+def test_only_a_grid_ends_by_itself() -> None:
+    with pytest.raises(SpecError, match=r"^num_trials is missing; only the searcher 'grid'"):
+        search(hill, SPACE, local=True)
+    with pytest.raises(SpecError, match=r"^space.x: a grid has no ranges"):
+        search(hill, SPACE, searcher="grid", local=True)
+
+
 def test_optuna_learns_from_the_trials_before() -> None:
     result = search(hill, SPACE, num_trials=40, searcher="optuna", local=True)
     distance = (result.trials["config.x"] - OPTIMUM).abs()

@@ -84,3 +84,31 @@ def test_mistakes_are_named(space: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         Space.parse(space)
     assert str(caught.value) == message
+
+
+def test_a_grid_has_every_configuration_once() -> None:
+    lr = [{"name": "step", "gamma": [0.5, 0.1]}, {"name": "cosine", "final": [0.0, 0.1, 0.2]}, 0.1]
+    space = Space.parse({"lr": lr, "fixed": 7, "n": {"a": [1, 2]}})
+    configs = [space.decode(flat) for flat in space.grid()]
+    assert len(configs) == (2 + 3 + 1) * 2
+    assert len({repr(config) for config in configs}) == len(configs)
+    assert configs[0] == {"lr": {"name": "step", "gamma": 0.5}, "fixed": 7, "n": {"a": 1}}
+    assert configs[1]["n"] == {"a": 2}
+    assert configs[-1] == {"lr": 0.1, "fixed": 7, "n": {"a": 2}}
+
+
+def test_a_grid_has_no_ranges() -> None:
+    space = Space.parse({"a": [1, {"name": "x", "b": {"low": 0, "high": 1}}]})
+    with pytest.raises(SpecError, match=r"^space.a.1.b: a grid has no ranges; list the values"):
+        space.grid()
+
+
+def test_a_list_of_spaces_is_their_union() -> None:
+    space = Space.parse([{"a": [1, 2], "b": 0}, {"a": {"low": 3.0, "high": 4.0}}])
+    assert list(space.dimensions) == ["member", "member.0.a", "member.1.a"]
+    flat = {"member": 1, "member.0.a": 0, "member.1.a": 3.5}
+    assert space.decode(flat) == {"a": 3.5}
+    assert space.decode({**flat, "member": 0}) == {"a": 1, "b": 0}
+    assert {"a": 4.0} in space.probes()
+    whole = Space.parse([{"a": [1, 2], "b": 0}, {"a": 3}])
+    assert [whole.decode(flat)["a"] for flat in whole.grid()] == [1, 2, 3]

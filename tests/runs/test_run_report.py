@@ -27,6 +27,17 @@ TABLES: dict[str, pd.DataFrame] = {
         }
     ),
     "summary": pd.DataFrame({"network": ["before", "after"], "accuracy": [0.9, 0.95]}),
+    "settings": pd.DataFrame(
+        {
+            "criterion": ["magnitude", "taylor", "taylor"],
+            "recovery": ["none", "none", "greedy"],
+            "trials": [2, 2, 1],
+            "accuracy": [0.8, 0.9, 0.7],
+            "accuracy_sd": [0.1, 0.0, np.nan],
+            "cost": [0.5, 0.5, 0.5],
+            "utility": [0.75, 0.85, 0.65],
+        }
+    ),
     "policies": pd.DataFrame({"policy": ["learned"], "utility": [0.9]}),
     "drift": pd.DataFrame({"network": ["learning"], "after_drift": [0.7]}),
     "front": pd.DataFrame({"trial": [1], "accuracy": [0.9]}),

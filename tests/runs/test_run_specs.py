@@ -97,7 +97,7 @@ def test_policy_settings_are_those_of_training() -> None:
             "train.lr={name: cosin, initial: 0.1}",
             "train.lr: no schedule or LR controller 'cosin'. Did you mean 'cosine'? Known: "
             "article_step, constant, cosine, exponential, hypergradient, linear, plateau, "
-            "polynomial, rewind, sequence, step, warmup.",
+            "polynomial, population, rewind, sequence, step, warmup.",
         ),
         (
             "train.lr={name: cosine, initial: 0.1, finale: 0}",
@@ -203,14 +203,19 @@ def test_all_mistakes_are_listed() -> None:
     [
         ("space={}", "space: space: nothing to choose, every value is fixed; give a list of "
          "options or a range such as {low: 0.1, high: 0.9}"),
-        ("space=3", "space: must be a mapping of settings to lists or ranges, not 3"),
+        ("space=3", "space: space: must be a mapping of settings to lists or ranges, or a list of "
+         "such mappings, not 3"),
+        ("space=[{remove_fraction: 0.5, scope: [global, leyer]}, {remove_fraction: 0.5}]",
+         "space.scope: must be one of layer, global, not 'leyer'"),
         ("space.lr=[]", "space: space.lr: an empty list has no option to choose; give at least "
          "one"),
         ("space.criterion=[magnitude, tayler]", "space.criterion: no criterion 'tayler'. Did you "
          "mean 'taylor'? Known: "),
         ("space.criterio=[magnitude]", "space.criterio: a trial has no setting 'criterio'. Did you "
          "mean 'criterion'? Known: remove_fraction, criterion, granularity, scope, rounds, "
-         "recovery, lr."),
+         "recovery, lr, optimizer, seed."),
+        ("space.optimizer=[sdg]", "space.optimizer: no optimizer 'sdg'. Did you mean 'sgd'?"),
+        ("space.seed=[0, -1]", "space.seed: must be a whole number from 0, not -1"),
         ("space.remove_fraction.high=1.5", "space.remove_fraction: must be from 0 to below 1, not "
          "1.5"),
         ("space.scope=[global, leyer]", "space.scope: must be one of layer, global, not 'leyer'"),

@@ -17,8 +17,10 @@ from sklearn import datasets  # type: ignore[import-untyped]
 from torch import nn
 
 from dynopt_ray import plugins
+from dynopt_ray.criteria import unit_scores
 from dynopt_ray.errors import DataError, PluginError, SpecError, UnknownNameError
 from dynopt_ray.schedules import cosine
+from dynopt_ray.structure import trace
 from dynopt_ray.tasks import Task, fashion_mnist, load_task
 from dynopt_ray.testing import check_task
 
@@ -127,6 +129,13 @@ def test_widths_are_named_and_chosen() -> None:
         name: m.out_features for name, m in model.named_children() if isinstance(m, nn.Linear)
     }
     assert widths == {"0": 48, "2": 24, "4": 10}
+
+
+def test_a_cnn_without_hidden_layer_has_normalisations_behind_every_width() -> None:
+    task = load_task({"name": "digits-cnn", "channels": [4, 6], "hidden": None})
+    graph = trace(task.new_model(seed=0), task.example_inputs())
+    assert [group.width for group in graph] == [4, 4, 6, 6]
+    assert min(map(len, unit_scores(graph, "batchnorm_scale").values())) == 4
 
 
 @pytest.mark.parametrize("name", ["digits-mlp", "digits-cnn"])

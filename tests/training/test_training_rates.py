@@ -206,6 +206,7 @@ def test_plateau_starts_anew_after_an_edit_and_from_its_state() -> None:
         (lambda _, o: Hypergradient(o, hyper_lr=0.0), "hyper_lr is 0.0"),
         (lambda _, o: Hypergradient(o, hyper_lr=0.1, min_lr=-1), "min_lr is -1"),
         (lambda m, _: Cocob(m.parameters(), alpha=0), "alpha is 0"),
+        (lambda m, _: Cocob(m.parameters(), lr=-1), "lr is -1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(

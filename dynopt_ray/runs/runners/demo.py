@@ -42,7 +42,7 @@ def prepare(spec: DemoSpec) -> Action:
         SpecError: a plugin refuses its arguments, or the stream does not suit the task.
         DynoptError: the task or the starting network is missing or wrong.
     """
-    check_plugins(spec.search)
+    check_plugins(spec.search, spec.space)
     check_learner(spec.learner)
     check_environment(ENVIRONMENT, _environment(spec))
     origin = prepare_origin(spec)

@@ -1,6 +1,6 @@
 """`kind: search`: trials of pruning and retraining from one trained network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,8 +8,10 @@ import pandas as pd
 from torch import nn
 
 from dynopt_ray.cluster.prune_trial import PruneTrial
-from dynopt_ray.cluster.search import make_scheduler, make_searcher, search
+from dynopt_ray.cluster.search import count_trials, make_scheduler, make_searcher, search
+from dynopt_ray.cluster.space import Space
 from dynopt_ray.cluster.trials import SearchResult, TrialLog
+from dynopt_ray.runs.by_setting import by_setting
 from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.origin import (
     Curves,
@@ -25,6 +27,8 @@ from dynopt_ray.structure import Cost
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.networks import loaded_network, network_bytes
 
+SpaceConfig = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
 
 def prepare(spec: SearchSpec) -> Action:
     """Make ready to search.
@@ -33,7 +37,7 @@ def prepare(spec: SearchSpec) -> Action:
         SpecError: the space holds a setting that trials do not have or cannot run.
         DynoptError: the task or the starting network is missing or wrong.
     """
-    check_plugins(spec.search)
+    check_plugins(spec.search, spec.space)
     return partial(_run, spec, prepare_origin(spec))
 
 
@@ -57,6 +61,9 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
     after = figures(f"trial {result.best.trial}", origin.task, winner)
     rows = with_utility([before, after], spec.cost_weight, spec.cost)
     run.outcome("summary", "Before and after the search", pd.DataFrame(rows))
+    compared = by_setting(result.trials)
+    if compared is not None:
+        run.outcome("settings", "Settings, over the seeds", compared)
     run.directory.write_results(result.trials)
     run.directory.write_table("trials", result.history)
     run.directory.write_table("front", front(result))
@@ -93,14 +100,19 @@ def add_best_curve(curves: Curves, result: SearchResult) -> None:
         )
 
 
-def check_plugins(settings: SearchSettings) -> None:
+def check_plugins(settings: SearchSettings, space: SpaceConfig) -> None:
     """Make the searcher and the scheduler once, to see that they take their arguments.
 
     Raises:
-        SpecError: one does not.
+        SpecError: one does not, or the number of trials is missing.
     """
-    make_searcher(settings.searcher, seed=0)
+    _num_trials(settings, space)
     make_scheduler(settings.scheduler, num_reports=settings.num_reports)
+
+
+def _num_trials(settings: SearchSettings, space: SpaceConfig) -> int:
+    searcher = make_searcher(settings.searcher, seed=0)
+    return count_trials(searcher, Space.parse(space), settings.num_trials)
 
 
 def searched(
@@ -111,7 +123,7 @@ def searched(
     settings: SearchSettings,
     cost_weight: float,
     cost: str,
-    space: Mapping[str, Any],
+    space: SpaceConfig,
     optimizer: str | Mapping[str, Any],
     seed: int,
     start: Cost | None = None,
@@ -140,7 +152,7 @@ def searched(
         start=start,
         seed=seed,
     )
-    with run.progress.stage("search", settings.num_trials) as stage:
+    with run.progress.stage("search", _num_trials(settings, space)) as stage:
 
         def on_end(log: TrialLog) -> None:
             best = log.best_so_far

@@ -6,28 +6,25 @@ from pydantic import Field, PlainValidator, model_validator
 
 from dynopt_ray.runs.fields import Config, Scheduler, Searcher, checked_by
 from dynopt_ray.runs.specs.base import CostKind, NetworkSpec
-from dynopt_ray.runs.validation import Strict, short
+from dynopt_ray.runs.validation import Strict
 
 
-def _space(value: Any) -> Config:
+def _space(value: Any) -> Any:
     from dynopt_ray.cluster.space import Space
 
-    if not isinstance(value, dict):
-        raise ValueError(f"must be a mapping of settings to lists or ranges, not {short(value)}")
-    checked_by(Space.parse)(value)
-    return value
+    return checked_by(Space.parse)(value)
 
 
-SearchSpace = Annotated[Config, PlainValidator(_space)]
-"""Lists are choices, {low, high, log} ranges, everything else is fixed."""
+SearchSpace = Annotated[Config | list[Config], PlainValidator(_space)]
+"""Lists are choices, {low, high, log} ranges, everything else is fixed; a list is a union."""
 
 
 class SearchSettings(Strict):
     """How to search.
 
     Attributes:
-        num_trials: trials in all.
-        searcher: "optuna", "random" or a plugin: what draws configurations.
+        num_trials: trials in all; a grid needs no number.
+        searcher: "optuna", "random", "grid" or a plugin: what draws configurations.
         scheduler: "asha", a plugin, or None: what stops trials early.
         retrain_steps: optimizer steps of each trial.
         num_reports: measurements on the way, at which a trial may be stopped.
@@ -37,7 +34,7 @@ class SearchSettings(Strict):
         local: run them in this process, one after the other, on no cluster.
     """
 
-    num_trials: int = Field(ge=1, description="the number of trials")
+    num_trials: int | None = Field(default=None, ge=1)
     searcher: Searcher = "optuna"
     scheduler: Scheduler | None = None
     retrain_steps: int = Field(default=200, ge=1)
@@ -70,7 +67,7 @@ class SearchSpec(NetworkSpec):
         return self
 
 
-def check_space(space: Config, retrain_steps: int) -> None:
+def check_space(space: Config | list[Config], retrain_steps: int) -> None:
     """Refuse a space with settings that trials do not have or cannot run.
 
     Raises:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from dynopt_ray.errors import SpecError
 from dynopt_ray.runs.fields import Detector, OptimizerConfig, Rate, Reaction, checked_by
 from dynopt_ray.runs.specs.base import NetworkSpec
 from dynopt_ray.runs.validation import Strict
@@ -70,7 +71,11 @@ class LearnerSettings(Strict):
     def _is_a_rate(cls, value: Any) -> Any:
         from dynopt_ray.training.config import make_rate
 
-        return checked_by(lambda config: make_rate(config, 1_000))(value)
+        def check(config: Any) -> None:
+            if make_rate(config, 1_000).population is not None:
+                raise SpecError("a population trains several networks; a stream has one learner")
+
+        return checked_by(check)(value)
 
 
 class StreamSpec(NetworkSpec):

@@ -24,21 +24,24 @@ class Cocob(Optimizer):
 
     Args:
         params: as for any optimizer.
+        lr: scales every step, as schedules and searches expect of an optimizer; 1 is the paper's
+            algorithm.
         alpha: α, how slowly the first bets grow, > 0.
 
     Raises:
-        ValueError: α that is not above 0.
+        ValueError: a number out of range.
 
     References:
         Orabona & Tommasi 2017, "Training Deep Networks without Learning Rates Through Coin
         Betting", algorithm 2 (COCOB-Backprop), with its α = 100.
     """
 
-    def __init__(self, params: Iterable[Any], alpha: float = 100.0) -> None:
+    def __init__(self, params: Iterable[Any], lr: float = 1.0, alpha: float = 100.0) -> None:
+        if not 0 <= lr < float("inf"):
+            raise ValueError(f"Cocob: lr is {lr!r}; it must be finite and >= 0")
         if not alpha > 0:
             raise ValueError(f"Cocob: alpha is {alpha!r}; it must be > 0")
-        # Schedules and hyperparameter searches look for a rate: this one scales every step.
-        super().__init__(params, {"lr": 1.0, "alpha": alpha})
+        super().__init__(params, {"lr": lr, "alpha": alpha})
 
     @overload
     def step(self, closure: None = None) -> None: ...

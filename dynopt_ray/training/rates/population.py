@@ -1,15 +1,66 @@
 """Population: rates that are bred, as in population based training."""
 
+import copy
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from dynopt_ray.structure.masks import masked_parameters, set_mask
 from dynopt_ray.training.arguments import whole
 from dynopt_ray.training.plain_state import load_optimizer_state, optimizer_state
+
+
+@dataclass(frozen=True)
+class PopulationStart:
+    """A population of copies of one network, at rates around its optimizer's.
+
+    Attributes:
+        num_members: how many, the network itself among them; two or more.
+        spread: the highest rate over the middle one, and that over the lowest; > 1.
+        share: see `Population`.
+        factors: see `Population`.
+        seed: see `Population`.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    num_members: int = 4
+    spread: float = 4.0
+    share: float = 0.25
+    factors: tuple[float, float] = (0.8, 1.2)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole("population: num_members", self.num_members, least=2)
+        if not 1 < self.spread < float("inf"):
+            raise ValueError(f"population: spread is {self.spread!r}; it must be > 1")
+        some: list[nn.Module] = [nn.Linear(1, 1) for _ in range(2)]
+        self._of(some, [torch.optim.SGD(model.parameters()) for model in some])
+
+    def __call__(self, model: nn.Module, optimizer: Optimizer) -> "Population":
+        """Its members: the network as the first, at the lowest rate, and copies of it."""
+        pairs = [(model, optimizer)]
+        for _ in range(self.num_members - 1):
+            # Together, so that the copied optimizer trains the copied network.
+            pairs.append(copy.deepcopy((model, optimizer)))
+            for parameter, keep in masked_parameters(model).items():
+                set_mask(pairs[-1][0].get_parameter(parameter), keep)
+        for number, (_, other) in enumerate(pairs):
+            away = 2 * number / (self.num_members - 1) - 1
+            for group in other.param_groups:
+                group["lr"] = group["lr"] * self.spread**away
+        return self._of(*map(list, zip(*pairs, strict=True)))
+
+    def _of(self, models: list[nn.Module], optimizers: list[Optimizer]) -> "Population":
+        return Population(
+            models, optimizers, share=self.share, factors=self.factors, seed=self.seed
+        )
 
 
 class Population:
@@ -70,6 +121,11 @@ class Population:
         self._check_shapes()
 
     @property
+    def members(self) -> list[tuple[nn.Module, Optimizer]]:
+        """Each network with its optimizer."""
+        return list(zip(self.models, self.optimizers, strict=True))
+
+    @property
     def lrs(self) -> list[float]:
         """The rate of each member's first group."""
         return [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers]
@@ -96,7 +152,10 @@ class Population:
         few = max(1, int(self.share * len(losses)))
         for member in ranked[-few:]:
             sources[member] = self._random.choice(ranked[:few])
-            self._take_over(member, sources[member])
+            self.copy(sources[member], member)
+            factor = self._random.choice(self.factors)
+            for group in self.optimizers[member].param_groups:
+                group["lr"] = group["lr"] * factor
         return sources
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,13 +168,10 @@ class Population:
         self._random.setstate((version, tuple(numbers), gauss))
 
     @torch.no_grad()
-    def _take_over(self, member: int, source: int) -> None:
+    def copy(self, source: int, member: int) -> None:
+        """Make a member equal another, in weights, optimizer and rate."""
         self.models[member].load_state_dict(self.models[source].state_dict())
-        optimizer = self.optimizers[member]
-        load_optimizer_state(optimizer, optimizer_state(self.optimizers[source]))
-        factor = self._random.choice(self.factors)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
+        load_optimizer_state(self.optimizers[member], optimizer_state(self.optimizers[source]))
 
     def _check_shapes(self) -> None:
         first, *others = ({n: t.shape for n, t in m.state_dict().items()} for m in self.models)

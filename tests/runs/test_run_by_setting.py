@@ -1,0 +1,74 @@
+"""Settings compared: means over seeds, and only what tells configurations apart."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dynopt_ray.cluster.trials import flat_config
+from dynopt_ray.runs.by_setting import by_setting
+from dynopt_ray.runs.charts import CHARTS, figure
+
+COSINE = {"name": "cosine", "initial": 0.1}
+STEPS = [{"name": "step", "initial": 0.2, "gamma": gamma} for gamma in (0.5, 0.9)]
+CONFIGS = [
+    {"lr": lr, "recovery": recovery, "rounds": 1 if recovery else 2, "fixed": 7, "seed": seed}
+    for lr in (COSINE, *STEPS, 0.3)
+    for recovery in (None, "greedy")
+    for seed in (0, 1)
+]
+
+
+def trials() -> pd.DataFrame:
+    rows = []
+    for number, config in enumerate(CONFIGS):
+        figures = {"accuracy": 0.9 - 0.01 * number, "cost": 0.5, "utility": 0.8}
+        rows.append({"trial": number, "status": "finished", **flat_config(config), **figures})
+    return pd.DataFrame(rows)
+
+
+def test_seeds_become_means_and_deviations() -> None:
+    table = by_setting(trials())
+    assert table is not None
+    assert list(table) == [
+        *("lr", "recovery"),
+        *("trials", "accuracy", "accuracy_sd", "cost", "utility"),
+    ]
+    assert len(table) == 8
+    assert set(table["trials"]) == {2}
+    best = table.iloc[0]
+    assert (best["lr"], best["recovery"]) == ("cosine", "none")
+    assert best["accuracy"] == pytest.approx(0.895)
+    assert best["accuracy_sd"] == pytest.approx(0.01 / np.sqrt(2))
+    options = ["cosine", "step (gamma 0.5)", "step (gamma 0.9)", "0.3"]
+    assert table["lr"].tolist() == [option for option in options for _ in range(2)]
+
+
+def test_failed_trials_count_for_nothing() -> None:
+    some = trials()
+    failed = some["trial"].isin([0, 2, 3])
+    some["status"] = some["status"].mask(failed, "failed")
+    some["accuracy"] = some["accuracy"].mask(failed)
+    table = by_setting(some)
+    assert table is not None
+    cosine = table[table["lr"] == "cosine"].set_index("recovery")
+    assert cosine.loc["none", "trials"] == 1
+    assert cosine.loc["none", "accuracy"] == pytest.approx(0.89)
+    assert cosine.loc["greedy", "trials"] == 0
+    assert cosine["accuracy"].isna().tolist() == [False, True]
+
+
+def test_there_must_be_seeds_and_something_to_compare() -> None:
+    some = trials()
+    assert by_setting(some[some["config.seed"] == 0]) is None
+    assert by_setting(some.drop(columns="config.seed")) is None
+    assert by_setting(some[:2]) is None
+
+
+def test_the_chart_has_a_line_per_option_and_a_colour_per_way() -> None:
+    table = by_setting(trials())
+    assert table is not None
+    with figure(CHARTS["settings"], table) as drawn:
+        axes = drawn.axes[0]
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        assert labels == ["0.3", "step (gamma 0.9)", "step (gamma 0.5)", "cosine"]
+        assert [bars.get_label() for bars in axes.containers] == ["none", "greedy"]
