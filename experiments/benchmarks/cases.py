@@ -4,11 +4,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from dynopt_ray.criteria import Scope
 from dynopt_ray.schedules import cosine
 from dynopt_ray.tasks import Task, load_task
 from experiments.benchmarks.networks import SmallViT, resnet20
@@ -17,22 +19,35 @@ BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How far a network is cut, and where the rate of its retraining begins.
+
+    Attributes:
+        share: of the FLOPs that is to be left.
+        retrain_lr: of Adam, which follows a cosine for one epoch, on both sides.
+    """
+
+    share: float
+    retrain_lr: float = 2e-3
+
+
+@dataclass(frozen=True)
 class Case:
     """A network on Fashion-MNIST.
 
     Attributes:
         make_task: the data and the untrained network.
-        shares: name -> the share of the FLOPs that is to be left.
+        cuts: by name.
         num_epochs: of the training before the cut, with Adam at a cosine's rate.
         lr: where that begins.
-        retrain_lr: where that of the retraining begins, one epoch.
+        scope: of our cuts, the one that validation data prefer right after them.
     """
 
     make_task: Callable[[], Task]
-    shares: Mapping[str, float]
+    cuts: Mapping[str, Cut]
     num_epochs: int
     lr: float = 2e-3
-    retrain_lr: float = 2e-3
+    scope: Scope = "layer"
 
 
 def _with_network(name: str, model: Callable[[], nn.Module]) -> Task:
@@ -45,28 +60,41 @@ CASES = {
     "cnn": Case(
         partial(load_task, "fashion-mnist-cnn"),
         # What halving, and quartering, every width leaves.
-        {"1/3.77": 1 / 3.77, "1/13.5": 1 / 13.5},
+        {"1/3.77": Cut(1 / 3.77), "1/13.5": Cut(1 / 13.5, 4e-3)},
         num_epochs=4,
     ),
     "mlp": Case(
         partial(load_task, "fashion-mnist-mlp", {"hidden": [128]}),
-        {"50 % of units": 0.5, "25 % of units": 0.25},
+        {"50 % of units": Cut(0.5), "25 % of units": Cut(0.25, 4e-3)},
         num_epochs=10,
     ),
     "resnet20": Case(
-        partial(_with_network, "resnet20", resnet20), {"1/2": 0.5, "1/4": 0.25}, num_epochs=3
+        partial(_with_network, "resnet20", resnet20),
+        {"1/2": Cut(0.5), "1/4": Cut(0.25)},
+        num_epochs=3,
     ),
     "vit": Case(
-        partial(_with_network, "vit", SmallViT), {"1/2": 0.5, "1/4": 0.25}, num_epochs=8, lr=1e-3
+        partial(_with_network, "vit", SmallViT),
+        {"1/2": Cut(0.5), "1/4": Cut(0.25)},
+        num_epochs=8,
+        lr=1e-3,
+        scope="global",
     ),
 }
+KEPT = Path(__file__).parents[2] / "build" / "benchmarks"
+"""Where trained networks are kept for the next time."""
 
 
-def trained(case: Case, task: Task, seed: int) -> nn.Module:
-    """The network that is cut."""
-    model = task.new_model(seed=seed)
-    train(task, model, num_steps=case.num_epochs * epoch(task), lr=case.lr, seed=seed)
-    return model
+def trained(name: str, task: Task, seed: int) -> Path:
+    """The file of the network that is cut; trained if it is not there."""
+    case = CASES[name]
+    path = KEPT / f"{name}-{case.num_epochs}-epochs-{case.lr:g}-seed-{seed}.npz"
+    if not path.exists():
+        model = task.new_model(seed=seed)
+        train(task, model, num_steps=case.num_epochs * epoch(task), lr=case.lr, seed=seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **{k: v.numpy() for k, v in model.state_dict().items()})
+    return path
 
 
 def epoch(task: Task) -> int:
@@ -90,7 +118,7 @@ def accuracy(task: Task, model: nn.Module) -> float:
     return 100 * task.evaluate(model, "test").metric
 
 
-def loaded(task: Task, path: str) -> nn.Module:
+def loaded(task: Task, path: str | Path) -> nn.Module:
     """The network with the weights of a file that `np.savez` wrote."""
     model = task.new_model(seed=0)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in np.load(path).items()})

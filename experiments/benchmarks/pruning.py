@@ -8,13 +8,11 @@ cases.
 
 import copy
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +25,7 @@ from dynopt_ray.training import Budget, Distillation, Fraction, Retraining, prun
 from experiments.benchmarks.cases import (
     CASES,
     Case,
+    Cut,
     accuracy,
     epoch,
     loaded,
@@ -38,7 +37,8 @@ from experiments.benchmarks.environments import run_peer
 from experiments.benchmarks.timing import latency_ms
 
 SEEDS = (0, 1, 2)
-WEIGHTS = (0.9, 0.95, 0.98)
+WEIGHTS, WEIGHTS_LR = (0.9, 0.95, 0.98), 2e-3
+TEACHER = Distillation(weight=4.0, temperature=2.0)
 PEER, TORCH, OURS, DISTILLED = (
     "Torch-Pruning",
     "torch.nn.utils.prune",
@@ -50,38 +50,34 @@ Row = dict[str, Any]
 
 
 def main(names: Sequence[str] = ()) -> None:
-    """Train, cut, retrain, and print the table, of all cases or those named."""
+    """Train, cut, retrain, and print a table for each case, of all or those named."""
     torch.set_num_threads(1)
-    rows: list[Row] = []
     for name in names or CASES:
-        for seed in SEEDS:
-            rows += measured(name, CASES[name], seed)
-    print_table(rows)
+        print_table([row for seed in SEEDS for row in measured(name, seed)])
 
 
-def measured(name: str, case: Case, seed: int) -> Iterator[Row]:
+def measured(name: str, seed: int) -> Iterator[Row]:
     """All cuts of one trained network."""
+    case = CASES[name]
     task = case.make_task()
-    model = trained(case, task, seed)
+    path = trained(name, task, seed)
+    model = loaded(task, path)
     start = {
         "case": name,
         "start": accuracy(task, model),
         "start_latency_ms": latency_ms(model, task),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "network.npz")
-        np.savez(path, **{k: v.numpy() for k, v in model.state_dict().items()})
-        for label, share in case.shares.items():
-            peer = run_peer(".venv-peers", "torch_pruning_cut", name, path, str(share), str(seed))
-            yield {**start, "cut_to": label, "share": share, "method": PEER, **peer}
-            for row in units(case, task, path, share, seed):
-                yield {**start, "cut_to": label, "share": share, **row}
-        for remove in WEIGHTS if name == "mlp" else ():
-            for row in weights(case, task, path, remove, seed):
-                yield {**start, "cut_to": f"{1 - remove:.0%} of weights", **row}
+    for label, cut in case.cuts.items():
+        peer = run_peer(".venv-peers", "torch_pruning_cut", name, str(path), label, str(seed))
+        yield {**start, "cut_to": label, "method": PEER, **peer}
+        for row in units(case, cut, task, path, seed):
+            yield {**start, "cut_to": label, **row}
+    for remove in WEIGHTS if name == "mlp" else ():
+        for row in weights(task, path, remove, seed):
+            yield {**start, "cut_to": f"{1 - remove:.0%} of weights", **row}
 
 
-def units(case: Case, task: Task, path: str, share: float, seed: int) -> Iterator[Row]:
+def units(case: Case, cut: Cut, task: Task, path: Path, seed: int) -> Iterator[Row]:
     """Ours, with and without distillation."""
     model = loaded(task, path)
     before = copy.deepcopy(model)
@@ -89,9 +85,9 @@ def units(case: Case, task: Task, path: str, share: float, seed: int) -> Iterato
     prune(
         model,
         task,
-        target=Budget(flops=share),
+        target=Budget(flops=cut.share),
         criterion="reconstruction",
-        scope="layer",
+        scope=case.scope,
         seed=seed,
     )
     total_s = time.perf_counter() - began
@@ -101,10 +97,10 @@ def units(case: Case, task: Task, path: str, share: float, seed: int) -> Iterato
         "latency_ms": latency_ms(model, task),
         "overhead_s": total_s - judging_s - _evaluation_s(task, model, "test"),
     }
-    yield from retrained(case, task, before, model, row, seed)
+    yield from retrained(task, before, model, row, cut.retrain_lr, seed)
 
 
-def weights(case: Case, task: Task, path: str, remove: float, seed: int) -> Iterator[Row]:
+def weights(task: Task, path: Path, remove: float, seed: int) -> Iterator[Row]:
     """Single weights by magnitude: torch's own masks, and ours."""
     model = loaded(task, path)
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -114,29 +110,29 @@ def weights(case: Case, task: Task, path: str, remove: float, seed: int) -> Iter
         amount=remove,
     )
     cut = accuracy(task, model)
-    train(task, model, num_steps=epoch(task), lr=case.retrain_lr, seed=seed)
+    train(task, model, num_steps=epoch(task), lr=WEIGHTS_LR, seed=seed)
     yield {"method": TORCH, "cut": cut, "retrained": accuracy(task, model)}
     model = loaded(task, path)
     before = copy.deepcopy(model)
     prune(model, task, target=Fraction(remove=remove), granularity="weight", rounds=4, seed=seed)
-    yield from retrained(case, task, before, model, {"cut": accuracy(task, model)}, seed)
+    yield from retrained(task, before, model, {"cut": accuracy(task, model)}, WEIGHTS_LR, seed)
 
 
 def retrained(
-    case: Case, task: Task, before: nn.Module, cut: nn.Module, row: Row, seed: int
+    task: Task, before: nn.Module, cut: nn.Module, row: Row, lr: float, seed: int
 ) -> Iterator[Row]:
     """The row of a cut network, after one epoch with and without distillation."""
     num_steps = epoch(task)
     state = copy.deepcopy(cut.state_dict())
-    for method, distillation in ((OURS, None), (DISTILLED, Distillation())):
+    for method, distillation in ((OURS, None), (DISTILLED, TEACHER)):
         cut.load_state_dict(state)
-        schedule = cosine(case.retrain_lr, num_steps=num_steps)
+        schedule = cosine(lr, num_steps=num_steps)
         retraining = Retraining(num_steps, schedule, distillation=distillation)
         began = time.perf_counter()
         retraining(
             task,
             cut,
-            torch.optim.Adam(cut.parameters(), lr=case.retrain_lr),
+            torch.optim.Adam(cut.parameters(), lr=lr),
             generator=torch.Generator().manual_seed(seed),
             added_loss=retraining.teacher_loss(before, task),
         )
@@ -151,22 +147,22 @@ def _evaluation_s(task: Task, model: nn.Module, split: Any) -> float:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """One row per case, share and method."""
+    """One row per cut and method of a case."""
     table = Table(
-        title=f"Fashion-MNIST, {len(SEEDS)} seeds, test accuracy % (mean ± sd)",
+        title=f"{rows[0]['case']} on Fashion-MNIST, {len(SEEDS)} seeds, test accuracy % (mean ± sd)",
         caption="lost: after the epoch against the start. latency: batch 64, of the unpruned; "
         "overhead: scoring, compensation and surgery, of the retraining epoch.",
     )
-    columns = ("network", "left", "method", "start", "cut", "after an epoch", "lost")
+    columns = ("left", "method", "start", "cut", "after an epoch", "lost")
     for column in (*columns, "latency", "overhead"):
         table.add_column(column)
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["case"], row["cut_to"], row["method"]), []).append(row)
-    for (case, left, method), found in groups.items():
+        groups.setdefault((row["cut_to"], row["method"]), []).append(row)
+    for (left, method), found in groups.items():
         lost = [row["start"] - row["retrained"] for row in found]
         table.add_row(
-            *(case, left, method),
+            *(left, method),
             *(spread([row[key] for row in found]) for key in ("start", "cut", "retrained")),
             spread(lost),
             ratio(found, "latency_ms", "start_latency_ms"),

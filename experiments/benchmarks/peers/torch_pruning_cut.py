@@ -1,4 +1,4 @@
-"""Cut a network with Torch-Pruning: `CASE WEIGHTS.npz SHARE SEED`, prints one JSON object.
+"""Cut a network with Torch-Pruning: `CASE WEIGHTS.npz CUT SEED`, prints one JSON object.
 
 Every group loses the same share of its channels, as its authors' examples do, ranked by the L2
 norm over the group; of its criteria that need no extra training this one did best here.
@@ -23,13 +23,12 @@ _REACHED = 1.02
 
 def main() -> None:
     """Prune to a share of the FLOPs, and retrain for one epoch."""
-    name, path, share, seed = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+    name, path, label, seed = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
     torch.set_num_threads(1)
-    case = CASES[name]
-    task = case.make_task()
-    model = least_pruned(task, path, share)
+    task, cut = CASES[name].make_task(), CASES[name].cuts[label]
+    model = least_pruned(task, path, cut.share)
     found = {"cut": accuracy(task, model), "latency_ms": latency_ms(model, task)}
-    train(task, model, num_steps=epoch(task), lr=case.retrain_lr, seed=seed)
+    train(task, model, num_steps=epoch(task), lr=cut.retrain_lr, seed=seed)
     print(json.dumps({**found, "retrained": accuracy(task, model)}))
 
 
