@@ -149,7 +149,7 @@ def _evaluation_s(task: Task, model: nn.Module, split: Any) -> float:
 def print_table(rows: Sequence[Row]) -> None:
     """One row per cut and method of a case."""
     table = Table(
-        title=f"{rows[0]['case']} on Fashion-MNIST, {len(SEEDS)} seeds, test accuracy % (mean ± sd)",
+        title=f"{rows[0]['case']}, {len(SEEDS)} seeds, test accuracy % on Fashion-MNIST (mean ± sd)",
         caption="lost: after the epoch against the start. latency: batch 64, of the unpruned; "
         "overhead: scoring, compensation and surgery, of the retraining epoch.",
     )
