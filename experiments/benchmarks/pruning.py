@@ -38,7 +38,7 @@ from experiments.benchmarks.timing import latency_ms
 
 SEEDS = (0, 1, 2)
 WEIGHTS, WEIGHTS_LR = (0.9, 0.95, 0.98), 2e-3
-TEACHER = Distillation(weight=4.0, temperature=2.0)
+TEACHER = Distillation(weight=3.0, temperature=2.0)
 PEER, TORCH, OURS, DISTILLED = (
     "Torch-Pruning",
     "torch.nn.utils.prune",
@@ -149,7 +149,7 @@ def _evaluation_s(task: Task, model: nn.Module, split: Any) -> float:
 def print_table(rows: Sequence[Row]) -> None:
     """One row per cut and method of a case."""
     table = Table(
-        title=f"{rows[0]['case']}, {len(SEEDS)} seeds, test accuracy % on Fashion-MNIST (mean ± sd)",
+        title=f"{rows[0]['case']} on Fashion-MNIST, {len(SEEDS)} seeds, test accuracy (mean ± sd)",
         caption="lost: after the epoch against the start. latency: batch 64, of the unpruned; "
         "overhead: scoring, compensation and surgery, of the retraining epoch.",
     )
