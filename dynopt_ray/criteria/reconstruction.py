@@ -21,6 +21,8 @@ from dynopt_ray.structure.record import Consumer
 from dynopt_ray.structure.regression import RIDGE, Moments
 
 _MOST_STEPS = 64
+# One in so many inputs has gone before those left are copied.
+_DROPPED = 8
 
 
 def reconstruction(*, weighted: bool = True) -> "Reconstruction":
@@ -140,6 +142,7 @@ class _Layer:
         energy = float(((weight_GOK @ second_GKK) * weight_GOK).sum().clamp(min=1e-300))
         self._scale = 1.0 if sensitivity_GO is not None else 1 / energy
         self._weight_GOK = weight_GOK.float()
+        self._gone_GK = torch.zeros_like(self._weight_GOK[:, 0], dtype=torch.bool)
 
     def costs(self, units: Tensor) -> Tensor:
         """What each of some units would cost now."""
@@ -151,22 +154,25 @@ class _Layer:
 
     def remove(self, units: Tensor) -> None:
         """Take units out; the rest takes over."""
-        num_groups, size = self._inverse_GKK.shape[:2]
-        stays_GK = torch.ones(num_groups, size, dtype=torch.bool, device=self._inverse_GKK.device)
-        stays_GK[self._groups_UM[units][:, :, None], self._inputs_UMQ[units]] = False
-        for group in (~stays_GK).any(1).nonzero()[:, 0].tolist():
-            k = (~stays_GK[group]).nonzero()[:, 0]
+        goes_GK = torch.zeros_like(self._gone_GK)
+        goes_GK[self._groups_UM[units][:, :, None], self._inputs_UMQ[units]] = True
+        for group in goes_GK.any(1).nonzero()[:, 0].tolist():
+            k = goes_GK[group].nonzero()[:, 0]
             inverse = self._inverse_GKK[group]
             columns = inverse[:, k]
             solved = torch.linalg.solve(columns[k], columns.T)  # (q, K)
             weight = self._weight_GOK[group]
-            self._weight_GOK[group] = weight - weight[:, k] @ solved
-            self._inverse_GKK[group] = inverse - columns @ solved
-        if num_groups == 1 or bool((stays_GK.sum(1) == stays_GK[0].sum()).all()):
-            self._drop(stays_GK)
+            weight.addmm_(weight[:, k], solved, alpha=-1)
+            inverse.addmm_(columns, solved, alpha=-1)
+        # What is gone is zero from now on: it only costs time, and so does copying the rest.
+        self._gone_GK |= goes_GK
+        least, most = self._gone_GK.sum(1).aminmax()
+        if least == most and _DROPPED * most >= goes_GK.shape[1]:
+            self._drop(~self._gone_GK)
 
     def _drop(self, stays_GK: Tensor) -> None:
         """Forget the inputs that are gone, of which each group has equally many."""
+        self._gone_GK = self._gone_GK[stays_GK].reshape(len(stays_GK), -1)
         at = stays_GK.nonzero()[:, 1].reshape(len(stays_GK), -1)  # (G, what stays)
         groups = torch.arange(len(at), device=at.device)[:, None]
         self._inverse_GKK = self._inverse_GKK[groups[..., None], at[..., None], at[:, None]]

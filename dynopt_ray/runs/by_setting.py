@@ -40,9 +40,14 @@ def _settings(trials: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     columns = [c for c in map(str, trials.columns) if c.startswith(_PREFIX) and c != _SEED]
-    texts = trials[columns].astype(object).map(lambda v: None if pd.isna(v) else f"{v}")
-    for setting in [c.removesuffix(".name") for c in columns if c.endswith(".name")]:
-        arguments = [c for c in columns if c.startswith(f"{setting}.")]
+    texts = (
+        trials[columns]
+        .astype(object)
+        .map(lambda v: None if pd.api.types.is_scalar(v) and pd.isna(v) else f"{v}")
+    )
+    named_settings = [c.removesuffix(".name") for c in columns if c.endswith(".name")]
+    for setting in sorted(named_settings, key=lambda c: -c.count(".")):  # the inner ones first
+        arguments = [c for c in map(str, texts.columns) if c.startswith(f"{setting}.")]
         # An option is a name alone, or a mapping with its name.
         named = _named(texts[arguments], setting)
         place = min(map(list(texts.columns).index, arguments))

@@ -14,6 +14,7 @@ RIDGE = 1e-2
 
 _STEP = 10.0
 _LEAST, _MOST = 1e-4, 1e3
+_MOST_RECENT = 1024
 # Numbers in the systems that are solved at once: 128 MiB of them.
 _MOST_NUMBERS = 2**24
 
@@ -29,17 +30,22 @@ class Moments:
         origin_GK: the point for x.
         count: number of rows.
         total_GK: sum of x - origin.
-        product_GKK: sum of (x - origin)(x - origin)ᵀ.
         residual_GO: sum of r.
         cross_GOK: sum of r (x - origin)ᵀ.
+        settled_GKK: sum of (x - origin)(x - origin)ᵀ, without the rows in `recent_GKK`.
+        recent_GKK: the same of the latest rows, in float32: it is the largest of the sums, and
+            reading and writing it takes longer than the product of a small batch.
+        num_recent: how many these are.
     """
 
     origin_GK: Tensor
     count: int
     total_GK: Tensor
-    product_GKK: Tensor
     residual_GO: Tensor
     cross_GOK: Tensor
+    settled_GKK: Tensor
+    recent_GKK: Tensor
+    num_recent: int = 0
 
     @classmethod
     def start(cls, x_GRK: Tensor, num_outputs: int) -> "Moments":
@@ -53,20 +59,36 @@ class Moments:
             origin_GK=x_GRK.float().mean(1),
             count=0,
             total_GK=zeros(inputs),
-            product_GKK=zeros(inputs, inputs),
             residual_GO=zeros(num_outputs),
             cross_GOK=zeros(num_outputs, inputs),
+            settled_GKK=zeros(inputs, inputs),
+            recent_GKK=zeros(inputs, inputs).float(),
         )
 
     def add(self, x_GRK: Tensor, r_GRO: Tensor) -> None:
-        """Add rows, in float32 within a batch and in float64 over batches."""
+        """Add rows, in float32 within a few batches and in float64 over all."""
         x_GRK = x_GRK.float() - self.origin_GK[:, None]
         r_GRO = r_GRO.float()
         self.count += x_GRK.shape[1]
         self.total_GK += x_GRK.sum(1)
-        self.product_GKK += x_GRK.transpose(1, 2) @ x_GRK
+        self.recent_GKK.baddbmm_(x_GRK.transpose(1, 2), x_GRK)
+        self.num_recent += x_GRK.shape[1]
+        if self.num_recent >= _MOST_RECENT:
+            self._settle()
         self.residual_GO += r_GRO.sum(1)
         self.cross_GOK += r_GRO.transpose(1, 2) @ x_GRK
+
+    def _settle(self) -> None:
+        self.settled_GKK += self.recent_GKK
+        self.recent_GKK.zero_()
+        self.num_recent = 0
+
+    @property
+    def product_GKK(self) -> Tensor:
+        """Sum of (x - origin)(x - origin)ᵀ of all rows, (G, K, K), float64."""
+        if self.num_recent:
+            self._settle()
+        return self.settled_GKK
 
     def plus(self, other: "Moments") -> "Moments":
         """Those of the rows of both, which have the same origin."""
@@ -74,9 +96,10 @@ class Moments:
             self.origin_GK,
             self.count + other.count,
             self.total_GK + other.total_GK,
-            self.product_GKK + other.product_GKK,
             self.residual_GO + other.residual_GO,
             self.cross_GOK + other.cross_GOK,
+            self.product_GKK + other.product_GKK,
+            torch.zeros_like(self.recent_GKK),
         )
 
     def fit(

@@ -9,10 +9,11 @@ from dynopt_ray.runs.by_setting import by_setting
 from dynopt_ray.runs.charts import CHARTS, figure
 
 COSINE = {"name": "cosine", "initial": 0.1}
+SEQUENCE = {"name": "sequence", "milestones": [5, 9], "schedule": COSINE}
 STEPS = [{"name": "step", "initial": 0.2, "gamma": gamma} for gamma in (0.5, 0.9)]
 CONFIGS = [
     {"lr": lr, "recovery": recovery, "rounds": 1 if recovery else 2, "fixed": 7, "seed": seed}
-    for lr in (COSINE, *STEPS, 0.3)
+    for lr in (COSINE, *STEPS, SEQUENCE, 0.3)
     for recovery in (None, "greedy")
     for seed in (0, 1)
 ]
@@ -33,13 +34,13 @@ def test_seeds_become_means_and_deviations() -> None:
         *("lr", "recovery"),
         *("trials", "accuracy", "accuracy_sd", "cost", "utility"),
     ]
-    assert len(table) == 8
+    assert len(table) == 10
     assert set(table["trials"]) == {2}
     best = table.iloc[0]
     assert (best["lr"], best["recovery"]) == ("cosine", "none")
     assert best["accuracy"] == pytest.approx(0.895)
     assert best["accuracy_sd"] == pytest.approx(0.01 / np.sqrt(2))
-    options = ["cosine", "step (gamma 0.5)", "step (gamma 0.9)", "0.3"]
+    options = ["cosine", "step (gamma 0.5)", "step (gamma 0.9)", "sequence", "0.3"]
     assert table["lr"].tolist() == [option for option in options for _ in range(2)]
 
 
@@ -70,5 +71,5 @@ def test_the_chart_has_a_line_per_option_and_a_colour_per_way() -> None:
     with figure(CHARTS["settings"], table) as drawn:
         axes = drawn.axes[0]
         labels = [label.get_text() for label in axes.get_yticklabels()]
-        assert labels == ["0.3", "step (gamma 0.9)", "step (gamma 0.5)", "cosine"]
+        assert labels == ["0.3", "sequence", "step (gamma 0.9)", "step (gamma 0.5)", "cosine"]
         assert [bars.get_label() for bars in axes.containers] == ["none", "greedy"]
