@@ -92,7 +92,9 @@ class Reconstruction:
         found: dict[str, _Statistics] = {}
         for batch in observed(evidence.graph, names, batches, loss):
             for (name, _), one in batch.items():
-                found.setdefault(name, _Statistics(one)).add(one)
+                if name not in found:
+                    found[name] = _Statistics(one)
+                found[name].add(one)
         return found
 
 
