@@ -88,3 +88,11 @@ def test_asha_and_optuna_on_ray() -> None:
 def test_more_than_any_node_has_is_refused_at_once() -> None:
     with pytest.raises(ClusterError, match=r"^one task needs 1 CPUs and 3 GPUs, but no node has"):
         search(Hill(), SPACE, num_trials=2, searcher="random", gpus_per_trial=3)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("num_trials", [None, 3, 9])
+def test_a_grid_on_ray_tries_all_once(num_trials: int | None) -> None:
+    space = {"x": [0.1, 0.2, 0.3, 0.4], "mode": "fine"}
+    result = search(Hill(), space, num_trials=num_trials, searcher="grid")
+    assert result.trials["config.x"].tolist() == [0.1, 0.2, 0.3, 0.4][:num_trials]
