@@ -31,8 +31,8 @@ class PruneSettings:
         scope: "global" or "layer".
         rounds: cuts in which the share is removed, before the retraining.
         recovery: "random", "greedy", a mapping with arguments, or None.
-        lr: the learning rate of the retraining: a number, or a schedule or
-            controller as a mapping.
+        lr: the learning rate of the retraining: a number, or a schedule, a controller or a
+            population as a mapping.
         optimizer: of the retraining: a name, a mapping with arguments, or None for the search's.
         seed: added to the search's, to try the same again with other draws.
     """

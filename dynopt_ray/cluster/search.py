@@ -114,7 +114,7 @@ def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
 
 
 def count_trials(searcher: "Searcher", space: Space, num_trials: int | None) -> int:
-    """How many trials there will be; a grid has no more than it has configurations.
+    """How many trials there will be: all of a grid, which is told its space by this, or fewer.
 
     Raises:
         SpecError: a grid of a space with ranges, or no number for a searcher without an end.

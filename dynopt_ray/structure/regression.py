@@ -14,6 +14,7 @@ RIDGE = 1e-2
 
 _STEP = 10.0
 _LEAST, _MOST = 1e-4, 1e3
+# Rows that are summed up in float32.
 _MOST_RECENT = 1024
 # Numbers in the systems that are solved at once: 128 MiB of them.
 _MOST_NUMBERS = 2**24
