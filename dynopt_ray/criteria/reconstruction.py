@@ -219,7 +219,8 @@ def _weights_eliminated(weight_OK: Tensor, second_KK: Tensor) -> Tensor:
     wanted_OK = weight_OK.float() @ second_KK
     precision_K = _inverse(second_KK[None])[0].diagonal()
     num_outputs, num_inputs = weight_OK.shape
-    for rows in torch.arange(num_outputs).split(max(1, _MOST_NUMBERS // num_inputs**2)):
+    num_at_once = max(1, _MOST_NUMBERS // num_inputs**2)
+    for rows in torch.split(torch.arange(num_outputs), num_at_once):
         # (R, what is left of a row)
         left = torch.arange(num_inputs, device=weight_OK.device).expand(len(rows), -1)
         weight, precision = weight_OK[rows].float(), precision_K.expand(len(rows), -1)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 from torch.optim import Optimizer
-from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from dynopt_ray.structure.masks import mask_of, note_mask
+from dynopt_ray.structure.torch_state import TorchState
 
 _DEPTH = 4
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -46,11 +46,10 @@ class RandomState:
 
 
 class Surroundings:
-    """Modes, attributes and random state of a network as they are now.
+    """Attributes of a network, random state and torch's modes as they are now.
 
     A forward pass may keep what it computes in attributes (flattened weights, rotary tables), and
-    torch's own context managers do not clean up when Ctrl-C meets them while they do: parameters
-    that `functional_call` has replaced would stay so, gradients switched off.
+    parameters that `functional_call` has replaced stay so when Ctrl-C meets it at its end.
 
     A context that puts them back: entered twice, `with it, it:`, also when Ctrl-C meets its exit.
     Attributes of the modules are kept, and the contents of those that are dicts or lists (also
@@ -85,8 +84,7 @@ class Surroundings:
             (p, mask_of(p), dict(p._backward_hooks or {})) for p in model.parameters()
         ]
         self._random = RandomState(model.parameters())
-        self._gradients = torch.is_grad_enabled()
-        self._modes = _modes()
+        self._torch = TorchState()
 
     def __enter__(self) -> "Surroundings":
         return self
@@ -96,13 +94,7 @@ class Surroundings:
 
     def restore(self) -> None:
         """Put everything back."""
-        push: Any = _push_mode
-        pop: Any = _pop_mode
-        while len(_modes()) > len(self._modes):
-            pop()
-        for mode in self._modes[len(_modes()) :]:
-            push(mode)
-        torch.set_grad_enabled(self._gradients)
+        self._torch.restore()
         for module, attributes in self._attributes:
             _set_contents(vars(module), attributes)
         for module, key, live, kept in self._contents:
@@ -139,11 +131,6 @@ def _containers(value: Any, depth: int = _DEPTH) -> Iterable[Any]:
         yield value
         for item in value.values() if isinstance(value, dict) else value:
             yield from _containers(item, depth - 1)
-
-
-def _modes() -> list[Any]:
-    stack: Any = _get_current_function_mode_stack
-    return list(stack())
 
 
 def _holds_tensor(live: Any, kept: Any) -> bool:

@@ -15,7 +15,7 @@ from dynopt_ray.criteria.gradient import gradient
 from dynopt_ray.criteria.lamp import lamp
 from dynopt_ray.criteria.reconstruction import reconstruction
 from dynopt_ray.errors import CriterionError, MissingGradientError, UnknownNameError
-from dynopt_ray.structure import Mask, Shrink, trace
+from dynopt_ray.structure import Shrink, trace
 from tests.criteria.test_criteria_values import X, Y, convolutions, two_layers, values
 
 # Of each sample's own loss by what the network gives: 2 · (1.5, 6.5).

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch._dynamo  # so that what holds compiling up is there to be left on
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,7 +19,7 @@ from dynopt_ray.structure import (
     mask_of,
     trace,
 )
-from dynopt_ray.structure.surroundings import _modes
+from dynopt_ray.structure.torch_state import TorchState
 from tests.structure.zoo import trained
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -186,8 +187,7 @@ def everything(model: nn.Module, optimizer: Optimizer, graph: Graph) -> dict[str
         "receipts": list(graph.receipts),
         "shapes": graph.shapes,
         "random state": torch.get_rng_state(),
-        "gradients on": torch.is_grad_enabled(),
-        "modes": _modes(),
+        "torch": vars(TorchState()),
         "options": [
             {**group, "params": [id(p) for p in group["params"]]}
             for group in optimizer.param_groups

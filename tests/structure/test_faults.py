@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 from torch.optim import Optimizer
-from torch.overrides import _pop_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynopt_ray.errors import CheckpointError, EditError
@@ -32,7 +31,7 @@ from dynopt_ray.structure import (
     trace,
 )
 from dynopt_ray.structure.observe import Observer
-from dynopt_ray.structure.surroundings import _modes
+from dynopt_ray.structure.torch_state import TorchState, function_modes, pop_function_mode
 from dynopt_ray.structure.transaction import Transaction
 from tests.structure.editing import assert_same, everything, step
 from tests.structure.test_depth import prepared
@@ -173,13 +172,12 @@ def interrupted_line(number: int, since: str = "") -> Iterator[None]:
 
 def without_spent_modes(state: dict[str, Any]) -> dict[str, Any]:
     """An interrupt within torch's own handling of modes leaves one on: it must do nothing."""
-    while _modes():
-        mode = _modes()[-1]
+    while function_modes():
+        mode = function_modes()[-1]
         assert isinstance(mode, Observer)
         assert not mode._names
-        leave: Any = _pop_mode
-        leave()
-    return {**state, "modes": []}
+        pop_function_mode()
+    return {**state, "torch": vars(TorchState())}
 
 
 def fails_at_every(

@@ -1,0 +1,85 @@
+"""What torch does everywhere in this process, kept to put it back whatever happens.
+
+Torch's own context managers do not clean up when Ctrl-C meets them while they do: gradients would
+stay switched off, a counter of FLOPs would go on counting, nothing would be compiled any more.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils import _python_dispatch as dispatch
+
+_ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
+
+
+class TorchState:
+    """Gradients, modes, compiling and the kernels of attention as they are now.
+
+    Attributes:
+        gradients: whether they are recorded.
+        function_modes: the stack of modes that see calls of functions, the outermost first.
+        dispatch_modes: that of modes that see operators.
+        attention: name -> whether attention may run so.
+        stance: what the compiler does with compiled networks; None while it is not imported.
+    """
+
+    def __init__(self) -> None:
+        self.gradients = torch.is_grad_enabled()
+        self.function_modes = function_modes()
+        self.dispatch_modes = _dispatch_modes()
+        self.attention = {name: _attention(f"{name}_sdp_enabled") for name in _ATTENTION}
+        self.stance = _stance()
+
+    def restore(self) -> None:
+        """Put everything back."""
+        push, pop = _push_mode, pop_function_mode
+        _set_stack(self.function_modes, function_modes, push, pop)
+        _set_stack(self.dispatch_modes, _dispatch_modes, dispatch._push_mode, dispatch._pop_mode)
+        torch.set_grad_enabled(self.gradients)
+        for name, enabled in self.attention.items():
+            _attention(f"enable_{name}_sdp", enabled)
+        if _stance() != self.stance:
+            _set_stance(self.stance)
+
+
+def function_modes() -> list[Any]:
+    """The stack of modes that see calls of functions."""
+    stack: Any = _get_current_function_mode_stack
+    return list(stack())
+
+
+def pop_function_mode() -> None:
+    """Leave the innermost of them."""
+    pop: Any = _pop_mode
+    pop()
+
+
+def _dispatch_modes() -> list[Any]:
+    return list(dispatch._get_current_dispatch_mode_stack())
+
+
+def _set_stack(kept: list[Any], stack: Any, push: Any, pop: Any) -> None:
+    while len(stack()) > len(kept):
+        pop()
+    for mode in kept[len(stack()) :]:
+        push(mode)
+
+
+def _attention(name: str, *args: bool) -> Any:
+    return getattr(torch.backends.cuda, name)(*args)
+
+
+def _stance() -> Any:
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return None if compiler is None else getattr(compiler, "_stance", None)
+
+
+def _set_stance(kept: Any) -> None:
+    set_stance: Any = torch.compiler.set_stance
+    if kept is None:  # it was imported meanwhile
+        set_stance("default")
+    else:
+        unsafe = kept.skip_guard_eval_unsafe
+        set_stance(kept.stance, skip_guard_eval_unsafe=unsafe, force_backend=kept.backend)
