@@ -101,7 +101,7 @@ def units(case: Case, cut: Cut, task: Task, path: Path, seed: int) -> Iterator[R
 
 
 def weights(task: Task, path: Path, remove: float, seed: int) -> Iterator[Row]:
-    """Single weights by magnitude: torch's own masks, and ours."""
+    """Single weights: torch's own masks by magnitude, and ours."""
     model = loaded(task, path)
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     torch_prune.global_unstructured(  # type: ignore[no-untyped-call]
@@ -114,7 +114,14 @@ def weights(task: Task, path: Path, remove: float, seed: int) -> Iterator[Row]:
     yield {"method": TORCH, "cut": cut, "retrained": accuracy(task, model)}
     model = loaded(task, path)
     before = copy.deepcopy(model)
-    prune(model, task, target=Fraction(remove=remove), granularity="weight", rounds=4, seed=seed)
+    prune(
+        model,
+        task,
+        target=Fraction(remove=remove),
+        granularity="weight",
+        criterion="reconstruction",
+        seed=seed,
+    )
     yield from retrained(task, before, model, {"cut": accuracy(task, model)}, WEIGHTS_LR, seed)
 
 
