@@ -185,20 +185,35 @@ def _settings(axes: "Axes", table: "pd.DataFrame") -> None:
     rows, series = _rows_and_series(table)
     order = table.groupby(rows)["accuracy"].max().sort_values().index.tolist()
     names = list(dict.fromkeys(series))
+    lowest = _lowest_shown(table["accuracy"])
     for number, name in enumerate(names):
         part = table[series == name]
         # Side by side, so that bars of equal figures do not hide each other.
         shift = 0.5 * ((number + 0.5) / len(names) - 0.5)
-        heights = [order.index(option) - shift for option in part[rows]]
-        axes.errorbar(
-            part["accuracy"], heights, xerr=part["accuracy_sd"], label=name, fmt="o",
-            markersize=4, linewidth=1,
+        heights = part[rows].map(order.index) - shift
+        shown, below = part["accuracy"] >= lowest, part["accuracy"] < lowest
+        drawn = axes.errorbar(
+            part["accuracy"][shown], heights[shown], xerr=part["accuracy_sd"][shown], label=name,
+            fmt="o", markersize=4, linewidth=1,
+        )  # fmt: skip
+        axes.plot(
+            [lowest] * int(below.sum()), heights[below], "<", markersize=4,
+            color=drawn.lines[0].get_color(), clip_on=False,
         )  # fmt: skip
     axes.set_yticks(range(len(order)), labels=order)
     axes.set(xlabel="accuracy (mean ± sd over seeds)")
+    if table["accuracy"].min() < lowest:
+        axes.set(xlabel=f"accuracy (mean ± sd over seeds; ◂ below {lowest:.2f})")
+        axes.set_xlim(left=lowest)
     axes.margins(y=0.03)
     if len(names) > 1:
         axes.figure.legend(loc="outside upper center", ncols=3)
+
+
+def _lowest_shown(values: "pd.Series[float]") -> float:
+    """Three times the middle half's range below it: what fails altogether hides the others."""
+    low, high = values.quantile([0.25, 0.75])
+    return float(low - 3 * (high - low))
 
 
 def _settings_height(table: "pd.DataFrame") -> float:

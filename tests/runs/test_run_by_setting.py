@@ -73,3 +73,20 @@ def test_the_chart_has_a_line_per_option_and_a_colour_per_way() -> None:
         labels = [label.get_text() for label in axes.get_yticklabels()]
         assert labels == ["0.3", "sequence", "step (gamma 0.9)", "step (gamma 0.5)", "cosine"]
         assert [bars.get_label() for bars in axes.containers] == ["none", "greedy"]
+
+
+def test_what_fails_altogether_does_not_squeeze_the_rest_of_the_chart() -> None:
+    table = by_setting(trials())
+    assert table is not None
+    with figure(CHARTS["settings"], table) as drawn:
+        left = drawn.axes[0].get_xlim()[0]
+        assert left < table["accuracy"].min()
+        assert drawn.axes[0].get_xlabel() == "accuracy (mean ± sd over seeds)"
+    table.loc[table.index[-1], "accuracy"] = -5.0
+    table.loc[table.index[-2], "accuracy"] = np.nan
+    with figure(CHARTS["settings"], table) as drawn:
+        axes = drawn.axes[0]
+        assert 0 < axes.get_xlim()[0] < table["accuracy"][:-2].min()
+        marks = [np.size(line.get_xdata()) for line in axes.lines if line.get_marker() == "<"]
+        assert sorted(marks) == [0, 1]
+        assert "◂ below 0." in axes.get_xlabel()
