@@ -1,6 +1,6 @@
 """What a criterion is, and what it may look at."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dynopt_ray.criteria.gradients import Batch, mean_gradients, sample_gradients
+from dynopt_ray.criteria.gradients import Batch, checked_batches, mean_gradients, sample_gradients
 from dynopt_ray.errors import MissingGradientError
 from dynopt_ray.structure import Graph
 
@@ -28,11 +28,13 @@ class Evidence:
         graph: the traced network. A criterion never changes it.
         batches: (inputs, targets) of samples that the network has learned from, or None.
         loss: what the network minimises, or None.
+        only: the parameters whose single weights are scored; None for all that can be.
     """
 
     graph: Graph
     batches: Iterable[Batch] | None = None
     loss: Loss | None = None
+    only: Collection[str] | None = None
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
@@ -45,7 +47,11 @@ class Evidence:
 
         Biases and the scales of normalisations are few, and zeros in them save nothing.
         """
-        return {n: p for n, p in self.parameters.items() if p.ndim >= _SMALLEST_WEIGHT_NDIM}
+        return {
+            name: p
+            for name, p in self.parameters.items()
+            if p.ndim >= _SMALLEST_WEIGHT_NDIM and (self.only is None or name in self.only)
+        }
 
     @cached_property
     def gradients(self) -> Mapping[str, Tensor]:
@@ -72,14 +78,15 @@ class Evidence:
         """The batches, for a criterion that looks at activations.
 
         Raises:
-            MissingGradientError: none were given.
+            MissingGradientError: none were given; when iterated, if there is no sample in them.
+            DivergedError: when iterated, if inputs are not finite.
         """
         if self.batches is None:
             raise MissingGradientError(
                 "this criterion looks at activations, so it needs data: pass batches=…, "
                 "e.g. batches=task.batches('train')"
             )
-        return self.batches
+        return checked_batches(self.batches)
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +101,7 @@ class Evidence:
                 "this criterion looks at gradients, so it needs data: pass batches=… and loss=…, "
                 "e.g. batches=task.batches('train'), loss=task.loss"
             )
-        return self.batches, self.loss
+        return checked_batches(self.batches), self.loss
 
 
 class Criterion(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dynopt_ray.errors import DivergedError, MissingGradientError
 from dynopt_ray.structure.forward import Inputs, call, named_tensors, undisturbed
@@ -17,6 +17,31 @@ Batch = tuple[Inputs, Tensor]
 
 _CHUNK_BYTES = 2**27
 _MOST_SAMPLES = 64
+
+
+def checked_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches that hold samples.
+
+    Raises:
+        MissingGradientError: none does.
+        DivergedError: inputs are not finite.
+    """
+    is_empty = True
+    for number, (inputs, targets) in enumerate(batches):
+        if not len(targets):
+            continue
+        for tensor in tree_leaves(inputs):
+            if isinstance(tensor, Tensor) and not bool(tensor.isfinite().all()):
+                raise DivergedError(
+                    f"inputs in batch {number} of the data to score with are not finite"
+                )
+        is_empty = False
+        yield inputs, targets
+    if is_empty:
+        raise MissingGradientError(
+            "there are no samples to score with; pass at least one batch, and in a list what is "
+            "to be read more than once"
+        )
 
 
 def mean_gradients(

@@ -151,7 +151,13 @@ def observed(
             slopes: Sequence[Tensor | None] = [None] * len(observer.seen)
             if loss is not None:
                 total = loss(output, targets) * len(targets)
-                slopes = torch.autograd.grad(total, list(observer.live.values()))
+                slopes = torch.autograd.grad(total, list(observer.live.values()), allow_unused=True)
+                for (name, _), slope in zip(observer.live, slopes, strict=True):
+                    if slope is None:
+                        raise MissingGradientError(
+                            f"the loss does not depend on what {name!r} gives, so it has no "
+                            "gradient. Use a criterion without gradients ('magnitude')"
+                        )
         if missing := uses.keys() - {name for name, _ in observer.seen}:
             raise MissingGradientError(
                 f"the batches never reach {sorted(missing)}, so what they read cannot be scored"

@@ -16,6 +16,7 @@ from dynopt_ray.criteria.readings import (
     reading,
     weight_readers,
 )
+from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure.readers import as_products
 from dynopt_ray.structure.record import Consumer
 from dynopt_ray.structure.regression import RIDGE, Moments
@@ -23,6 +24,8 @@ from dynopt_ray.structure.regression import RIDGE, Moments
 _MOST_STEPS = 64
 # Of the weights of a row that are left, so many are after a step.
 _LEFT = 0.7
+# Beside the mean moment of the inputs.
+_LEAST_RIDGE = 1e-12
 # One in so many inputs has gone before those left are copied.
 _DROPPED = 8
 # Numbers in the systems that are solved at once: 64 MiB of them.
@@ -36,16 +39,27 @@ def reconstruction(*, weighted: bool = True) -> "Reconstruction":
     that no refitting mends. Units of a group are taken out one after the other, each time the one
     whose going costs least, and all weights that are left take over what they can:
 
-        cost(u) = Σ_layers tr(W_u [(C⁻¹)_uu]⁻¹ W_uᵀ) / tr(W C Wᵀ)
+        cost(u) = Σ_layers tr(S W_u [(C⁻¹)_uu]⁻¹ W_uᵀ)
 
     with C the second moments of a layer's inputs (about the mean, if the layer or a BatchNorm
-    behind it can take up a constant) and W its weights at that moment. A unit scores what the
-    dearest one until then cost: of two equal units the first goes for nothing, the second does
-    not. Wide groups lose a 64th of their units per step.
+    behind it can take up a constant; with a ridge of a hundredth of each) and W its weights at
+    that moment. S weighs the errors of what the layer gives: by half the mean square of the loss's
+    gradient there, or all alike by 1 / tr(W C Wᵀ). Of a convolution 8 places per sample are looked
+    at. A unit scores what the dearest one until then cost: of two equal units the first goes for
+    nothing, the second does not. Wide groups lose a 64th of their units per step.
 
     Single weights go likewise, each row of W by itself, the cheapest 30 % of those left per step:
-    cost(w_k) = w_k² / [C⁻¹]_kk, with w what the row's other weights have become by then and C the
+    cost(w_k) = s w_k² / [C⁻¹]_kk, with w what the row's weights have become by then and C the
     second moments of their inputs.
+
+    Args:
+        weighted: whether errors count by what they do to the loss.
+
+    Raises:
+        MissingGradientError: when scoring, without batches or, if weighted, without a loss.
+        CriterionError: when scoring, groups that only recurrent layers read, or weights that are
+            in no layer or product, such as those of an embedding.
+        DivergedError: when scoring, inputs of layers whose squares overflow.
 
     References:
         Hassibi & Stork 1993, "Second order derivatives for network pruning: Optimal Brain
@@ -64,7 +78,7 @@ class Reconstruction:
     compares_across = True
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
-        """The share of what layers give that is lost when a unit goes."""
+        """What is lost when a unit goes and the others take over."""
         graph = evidence.graph
         found = self._found(evidence, group_readers(graph))
         scores = {}
@@ -90,6 +104,8 @@ class Reconstruction:
             lost_GOK = torch.stack([_weights_eliminated(*one) for one in rows]).double()
             if statistics.sensitivity_GO is not None:
                 lost_GOK = lost_GOK * statistics.sensitivity_GO[..., None]
+            else:
+                lost_GOK = lost_GOK * _per_energy(weight_GOK.double(), second_GKK)
             scores[name] = reader.in_layout(lost_GOK)
         return scores
 
@@ -106,14 +122,30 @@ class Reconstruction:
 
 
 def _with_ridge(second_GKK: Tensor) -> Tensor:
-    """Second moments with a ridge. In float32: scores need no more, and they are large."""
-    scale_G = second_GKK.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-    ridge_GK = (RIDGE * scale_G)[:, None].expand(-1, second_GKK.shape[1])
-    return (second_GKK + torch.diag_embed(ridge_GK)).float()
+    """Second moments with a ridge. In float32: scores need no more, and they are large.
+
+    The ridge is a share of each input's own moment: so the unit that an input is measured in does
+    not count, and one that is never on costs next to nothing.
+
+    Raises:
+        DivergedError: they overflow.
+    """
+    own_GK = second_GKK.diagonal(dim1=1, dim2=2).clamp(min=0)
+    least_G1 = _LEAST_RIDGE * own_GK.mean(1, keepdim=True).clamp(min=1e-12)
+    ridged = (second_GKK + torch.diag_embed(RIDGE * own_GK + least_G1)).float()
+    if not bool(ridged.isfinite().all()):
+        raise DivergedError("what a layer reads is so large that its squares overflow")
+    return ridged
 
 
 def _inverse(second_GKK: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(second_GKK))
+
+
+def _per_energy(weight_GOK: Tensor, second_GKK: Tensor) -> float:
+    """One over the energy of what a layer gives; 0 if it is constant, and nothing can be lost."""
+    energy = float(((weight_GOK @ second_GKK) * weight_GOK).sum())
+    return 1 / energy if energy > 0 else 0.0
 
 
 class _Statistics:
@@ -151,8 +183,8 @@ class _Layer:
         if sensitivity_GO is not None:
             weight_GOK = weight_GOK * sensitivity_GO.sqrt()[:, :, None]
         self._inverse_GKK = _inverse(_with_ridge(second_GKK))
-        energy = float(((weight_GOK @ second_GKK) * weight_GOK).sum().clamp(min=1e-300))
-        self._scale = 1.0 if sensitivity_GO is not None else 1 / energy
+        is_weighted = sensitivity_GO is not None
+        self._scale = 1.0 if is_weighted else _per_energy(weight_GOK, second_GKK)
         self._weight_GOK = weight_GOK.float()
         self._gone_GK = torch.zeros_like(self._weight_GOK[:, 0], dtype=torch.bool)
 

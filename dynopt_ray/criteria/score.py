@@ -1,6 +1,6 @@
 """Scoring a network with a criterion given by name, as plain data or as an object."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -62,6 +62,7 @@ def weight_scores(
     batches: Iterable[Batch] | None = None,
     *,
     loss: Loss | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """How important each single weight is.
 
@@ -70,6 +71,7 @@ def weight_scores(
         criterion: a criterion's name, its name and arguments, or the object.
         batches: training data, for criteria that look at data.
         loss: for criteria that look at gradients.
+        only: names of the parameters to score, of those that can be. Default: all of them.
 
     Returns:
         Parameter name -> tensor of its shape, float32, >= 0; larger = more important; for the
@@ -83,7 +85,7 @@ def weight_scores(
             large.
         PluginError: the criterion does not return what it must; NaN of finite weights, say.
     """
-    evidence = Evidence(graph, batches, loss)
+    evidence = Evidence(graph, batches, loss, only)
     scores = build_criterion(criterion).score_weights(evidence)
     wanted = {name: tuple(weight.shape) for name, weight in evidence.weights.items()}
     return _checked(criterion, scores, wanted, "weight of parameter", evidence)
@@ -116,11 +118,14 @@ def _checked(
     kind: str,
     evidence: Evidence,
 ) -> dict[str, Tensor]:
+    if not isinstance(scores, Mapping):
+        raise PluginError(f"criterion {criterion!r} gives {scores!r:.60}, no mapping of scores")
     result = {}
     for name, shape in wanted.items():
         score = scores.get(name)
-        if score is None or tuple(score.shape) != shape:
-            got = "nothing" if score is None else f"shape {tuple(score.shape)}"
+        if not isinstance(score, Tensor) or tuple(score.shape) != shape:
+            got = "nothing" if score is None else type(score).__name__
+            got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else got
             raise PluginError(f"criterion {criterion!r} gives {got} for {name!r}, not {shape}")
         if not bool(score.isfinite().all()):
             index = (~score.isfinite()).nonzero()[0].tolist()

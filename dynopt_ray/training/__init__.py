@@ -11,12 +11,14 @@ from dynopt_ray.training.plots import plot_sensitivity
 from dynopt_ray.training.prune import PruneResult, prune
 from dynopt_ray.training.rates import (
     Cocob,
+    ControllerFactory,
     Hypergradient,
     Plateau,
     Population,
     RateController,
     RateRange,
     find_rate,
+    hypergradient,
 )
 from dynopt_ray.training.recovery import Cut, Greedy, Random, Recovery
 from dynopt_ray.training.regrowth import Regrowth
@@ -31,6 +33,7 @@ __all__ = [
     "Budget",
     "Candidates",
     "Cocob",
+    "ControllerFactory",
     "CostKind",
     "Costs",
     "Cut",
@@ -59,6 +62,7 @@ __all__ = [
     "attempt",
     "find_rate",
     "grow",
+    "hypergradient",
     "measured",
     "plot_sensitivity",
     "prune",

@@ -72,8 +72,8 @@ class Pattern:
         dims = {name: _input_dim(graph, name) for name in weights if name in graph.consumers}
         fitting = {
             name: dim
-            for name, dim in dims.items()
-            if dim is not None and weights[name].shape[dim] % self.of == 0
+            for name, (dim, num_groups) in dims.items()
+            if dim is not None and weights[name].shape[dim] % (self.of * num_groups) == 0
         }
         if not fitting:
             raise EditError(
@@ -83,11 +83,15 @@ class Pattern:
         return fitting
 
 
-def _input_dim(graph: Graph, name: str) -> int | None:
-    """The dimension of a weight that its inputs are summed over; None if it is not one."""
+def _input_dim(graph: Graph, name: str) -> tuple[int | None, int]:
+    """The dimension of a weight that its inputs are summed over, and how often it holds them.
+
+    The dimension is None if it is not one. A transposed convolution has the inputs of all its
+    groups there, one after the other.
+    """
     dims = graph.consumers[name][0].dims
     if dims is None:
         owner = graph.model.get_submodule(name.rpartition(".")[0])
-        return 0 if isinstance(owner, _TRANSPOSED) else 1
+        return (0, owner.groups) if isinstance(owner, _TRANSPOSED) else (1, 1)
     inner = [d for d, at in enumerate(dims.weight) if at in dims.input and at not in dims.output]
-    return inner[0] if len(inner) == 1 else None
+    return (inner[0] if len(inner) == 1 else None), 1

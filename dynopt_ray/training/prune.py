@@ -121,7 +121,7 @@ def prune(
         recovery: `Random` or `Greedy` give back part of each cut, `Regrowth` weights of any
             cut. The cut goes further by that part first, so that the target still holds
             afterwards. Not beside a mapping, which leaves nothing to choose.
-        min_widths: group name -> fewest units to keep.
+        min_widths: group name -> fewest units to keep; only where units go.
         optimizer: over the network's parameters; it follows every edit. Default, if there is
             retraining: Adam with rate 0.001.
         seed: of all random choices, the order of training rows among them. Torch's generators
@@ -154,6 +154,8 @@ def prune(
     """
     kind, aim = _aim(granularity, target, recovery)
     check_min_widths(min_widths)
+    if min_widths and kind == "weight":
+        raise ValueError("prune: min_widths count units; leave them out where weights go")
     retraining = as_retraining("prune: retrain", retrain, least=0)
     shares = round_shares("prune", whole("prune: rounds", rounds, least=1), schedule)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())

@@ -32,9 +32,11 @@ class Retraining:
         num_steps: how many, at least 1.
         schedule: the learning rate; None keeps the optimizer's.
         controller: makes what sets the rate instead, anew for each retraining, from the network
-            and its optimizer: `Plateau`, say. It observes the validation loss at every check.
+            and its optimizer: `Plateau`, or `partial(hypergradient, hyper_lr=0.01)`. It observes
+            the validation loss at every check, so `Plateau` needs some.
         restart: whether the schedule begins anew after each edit. If not, it goes on where it
-            was, as in gradual pruning during one training: all that is trained is then kept.
+            was, as in gradual pruning during one training: what was trained is then kept even
+            where the network was better before it.
         num_checks: how often the network is judged on validation data, at even distances. From
             two on the best of these states is what remains.
         patience: training stops after so many checks without a better state; None never stops it.
@@ -112,6 +114,8 @@ class Retraining:
 
         Raises:
             DivergedError: the loss is NaN or infinite, with the step.
+            TypeError: what `controller` made is no controller.
+            ValueError: it follows losses, and there is only one check.
         """
         schedule = self.schedule
         if schedule is not None and not self.restart:
@@ -120,7 +124,7 @@ class Retraining:
             {key: copy.copy(group[key]) for key in _RATE_KEYS if key in group}
             for group in optimizer.param_groups
         ]
-        controller = self.controller and self.controller(model, optimizer)
+        controller = self._made_controller(model, optimizer)
         try:
             train = partial(
                 task.train_steps,
@@ -140,6 +144,21 @@ class Retraining:
                 group.update(before)
                 for added in set(_RATE_KEYS) - before.keys():
                     group.pop(added, None)
+
+    def _made_controller(self, model: nn.Module, optimizer: Optimizer) -> RateController | None:
+        if self.controller is None:
+            return None
+        controller = self.controller(model, optimizer)
+        if not isinstance(controller, RateController):
+            raise TypeError(
+                f"Retraining: controller made {controller!r:.60}; it must give a RateController"
+            )
+        if self.num_checks == 1 and getattr(controller, "observes_losses", True):
+            raise ValueError(
+                f"Retraining: {type(controller).__name__} follows the validation loss, but there "
+                "is only one check, at the end; give more of them, e.g. num_checks=10"
+            )
+        return controller
 
     def teacher_loss(self, model: nn.Module, task: Task) -> AddedLoss | None:
         """What it adds to learn from a network as it is now; None without distillation."""

@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 
 from dynopt_ray.criteria import (
     Criterion,
+    Evidence,
     Per,
     Scope,
     mean_gradients,
     unit_scores,
     weight_scores,
 )
-from dynopt_ray.errors import EditError
+from dynopt_ray.errors import EditError, PluginError
 from dynopt_ray.structure import Edit, Graph, Mask
 from dynopt_ray.structure.forward import Inputs, named_tensors
 from dynopt_ray.tasks import Task, TrainStats
@@ -177,8 +178,27 @@ def _cut_plan(pruning: Pruning, pool: Pool, selection: Selection) -> tuple[list[
         return pool.plan(removed), 0
     if isinstance(recovery, Regrowth):
         return _exchanged(pruning, pool, selection), selection.num_spare
-    left = pool.doable(recovery(_as_cut(pruning, pool, selection)))
+    left = pool.doable(_recovered(recovery, _as_cut(pruning, pool, selection)))
     return pool.plan(left), int(removed.sum()) - int(left.sum())
+
+
+def _recovered(recovery: Recovery, cut: Cut) -> Tensor:
+    """What a recovery, perhaps of the caller's own, leaves removed.
+
+    Raises:
+        PluginError: it takes away more, or gives back so much that the target is missed.
+    """
+    left = recovery(cut)
+    wrong = None
+    if not isinstance(left, Tensor) or left.dtype != torch.bool or left.shape != cut.removed.shape:
+        wrong = f"{left!r:.60}, not a bool tensor {tuple(cut.removed.shape)}"
+    elif bool((left & ~cut.removed).any()):
+        wrong = "a removal that is no part of cut.removed"
+    elif not cut.fits(left):
+        wrong = "a removal that misses the target; see cut.fits"
+    if wrong:
+        raise PluginError(f"recovery {type(recovery).__name__} gives {wrong}")
+    return left
 
 
 def _exchanged(pruning: Pruning, pool: Pool, selection: Selection) -> list[Edit]:
@@ -202,14 +222,16 @@ def _exchanged(pruning: Pruning, pool: Pool, selection: Selection) -> list[Edit]
 def make_pool(pruning: Pruning) -> Pool:
     """Everything that may go, ranked by its scores on some of the training data."""
     batches = sample_batches(pruning.task, SCORE_ROWS, pruning.generator)
-    score = unit_scores if pruning.granularity == "unit" else weight_scores
-    scores = score(pruning.graph, pruning.criterion, batches, loss=pruning.task.loss)
-    compares = getattr(pruning.criterion, "compares_across", False)
+    graph, criterion, loss = pruning.graph, pruning.criterion, pruning.task.loss
+    compares = getattr(criterion, "compares_across", False)
     if pruning.granularity == "weight":
+        pattern = pruning.target if isinstance(pruning.target, Pattern) else None
+        only = pattern.dims(graph, Evidence(graph).weights) if pattern else None
+        scores = weight_scores(graph, criterion, batches, loss=loss, only=only)
         cost = pruning.costs.now(latency=asks_latency(pruning.target))
         per: Per = "one" if compares else "length"
-        pattern = pruning.target if isinstance(pruning.target, Pattern) else None
-        return weight_pool(pruning.graph, cost, scores, pruning.scope, per=per, pattern=pattern)
+        return weight_pool(graph, cost, scores, pruning.scope, per=per, pattern=pattern)
+    scores = unit_scores(graph, criterion, batches, loss=loss)
     return unit_pool(
         pruning.graph,
         pruning.costs,
@@ -239,8 +261,11 @@ def checked_pool(pruning: Pruning, *, num_rounds: int) -> Pool:
     if isinstance(target, Fraction):
         per_layer = f"the {pool.noun} of each layer"
         whole = per_layer if pruning.scope == "layer" else f"{len(pool.candidates)} {pool.noun}"
+        gone = pool.candidates.num_gone
         raise EditError(
-            f"{target!r} removes nothing: it is less than one of {whole}. Remove a larger fraction"
+            f"{target!r} removes nothing: it is less than one of {whole}"
+            + (f" beside the {gone} that are masked already" if gone else "")
+            + ". Remove a larger fraction"
         )
     if isinstance(target, Pattern):
         raise EditError(f"granularity {str(target)!r}: the network's weights are in it already")

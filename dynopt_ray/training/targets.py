@@ -114,6 +114,8 @@ class Budget:
 class Fraction:
     """Remove a share of all units (or weights), in each layer or overall as the scope says.
 
+    Weights that are masked already count as removed; units that went before count no more.
+
     Attributes:
         remove: the share that goes, in (0, 1).
 

@@ -1,7 +1,9 @@
 """More criteria against figures worked out by hand; `test_criteria_values` has the network."""
 
+import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from dynopt_ray.errors import CriterionError, MissingGradientError, UnknownNameE
 from dynopt_ray.structure import Shrink, trace
 from tests.criteria.test_criteria_values import X, Y, convolutions, two_layers, values
 
+_LOSS = F.cross_entropy
 # Of each sample's own loss by what the network gives: 2 · (1.5, 6.5).
 _SLOPES = (3.0, 13.0)
 
@@ -192,6 +195,7 @@ def test_reconstruction_of_weights_is_what_least_squares_leaves() -> None:
         fitted = inputs @ torch.linalg.lstsq(inputs, y).solution
         return float((y - fitted).square().mean())
 
+    energy = float(wanted.square().mean(0).sum())
     # Rows of three go weight by weight, and a score is what the dearest of them has added.
     for output in range(4):
         kept, expected, before, dearest = [0, 1, 2], {}, 0.0, 0.0
@@ -202,8 +206,42 @@ def test_reconstruction_of_weights_is_what_least_squares_leaves() -> None:
             expected[cheapest], before = dearest, after[cheapest]
             kept.remove(cheapest)
         found = scores["2.weight"][output].tolist()
-        # The ridge of the scores is worth about 1e-4 of the variance.
-        assert found == pytest.approx([expected[k] for k in range(3)], rel=0.05, abs=2e-4)
+        assert found == pytest.approx([expected[k] / energy for k in range(3)], rel=0.05)
+
+
+@pytest.mark.parametrize("score", [unit_scores, weight_scores])
+def test_reconstruction_does_not_depend_on_the_scale_of_what_is_read(score: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12, bias=False), nn.ReLU(), nn.Linear(12, 3))
+    x, y = torch.randn(300, 6), torch.randint(3, (300,))
+    for weighted in (True, False):
+        expected = score(trace(model, x), reconstruction(weighted=weighted), [(x, y)], loss=_LOSS)
+        scaled = copy.deepcopy(model)
+        factors = torch.logspace(-2, 2, 12)
+        with torch.no_grad():
+            scaled.get_parameter("0.weight").mul_(factors[:, None])
+            scaled.get_parameter("2.weight").div_(factors)
+        found = score(trace(scaled, x), reconstruction(weighted=weighted), [(x, y)], loss=_LOSS)
+        name = "0" if score is unit_scores else "2.weight"
+        torch.testing.assert_close(found[name], expected[name], rtol=0.02, atol=0)
+
+
+def test_reconstruction_of_a_unit_that_is_never_on_is_next_to_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    with torch.no_grad():
+        model.get_parameter("0.bias")[2] = -100
+        model.get_parameter("2.weight")[:, 2] = 30
+    x = torch.randn(300, 6)
+    for weighted in (True, False):
+        batches = [(x, torch.randint(3, (len(x),)))]
+        criterion = reconstruction(weighted=weighted)
+        scores = unit_scores(trace(model, x), criterion, batches, loss=_LOSS)["0"]
+        assert int(scores.argmin()) == 2
+        assert scores[2] < 0.1 * scores.sort().values[1]
+    nn.init.constant_(model.get_parameter("0.bias"), -100)  # all of them
+    scores = unit_scores(trace(model, x), reconstruction(weighted=False), batches)["0"]
+    assert scores.tolist() == [0] * 5
 
 
 def test_reconstruction_lets_one_of_two_equal_weights_go() -> None:

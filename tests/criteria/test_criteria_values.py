@@ -189,8 +189,10 @@ def test_missing_gradients_are_refused() -> None:
         unit_scores(graph, "taylor")
     with pytest.raises(MissingGradientError, match="pass batches=… and loss=…"):
         weight_scores(graph, "taylor", [(X, Y)])
-    with pytest.raises(MissingGradientError, match="no batches"):
-        unit_scores(graph, "taylor", [], loss=F.mse_loss)
+    for criterion in ("taylor", "hessian", "activation", "reconstruction"):
+        for batches in ([], [(X[:0], Y[:0])]):
+            with pytest.raises(MissingGradientError, match="no samples to score with"):
+                unit_scores(graph, criterion, batches, loss=F.mse_loss)
 
     def elsewhere(output: Tensor, target: Tensor) -> Tensor:
         return (graph.model.get_parameter("2.bias") - target + 0 * output.detach()).mean()
@@ -202,7 +204,12 @@ def test_missing_gradients_are_refused() -> None:
 def test_nan_is_refused_with_its_place() -> None:
     graph = two_layers()
     with pytest.raises(DivergedError, match="the loss is nan on batch 1"):
-        unit_scores(graph, "taylor", [(X, Y), (X * torch.nan, Y)], loss=F.mse_loss)
+        unit_scores(graph, "taylor", [(X, Y), (X, Y * torch.nan)], loss=F.mse_loss)
+    for criterion in ("taylor", "hessian", "activation", "reconstruction"):
+        with pytest.raises(DivergedError, match=r"inputs in batch 1 of the data .* not finite"):
+            unit_scores(graph, criterion, [(X, Y), (X * torch.nan, Y)], loss=F.mse_loss)
+    with pytest.raises(DivergedError, match="so large that its squares overflow"):
+        unit_scores(graph, "reconstruction", [(X * 1e30, Y)], loss=F.mse_loss)
     with torch.no_grad():
         graph.model.get_parameter("0.weight")[1, 0] = torch.inf
     with pytest.raises(DivergedError, match=r"inf for unit of group '0' at \[1\]"):

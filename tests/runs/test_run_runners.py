@@ -117,6 +117,16 @@ def test_prune_is_the_loop_of_the_article(pruned: RunDirectory) -> None:
     assert plots == {"pareto", "accuracy", "loss", "lr"}
 
 
+@pytest.mark.parametrize("rate", ["plateau", "hypergradient"])
+def test_rates_that_follow_training_retrain_too(rate: str, tmp_path: Path) -> None:
+    arguments = {"patience": 1} if rate == "plateau" else {"hyper_lr": 0.01}
+    phase = {"num_steps": 30, "lr": {"name": rate, "initial": 0.01, **arguments}}
+    directory = run({**PRUNE, "prune": {**PRUNE["prune"], "retrain": phase}}, tmp_path / "a")
+    assert directory.manifest["status"] == "finished"
+    curves = table(directory, "curves")
+    assert curves[curves["phase"] == "retrain"]["step"].tolist() == [150, 180]
+
+
 @pytest.mark.slow
 def test_the_same_spec_gives_the_same_results(tmp_path: Path) -> None:
     one, two = run(SEARCH, tmp_path / "a"), run(SEARCH, tmp_path / "b")

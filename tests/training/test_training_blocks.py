@@ -49,6 +49,46 @@ def test_every_block_along_the_inputs_keeps_its_most_important(keep: int, of: in
         torch.testing.assert_close(new.sum(1), old.topk(keep).values.sum(1))
 
 
+def test_blocks_of_a_transposed_convolution_stay_within_its_groups() -> None:
+    task = convolutional_task()
+    network = task.new_model(seed=0)
+    assert isinstance(network, nn.Sequential)
+    layers = list(network)
+
+    def model(groups: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, groups=groups), *layers[3:]
+        )
+
+    for groups, num_masked in ((1, 8 * 6 * 9 // 2), (2, 8 * 3 * 9 // 2)):
+        network = model(groups)
+        prune(network, task, granularity="2:4", compensate=None)
+        assert int((network.get_parameter("2.weight") == 0).sum()) == num_masked
+    graph = trace(nn.Sequential(nn.ConvTranspose2d(8, 8, 2, groups=4)), torch.zeros(1, 8, 4, 4))
+    with pytest.raises(EditError, match="a multiple of 4 inputs"):
+        Pattern(2, 4).dims(graph, {"0.weight": torch.zeros(8, 2, 2, 2)})  # two inputs each
+
+
+def test_criteria_look_only_at_what_the_pattern_asks_for() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position = nn.Parameter(torch.ones(1, 4))
+            self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.two(self.one(x + self.position).relu())
+            return out
+
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    y = (x.sum(1) > 0).long()
+    task = Task.from_arrays(model=Positions, train=(x, y), validation=(x, y))
+    for criterion in ("activation", "reconstruction"):
+        network = task.new_model(seed=0)
+        prune(network, task, granularity="2:4", criterion=criterion)
+        assert num_nonzero_per_block(network.get_parameter("one.weight"), 4).max() == 2
+
+
 def test_rounds_approach_it_block_by_block_and_retraining_stays_within(blobs: Task) -> None:
     model = blobs.new_model(seed=0)
     result = prune(model, blobs, granularity="2:4", rounds=4, retrain=20)

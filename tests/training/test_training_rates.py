@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynopt_ray.structure import Grow, Shrink, trace
+from dynopt_ray.structure import Grow, Mask, Shrink, mask_of, trace
 from dynopt_ray.tasks import load_task
 from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, Population, find_rate
 
@@ -178,6 +178,30 @@ def test_plateau_cuts_and_goes_back() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1  # no lower
 
 
+def test_plateau_does_not_bring_masked_weights_back_nor_raise_a_low_rate() -> None:
+    model = nn.Linear(4, 2)
+    graph = trace(model, torch.zeros(2, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plateau = Plateau(model, optimizer, patience=1, min_lr=0.2)
+    plateau.observe(1.0)
+    keep = torch.arange(8).reshape(2, 4) % 2 > 0
+    graph.apply(Mask("weight", keep=keep), optimizer=optimizer)
+    assert not plateau.observe(2.0)  # the first of a new search
+    assert plateau.observe(3.0)
+    assert not model.weight[~keep].any()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_hypergradient_rises_again_after_an_overshoot() -> None:
+    parameter = weight(1.0)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    hyper = Hypergradient(optimizer, hyper_lr=0.1)
+    stepped(optimizer, parameter, [2.0, -5.0])
+    assert hyper.lr == pytest.approx(1e-4)
+    stepped(optimizer, parameter, [-5.0])
+    assert hyper.lr == pytest.approx(2.5, rel=0.01)
+
+
 def test_plateau_starts_anew_after_an_edit_and_from_its_state() -> None:
     x = torch.randn(8, 5)
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -273,6 +297,22 @@ def test_members_that_lag_take_over_weights_optimizer_and_a_varied_rate() -> Non
         assert rates.lrs[member] == 0.1 * 2**member
 
 
+def test_masks_are_taken_over_too() -> None:
+    models, optimizers, rates = population(2)
+    keep = torch.arange(6).reshape(2, 3) % 2 > 0
+    trace(models[0], torch.zeros(2, 3)).apply(Mask("weight", keep=keep), optimizer=optimizers[0])
+    rates.copy(0, 1)
+    models[1](torch.randn(4, 3)).sum().backward()
+    optimizers[1].step()
+    assert torch.equal(models[1].weight != 0, keep)
+    rates.copy(1, 0)
+    unmasked, others, more = population(2)
+    trace(unmasked[1], torch.zeros(2, 3)).apply(Mask("weight", keep=keep), optimizer=others[1])
+    more.copy(0, 1)
+    assert mask_of(unmasked[1].weight) is None
+    assert torch.equal(unmasked[1].weight, unmasked[0].weight)
+
+
 def test_a_population_finds_a_rate_on_the_way() -> None:
     # Three of four rates are too small to get far in the time there is.
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -347,3 +387,9 @@ def test_rates_are_of_tensors_where_the_optimizer_keeps_tensors() -> None:
     plateau.observe(1.0)
     assert plateau.observe(2.0)
     assert optimizer.param_groups[0]["lr"].item() == pytest.approx(0.4)
+    hyper = Hypergradient(optimizer, hyper_lr=0.1, multiplicative=True)
+    for _ in range(2):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert hyper.lr == pytest.approx(0.44, rel=0.01)
+    assert optimizer.param_groups[0]["lr"] is rate

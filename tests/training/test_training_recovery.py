@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynopt_ray.errors import PluginError
 from dynopt_ray.structure import mask_of
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import (
@@ -48,6 +49,27 @@ def kept(result: PruneResult) -> list[int]:
 
 def test_without_recovery_the_wrong_unit_goes(task: Task) -> None:
     assert kept(pruned(task, None)) == [1, 2, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (lambda cut: torch.zeros_like(cut.removed), "misses the target"),
+        (lambda cut: torch.ones_like(cut.removed), "no part of cut.removed"),
+        (lambda _: None, "gives None, not a bool tensor"),
+        (lambda cut: cut.removed[:3], "not a bool tensor"),
+    ],
+)
+def test_a_recovery_of_ones_own_is_checked(task: Task, gives: Any, message: str) -> None:
+    class Own:
+        share = 0.2
+
+        def __call__(self, cut: Any) -> Tensor:
+            left: Tensor = gives(cut)
+            return left
+
+    with pytest.raises(PluginError, match=f"recovery Own gives .*{message}|{message}"):
+        pruned(task, Own())
 
 
 @pytest.mark.parametrize("compensate", [None, True])

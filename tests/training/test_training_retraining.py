@@ -191,6 +191,10 @@ def test_a_controller_sets_the_rate_and_lets_go_of_it(task: Task) -> None:
     assert not same(model, retrain(task, Retraining(20))[0])
     assert not optimizer._optimizer_step_pre_hooks
     assert optimizer.param_groups[0]["lr"] == 0.05
+    with pytest.raises(ValueError, match="only one check, at the end; give more"):
+        retrain(task, Retraining(20, controller=Plateau))
+    with pytest.raises(TypeError, match="controller made 5; it must give a RateController"):
+        retrain(task, Retraining(20, controller=lambda *_: 5))  # type: ignore[arg-type]
 
 
 def test_a_controller_beside_a_schedule_is_refused() -> None:

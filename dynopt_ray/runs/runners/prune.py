@@ -11,10 +11,12 @@ from dynopt_ray.runs.origin import Curves, Origin, as_budget, figures, keep_netw
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.specs import PruneSpec, TargetSpec
 from dynopt_ray.training import Fraction, PruneResult, Retraining, Target, Threshold, prune
-from dynopt_ray.training.config import make_optimizer, make_recovery, make_schedule
+from dynopt_ray.training.config import Rate, make_optimizer, make_rate, make_recovery
 from dynopt_ray.training.networks import traced
 
 _LR_POINTS = 50
+# How often a rate that follows the validation loss sees it in each retraining.
+_NUM_CHECKS = 10
 
 
 def prepare(spec: PruneSpec) -> Action:
@@ -52,7 +54,7 @@ def _run(spec: PruneSpec, origin: Origin, run: Run) -> None:
 
 def _pruned(spec: PruneSpec, origin: Origin, model: nn.Module) -> PruneResult:
     settings, retrain = spec.prune, spec.prune.retrain
-    schedule = make_schedule(retrain.lr, retrain.num_steps) if retrain else None
+    rate = make_rate(retrain.lr, retrain.num_steps) if retrain else None
     return prune(
         traced(origin.task, model),
         origin.task,
@@ -61,12 +63,19 @@ def _pruned(spec: PruneSpec, origin: Origin, model: nn.Module) -> PruneResult:
         granularity=settings.granularity,
         scope=settings.scope,
         rounds=settings.rounds,
-        retrain=Retraining(retrain.num_steps, schedule) if retrain else None,
+        retrain=_retraining(retrain.num_steps, rate) if retrain and rate else None,
         compensate=settings.compensate,
         recovery=make_recovery(settings.recovery),
-        optimizer=make_optimizer(spec.optimizer, model, lr=schedule(0)) if schedule else None,
+        optimizer=make_optimizer(spec.optimizer, model, lr=rate.initial) if rate else None,
         seed=spec.seed,
     )
+
+
+def _retraining(num_steps: int, rate: Rate) -> Retraining:
+    if rate.controller is None:
+        return Retraining(num_steps, rate.schedule)
+    num_checks = min(num_steps, _NUM_CHECKS)
+    return Retraining(num_steps, controller=rate.controller, num_checks=num_checks)
 
 
 def _target(target: TargetSpec) -> Target:
@@ -108,11 +117,12 @@ def _widths(result: PruneResult) -> pd.DataFrame:
 
 def _add_retraining(curves: Curves, phase: Phase, result: PruneResult) -> None:
     """The rates of each round's retraining, and its mean loss at the end of it."""
-    schedule = make_schedule(phase.lr, phase.num_steps)
+    schedule = make_rate(phase.lr, phase.num_steps).schedule
     every = max(1, phase.num_steps // _LR_POINTS)
     for number, (_, row) in enumerate(result.history.iloc[1:].iterrows()):
         start = number * phase.num_steps
-        for step in range(0, phase.num_steps, every):
-            curves.add("retrain", start + step, lr=schedule(step))
+        if schedule is not None:
+            for step in range(0, phase.num_steps, every):
+                curves.add("retrain", start + step, lr=schedule(step))
         end = start + phase.num_steps
         curves.add("retrain", end, loss=row["train_loss"], accuracy=row["metric"])

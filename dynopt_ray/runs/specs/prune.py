@@ -9,6 +9,7 @@ from dynopt_ray.runs.fields import Criterion, Phase, RecoveryConfig
 from dynopt_ray.runs.specs.base import Fractions, NetworkSpec
 from dynopt_ray.runs.validation import Strict
 from dynopt_ray.training.blocks import Pattern
+from dynopt_ray.training.config import make_rate
 from dynopt_ray.training.rounds import GRANULARITIES
 
 
@@ -69,6 +70,13 @@ class PruneSettings(Strict):
         if isinstance(value, str) and value not in GRANULARITIES and not Pattern.parse(value):
             hint = did_you_mean(value, GRANULARITIES)
             raise ValueError(f'must be "unit", "weight" or a pattern such as "2:4".{hint}')
+        return value
+
+    @field_validator("retrain")
+    @classmethod
+    def _of_one_network(cls, value: Phase | None) -> Phase | None:
+        if value is not None and make_rate(value.lr, value.num_steps).population is not None:
+            raise ValueError("a population trains several networks; only one is retrained")
         return value
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -12,7 +12,8 @@ class RateController(Protocol):
     """Sets the learning rates of an optimizer by what training shows.
 
     It belongs to one network and its optimizer, whose rates are its own from then on: a schedule
-    beside it would be overruled.
+    beside it would be overruled. One that never looks at losses says so with an attribute
+    `observes_losses = False`; the others are refused where nothing would be observed.
     """
 
     def observe(self, loss: float, /) -> object:
@@ -30,3 +31,13 @@ class RateController(Protocol):
 
 ControllerFactory = Callable[[nn.Module, Optimizer], RateController]
 """Makes the controller of a network and its optimizer."""
+
+
+def set_rates(optimizer: Optimizer, change: Callable[[float], float]) -> None:
+    """Change every group's learning rate; one that is a tensor stays the same tensor."""
+    for group in optimizer.param_groups:
+        rate = change(float(group["lr"]))
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynopt_ray.training.rates.controller import set_rates
+
+_LEAST_SHARE = 1e-3
+
 
 class Hypergradient:
     """Raises an optimizer's rate while gradients agree with its last steps, and lowers it else.
@@ -25,7 +29,8 @@ class Hypergradient:
         hyper_lr: β, > 0. The additive form's depends on the size of gradients; the
             multiplicative one's is a share, e.g. 0.02.
         multiplicative: which of the two forms.
-        min_lr: the rate never falls below.
+        min_lr: the rate never falls below; None for a thousandth of the rate at the start. At
+            zero no step would be taken any more, and so no direction be known to rise by.
 
     Raises:
         ValueError: a number out of range.
@@ -35,20 +40,23 @@ class Hypergradient:
         Adam-HD; its multiplicative form, here with the cosine of the two directions.
     """
 
+    observes_losses = False
+
     def __init__(
         self,
         optimizer: Optimizer,
         *,
         hyper_lr: float,
         multiplicative: bool = False,
-        min_lr: float = 0.0,
+        min_lr: float | None = None,
     ) -> None:
         if not (math.isfinite(hyper_lr) and hyper_lr > 0):
             raise ValueError(f"Hypergradient: hyper_lr is {hyper_lr!r}; it must be > 0")
-        if not min_lr >= 0:
+        if not (min_lr is None or min_lr >= 0):
             raise ValueError(f"Hypergradient: min_lr is {min_lr!r}; it must be >= 0")
-        self.optimizer, self.hyper_lr, self.min_lr = optimizer, hyper_lr, min_lr
+        self.optimizer, self.hyper_lr = optimizer, hyper_lr
         self.multiplicative = multiplicative
+        self.min_lr = _LEAST_SHARE * self.lr if min_lr is None else min_lr
         self._directions: list[Tensor | None] = []
         self._before: list[Tensor] = []
         self._handles = [
@@ -86,8 +94,7 @@ class Hypergradient:
             change = before * self.hyper_lr if self.multiplicative else self.hyper_lr
             rate = max(before + change * agreement, self.min_lr)
             if math.isfinite(rate) and before:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = group["lr"] * (rate / before)
+                set_rates(self.optimizer, lambda lr: lr * (rate / before))
         self._before = [p.detach().clone() for p in parameters]
 
     def _agreement(self, parameters: list[Tensor]) -> float:
@@ -121,7 +128,7 @@ def hypergradient(
     *,
     hyper_lr: float,
     multiplicative: bool = False,
-    min_lr: float = 0.0,
+    min_lr: float | None = None,
 ) -> Hypergradient:
     """`Hypergradient`, made as controllers are; the network itself does not matter to it."""
     return Hypergradient(optimizer, hyper_lr=hyper_lr, multiplicative=multiplicative, min_lr=min_lr)

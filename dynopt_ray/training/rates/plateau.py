@@ -6,16 +6,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynopt_ray.structure.masks import masked_parameters
 from dynopt_ray.training.arguments import whole
 from dynopt_ray.training.plain_state import copied, load_optimizer_state, optimizer_state
+from dynopt_ray.training.rates.controller import set_rates
 
 
 class Plateau:
     """Cuts the rate and goes back to the best weights where the loss has stopped falling.
 
     torch's `ReduceLROnPlateau` cuts the rate only; what was lost since the best state has to be
-    learned again, at the smaller rate. After an edit that resizes the network the best state no
-    longer fits, and the search for one begins anew.
+    learned again, at the smaller rate. After an edit that resizes the network or masks weights the
+    best state no longer fits, and the search for one begins anew.
 
     Args:
         model: the network.
@@ -110,13 +112,13 @@ class Plateau:
         if self._best is not None:
             self.model.load_state_dict(self._best["model"])
             load_optimizer_state(self.optimizer, self._best["optimizer"])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            cut = max(float(rate) * self.factor, self.min_lr)
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(cut)
-            else:
-                group["lr"] = cut
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        set_rates(self.optimizer, lambda rate: min(rate, max(rate * self.factor, self.min_lr)))
 
     def _fits(self, state: dict[str, Tensor]) -> bool:
         now = self.model.state_dict()
-        return {n: t.shape for n, t in now.items()} == {n: t.shape for n, t in state.items()}
+        if {n: t.shape for n, t in now.items()} != {n: t.shape for n, t in state.items()}:
+            return False
+        masks = masked_parameters(self.model)
+        return not any(bool(state[name][~keep].any()) for name, keep in masks.items())

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from dynopt_ray.structure.masks import masked_parameters, set_mask
 from dynopt_ray.training.arguments import whole
 from dynopt_ray.training.plain_state import load_optimizer_state, optimizer_state
+from dynopt_ray.training.rates.controller import set_rates
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,7 @@ class Population:
             sources[member] = self._random.choice(ranked[:few])
             self.copy(sources[member], member)
             factor = self._random.choice(self.factors)
-            for group in self.optimizers[member].param_groups:
-                group["lr"] = group["lr"] * factor
+            set_rates(self.optimizers[member], factor.__mul__)
         return sources
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,8 +169,11 @@ class Population:
 
     @torch.no_grad()
     def copy(self, source: int, member: int) -> None:
-        """Make a member equal another, in weights, optimizer and rate."""
+        """Make a member equal another, in weights, masks, optimizer and rate."""
         self.models[member].load_state_dict(self.models[source].state_dict())
+        masks = masked_parameters(self.models[source])
+        for name in masks.keys() | masked_parameters(self.models[member]).keys():
+            set_mask(self.models[member].get_parameter(name), masks.get(name))
         load_optimizer_state(self.optimizers[member], optimizer_state(self.optimizers[source]))
 
     def _check_shapes(self) -> None:
