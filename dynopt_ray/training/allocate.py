@@ -104,12 +104,13 @@ def allocate(
         curves = sensitivity(graph, task, seed=seed)
     knapsack = Knapsack(read_curves(curves, graph, least=least), limits, costs_at)
     narrowest = {name: curve.widths[0] for name, curve in knapsack.curves.items()}
+    lower = any(width > least[name] for name, width in narrowest.items())
     _check_reachable(
         budget,
         start,
         costs_at,
         {**graph.widths, **narrowest},
-        hint="; measure larger fractions to go lower",
+        hint="; measure larger fractions to go lower" if lower else "",
     )
     return knapsack.solved(graph.widths)
 

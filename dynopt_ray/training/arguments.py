@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,22 +11,9 @@ from dynopt_ray.errors import EditError
 from dynopt_ray.schedules import Schedule, linear
 from dynopt_ray.structure.optimizer_state import check_optimizer
 from dynopt_ray.tasks import Task
+from dynopt_ray.training.numbers import share, whole
 from dynopt_ray.training.regrowth import Regrowth
 from dynopt_ray.training.targets import Budget, Fraction, Target, Threshold
-
-
-def whole(name: str, value: object, *, least: int) -> int:
-    """A count as an int, whichever integer it is.
-
-    Raises:
-        TypeError: no integer; True and False count as none.
-        ValueError: less than `least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}; it must be a whole number")
-    if value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
-    return int(value)
 
 
 def check_task(caller: str, task: object) -> None:
@@ -56,14 +42,7 @@ def check_fractions(fractions: object) -> list[float]:
         )
     checked = []
     for fraction in fractions:
-        if isinstance(fraction, bool) or not isinstance(fraction, Real):
-            raise TypeError(f"sensitivity: fractions has {fraction!r}; it must be a number")
-        if not 0 < float(fraction) < 1:
-            raise ValueError(
-                f"sensitivity: fractions has {fraction!r}; each must lie between 0 (nothing) and "
-                "1 (all)"
-            )
-        checked.append(float(fraction))
+        checked.append(share("sensitivity: one of fractions", fraction))
     if not checked:
         raise ValueError("sensitivity: fractions is empty; give at least one, such as 0.5")
     return sorted(set(checked))

@@ -79,9 +79,11 @@ def read_curves(table: "pd.DataFrame", graph: Graph, *, least: Widths) -> dict[s
         TypeError: no such table.
         EditError: it was measured on a network of other widths, or a group cannot be resized.
         UnknownNameError: something that is no group.
-        ValueError: a loss that is not finite.
+        ValueError: no rows, or a loss that is not finite.
     """
     check_columns(table, ("group", "width", "loss"))
+    if table.empty:
+        raise ValueError("curves: there are no rows; pass what sensitivity returns")
     read = {}
     for name, rows in table.groupby("group", sort=False):
         group = graph[str(name)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.structure.forward import Inputs, run
 from dynopt_ray.tasks.loop import AddedLoss
+from dynopt_ray.training.numbers import positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         for name in ("weight", "temperature"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"Distillation: {name} is {value!r}; it must be > 0")
+            positive(f"Distillation: {name}", getattr(self, name))
 
     def from_teacher(self, teacher: nn.Module, *, labels: bool) -> AddedLoss:
         """The loss that a student adds; the teacher is copied as it is now.

@@ -19,8 +19,8 @@ from dynopt_ray.training.arguments import (
     check_callable,
     check_follows,
     check_grow_target,
+    check_task,
     round_shares,
-    whole,
 )
 from dynopt_ray.training.attempt import Attempt, attempt
 from dynopt_ray.training.growth import Growth
@@ -33,6 +33,7 @@ from dynopt_ray.training.growth_plan import (
 )
 from dynopt_ray.training.history import row, table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
+from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.retraining import DEFAULT_LR, Retraining, as_retraining
 from dynopt_ray.training.seeding import seeded
 from dynopt_ray.training.targets import Budget, asks_latency
@@ -170,6 +171,7 @@ def grow(
         >>> result.history["width/0"].tolist()
         [8, 10, 12, 14, 16]
     """
+    check_task("grow", task)
     check_grow_target(target)
     check_callable("grow: when", when, "a function of the losses such as stalled(), or None")
     _check_ways(target, criterion, init, min_gain)

@@ -20,13 +20,14 @@ from dynopt_ray.training.arguments import (
     check_min_widths,
     check_prune_target,
     check_recovery,
+    check_task,
     round_shares,
-    whole,
 )
 from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.history import row, table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
+from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.recovery import Recovery
 from dynopt_ray.training.regrowth import Regrowth
 from dynopt_ray.training.retraining import DEFAULT_LR, Retraining, as_retraining
@@ -152,6 +153,7 @@ def prune(
         >>> result.after.cost.flops <= result.before.cost.flops / 2
         True
     """
+    check_task("prune", task)
     kind, aim = _aim(granularity, target, recovery)
     check_min_widths(min_widths)
     if min_widths and kind == "weight":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.training.candidates import Candidates
+from dynopt_ray.training.numbers import share, whole
 from dynopt_ray.training.selection import Fits
 
 
@@ -64,7 +65,7 @@ class Random:
     share: float = 0.1
 
     def __post_init__(self) -> None:
-        check_share("Random", self.share)
+        share("Random: share", self.share)
 
     def __call__(self, cut: Cut) -> Tensor:
         """Candidates in random order; those that would break the target are passed over."""
@@ -96,10 +97,9 @@ class Greedy:
     num_checked: int = 4
 
     def __post_init__(self) -> None:
-        check_share("Greedy", self.share)
+        share("Greedy: share", self.share)
         for name in ("num_steps", "num_checked"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Greedy: {name} is {getattr(self, name)}; it must be >= 1")
+            whole(f"Greedy: {name}", getattr(self, name), least=1)
 
     def __call__(self, cut: Cut) -> Tensor:
         """Estimate, check the best few, keep the best."""
@@ -148,9 +148,3 @@ def _returned(cut: Cut, removed: Tensor, items: Tensor, num_most: int) -> Tensor
         else:
             runs += [run[len(run) // 2 :], run[: len(run) // 2]]
     return removed
-
-
-def check_share(name: str, share: float) -> None:
-    """Refuse a share outside (0, 1)."""
-    if not 0 < share < 1:
-        raise ValueError(f"{name}: share is {share!r}; it must lie between 0 and 1")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dynopt_ray.criteria import Scope
 from dynopt_ray.structure import Mask
-from dynopt_ray.training.recovery import check_share
+from dynopt_ray.training.numbers import share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Regrowth:
     share: float = 0.1
 
     def __post_init__(self) -> None:
-        check_share("Regrowth", self.share)
+        share("Regrowth: share", self.share)
 
 
 def regrown(

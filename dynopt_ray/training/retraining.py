@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from dynopt_ray.schedules import Schedule, rewind, to_torch
 from dynopt_ray.tasks import Task, TrainStats
 from dynopt_ray.tasks.loop import AddedLoss
-from dynopt_ray.training.arguments import check_callable, whole
+from dynopt_ray.training.arguments import check_callable
 from dynopt_ray.training.distillation import Distillation
+from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.rates import ControllerFactory, RateController
 from dynopt_ray.training.snapshot import Snapshot
 

@@ -254,6 +254,8 @@ def checked_pool(pruning: Pruning, *, num_rounds: int) -> Pool:
     if bool(_selected(pruning, pool, 1.0).removed.any()):
         return pool
     target = pruning.target
+    if not len(pool.candidates):
+        raise EditError(f"{target!r} removes nothing: the network has no {pool.noun} that may go")
     if isinstance(target, Threshold):
         if num_rounds > 1 and pruning.retraining is not None:
             return pool  # retraining may bring scores below it

@@ -1,6 +1,6 @@
 """Which training data scores and compensation are computed on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -27,9 +27,20 @@ def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> lis
 def calibration_inputs(
     compensate: bool | Iterable[Inputs] | Tensor | None, task: Task, generator: torch.Generator
 ) -> list[Inputs] | None:
-    """What a cut is compensated with: drawn for True, as given, or nothing; see `prune`."""
+    """What a cut is compensated with: drawn for True, as given, or nothing; see `prune`.
+
+    Raises:
+        TypeError: neither of these.
+    """
     if compensate is None or compensate is False:
         return None
     if compensate is True:
         return [x for x, _ in sample_batches(task, CALIBRATION_ROWS, generator)]
-    return [compensate] if isinstance(compensate, Tensor) else list(compensate)
+    if isinstance(compensate, Tensor):
+        return [compensate]
+    if isinstance(compensate, str | Mapping) or not isinstance(compensate, Iterable):
+        raise TypeError(
+            f"compensate is {compensate!r:.60}; pass True, None, or a list of inputs, each of what "
+            "the network is called with"
+        )
+    return list(compensate)

@@ -1,11 +1,11 @@
 """Targets: how far to prune or to grow."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dynopt_ray.structure import Cost
+from dynopt_ray.training.numbers import positive, share
 
 CostKind = Literal["params", "nonzero", "flops", "bytes", "latency_ms"]
 
@@ -29,7 +29,8 @@ class Budget:
         is_absolute: whether the limits are figures instead of fractions.
 
     Raises:
-        ValueError: no limit at all, or one that is not a finite number > 0.
+        ValueError: no limit at all, or one that is not finite and > 0.
+        TypeError: a limit that is no number.
     """
 
     params: float | None = None
@@ -46,10 +47,7 @@ class Budget:
                 f"Budget(flops=0.5); costs: {', '.join(COST_KINDS)}"
             )
         for kind, value in self._named.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"Budget: {kind} is {value!r}; it must be a number")
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"Budget: {kind} is {value!r}; it must be finite and > 0")
+            positive(f"Budget: {kind}", value)
 
     @classmethod
     def absolute(
@@ -126,10 +124,7 @@ class Fraction:
     remove: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.remove < 1:
-            raise ValueError(
-                f"Fraction: remove is {self.remove!r}; it must lie between 0 (nothing) and 1 (all)"
-            )
+        share("Fraction: remove", self.remove)
 
 
 @dataclass(frozen=True)
@@ -148,11 +143,7 @@ class Threshold:
     value: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.value) and self.value > 0):
-            raise ValueError(
-                f"Threshold: value is {self.value!r}; it must be finite and > 0, as no score is "
-                "below 0"
-            )
+        positive("Threshold: value", self.value)
 
 
 Target = Budget | Fraction | Threshold | Mapping[str, int]

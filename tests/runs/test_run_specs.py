@@ -131,11 +131,15 @@ def test_policy_settings_are_those_of_training() -> None:
         (
             "prune.recovery={name: greedy, share: 2}",
             "prune.recovery: recovery 'greedy' refuses its arguments: Greedy: share is 2; it must "
-            "lie between 0 and 1",
+            "lie between 0 (nothing) and 1 (all)",
         ),
         (
             "prune.retrain={num_steps: 9, lr: {name: population, initial: 0.1}}",
             "prune.retrain: a population trains several networks; only one is retrained",
+        ),
+        (
+            "prune.recovery=regrowth",
+            'prune: regrowth masks weights; use granularity "weight" with it',
         ),
         ("prune.target=null", "prune: target is missing, e.g. target: {remove: 0.5}"),
         (

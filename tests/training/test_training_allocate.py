@@ -272,6 +272,12 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "a loss of '0' is not finite",
     ),
+    ({"curves": CURVES[:0]}, ValueError, "there are no rows; pass what sensitivity returns"),
+    (
+        {"budget": Budget(flops=0.3), "min_widths": {"0": 11, "2": 7}},
+        BudgetError,
+        r"every group is at its least width.* '2' \(7\)\.$",  # measuring more would not help
+    ),
 ]
 
 

@@ -313,6 +313,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         EditError,
         "removes nothing: every one of 20 units has to stay",
     ),
+    ({"min_widths": {"0": 2}, "granularity": "weight"}, ValueError, "min_widths count units"),
+    ({"compensate": 1}, TypeError, "compensate is 1; pass True, None, or a list"),
     ({"rounds": 2, "schedule": constant(0.5)}, ValueError, "must rise to 1"),
     ({"rounds": 2, "schedule": linear(2.0, num_steps=2, final=1.0)}, ValueError, "must rise to 1"),
 ]
@@ -328,6 +330,20 @@ def test_what_cannot_be_done_is_refused_before_anything_changes(
     with pytest.raises(error, match=message):
         prune(model, blobs, **options)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_is_no_task_and_what_nothing_can_leave_is_refused(blobs: Task) -> None:
+    with pytest.raises(TypeError, match="prune: task is None; pass a Task"):
+        prune(blobs.new_model(seed=0), None, target=Fraction(remove=0.5))  # type: ignore[arg-type]
+    with pytest.raises(EditError, match="the network has no units that may go"):
+        prune(nn.Linear(4, 3), blobs, target=Fraction(remove=0.5))
+
+
+def test_a_second_fraction_of_weights_counts_those_masked_already(blobs: Task) -> None:
+    model = blobs.new_model(seed=0)
+    prune(model, blobs, target=Fraction(remove=0.5), granularity="weight")
+    with pytest.raises(EditError, match="less than one of 84 weights beside the 84 that are mask"):
+        prune(model, blobs, target=Fraction(remove=0.5), granularity="weight")
 
 
 def test_a_loss_that_diverges_names_step_and_round_and_undoes_the_round(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import Grow, Mask, Shrink, mask_of, trace
 from dynopt_ray.tasks import load_task
 from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, Population, find_rate
@@ -264,6 +265,13 @@ def test_find_rate_suggests_one_that_trains_and_changes_nothing() -> None:
     assert losses[found.suggestion] < losses[found.suggestion / 1000] / 2
     with pytest.raises(ValueError, match="must rise above 0"):
         find_rate(model, task, optimizer, lowest=1.0, highest=0.1)
+    with pytest.raises(TypeError, match="lowest is 'a'"):
+        find_rate(model, task, optimizer, lowest="a")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="find_rate: task is None"):
+        find_rate(model, None, optimizer)  # type: ignore[arg-type]
+    with pytest.raises(DivergedError, match="only rises, from the rate 100000 on; begin lower"):
+        find_rate(model, task, optimizer, lowest=1e5, highest=1e6)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def population(

@@ -3,10 +3,20 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from dynopt_ray.structure import Cost
-from dynopt_ray.training import Budget, Fraction, Greedy, Random, Threshold, stalled
+from dynopt_ray.training import (
+    Budget,
+    Distillation,
+    Fraction,
+    Greedy,
+    Random,
+    Regrowth,
+    Threshold,
+    stalled,
+)
 
 START = Cost(params=100, nonzero=80, flops=1000, bytes=400)
 
@@ -37,7 +47,6 @@ def test_a_fraction_of_an_unknown_latency_is_refused() -> None:
         (lambda: Budget(flops=0), "flops is 0; it must be finite and > 0"),
         (lambda: Budget(flops=-0.5), "flops is -0.5"),
         (lambda: Budget.absolute(params=math.nan), "params is nan"),
-        (lambda: Budget(bytes=True), "bytes is True; it must be a number"),
         (lambda: Fraction(remove=0), "remove is 0; it must lie between"),
         (lambda: Fraction(remove=1.0), "remove is 1.0"),
         (lambda: Threshold(0.0), "value is 0.0"),
@@ -53,3 +62,27 @@ def test_a_fraction_of_an_unknown_latency_is_refused() -> None:
 def test_values_out_of_range_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Budget(bytes=True),
+        lambda: Budget(flops="half"),  # type: ignore[arg-type]
+        lambda: Fraction(remove="half"),  # type: ignore[arg-type]
+        lambda: Threshold(True),
+        lambda: Greedy(share="a"),  # type: ignore[arg-type]
+        lambda: Greedy(num_checked=2.5),  # type: ignore[arg-type]
+        lambda: Regrowth(share=None),  # type: ignore[arg-type]
+        lambda: Distillation(temperature=True),
+    ],
+)
+def test_values_of_other_types_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"it must be a (whole )?number"):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    half = np.float32(0.5)
+    assert Budget(flops=half, params=np.int64(1)).limits(START)["flops"] == 0.5 * START.flops  # type: ignore[arg-type]
+    Fraction(remove=half)  # type: ignore[arg-type]

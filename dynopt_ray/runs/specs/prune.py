@@ -9,7 +9,8 @@ from dynopt_ray.runs.fields import Criterion, Phase, RecoveryConfig
 from dynopt_ray.runs.specs.base import Fractions, NetworkSpec
 from dynopt_ray.runs.validation import Strict
 from dynopt_ray.training.blocks import Pattern
-from dynopt_ray.training.config import make_rate
+from dynopt_ray.training.config import make_rate, make_recovery
+from dynopt_ray.training.regrowth import Regrowth
 from dynopt_ray.training.rounds import GRANULARITIES
 
 
@@ -89,6 +90,13 @@ class PruneSettings(Strict):
             )
         if not is_pattern and self.target is None:
             raise ValueError("target is missing, e.g. target: {remove: 0.5}")
+        recovery = make_recovery(self.recovery)
+        if self.granularity == "unit" and isinstance(recovery, Regrowth):
+            raise ValueError('regrowth masks weights; use granularity "weight" with it')
+        budget = self.target and self.target.budget
+        others = budget and any(v for k, v in budget.model_dump().items() if k != "nonzero")
+        if self.granularity == "weight" and others:
+            raise ValueError("masks lower no cost but nonzero; limit that, or use units")
         return self
 
 

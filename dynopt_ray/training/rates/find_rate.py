@@ -1,6 +1,5 @@
 """`find_rate`: the learning-rate range test."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,8 @@ from torch.optim import Optimizer
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.schedules import to_torch
 from dynopt_ray.tasks import Task
-from dynopt_ray.training.arguments import whole
+from dynopt_ray.training.arguments import check_task
+from dynopt_ray.training.numbers import positive, whole
 from dynopt_ray.training.seeding import seeded
 from dynopt_ray.training.snapshot import Snapshot
 
@@ -64,13 +64,16 @@ def find_rate(
 
     Raises:
         ValueError: a number out of range.
-        DivergedError: the loss is not finite at the lowest rate already.
+        DivergedError: the loss is not finite at the lowest rate already, or never falls.
+        TypeError: no task, or no numbers.
 
     References:
         Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
     """
+    check_task("find_rate", task)
     num_steps = whole("find_rate: num_steps", num_steps, least=_FEWEST)
-    if not 0 < lowest < highest < math.inf:
+    lowest, highest = positive("find_rate: lowest", lowest), positive("find_rate: highest", highest)
+    if not lowest < highest:
         raise ValueError(f"find_rate: rates from {lowest!r} to {highest!r}; they must rise above 0")
     factor = (highest / lowest) ** (1 / (num_steps - 1))
     rows: list[dict[str, float]] = []
@@ -104,7 +107,11 @@ def _read(rows: list[dict[str, float]]) -> RateRange:
 
     losses = torch.tensor([row["smooth_loss"] for row in rows], dtype=torch.float64)
     least = int(losses.argmin())
+    if not least:
+        raise DivergedError(
+            f"find_rate: the loss only rises, from the rate {rows[0]['lr']:g} on; begin lower"
+        )
     # The first steps are few to average over, and what follows the least loss is no descent.
-    slopes = losses[1 : least + 1] - losses[:least] if least else torch.zeros(1)
+    slopes = losses[1 : least + 1] - losses[:least]
     steepest = int(slopes.argmin())
     return RateRange(rows[steepest]["lr"], rows[least]["lr"], pd.DataFrame(rows))

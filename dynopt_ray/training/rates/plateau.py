@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.structure.masks import masked_parameters
-from dynopt_ray.training.arguments import whole
+from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.plain_state import copied, load_optimizer_state, optimizer_state
 from dynopt_ray.training.rates.controller import set_rates
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.structure.masks import masked_parameters, set_mask
-from dynopt_ray.training.arguments import whole
+from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.plain_state import load_optimizer_state, optimizer_state
 from dynopt_ray.training.rates.controller import set_rates
 

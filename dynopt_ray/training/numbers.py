@@ -1,0 +1,50 @@
+"""Numbers that callers pass, checked."""
+
+import math
+from numbers import Integral, Real
+
+
+def whole(name: str, value: object, *, least: int) -> int:
+    """A count as an int, whichever integer it is.
+
+    Raises:
+        TypeError: no integer; True and False count as none.
+        ValueError: less than `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; it must be a whole number")
+    if value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}")
+    return int(value)
+
+
+def share(name: str, value: object) -> float:
+    """A part of a whole as a float.
+
+    Raises:
+        TypeError: no number.
+        ValueError: outside (0, 1).
+    """
+    real = _real(name, value)
+    if not 0 < real < 1:
+        raise ValueError(f"{name} is {value!r}; it must lie between 0 (nothing) and 1 (all)")
+    return real
+
+
+def positive(name: str, value: object) -> float:
+    """A finite number above 0 as a float.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not finite, or not above 0.
+    """
+    real = _real(name, value)
+    if not (math.isfinite(real) and real > 0):
+        raise ValueError(f"{name} is {value!r}; it must be finite and > 0")
+    return real
+
+
+def _real(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; it must be a number")
+    return float(value)
