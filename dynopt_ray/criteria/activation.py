@@ -34,6 +34,8 @@ def activation(*, measure: Measure = "energy") -> "Activation":
         energy: mean of ‖W x‖² over samples and places, summed over the layers that read the unit
         nonzero: share of x that is not zero, the mean over these layers
 
+    Of a layer that is applied at many places, 8 per sample are looked at.
+
     Single weights score E(w x)², the energy they give, or the share of their x that is not zero.
 
     Args:

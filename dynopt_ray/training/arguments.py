@@ -141,12 +141,17 @@ def check_min_widths(min_widths: object, *, caller: str = "prune") -> None:
         whole(f"{caller}: min_widths: {name!r}", width, least=0)
 
 
-def check_follows(optimizer: Optimizer | None, model: nn.Module) -> None:
+def check_follows(optimizer: Optimizer | None, model: nn.Module, *, trains: bool) -> None:
     """Refuse an optimizer that cannot follow a network, before the first round meets it.
 
     Raises:
-        EditError: see `check_optimizer`.
+        EditError: see `check_optimizer`; or it shall train, and there is nothing to.
     """
+    if trains and not any(p.requires_grad for p in model.parameters()):
+        raise EditError(
+            f"every parameter of {type(model).__name__} is frozen, so there is nothing to train; "
+            "call requires_grad_() on some"
+        )
     if optimizer is not None:
         check_optimizer(optimizer, model)
 

@@ -179,7 +179,7 @@ def grow(
     assert training is not None
     shares = round_shares("grow", whole("grow: rounds", rounds, least=1), schedule)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
-    check_follows(optimizer, graph.model)
+    check_follows(optimizer, graph.model, trains=True)
     if optimizer is None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
     costs = Costs(graph, task.example_inputs())

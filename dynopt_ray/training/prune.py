@@ -94,7 +94,8 @@ def prune(
 
     Each round scores on training data, cuts what is least important, optionally gives some of
     it back, retrains, and keeps the retrained network if it does better on validation data than
-    the cut one. Test data are touched once, at the end.
+    the cut one. Test data are touched once, at the end. Frozen parameters are cut and refitted like
+    all others, and not retrained.
 
     Args:
         model: the network, or its graph (traced with groups fixed, say).
@@ -138,6 +139,7 @@ def prune(
             scores retraining will have changed.
         UnknownNameError: an unknown criterion, granularity, scope or group.
         DivergedError: a loss became NaN or infinite; the network is as it was before the round.
+            Earlier rounds stay, after Ctrl-C too: the graph's receipts undo them.
         ValueError: a number out of range, a schedule that does not rise to 1, or arguments that
             exclude each other.
         TypeError: an argument of another type.
@@ -161,7 +163,7 @@ def prune(
     retraining = as_retraining("prune: retrain", retrain, least=0)
     shares = round_shares("prune", whole("prune: rounds", rounds, least=1), schedule)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
-    check_follows(optimizer, graph.model)
+    check_follows(optimizer, graph.model, trains=retraining is not None)
     if optimizer is None and retraining is not None:
         optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
     if isinstance(aim, Mapping):

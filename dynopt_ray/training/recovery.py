@@ -81,7 +81,8 @@ class Greedy:
     In each step a gradient at the cut network estimates for all removed candidates at once how
     much each would lower the loss. The best are bundled, as many in a bundle as let `num_steps`
     steps give back the whole share; the losses of the `num_checked` best bundles are measured,
-    and the best of these stays in the network. It ends early when none lowers the loss.
+    and the best of these stays in the network. It ends early when none lowers the loss; the cut,
+    which went further by the share, then stays that far.
 
     Attributes:
         share: the part that comes back at most, in (0, 1); see `Recovery`.

@@ -339,6 +339,20 @@ def test_what_is_no_task_and_what_nothing_can_leave_is_refused(blobs: Task) -> N
         prune(nn.Linear(4, 3), blobs, target=Fraction(remove=0.5))
 
 
+def test_frozen_parameters_are_cut_and_not_trained(blobs: Task) -> None:
+    model = blobs.new_model(seed=0).requires_grad_(False)
+    with pytest.raises(EditError, match="every parameter of Sequential is frozen"):
+        prune(model, blobs, target=Fraction(remove=0.5), retrain=5)
+    assert model.get_parameter("0.weight").shape == (12, 4)
+    prune(model, blobs, target=Fraction(remove=0.5))
+    assert sum(p.numel() for p in model.parameters()) < 100
+    model.get_parameter("4.weight").requires_grad_()
+    before = model.get_parameter("0.bias").clone()
+    prune(model, blobs, target=Fraction(remove=0.3), retrain=5, compensate=None)
+    kept = model.get_parameter("0.bias")
+    assert all(value in before for value in kept)
+
+
 def test_a_second_fraction_of_weights_counts_those_masked_already(blobs: Task) -> None:
     model = blobs.new_model(seed=0)
     prune(model, blobs, target=Fraction(remove=0.5), granularity="weight")
