@@ -1,10 +1,12 @@
 """What is pruned, and what is done alike on both sides. Imports torch only."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ from dynopt_ray.tasks import Task, load_task
 from experiments.benchmarks.networks import SmallViT, resnet20
 
 BATCH_SIZE = 128
+
+Row = dict[str, Any]
+"""What was measured of one network, by column."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,15 @@ def loaded(task: Task, path: str | Path) -> nn.Module:
     model = task.new_model(seed=0)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in np.load(path).items()})
     return model
+
+
+def told(rows: Iterable[Row]) -> list[Row]:
+    """All rows; each goes to stderr as it is measured, for it may be hours until the table."""
+    found = []
+    for row in rows:
+        found.append(row)
+        print(row, file=sys.stderr, flush=True)
+    return found
 
 
 def spread(values: Sequence[float]) -> str:

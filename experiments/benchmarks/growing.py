@@ -9,7 +9,6 @@ from scratch for as many FLOPs. All train with Adam at a cosine's rate, on Fashi
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,15 +20,13 @@ from dynopt_ray.structure import measure
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import Budget, Retraining, grow
 from dynopt_ray.training.growth_plan import GrowthCriterion, GrowthInit
-from experiments.benchmarks.cases import accuracy, epoch, spread, train
+from experiments.benchmarks.cases import Row, accuracy, epoch, spread, told, train
 
 SEEDS = (0, 1, 2)
 LR = 2e-3
 SMALL_EPOCHS = 0.1
 SHARE, WITHIN = 0.6, 0.3
 """The FLOPs to stay below, and how close to the full width's accuracy to come, in points."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def main(names: Sequence[str] = ()) -> None:
     """Train, grow, and print the table, of all cases or those named."""
     torch.set_num_threads(1)
     for name in names or CASES:
-        rows = [row for seed in SEEDS for row in measured(CASES[name], seed)]
+        rows = told(row for seed in SEEDS for row in measured(CASES[name], seed))
         Console(width=110).print(table_of(name, rows))
 
 

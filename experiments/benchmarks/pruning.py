@@ -2,8 +2,8 @@
 
 All start from the same trained weights, cut to the same share of the FLOPs (or weights), and
 retrain for one epoch with the same optimizer, rate and order of rows. Accuracy is on the 10,000
-test images of Fashion-MNIST. `python -m experiments.benchmarks.pruning CASE …` runs some of the
-cases.
+test images of Fashion-MNIST; a few rates (alike for all) and the weight of the teacher were tried on
+them. `python -m experiments.benchmarks.pruning CASE …` runs some of the cases.
 """
 
 import copy
@@ -26,10 +26,12 @@ from experiments.benchmarks.cases import (
     CASES,
     Case,
     Cut,
+    Row,
     accuracy,
     epoch,
     loaded,
     spread,
+    told,
     train,
     trained,
 )
@@ -46,14 +48,12 @@ PEER, TORCH, OURS, DISTILLED = (
     "dynopt_ray, distilled",
 )
 
-Row = dict[str, Any]
-
 
 def main(names: Sequence[str] = ()) -> None:
     """Train, cut, retrain, and print a table for each case, of all or those named."""
     torch.set_num_threads(1)
     for name in names or CASES:
-        print_table([row for seed in SEEDS for row in measured(name, seed)])
+        print_table(told(row for seed in SEEDS for row in measured(name, seed)))
 
 
 def measured(name: str, seed: int) -> Iterator[Row]:
