@@ -2,8 +2,8 @@
 
 All start from the same trained weights, cut to the same share of the FLOPs (or weights), and
 retrain for one epoch with the same optimizer, rate and order of rows. Accuracy is on the 10,000
-test images of Fashion-MNIST; a few rates (alike for all) and the weight of the teacher were tried on
-them. `python -m experiments.benchmarks.pruning CASE …` runs some of the cases.
+test images of Fashion-MNIST; a few rates (alike for all) and the weight of the teacher were tried
+on them. `python -m experiments.benchmarks.pruning CASE …` runs some of the cases.
 """
 
 import copy
