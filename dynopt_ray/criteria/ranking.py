@@ -16,6 +16,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 Per = Literal["mean", "length", "one"]
 """What a group's scores are divided by for the scope "global"."""
 
+_PERS: tuple[Per, ...] = get_args(Per)
+
 
 def comparable(
     scores: Mapping[str, Tensor],
@@ -43,7 +45,7 @@ def comparable(
         The same names and shapes, float64, on the CPU.
 
     Raises:
-        UnknownNameError: no such scope.
+        UnknownNameError: no such scope, or no such figure.
 
     Example:
         >>> scores = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([30.0, 10.0])}
@@ -54,6 +56,8 @@ def comparable(
     """
     if scope not in SCOPES:
         raise UnknownNameError("scope", scope, SCOPES)
+    if per not in _PERS:
+        raise UnknownNameError("per", per, _PERS)
     gone = num_gone or {}
     result = {}
     for name, values in scores.items():

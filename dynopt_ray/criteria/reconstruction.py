@@ -56,6 +56,7 @@ def reconstruction(*, weighted: bool = True) -> "Reconstruction":
         weighted: whether errors count by what they do to the loss.
 
     Raises:
+        TypeError: `weighted` is not a bool.
         MissingGradientError: when scoring, without batches or, if weighted, without a loss.
         CriterionError: when scoring, groups that only recurrent layers read, or weights that are
             in no layer or product, such as those of an embedding.
@@ -76,6 +77,10 @@ class Reconstruction:
 
     weighted: bool = True
     compares_across = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weighted, bool):
+            raise TypeError(f"reconstruction: weighted is {self.weighted!r}; pass True or False")
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
         """What is lost when a unit goes and the others take over."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dynopt_ray.criteria import Batch
 from dynopt_ray.criteria.base import Loss
+from dynopt_ray.criteria.gradients import checked_batches
 from dynopt_ray.criteria.readings import observed, reading
 from dynopt_ray.structure import Graph, Grow, WidthGroup
 from dynopt_ray.structure.readers import Reader
@@ -63,6 +64,10 @@ def rank_candidates(
         loss: (output, targets) -> mean loss.
         seed: `graph.apply` draws the same units from it.
 
+    Raises:
+        MissingGradientError: no samples, or the loss does not depend on a layer.
+        DivergedError: inputs that are not finite.
+
     References:
         Evci et al. 2022, "GradMax": the norm of the gradient that new weights get, here that of
         drawn units. Verbockhaven et al. 2024, "Growing Tiny Networks" (TINY): only what the layer
@@ -91,7 +96,7 @@ def _summed(
     graph: Graph, names: set[str], batches: Sequence[Batch], loss: Loss
 ) -> dict[str, _Sums]:
     sums: dict[str, _Sums] = {}
-    for batch in observed(graph, names, batches, loss):
+    for batch in observed(graph, names, checked_batches(batches), loss):
         for (name, _), one in batch.items():
             assert one.slopes_RGO is not None
             x_GRK, r_GRO = one.seen.inputs_GRK.detach(), -one.slopes_RGO.transpose(0, 1)

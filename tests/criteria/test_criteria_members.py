@@ -190,6 +190,8 @@ def test_unknown_names_and_arguments_are_refused_with_the_closest() -> None:
         unit_scores(graph(), {"name": "magnitude", "ordr": 1})
     with pytest.raises(SpecError, match="order is 3; it must be 1 or 2"):
         unit_scores(graph(), {"name": "magnitude", "order": 3})
+    with pytest.raises(SpecError, match="weighted is 'no'; pass True or False"):
+        unit_scores(graph(), {"name": "reconstruction", "weighted": "no"})
     with pytest.raises(SpecError, match="seed is -1"):
         unit_scores(graph(), {"name": "random", "seed": -1})
     with pytest.raises(PluginError, match="lacks score_units or score_weights"):

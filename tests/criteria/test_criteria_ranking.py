@@ -40,3 +40,5 @@ def test_a_group_of_zeros_stays_zero() -> None:
 def test_unknown_scopes_are_refused() -> None:
     with pytest.raises(UnknownNameError, match=r"no scope 'locl'\..*global, layer"):
         comparable(SCORES, "locl")  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="no per 'median'"):
+        comparable(SCORES, "global", per="median")  # type: ignore[arg-type]

@@ -370,6 +370,7 @@ def test_members_of_other_shapes_are_refused_and_nothing_changes() -> None:
     [
         (lambda m, o: Population(m[:1], o[:1]), "two or more"),
         (lambda m, o: Population(m, o[:1]), "an optimizer for each"),
+        (lambda m, o: Population([m[0]] * 2, o), "there twice; give copies"),
         (lambda m, o: Population(m, o, share=0.6), "share is 0.6"),
         (lambda m, o: Population(m, o, factors=(0.0, 1.0)), "factors are"),
     ],

@@ -80,8 +80,8 @@ class Population:
 
     Raises:
         TypeError: a seed that is no whole number.
-        ValueError: fewer than two networks, another number of optimizers, networks of other
-            shapes, or a number out of range.
+        ValueError: fewer than two networks, another number of optimizers, one of them twice,
+            networks of other shapes, or a number out of range.
 
     References:
         Jaderberg et al. 2017, "Population Based Training of Neural Networks": truncation selection
@@ -112,6 +112,8 @@ class Population:
                 f"Population: {len(models)} networks and {len(optimizers)} optimizers; give two or "
                 "more networks, and an optimizer for each"
             )
+        if len({id(one) for one in [*models, *optimizers]}) < 2 * len(models):
+            raise ValueError("Population: a network or an optimizer is there twice; give copies")
         if not 0 < share <= 0.5:
             raise ValueError(f"Population: share is {share!r}; it must be above 0 and at most 0.5")
         if len(factors) != 2 or not all(0 < factor < float("inf") for factor in factors):
