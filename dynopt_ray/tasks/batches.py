@@ -80,7 +80,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     except RuntimeError as error:
-        error.add_note(f"The model was called with {describe(inputs)}.{_hint(inputs)}")
+        error.add_note(f"The model was called with {describe(inputs)}.{_hint(model, inputs)}")
         raise
 
 
@@ -135,7 +135,15 @@ def describe(inputs: Inputs) -> str:
     return f"a {inputs.dtype} tensor of shape {tuple(inputs.shape)} on {inputs.device}"
 
 
-def _hint(inputs: Inputs) -> str:
-    if isinstance(inputs, Tensor) and inputs.dtype == torch.int64:
+def _hint(model: nn.Module, inputs: Inputs) -> str:
+    if not isinstance(inputs, Tensor):
+        return ""
+    if inputs.dtype == torch.int64:
         return " Whole numbers suit embeddings; other layers need floats: x.astype('float32')."
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtypes and inputs.dtype not in dtypes:
+        return (
+            f" Its parameters are {', '.join(map(str, dtypes))}, and tasks give torch's default "
+            "dtype: convert the model, or call torch.set_default_dtype before making the task."
+        )
     return ""

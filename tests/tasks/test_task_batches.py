@@ -70,6 +70,12 @@ def test_a_failing_model_says_what_it_was_called_with() -> None:
     with pytest.raises(RuntimeError) as caught:
         call_model(Adder(), {"a": torch.ones(2), "b": torch.ones(3)})
     assert "a=a torch.float32 tensor of shape (2,) on cpu, b=" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError) as caught:
+        call_model(nn.Linear(3, 1).double(), torch.ones(2, 3))
+    assert "parameters are torch.float64, and tasks give" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError) as caught:
+        call_model(nn.Linear(4, 1), torch.ones(2, 3))
+    assert caught.value.__notes__[0].endswith("of shape (2, 3) on cpu.")
 
 
 def test_first_rows_of_all_forms_of_inputs() -> None:
