@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dynopt_ray.criteria.gradients import Batch, checked_batches, mean_gradients, sample_gradients
+from dynopt_ray.criteria.gradients import Batch, mean_gradients, sample_gradients
 from dynopt_ray.errors import MissingGradientError
 from dynopt_ray.structure import Graph
 
@@ -78,15 +78,14 @@ class Evidence:
         """The batches, for a criterion that looks at activations.
 
         Raises:
-            MissingGradientError: none were given; when iterated, if there is no sample in them.
-            DivergedError: when iterated, if inputs are not finite.
+            MissingGradientError: none were given.
         """
         if self.batches is None:
             raise MissingGradientError(
                 "this criterion looks at activations, so it needs data: pass batches=…, "
                 "e.g. batches=task.batches('train')"
             )
-        return checked_batches(self.batches)
+        return self.batches
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +100,7 @@ class Evidence:
                 "this criterion looks at gradients, so it needs data: pass batches=… and loss=…, "
                 "e.g. batches=task.batches('train'), loss=task.loss"
             )
-        return checked_batches(self.batches), self.loss
+        return self.batches, self.loss
 
 
 class Criterion(Protocol):

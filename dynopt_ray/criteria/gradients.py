@@ -67,9 +67,9 @@ def mean_gradients(
         Parameter name -> tensor of its shape.
 
     Raises:
-        MissingGradientError: there are no batches, or the loss does not depend on some
+        MissingGradientError: there are no samples, or the loss does not depend on some
             parameter.
-        DivergedError: the loss is NaN or infinite on some batch.
+        DivergedError: the loss or an input is not finite on some batch.
     """
     values = {**named_tensors(model), **(tensors or {})}
     names = [name for name, _ in model.named_parameters()]
@@ -77,7 +77,7 @@ def mean_gradients(
     sums = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     num_samples = 0
     with undisturbed(model, training=False), torch.enable_grad():
-        for number, (inputs, targets) in enumerate(batches):
+        for number, (inputs, targets) in enumerate(checked_batches(batches)):
             output: Any = call(model, inputs, {**values, **leaves})
             value = loss(output, targets)
             if not math.isfinite(figure := value.item()):
@@ -94,8 +94,6 @@ def mean_gradients(
                     )
                 sums[name].add_(gradient, alpha=len(targets))
             num_samples += len(targets)
-    if num_samples == 0:
-        raise MissingGradientError("there are no batches to take gradients from; pass at least one")
     return {name: total / num_samples for name, total in sums.items()}
 
 
@@ -125,7 +123,7 @@ def sample_gradients(
         return value
 
     of_all: Any = vmap(grad(of_one), in_dims=(None, 0, 0))
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(checked_batches(batches)):
         if number == 0:  # what cannot be scored at all is said before the long work
             mean_gradients(model, [batch], loss)
         for inputs, targets in _parts(batch, num_at_once):

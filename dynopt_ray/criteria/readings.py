@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria.base import Evidence, Loss
-from dynopt_ray.criteria.gradients import Batch
+from dynopt_ray.criteria.gradients import Batch, checked_batches
 from dynopt_ray.errors import CriterionError, MissingGradientError
 from dynopt_ray.structure import Graph, Slice, WidthGroup
 from dynopt_ray.structure.forward import named_tensors, undisturbed
@@ -142,7 +142,7 @@ def observed(
     uses = {name: graph.consumers[name] for name in graph.consumers if name in names}
     tensors = {name: t.detach() for name, t in named_tensors(graph.model).items()}
     start = 0
-    for number, (inputs, targets) in enumerate(batches):
+    for number, (inputs, targets) in enumerate(checked_batches(batches)):
         choose = partial(_rows, start, len(targets))
         leaves = {n: t.requires_grad_(loss is not None and n in uses) for n, t in tensors.items()}
         observer = Observer(leaves, uses, number, 1, choose=choose, to_the_end=loss is not None)

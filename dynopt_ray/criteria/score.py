@@ -124,9 +124,9 @@ def _checked(
     for name, shape in wanted.items():
         score = scores.get(name)
         if not isinstance(score, Tensor) or tuple(score.shape) != shape:
-            got = "nothing" if score is None else type(score).__name__
-            got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else got
-            raise PluginError(f"criterion {criterion!r} gives {got} for {name!r}, not {shape}")
+            raise PluginError(
+                f"criterion {criterion!r} gives {_described(score)} for {name!r}, not {shape}"
+            )
         if not bool(score.isfinite().all()):
             index = (~score.isfinite()).nonzero()[0].tolist()
             raise _not_finite(
@@ -139,6 +139,12 @@ def _checked(
             raise PluginError(f"criterion {criterion!r} gives negative scores for {name!r}")
         result[name] = score.detach().float()
     return result
+
+
+def _described(score: object) -> str:
+    if isinstance(score, Tensor):
+        return f"shape {tuple(score.shape)}"
+    return "nothing" if score is None else type(score).__name__
 
 
 def _not_finite(what: str, evidence: Evidence, *, is_nan: bool) -> DivergedError | PluginError:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dynopt_ray.criteria import Batch
 from dynopt_ray.criteria.base import Loss
-from dynopt_ray.criteria.gradients import checked_batches
 from dynopt_ray.criteria.readings import observed, reading
 from dynopt_ray.structure import Graph, Grow, WidthGroup
 from dynopt_ray.structure.readers import Reader
@@ -96,7 +95,7 @@ def _summed(
     graph: Graph, names: set[str], batches: Sequence[Batch], loss: Loss
 ) -> dict[str, _Sums]:
     sums: dict[str, _Sums] = {}
-    for batch in observed(graph, names, checked_batches(batches), loss):
+    for batch in observed(graph, names, batches, loss):
         for (name, _), one in batch.items():
             assert one.slopes_RGO is not None
             x_GRK, r_GRO = one.seen.inputs_GRK.detach(), -one.slopes_RGO.transpose(0, 1)

@@ -155,6 +155,7 @@ class Retraining:
                 f"Retraining: controller made {controller!r:.60}; it must give a RateController"
             )
         if self.num_checks == 1 and getattr(controller, "observes_losses", True):
+            controller.detach()
             raise ValueError(
                 f"Retraining: {type(controller).__name__} follows the validation loss, but there "
                 "is only one check, at the end; give more of them, e.g. num_checks=10"

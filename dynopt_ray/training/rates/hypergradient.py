@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynopt_ray.training.numbers import positive
 from dynopt_ray.training.rates.controller import set_rates
 
 _LEAST_SHARE = 1e-3
@@ -50,8 +51,7 @@ class Hypergradient:
         multiplicative: bool = False,
         min_lr: float | None = None,
     ) -> None:
-        if not (math.isfinite(hyper_lr) and hyper_lr > 0):
-            raise ValueError(f"Hypergradient: hyper_lr is {hyper_lr!r}; it must be > 0")
+        positive("Hypergradient: hyper_lr", hyper_lr)
         if not (min_lr is None or min_lr >= 0):
             raise ValueError(f"Hypergradient: min_lr is {min_lr!r}; it must be >= 0")
         self.optimizer, self.hyper_lr = optimizer, hyper_lr

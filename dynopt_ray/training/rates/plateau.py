@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.structure.masks import masked_parameters
-from dynopt_ray.training.numbers import whole
+from dynopt_ray.training.numbers import share, whole
 from dynopt_ray.training.plain_state import copied, load_optimizer_state, optimizer_state
 from dynopt_ray.training.rates.controller import set_rates
 
@@ -54,8 +54,7 @@ class Plateau:
         min_lr: float = 0.0,
         backtrack: bool = True,
     ) -> None:
-        if not 0 < factor < 1:
-            raise ValueError(f"Plateau: factor is {factor!r}; it must lie between 0 and 1")
+        share("Plateau: factor", factor)
         if not (min_gain >= 0 and min_lr >= 0):
             raise ValueError(f"Plateau: min_gain and min_lr are {min_gain!r} and {min_lr!r}; >= 0")
         self.model, self.optimizer = model, optimizer
