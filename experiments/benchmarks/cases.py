@@ -29,11 +29,13 @@ class Cut:
 
     Attributes:
         share: of the FLOPs that is to be left.
-        retrain_lr: of Adam, which follows a cosine for one epoch, on both sides.
+        retrain_lr: of Adam, which follows a cosine for one epoch.
+        peer_lr: the peer's, where another rate does better there.
     """
 
     share: float
     retrain_lr: float = 2e-3
+    peer_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ CASES = {
     "cnn": Case(
         partial(load_task, "fashion-mnist-cnn"),
         # What halving, and quartering, every width leaves.
-        {"1/3.77": Cut(1 / 3.77), "1/13.5": Cut(1 / 13.5, 4e-3)},
+        {"1/3.77": Cut(1 / 3.77), "1/13.5": Cut(1 / 13.5, 6e-3)},
         num_epochs=4,
     ),
     "mlp": Case(
@@ -75,7 +77,7 @@ CASES = {
     ),
     "resnet20": Case(
         partial(_with_network, "resnet20", resnet20),
-        {"1/2": Cut(0.5), "1/4": Cut(0.25)},
+        {"1/2": Cut(0.5, 4e-3, peer_lr=2e-3), "1/4": Cut(0.25, 4e-3, peer_lr=2e-3)},
         num_epochs=3,
     ),
     "vit": Case(

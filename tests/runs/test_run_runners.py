@@ -302,6 +302,10 @@ def test_demo_does_it_all(tmp_path: Path) -> None:
             {**POLICY, "env_id": "dynopt_envs:dynopt/Arcitecture-v0"},
             "env: dynopt_envs:dynopt/Arcitecture-v0 cannot be made: ",
         ),
+        (
+            {**PRUNE, "prune": {**PRUNE["prune"], "criterion": "fpgm"}},
+            "prune.criterion: fpgm scores units only",
+        ),
     ],
 )
 def test_what_a_spec_names_is_checked_before_anything_is_written(

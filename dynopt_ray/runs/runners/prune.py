@@ -3,8 +3,11 @@
 from functools import partial
 
 import pandas as pd
+import torch
 from torch import nn
 
+from dynopt_ray.criteria import unit_scores, weight_scores
+from dynopt_ray.errors import DynoptError, SpecError
 from dynopt_ray.runs.fields import Phase
 from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.origin import Curves, Origin, as_budget, figures, keep_network, prepare_origin
@@ -13,6 +16,7 @@ from dynopt_ray.runs.specs import PruneSpec, TargetSpec
 from dynopt_ray.training import Fraction, PruneResult, Retraining, Target, Threshold, prune
 from dynopt_ray.training.config import Rate, make_optimizer, make_rate, make_recovery
 from dynopt_ray.training.networks import traced
+from dynopt_ray.training.sampling import sample_batches
 
 _LR_POINTS = 50
 # How often a rate that follows the validation loss sees it in each retraining.
@@ -24,8 +28,25 @@ def prepare(spec: PruneSpec) -> Action:
 
     Raises:
         DynoptError: the task or the starting network is missing or wrong.
+        SpecError: the criterion cannot score this network at this granularity.
     """
-    return partial(_run, spec, prepare_origin(spec))
+    origin = prepare_origin(spec)
+    _check_criterion(spec, origin)
+    return partial(_run, spec, origin)
+
+
+def _check_criterion(spec: PruneSpec, origin: Origin) -> None:
+    """Let it score an untrained network: better refused now than when that is trained."""
+    settings, task = spec.prune, origin.task
+    score = {"unit": unit_scores, "weight": weight_scores}.get(settings.granularity)
+    if score is None:
+        return
+    graph = traced(task, task.new_model(seed=spec.seed))
+    batches = sample_batches(task, 1, torch.Generator().manual_seed(spec.seed))
+    try:
+        score(graph, settings.criterion, batches, loss=task.loss)
+    except (DynoptError, TypeError) as error:
+        raise SpecError(f"prune.criterion: {error}") from error
 
 
 def _run(spec: PruneSpec, origin: Origin, run: Run) -> None:

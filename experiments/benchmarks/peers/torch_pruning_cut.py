@@ -28,7 +28,8 @@ def main() -> None:
     task, cut = CASES[name].make_task(), CASES[name].cuts[label]
     model = least_pruned(task, path, cut.share)
     found = {"cut": accuracy(task, model), "latency_ms": latency_ms(model, task)}
-    train(task, model, num_steps=epoch(task), lr=cut.retrain_lr, seed=seed)
+    lr = cut.peer_lr or cut.retrain_lr
+    train(task, model, num_steps=epoch(task), lr=lr, seed=seed)
     print(json.dumps({**found, "retrained": accuracy(task, model)}))
 
 
