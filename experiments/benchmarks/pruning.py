@@ -3,7 +3,8 @@
 All start from the same trained weights, cut to the same share of the FLOPs (or weights), and
 retrain for one epoch with the same optimizer and order of rows. Accuracy is on the 10,000 test
 images of Fashion-MNIST; a few rates and the weight of the teacher were tried on them. The rate is
-the same for all, but for ResNet-20, where each side has the one that suits it best. `python -m experiments.benchmarks.pruning CASE …` runs some of the cases.
+the same for all, but for ResNet-20, where each side has the one that suits it best.
+`python -m experiments.benchmarks.pruning CASE …` runs some of the cases.
 """
 
 import copy
