@@ -200,7 +200,9 @@ def _print_table(console: "Console", title: str, frame: "pd.DataFrame") -> None:
     for name in frame.columns:
         is_text = frame[name].dtype.kind not in "iuf"
         justify: Literal["left", "right"] = "left" if is_text else "right"
-        table.add_column(_escaped(str(name).replace("_", " ")), justify=justify, no_wrap=is_text)
+        header = _escaped(str(name).replace("_", " " if is_text else "\n"))
+        # Where a terminal is narrow texts go over several lines; half a number says nothing.
+        table.add_column(header, justify=justify, no_wrap=not is_text, overflow="fold")
     for values in frame.itertuples(index=False):
         table.add_row(*(_escaped(number(value)) for value in values))
     console.print(table)

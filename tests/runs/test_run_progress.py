@@ -41,6 +41,17 @@ def test_what_is_said_is_left_as_it_is(terminal: bool) -> None:
     assert "[before]    0.5000" in text
 
 
+def test_a_wide_table_loses_no_character_on_a_narrow_terminal() -> None:
+    output = console(terminal=True)
+    setting = "hypergradient (initial 0.003, hyper_lr 0.02)"
+    texts = {"optimizer": ["sgd (momentum 0.9)"], "recovery": ["greedy"], "lr": [setting]}
+    numbers = {f"figure_{n}": [0.1 + n] for n in range(4)}
+    Lines(output).table("Wide", pd.DataFrame(texts | numbers))
+    text = text_of(output)
+    assert "…" not in text
+    assert all(f"{0.1 + n:.4f}" in text for n in range(4))
+
+
 def test_without_a_terminal_there_is_one_line_per_stage() -> None:
     output = console(terminal=False)
     with Lines(output).stage("work", 3) as stage:
