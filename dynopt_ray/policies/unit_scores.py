@@ -54,6 +54,7 @@ def pruned(weight: Tensor, keep: Tensor | None, count: int) -> Tensor:
         bool of the weight's shape, False where held at zero.
     """
     kept = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep.clone()
+    kept = kept.contiguous()
     size = weight.detach().abs().masked_fill(~kept, torch.inf)
     # NumPy sorts stably four times as fast.
     smallest = size.flatten().cpu().numpy().argsort(kind="stable")[:count]

@@ -302,11 +302,11 @@ def _apply_masks(
         weights.update(refitted)
     for name, value in weights.items():
         parameter, grad = tensors[name], tensors[name].grad
+        keep = keeps.get(name, torch.ones_like(value, dtype=torch.bool))
+        for state in states:
+            transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
+        grad = None if grad is None else grad * keep
         if name in keeps:
-            keep = keeps[name]
-            for state in states:
-                transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
-            grad = None if grad is None else grad * keep
             transaction.set_mask(parameter, None if bool(keep.all()) else keep)
         transaction.assign(parameter, value, grad)
     return [name for name in refitted if name in graph.consumers]

@@ -20,16 +20,18 @@ Axes = Mapping[int, Axis]
 
 
 def resized(tensor: Tensor, axes: Axes, new: Tensor | float | bool) -> Tensor:
-    """A tensor in the new layout.
+    """A tensor in the new layout, a new one also where that is the old layout.
 
     Args:
-        tensor: the old values.
+        tensor: the old values, which must not move on when training does: undoing needs them.
         axes: the new layout of the dimensions that change.
         new: what new coordinates hold; a tensor of the new shape, or one value.
     """
     if tensor.is_sparse:
         dense = resized(tensor.to_dense(), axes, new)
         return dense.to_sparse(tensor.sparse_dim())
+    if not axes:
+        return tensor.detach().clone()
     result = _selected(tensor, axes)
     for dim, axis in axes.items():
         if len(axis.new):
@@ -85,6 +87,8 @@ def axes_of_tensors(axes: Mapping[Key, Axis]) -> dict[str, dict[int, Axis]]:
 
 
 def _resized_weight(tensor: Tensor, axes: Axes, fresh: Tensor | None) -> Tensor:
+    if not axes:
+        return tensor.detach().clone()
     result = _selected(tensor, axes)
     for dim, axis in axes.items():
         if len(read := axis.new[_fresh_here(axis) & axis.read]):

@@ -1,6 +1,5 @@
 """Retraining between edits."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from dynopt_ray.training.arguments import check_callable
 from dynopt_ray.training.distillation import Distillation
 from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.rates import ControllerFactory, RateController
-from dynopt_ray.training.snapshot import Snapshot
+from dynopt_ray.training.snapshot import KeptOptions, Snapshot
 
 DEFAULT_LR = 1e-3
 """The rate of the Adam that trains where the caller brings no optimizer."""
 
-_RATE_KEYS = ("lr", "initial_lr")
+_RATE_KEYS = {"lr", "initial_lr"}
 
 
 @dataclass(frozen=True)
@@ -121,10 +120,7 @@ class Retraining:
         schedule = self.schedule
         if schedule is not None and not self.restart:
             schedule = rewind(schedule, to_step=num_before * self.num_steps)
-        rates = [
-            {key: copy.copy(group[key]) for key in _RATE_KEYS if key in group}
-            for group in optimizer.param_groups
-        ]
+        rates = [KeptOptions(group, only=_RATE_KEYS) for group in optimizer.param_groups]
         controller = self._made_controller(model, optimizer)
         try:
             train = partial(
@@ -142,9 +138,7 @@ class Retraining:
             if controller is not None:
                 controller.detach()
             for group, before in zip(optimizer.param_groups, rates, strict=True):
-                group.update(before)
-                for added in set(_RATE_KEYS) - before.keys():
-                    group.pop(added, None)
+                before.put_back(group)
 
     def _made_controller(self, model: nn.Module, optimizer: Optimizer) -> RateController | None:
         if self.controller is None:

@@ -1,7 +1,7 @@
 """Snapshots: everything that training and edits move, kept in memory to go back to."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -52,7 +52,8 @@ class Snapshot:
         self._modes = [(module, module.training) for module in model.modules()]
         self._optimizer = optimizer
         self._state = {} if optimizer is None else _copied(dict(optimizer.state))
-        self._options = [] if optimizer is None else [_options(g) for g in optimizer.param_groups]
+        groups = [] if optimizer is None else optimizer.param_groups
+        self._options = [KeptOptions(group) for group in groups]
         self._generators = [(g, g.get_state()) for g in generators]
         self._cpu_random = torch.get_rng_state()
         on_cuda = any(t.is_cuda for t in tensors)
@@ -82,9 +83,7 @@ class Snapshot:
             self._optimizer.state.clear()
             self._optimizer.state.update(_copied(self._state))
             for group, options in zip(self._optimizer.param_groups, self._options, strict=True):
-                for added in group.keys() - options.keys() - {"params"}:
-                    del group[added]
-                group.update(copy.deepcopy(options))
+                options.put_back(group)
         for generator, state in self._generators:
             generator.set_state(state)
         torch.set_rng_state(self._cpu_random)
@@ -111,17 +110,45 @@ class Snapshot:
             )
 
 
+class KeptOptions:
+    """Options of an optimizer's parameter group, to go back to.
+
+    Those that are tensors (a learning rate on the device) go back in place: compiled steps and
+    captured graphs hold the tensor itself.
+
+    Args:
+        group: the parameter group.
+        only: the options to keep. Default: all but the parameters.
+    """
+
+    def __init__(self, group: Mapping[str, Any], only: Set[str] | None = None) -> None:
+        self._only = only
+        self._options = {
+            key: (group[key], copy.deepcopy(group[key])) for key in self._names_in(group)
+        }
+
+    def put_back(self, group: dict[str, Any]) -> None:
+        """Go back, as often as wanted; options that have come since go."""
+        for added in self._names_in(group) - self._options.keys():
+            del group[added]
+        for key, (original, value) in self._options.items():
+            if isinstance(original, Tensor):
+                with torch.no_grad():
+                    original.copy_(value)
+                group[key] = original
+            else:
+                group[key] = copy.deepcopy(value)
+
+    def _names_in(self, group: Mapping[str, Any]) -> set[str]:
+        return group.keys() - {"params"} if self._only is None else group.keys() & self._only
+
+
 def _widths_undone(graph: Graph, num_receipts: int) -> dict[str, int]:
     """The widths once all plans but the first so many are undone."""
     widths = graph.widths
     for receipt in reversed(graph.receipts[num_receipts:]):
         widths.update({name: before for name, (before, _) in receipt.widths.items()})
     return widths
-
-
-def _options(group: dict[str, Any]) -> dict[str, Any]:
-    """The options of a parameter group; tensors (learning rates on a device) are copied too."""
-    return copy.deepcopy({key: value for key, value in group.items() if key != "params"})
 
 
 def _copied(state: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:

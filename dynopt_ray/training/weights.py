@@ -131,6 +131,8 @@ def weight_pool(
 
 
 def mask_or_ones(parameter: Tensor) -> Tensor:
-    """The mask of a parameter on the CPU; all True where it has none."""
+    """The mask of a parameter on the CPU, contiguous; all True where it has none."""
     keep = mask_of(parameter)
-    return torch.ones(parameter.shape, dtype=torch.bool) if keep is None else keep.cpu()
+    if keep is None:
+        return torch.ones(parameter.shape, dtype=torch.bool)
+    return keep.cpu().contiguous()

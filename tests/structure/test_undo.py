@@ -13,6 +13,7 @@ from dynopt_ray.errors import EditError
 from dynopt_ray.structure import (
     Edit,
     Grow,
+    Mask,
     Shrink,
     measure,
     trace,
@@ -79,6 +80,27 @@ def test_undo_right_after_restores_everything(name: str) -> None:
     plan += [Grow(group.name, units=5) for group in graph]
     graph.apply(plan, optimizer=optimizer).undo()
     assert_same(everything(model, optimizer, graph), before)
+
+
+@pytest.mark.parametrize("kind", ["shrink", "mask"])
+def test_undo_after_training_restores_what_was_only_refitted(kind: str) -> None:
+    model, inputs = trained("mlp")
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, inputs, optimizer)
+    graph = trace(model, inputs)
+    before = everything(model, optimizer, graph)
+    weight = model.get_parameter("2.weight")
+    keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    edit = Shrink("0", remove=[1]) if kind == "shrink" else Mask("2.weight", keep=keep)
+    receipt = graph.apply([edit], optimizer=optimizer, compensate=inputs)
+    assert receipt.refitted == ("2.weight",)
+    step(model, inputs, optimizer)
+    receipt.undo()
+    after = everything(model, optimizer, graph)
+    of_bias = [key for key in before if key.endswith("2.bias")]
+    assert len(of_bias) > 1
+    for key in of_bias:
+        assert_same({key: after[key]}, {key: before[key]})
 
 
 def test_committed_plans_free_what_undo_would_need() -> None:

@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynopt_ray.errors import BudgetError, DivergedError, EditError
 from dynopt_ray.schedules import constant, cosine, polynomial
-from dynopt_ray.structure import mask_of, measure, trace
-from dynopt_ray.tasks import Batch, Inputs, Metrics, Split, Task
-from dynopt_ray.training import Budget, Fraction, Greedy, Retraining, Threshold, prune
+from dynopt_ray.structure import Mask, mask_of, measure, trace
+from dynopt_ray.tasks import Batch, Inputs, Metrics, Split, Task, load_task
+from dynopt_ray.training import (
+    Budget,
+    Fraction,
+    Greedy,
+    Random,
+    Regrowth,
+    Retraining,
+    Threshold,
+    prune,
+)
 from tests.training.planted import USEFUL, Fixed
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
@@ -290,6 +299,46 @@ def test_a_loss_that_diverges_names_step_and_round_and_undoes_the_round(
         prune(model, blobs, target=Budget(flops=0.5), retrain=9, optimizer=optimizer)
     assert error.value.__notes__ == ["This was in round 1 of 1, which was undone."]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_round_that_diverges_leaves_the_optimizer_as_it_was() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 8, generator=generator)
+    y = x @ torch.randn(8, 1, generator=generator)
+    task = Task.from_arrays(
+        model=lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)),
+        train=(x[:200], y[:200]),
+        validation=(x[200:], y[200:]),
+        loss="mse",
+    )
+    model = task.new_model(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    task.train_steps(model, optimizer, 20)
+    before = {p: state["momentum_buffer"].clone() for p, state in optimizer.state.items()}
+    retrain = Retraining(200, constant(1.0))
+    with pytest.raises(DivergedError):
+        prune(model, task, target=Fraction(remove=0.5), retrain=retrain, optimizer=optimizer)
+    assert before.keys() == optimizer.state.keys()
+    for parameter, momentum in before.items():
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], momentum)
+
+
+@pytest.mark.parametrize("recovery", [None, Random(share=0.2), Regrowth(share=0.2)])
+def test_masks_may_lie_in_memory_as_their_weights_do(recovery: Any) -> None:
+    task = load_task("digits-cnn")
+    model = task.new_model(0)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    graph = trace(model, task.example_inputs())
+    weight = max((p for p in model.parameters() if p.ndim == 4), key=Tensor.numel)
+    name = next(name for name, p in model.named_parameters() if p is weight)
+    before = weight.abs() > 0.05
+    graph.apply([Mask(name, keep=before)])
+    target = Fraction(remove=0.9)
+    prune(graph, task, target=target, granularity="weight", recovery=recovery)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert int((weight != 0).sum()) < int(before.sum())
 
 
 def test_nan_weights_are_refused(blobs: Task) -> None:

@@ -202,3 +202,19 @@ def test_a_controller_beside_a_schedule_is_refused() -> None:
         Retraining(10, constant(0.1), controller=Plateau)
     with pytest.raises(TypeError, match="controller is 'plateau'"):
         Retraining(10, controller="plateau")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"schedule": linear(0.003, final=0.0, num_steps=20)},
+        {"controller": Plateau, "num_checks": 5},
+        {"controller": partial(hypergradient, hyper_lr=0.01)},
+    ],
+)
+def test_a_rate_that_is_a_tensor_stays_that_tensor(task: Task, setting: dict[str, Any]) -> None:
+    lr, model = torch.tensor(0.003), task.new_model(seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    Retraining(20, **setting)(task, model, optimizer, generator=torch.Generator())
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr.item() == pytest.approx(0.003)
