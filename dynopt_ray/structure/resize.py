@@ -87,8 +87,6 @@ def axes_of_tensors(axes: Mapping[Key, Axis]) -> dict[str, dict[int, Axis]]:
 
 
 def _resized_weight(tensor: Tensor, axes: Axes, fresh: Tensor | None) -> Tensor:
-    if not axes:
-        return tensor.detach().clone()
     result = _selected(tensor, axes)
     for dim, axis in axes.items():
         if len(read := axis.new[_fresh_here(axis) & axis.read]):
