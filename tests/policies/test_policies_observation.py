@@ -138,6 +138,7 @@ def test_lowest_scores_first_and_never_padding() -> None:
 def test_pruned_masks_grow() -> None:
     weight = torch.tensor([[0.1, -0.2], [0.3, -0.4]])
     once = pruned(weight, None, 1)
+    assert torch.equal(pruned(weight.t(), None, 1), once.t())
     assert once.tolist() == [[False, True], [True, True]]
     assert pruned(weight * once, once, 2).tolist() == [[False, False], [False, True]]
 

@@ -41,7 +41,7 @@ def test_what_is_said_is_left_as_it_is(terminal: bool) -> None:
     assert "[before]    0.5000" in text
 
 
-def test_a_wide_table_loses_no_character_on_a_narrow_terminal() -> None:
+def test_a_wide_table_cuts_nothing_off_on_a_narrow_terminal() -> None:
     output = console(terminal=True)
     setting = "hypergradient (initial 0.003, hyper_lr 0.02)"
     texts = {"optimizer": ["sgd (momentum 0.9)"], "recovery": ["greedy"], "lr": [setting]}

@@ -112,6 +112,18 @@ def test_generators_come_back() -> None:
     assert torch.equal(first[1], torch.rand(2))
 
 
+def test_options_that_are_tensors_come_back_in_place() -> None:
+    model, lr = nn.Linear(2, 2), torch.tensor(0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    snapshot = Snapshot(model, optimizer)
+    for _ in range(2):
+        lr.fill_(0.5)
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.7)
+        snapshot.restore()
+        assert optimizer.param_groups[0]["lr"] is lr
+        assert torch.equal(lr, torch.tensor(0.1))
+
+
 def test_what_cannot_be_restored_is_refused_and_left_alone() -> None:
     model = network()
     graph = trace(model, torch.zeros(2, 1, 4, 4))

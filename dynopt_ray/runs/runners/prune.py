@@ -36,10 +36,14 @@ def prepare(spec: PruneSpec) -> Action:
 
 
 def _check_criterion(spec: PruneSpec, origin: Origin) -> None:
-    """Let it score an untrained network: better refused now than when that is trained."""
+    """Let it score an untrained network: better refused now than when that is trained.
+
+    Which weights an N:M pattern asks for `prune` knows, and a network that is there it looks at
+    first thing: both are left to it.
+    """
     settings, task = spec.prune, origin.task
     score = {"unit": unit_scores, "weight": weight_scores}.get(settings.granularity)
-    if score is None:
+    if score is None or origin.network is not None:
         return
     graph = traced(task, task.new_model(seed=spec.seed))
     batches = sample_batches(task, 1, torch.Generator().manual_seed(spec.seed))
