@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import Grow, Mask, Shrink, trace
-from dynopt_ray.tasks import load_task
+from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, find_rate
 
 
@@ -254,6 +254,8 @@ def test_find_rate_suggests_one_that_trains_and_changes_nothing() -> None:
     assert torch.equal(random, torch.get_rng_state())
     assert 1e-3 < found.suggestion <= found.largest < 10
     assert found.history["lr"].is_monotonic_increasing
+    assert list(found.history) == ["lr", "loss", "smooth_loss"]
+    assert found.history["loss"].iloc[0] == pytest.approx(found.history["loss"].iloc[1], rel=1e-3)
     losses = {}
     for rate in (found.suggestion, found.suggestion / 1000):
         other = task.new_model(seed=0)
@@ -270,6 +272,35 @@ def test_find_rate_suggests_one_that_trains_and_changes_nothing() -> None:
     with pytest.raises(DivergedError, match="only rises, from the rate 100000 on; begin lower"):
         find_rate(model, task, optimizer, lowest=1e5, highest=1e6)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["digits-mlp", "digits-cnn"])  # the second normalises
+def test_find_rate_reads_no_noise_from_a_trained_network(name: str, seed: int) -> None:
+    task = load_task(name)
+    model = task.new_model(seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    task.train_steps(model, optimizer, 150, generator=torch.Generator().manual_seed(0))
+    before = copy.deepcopy(model.state_dict())
+    found = find_rate(model, task, optimizer, seed=seed)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    # Six decades are tried; the middle ones are those that training takes.
+    assert 1e-3 < found.suggestion < 1
+
+
+def test_find_rate_refuses_where_nothing_is_left_to_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(600, 5, generator=generator).split([4, 1], dim=1)
+    arrays = (x, x[:, :1] + noise)
+    task = Task.from_arrays(
+        model=lambda: nn.Linear(4, 1), train=arrays, validation=arrays, loss="mse", batch_size=600
+    )
+    model = task.new_model(seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    task.train_steps(model, optimizer, 500)
+    with pytest.raises(DivergedError, match=r"falls by less than 1%.*learned the task already"):
+        find_rate(model, task, optimizer, num_steps=20)
+    assert optimizer.param_groups[0]["lr"] == 0.1
 
 
 @pytest.mark.parametrize("name", ["plateau", "population"])

@@ -1,26 +1,31 @@
 """`find_rate`: the learning-rate range test."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from dynopt_ray.criteria import Batch
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.schedules import to_torch
+from dynopt_ray.structure.forward import buffers_kept, run, undisturbed
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.arguments import check_task
 from dynopt_ray.training.numbers import positive, whole
+from dynopt_ray.training.sampling import sample_batches
 from dynopt_ray.training.seeding import seeded
 from dynopt_ray.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SMOOTHING = 0.9
 _BLOWN_UP = 4.0
 _FEWEST = 10
+_ROWS = 512
+_WINDOW = 7
+_LEAST_FALL = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +35,8 @@ class RateRange:
     Attributes:
         suggestion: the rate at which the loss fell fastest.
         largest: the rate with the least loss; beyond it training becomes unstable.
-        history: a DataFrame with one row per step: lr, loss and smooth_loss.
+        history: a DataFrame with one row per step: lr, loss (after the step, always of the same
+            training rows) and smooth_loss (its mean over seven steps).
     """
 
     suggestion: float
@@ -50,8 +56,9 @@ def find_rate(
 ) -> RateRange:
     """Try rising learning rates, one step each; the network and its optimizer are as before.
 
-    The rate rises by the same factor from step to step until the smoothed loss is four times the
-    least one. The suggestion is the rate at which it fell fastest per factor.
+    The rate rises by the same factor from step to step until the loss is four times the least one.
+    The suggestion is the rate at which it fell fastest per factor. The loss is that of the same 512
+    training rows after every step: batches differ by more than a trained network can still gain.
 
     Args:
         model: the network, as training shall start from it.
@@ -64,7 +71,7 @@ def find_rate(
 
     Raises:
         ValueError: a number out of range.
-        DivergedError: the loss is not finite at the lowest rate already, or never falls.
+        DivergedError: the loss is not finite at the start, or never falls by more than 1 %.
         TypeError: no task, or no numbers.
 
     References:
@@ -76,42 +83,59 @@ def find_rate(
     if not lowest < highest:
         raise ValueError(f"find_rate: rates from {lowest!r} to {highest!r}; they must rise above 0")
     factor = (highest / lowest) ** (1 / (num_steps - 1))
-    rows: list[dict[str, float]] = []
     snapshot = Snapshot(model, optimizer)
+    rows: list[dict[str, float]] = []
     try:
         with seeded(model, seed) as generator:
+            judged = sample_batches(task, _ROWS, generator)
+            start = least = _loss(model, task, judged, seed)
             scheduler = to_torch(lambda step: lowest * factor**step, optimizer)
-            smooth = 0.0
-            for step in range(num_steps):
+            for _ in range(num_steps):
                 lr = float(optimizer.param_groups[0]["lr"])
-                try:
-                    stats = task.train_steps(
-                        model, optimizer, 1, generator=generator, schedule=scheduler
-                    )
-                except DivergedError:
-                    if not rows:
-                        raise
+                task.train_steps(model, optimizer, 1, generator=generator, schedule=scheduler)
+                loss = _loss(model, task, judged, seed)
+                if not loss <= _BLOWN_UP * least:  # NaN, too
                     break
-                smooth = _SMOOTHING * smooth + (1 - _SMOOTHING) * stats.last_loss
-                unbiased = smooth / (1 - _SMOOTHING ** (step + 1))
-                rows.append({"lr": lr, "loss": stats.last_loss, "smooth_loss": unbiased})
-                if unbiased > _BLOWN_UP * min(row["smooth_loss"] for row in rows):
-                    break
+                rows.append({"lr": lr, "loss": loss})
+                least = min(least, loss)
     finally:
         snapshot.restore()
-    return _read(rows)
+    if not least < (1 - _LEAST_FALL) * start:
+        raise DivergedError(_never_falls(start, lowest, rows))
+    return _read(start, rows)
 
 
-def _read(rows: list[dict[str, float]]) -> RateRange:
+def _loss(model: nn.Module, task: Task, batches: Sequence[Batch], seed: int) -> float:
+    """Of the same rows, in training mode: averages that normalise lag behind the weights."""
+    losses, num_rows = 0.0, 0
+    with seeded(model, seed), undisturbed(model, training=True), buffers_kept(model):
+        for inputs, targets in batches:
+            losses += task.loss(run(model, inputs), targets).item() * len(targets)
+            num_rows += len(targets)
+    return losses / num_rows
+
+
+def _never_falls(start: float, lowest: float, rows: Sequence[Mapping[str, float]]) -> str:
+    if not rows:
+        return f"find_rate: the loss only rises, from the rate {lowest:g} on; begin lower"
+    return (
+        f"find_rate: from {start:.4g} the loss falls by less than {_LEAST_FALL:.0%} at any rate "
+        f"from {lowest:g} to {rows[-1]['lr']:g}. The network has learned the task already; or "
+        "search other rates"
+    )
+
+
+def _read(start: float, rows: Sequence[Mapping[str, float]]) -> RateRange:
     import pandas as pd
 
-    losses = torch.tensor([row["smooth_loss"] for row in rows], dtype=torch.float64)
-    least = int(losses.argmin())
-    if not least:
-        raise DivergedError(
-            f"find_rate: the loss only rises, from the rate {rows[0]['lr']:g} on; begin lower"
-        )
-    # The first steps are few to average over, and what follows the least loss is no descent.
-    slopes = losses[1 : least + 1] - losses[:least]
-    steepest = int(slopes.argmin())
-    return RateRange(rows[steepest]["lr"], rows[least]["lr"], pd.DataFrame(rows))
+    history = pd.DataFrame(rows)
+
+    def smooth(values: "pd.Series[float]") -> "pd.Series[float]":
+        return values.rolling(_WINDOW, center=True, min_periods=1).mean()
+
+    history["smooth_loss"] = smooth(history["loss"])
+    least = int(history["loss"].argmin())
+    falls = smooth(history["loss"].diff().fillna(history["loss"][0] - start))
+    steepest = int(falls[: least + 1].argmin())
+    rates = history["lr"]
+    return RateRange(float(rates[steepest]), float(rates[least]), history)
