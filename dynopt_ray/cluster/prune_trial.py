@@ -1,5 +1,6 @@
 """One trial of pruning and retraining, as searches run it."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
@@ -8,15 +9,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from dynopt_ray.cluster.space import Range, Space
 from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.criteria import SCOPES, build_criterion
 from dynopt_ray.errors import DynoptError, SpecError, did_you_mean
 from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
-from dynopt_ray.training import Costs, Fraction, Granularity, prune
-from dynopt_ray.training.config import make_optimizer, make_rate, make_recovery
+from dynopt_ray.training import Costs, Fraction, Granularity, find_rate, prune
+from dynopt_ray.training.config import Rate, make_optimizer, make_rate, make_recovery
 from dynopt_ray.training.networks import loaded_network, network_bytes, traced
 from dynopt_ray.training.parts import trained_in_parts
+
+_RATE = re.compile(r"(^|\.)lr(\.\d+)?(\.initial)?$")
 
 
 @dataclass(frozen=True)
@@ -88,17 +92,11 @@ class PruneTrial:
     def __call__(self, config: Mapping[str, Any]) -> Iterator[Measurement]:
         """Prune at once, then retrain, measuring every few steps."""
         settings = PruneSettings(**config)
-        task = self.task.to("cuda") if torch.cuda.is_available() else self.task
-        graph = traced(task, loaded_network(task, self.network))
+        seed = self.seed + settings.seed
+        task, graph = self._loaded()
         costs = Costs(graph, task.example_inputs())
         start = self.start or costs.now()
-        rate = make_rate(settings.lr, self.retrain_steps)
-        optimizer = make_optimizer(
-            settings.optimizer or self.optimizer, graph.model, lr=rate.initial
-        )
-        seed = self.seed + settings.seed
-        if settings.remove_fraction > 0:
-            _prune(graph, task, settings, optimizer, seed)
+        rate, optimizer = self._pruned(graph, task, settings)
         parts = trained_in_parts(
             graph.model,
             task,
@@ -120,6 +118,37 @@ class PruneTrial:
                 details={**figures, **sizes},
                 network=(lambda: network_bytes(graph.model)) if final else None,
             )
+
+    def find_rate(self, config: Mapping[str, Any]) -> float:
+        """The rate that the range test suggests for the retraining.
+
+        Raises:
+            DivergedError: the pruned network learns at none; see `training.find_rate`.
+        """
+        settings = PruneSettings(**config)
+        task, graph = self._loaded()
+        _, optimizer = self._pruned(graph, task, settings)
+        return find_rate(graph.model, task, optimizer, seed=self.seed + settings.seed).suggestion
+
+    def _loaded(self) -> tuple[Task, Graph]:
+        task = self.task.to("cuda") if torch.cuda.is_available() else self.task
+        return task, traced(task, loaded_network(task, self.network))
+
+    def _pruned(self, graph: Graph, task: Task, settings: PruneSettings) -> tuple[Rate, Optimizer]:
+        """What the pruned network is retrained with."""
+        rate = make_rate(settings.lr, self.retrain_steps)
+        optimizer = make_optimizer(
+            settings.optimizer or self.optimizer, graph.model, lr=rate.initial
+        )
+        if settings.remove_fraction > 0:
+            _prune(graph, task, settings, optimizer, self.seed + settings.seed)
+        return rate, optimizer
+
+
+def rate_range(space: Space) -> str | None:
+    """The first dimension of a space that is a range of learning rates at the start."""
+    ranges = [name for name, one in space.dimensions.items() if isinstance(one, Range)]
+    return next((name for name in ranges if _RATE.search(name)), None)
 
 
 def _prune(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dynopt_ray.cluster.space import Space
+from dynopt_ray.cluster.space import Flat, Space
 from dynopt_ray.cluster.trials import SearchPlan, SearchResult, Trial, TrialLog
 from dynopt_ray.errors import SpecError
 from dynopt_ray.plugins import build
@@ -26,6 +26,7 @@ def search(
     searcher: PluginConfig = "random",
     scheduler: PluginConfig | None = None,
     num_reports: int = 10,
+    first: Sequence[Flat] = (),
     seed: int = 0,
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
@@ -46,6 +47,9 @@ def search(
         searcher: a name, or a mapping of it and its arguments: what draws configurations.
         scheduler: the same: what stops trials early. None lets each finish.
         num_reports: measurements that a whole trial makes, for the scheduler.
+        first: what to try before the searcher draws: dimension name (dotted where mappings are
+            nested) -> a number, or the index of an option. What is left out is in the middle of its
+            range, or the first option. Not with a grid.
         seed: of the draws.
         cpus_per_trial: CPU cores that each trial holds; one thread per core.
         gpus_per_trial: GPUs that each trial holds; fractions share one.
@@ -72,7 +76,7 @@ def search(
         True
     """
     parsed = Space.parse(space)
-    drawing = make_searcher(searcher, seed=seed)
+    drawing = beginning_with(make_searcher(searcher, seed=seed), first, parsed)
     num_trials = count_trials(drawing, parsed, num_trials)
     _check(trial, parsed, num_trials, cost_weight, cpus_per_trial, gpus_per_trial)
     plan = SearchPlan(
@@ -111,6 +115,24 @@ def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
     """
     made: Searcher = build("searchers", config, seed=seed)
     return made
+
+
+def beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) -> "Searcher":
+    """A searcher that tries some points before it draws.
+
+    Raises:
+        SpecError: it cannot, or a point is not in the space.
+    """
+    from dynopt_ray.cluster.searchers import Sampled
+
+    if not first:
+        return searcher
+    if not isinstance(searcher, Sampled):
+        raise SpecError(
+            f"{type(searcher).__name__} draws by itself and takes nothing to try first; use the "
+            "searcher 'optuna' or 'random'"
+        )
+    return searcher.beginning_with([space.point(some) for some in first])
 
 
 def count_trials(searcher: "Searcher", space: Space, num_trials: int | None) -> int:

@@ -1,5 +1,6 @@
 """Searchers and schedulers by name; the algorithms are Optuna's and Ray Tune's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -17,7 +18,7 @@ def random(*, seed: int) -> Searcher:
     """
     from optuna.samplers import RandomSampler
 
-    return _optuna(RandomSampler(seed=seed))
+    return Sampled(RandomSampler(seed=seed))
 
 
 def optuna(*, seed: int, num_startup_trials: int = 10) -> Searcher:
@@ -30,7 +31,27 @@ def optuna(*, seed: int, num_startup_trials: int = 10) -> Searcher:
     """
     from optuna.samplers import TPESampler
 
-    return _optuna(TPESampler(seed=seed, n_startup_trials=num_startup_trials))
+    return Sampled(TPESampler(seed=seed, n_startup_trials=num_startup_trials))
+
+
+class Sampled(OptunaSearch):
+    """Draws by one of Optuna's samplers.
+
+    Args:
+        sampler: it.
+        first: what to try before it draws, and to learn from.
+    """
+
+    def __init__(self, sampler: Any, first: Sequence[Flat] = ()) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        super().__init__(sampler=sampler, points_to_evaluate=[dict(point) for point in first])
+        self._own_sampler = sampler
+
+    def beginning_with(self, first: Sequence[Flat]) -> "Sampled":
+        """The same, before anything is drawn, but some points come first."""
+        return Sampled(self._own_sampler, first)
 
 
 def grid(*, seed: int) -> "Grid":
@@ -118,10 +139,3 @@ def asha(
         max_t=num_reports + 1,
         reduction_factor=reduction_factor,
     )
-
-
-def _optuna(sampler: Any) -> Searcher:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return OptunaSearch(sampler=sampler)

@@ -130,13 +130,41 @@ class Space:
         dimensions = self.dimensions
         first = {name: _values(dimension)[0] for name, dimension in dimensions.items()}
         for name, dimension in dimensions.items():
-            chosen = {
-                above: int(name.removeprefix(f"{above}.").split(".")[0])
-                for above, outer in dimensions.items()
-                if isinstance(outer, Choice) and name.startswith(f"{above}.")
-            }
             for value in _values(dimension):
-                yield self.decode({**first, **chosen, name: value})
+                yield self.decode({**first, **self._leading_to(name), name: value})
+
+    def point(self, some: Flat) -> dict[str, Any]:
+        """A whole point: the middle of every range and the first option, where nothing is said.
+
+        Args:
+            some: dimension name -> value. Choices that one of these is within, and that are not
+                among them, are at the option that holds it.
+
+        Raises:
+            SpecError: a name that is no dimension (with the closest one), or a value outside it.
+        """
+        known = self.dimensions
+        for name, value in some.items():
+            if name not in known:
+                raise SpecError(
+                    f"{name!r} is nothing that the space leaves open."
+                    f"{did_you_mean(name, known)} Known: {', '.join(known)}."
+                )
+            values = _values(known[name])
+            if not isinstance(value, int | float) or not values[0] <= value <= values[-1]:
+                raise SpecError(f"{name}: {value!r} is not from {values[0]} to {values[-1]}")
+        point: dict[str, Any] = {name: _middle(dimension) for name, dimension in known.items()}
+        for name in some:
+            point.update(self._leading_to(name))
+        return {**point, **some}
+
+    def _leading_to(self, name: str) -> dict[str, int]:
+        """The options that a dimension is within."""
+        return {
+            above: int(name.removeprefix(f"{above}.").split(".")[0])
+            for above, outer in self.dimensions.items()
+            if isinstance(outer, Choice) and name.startswith(f"{above}.")
+        }
 
 
 def _values(dimension: Dimension) -> Sequence[float]:
@@ -144,6 +172,15 @@ def _values(dimension: Dimension) -> Sequence[float]:
     if isinstance(dimension, Choice):
         return range(len(dimension.options))
     return dimension.low, dimension.high
+
+
+def _middle(dimension: Dimension) -> float:
+    """The middle of a range, or the first option."""
+    if isinstance(dimension, Choice):
+        return 0
+    low, high = dimension.low, dimension.high
+    middle = math.sqrt(low * high) if dimension.log else (low + high) / 2
+    return int(middle) if dimension.whole else middle
 
 
 def _parse(value: Any, path: str) -> Any:

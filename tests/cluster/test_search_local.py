@@ -1,6 +1,7 @@
 """Searches in this process: the optimum is found, bad trials are stopped, failures stay alone."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,6 +56,30 @@ def test_a_grid_tries_all_once_and_in_order(num_trials: int | None) -> None:
                     local=True)  # fmt: skip
     assert result.trials["config.x"].tolist() == [0.9, 0.3, 0.5][:num_trials]
     assert result.best.config == {"x": OPTIMUM}
+
+
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_some_points_come_first(searcher: str) -> None:
+    space = {"x": {"low": 0.0, "high": 1.0}, "kind": ["a", {"z": {"low": 1, "high": 9}}]}
+    first = [{"x": 0.25, "kind": 1, "kind.1.z": 7}, {"x": 0.75}]
+    result = search(hill, space, num_trials=4, searcher=searcher, local=True, first=first)
+    assert result.trials["config.x"].tolist()[:2] == [0.25, 0.75]
+    assert result.trials["config.kind.z"][0] == 7
+    assert not set(result.trials["config.x"][2:]) & {0.25, 0.75}
+
+
+@pytest.mark.parametrize(
+    ("first", "searcher", "message"),
+    [
+        ({"y": 0.5}, "random", "'y' is nothing that the space leaves open. Known: x."),
+        ({"x": 1.5}, "random", "x: 1.5 is not from 0.0 to 1.0"),
+        ({"x": "a"}, "optuna", "x: 'a' is not from 0.0 to 1.0"),
+        ({"x": 0.5}, "grid", "Grid draws by itself and takes nothing to try first"),
+    ],
+)
+def test_first_points_are_checked(first: dict[str, Any], searcher: str, message: str) -> None:
+    with pytest.raises(SpecError, match=f"^{re.escape(message)}"):
+        search(hill, SPACE, num_trials=2, searcher=searcher, local=True, first=[first])
 
 
 def test_only_a_grid_ends_by_itself() -> None:

@@ -48,6 +48,16 @@ def test_removing_nothing_only_retrains(task: Task, network: bytes) -> None:
     assert report.cost == 1.0
 
 
+def test_the_range_test_is_of_the_network_as_the_trial_prunes_it(
+    task: Task, network: bytes
+) -> None:
+    trial = PruneTrial(task, network)
+    found = [trial.find_rate({"remove_fraction": share, "lr": 1e-4}) for share in (0.9, 0.3)]
+    assert all(1e-4 < rate < 1 for rate in found)
+    assert found[0] == trial.find_rate({"remove_fraction": 0.9, "lr": 0.1})
+    assert found[0] > found[1]  # more is lost, so more is to be learned
+
+
 def test_weights_that_are_masked_already_do_not_count(task: Task, network: bytes) -> None:
     config = {"remove_fraction": 0.5, "granularity": "weight", "lr": 1e-4}
     (once,) = PruneTrial(task, network, retrain_steps=5, num_reports=1)(config)

@@ -26,6 +26,13 @@ def test_dimensions_have_dotted_names() -> None:
     assert list(dimensions) == ["lr", "lr.0.initial", "lr.1.gamma", "rounds", "n.a"]
 
 
+def test_a_point_is_in_the_middle_where_nothing_is_said() -> None:
+    rates = {"low": 1e-4, "high": 1e-2, "log": True}
+    space = Space.parse({"n": {"low": 1, "high": 6}, "lr": [0.1, {"initial": rates}]})
+    assert space.point({"n": 6}) == {"n": 6, "lr": 0, "lr.1.initial": pytest.approx(1e-3)}
+    assert space.point({"lr.1.initial": 2e-3}) == {"n": 3, "lr": 1, "lr.1.initial": 2e-3}
+
+
 def test_decoding_follows_the_chosen_option() -> None:
     space = Space.parse({"lr": LR, "rounds": {"low": 1, "high": 3}})
     flat = {"lr": 1, "lr.0.initial": 0.05, "lr.1.gamma": 1, "rounds": 2}

@@ -151,6 +151,21 @@ def test_search_keeps_the_winner(tmp_path: Path) -> None:
     assert summary["before"]["utility"] == pytest.approx(summary["before"]["accuracy"] - 0.1)
 
 
+def test_a_search_begins_at_the_rate_of_the_range_test(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rates = {"name": "cosine", "initial": {"low": 1e-3, "high": 0.2, "log": True}}
+    spec = {
+        **SEARCH,
+        "search": {"num_trials": 2, "retrain_steps": 20, "local": True, "find_rate": True},
+        "space": {"remove_fraction": {"low": 0.3, "high": 0.9}, "lr": rates},
+    }
+    directory = run(spec, tmp_path / "a")
+    first = table(directory, "results").iloc[0]
+    assert first["config.remove_fraction"] == pytest.approx(0.6)
+    assert f"begins at the rate {first['config.lr.initial']:.3g}" in caplog.text
+
+
 def test_a_run_goes_on_from_another(pruned: RunDirectory, tmp_path: Path) -> None:
     later = run({**SEARCH, "train": None, "start": str(pruned.path)}, tmp_path / "a")
     end, start = rows(pruned, "summary")["after"], rows(later, "summary")["before"]
@@ -280,6 +295,10 @@ def test_demo_does_it_all(tmp_path: Path) -> None:
         (
             {**SEARCH, "search": {"num_trials": 1, "scheduler": {"name": "asha", "grace": 3}}},
             "'asha' has no argument 'grace'.",
+        ),
+        (
+            {**SEARCH, "search": {"num_trials": 1, "find_rate": True}},
+            "search.find_rate: the space has no range of rates to begin in; give lr one, e.g. ",
         ),
         (
             {**STREAM, "stream": {"drifts": [{"at": 3, "kind": "rotation"}], "splits": ["test"]}},

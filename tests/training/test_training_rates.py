@@ -290,8 +290,8 @@ def test_find_rate_reads_no_noise_from_a_trained_network(name: str, seed: int) -
 
 def test_find_rate_refuses_where_nothing_is_left_to_learn() -> None:
     generator = torch.Generator().manual_seed(0)
-    x, noise = torch.randn(600, 5, generator=generator).split([4, 1], dim=1)
-    arrays = (x, x[:, :1] + noise)
+    x = torch.randn(600, 4, generator=generator)
+    arrays = (x, x[:, :1] + torch.randn(600, 1, generator=generator))
     task = Task.from_arrays(
         model=lambda: nn.Linear(4, 1), train=arrays, validation=arrays, loss="mse", batch_size=600
     )

@@ -7,10 +7,17 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from dynopt_ray.cluster.prune_trial import PruneTrial
-from dynopt_ray.cluster.search import count_trials, make_scheduler, make_searcher, search
-from dynopt_ray.cluster.space import Space
+from dynopt_ray.cluster.prune_trial import PruneTrial, rate_range
+from dynopt_ray.cluster.search import (
+    beginning_with,
+    count_trials,
+    make_scheduler,
+    make_searcher,
+    search,
+)
+from dynopt_ray.cluster.space import Flat, Range, Space
 from dynopt_ray.cluster.trials import SearchResult, TrialLog
+from dynopt_ray.errors import DivergedError, SpecError
 from dynopt_ray.runs.by_setting import by_setting
 from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.origin import (
@@ -104,15 +111,41 @@ def check_plugins(settings: SearchSettings, space: SpaceConfig) -> None:
     """Make the searcher and the scheduler once, to see that they take their arguments.
 
     Raises:
-        SpecError: one does not, or the number of trials is missing.
+        SpecError: one does not, the number of trials is missing, or the search shall begin at
+            the rate of the range test and cannot.
     """
     _num_trials(settings, space)
+    if settings.find_rate:
+        parsed = Space.parse(space)
+        if rate_range(parsed) is None:
+            raise SpecError(
+                "search.find_rate: the space has no range of rates to begin in; give lr one, e.g. "
+                "lr: {name: cosine, initial: {low: 1e-4, high: 0.1, log: true}}"
+            )
+        beginning_with(make_searcher(settings.searcher, seed=0), [{}], parsed)
     make_scheduler(settings.scheduler, num_reports=settings.num_reports)
 
 
 def _num_trials(settings: SearchSettings, space: SpaceConfig) -> int:
     searcher = make_searcher(settings.searcher, seed=0)
     return count_trials(searcher, Space.parse(space), settings.num_trials)
+
+
+def _first(run: Run, trial: PruneTrial, space: Space) -> list[Flat]:
+    """The middle of a space at the rate of a range test; nothing where that finds none."""
+    name = rate_range(space)
+    assert name is not None
+    rates = space.dimensions[name]
+    assert isinstance(rates, Range)
+    point = space.point({name: rates.low})
+    with run.progress.stage("range test") as stage:
+        try:
+            found = trial.find_rate(space.decode(point))
+        except DivergedError as error:
+            stage.result(str(error))
+            return []
+        stage.result(f"the search begins at the rate {found:.3g}")
+    return [{name: min(max(found, rates.low), rates.high)}]
 
 
 def searched(
@@ -152,6 +185,7 @@ def searched(
         start=start,
         seed=seed,
     )
+    first = _first(run, trial, Space.parse(space)) if settings.find_rate else []
     with run.progress.stage("search", _num_trials(settings, space)) as stage:
 
         def on_end(log: TrialLog) -> None:
@@ -161,7 +195,8 @@ def searched(
         result = search(
             trial,
             space,
-            **settings.model_dump(exclude={"retrain_steps"}),
+            **settings.model_dump(exclude={"retrain_steps", "find_rate"}),
+            first=first,
             cost_weight=cost_weight,
             seed=seed,
             address=run.address,

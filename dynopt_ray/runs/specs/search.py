@@ -26,6 +26,8 @@ class SearchSettings(Strict):
         num_trials: trials in all; a grid needs no number.
         searcher: "optuna", "random", "grid" or a plugin: what draws configurations.
         scheduler: "asha", a plugin, or None: what stops trials early.
+        find_rate: begin with a trial in the middle of the space, at the rate that the range test
+            (`training.find_rate`) suggests for it.
         retrain_steps: optimizer steps of each trial.
         num_reports: measurements on the way, at which a trial may be stopped.
         cpus_per_trial: CPU cores that a trial holds; one thread per core.
@@ -37,6 +39,7 @@ class SearchSettings(Strict):
     num_trials: int | None = Field(default=None, ge=1)
     searcher: Searcher = "optuna"
     scheduler: Scheduler | None = None
+    find_rate: bool = False
     retrain_steps: int = Field(default=200, ge=1)
     num_reports: int = Field(default=10, ge=1)
     cpus_per_trial: float = Field(default=1, gt=0)
