@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynopt_ray.criteria import Per, Scope, comparable
 from dynopt_ray.structure import Edit
@@ -168,8 +168,3 @@ def most_important(scores: Tensor, number: int) -> Tensor:
 
 def _joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.cat([torch.empty(0, dtype=dtype), *(part.to(dtype) for part in parts)])
-
-
-def parameters_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, detached."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.structure import Graph
 from dynopt_ray.training.measurement import Costs, Measurement
+from dynopt_ray.training.nonzero import is_nonzero
 from dynopt_ray.training.targets import Budget, fractions_hint
 from dynopt_ray.training.widths import Widths, share_of
 
@@ -114,11 +115,13 @@ class Growth:
     def _fits(self, budget: Budget, share: float) -> Callable[[Widths], bool]:
         """Whether widths are within a share of the way to a budget."""
         limits, start = budget.limits(self.start.cost, share), self.start
+        held = [is_nonzero(p, lasting=True) for p in self.graph.model.parameters()]
+        num_masked = sum(int((~keep).sum()) for keep in held)
 
         def fits(widths: Widths) -> bool:
             cost = self.costs.at(widths)
-            # What is zero stays so; what is new does not, once it has been trained.
-            nonzero = start.cost.nonzero + cost.params - start.cost.params
+            # Training fills zeros, new and old, but those that a mask holds.
+            nonzero = cost.params - num_masked
             latency_ms = self.costs.latency_ms_at(widths) if "latency_ms" in limits else None
             cost = replace(cost, nonzero=nonzero, latency_ms=latency_ms)
             return all(getattr(cost, kind) <= limit for kind, limit in limits.items())

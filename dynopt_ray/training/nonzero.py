@@ -6,28 +6,27 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dynopt_ray.structure import Graph
+from dynopt_ray.structure import Graph, mask_of
 
 Along = dict[int, list[tuple[str, Tensor]]]
 """Dimension -> the groups whose units lie along it, each with their positions there."""
 
 
 class NonzeroCount:
-    """Counts the parameters that stay and are not zero now, exactly.
-
-    What is zero now counts as zero, whether a mask holds it there or not.
+    """Counts the parameters that stay and are not zero, exactly.
 
     Args:
         graph: the traced network. It is read once: make a new count when it has changed.
+        lasting: whether only what a mask holds counts as zero, and not what is zero by chance.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, lasting: bool) -> None:
         along: dict[str, Along] = defaultdict(lambda: defaultdict(list))
         for group in graph:
             for s in group.slices:
                 along[s.parameter][s.dim].append((group.name, s.positions))
         self._parts = [
-            _summed(parameter.detach() != 0, along[name])
+            _summed(is_nonzero(parameter, lasting=lasting), along[name])
             for name, parameter in graph.model.named_parameters()
         ]
 
@@ -38,6 +37,12 @@ class NonzeroCount:
             stays: group name -> bool tensor (width,), for every group.
         """
         return sum(_counted(counts, along, stays) for counts, along in self._parts)
+
+
+def is_nonzero(parameter: Tensor, *, lasting: bool) -> Tensor:
+    """Bool tensor of a parameter's shape: which entries count as not zero."""
+    keep = mask_of(parameter) if lasting else parameter.detach() != 0
+    return torch.ones_like(parameter, dtype=torch.bool) if keep is None else keep
 
 
 def _summed(filled: Tensor, along: Along) -> tuple[Tensor, Along]:

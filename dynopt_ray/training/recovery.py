@@ -11,6 +11,9 @@ from dynopt_ray.training.candidates import Candidates
 from dynopt_ray.training.numbers import share, whole
 from dynopt_ray.training.selection import Fits
 
+# An idle unit changes a loss by as much, up or down as the processor adds.
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Cut:
@@ -110,7 +113,7 @@ class Greedy:
         while left > 0:
             tried = self._tried(cut, removed, min(size, left))
             losses = [cut.loss(option) for option in tried]
-            if not losses or min(losses) >= loss:
+            if not losses or min(losses) >= loss - _ROUNDING * abs(loss):
                 break
             best = tried[losses.index(min(losses))]
             left -= int(removed.sum()) - int(best.sum())

@@ -92,6 +92,11 @@ class Pruning:
     generator: torch.Generator
     added_loss: AddedLoss | None = None
 
+    @property
+    def fills_zeros(self) -> bool:
+        """Whether what follows a cut fills the zeros that no mask holds."""
+        return self.calibration is not None or self.retraining is not None
+
     def measured(self) -> Measurement:
         """The network as it is now."""
         return measured(self.graph, self.task, self.costs, latency=asks_latency(self.target))
@@ -230,7 +235,15 @@ def make_pool(pruning: Pruning) -> Pool:
         scores = weight_scores(graph, criterion, batches, loss=loss, only=only)
         cost = pruning.costs.now(latency=asks_latency(pruning.target))
         per: Per = "one" if compares else "length"
-        return weight_pool(graph, cost, scores, pruning.scope, per=per, pattern=pattern)
+        return weight_pool(
+            graph,
+            cost,
+            scores,
+            pruning.scope,
+            per=per,
+            pattern=pattern,
+            lasting=pruning.fills_zeros,
+        )
     scores = unit_scores(graph, criterion, batches, loss=loss)
     return unit_pool(
         pruning.graph,
@@ -240,6 +253,7 @@ def make_pool(pruning: Pruning) -> Pool:
         per="one" if compares else "mean",
         start_widths=pruning.start.widths,
         min_widths=pruning.min_widths,
+        lasting=pruning.fills_zeros,
     )
 
 

@@ -21,8 +21,8 @@ class Budget:
 
     Attributes:
         params: number of parameters.
-        nonzero: number of parameters that are not zero. Training may fill zeros that no mask
-            holds, after they were counted.
+        nonzero: number of parameters that are not zero. Where compensation or training follows,
+            which fill the zeros that no mask holds, only those that one holds count as zero.
         flops: floating-point operations of one sample's forward pass.
         bytes: memory of parameters and buffers.
         latency_ms: milliseconds of one sample's forward pass, measured where the network is.

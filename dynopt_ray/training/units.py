@@ -28,11 +28,13 @@ class UnitPool:
         graph: the traced network.
         costs: what it costs.
         candidates: all its units.
+        lasting: see `NonzeroCount`.
     """
 
     graph: Graph
     costs: Costs
     candidates: Candidates
+    lasting: bool
     noun = "units"
     is_even = False
 
@@ -75,7 +77,7 @@ class UnitPool:
 
     @cached_property
     def _num_nonzero(self) -> NonzeroCount:
-        return NonzeroCount(self.graph)
+        return NonzeroCount(self.graph, lasting=self.lasting)
 
     def _computed(self, left: Mapping[str, Tensor], kind: CostKind) -> float:
         if kind == "nonzero":
@@ -134,6 +136,7 @@ def unit_pool(
     per: Per = "mean",
     start_widths: Widths,
     min_widths: Widths,
+    lasting: bool = False,
 ) -> UnitPool:
     """The units of a network, ranked.
 
@@ -145,6 +148,7 @@ def unit_pool(
         per: what scores are divided by; see `comparable`.
         start_widths: group name -> width before the first round.
         min_widths: group name -> fewest units to keep, where more than the group itself needs.
+        lasting: whether only zeros that masks hold count as zero.
 
     Raises:
         EditError: a least width that is below 1 or above the width there is.
@@ -159,7 +163,7 @@ def unit_pool(
         num_gone={group.name: start_widths[group.name] - group.width for group in graph},
         stays={name: most_important(score, fewest[name]) for name, score in scores.items()},
     )
-    return UnitPool(graph, costs, candidates)
+    return UnitPool(graph, costs, candidates, lasting)
 
 
 def least_widths(graph: Graph, *, start_widths: Widths, min_widths: Widths) -> dict[str, int]:

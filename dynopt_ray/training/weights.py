@@ -13,8 +13,8 @@ from dynopt_ray.training.candidates import (
     Candidates,
     list_candidates,
     most_important,
-    parameters_of,
 )
+from dynopt_ray.training.nonzero import is_nonzero
 from dynopt_ray.training.targets import CostKind
 
 _FEWEST = 1
@@ -28,13 +28,15 @@ class WeightPool:
         graph: the traced network.
         cost_now: what it costs.
         candidates: its weights.
-        nonzero: bool tensor beside the candidates, whether the weight is not zero anyway.
+        nonzero: bool tensor beside the candidates, whether the weight counts as not zero.
+        num_nonzero: how many parameters do, those that are no candidates among them.
     """
 
     graph: Graph
     cost_now: Cost
     candidates: Candidates
     nonzero: Tensor
+    num_nonzero: int
     noun = "weights"
     is_even = True
 
@@ -55,7 +57,7 @@ class WeightPool:
         """Only the number of non-zero weights falls."""
         values: dict[CostKind, float] = {kind: getattr(self.cost_now, kind) for kind in kinds}
         if "nonzero" in values:
-            values["nonzero"] -= int((removed & self.nonzero).sum())
+            values["nonzero"] = self.num_nonzero - int((removed & self.nonzero).sum())
         return values
 
     def obstacles(self, kind: CostKind) -> str:
@@ -91,6 +93,7 @@ def weight_pool(
     *,
     per: Per = "length",
     pattern: Pattern | None = None,
+    lasting: bool = False,
 ) -> WeightPool:
     """The weights of a network that are not masked yet, ranked.
 
@@ -101,11 +104,11 @@ def weight_pool(
         scope: how scores of different parameters compare.
         per: what scores are divided by; see `comparable`.
         pattern: then only the weights that are too many in it may go.
+        lasting: whether only zeros that masks hold count as zero.
 
     Raises:
         EditError: no weights are in that pattern's blocks.
     """
-    values = parameters_of(graph.model)
     scores = {name: score.detach().cpu() for name, score in scores.items()}
     if pattern is not None:
         dims = pattern.dims(graph, scores)
@@ -124,9 +127,15 @@ def weight_pool(
         num_gone={name: int((~keep).sum()) for name, keep in kept.items()},
         stays=stays,
     )
-    nonzero = [values[name].cpu()[keep] != 0 for name, keep in kept.items()]
+    parameters = graph.model.named_parameters()
+    counted = {name: is_nonzero(parameter, lasting=lasting) for name, parameter in parameters}
+    nonzero = [counted[name].cpu()[keep] for name, keep in kept.items()]
     return WeightPool(
-        graph, cost_now, candidates, torch.cat([torch.empty(0, dtype=torch.bool), *nonzero])
+        graph,
+        cost_now,
+        candidates,
+        torch.cat([torch.empty(0, dtype=torch.bool), *nonzero]),
+        sum(int(counts.sum()) for counts in counted.values()),
     )
 
 

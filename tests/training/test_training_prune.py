@@ -170,6 +170,34 @@ def test_a_budget_of_non_zero_weights_counts_those_that_masks_left(
         assert limit * start - 15 < result.history["nonzero"][number] <= limit * start
 
 
+@pytest.mark.parametrize("granularity", ["unit", "weight"])
+@pytest.mark.parametrize(
+    ("compensate", "retrain"),
+    [(True, None), (None, Retraining(3)), (True, Retraining(3)), (None, None)],
+)
+def test_zeros_that_nothing_holds_do_not_count_where_they_are_filled(
+    blobs: Task, trained: Trained, granularity: str, compensate: Any, retrain: Any
+) -> None:
+    model, optimizer = trained()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    limit = sum(p.numel() for p in model.parameters()) // 2
+    result = prune(
+        model,
+        blobs,
+        target=Budget.absolute(nonzero=limit),
+        granularity=granularity,
+        compensate=compensate,
+        retrain=retrain,
+        optimizer=optimizer,
+    )
+    assert limit - 40 < result.after.cost.nonzero <= limit
+    if granularity == "weight" and compensate is None and retrain is None:
+        assert result.after.cost.nonzero == limit
+
+
 def test_compensation_helps_right_after_the_cut(blobs: Task, trained: Trained) -> None:
     losses = {}
     for compensate in (None, True, False, [blobs.arrays("train")[0]], blobs.arrays("train")[0]):

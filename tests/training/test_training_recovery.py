@@ -87,6 +87,7 @@ def test_greedy_keeps_out_what_does_not_lower_the_loss(task: Task) -> None:
         model.get_parameter("0.weight")[0] = 1.0
         model.get_parameter("2.weight")[:, list(USELESS)] = 0.0
         model.get_parameter("2.weight")[:, 0] = 1.0  # harmful; the other useless ones are idle
+        model.get_parameter("2.bias")[0] += 0.1  # what is left of the loss is no rounding
     scores = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.3, 0.7, 0.6, 0.4])
     result = prune(
         model,
