@@ -267,13 +267,16 @@ class _Trainer:
         """Let Adam and its kin correct the moments of new entries as those of a first step.
 
         These moments start at zero. Corrected for the old, large count they would allow steps of
-        up to six times the rate, in entries that are the easiest to spoil.
+        up to six times the rate, in entries that are the easiest to spoil. Adamax, whose second
+        moment needs no correction, makes small steps there and only its old ones would be spoilt.
         """
         before, self.sizes = self.sizes, self._sizes()
         for parameter, size in self.sizes.items():
             state = self.optimizer.state.get(parameter, {})
-            if before.get(parameter) != size and "exp_avg" in state and "step" in state:
+            if before.get(parameter) != size and "exp_avg_sq" in state and "step" in state:
                 state["step"] = 0 * state["step"]
+                if "mu_product" in state:  # NAdam's own correction of the first moment
+                    state["mu_product"] = 0 * state["mu_product"] + 1
 
     def _train(self) -> TrainStats:
         stats = self.training(

@@ -258,3 +258,21 @@ def test_step_counts_begin_anew_where_a_parameter_grew(blobs: Task, trained: Tra
     after = {name: int(optimizer.state[p]["step"]) for name, p in model.named_parameters()}
     grown = {"0.weight", "0.bias", "2.weight"}
     assert after == {n: 3 if n in grown else steps + 6 for n, steps in before.items()}
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "Adamax", "RAdam"])
+def test_the_first_step_after_growing_is_no_longer_than_others(blobs: Task, name: str) -> None:
+    model, lr = blobs.new_model(seed=0), 1e-3
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=lr)
+    blobs.train_steps(model, optimizer, 300, generator=torch.Generator().manual_seed(0))
+    before: dict[str, Tensor] = {}
+
+    def remember(*_: object) -> None:
+        before.update({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    handle = optimizer.register_step_pre_hook(remember)
+    grow(model, blobs, target={"0": 24, "2": 16}, train=1, rounds=1, optimizer=optimizer)
+    handle.remove()
+    moved = {n: float((p.detach() - before[n]).abs().max()) for n, p in model.named_parameters()}
+    assert max(moved.values()) < 2 * lr, moved
+    assert min(moved.values()) > 1e-3 * lr, moved
