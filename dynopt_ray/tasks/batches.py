@@ -121,6 +121,16 @@ def is_classification(output: Tensor, targets: Tensor) -> bool:
     )
 
 
+def binary_logits(output: Tensor, targets: Tensor) -> Tensor | None:
+    """One logit per label, in the targets' shape, as binary losses take it; None if it is none."""
+    if targets.is_floating_point():
+        return None
+    if output.shape == targets.shape:
+        return output
+    one_column = is_classification(output, targets) and output.shape[1] == 1
+    return output[:, 0] if one_column else None
+
+
 def take_rows(inputs: Nested, num_rows: int) -> Nested:
     """The first rows of all tensors in the inputs; what is no tensor stays."""
     return cast(Nested, tree_map_only(Tensor, lambda tensor: tensor[:num_rows], inputs))

@@ -12,7 +12,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynopt_ray.errors import DivergedError
-from dynopt_ray.tasks.batches import Batch, Inputs, call_model, check_output, is_classification
+from dynopt_ray.tasks.batches import (
+    Batch,
+    Inputs,
+    binary_logits,
+    call_model,
+    check_output,
+    is_classification,
+)
 from dynopt_ray.tasks.objectives import (
     LossFunction,
     MetricFunction,
@@ -123,7 +130,8 @@ def checked_output(
 ) -> Tensor:
     """The model's output for a batch that it fits.
 
-    Where the user brought the loss function (`kind` is None) the shapes are up to it.
+    Where the user brought the loss function (`kind` is None) the shapes are up to it, and one
+    logit per label is fine.
 
     Raises:
         DataError: the output's shape does not fit the targets, or there are more classes.
@@ -131,6 +139,8 @@ def checked_output(
     output = call_model(model, inputs)
     if kind is not None or not isinstance(output, Tensor):
         output = check_output(output, targets)
+    if kind is None and binary_logits(output, targets) is not None:
+        return output
     if is_classification(output, targets):
         source.check_labels(targets, output.shape[1])
     return output

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynopt_ray.errors import UnknownNameError
-from dynopt_ray.tasks.batches import is_classification
+from dynopt_ray.errors import DataError, UnknownNameError
+from dynopt_ray.tasks.batches import binary_logits, is_classification
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(output, targets) -> scalar tensor, the mean over the batch."""
@@ -58,7 +58,21 @@ class Objective(Generic[_Function]):
 
 
 def accuracy(output: Tensor, targets: Tensor) -> float:
-    """The share of targets whose class has the largest output: in [0, 1]."""
+    """The share of targets whose class has the largest output: in [0, 1].
+
+    Of one logit per target, class 1 is found where it is above 0.
+
+    Raises:
+        DataError: one logit, and classes beside 0 and 1.
+    """
+    logits = binary_logits(output, targets)
+    if logits is not None:
+        if not _is_binary(targets):
+            raise DataError(
+                f"accuracy: one output per row tells the classes 0 and 1 apart, but there is class "
+                f"{targets.max().item()}; give the task a metric, a function of (output, targets)"
+            )
+        return ((logits > 0) == targets.bool()).double().mean().item()
     return (output.argmax(dim=1) == targets).double().mean().item()
 
 
@@ -77,10 +91,22 @@ def r2(output: Tensor, targets: Tensor) -> float:
 
 
 def confidence(output: Tensor, targets: Tensor) -> float | None:
-    """Mean softmax probability of the right class, or None where targets are no classes."""
+    """Mean probability of the right class, or None where targets are no classes.
+
+    It is the softmax of an output per class, and the sigmoid of one logit.
+    """
+    logits = binary_logits(output, targets)
+    if logits is not None:
+        if not _is_binary(targets):
+            return None
+        return (logits * (2 * targets - 1)).double().sigmoid().mean().item()
     if not is_classification(output, targets):
         return None
     return output.double().softmax(dim=1).gather(1, targets.unsqueeze(1)).mean().item()
+
+
+def _is_binary(targets: Tensor) -> bool:
+    return bool(((targets == 0) | (targets == 1)).all())
 
 
 LOSSES: dict[str, Objective[LossFunction]] = {

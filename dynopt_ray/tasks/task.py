@@ -14,7 +14,7 @@ from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.schedules import Schedule, to_torch
 from dynopt_ray.structure.optimizer_state import check_trains
 from dynopt_ray.tasks import loop
-from dynopt_ray.tasks.batches import Batch, Inputs
+from dynopt_ray.tasks.batches import Batch, Inputs, binary_logits, check_output
 from dynopt_ray.tasks.loop import AddedLoss, TrainStats
 from dynopt_ray.tasks.objectives import (
     LossFunction,
@@ -206,6 +206,8 @@ class Task:
     def num_classes(self) -> int | None:
         """How many classes the model tells apart, or None where targets are numbers.
 
+        One logit per label, where the loss function is the user's own, tells two apart.
+
         Raises:
             DataError: the model's output does not fit the targets.
         """
@@ -215,7 +217,10 @@ class Task:
             return None
         model = self.new_model(seed=0)
         with loop.mode(model, training=False), torch.no_grad():
-            return int(loop.checked_output(model, inputs, targets, source, "labels").shape[1])
+            output = loop.checked_output(model, inputs, targets, source, self.kind)
+            if self.kind is None and binary_logits(output, targets) is not None:
+                return 2
+            return int(check_output(output, targets).shape[1])
 
     def new_model(self, seed: int | None = None) -> nn.Module:
         """A new network of the starting size, on the task's device.

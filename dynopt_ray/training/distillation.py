@@ -17,7 +17,8 @@ class Distillation:
     """Adds the distance from a teacher's outputs to the loss.
 
     For labels that is weight · T² · KL(softmax(teacher / T) ‖ softmax(output / T)), for numbers
-    weight · mean squared difference. T² keeps the size of its gradient independent of T.
+    weight · mean squared difference. T² keeps the size of its gradient independent of T. One logit
+    z stands for two classes with the outputs 0 and z.
 
     Attributes:
         weight: how much it counts beside the task's loss, > 0.
@@ -37,23 +38,30 @@ class Distillation:
         for name in ("weight", "temperature"):
             positive(f"Distillation: {name}", getattr(self, name))
 
-    def from_teacher(self, teacher: nn.Module, *, labels: bool) -> AddedLoss:
+    def from_teacher(self, teacher: nn.Module, *, num_classes: int | None) -> AddedLoss:
         """The loss that a student adds; the teacher is copied as it is now.
 
         Args:
             teacher: the network to learn from.
-            labels: whether outputs are scores of classes, along dimension 1.
+            num_classes: how many classes outputs are scores of, along dimension 1; where that
+                dimension is of another size, outputs are logits. None for numbers.
         """
         teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
 
         def added_loss(inputs: Inputs, output: Tensor) -> Tensor:
             with torch.no_grad():
                 wanted = run(teacher, inputs)
-            if not labels:
+            if num_classes is None:
                 return self.weight * F.mse_loss(output, wanted)
-            student = F.log_softmax(output / self.temperature, dim=1)
-            known = F.log_softmax(wanted / self.temperature, dim=1)
+            student = self._log_probabilities(output, num_classes)
+            known = self._log_probabilities(wanted, num_classes)
             per_entry = F.kl_div(student, known, reduction="none", log_target=True)
             return self.weight * self.temperature**2 * per_entry.sum(1).mean()
 
         return added_loss
+
+    def _log_probabilities(self, output: Tensor, num_classes: int) -> Tensor:
+        """Of classes, along dimension 1."""
+        if output.dim() < 2 or output.shape[1] != num_classes:
+            output = torch.stack([torch.zeros_like(output), output], dim=1)
+        return F.log_softmax(output / self.temperature, dim=1)

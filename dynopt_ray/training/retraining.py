@@ -160,7 +160,7 @@ class Retraining:
         """What it adds to learn from a network as it is now; None without distillation."""
         if self.distillation is None:
             return None
-        return self.distillation.from_teacher(model, labels=task.num_classes is not None)
+        return self.distillation.from_teacher(model, num_classes=task.num_classes)
 
     def _best_of(
         self,

@@ -301,3 +301,40 @@ def test_labels_are_checked_even_with_ones_own_loss() -> None:
     task = task_of(model=mlp_factory(4, [8], 2), loss=lambda output, y: output.sum() * y.sum())
     with pytest.raises(DataError, match="label 2, but the model has 2 outputs"):
         task.evaluate(task.new_model())
+
+
+def binary_loss(output: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(output.reshape(targets.shape), targets.float())
+
+
+@pytest.mark.parametrize("shape", ["column", "flat", "labels"])
+def test_one_logit_per_label_is_for_losses_of_ones_own(shape: str) -> None:
+    width = 2 if shape == "labels" else 1
+    made: list[nn.Module] = [nn.Linear(4, width)]
+    y = (X[:, :2] > 0).long() if shape == "labels" else (X[:, 0] > 0).long()
+    if shape == "flat":
+        made.append(nn.Flatten(0))
+    task = task_of(
+        model=lambda: nn.Sequential(*made), train=(X, y), validation=(X, y), loss=binary_loss
+    )
+    model = task.new_model(seed=0)
+    task.train_steps(model, SGD(model.parameters(), lr=1.0), 300, generator=seeded())
+    metrics = task.evaluate(model)
+    logits = model(X).detach().reshape(y.shape)
+    right = torch.where(y == 1, logits.sigmoid(), 1 - logits.sigmoid())
+    assert metrics.metric == ((logits > 0) == (y == 1)).double().mean().item() > 0.95
+    assert metrics.confidence == pytest.approx(right.mean().item())
+    assert task.num_classes == 2
+
+
+def test_one_output_does_not_tell_three_classes_apart() -> None:
+    def squared(output: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(output[:, 0], targets.float())
+
+    options: dict[str, Any] = {"model": lambda: nn.Linear(4, 1), "loss": squared}
+    with pytest.raises(DataError, match="the classes 0 and 1 apart, but there is class 2; give"):
+        task_of(**options).evaluate(nn.Linear(4, 1))
+    counts = task_of(**options, metric=lambda output, targets: -float(squared(output, targets)))
+    assert counts.evaluate(nn.Linear(4, 1)).confidence is None
+    with pytest.raises(DataError, match="label 2, but the model has 1 outputs"):
+        task_of(model=lambda: nn.Linear(4, 1)).evaluate(nn.Linear(4, 1))
