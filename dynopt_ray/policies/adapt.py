@@ -20,7 +20,7 @@ from dynopt_ray.structure import Graph, Receipt, trace
 from dynopt_ray.tasks import Inputs, Metrics, Task, TrainStats
 from dynopt_ray.training import Attempt, Budget, Costs, Measurement, Snapshot, attempt, measured
 from dynopt_ray.training.history import row, table
-from dynopt_ray.training.retraining import DEFAULT_LR, Retraining
+from dynopt_ray.training.retraining import Retraining, default_optimizer
 from dynopt_ray.training.seeding import seeded
 from dynopt_ray.training.targets import CostKind as BudgetKind
 from dynopt_ray.training.targets import asks_latency
@@ -122,7 +122,7 @@ def adapt(
     if not graph.groups:
         raise EditError(f"no width of this network can be resized: {graph.fixed}")
     if optimizer is None:
-        optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
+        optimizer = default_optimizer(graph.model)
     num_receipts = len(graph.receipts)
     with seeded(graph.model, seed) as generator:
         run = _Run(

@@ -77,7 +77,7 @@ def train(
             if not math.isfinite(losses[-1]):
                 raise DivergedError(
                     f"the loss is {losses[-1]} at step {step} of {num_steps}; this step was not "
-                    f"taken. Lower the learning rate, or go back to an earlier state"
+                    f"taken. Lower the learning rate, or go back to an earlier state{_half(model)}"
                 )
             if added_loss is not None:
                 value = value + check_scalar(added_loss(inputs, output))
@@ -144,6 +144,16 @@ def checked_output(
     if is_classification(output, targets):
         source.check_labels(targets, output.shape[1])
     return output
+
+
+def _half(model: nn.Module) -> str:
+    """What else may be wrong in float16."""
+    if all(parameter.dtype != torch.float16 for parameter in model.parameters()):
+        return ""
+    return (
+        ". Some parameters are float16, in which small numbers are 0, such as Adam's eps: train "
+        "in bfloat16 or float32, or give Adam eps=1e-4"
+    )
 
 
 @contextmanager

@@ -146,11 +146,17 @@ def check_follows(optimizer: Optimizer | None, model: nn.Module, *, trains: bool
 
     Raises:
         EditError: see `check_optimizer`; or it shall train, and there is nothing to.
+        TypeError: several optimizers.
     """
     if trains and not any(p.requires_grad for p in model.parameters()):
         raise EditError(
             f"every parameter of {type(model).__name__} is frozen, so there is nothing to train; "
             "call requires_grad_() on some"
+        )
+    if isinstance(optimizer, list | tuple):
+        raise TypeError(
+            f"{len(optimizer)} optimizers are given, but one trains here; give it all parameters, "
+            "in groups where their options differ: Adam([{'params': …, 'lr': …}, …])"
         )
     if optimizer is not None:
         check_optimizer(optimizer, model)

@@ -1,6 +1,5 @@
 """`grow`: widen groups in exact steps, training after each, until a target is met."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,8 +32,8 @@ from dynopt_ray.training.growth_plan import (
 )
 from dynopt_ray.training.history import row, table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
-from dynopt_ray.training.numbers import whole
-from dynopt_ray.training.retraining import DEFAULT_LR, Retraining, as_retraining
+from dynopt_ray.training.numbers import finite, not_negative, whole
+from dynopt_ray.training.retraining import Retraining, as_retraining, default_optimizer
 from dynopt_ray.training.seeding import seeded
 from dynopt_ray.training.targets import Budget, asks_latency
 from dynopt_ray.training.widths import Widths, larger_widths
@@ -77,6 +76,7 @@ def stalled(*, min_gain: float = 0.01, max_trainings: int = 10) -> When:
         max_trainings: it is also time after so many of them.
 
     Raises:
+        TypeError: no number.
         ValueError: a number out of range.
 
     Example:
@@ -84,10 +84,8 @@ def stalled(*, min_gain: float = 0.01, max_trainings: int = 10) -> When:
         >>> when([1.0]), when([1.0, 0.5]), when([1.0, 0.5, 0.49])
         (False, False, True)
     """
-    if not min_gain >= 0:
-        raise ValueError(f"stalled: min_gain is {min_gain}; it must be >= 0")
-    if max_trainings < 1:
-        raise ValueError(f"stalled: max_trainings is {max_trainings}; it must be at least 1")
+    min_gain = not_negative("stalled: min_gain", min_gain)
+    max_trainings = whole("stalled: max_trainings", max_trainings, least=1)
 
     def when(losses: Sequence[float]) -> bool:
         if len(losses) >= max_trainings:
@@ -123,10 +121,10 @@ def grow(
         task: what it learns.
         target: `Budget(params=2.0)` is the widest network of at most twice the parameters;
             a mapping gives groups the width they shall have, whichever of a group's producers
-            names it. Of non-zero weights a budget counts those there are and all new ones.
+            names it. Of non-zero weights a budget counts all that no mask holds at zero.
         train: optimizer steps of one training, at the optimizer's learning rate; or
             `Retraining(num_steps, schedule, …)`. With `restart=False` its schedule spans all
-            trainings.
+            trainings. A teacher (`distillation`) is the network as it is now, the small one.
         criterion: where a budget goes. "even": each group grows by the same fraction of its
             starting width, as far as whole units go. "gain": where new units could lower the
             loss most for what they cost, by the gradient they would get; see
@@ -140,8 +138,8 @@ def grow(
         schedule: round (1 … rounds) -> share of the way to the target, rising to 1. Default:
             in equal steps.
         min_gain: growing ends, and its last step is undone, when a step and its training raise
-            the mean of accuracy and confidence on validation data by less. None goes on to the
-            target.
+            the mean of accuracy and confidence on validation data by less: a difference, not a
+            share as in `stalled`. None goes on to the target.
         optimizer: over the network's parameters; it follows every edit. Default: Adam with rate
             0.001. Where it corrects its moments for the steps taken, as Adam does, the count of
             a parameter that grew begins anew.
@@ -181,7 +179,7 @@ def grow(
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
     check_follows(optimizer, graph.model, trains=True)
     if optimizer is None:
-        optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
+        optimizer = default_optimizer(graph.model)
     costs = Costs(graph, task.example_inputs())
     if not isinstance(target, Budget):
         target = larger_widths(graph, target)
@@ -301,8 +299,8 @@ def _check_ways(target: object, criterion: object, init: object, min_gain: float
         )
     if init not in INITS:
         raise UnknownNameError("way to start new units", str(init), INITS)
-    if min_gain is not None and not math.isfinite(min_gain):
-        raise ValueError(f"grow: min_gain is {min_gain!r}; it must be a finite number or None")
+    if min_gain is not None:
+        finite("grow: min_gain", min_gain)
 
 
 def _row(number: int, step: Attempt[Measurement, list[TrainStats]]) -> dict[str, Any]:

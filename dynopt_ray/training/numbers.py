@@ -44,6 +44,32 @@ def positive(name: str, value: object) -> float:
     return real
 
 
+def not_negative(name: str, value: object) -> float:
+    """A finite number of at least 0 as a float.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not finite, or below 0.
+    """
+    real = finite(name, value)
+    if real < 0:
+        raise ValueError(f"{name} is {value!r}; it must be at least 0")
+    return real
+
+
+def finite(name: str, value: object) -> float:
+    """A finite number as a float.
+
+    Raises:
+        TypeError: no number.
+        ValueError: not finite.
+    """
+    real = _real(name, value)
+    if not math.isfinite(real):
+        raise ValueError(f"{name} is {value!r}; it must be finite")
+    return real
+
+
 def _real(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; it must be a number")

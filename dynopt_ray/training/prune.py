@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -30,7 +29,7 @@ from dynopt_ray.training.measurement import Costs, Measurement, measured
 from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.recovery import Recovery
 from dynopt_ray.training.regrowth import Regrowth
-from dynopt_ray.training.retraining import DEFAULT_LR, Retraining, as_retraining
+from dynopt_ray.training.retraining import Retraining, as_retraining, default_optimizer
 from dynopt_ray.training.rounds import (
     GRANULARITIES,
     Granularity,
@@ -145,6 +144,7 @@ def prune(
         TypeError: an argument of another type.
 
     Example:
+        >>> import torch
         >>> from dynopt_ray.tasks import load_task
         >>> from dynopt_ray.training import Budget
         >>> task = load_task("digits-mlp")
@@ -165,7 +165,7 @@ def prune(
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
     check_follows(optimizer, graph.model, trains=retraining is not None)
     if optimizer is None and retraining is not None:
-        optimizer = torch.optim.Adam(graph.model.parameters(), lr=DEFAULT_LR)
+        optimizer = default_optimizer(graph.model)
     if isinstance(aim, Mapping):
         aim = wanted_widths(graph, aim, min_widths=min_widths or {})
     with seeded(graph.model, seed) as generator:

@@ -18,10 +18,18 @@ from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.rates import ControllerFactory, RateController
 from dynopt_ray.training.snapshot import KeptOptions, Snapshot
 
-DEFAULT_LR = 1e-3
-"""The rate of the Adam that trains where the caller brings no optimizer."""
+_LR = 1e-3
+_EPS, _FLOAT16_EPS = 1e-8, 1e-4
 
 _RATE_KEYS = {"lr", "initial_lr"}
+
+
+def default_optimizer(model: nn.Module) -> Optimizer:
+    """What trains where the caller brings no optimizer: Adam with rate 0.001."""
+    is_half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    # Torch's own eps is 0 in float16, and so is the square of a small gradient.
+    eps = _FLOAT16_EPS if is_half else _EPS
+    return torch.optim.Adam(model.parameters(), lr=_LR, eps=eps)
 
 
 @dataclass(frozen=True)

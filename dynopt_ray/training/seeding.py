@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dynopt_ray.tasks.seeding import seeded_torch
+from dynopt_ray.training.numbers import whole
 
 
 @contextmanager
@@ -18,7 +19,12 @@ def seeded(model: nn.Module, seed: int) -> Iterator[torch.Generator]:
     Args:
         model: its devices' generators are meant, and the CPU's.
         seed: the same one gives the same draws.
+
+    Raises:
+        TypeError: a seed that is no whole number.
+        ValueError: one below 0.
     """
+    seed = whole("seed", seed, least=0)
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with seeded_torch(seed, devices):
         yield torch.Generator().manual_seed(seed)

@@ -197,6 +197,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"criterion": "gain", "target": {"0": 20}}, ValueError, "has nothing to decide"),
     ({"criterion": lambda *_: {"0": 1.0}}, ValueError, "gives None for group '2'"),
     ({"min_gain": float("nan")}, ValueError, "min_gain is nan"),
+    ({"min_gain": "a"}, TypeError, "grow: min_gain is 'a'; it must be a number"),
+    ({"seed": -1}, ValueError, "seed is -1"),
     ({"init": "clone"}, UnknownNameError, "no way to start new units 'clone'"),
 ]
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import Grow, Mask, Shrink, trace
 from dynopt_ray.tasks import Task, load_task
-from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, find_rate
+from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, Population, find_rate
 
 
 def weight(value: float = 0.5) -> nn.Parameter:
@@ -225,7 +225,8 @@ def test_plateau_starts_anew_after_an_edit_and_from_its_state() -> None:
     [
         (lambda m, o: Plateau(m, o, factor=1.0), "factor is 1.0"),
         (lambda m, o: Plateau(m, o, patience=0), "patience is 0"),
-        (lambda m, o: Plateau(m, o, min_gain=-1.0), "min_gain and min_lr"),
+        (lambda m, o: Plateau(m, o, min_gain=-1.0), "min_gain is -1.0; it must be at least 0"),
+        (lambda m, o: Plateau(m, o, min_lr=math.inf), "min_lr is inf; it must be finite"),
         (lambda _, o: Hypergradient(o, hyper_lr=0.0), "hyper_lr is 0.0"),
         (lambda _, o: Hypergradient(o, hyper_lr=0.1, min_lr=-1), "min_lr is -1"),
         (lambda m, _: Cocob(m.parameters(), alpha=0), "alpha is 0"),
@@ -301,6 +302,37 @@ def test_find_rate_refuses_where_nothing_is_left_to_learn() -> None:
     with pytest.raises(DivergedError, match=r"falls by less than 1%.*learned the task already"):
         find_rate(model, task, optimizer, num_steps=20)
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_plateau_takes_numbers_only() -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(TypeError, match="min_lr is 'a'; it must be a number"):
+        Plateau(model, torch.optim.SGD(model.parameters()), min_lr="a")  # type: ignore[arg-type]
+
+
+class Counted(nn.Linear):
+    """Keeps something in its state that is no tensor."""
+
+    seen = 0
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+
+
+def test_states_that_are_no_tensors_go_back_and_are_passed_on() -> None:
+    models = [Counted(2, 1) for _ in range(2)]
+    optimizers: list[Optimizer] = [torch.optim.SGD(m.parameters(), lr=0.1) for m in models]
+    plateau = Plateau(models[0], optimizers[0], patience=1)
+    models[0].seen = 3
+    plateau.observe(1.0)
+    models[0].seen = 5
+    assert plateau.observe(2.0)
+    assert models[0].seen == 3
+    assert Population(models, optimizers).observe([1.0, 2.0]) == [0, 0]
+    assert models[1].seen == 3
 
 
 @pytest.mark.parametrize("name", ["plateau", "population"])

@@ -75,6 +75,8 @@ def test_values_out_of_range_are_refused(make: Callable[[], object], message: st
         lambda: Greedy(num_checked=2.5),  # type: ignore[arg-type]
         lambda: Regrowth(share=None),  # type: ignore[arg-type]
         lambda: Distillation(temperature=True),
+        lambda: stalled(min_gain="x"),  # type: ignore[arg-type]
+        lambda: stalled(max_trainings=2.5),  # type: ignore[arg-type]
     ],
 )
 def test_values_of_other_types_are_refused(make: Callable[[], object]) -> None:

@@ -1,8 +1,9 @@
 """What learning rates that follow training have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -41,3 +42,8 @@ def set_rates(optimizer: Optimizer, change: Callable[[float], float]) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def shapes(state: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """The shapes of a network's state; what else its modules keep there has none."""
+    return {name: value.shape for name, value in state.items() if isinstance(value, Tensor)}

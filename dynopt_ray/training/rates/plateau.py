@@ -3,13 +3,13 @@
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.structure.masks import masked_parameters
-from dynopt_ray.training.numbers import share, whole
+from dynopt_ray.training.numbers import not_negative, share, whole
 from dynopt_ray.training.plain_state import copied, load_optimizer_state, optimizer_state
-from dynopt_ray.training.rates.controller import set_rates
+from dynopt_ray.training.rates.controller import set_rates, shapes
 
 
 class Plateau:
@@ -29,7 +29,7 @@ class Plateau:
         backtrack: whether to go back to the best weights and optimizer state.
 
     Raises:
-        TypeError: patience that is no whole number.
+        TypeError: no number, or patience that is no whole number.
         ValueError: a number out of range.
 
     Example:
@@ -54,11 +54,10 @@ class Plateau:
         min_lr: float = 0.0,
         backtrack: bool = True,
     ) -> None:
-        share("Plateau: factor", factor)
-        if not (min_gain >= 0 and min_lr >= 0):
-            raise ValueError(f"Plateau: min_gain and min_lr are {min_gain!r} and {min_lr!r}; >= 0")
         self.model, self.optimizer = model, optimizer
-        self.factor, self.min_gain, self.min_lr = factor, min_gain, min_lr
+        self.factor = share("Plateau: factor", factor)
+        self.min_gain = not_negative("Plateau: min_gain", min_gain)
+        self.min_lr = not_negative("Plateau: min_lr", min_lr)
         self.patience = whole("Plateau: patience", patience, least=1)
         self.backtrack = backtrack
         self.best_loss = math.inf
@@ -115,9 +114,8 @@ class Plateau:
                 group["lr"] = rate
         set_rates(self.optimizer, lambda rate: min(rate, max(rate * self.factor, self.min_lr)))
 
-    def _fits(self, state: dict[str, Tensor]) -> bool:
-        now = self.model.state_dict()
-        if {n: t.shape for n, t in now.items()} != {n: t.shape for n, t in state.items()}:
+    def _fits(self, state: dict[str, Any]) -> bool:
+        if shapes(self.model.state_dict()) != shapes(state):
             return False
         masks = masked_parameters(self.model)
         return not any(bool(state[name][~keep].any()) for name, keep in masks.items())

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from dynopt_ray.structure.masks import masked_parameters, set_mask
 from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.plain_state import load_optimizer_state, optimizer_state
-from dynopt_ray.training.rates.controller import set_rates
+from dynopt_ray.training.rates.controller import set_rates, shapes
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Population:
         load_optimizer_state(self.optimizers[member], optimizer_state(self.optimizers[source]))
 
     def _check_shapes(self) -> None:
-        first, *others = ({n: t.shape for n, t in m.state_dict().items()} for m in self.models)
+        first, *others = (shapes(model.state_dict()) for model in self.models)
         for number, other in enumerate(others, start=1):
             if other != first:
                 raise ValueError(
