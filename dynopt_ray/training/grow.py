@@ -56,7 +56,8 @@ class GrowResult:
         before: the network before.
         after: the network after.
         test: the final figure, on data that decided nothing; None without a test split.
-        receipts: one per growth; `undo()` the last one first.
+        receipts: one per growth; `undo()` the last one first. Their
+            costs count the FLOPs of the inputs that the graph was traced with, two samples or more.
         graph: the traced network.
     """
 

@@ -60,7 +60,8 @@ class PruneResult:
         before: the network before.
         after: the network after.
         test: the final figure, on data that decided nothing; None without a test split.
-        receipts: one per round that changed the network; `undo()` the last one first.
+        receipts: one per round that changed the network; `undo()` the last one first. Their
+            costs count the FLOPs of the inputs that the graph was traced with, two samples or more.
         graph: the traced network.
     """
 

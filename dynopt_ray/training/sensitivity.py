@@ -16,6 +16,7 @@ from dynopt_ray.structure.surroundings import Surroundings
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.arguments import check_fractions, check_task
 from dynopt_ray.training.attempt import undone
+from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.history import table
 from dynopt_ray.training.measurement import Costs, Measurement, measured
@@ -76,7 +77,7 @@ def sensitivity(
         UnknownNameError: an unknown criterion, granularity or group.
         EditError: no group can be resized, or one named cannot.
         DivergedError: a loss is NaN or infinite; says where.
-        ValueError: no fractions, or one that is not in (0, 1).
+        ValueError: no fractions, one that is not in (0, 1), or a pattern as the granularity.
         TypeError: an argument of another type, or a criterion that is not for weights.
 
     References:
@@ -91,6 +92,11 @@ def sensitivity(
         [[16, 8], [12, 6], [8, 4]]
     """
     check_task("sensitivity", task)
+    if isinstance(granularity, str) and Pattern.parse(granularity):
+        raise ValueError(
+            f"sensitivity: granularity {granularity!r} says by itself how much goes, so there is "
+            "no curve to measure; use 'weight'"
+        )
     if granularity not in GRANULARITIES:
         raise UnknownNameError("granularity", granularity, GRANULARITIES)
     shares = check_fractions(fractions)

@@ -141,6 +141,28 @@ def test_widths_are_told_round_by_round(tmp_path: Path) -> None:
     assert table(directory, "widths")["round"].tolist() == [0, 1, 2]
 
 
+def test_prune_keeps_least_widths_goes_by_a_schedule_and_learns_from_a_teacher(
+    tmp_path: Path,
+) -> None:
+    settings = {
+        "target": {"remove": 0.75},
+        "rounds": 3,
+        "schedule": {"name": "polynomial", "initial": 0.0, "power": 3, "final": 1.0},
+        "min_widths": {"0": 13},
+        "scope": "layer",
+        "retrain": {"num_steps": 30, "lr": 0.003},
+    }
+    losses = {}
+    for name, teacher in (("alone", None), ("taught", {"weight": 3.0, "temperature": 2.0})):
+        spec = {**PRUNE, "prune": {**settings, "distillation": teacher}}
+        directory = run(spec, tmp_path / name)
+        widths = table(directory, "widths")["0"].tolist()
+        losses[name] = table(directory, "results")["train_loss"].tolist()[-1]
+    assert widths[0] - widths[1] > widths[1] - widths[2] >= 0
+    assert widths[-1] == 13
+    assert losses["alone"] != losses["taught"]
+
+
 def test_search_keeps_the_winner(tmp_path: Path) -> None:
     directory = run(SEARCH, tmp_path / "a")
     trials = table(directory, "results")
@@ -275,6 +297,10 @@ def test_demo_does_it_all(tmp_path: Path) -> None:
             {**PRUNE, "task": {"name": "digits-mlp", "hiden": [8]}},
             "task: 'digits-mlp' has no argument 'hiden'. Did you mean 'hidden'? Known: hidden, "
             "batch_size, seed, device.",
+        ),
+        (
+            {**PRUNE, "prune": {"target": {"remove": 0.5}, "min_widths": {"9": 3}}},
+            "prune.min_widths: no width group '9'.",
         ),
         (
             {**PRUNE, "train": None, "start": "nowhere"},

@@ -74,7 +74,8 @@ def test_policy_settings_are_those_of_training() -> None:
         (
             "prune.criterio=magnitude",
             "prune.criterio: unknown key (its value is 'magnitude'). Did you mean 'criterion'? "
-            "Known: target, criterion, granularity, scope, rounds, retrain, compensate, recovery.",
+            "Known: target, criterion, granularity, scope, rounds, schedule, min_widths, retrain, "
+            "distillation, compensate, recovery.",
         ),
         ("seed=zero", "seed: must be a whole number, not 'zero'"),
         ("seed=1.5", "seed: must be a whole number, not 1.5"),
@@ -141,6 +142,18 @@ def test_policy_settings_are_those_of_training() -> None:
             "prune.recovery=regrowth",
             'prune: regrowth masks weights; use granularity "weight" with it',
         ),
+        (
+            "prune.schedule={name: constant, value: 0.5}",
+            "prune.schedule: prune: the schedule gives the shares [0.5] for rounds 1 to 1; they "
+            "must rise to 1, e.g. polynomial(0.0, num_steps=1, power=3, final=1.0)",
+        ),
+        (
+            "prune.schedule={name: polynomia, initial: 0}",
+            "prune.schedule: no schedule 'polynomia'. Did you mean 'polynomial'? Known: article_step, "
+            "constant, cosine, exponential, linear, polynomial, rewind, sequence, step, warmup.",
+        ),
+        ("prune.min_widths={a: 0}", "prune.min_widths.a: must be greater than or equal to 1, not 0"),
+        ("prune.distillation={}", "prune: distillation is part of retraining; give retrain"),
         ("prune.target=null", "prune: target is missing, e.g. target: {remove: 0.5}"),
         (
             "prune.granularity=weights",

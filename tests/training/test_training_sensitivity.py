@@ -321,6 +321,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"fractions": 0.5}, TypeError, r"fractions is 0\.5; pass numbers such as"),
     ({"fractions": "0.5"}, TypeError, r"fractions is '0\.5'"),
     ({"granularity": "units"}, UnknownNameError, "no granularity 'units'. Did you mean 'unit'"),
+    ({"granularity": "2:4"}, ValueError, "'2:4' says by itself how much goes, .* use 'weight'"),
     ({"criterion": "magnitud"}, UnknownNameError, "Did you mean 'magnitude'"),
     ({"groups": ["0", "22"]}, UnknownNameError, "no width group '22'. Did you mean '2'"),
     ({"groups": "4"}, EditError, "'4' cannot be resized"),

@@ -13,10 +13,20 @@ from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.origin import Curves, Origin, as_budget, figures, keep_network, prepare_origin
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.specs import PruneSpec, TargetSpec
-from dynopt_ray.training import Fraction, PruneResult, Retraining, Target, Threshold, prune
+from dynopt_ray.runs.specs.prune import PruneSettings, prune_schedule
+from dynopt_ray.training import (
+    Distillation,
+    Fraction,
+    PruneResult,
+    Retraining,
+    Target,
+    Threshold,
+    prune,
+)
 from dynopt_ray.training.config import Rate, make_optimizer, make_rate, make_recovery
 from dynopt_ray.training.networks import traced
 from dynopt_ray.training.sampling import sample_batches
+from dynopt_ray.training.units import least_widths
 
 _LR_POINTS = 50
 # How often a rate that follows the validation loss sees it in each retraining.
@@ -28,15 +38,16 @@ def prepare(spec: PruneSpec) -> Action:
 
     Raises:
         DynoptError: the task or the starting network is missing or wrong.
-        SpecError: the criterion cannot score this network at this granularity.
+        SpecError: the criterion cannot score this network at this granularity, or a least width
+            is none of its.
     """
     origin = prepare_origin(spec)
-    _check_criterion(spec, origin)
+    _check_network(spec, origin)
     return partial(_run, spec, origin)
 
 
-def _check_criterion(spec: PruneSpec, origin: Origin) -> None:
-    """Let it score an untrained network: better refused now than when that is trained.
+def _check_network(spec: PruneSpec, origin: Origin) -> None:
+    """Look at an untrained network: better refused now than when that is trained.
 
     Which weights an N:M pattern asks for `prune` knows, and a network that is there it looks at
     first thing: both are left to it.
@@ -51,6 +62,10 @@ def _check_criterion(spec: PruneSpec, origin: Origin) -> None:
         score(graph, settings.criterion, batches, loss=task.loss)
     except (DynoptError, TypeError) as error:
         raise SpecError(f"prune.criterion: {error}") from error
+    try:
+        least_widths(graph, start_widths=graph.widths, min_widths=settings.min_widths or {})
+    except DynoptError as error:
+        raise SpecError(f"prune.min_widths: {error}") from error
 
 
 def _run(spec: PruneSpec, origin: Origin, run: Run) -> None:
@@ -88,7 +103,9 @@ def _pruned(spec: PruneSpec, origin: Origin, model: nn.Module) -> PruneResult:
         granularity=settings.granularity,
         scope=settings.scope,
         rounds=settings.rounds,
-        retrain=_retraining(retrain.num_steps, rate) if retrain and rate else None,
+        schedule=prune_schedule(settings.schedule, settings.rounds),
+        min_widths=settings.min_widths,
+        retrain=_retraining(settings, retrain.num_steps, rate) if retrain and rate else None,
         compensate=settings.compensate,
         recovery=make_recovery(settings.recovery),
         optimizer=make_optimizer(spec.optimizer, model, lr=rate.initial) if rate else None,
@@ -96,11 +113,16 @@ def _pruned(spec: PruneSpec, origin: Origin, model: nn.Module) -> PruneResult:
     )
 
 
-def _retraining(num_steps: int, rate: Rate) -> Retraining:
+def _retraining(settings: PruneSettings, num_steps: int, rate: Rate) -> Retraining:
+    teacher = None
+    if settings.distillation is not None:
+        teacher = Distillation(**settings.distillation.model_dump())
     if rate.controller is None:
-        return Retraining(num_steps, rate.schedule)
+        return Retraining(num_steps, rate.schedule, distillation=teacher)
     num_checks = min(num_steps, _NUM_CHECKS)
-    return Retraining(num_steps, controller=rate.controller, num_checks=num_checks)
+    return Retraining(
+        num_steps, controller=rate.controller, num_checks=num_checks, distillation=teacher
+    )
 
 
 def _target(target: TargetSpec) -> Target:

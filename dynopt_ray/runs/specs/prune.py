@@ -1,15 +1,17 @@
 """`kind: prune`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynopt_ray.errors import did_you_mean
-from dynopt_ray.runs.fields import Criterion, Phase, RecoveryConfig
+from dynopt_ray.runs.fields import Config, Criterion, Phase, RecoveryConfig, checked_by
 from dynopt_ray.runs.specs.base import Fractions, NetworkSpec
 from dynopt_ray.runs.validation import Strict
+from dynopt_ray.schedules import Schedule
+from dynopt_ray.training.arguments import round_shares
 from dynopt_ray.training.blocks import Pattern
-from dynopt_ray.training.config import make_rate, make_recovery
+from dynopt_ray.training.config import make_rate, make_recovery, make_schedule
 from dynopt_ray.training.regrowth import Regrowth
 from dynopt_ray.training.rounds import GRANULARITIES
 
@@ -39,6 +41,32 @@ class TargetSpec(Strict):
         return self
 
 
+class DistillationSpec(Strict):
+    """Learning from the outputs of the network before pruning.
+
+    Attributes:
+        weight: how much that counts beside the task's loss.
+        temperature: how much of the teacher's doubt is learned.
+    """
+
+    weight: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=4.0, gt=0)
+
+
+def prune_schedule(config: Config | None, rounds: int) -> Schedule | None:
+    """The schedule of rounds that plain data describe; None is in equal steps.
+
+    Raises:
+        SpecError, UnknownNameError: there is none, or it refuses its arguments.
+        ValueError: its shares do not rise to 1.
+    """
+    if config is None:
+        return None
+    schedule = make_schedule(config, rounds)
+    round_shares("prune", rounds, schedule)
+    return schedule
+
+
 class PruneSettings(Strict):
     """The source article's loop: score, remove, give back, retrain, compare.
 
@@ -49,7 +77,10 @@ class PruneSettings(Strict):
             another N:M) leaves at most 2 of every 4 neighbours.
         scope: "layer" removes the same share everywhere, "global" the least important anywhere.
         rounds: in how many cuts the target is approached.
+        schedule: round -> share of the way to the target, rising to 1; None is in equal steps.
+        min_widths: group name -> fewest units to keep.
         retrain: what follows each cut.
+        distillation: whether retraining learns from the network before pruning, too.
         compensate: refit what reads removed units or lost weights.
         recovery: "random", "greedy" or a mapping: gives back a part of each cut.
     """
@@ -59,7 +90,10 @@ class PruneSettings(Strict):
     granularity: str = "unit"
     scope: Literal["global", "layer"] = "global"
     rounds: int = Field(default=1, ge=1)
+    schedule: Config | None = None
+    min_widths: dict[str, Annotated[int, Field(ge=1)]] | None = None
     retrain: Phase | None = None
+    distillation: DistillationSpec | None = None
     compensate: bool = True
     recovery: RecoveryConfig = None
 
@@ -71,6 +105,13 @@ class PruneSettings(Strict):
         if isinstance(value, str) and value not in GRANULARITIES and not Pattern.parse(value):
             hint = did_you_mean(value, GRANULARITIES)
             raise ValueError(f'must be "unit", "weight" or a pattern such as "2:4".{hint}')
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _rises(cls, value: Config | None, info: ValidationInfo) -> Config | None:
+        rounds = info.data.get("rounds", 1)
+        checked_by(lambda config: prune_schedule(config, rounds))(value)
         return value
 
     @field_validator("retrain")
@@ -90,6 +131,10 @@ class PruneSettings(Strict):
             )
         if not is_pattern and self.target is None:
             raise ValueError("target is missing, e.g. target: {remove: 0.5}")
+        if self.granularity != "unit" and self.min_widths:
+            raise ValueError('min_widths count units; use granularity "unit" with them')
+        if self.distillation and self.retrain is None:
+            raise ValueError("distillation is part of retraining; give retrain")
         recovery = make_recovery(self.recovery)
         if self.granularity == "unit" and isinstance(recovery, Regrowth):
             raise ValueError('regrowth masks weights; use granularity "weight" with it')
