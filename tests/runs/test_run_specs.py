@@ -149,10 +149,13 @@ def test_policy_settings_are_those_of_training() -> None:
         ),
         (
             "prune.schedule={name: polynomia, initial: 0}",
-            "prune.schedule: no schedule 'polynomia'. Did you mean 'polynomial'? Known: article_step, "
-            "constant, cosine, exponential, linear, polynomial, rewind, sequence, step, warmup.",
+            "prune.schedule: no schedule 'polynomia'. Did you mean 'polynomial'? Known: "
+            "article_step, constant, cosine, exponential, linear, polynomial, rewind, sequence, step, warmup.",
         ),
-        ("prune.min_widths={a: 0}", "prune.min_widths.a: must be greater than or equal to 1, not 0"),
+        (
+            "prune.min_widths={a: 0}",
+            "prune.min_widths.a: must be greater than or equal to 1, not 0",
+        ),
         ("prune.distillation={}", "prune: distillation is part of retraining; give retrain"),
         ("prune.target=null", "prune: target is missing, e.g. target: {remove: 0.5}"),
         (
