@@ -150,7 +150,8 @@ def test_policy_settings_are_those_of_training() -> None:
         (
             "prune.schedule={name: polynomia, initial: 0}",
             "prune.schedule: no schedule 'polynomia'. Did you mean 'polynomial'? Known: "
-            "article_step, constant, cosine, exponential, linear, polynomial, rewind, sequence, step, warmup.",
+            "article_step, constant, cosine, exponential, linear, polynomial, rewind, sequence, "
+            "step, warmup.",
         ),
         (
             "prune.min_widths={a: 0}",
