@@ -122,7 +122,7 @@ def train(task: Task, model: nn.Module, *, num_steps: int, lr: float, seed: int)
 
 def accuracy(task: Task, model: nn.Module) -> float:
     """On the test images, in percent."""
-    return 100 * task.evaluate(model, "test").metric
+    return round(100 * task.evaluate(model, "test").metric, 4)
 
 
 def loaded(task: Task, path: str | Path) -> nn.Module:

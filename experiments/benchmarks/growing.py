@@ -147,7 +147,7 @@ def grown(case: Case, way: Way, unit: float, seed: int) -> Row:
     return {
         "way": str(way),
         "width": f"1/8 → {case.final}/8",
-        "flops": used / epoch(task) / unit,
+        "flops": float(used / epoch(task) / unit),
         "accuracy": accuracy(task, model),
     }
 
