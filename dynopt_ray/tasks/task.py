@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast, final
+from typing import Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ from dynopt_ray.tasks.sources import (
     array_sources,
     loader_sources,
 )
+
+OutputKind = Literal["classes", "logits", "numbers"]
+"""A score per class along dimension 1, one logit per label, or numbers."""
 
 ModelFactory = Callable[[], nn.Module]
 """Makes a new network of the starting size, drawing its weights from torch's generator."""
@@ -202,7 +205,7 @@ class Task:
         """The splits this task has."""
         return tuple(self.sources)
 
-    @cached_property
+    @property
     def num_classes(self) -> int | None:
         """How many classes the model tells apart, or None where targets are numbers.
 
@@ -211,16 +214,29 @@ class Task:
         Raises:
             DataError: the model's output does not fit the targets.
         """
+        return self._outputs[1]
+
+    @property
+    def outputs(self) -> OutputKind:
+        """What the model gives: a score per class, one logit per label, or numbers.
+
+        Raises:
+            DataError: the model's output does not fit the targets.
+        """
+        return self._outputs[0]
+
+    @cached_property
+    def _outputs(self) -> tuple[OutputKind, int | None]:
         source = self._source("train")
         inputs, targets = source.head(2)
         if targets.is_floating_point():
-            return None
+            return "numbers", None
         model = self.new_model(seed=0)
         with loop.mode(model, training=False), torch.no_grad():
             output = loop.checked_output(model, inputs, targets, source, self.kind)
             if self.kind is None and binary_logits(output, targets) is not None:
-                return 2
-            return int(check_output(output, targets).shape[1])
+                return "logits", 2
+            return "classes", int(check_output(output, targets).shape[1])
 
     def new_model(self, seed: int | None = None) -> nn.Module:
         """A new network of the starting size, on the task's device.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.structure.forward import Inputs, run
 from dynopt_ray.tasks.loop import AddedLoss
+from dynopt_ray.tasks.task import OutputKind
 from dynopt_ray.training.numbers import positive
 
 
@@ -38,30 +39,29 @@ class Distillation:
         for name in ("weight", "temperature"):
             positive(f"Distillation: {name}", getattr(self, name))
 
-    def from_teacher(self, teacher: nn.Module, *, num_classes: int | None) -> AddedLoss:
+    def from_teacher(self, teacher: nn.Module, *, outputs: OutputKind) -> AddedLoss:
         """The loss that a student adds; the teacher is copied as it is now.
 
         Args:
             teacher: the network to learn from.
-            num_classes: how many classes outputs are scores of, along dimension 1; where that
-                dimension is of another size, outputs are logits. None for numbers.
+            outputs: what it gives; see `Task.outputs`.
         """
         teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
 
         def added_loss(inputs: Inputs, output: Tensor) -> Tensor:
             with torch.no_grad():
                 wanted = run(teacher, inputs)
-            if num_classes is None:
+            if outputs == "numbers":
                 return self.weight * F.mse_loss(output, wanted)
-            student = self._log_probabilities(output, num_classes)
-            known = self._log_probabilities(wanted, num_classes)
+            student = self._log_probabilities(output, outputs)
+            known = self._log_probabilities(wanted, outputs)
             per_entry = F.kl_div(student, known, reduction="none", log_target=True)
             return self.weight * self.temperature**2 * per_entry.sum(1).mean()
 
         return added_loss
 
-    def _log_probabilities(self, output: Tensor, num_classes: int) -> Tensor:
+    def _log_probabilities(self, output: Tensor, outputs: OutputKind) -> Tensor:
         """Of classes, along dimension 1."""
-        if output.dim() < 2 or output.shape[1] != num_classes:
+        if outputs == "logits":
             output = torch.stack([torch.zeros_like(output), output], dim=1)
         return F.log_softmax(output / self.temperature, dim=1)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dynopt_ray.errors import UnknownNameError
+from dynopt_ray.errors import DivergedError, UnknownNameError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Graph, Receipt, trace
 from dynopt_ray.tasks import Metrics, Task, TrainStats
@@ -134,7 +134,7 @@ def grow(
         init: how new units start. "fresh" and "split": see `Grow`. "gradmax": three times as
             many are drawn, and those stay that could lower the loss most.
         when: decides after each training whether the network grows next or trains once more,
-            e.g. `stalled()`. Default: it trains once.
+            e.g. `stalled()`. Nothing else ends a round. Default: it trains once.
         rounds: in how many steps the target is approached.
         schedule: round (1 … rounds) -> share of the way to the target, rising to 1. Default:
             in equal steps.
@@ -143,7 +143,7 @@ def grow(
             share as in `stalled`. None goes on to the target.
         optimizer: over the network's parameters; it follows every edit. Default: Adam with rate
             0.001. Where it corrects its moments for the steps taken, as Adam does, the count of
-            a parameter that grew begins anew.
+            a parameter that grew begins anew (not RAdam's, which would warm up once more).
         seed: of all random choices; see `prune`.
 
     Raises:
@@ -208,17 +208,21 @@ def _run(
     now = start
     for number, share in enumerate(shares, start=1):
         plan, draw = planner.plan(share)
-        step = attempt(
-            graph,
-            plan,
-            judge=judge,
-            accept=partial(_pays, min_gain),
-            before=now,
-            recover=trainer,
-            optimizer=trainer.optimizer,
-            generators=[trainer.generator],
-            seed=draw,
-        )
+        try:
+            step = attempt(
+                graph,
+                plan,
+                judge=judge,
+                accept=partial(_pays, min_gain),
+                before=now,
+                recover=trainer,
+                optimizer=trainer.optimizer,
+                generators=[trainer.generator],
+                seed=draw,
+            )
+        except DivergedError as error:
+            error.add_note(f"This was in round {number} of {len(shares)}, which was undone.")
+            raise
         rows.append(_row(number, step))
         if not step.kept:
             break
@@ -266,9 +270,12 @@ class _Trainer:
         """Let Adam and its kin correct the moments of new entries as those of a first step.
 
         These moments start at zero. Corrected for the old, large count they would allow steps of
-        up to six times the rate, in entries that are the easiest to spoil. Adamax, whose second
-        moment needs no correction, makes small steps there and only its old ones would be spoilt.
+        up to six times the rate, in entries that are the easiest to spoil. The price is that old
+        entries move at about half of their pace for a while. It is not paid where it buys nothing:
+        Adamax makes small steps with new entries anyway, and RAdam would warm up once more.
         """
+        if isinstance(self.optimizer, torch.optim.RAdam):
+            return
         before, self.sizes = self.sizes, self._sizes()
         for parameter, size in self.sizes.items():
             state = self.optimizer.state.get(parameter, {})

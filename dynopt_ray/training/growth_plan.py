@@ -78,6 +78,11 @@ class Planner:
         graph = self.growth.graph
         if callable(self.criterion):
             given = self.criterion(graph, self.task)
+            if not isinstance(given, Mapping):
+                raise ValueError(
+                    f"grow: the criterion gives {given!r:.60}; it must give a mapping: group name "
+                    "-> what a unit more would be worth"
+                )
             return {name: _checked(name, given.get(name)) for name in names}
         steps = {name: graph[name].step for name in names}
         drawn = {name: math.ceil(_NUM_SAMPLED / step) * step for name, step in steps.items()}

@@ -49,8 +49,8 @@ def _summed(filled: Tensor, along: Along) -> tuple[Tensor, Along]:
     """Entries that are not zero, added up over the dimensions that no unit lies along."""
     fixed = [dim for dim in range(filled.ndim) if dim not in along]
     counts = filled.sum(fixed) if fixed else filled
-    # Each sum is far below 2^24, up to which float32 is exact; whole numbers have no fast product.
-    return counts.float().cpu(), dict(sorted(along.items()))
+    # Whole numbers have no fast product, and float32 would not be exact above 2^24.
+    return counts.double().cpu(), dict(sorted(along.items()))
 
 
 def _counted(counts: Tensor, along: Along, stays: Mapping[str, Tensor]) -> int:
@@ -58,5 +58,5 @@ def _counted(counts: Tensor, along: Along, stays: Mapping[str, Tensor]) -> int:
         kept = torch.ones(counts.shape[-1], dtype=counts.dtype)
         for name, positions in groups:
             kept[positions[~stays[name]].flatten()] = 0
-        counts = (counts @ kept).double()
+        counts = counts @ kept
     return round(float(counts))

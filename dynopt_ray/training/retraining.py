@@ -168,7 +168,7 @@ class Retraining:
         """What it adds to learn from a network as it is now; None without distillation."""
         if self.distillation is None:
             return None
-        return self.distillation.from_teacher(model, num_classes=task.num_classes)
+        return self.distillation.from_teacher(model, outputs=task.outputs)
 
     def _best_of(
         self,

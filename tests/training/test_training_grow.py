@@ -195,6 +195,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"schedule": lambda _: 0.5}, ValueError, "grow: the schedule gives the shares"),
     ({"criterion": "gains"}, UnknownNameError, "no growth criterion 'gains'.*mean 'gain'"),
     ({"criterion": "gain", "target": {"0": 20}}, ValueError, "has nothing to decide"),
+    ({"criterion": lambda *_: None}, ValueError, "the criterion gives None; it must give a map"),
     ({"criterion": lambda *_: {"0": 1.0}}, ValueError, "gives None for group '2'"),
     ({"min_gain": float("nan")}, ValueError, "min_gain is nan"),
     ({"min_gain": "a"}, TypeError, "grow: min_gain is 'a'; it must be a number"),
@@ -248,8 +249,9 @@ def test_a_foreign_optimizer_is_refused_before_the_network_is_looked_at(
 def test_a_loss_that_diverges_undoes_the_round(blobs: Task) -> None:
     model = blobs.new_model(seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
-    with pytest.raises(DivergedError, match="at step 2 of 5"):
+    with pytest.raises(DivergedError, match="at step 2 of 5") as error:
         grow(model, blobs, target={"0": 20}, train=5, optimizer=optimizer)
+    assert error.value.__notes__ == ["This was in round 1 of 4, which was undone."]
     assert model.get_parameter("0.weight").shape == (12, 4)
 
 
@@ -262,7 +264,7 @@ def test_step_counts_begin_anew_where_a_parameter_grew(blobs: Task, trained: Tra
     assert after == {n: 3 if n in grown else steps + 6 for n, steps in before.items()}
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "Adamax", "RAdam"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "Adamax"])
 def test_the_first_step_after_growing_is_no_longer_than_others(blobs: Task, name: str) -> None:
     model, lr = blobs.new_model(seed=0), 1e-3
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=lr)
@@ -278,3 +280,13 @@ def test_the_first_step_after_growing_is_no_longer_than_others(blobs: Task, name
     moved = {n: float((p.detach() - before[n]).abs().max()) for n, p in model.named_parameters()}
     assert max(moved.values()) < 2 * lr, moved
     assert min(moved.values()) > 1e-3 * lr, moved
+
+
+def test_radam_does_not_warm_up_again(blobs: Task) -> None:
+    model = blobs.new_model(seed=0)
+    optimizer = torch.optim.RAdam(model.parameters(), lr=0.03)
+    blobs.train_steps(model, optimizer, 60, generator=torch.Generator().manual_seed(0))
+    before = blobs.evaluate(model).loss
+    result = grow(model, blobs, target={"0": 24}, train=20, rounds=1, optimizer=optimizer)
+    assert result.after.validation.loss < 0.9 * before
+    assert {int(state["step"]) for state in optimizer.state.values()} == {80}

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
-from dynopt_ray.errors import DivergedError
+from dynopt_ray.errors import DivergedError, EditError
 from dynopt_ray.structure import Grow, Mask, Shrink, trace
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, Population, find_rate
@@ -264,7 +265,7 @@ def test_find_rate_suggests_one_that_trains_and_changes_nothing() -> None:
         task.train_steps(other, sgd, 100, generator=torch.Generator().manual_seed(0))
         losses[rate] = task.evaluate(other).loss
     assert losses[found.suggestion] < losses[found.suggestion / 1000] / 2
-    with pytest.raises(ValueError, match="must rise above 0"):
+    with pytest.raises(ValueError, match="the second must be higher"):
         find_rate(model, task, optimizer, lowest=1.0, highest=0.1)
     with pytest.raises(TypeError, match="lowest is 'a'"):
         find_rate(model, task, optimizer, lowest="a")  # type: ignore[arg-type]
@@ -287,6 +288,42 @@ def test_find_rate_reads_no_noise_from_a_trained_network(name: str, seed: int) -
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     # Six decades are tried; the middle ones are those that training takes.
     assert 1e-3 < found.suggestion < 1
+
+
+@pytest.mark.parametrize("shift", [-0.3, -5.0])
+def test_find_rate_does_not_mind_where_zero_is(shift: float) -> None:
+    base = load_task("digits-mlp")
+
+    def shifted(output: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(output, targets) + shift
+
+    task = Task.from_arrays(
+        model=base.model,
+        train=base.arrays("train"),
+        validation=base.arrays("validation"),
+        loss=shifted,
+    )
+    found = []
+    for one in (base, task):
+        model = one.new_model(seed=0)
+        found.append(find_rate(trace(model, one.example_inputs()), one, SGD(model.parameters())))
+    assert found[0].suggestion / 4 < found[1].suggestion < found[0].suggestion * 4
+
+
+def test_find_rate_refuses_what_cannot_train() -> None:
+    task = load_task("digits-mlp")
+    model = task.new_model(seed=0)
+    optimizer = SGD(model.parameters())
+    with pytest.raises(TypeError, match="find_rate: optimizer is None"):
+        find_rate(model, task, None)  # type: ignore[arg-type]
+    with pytest.raises(EditError, match="LBFGS"):
+        find_rate(model, task, torch.optim.LBFGS(model.parameters()))
+    with torch.no_grad():
+        model.get_parameter("0.weight").fill_(math.nan)
+    with pytest.raises(DivergedError, match="the loss is nan before any step"):
+        find_rate(model, task, optimizer)
+    with pytest.raises(EditError, match="is frozen, so there is nothing to train"):
+        find_rate(model.requires_grad_(False), task, optimizer)
 
 
 def test_find_rate_refuses_where_nothing_is_left_to_learn() -> None:

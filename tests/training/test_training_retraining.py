@@ -90,7 +90,7 @@ def test_distillation_is_hintons_loss() -> None:
     teacher = nn.Linear(1, 2, bias=False)
     with torch.no_grad():
         teacher.weight.copy_(torch.tensor([[2.0], [0.0]]))
-    added = Distillation(weight=0.5, temperature=2.0).from_teacher(teacher, num_classes=2)
+    added = Distillation(weight=0.5, temperature=2.0).from_teacher(teacher, outputs="classes")
     teacher.weight.detach().zero_()  # the teacher is as it was
     x, output = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0, 0.0], [1.0, -1.0]])
     expected = 0.0
@@ -99,7 +99,7 @@ def test_distillation_is_hintons_loss() -> None:
         q = (scores / 2).softmax(0)
         expected += float((p * (p.log() - q.log())).sum()) / 2
     assert float(added(x, output)) == pytest.approx(0.5 * 4 * expected, rel=1e-5)
-    numbers = Distillation(weight=3.0).from_teacher(teacher, num_classes=None)
+    numbers = Distillation(weight=3.0).from_teacher(teacher, outputs="numbers")
     assert float(numbers(x, output)) == pytest.approx(3.0 * float(output.square().mean()))
 
 
@@ -111,11 +111,13 @@ def test_one_logit_is_distilled_as_two_classes() -> None:
         pair.bias.copy_(torch.cat([torch.zeros_like(logit.bias), logit.bias]))
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     z = torch.randn(8, 1, generator=torch.Generator().manual_seed(1))
-    of_logits = Distillation().from_teacher(logit, num_classes=2)(x, z)
-    of_pairs = Distillation().from_teacher(pair, num_classes=2)(x, torch.cat([0 * z, z], dim=1))
+    of_logits = Distillation().from_teacher(logit, outputs="logits")(x, z)
+    of_pairs = Distillation().from_teacher(pair, outputs="classes")(x, torch.cat([0 * z, z], dim=1))
     assert of_logits.item() == pytest.approx(of_pairs.item(), rel=1e-5)
     assert of_logits > 0.01
-    flat = Distillation().from_teacher(nn.Sequential(logit, nn.Flatten(0)), num_classes=2)
+    flat = Distillation().from_teacher(nn.Sequential(logit, nn.Flatten(0)), outputs="logits")
+    two = Distillation().from_teacher(nn.Linear(4, 2), outputs="logits")  # of a label each
+    assert two(x, torch.cat([z, z], dim=1) + 10) > two(x, torch.cat([z, z], dim=1)) + 1
     assert flat(x, z[:, 0]).item() == pytest.approx(of_pairs.item(), rel=1e-5)
 
 
@@ -129,7 +131,7 @@ def test_a_student_that_has_only_its_teacher_learns_from_it(task: Task) -> None:
     )
     student = task.new_model(seed=3)
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
-    added = Distillation(weight=100.0).from_teacher(teacher, num_classes=3)
+    added = Distillation(weight=100.0).from_teacher(teacher, outputs="classes")
     retraining = Retraining(200)
     retraining(
         wrong, student, optimizer, generator=torch.Generator().manual_seed(0), added_loss=added

@@ -17,7 +17,7 @@ from dynopt_ray.cluster.search import (
 )
 from dynopt_ray.cluster.space import Flat, Range, Space
 from dynopt_ray.cluster.trials import SearchResult, TrialLog
-from dynopt_ray.errors import DivergedError, SpecError
+from dynopt_ray.errors import DynoptError, SpecError
 from dynopt_ray.runs.by_setting import by_setting
 from dynopt_ray.runs.kinds import Action
 from dynopt_ray.runs.origin import (
@@ -141,8 +141,8 @@ def _first(run: Run, trial: PruneTrial, space: Space) -> list[Flat]:
     with run.progress.stage("range test") as stage:
         try:
             found = trial.find_rate(space.decode(point))
-        except DivergedError as error:
-            stage.result(str(error))
+        except DynoptError as error:  # as in a trial: the search itself goes on
+            stage.result(f"the search begins anywhere: {error}")
             return []
         stage.result(f"the search begins at the rate {found:.3g}")
     return [{name: min(max(found, rates.low), rates.high)}]

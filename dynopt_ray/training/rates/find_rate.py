@@ -1,5 +1,6 @@
 """`find_rate`: the learning-rate range test."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from torch.optim import Optimizer
 from dynopt_ray.criteria import Batch
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.schedules import to_torch
-from dynopt_ray.structure.forward import buffers_kept, run, undisturbed
+from dynopt_ray.structure import Graph
+from dynopt_ray.structure.forward import buffers_kept, undisturbed
 from dynopt_ray.tasks import Task
-from dynopt_ray.training.arguments import check_task
+from dynopt_ray.tasks.batches import call_model
+from dynopt_ray.training.arguments import check_follows, check_task
 from dynopt_ray.training.numbers import positive, whole
 from dynopt_ray.training.sampling import sample_batches
 from dynopt_ray.training.seeding import seeded
@@ -21,11 +24,12 @@ from dynopt_ray.training.snapshot import Snapshot
 if TYPE_CHECKING:
     import pandas as pd
 
-_BLOWN_UP = 4.0
-_FEWEST = 10
-_ROWS = 512
-_WINDOW = 7
+# In units of the first loss, so that it does not matter whether losses can be negative.
+_BLOWN_UP = 3.0
 _LEAST_FALL = 0.01
+_FEWEST = 10  # steps
+_ROWS = 512  # to judge every step on
+_WINDOW = 7  # steps to average over
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,7 @@ class RateRange:
 
 
 def find_rate(
-    model: nn.Module,
+    model: nn.Module | Graph,
     task: Task,
     optimizer: Optimizer,
     *,
@@ -56,22 +60,25 @@ def find_rate(
 ) -> RateRange:
     """Try rising learning rates, one step each; the network and its optimizer are as before.
 
-    The rate rises by the same factor from step to step until the loss is four times the least one.
-    The suggestion is the rate at which it fell fastest per factor. The loss is that of the same 512
-    training rows after every step: batches differ by more than a trained network can still gain.
+    The rate rises by the same factor from step to step until the loss is above the least one by
+    three times the first one. The suggestion is the rate at which it fell fastest per factor. The
+    loss is that of the same 512 training rows after every step: batches differ by more than a
+    trained network can still gain.
 
     Args:
-        model: the network, as training shall start from it.
+        model: the network (or its graph), as training shall start from it.
         task: what it learns.
-        optimizer: over its parameters.
+        optimizer: over its parameters. Rates are those of its first group, to which the others
+            keep their ratio.
         lowest: the first rate, > 0.
         highest: the last one.
         num_steps: steps, at least 10.
-        seed: of the order of rows, and of dropout.
+        seed: of dropout, and of the order of rows where a loader does not decide that itself.
 
     Raises:
         ValueError: a number out of range.
         DivergedError: the loss is not finite at the start, or never falls by more than 1 %.
+        EditError: all parameters are frozen, or the optimizer trains another network.
         TypeError: no task, or no numbers.
 
     References:
@@ -81,7 +88,13 @@ def find_rate(
     num_steps = whole("find_rate: num_steps", num_steps, least=_FEWEST)
     lowest, highest = positive("find_rate: lowest", lowest), positive("find_rate: highest", highest)
     if not lowest < highest:
-        raise ValueError(f"find_rate: rates from {lowest!r} to {highest!r}; they must rise above 0")
+        raise ValueError(
+            f"find_rate: rates from {lowest!r} to {highest!r}; the second must be higher"
+        )
+    model = model.model if isinstance(model, Graph) else model
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"find_rate: optimizer is {optimizer!r:.60}; pass the one that will train")
+    check_follows(optimizer, model, trains=True)
     factor = (highest / lowest) ** (1 / (num_steps - 1))
     snapshot = Snapshot(model, optimizer)
     rows: list[dict[str, float]] = []
@@ -89,18 +102,20 @@ def find_rate(
         with seeded(model, seed) as generator:
             judged = sample_batches(task, _ROWS, generator)
             start = least = _loss(model, task, judged, seed)
+            if not math.isfinite(start):
+                raise DivergedError(f"find_rate: the loss is {start} before any step")
             scheduler = to_torch(lambda step: lowest * factor**step, optimizer)
             for _ in range(num_steps):
                 lr = float(optimizer.param_groups[0]["lr"])
                 task.train_steps(model, optimizer, 1, generator=generator, schedule=scheduler)
                 loss = _loss(model, task, judged, seed)
-                if not loss <= _BLOWN_UP * least:  # NaN, too
+                if not loss <= least + _BLOWN_UP * abs(start):  # NaN, too
                     break
                 rows.append({"lr": lr, "loss": loss})
                 least = min(least, loss)
     finally:
         snapshot.restore()
-    if not least < (1 - _LEAST_FALL) * start:
+    if not start - least > _LEAST_FALL * abs(start):
         raise DivergedError(_never_falls(start, lowest, rows))
     return _read(start, rows)
 
@@ -110,7 +125,7 @@ def _loss(model: nn.Module, task: Task, batches: Sequence[Batch], seed: int) -> 
     losses, num_rows = 0.0, 0
     with seeded(model, seed), undisturbed(model, training=True), buffers_kept(model):
         for inputs, targets in batches:
-            losses += task.loss(run(model, inputs), targets).item() * len(targets)
+            losses += task.loss(call_model(model, inputs), targets).item() * len(targets)
             num_rows += len(targets)
     return losses / num_rows
 
