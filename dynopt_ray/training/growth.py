@@ -1,20 +1,23 @@
 """Where a network grows: the widths after each round."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dynopt_ray.errors import BudgetError, EditError
-from dynopt_ray.structure import Graph
+from dynopt_ray.structure import Graph, Grow
 from dynopt_ray.training.measurement import Costs, Measurement
 from dynopt_ray.training.nonzero import is_nonzero
 from dynopt_ray.training.targets import Budget, fractions_hint
 from dynopt_ray.training.widths import Widths, share_of
 
-Worth = Callable[[Iterable[str]], Mapping[str, float]]
+Worth = Callable[[tuple[str, ...]], Mapping[str, float]]
 """Group names -> what the next unit of each would be worth, >= 0; any scale."""
 
 _BISECTIONS = 40
 _NUM_PARTS = 8
+_MOST_TIMES = 2**10
+# How often a choice by a latency model is measured and made again.
+_CORRECTIONS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,33 @@ class Growth:
                 f"{self.target!r} adds nothing: no group has room for a unit more. Raise it"
             )
 
+    def corrected(self, choose: Callable[[], dict[str, int]], share: float) -> dict[str, int]:
+        """The widest choice that a latency budget has room for, measured; others as they are.
+
+        Each measurement corrects the model of the latency, by which the next choice is made. If
+        none of them is within the budget, the network keeps its widths.
+
+        Args:
+            choose: gives the widths, by the model as it is then.
+            share: how much of the way to the target.
+        """
+        if not (isinstance(self.target, Budget) and self.target.latency_ms is not None):
+            return choose()
+        limit = self.target.limits(self.start.cost, share)["latency_ms"]
+        now = self.graph.widths
+        best, too_slow = now, dict[str, int]()
+        for _ in range(_CORRECTIONS):
+            chosen = {name: min(w, too_slow.get(name, w)) for name, w in choose().items()}
+            added = {name: width - now[name] for name, width in chosen.items()}
+            plan = [Grow(name, units=units) for name, units in added.items() if units > 0]
+            if not plan or chosen in (best, too_slow):
+                break
+            if self.costs.latency_ms_after(plan) > limit:
+                too_slow = chosen
+            elif sum(chosen.values()) > sum(best.values()):
+                best = chosen
+        return best
+
     def evenly(self, share: float) -> dict[str, int]:
         """The widths a share of the way to the target, all groups by the same fraction."""
         if isinstance(self.target, Budget):
@@ -69,7 +99,7 @@ class Growth:
         fits = self._fits(self.target, share)
         now = self.graph.widths
         able = self._able()
-        value = worth(able)
+        value = worth(tuple(able))
         widths, left = dict(now), set(able)
         while left:
             rates = {name: self._rate(name, widths, now, value[name]) for name in left}
@@ -79,6 +109,7 @@ class Growth:
                 wider = {**widths, best: widths[best] + self.graph[best].step}
             if fits(wider):
                 widths = wider
+                self._check_sane(widths[best] / now[best])
             else:
                 left.remove(best)
         return widths
@@ -96,6 +127,14 @@ class Growth:
             for kind in (kinds.get(kind, kind) for kind in self.target.kinds)
         )
         return few * value * (now[name] / widths[name]) ** 2 / max(share, 1e-12)
+
+    def _check_sane(self, times: float) -> None:
+        if times > _MOST_TIMES:
+            raise BudgetError(
+                f"grow: {self.target!r} has room for more than {_MOST_TIMES} times the widths: as "
+                "far as it was measured, the cost hardly depends on them. Limit another one, such "
+                "as params"
+            )
 
     def _few(self, name: str, width: int) -> int:
         """An eighth of a group, in whole steps."""
@@ -144,6 +183,7 @@ class Growth:
         low, high = 0.0, 1.0
         while fits(grown(high)):
             low, high = high, 2 * high
+            self._check_sane(high)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             low, high = (middle, high) if fits(grown(middle)) else (low, middle)

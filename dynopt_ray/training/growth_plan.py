@@ -1,8 +1,9 @@
 """What grows in a round, and how it starts."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from numbers import Real
 from typing import Literal, get_args
 
@@ -55,9 +56,11 @@ class Planner:
         """
         graph = self.growth.graph
         if self.criterion == "even":
-            wanted = self.growth.evenly(share)
+            wanted = self.growth.corrected(partial(self.growth.evenly, share), share)
         else:
-            wanted = self.growth.by_worth(share, self._worth)
+            # One draw, however often a latency has to be measured.
+            choose = partial(self.growth.by_worth, share, cache(self._worth))
+            wanted = self.growth.corrected(choose, share)
         added = {n: width - graph[n].width for n, width in wanted.items() if width > graph[n].width}
         if self.init != "gradmax":
             return [Grow(name, units=units, init=self.init) for name, units in added.items()], None
@@ -73,7 +76,7 @@ class Planner:
             plan.append(Shrink(name, keep=[*range(width), *sorted((width + best).tolist())]))
         return plan, draw
 
-    def _worth(self, names: Iterable[str]) -> dict[str, float]:
+    def _worth(self, names: tuple[str, ...]) -> dict[str, float]:
         """What the next unit of each group is worth."""
         graph = self.growth.graph
         if callable(self.criterion):

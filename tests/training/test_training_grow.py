@@ -174,6 +174,32 @@ def test_a_latency_budget_is_filled(
     assert 1.4 * latency[0] < latency[-1] <= 1.5 * latency[0]
 
 
+@pytest.mark.parametrize("criterion", ["even", "gain"])
+def test_a_latency_that_the_model_gets_wrong_is_measured_again(
+    blobs: Task, trained: Trained, monkeypatch: pytest.MonkeyPatch, criterion: Any
+) -> None:
+    def timed(model: nn.Module, inputs: Inputs) -> float:
+        return float(1 + (measure(model, inputs).flops / 300) ** 2)  # no linear model fits this
+
+    monkeypatch.setattr("dynopt_ray.training.measurement.median_ms", timed)
+    model, _ = trained()
+    target = Budget(latency_ms=6.0)
+    result = grow(model, blobs, target=target, rounds=2, train=2, criterion=criterion)
+    latency = result.history["latency_ms"].to_numpy()
+    assert 3 * latency[0] < latency[-1] <= 6 * latency[0]
+
+
+@pytest.mark.parametrize("criterion", ["even", "gain"])
+def test_a_latency_that_does_not_rise_is_no_budget(
+    blobs: Task, trained: Trained, monkeypatch: pytest.MonkeyPatch, criterion: Any
+) -> None:
+    monkeypatch.setattr("dynopt_ray.training.measurement.median_ms", lambda *_: 1.0)
+    model, _ = trained()
+    with pytest.raises(BudgetError, match="hardly depends on them"):
+        grow(model, blobs, target=Budget(latency_ms=1.5), train=2, criterion=criterion)
+    assert model.get_parameter("0.weight").shape == (12, 4)
+
+
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": Budget(params=0.5)}, BudgetError, r"is below what.*are fractions of the start"),
     ({"target": Budget(params=1.001)}, EditError, "adds nothing"),
