@@ -48,8 +48,9 @@ def search(
         scheduler: the same: what stops trials early. None lets each finish.
         num_reports: measurements that a whole trial makes, for the scheduler.
         first: what to try before the searcher draws: dimension name (dotted where mappings are
-            nested) -> a number, or the index of an option. What is left out is in the middle of its
-            range, or the first option. Not with a grid.
+            nested, beginning with "member" in a union) -> a number, or the number of an option,
+            from 0. What is left out is in the middle of its range, or the first option. Not with
+            a grid, and no more than there are trials.
         seed: of the draws.
         cpus_per_trial: CPU cores that each trial holds; one thread per core.
         gpus_per_trial: GPUs that each trial holds; fractions share one.
@@ -78,6 +79,8 @@ def search(
     parsed = Space.parse(space)
     drawing = beginning_with(make_searcher(searcher, seed=seed), first, parsed)
     num_trials = count_trials(drawing, parsed, num_trials)
+    if len(first) > num_trials:
+        raise SpecError(f"{len(first)} points to try first, but only {num_trials} trials")
     _check(trial, parsed, num_trials, cost_weight, cpus_per_trial, gpus_per_trial)
     plan = SearchPlan(
         trial=trial,
@@ -125,6 +128,8 @@ def beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) ->
     """
     from dynopt_ray.cluster.searchers import Sampled
 
+    if isinstance(first, str | Mapping) or not isinstance(first, Sequence):
+        raise SpecError(f"first is {first!r:.60}; give a list of mappings such as {{'lr': 0.01}}")
     if not first:
         return searcher
     if not isinstance(searcher, Sampled):
@@ -132,7 +137,13 @@ def beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) ->
             f"{type(searcher).__name__} draws by itself and takes nothing to try first; use the "
             "searcher 'optuna' or 'random'"
         )
-    return searcher.beginning_with([space.point(some) for some in first])
+    points = []
+    for number, some in enumerate(first):
+        try:
+            points.append(space.point(some))
+        except SpecError as error:
+            raise SpecError(f"first, number {number}: {error}") from error
+    return searcher.beginning_with(points)
 
 
 def count_trials(searcher: "Searcher", space: Space, num_trials: int | None) -> int:

@@ -141,21 +141,25 @@ class Space:
                 among them, are at the option that holds it.
 
         Raises:
-            SpecError: a name that is no dimension (with the closest one), or a value outside it.
+            SpecError: no mapping; a name that is no dimension (with the closest one); a value
+                outside it; or one within an option that another takes away.
         """
         known = self.dimensions
+        if not isinstance(some, Mapping):
+            raise SpecError(f"{some!r} is no point; give a mapping such as {{'lr': 0.01}}")
         for name, value in some.items():
             if name not in known:
                 raise SpecError(
                     f"{name!r} is nothing that the space leaves open."
-                    f"{did_you_mean(name, known)} Known: {', '.join(known)}."
+                    f"{did_you_mean(str(name), known)} Known: {', '.join(known)}."
                 )
-            values = _values(known[name])
-            if not isinstance(value, int | float) or not values[0] <= value <= values[-1]:
-                raise SpecError(f"{name}: {value!r} is not from {values[0]} to {values[-1]}")
+            _check_within(name, value, known[name])
         point: dict[str, Any] = {name: _middle(dimension) for name, dimension in known.items()}
         for name in some:
-            point.update(self._leading_to(name))
+            for above, option in self._leading_to(name).items():
+                if some.get(above, option) != option:
+                    raise SpecError(f"{name} is not used where {above} is {some[above]}")
+                point[above] = option
         return {**point, **some}
 
     def _leading_to(self, name: str) -> dict[str, int]:
@@ -172,6 +176,19 @@ def _values(dimension: Dimension) -> Sequence[float]:
     if isinstance(dimension, Choice):
         return range(len(dimension.options))
     return dimension.low, dimension.high
+
+
+def _check_within(name: str, value: object, dimension: Dimension) -> None:
+    """Refuse what a dimension does not have."""
+    values = _values(dimension)
+    whole = isinstance(dimension, Choice) or dimension.whole
+    kind = "the number of an option" if isinstance(dimension, Choice) else "a number"
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not fits or not values[0] <= value <= values[-1]:  # type: ignore[operator]
+        raise SpecError(
+            f"{name}: {value!r} is not {kind}{', whole,' if whole else ''} from {values[0]} to "
+            f"{values[-1]}"
+        )
 
 
 def _middle(dimension: Dimension) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dynopt_ray.errors import DivergedError
+from dynopt_ray.errors import DataError, DivergedError
 from dynopt_ray.tasks.batches import (
     Batch,
     Inputs,
@@ -28,6 +28,7 @@ from dynopt_ray.tasks.objectives import (
     check_scalar,
     confidence,
     default_metric,
+    is_binary,
     kind_of,
 )
 from dynopt_ray.tasks.sources import Source
@@ -109,7 +110,7 @@ def evaluate(
             targets.append(batch_targets)
         # A metric such as R² is no mean of its batches' values, hence the whole split at once.
         output, all_targets = torch.cat(outputs), torch.cat(targets)
-        metric = metric or default_metric(kind_of(all_targets))
+        metric = metric or _default_metric(all_targets, kind)
         metrics = Metrics(
             loss=math.fsum(losses) / len(all_targets),
             metric=float(metric(output, all_targets)),
@@ -144,6 +145,21 @@ def checked_output(
     if is_classification(output, targets):
         source.check_labels(targets, output.shape[1])
     return output
+
+
+def _default_metric(targets: Tensor, kind: TargetKind | None) -> MetricFunction:
+    """What the targets are judged by, where the caller says nothing.
+
+    Raises:
+        DataError: a loss of one's own and targets that look like labels, but are floats.
+    """
+    if kind is None and targets.is_floating_point() and is_binary(targets):
+        raise DataError(
+            "the targets are floats, 0 or 1, and the loss is your own: R² would judge them as "
+            "numbers. Make them whole numbers, to be judged by accuracy, and use targets.float() "
+            "in the loss; or give the task a metric"
+        )
+    return default_metric(kind_of(targets))
 
 
 def _half(model: nn.Module) -> str:

@@ -67,7 +67,7 @@ def accuracy(output: Tensor, targets: Tensor) -> float:
     """
     logits = binary_logits(output, targets)
     if logits is not None:
-        if not _is_binary(targets):
+        if not is_binary(targets):
             raise DataError(
                 f"accuracy: one output per row tells the classes 0 and 1 apart, but there is class "
                 f"{targets.max().item()}; give the task a metric, a function of (output, targets)"
@@ -97,7 +97,7 @@ def confidence(output: Tensor, targets: Tensor) -> float | None:
     """
     logits = binary_logits(output, targets)
     if logits is not None:
-        if not _is_binary(targets):
+        if not is_binary(targets):
             return None
         return (logits * (2 * targets - 1)).double().sigmoid().mean().item()
     if not is_classification(output, targets):
@@ -105,7 +105,8 @@ def confidence(output: Tensor, targets: Tensor) -> float | None:
     return output.double().softmax(dim=1).gather(1, targets.unsqueeze(1)).mean().item()
 
 
-def _is_binary(targets: Tensor) -> bool:
+def is_binary(targets: Tensor) -> bool:
+    """Whether all are 0 or 1."""
     return bool(((targets == 0) | (targets == 1)).all())
 
 

@@ -133,12 +133,14 @@ class Task:
             kind=objective.targets,
             batch_size=batch_size,
         )
+        # With a loss of one's own, what outputs mean shows when there are some.
+        targets = kind_of(sources["train"].y) if metric or objective.targets else None
         task = Task(
             name=name,
             model=model,
             sources=sources,
             loss=objective.function,
-            metric=resolve_metric(metric, kind_of(sources["train"].y)),
+            metric=resolve_metric(metric, targets),
             kind=objective.targets,
             device=torch.device("cpu"),
         )
@@ -335,7 +337,8 @@ class Task:
 
         Raises:
             UnknownNameError: the task has no such split.
-            DataError: the model's output does not fit the targets.
+            DataError: the model's output does not fit the targets; or these are floats, 0 or 1, for
+                a loss of the user's own and no metric.
             DivergedError: the loss or the metric is NaN or infinite.
         """
         source = self._source(split)

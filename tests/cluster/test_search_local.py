@@ -71,15 +71,27 @@ def test_some_points_come_first(searcher: str) -> None:
 @pytest.mark.parametrize(
     ("first", "searcher", "message"),
     [
-        ({"y": 0.5}, "random", "'y' is nothing that the space leaves open. Known: x."),
-        ({"x": 1.5}, "random", "x: 1.5 is not from 0.0 to 1.0"),
-        ({"x": "a"}, "optuna", "x: 'a' is not from 0.0 to 1.0"),
+        ([0.5], "random", "first, number 0: [0.5] is no point; give a mapping"),
+        (
+            {"y": 0.5},
+            "random",
+            "first, number 0: 'y' is nothing that the space leaves",
+        ),
+        ({"x": 1.5}, "random", "first, number 0: x: 1.5 is not a number from 0.0 to 1.0"),
+        ({"x": "a"}, "optuna", "first, number 0: x: 'a' is not a number from 0.0 to 1.0"),
         ({"x": 0.5}, "grid", "Grid draws by itself and takes nothing to try first"),
     ],
 )
-def test_first_points_are_checked(first: dict[str, Any], searcher: str, message: str) -> None:
+def test_first_points_are_checked(first: Any, searcher: str, message: str) -> None:
     with pytest.raises(SpecError, match=f"^{re.escape(message)}"):
         search(hill, SPACE, num_trials=2, searcher=searcher, local=True, first=[first])
+
+
+def test_first_points_are_a_list_of_no_more_than_the_trials() -> None:
+    with pytest.raises(SpecError, match=r"first is \{'x': 0.5\}; give a list"):
+        search(hill, SPACE, num_trials=2, local=True, first={"x": 0.5})  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="2 points to try first, but only 1 trials"):
+        search(hill, SPACE, num_trials=1, local=True, first=[{"x": 0.5}, {"x": 0.6}])
 
 
 def test_only_a_grid_ends_by_itself() -> None:

@@ -1,5 +1,6 @@
 """Search spaces: what plain data mean, and what is said against them."""
 
+import re
 from typing import Any
 
 import pytest
@@ -31,6 +32,22 @@ def test_a_point_is_in_the_middle_where_nothing_is_said() -> None:
     space = Space.parse({"n": {"low": 1, "high": 6}, "lr": [0.1, {"initial": rates}]})
     assert space.point({"n": 6}) == {"n": 6, "lr": 0, "lr.1.initial": pytest.approx(1e-3)}
     assert space.point({"lr.1.initial": 2e-3}) == {"n": 3, "lr": 1, "lr.1.initial": 2e-3}
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ({"n": 2.5}, "n: 2.5 is not a number, whole, from 1 to 6"),
+        ({"n": True}, "n: True is not a number"),
+        ({"lr": 1.0}, "lr: 1.0 is not the number of an option, whole, from 0 to 1"),
+        ({"lr": 0, "lr.1.initial": 2e-3}, "lr.1.initial is not used where lr is 0"),
+    ],
+)
+def test_points_outside_are_named(point: dict[str, Any], message: str) -> None:
+    rates = {"low": 1e-4, "high": 1e-2, "log": True}
+    space = Space.parse({"n": {"low": 1, "high": 6}, "lr": [0.1, {"initial": rates}]})
+    with pytest.raises(SpecError, match=f"^{re.escape(message)}"):
+        space.point(point)
 
 
 def test_decoding_follows_the_chosen_option() -> None:

@@ -148,7 +148,7 @@ def test_prune_keeps_least_widths_goes_by_a_schedule_and_learns_from_a_teacher(
         "target": {"remove": 0.75},
         "rounds": 3,
         "schedule": {"name": "polynomial", "initial": 0.0, "power": 3, "final": 1.0},
-        "min_widths": {"0": 13},
+        "min_widths": {0: 13},
         "scope": "layer",
         "retrain": {"num_steps": 30, "lr": 0.003},
     }

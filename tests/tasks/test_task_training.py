@@ -338,3 +338,13 @@ def test_one_output_does_not_tell_three_classes_apart() -> None:
     assert counts.evaluate(nn.Linear(4, 1)).confidence is None
     with pytest.raises(DataError, match="label 2, but the model has 1 outputs"):
         task_of(model=lambda: nn.Linear(4, 1)).evaluate(nn.Linear(4, 1))
+
+
+def test_labels_as_floats_are_not_judged_as_numbers() -> None:
+    y = (X[:, :1] > 0).float()
+    options: dict[str, Any] = {"model": lambda: nn.Linear(4, 1), "loss": binary_loss}
+    task = task_of(**options, train=(X, y), validation=(X, y))
+    with pytest.raises(DataError, match=r"Make them whole numbers, .*; or give the task a metric"):
+        task.evaluate(nn.Linear(4, 1))
+    named = task_of(**{**options, "loss": "mse"}, train=(X, y), validation=(X, y))
+    assert named.evaluate(nn.Linear(4, 1)).confidence is None

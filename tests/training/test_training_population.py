@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from dynopt_ray.structure import Mask, mask_of, trace
 from dynopt_ray.training.rates import Population
@@ -113,7 +113,14 @@ def test_members_of_other_shapes_are_refused_and_nothing_changes() -> None:
         (lambda m, o: Population(m, o[:1]), "an optimizer for each"),
         (lambda m, o: Population([m[0]] * 2, o), "there twice; give copies"),
         (lambda m, o: Population(m, o, share=0.6), "share is 0.6"),
-        (lambda m, o: Population(m, o, factors=(0.0, 1.0)), "factors are"),
+        (lambda m, o: Population(m, o, factors=(0.0, 1.0)), "one of the factors is 0.0"),
+        (lambda m, o: Population(m, o, factors=1.2), "factors are 1.2; give two"),
+        (lambda m, o: Population(m, [o[0], SGD(m[1].parameters())]), "optimizer 1 is SGD over"),
+        (
+            lambda m, o: Population(m, [o[0], Adam([{"params": [p]} for p in m[1].parameters()])]),
+            r"groups of \[1, 1\] parameters, the first Adam over \[2\]",
+        ),
+        (lambda m, o: Population([m[0], m[1].double()], o), "network 1 has other shapes"),
     ],
 )
 def test_a_population_of_nonsense_is_refused(make: Callable[..., Any], reason: str) -> None:

@@ -229,6 +229,10 @@ def test_plateau_starts_anew_after_an_edit_and_from_its_state() -> None:
         (lambda m, o: Plateau(m, o, min_gain=-1.0), "min_gain is -1.0; it must be at least 0"),
         (lambda m, o: Plateau(m, o, min_lr=math.inf), "min_lr is inf; it must be finite"),
         (lambda _, o: Hypergradient(o, hyper_lr=0.0), "hyper_lr is 0.0"),
+        (
+            lambda m, _: Hypergradient(SGD(m.parameters(), maximize=True), hyper_lr=0.1),
+            "minimise the negated objective",
+        ),
         (lambda _, o: Hypergradient(o, hyper_lr=0.1, min_lr=-1), "min_lr is -1"),
         (lambda m, _: Cocob(m.parameters(), alpha=0), "alpha is 0"),
         (lambda m, _: Cocob(m.parameters(), lr=-1), "lr is -1"),

@@ -84,7 +84,8 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
 
 def front(result: SearchResult) -> pd.DataFrame:
     """The trials that no other beats, without the columns that say nothing about them."""
-    return result.pareto.dropna(axis="columns", how="all").drop(columns=["status", "step"])
+    said = result.pareto.replace("", None).dropna(axis="columns", how="all")
+    return said.drop(columns=["status", "step"])
 
 
 def search_points(result: SearchResult) -> pd.DataFrame:

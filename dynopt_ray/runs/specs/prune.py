@@ -107,6 +107,14 @@ class PruneSettings(Strict):
             raise ValueError(f'must be "unit", "weight" or a pattern such as "2:4".{hint}')
         return value
 
+    @field_validator("min_widths", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """YAML reads the names of a sequence's groups, 0 and 2, as numbers."""
+        if not isinstance(value, dict):
+            return value
+        return {str(k) if type(k) is int else k: width for k, width in value.items()}
+
     @field_validator("schedule")
     @classmethod
     def _rises(cls, value: Config | None, info: ValidationInfo) -> Config | None:

@@ -44,6 +44,7 @@ def set_rates(optimizer: Optimizer, change: Callable[[float], float]) -> None:
             group["lr"] = rate
 
 
-def shapes(state: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """The shapes of a network's state; what else its modules keep there has none."""
-    return {name: value.shape for name, value in state.items() if isinstance(value, Tensor)}
+def shapes(state: Mapping[str, Any]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shapes and dtypes of a network's state; what else its modules keep there has none."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

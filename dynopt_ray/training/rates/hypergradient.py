@@ -34,7 +34,7 @@ class Hypergradient:
             zero no step would be taken any more, and so no direction be known to rise by.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, or an optimizer that maximises.
 
     References:
         Baydin et al. 2018, "Online Learning Rate Adaptation with Hypergradient Descent": SGD-HD and
@@ -52,6 +52,11 @@ class Hypergradient:
         min_lr: float | None = None,
     ) -> None:
         positive("Hypergradient: hyper_lr", hyper_lr)
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            raise ValueError(
+                "Hypergradient: the optimizer maximises, and rates would change the wrong way; let "
+                "it minimise the negated objective"
+            )
         if not (min_lr is None or min_lr >= 0):
             raise ValueError(f"Hypergradient: min_lr is {min_lr!r}; it must be >= 0")
         self.optimizer, self.hyper_lr = optimizer, hyper_lr

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.structure.masks import masked_parameters, set_mask
-from dynopt_ray.training.numbers import whole
+from dynopt_ray.structure.optimizer_state import check_trains
+from dynopt_ray.training.numbers import positive, whole
 from dynopt_ray.training.plain_state import load_optimizer_state, optimizer_state
 from dynopt_ray.training.rates.controller import set_rates, shapes
 
@@ -79,9 +80,10 @@ class Population:
         seed: of what is drawn.
 
     Raises:
-        TypeError: a seed that is no whole number.
+        TypeError: a seed that is no whole number, or factors that are no numbers.
+        EditError: an optimizer that does not train its network.
         ValueError: fewer than two networks, another number of optimizers, one of them twice,
-            networks of other shapes, or a number out of range.
+            networks of other shapes, optimizers of other kinds or groups, or a number out of range.
 
     References:
         Jaderberg et al. 2017, "Population Based Training of Neural Networks": truncation selection
@@ -116,12 +118,14 @@ class Population:
             raise ValueError("Population: a network or an optimizer is there twice; give copies")
         if not 0 < share <= 0.5:
             raise ValueError(f"Population: share is {share!r}; it must be above 0 and at most 0.5")
-        if len(factors) != 2 or not all(0 < factor < float("inf") for factor in factors):
+        if not isinstance(factors, Sequence) or len(factors) != 2:
             raise ValueError(f"Population: factors are {factors!r}; give two numbers > 0")
+        for factor in factors:
+            positive("Population: one of the factors", factor)
         self.models, self.optimizers = tuple(models), tuple(optimizers)
         self.share, self.factors = share, factors
         self._random = random.Random(whole("Population: seed", seed, least=0))
-        self._check_shapes()
+        self._check_members()
 
     @property
     def members(self) -> list[tuple[nn.Module, Optimizer]]:
@@ -140,14 +144,14 @@ class Population:
             For each member whom it goes on from; itself where it stays.
 
         Raises:
-            ValueError: another number of losses, or shapes that differ since an edit. Nothing has
-                been changed.
+            ValueError: another number of losses, or shapes or optimizers that differ since an edit.
+                Nothing has been changed.
         """
         if len(losses) != len(self.models):
             raise ValueError(
                 f"Population: {len(losses)} losses for {len(self.models)} members; give one each"
             )
-        self._check_shapes()
+        self._check_members()
         sources = list(range(len(losses)))
         ranked = sorted(
             sources, key=lambda i: float("inf") if losses[i] != losses[i] else losses[i]
@@ -178,7 +182,20 @@ class Population:
             set_mask(self.models[member].get_parameter(name), masks.get(name))
         load_optimizer_state(self.optimizers[member], optimizer_state(self.optimizers[source]))
 
-    def _check_shapes(self) -> None:
+    def _check_members(self) -> None:
+        """Members that can take over each other's weights and optimizer states."""
+        for model, optimizer in self.members:
+            check_trains(optimizer, model)
+        kinds = [
+            (type(one).__name__, [len(group["params"]) for group in one.param_groups])
+            for one in self.optimizers
+        ]
+        for number, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                raise ValueError(
+                    f"Population: optimizer {number} is {kind[0]} over groups of {kind[1]} "
+                    f"parameters, the first {kinds[0][0]} over {kinds[0][1]}; make them alike"
+                )
         first, *others = (shapes(model.state_dict()) for model in self.models)
         for number, other in enumerate(others, start=1):
             if other != first:
