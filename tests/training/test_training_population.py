@@ -114,7 +114,7 @@ def test_members_of_other_shapes_are_refused_and_nothing_changes() -> None:
         (lambda m, o: Population([m[0]] * 2, o), "there twice; give copies"),
         (lambda m, o: Population(m, o, share=0.6), "share is 0.6"),
         (lambda m, o: Population(m, o, factors=(0.0, 1.0)), "one of the factors is 0.0"),
-        (lambda m, o: Population(m, o, factors=1.2), "factors are 1.2; give two"),
+        (lambda m, o: Population(m, o, factors=1.2), "factors are 1.2; give two"),  # type: ignore[arg-type]
         (lambda m, o: Population(m, [o[0], SGD(m[1].parameters())]), "optimizer 1 is SGD over"),
         (
             lambda m, o: Population(m, [o[0], Adam([{"params": [p]} for p in m[1].parameters()])]),
