@@ -122,7 +122,8 @@ def grow(
         task: what it learns.
         target: `Budget(params=2.0)` is the widest network of at most twice the parameters;
             a mapping gives groups the width they shall have, whichever of a group's producers
-            names it. Of non-zero weights a budget counts all that no mask holds at zero.
+            names it. Of non-zero weights a budget counts all that no mask holds at zero; a latency
+            is measured before it is settled on.
         train: optimizer steps of one training, at the optimizer's learning rate; or
             `Retraining(num_steps, schedule, …)`. With `restart=False` its schedule spans all
             trainings. A teacher (`distillation`) is the network as it is now, the small one.
@@ -147,7 +148,8 @@ def grow(
         seed: of all random choices; see `prune`.
 
     Raises:
-        BudgetError: the network is not below the budget as it is.
+        BudgetError: the network is not below the budget as it is, or its cost hardly depends on
+            the widths, as the latency of small networks may.
         EditError: no group can grow exactly, a width asked for is no larger whole number or
             cannot be reached exactly, two contradict each other, or the optimizer trains
             another network.
