@@ -1,7 +1,7 @@
 """Batches: what they are, the order they come in, and how a model is called with one."""
 
 from collections.abc import Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 Batch = tuple[Inputs, Tensor]
 """The inputs and the targets of the same rows."""
+
+OutputKind = Literal["classes", "logits", "numbers"]
+"""A score per class along dimension 1, one logit per label, or numbers."""
 
 Nested = TypeVar("Nested")
 """Tensors, and tuples and dicts that hold them among other things."""

@@ -12,9 +12,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynopt_ray.errors import DataError, DivergedError
+from dynopt_ray.schedules import Schedule, to_torch
 from dynopt_ray.tasks.batches import (
     Batch,
     Inputs,
+    OutputKind,
     binary_logits,
     call_model,
     check_output,
@@ -64,11 +66,12 @@ def train(
     source: Source,
     loss: LossFunction,
     kind: TargetKind | None,
-    scheduler: LRScheduler | None,
+    schedule: Schedule | LRScheduler | None,
     added_loss: AddedLoss | None = None,
 ) -> TrainStats:
     """Take `num_steps` optimizer steps; see `Task.train_steps`."""
     losses, num_samples = [], 0
+    scheduler = _scheduler(schedule, optimizer)
     with mode(model, training=True), torch.enable_grad():
         for step, (inputs, targets) in enumerate(islice(batches, num_steps), start=1):
             optimizer.zero_grad()
@@ -78,7 +81,8 @@ def train(
             if not math.isfinite(losses[-1]):
                 raise DivergedError(
                     f"the loss is {losses[-1]} at step {step} of {num_steps}; this step was not "
-                    f"taken. Lower the learning rate, or go back to an earlier state{_half(model)}"
+                    "taken. Lower the learning rate, or go back to an earlier state"
+                    f"{_float16_hint(model)}"
                 )
             if added_loss is not None:
                 value = value + check_scalar(added_loss(inputs, output))
@@ -147,6 +151,25 @@ def checked_output(
     return output
 
 
+def outputs_of(
+    make_model: Callable[[], nn.Module], source: Source, kind: TargetKind | None
+) -> tuple[OutputKind, int | None]:
+    """What a task's models give, and how many classes that tells apart; see `Task.outputs`.
+
+    Raises:
+        DataError: the output does not fit the targets.
+    """
+    inputs, targets = source.head(2)
+    if targets.is_floating_point():
+        return "numbers", None
+    model = make_model()
+    with mode(model, training=False), torch.no_grad():
+        output = checked_output(model, inputs, targets, source, kind)
+    if kind is None and binary_logits(output, targets) is not None:
+        return "logits", 2
+    return "classes", int(check_output(output, targets).shape[1])
+
+
 def _default_metric(targets: Tensor, kind: TargetKind | None) -> MetricFunction:
     """What the targets are judged by, where the caller says nothing.
 
@@ -162,7 +185,7 @@ def _default_metric(targets: Tensor, kind: TargetKind | None) -> MetricFunction:
     return default_metric(kind_of(targets))
 
 
-def _half(model: nn.Module) -> str:
+def _float16_hint(model: nn.Module) -> str:
     """What else may be wrong in float16."""
     if all(parameter.dtype != torch.float16 for parameter in model.parameters()):
         return ""
@@ -182,3 +205,13 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, was_training in before:
             module.training = was_training
+
+
+def _scheduler(schedule: Schedule | LRScheduler | None, optimizer: Optimizer) -> LRScheduler | None:
+    if schedule is None:
+        return None
+    if not isinstance(schedule, LRScheduler):
+        return to_torch(schedule, optimizer)
+    if schedule.optimizer is not optimizer:
+        raise ValueError("the schedule was made for another optimizer; make one for this one")
+    return schedule

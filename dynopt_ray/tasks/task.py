@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal, cast, final
+from functools import cached_property, partial
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynopt_ray.errors import DataError, UnknownNameError
-from dynopt_ray.schedules import Schedule, to_torch
+from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure.optimizer_state import check_trains
 from dynopt_ray.tasks import loop
-from dynopt_ray.tasks.batches import Batch, Inputs, binary_logits, check_output
+from dynopt_ray.tasks.batches import Batch, Inputs, OutputKind
 from dynopt_ray.tasks.loop import AddedLoss, TrainStats
 from dynopt_ray.tasks.objectives import (
     LossFunction,
@@ -37,9 +37,6 @@ from dynopt_ray.tasks.sources import (
     loader_sources,
 )
 
-OutputKind = Literal["classes", "logits", "numbers"]
-"""A score per class along dimension 1, one logit per label, or numbers."""
-
 ModelFactory = Callable[[], nn.Module]
 """Makes a new network of the starting size, drawing its weights from torch's generator."""
 
@@ -57,8 +54,8 @@ class Task:
         model: makes a new network.
         sources: where each split's batches come from.
         loss: (output, targets) -> mean loss.
-        metric: (output, targets) -> figure, larger is better; None until the targets' kind is
-            known: accuracy for labels, R² for numbers.
+        metric: (output, targets) -> figure, larger is better; None until a split is judged:
+            then accuracy for labels, R² for numbers.
         kind: "labels" or "numbers"; None if the loss is a function of the user's own.
         device: where models and batches are.
 
@@ -209,9 +206,7 @@ class Task:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the model tells apart, or None where targets are numbers.
-
-        One logit per label, where the loss function is the user's own, tells two apart.
+        """How many classes the model tells apart (one logit two), or None for numbers.
 
         Raises:
             DataError: the model's output does not fit the targets.
@@ -229,16 +224,7 @@ class Task:
 
     @cached_property
     def _outputs(self) -> tuple[OutputKind, int | None]:
-        source = self._source("train")
-        inputs, targets = source.head(2)
-        if targets.is_floating_point():
-            return "numbers", None
-        model = self.new_model(seed=0)
-        with loop.mode(model, training=False), torch.no_grad():
-            output = loop.checked_output(model, inputs, targets, source, self.kind)
-            if self.kind is None and binary_logits(output, targets) is not None:
-                return "logits", 2
-            return "classes", int(check_output(output, targets).shape[1])
+        return loop.outputs_of(partial(self.new_model, 0), self._source("train"), self.kind)
 
     def new_model(self, seed: int | None = None) -> nn.Module:
         """A new network of the starting size, on the task's device.
@@ -326,7 +312,7 @@ class Task:
             source=source,
             loss=self.loss,
             kind=self.kind,
-            scheduler=_scheduler(schedule, optimizer),
+            schedule=schedule,
             added_loss=added_loss,
         )
 
@@ -411,13 +397,3 @@ def _check_factory(model: object) -> None:
             f"model must be a function without arguments that makes a new network, not "
             f"{type(model).__name__}: write model=lambda: MyNetwork(…)"
         )
-
-
-def _scheduler(schedule: Schedule | LRScheduler | None, optimizer: Optimizer) -> LRScheduler | None:
-    if schedule is None:
-        return None
-    if not isinstance(schedule, LRScheduler):
-        return to_torch(schedule, optimizer)
-    if schedule.optimizer is not optimizer:
-        raise ValueError("the schedule was made for another optimizer; make one for this one")
-    return schedule

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import Graph, Plan, Receipt
 from dynopt_ray.structure.forward import Inputs
 from dynopt_ray.training.snapshot import Snapshot
@@ -37,6 +38,16 @@ class Attempt(Generic[Verdict, Recovered]):
     receipt: Receipt | None
     recovered: Recovered | None
     duration_s: float
+
+
+@contextmanager
+def in_round(number: int, num_rounds: int) -> Iterator[None]:
+    """Says of a loss that diverges in which round that was."""
+    try:
+        yield
+    except DivergedError as error:
+        error.add_note(f"This was in round {number} of {num_rounds}, which was undone.")
+        raise
 
 
 def attempt(

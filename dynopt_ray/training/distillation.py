@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynopt_ray.structure.forward import Inputs, run
+from dynopt_ray.tasks.batches import OutputKind
 from dynopt_ray.tasks.loop import AddedLoss
-from dynopt_ray.tasks.task import OutputKind
 from dynopt_ray.training.numbers import positive
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dynopt_ray.errors import DivergedError, UnknownNameError
+from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Graph, Receipt, trace
 from dynopt_ray.tasks import Metrics, Task, TrainStats
@@ -21,7 +21,7 @@ from dynopt_ray.training.arguments import (
     check_task,
     round_shares,
 )
-from dynopt_ray.training.attempt import Attempt, attempt
+from dynopt_ray.training.attempt import Attempt, attempt, in_round
 from dynopt_ray.training.growth import Growth
 from dynopt_ray.training.growth_plan import (
     CRITERIA,
@@ -210,7 +210,7 @@ def _run(
     now = start
     for number, share in enumerate(shares, start=1):
         plan, draw = planner.plan(share)
-        try:
+        with in_round(number, len(shares)):
             step = attempt(
                 graph,
                 plan,
@@ -222,9 +222,6 @@ def _run(
                 generators=[trainer.generator],
                 seed=draw,
             )
-        except DivergedError as error:
-            error.add_note(f"This was in round {number} of {len(shares)}, which was undone.")
-            raise
         rows.append(_row(number, step))
         if not step.kept:
             break

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from dynopt_ray.criteria import Scope, build_criterion
 from dynopt_ray.criteria.score import CriterionLike
-from dynopt_ray.errors import DivergedError, UnknownNameError
+from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Graph, Receipt, trace
 from dynopt_ray.structure.forward import Inputs
@@ -22,6 +22,7 @@ from dynopt_ray.training.arguments import (
     check_task,
     round_shares,
 )
+from dynopt_ray.training.attempt import in_round
 from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.candidates import Pool
 from dynopt_ray.training.history import row, table
@@ -225,7 +226,7 @@ def _run(pruning: Pruning, shares: Sequence[float], first: Pool) -> PruneResult:
     receipts: list[Receipt] = []
     now = pruning.start
     for number, share in enumerate(shares, start=1):
-        try:
+        with in_round(number, len(shares)):
             outcome = prune_round(
                 pruning,
                 share=share,
@@ -233,9 +234,6 @@ def _run(pruning: Pruning, shares: Sequence[float], first: Pool) -> PruneResult:
                 num_before=number - 1,
                 pool=first if number == 1 else None,
             )
-        except DivergedError as error:
-            error.add_note(f"This was in round {number} of {len(shares)}, which was undone.")
-            raise
         now = outcome.after
         rows.append(_round_row(number, outcome))
         if outcome.cut.receipt is not None:

@@ -4,7 +4,8 @@ All start from the same trained weights, cut to the same share of the FLOPs (or 
 retrain for one epoch with the same optimizer and order of rows. The rate is the same for all, but
 for ResNet-20, where each side has the one that did better there of those tried. Accuracy is on the
 10,000 test images of Fashion-MNIST, and rates and the teacher were chosen by it, with more tries on
-our side. The CNN at 1/13.5, say, loses 1.01 ± 0.40 points from a rate of 4e-3, 0.92 from this one.
+our side. The CNN at 1/13.5, say, lost 1.01 ± 0.40 points from a rate of 4e-3 where it lost
+0.92 ± 0.34 from this one, which says little: on another processor the same seeds lost 0.98 ± 0.22.
 `python -m experiments.benchmarks.pruning CASE …` runs some of the cases.
 """
 

@@ -18,7 +18,6 @@ from dynopt_ray.tasks import Batch, Inputs, Metrics, Split, Task, load_task
 from dynopt_ray.training import (
     Budget,
     Fraction,
-    Greedy,
     Random,
     Regrowth,
     Retraining,
@@ -145,57 +144,6 @@ def test_masked_weights_stay_masked_through_all_rounds(blobs: Task, trained: Tra
         assert not optimizer.state[parameter]["exp_avg"][~keep].any()
     assert result.history["nonzero"].is_monotonic_decreasing
     assert result.after.widths == result.before.widths
-
-
-@pytest.mark.parametrize("recovery", [None, Greedy(share=0.1)])
-def test_a_budget_of_non_zero_weights_counts_those_that_masks_left(
-    blobs: Task, trained: Trained, recovery: Any
-) -> None:
-    model, optimizer = trained()
-    graph = trace(model, blobs.example_inputs())
-    prune(graph, blobs, target=Fraction(remove=0.8), granularity="weight", optimizer=optimizer)
-    result = prune(
-        graph,
-        blobs,
-        target=Budget(nonzero=0.7),
-        rounds=2,
-        retrain=5,
-        compensate=True,
-        recovery=recovery,
-        optimizer=optimizer,
-    )
-    start = result.before.cost.nonzero
-    assert start < 0.4 * result.before.cost.params
-    for number, limit in ((1, 0.85), (2, 0.7)):
-        assert limit * start - 15 < result.history["nonzero"][number] <= limit * start
-
-
-@pytest.mark.parametrize("granularity", ["unit", "weight"])
-@pytest.mark.parametrize(
-    ("compensate", "retrain"),
-    [(True, None), (None, Retraining(3)), (True, Retraining(3)), (None, None)],
-)
-def test_zeros_that_nothing_holds_do_not_count_where_they_are_filled(
-    blobs: Task, trained: Trained, granularity: str, compensate: Any, retrain: Any
-) -> None:
-    model, optimizer = trained()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-    limit = sum(p.numel() for p in model.parameters()) // 2
-    result = prune(
-        model,
-        blobs,
-        target=Budget.absolute(nonzero=limit),
-        granularity=granularity,
-        compensate=compensate,
-        retrain=retrain,
-        optimizer=optimizer,
-    )
-    assert limit - 40 < result.after.cost.nonzero <= limit
-    if granularity == "weight" and compensate is None and retrain is None:
-        assert result.after.cost.nonzero == limit
 
 
 def test_compensation_helps_right_after_the_cut(blobs: Task, trained: Trained) -> None:

@@ -123,6 +123,7 @@ def check_plugins(settings: SearchSettings, space: SpaceConfig) -> None:
                 "search.find_rate: the space has no range of rates to begin in; give lr one, e.g. "
                 "lr: {name: cosine, initial: {low: 1e-4, high: 0.1, log: true}}"
             )
+        # Whether it can: which point it is does not matter.
         beginning_with(make_searcher(settings.searcher, seed=0), [{}], parsed)
     make_scheduler(settings.scheduler, num_reports=settings.num_reports)
 

@@ -12,6 +12,7 @@ from dynopt_ray.schedules import Schedule
 from dynopt_ray.training.arguments import round_shares
 from dynopt_ray.training.blocks import Pattern
 from dynopt_ray.training.config import make_rate, make_recovery, make_schedule
+from dynopt_ray.training.distillation import Distillation
 from dynopt_ray.training.regrowth import Regrowth
 from dynopt_ray.training.rounds import GRANULARITIES
 
@@ -49,8 +50,8 @@ class DistillationSpec(Strict):
         temperature: how much of the teacher's doubt is learned.
     """
 
-    weight: float = Field(default=1.0, gt=0)
-    temperature: float = Field(default=4.0, gt=0)
+    weight: float = Field(default=Distillation.weight, gt=0)
+    temperature: float = Field(default=Distillation.temperature, gt=0)
 
 
 def prune_schedule(config: Config | None, rounds: int) -> Schedule | None:

@@ -14,7 +14,8 @@ from dynopt_ray.schedules import to_torch
 from dynopt_ray.structure import Graph
 from dynopt_ray.structure.forward import buffers_kept, undisturbed
 from dynopt_ray.tasks import Task
-from dynopt_ray.tasks.batches import call_model
+from dynopt_ray.tasks.batches import call_model, check_output
+from dynopt_ray.tasks.objectives import check_scalar
 from dynopt_ray.training.arguments import check_follows, check_task
 from dynopt_ray.training.numbers import positive, whole
 from dynopt_ray.training.sampling import sample_batches
@@ -125,7 +126,10 @@ def _loss(model: nn.Module, task: Task, batches: Sequence[Batch], seed: int) -> 
     losses, num_rows = 0.0, 0
     with seeded(model, seed), undisturbed(model, training=True), buffers_kept(model):
         for inputs, targets in batches:
-            losses += task.loss(call_model(model, inputs), targets).item() * len(targets)
+            output = call_model(model, inputs)
+            if task.kind is not None:
+                check_output(output, targets)
+            losses += check_scalar(task.loss(output, targets)).item() * len(targets)
             num_rows += len(targets)
     return losses / num_rows
 

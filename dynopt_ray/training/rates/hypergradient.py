@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynopt_ray.training.numbers import positive
+from dynopt_ray.training.numbers import not_negative, positive
 from dynopt_ray.training.rates.controller import set_rates
 
 _LEAST_SHARE = 1e-3
@@ -57,8 +57,8 @@ class Hypergradient:
                 "Hypergradient: the optimizer maximises, and rates would change the wrong way; let "
                 "it minimise the negated objective"
             )
-        if not (min_lr is None or min_lr >= 0):
-            raise ValueError(f"Hypergradient: min_lr is {min_lr!r}; it must be >= 0")
+        if min_lr is not None:
+            not_negative("Hypergradient: min_lr", min_lr)
         self.optimizer, self.hyper_lr = optimizer, hyper_lr
         self.multiplicative = multiplicative
         self.min_lr = _LEAST_SHARE * self.lr if min_lr is None else min_lr
