@@ -16,7 +16,7 @@ from dynopt_ray.errors import DynoptError
 from dynopt_ray.interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from dynopt_ray.runs.progress import Progress
+    from dynopt_ray.runs import Progress
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -73,8 +73,7 @@ def report(
     ),
 ) -> None:
     """Rebuild the report of a run, or compare several runs on one page."""
-    from dynopt_ray.runs.directory import RunDirectory
-    from dynopt_ray.runs.report import write_comparison, write_report
+    from dynopt_ray.runs import RunDirectory, write_comparison, write_report
 
     try:
         directories = [RunDirectory.open(path) for path in runs]
@@ -118,10 +117,16 @@ def plugins() -> None:
 
 
 def _run(spec: str, overrides: list[str], out: Path | None, address: str | None) -> None:
-    from dynopt_ray.runs.directory import RunDirectory, default_path
-    from dynopt_ray.runs.kinds import check_address, prepare
-    from dynopt_ray.runs.loading import load_spec, spec_text
-    from dynopt_ray.runs.run import Run, carry_out
+    from dynopt_ray.runs import (
+        Run,
+        RunDirectory,
+        carry_out,
+        check_address,
+        default_path,
+        load_spec,
+        prepare,
+        spec_text,
+    )
 
     _find_modules_here()
     try:
@@ -164,7 +169,7 @@ def _find_modules_here() -> None:
 
 
 def _progress(console: Console) -> "Progress":
-    from dynopt_ray.runs.progress import Lines, Live
+    from dynopt_ray.runs import Lines, Live
 
     return Live(console) if console.is_terminal else Lines(console)
 

@@ -12,13 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dynopt_ray.errors import (
-    DynoptError,
-    PluginError,
-    SpecError,
-    UnknownNameError,
-    did_you_mean,
-)
+from dynopt_ray.errors import DynoptError, PluginError, SpecError, UnknownNameError, did_you_mean
 
 Family = Literal[
     "criteria",
@@ -27,7 +21,6 @@ Family = Literal[
     "rules",
     "detectors",
     "lr_controllers",
-    "costs",
     "reactions",
     "searchers",
     "schedulers",
@@ -35,19 +28,19 @@ Family = Literal[
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
-# One line per built-in member: name -> where it lives. `costs` is reserved: nothing looks there.
+# One line per built-in member: name -> where it lives.
 _BUILT_IN: dict[Family, dict[str, str]] = {
     "criteria": {
-        "activation": "dynopt_ray.criteria.activation:activation",
-        "batchnorm_scale": "dynopt_ray.criteria.batchnorm_scale:batchnorm_scale",
-        "fpgm": "dynopt_ray.criteria.fpgm:fpgm",
-        "gradient": "dynopt_ray.criteria.gradient:gradient",
-        "hessian": "dynopt_ray.criteria.hessian:hessian",
-        "lamp": "dynopt_ray.criteria.lamp:lamp",
-        "magnitude": "dynopt_ray.criteria.magnitude:magnitude",
-        "random": "dynopt_ray.criteria.random:random",
-        "reconstruction": "dynopt_ray.criteria.reconstruction:reconstruction",
-        "taylor": "dynopt_ray.criteria.taylor:taylor",
+        "activation": "dynopt_ray.criteria.activation_energy:activation",
+        "batchnorm_scale": "dynopt_ray.criteria.batchnorm_scales:batchnorm_scale",
+        "fpgm": "dynopt_ray.criteria.fpgm_distances:fpgm",
+        "gradient": "dynopt_ray.criteria.gradient_sizes:gradient",
+        "hessian": "dynopt_ray.criteria.hessian_diagonal:hessian",
+        "lamp": "dynopt_ray.criteria.lamp_scores:lamp",
+        "magnitude": "dynopt_ray.criteria.magnitude_norms:magnitude",
+        "random": "dynopt_ray.criteria.random_scores:random",
+        "reconstruction": "dynopt_ray.criteria.reconstruction_errors:reconstruction",
+        "taylor": "dynopt_ray.criteria.taylor_expansion:taylor",
     },
     "schedules": {
         "article_step": "dynopt_ray.schedules:article_step",
@@ -62,11 +55,11 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "warmup": "dynopt_ray.schedules:warmup",
     },
     "tasks": {
-        "digits-mlp": "dynopt_ray.tasks.digits:digits_mlp",
-        "digits-cnn": "dynopt_ray.tasks.digits:digits_cnn",
-        "fashion-mnist-mlp": "dynopt_ray.tasks.fashion_mnist:fashion_mnist_mlp",
-        "fashion-mnist-cnn": "dynopt_ray.tasks.fashion_mnist:fashion_mnist_cnn",
-        "tabular": "dynopt_ray.tasks.tabular:tabular",
+        "digits-mlp": "dynopt_ray.tasks.builtin.digits:digits_mlp",
+        "digits-cnn": "dynopt_ray.tasks.builtin.digits:digits_cnn",
+        "fashion-mnist-mlp": "dynopt_ray.tasks.builtin.fashion_mnist:fashion_mnist_mlp",
+        "fashion-mnist-cnn": "dynopt_ray.tasks.builtin.fashion_mnist:fashion_mnist_cnn",
+        "tabular": "dynopt_ray.tasks.builtin.tabular:tabular",
     },
     "rules": {
         "data_sized_widths": "dynopt_ray.policies.rules:DataSizedWidths",
@@ -74,29 +67,28 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "useless_shrinking": "dynopt_ray.policies.rules:UselessShrinking",
     },
     "detectors": {
-        "adwin": "dynopt_ray.online.detectors:adwin",
-        "ddm": "dynopt_ray.online.detectors:ddm",
-        "hddm_a": "dynopt_ray.online.detectors:hddm_a",
-        "hddm_w": "dynopt_ray.online.detectors:hddm_w",
-        "kswin": "dynopt_ray.online.detectors:kswin",
-        "page_hinkley": "dynopt_ray.online.detectors:page_hinkley",
+        "adwin": "dynopt_ray.online.drift.detectors:adwin",
+        "ddm": "dynopt_ray.online.drift.detectors:ddm",
+        "hddm_a": "dynopt_ray.online.drift.detectors:hddm_a",
+        "hddm_w": "dynopt_ray.online.drift.detectors:hddm_w",
+        "kswin": "dynopt_ray.online.drift.detectors:kswin",
+        "page_hinkley": "dynopt_ray.online.drift.detectors:page_hinkley",
     },
     "lr_controllers": {
-        "hypergradient": "dynopt_ray.training.rates.hypergradient:hypergradient",
+        "hypergradient": "dynopt_ray.training.rates.hypergradients:hypergradient",
         "plateau": "dynopt_ray.training.rates.plateau:Plateau",
     },
-    "costs": {},
     "reactions": {
-        "grow": "dynopt_ray.online.reactions:Widen",
-        "raise_rate": "dynopt_ray.online.reactions:RaiseRate",
-        "replay": "dynopt_ray.online.reactions:Replay",
+        "grow": "dynopt_ray.online.drift.widen:Widen",
+        "raise_rate": "dynopt_ray.online.drift.raise_rate:RaiseRate",
+        "replay": "dynopt_ray.online.drift.replay:Replay",
     },
     "searchers": {
-        "grid": "dynopt_ray.cluster.searchers:grid",
-        "optuna": "dynopt_ray.cluster.searchers:optuna",
-        "random": "dynopt_ray.cluster.searchers:random",
+        "grid": "dynopt_ray.cluster.searching.searchers:grid",
+        "optuna": "dynopt_ray.cluster.searching.searchers:optuna",
+        "random": "dynopt_ray.cluster.searching.searchers:random",
     },
-    "schedulers": {"asha": "dynopt_ray.cluster.searchers:asha"},
+    "schedulers": {"asha": "dynopt_ray.cluster.searching.schedulers:asha"},
 }
 
 _registered: dict[tuple[Family, str], Any] = {}
@@ -172,6 +164,18 @@ def load(family: Family, name: str) -> Any:
         if plugin.name == name:
             return import_attribute(plugin.target)
     raise UnknownNameError(_SINGULAR.get(family, family), name, names(family))
+
+
+def check_name(family: Family, name: str) -> None:
+    """Refuse a name that `load` would refuse. Built-in plugins are not imported for this.
+
+    Raises:
+        UnknownNameError: no plugin of this name, with the closest match.
+        PluginError: it exists but cannot be imported.
+    """
+    _check_family(family)
+    if name not in _BUILT_IN[family]:
+        load(family, name)
 
 
 def names(family: Family) -> list[str]:
@@ -275,7 +279,6 @@ _SINGULAR: dict[str, str] = {
     "rules": "rule",
     "detectors": "detector",
     "lr_controllers": "LR controller",
-    "costs": "cost",
     "reactions": "reaction",
     "searchers": "searcher",
     "schedulers": "scheduler",

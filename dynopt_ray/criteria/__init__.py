@@ -9,27 +9,29 @@ Example:
     torch.Size([3])
 """
 
-from dynopt_ray.criteria.activation import activation
-from dynopt_ray.criteria.aggregate import Aggregate, sum_over_units
+from dynopt_ray.criteria.activation_energy import activation
+from dynopt_ray.criteria.aggregate import Aggregate, reading_roles, sum_over_units
 from dynopt_ray.criteria.base import Criterion, Evidence, Loss
-from dynopt_ray.criteria.batchnorm_scale import batchnorm_scale
-from dynopt_ray.criteria.fpgm import fpgm
-from dynopt_ray.criteria.gradient import gradient
+from dynopt_ray.criteria.batchnorm_scales import batchnorm_scale
+from dynopt_ray.criteria.fpgm_distances import fpgm
+from dynopt_ray.criteria.gradient_sizes import gradient
 from dynopt_ray.criteria.gradients import Batch, mean_gradients, sample_gradients
-from dynopt_ray.criteria.hessian import hessian
-from dynopt_ray.criteria.lamp import lamp
-from dynopt_ray.criteria.magnitude import magnitude
-from dynopt_ray.criteria.random import random
+from dynopt_ray.criteria.hessian_diagonal import hessian
+from dynopt_ray.criteria.lamp_scores import lamp
+from dynopt_ray.criteria.magnitude_norms import magnitude
+from dynopt_ray.criteria.random_scores import random
 from dynopt_ray.criteria.ranking import SCOPES, Per, Scope, comparable
-from dynopt_ray.criteria.reconstruction import reconstruction
-from dynopt_ray.criteria.score import build_criterion, unit_scores, weight_scores
-from dynopt_ray.criteria.taylor import taylor
+from dynopt_ray.criteria.readings import observed, reading
+from dynopt_ray.criteria.reconstruction_errors import reconstruction
+from dynopt_ray.criteria.score import CriterionLike, build_criterion, unit_scores, weight_scores
+from dynopt_ray.criteria.taylor_expansion import taylor
 
 __all__ = [
     "SCOPES",
     "Aggregate",
     "Batch",
     "Criterion",
+    "CriterionLike",
     "Evidence",
     "Loss",
     "Per",
@@ -44,7 +46,10 @@ __all__ = [
     "lamp",
     "magnitude",
     "mean_gradients",
+    "observed",
     "random",
+    "reading",
+    "reading_roles",
     "reconstruction",
     "sample_gradients",
     "sum_over_units",

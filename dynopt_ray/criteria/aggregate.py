@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.errors import UnknownNameError
-from dynopt_ray.structure import WidthGroup
-from dynopt_ray.structure.record import Role
+from dynopt_ray.structure import Role, WidthGroup
 
 Aggregate = Literal["sum", "mean", "max"]
 """How what a unit has in several slices becomes one score."""

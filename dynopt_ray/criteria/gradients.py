@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dynopt_ray.errors import DivergedError, MissingGradientError
-from dynopt_ray.structure.forward import Inputs, call, named_tensors, undisturbed
+from dynopt_ray.structure import Inputs, call, named_tensors, undisturbed
 
 Batch = tuple[Inputs, Tensor]
 """The inputs and the targets of the same samples."""

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dynopt_ray.criteria.aggregate import Aggregate, aggregated, check_aggregate, sums_per_slice
-from dynopt_ray.structure import Graph
-from dynopt_ray.structure.record import Role
+from dynopt_ray.structure import Graph, Role
 
 _ORDERS = (1, 2)
 _ALL: tuple[Role, ...] = ("out", "scale", "in")

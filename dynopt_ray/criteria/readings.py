@@ -15,10 +15,18 @@ from torch import Tensor
 from dynopt_ray.criteria.base import Evidence, Loss
 from dynopt_ray.criteria.gradients import Batch, checked_batches
 from dynopt_ray.errors import CriterionError, MissingGradientError
-from dynopt_ray.structure import Graph, Slice, WidthGroup
-from dynopt_ray.structure.forward import named_tensors, undisturbed
-from dynopt_ray.structure.observe import Observer, Seen, Use
-from dynopt_ray.structure.readers import Reader, as_products
+from dynopt_ray.structure import (
+    Graph,
+    Observer,
+    Reader,
+    Seen,
+    Slice,
+    Use,
+    WidthGroup,
+    as_products,
+    named_tensors,
+    undisturbed,
+)
 
 _ROWS_PER_SAMPLE = 8
 # Steps of the additive recurrence that fills a square most evenly (its plastic number).

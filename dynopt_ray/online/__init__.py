@@ -8,18 +8,37 @@ Example:
     >>> learner = OnlineLearner(model, optimizer, detector="adwin", reactions="raise_rate")
 """
 
-from dynopt_ray.online.detectors import Detector, Replayed
-from dynopt_ray.online.durable import Ack, BuildLearner, DurableLearner, Event
-from dynopt_ray.online.evaluation import evaluate
-from dynopt_ray.online.events import Quarantine, Rejected
-from dynopt_ray.online.guard import Guard, Verdict
-from dynopt_ray.online.journal import Entry, Journal
-from dynopt_ray.online.learner import LearnResult, OnlineLearner
-from dynopt_ray.online.predictor import Predictor
-from dynopt_ray.online.reactions import RaiseRate, Reaction, Replay, Widen
-from dynopt_ray.online.snapshot import load, save
-from dynopt_ray.online.streams import ArrayStream, Drift, RiverStream
-from dynopt_ray.training.rates import RateController
+from dynopt_ray.online.drift import (
+    Detector,
+    RaiseRate,
+    ReactingLearner,
+    Reaction,
+    Replay,
+    Replayed,
+    Widen,
+)
+from dynopt_ray.online.durable import (
+    Ack,
+    BuildLearner,
+    DurableLearner,
+    Entry,
+    Event,
+    Journal,
+    load,
+    save,
+    storable,
+)
+from dynopt_ray.online.learner import (
+    Guard,
+    LearnResult,
+    OnlineLearner,
+    Predictor,
+    Quarantine,
+    Rejected,
+    Verdict,
+)
+from dynopt_ray.online.streams import ArrayStream, Drift, RiverStream, evaluate
+from dynopt_ray.training import RateController
 
 __all__ = [
     "Ack",
@@ -38,6 +57,7 @@ __all__ = [
     "Quarantine",
     "RaiseRate",
     "RateController",
+    "ReactingLearner",
     "Reaction",
     "Rejected",
     "Replay",
@@ -48,4 +68,5 @@ __all__ = [
     "evaluate",
     "load",
     "save",
+    "storable",
 ]

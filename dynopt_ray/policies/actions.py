@@ -6,8 +6,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-ActionMask = NDArray[np.int8]
+from dynopt_ray.policies.arrays import ActionMask, IntArray
 
 
 class Action(IntEnum):

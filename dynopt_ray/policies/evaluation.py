@@ -7,8 +7,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from dynopt_ray.policies.descriptors import FloatArray
 from dynopt_ray.policies.policy import Policy
-from dynopt_ray.policies.reading import FloatArray
 
 ENVIRONMENT = "dynopt_envs:dynopt/Architecture-v0"
 """The environment that policies are trained and evaluated in unless asked otherwise."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dynopt_ray.policies.reading import KINDS, QUANTILES, FloatArray, Reading
-from dynopt_ray.policies.utility import COST_KINDS
+from dynopt_ray.policies.descriptors import KINDS, QUANTILES, FloatArray, Reading
+from dynopt_ray.policies.utilities import COST_KINDS
 
 Observation = NDArray[np.float32]
 
@@ -108,3 +108,8 @@ def observe(reading: Reading, progress: Progress) -> Observation:
         progress.steps_left,
     ]
     return np.asarray(np.clip(np.stack(columns, axis=1), -LIMIT, LIMIT), dtype=np.float32)
+
+
+def feature(observation: Observation, name: str) -> float:
+    """One feature of an observation by name."""
+    return float(observation[FEATURES.index(name)])

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from dynopt_ray.policies.actions import Action, ActionMask, legal_action
+from dynopt_ray.policies.actions import Action, legal_action
+from dynopt_ray.policies.arrays import ActionMask
 from dynopt_ray.policies.observation import Observation
 
 

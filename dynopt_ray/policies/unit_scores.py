@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria import sum_over_units
-from dynopt_ray.policies.reading import DEAD_SCORE, QUANTILES, REDUNDANT_COSINE
+from dynopt_ray.policies.descriptors import DEAD_SCORE, QUANTILES, REDUNDANT_COSINE
 from dynopt_ray.structure import Graph, WidthGroup
 
 

@@ -13,11 +13,11 @@ Example:
     True
 """
 
-from dynopt_ray.population.edit import grow, shrink
-from dynopt_ray.population.evaluate import PopulationMetrics, evaluate
+from dynopt_ray.population.edits import grow, shrink
+from dynopt_ray.population.evaluation import PopulationMetrics, evaluate
 from dynopt_ray.population.layout import MlpLayout, mlp_layout
 from dynopt_ray.population.stack import Population
-from dynopt_ray.population.train import batch_rows, train_steps
+from dynopt_ray.population.steps import batch_rows, train_steps
 
 __all__ = [
     "MlpLayout",

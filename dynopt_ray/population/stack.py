@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 
 from dynopt_ray.errors import EditError
 from dynopt_ray.population.layout import MlpLayout, mlp_layout
-from dynopt_ray.structure.masks import mask_of, set_mask
+from dynopt_ray.structure import mask_of, set_mask
 
 IntArray = NDArray[np.int64]
 

@@ -13,25 +13,29 @@ Example:
     >>> carry_out(action, Run(directory, Silent()))  # doctest: +SKIP
 """
 
-from dynopt_ray.runs.directory import RunDirectory
-from dynopt_ray.runs.kinds import KINDS, prepare
+from dynopt_ray.runs.directory import RunDirectory, default_path
+from dynopt_ray.runs.kinds import KINDS, PolicySettings, PruneSpec, check_address, prepare
 from dynopt_ray.runs.loading import check_spec, load_spec, packaged, spec_text
 from dynopt_ray.runs.progress import Lines, Live, Progress, Silent
 from dynopt_ray.runs.report import write_comparison, write_report
 from dynopt_ray.runs.run import Run, carry_out
-from dynopt_ray.runs.specs import Spec
+from dynopt_ray.runs.spec import Spec
 
 __all__ = [
     "KINDS",
     "Lines",
     "Live",
+    "PolicySettings",
     "Progress",
+    "PruneSpec",
     "Run",
     "RunDirectory",
     "Silent",
     "Spec",
     "carry_out",
+    "check_address",
     "check_spec",
+    "default_path",
     "load_spec",
     "packaged",
     "prepare",

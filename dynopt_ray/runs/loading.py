@@ -7,10 +7,7 @@ from typing import Any
 import dynopt_ray
 from dynopt_ray.errors import SpecError, did_you_mean
 from dynopt_ray.runs.kinds import KINDS
-from dynopt_ray.runs.overrides import with_overrides
-from dynopt_ray.runs.specs import Spec
-from dynopt_ray.runs.validation import short, validated
-from dynopt_ray.runs.yaml_text import dump, parse
+from dynopt_ray.runs.spec import Spec, dump, parse, short, validated, with_overrides
 
 
 def packaged() -> dict[str, Path]:

@@ -9,15 +9,20 @@ import pandas as pd
 from torch import nn
 
 from dynopt_ray.errors import SpecError
-from dynopt_ray.policies.utility import utility
+from dynopt_ray.policies import utility
 from dynopt_ray.runs.run import Run
-from dynopt_ray.runs.specs import Fractions, NetworkSpec
-from dynopt_ray.structure.checkpoint import save
+from dynopt_ray.runs.spec import Fractions, NetworkSpec
+from dynopt_ray.structure import save
 from dynopt_ray.tasks import Task, load_task
-from dynopt_ray.training import Budget, Costs
-from dynopt_ray.training.config import make_optimizer, make_rate
-from dynopt_ray.training.networks import loaded_network, traced
-from dynopt_ray.training.parts import trained_in_parts
+from dynopt_ray.training import (
+    Budget,
+    Costs,
+    loaded_network,
+    make_optimizer,
+    make_rate,
+    traced,
+    trained_in_parts,
+)
 
 NETWORK_FILE = "model/network.safetensors"
 _PARTS = 40

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-from dynopt_ray.runs.page import number
+from dynopt_ray.runs.report import number
 
 log = logging.getLogger("dynopt_ray.runs")
 

@@ -1,53 +1,104 @@
 """Resizing a live network: trace it, then grow, shrink and mask it with its optimizer."""
 
-from dynopt_ray.structure.apply import Receipt
 from dynopt_ray.structure.checkpoint import load, save
-from dynopt_ray.structure.cost import Cost, measure
-from dynopt_ray.structure.edits import (
+from dynopt_ray.structure.costs import Cost, measure
+from dynopt_ray.structure.graph import Graph, trace
+from dynopt_ray.structure.latency import LatencyModel, fit_latency, median_ms
+from dynopt_ray.structure.plans import (
     Edit,
     Grow,
     Insert,
     Mask,
     Plan,
+    Receipt,
     Remove,
     Shrink,
+    check_optimizer,
+    check_plan,
+    check_trains,
+    fresh_tensors,
+    history_of,
     plan_from_json,
     plan_to_json,
+    seeded,
 )
-from dynopt_ray.structure.graph import Graph, trace
-from dynopt_ray.structure.groups import Slice, WidthGroup
-from dynopt_ray.structure.history import history_of
-from dynopt_ray.structure.labels import Label, without
-from dynopt_ray.structure.latency import LatencyModel, fit_latency
-from dynopt_ray.structure.masks import mask_of
-from dynopt_ray.structure.registry import rule
-from dynopt_ray.structure.tracing import Trace
+from dynopt_ray.structure.preserve import Surroundings, mask_of, masked_parameters, set_mask
+from dynopt_ray.structure.refit import (
+    RIDGE,
+    Moments,
+    Observer,
+    Seen,
+    Use,
+    best_ridges,
+    masked_ridge_solve,
+    ridge_solve,
+)
+from dynopt_ray.structure.tracing import (
+    Inputs,
+    Reader,
+    Trace,
+    as_products,
+    buffers_kept,
+    call,
+    named_tensors,
+    rule,
+    run,
+    undisturbed,
+)
+from dynopt_ray.structure.units import Consumer, Label, Role, Slice, WidthGroup, without
 
 __all__ = [
+    "RIDGE",
+    "Consumer",
     "Cost",
     "Edit",
     "Graph",
     "Grow",
+    "Inputs",
     "Insert",
     "Label",
     "LatencyModel",
     "Mask",
+    "Moments",
+    "Observer",
     "Plan",
+    "Reader",
     "Receipt",
     "Remove",
+    "Role",
+    "Seen",
     "Shrink",
     "Slice",
+    "Surroundings",
     "Trace",
+    "Use",
     "WidthGroup",
+    "as_products",
+    "best_ridges",
+    "buffers_kept",
+    "call",
+    "check_optimizer",
+    "check_plan",
+    "check_trains",
     "fit_latency",
+    "fresh_tensors",
     "history_of",
     "load",
     "mask_of",
+    "masked_parameters",
+    "masked_ridge_solve",
     "measure",
+    "median_ms",
+    "named_tensors",
     "plan_from_json",
     "plan_to_json",
+    "ridge_solve",
     "rule",
+    "run",
     "save",
+    "seeded",
+    "set_mask",
     "trace",
+    "undisturbed",
     "without",
 ]

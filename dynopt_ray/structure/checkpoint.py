@@ -10,12 +10,18 @@ from torch.optim import Optimizer
 
 from dynopt_ray.errors import CheckpointError, EditError
 from dynopt_ray.storage import DAMAGE, read_state, write_state
-from dynopt_ray.structure.blocks import HISTORY, redo
-from dynopt_ray.structure.forward import named_tensors
-from dynopt_ray.structure.history import HISTORIES, from_state, history_of, to_state
-from dynopt_ray.structure.masks import masked_parameters
-from dynopt_ray.structure.optimizer_state import Optimizers, each_optimizer
-from dynopt_ray.structure.transaction import Transaction
+from dynopt_ray.structure.plans import (
+    HISTORIES,
+    HISTORY,
+    Optimizers,
+    each_optimizer,
+    from_state,
+    history_of,
+    redo,
+    to_state,
+)
+from dynopt_ray.structure.preserve import Transaction, masked_parameters
+from dynopt_ray.structure.tracing import named_tensors
 
 _KIND = "network"
 # How an optimizer computes, not what: that depends on the device it now runs on.

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from dynopt_ray.structure.cost import latency_ms
-from dynopt_ray.structure.edits import Edit, Grow, Shrink
-from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure.costs import latency_ms
 from dynopt_ray.structure.graph import Graph, trace
+from dynopt_ray.structure.plans import Edit, Grow, Shrink
+from dynopt_ray.structure.tracing import Inputs
 
 FloatArray = npt.NDArray[np.float64]
 

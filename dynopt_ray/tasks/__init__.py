@@ -7,25 +7,53 @@ Example:
     (('train', 'validation', 'test'), 10)
 """
 
-from dynopt_ray.tasks.batches import Batch, Inputs, batch_indices, call_model
+from dynopt_ray.tasks.batches import (
+    Batch,
+    Inputs,
+    OutputKind,
+    batch_indices,
+    call_model,
+    check_output,
+    epoch_order,
+    is_classification,
+    take_rows,
+)
 from dynopt_ray.tasks.loading import load_task
-from dynopt_ray.tasks.loop import TrainStats
-from dynopt_ray.tasks.objectives import LOSSES, METRICS, LossFunction, MetricFunction, Metrics
+from dynopt_ray.tasks.loop import AddedLoss, TrainStats
+from dynopt_ray.tasks.objectives import (
+    LOSSES,
+    METRICS,
+    LossFunction,
+    MetricFunction,
+    Metrics,
+    check_scalar,
+    resolve_loss,
+)
+from dynopt_ray.tasks.seeding import seeded_torch
 from dynopt_ray.tasks.sources import Split
 from dynopt_ray.tasks.task import Task
 
 __all__ = [
     "LOSSES",
     "METRICS",
+    "AddedLoss",
     "Batch",
     "Inputs",
     "LossFunction",
     "MetricFunction",
     "Metrics",
+    "OutputKind",
     "Split",
     "Task",
     "TrainStats",
     "batch_indices",
     "call_model",
+    "check_output",
+    "check_scalar",
+    "epoch_order",
+    "is_classification",
     "load_task",
+    "resolve_loss",
+    "seeded_torch",
+    "take_rows",
 ]

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.schedules import Schedule
-from dynopt_ray.structure.optimizer_state import check_trains
+from dynopt_ray.structure import check_trains
 from dynopt_ray.tasks import loop
 from dynopt_ray.tasks.batches import Batch, Inputs, OutputKind
 from dynopt_ray.tasks.loop import AddedLoss, TrainStats

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.criteria import Batch, Criterion, unit_scores, weight_scores
 from dynopt_ray.structure import Graph, trace
-from dynopt_ray.testing.require import require
+from dynopt_ray.testing.requirement import require
 
 _NUM_SAMPLES = 24
 _SMALL_BATCH = 5

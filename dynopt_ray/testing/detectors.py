@@ -8,7 +8,7 @@ from typing import Any
 
 from dynopt_ray.online import Detector
 from dynopt_ray.storage import read_state, write_state
-from dynopt_ray.testing.require import require
+from dynopt_ray.testing.requirement import require
 
 
 def check_detector(
@@ -29,7 +29,7 @@ def check_detector(
         AssertionError: what it does wrong, and at which error.
 
     Example:
-        >>> from dynopt_ray.online.detectors import adwin
+        >>> from dynopt_ray.online.drift.detectors import adwin
         >>> check_detector(adwin)
     """
     jump = [*_errors(0.1, 1_000), *_errors(0.8, within)]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dynopt_ray.online import OnlineLearner, Reaction, load, save
 from dynopt_ray.structure import trace
-from dynopt_ray.testing.require import require
+from dynopt_ray.testing.requirement import require
 
 _DRIFTS = (120, 145)
 

@@ -5,10 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dynopt_ray.policies.actions import Action, ActionMask
-from dynopt_ray.policies.observation import FEATURES, LIMIT, Observation
-from dynopt_ray.policies.policy import Policy
-from dynopt_ray.testing.require import require
+from dynopt_ray.policies import FEATURES, LIMIT, Action, ActionMask, Observation, Policy
+from dynopt_ray.testing.requirement import require
 
 _NUM_CASES = 300
 

@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable
 
 from dynopt_ray.schedules import Schedule
-from dynopt_ray.testing.require import require
+from dynopt_ray.testing.requirement import require
 
 
 def check_schedule(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.tasks import Inputs, Split, Task, call_model
-from dynopt_ray.testing.require import require
+from dynopt_ray.testing.requirement import require
 
 
 def check_task(task: Task, *, num_steps: int = 5) -> None:

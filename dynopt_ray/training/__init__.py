@@ -1,34 +1,76 @@
 """Training: the one loop everything shares, pruning and growing, and what layers can spare."""
 
-from dynopt_ray.training.allocate import allocate
-from dynopt_ray.training.attempt import Attempt, attempt
-from dynopt_ray.training.candidates import Candidates
-from dynopt_ray.training.distillation import Distillation
-from dynopt_ray.training.gain import Ranked, rank_candidates
-from dynopt_ray.training.grow import GrowResult, When, grow, stalled
-from dynopt_ray.training.measurement import Costs, Measurement, measured
-from dynopt_ray.training.plots import plot_sensitivity
-from dynopt_ray.training.prune import PruneResult, prune
+from dynopt_ray.training.allocation import allocate, plot_sensitivity, sensitivity
+from dynopt_ray.training.arguments import round_shares
+from dynopt_ray.training.budgets import Budget, CostKind, Fraction, Target, Threshold, asks_latency
+from dynopt_ray.training.growing import (
+    GrowResult,
+    GrowthCriterion,
+    GrowthInit,
+    Ranked,
+    When,
+    grow,
+    rank_candidates,
+    stalled,
+)
+from dynopt_ray.training.loop import (
+    Attempt,
+    Costs,
+    Measurement,
+    Snapshot,
+    attempt,
+    copied,
+    load_optimizer_state,
+    loaded_network,
+    measured,
+    network_bytes,
+    optimizer_state,
+    restored,
+    row,
+    sample_batches,
+    seeded,
+    table,
+    traced,
+)
+from dynopt_ray.training.optimizers import make_optimizer
+from dynopt_ray.training.pruning import (
+    GRANULARITIES,
+    Candidates,
+    Cut,
+    Granularity,
+    Greedy,
+    Pattern,
+    PruneResult,
+    Random,
+    Recovery,
+    Regrowth,
+    least_widths,
+    make_recovery,
+    prune,
+)
 from dynopt_ray.training.rates import (
     Cocob,
     ControllerFactory,
     Hypergradient,
     Plateau,
     Population,
+    Rate,
     RateController,
     RateRange,
     find_rate,
     hypergradient,
+    make_rate,
+    make_schedule,
 )
-from dynopt_ray.training.recovery import Cut, Greedy, Random, Recovery
-from dynopt_ray.training.regrowth import Regrowth
-from dynopt_ray.training.retraining import Retraining
-from dynopt_ray.training.rounds import Granularity
-from dynopt_ray.training.sensitivity import sensitivity
-from dynopt_ray.training.snapshot import Snapshot
-from dynopt_ray.training.targets import Budget, CostKind, Fraction, Target, Threshold
+from dynopt_ray.training.retraining import (
+    Distillation,
+    Retraining,
+    default_optimizer,
+    trained_in_parts,
+)
 
 __all__ = [
+    "GRANULARITIES",
     "Attempt",
     "Budget",
     "Candidates",
@@ -42,13 +84,17 @@ __all__ = [
     "Granularity",
     "Greedy",
     "GrowResult",
+    "GrowthCriterion",
+    "GrowthInit",
     "Hypergradient",
     "Measurement",
+    "Pattern",
     "Plateau",
     "Population",
     "PruneResult",
     "Random",
     "Ranked",
+    "Rate",
     "RateController",
     "RateRange",
     "Recovery",
@@ -59,14 +105,34 @@ __all__ = [
     "Threshold",
     "When",
     "allocate",
+    "asks_latency",
     "attempt",
+    "copied",
+    "default_optimizer",
     "find_rate",
     "grow",
     "hypergradient",
+    "least_widths",
+    "load_optimizer_state",
+    "loaded_network",
+    "make_optimizer",
+    "make_rate",
+    "make_recovery",
+    "make_schedule",
     "measured",
+    "network_bytes",
+    "optimizer_state",
     "plot_sensitivity",
     "prune",
     "rank_candidates",
+    "restored",
+    "round_shares",
+    "row",
+    "sample_batches",
+    "seeded",
     "sensitivity",
     "stalled",
+    "table",
+    "traced",
+    "trained_in_parts",
 ]

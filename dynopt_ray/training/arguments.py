@@ -2,18 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
 
 from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError
 from dynopt_ray.schedules import Schedule, linear
-from dynopt_ray.structure.optimizer_state import check_optimizer
+from dynopt_ray.structure import check_optimizer
 from dynopt_ray.tasks import Task
-from dynopt_ray.training.numbers import share, whole
-from dynopt_ray.training.regrowth import Regrowth
-from dynopt_ray.training.targets import Budget, Fraction, Target, Threshold
 
 
 def check_task(caller: str, task: object) -> None:
@@ -29,25 +25,6 @@ def check_task(caller: str, task: object) -> None:
         )
 
 
-def check_fractions(fractions: object) -> list[float]:
-    """Shares to remove, in rising order, each once.
-
-    Raises:
-        TypeError: no numbers.
-        ValueError: none, or one that is not in (0, 1).
-    """
-    if isinstance(fractions, str | Mapping) or not isinstance(fractions, Iterable):
-        raise TypeError(
-            f"sensitivity: fractions is {fractions!r}; pass numbers such as (0.25, 0.5)"
-        )
-    checked = []
-    for fraction in fractions:
-        checked.append(share("sensitivity: one of fractions", fraction))
-    if not checked:
-        raise ValueError("sensitivity: fractions is empty; give at least one, such as 0.5")
-    return sorted(set(checked))
-
-
 def check_callable(name: str, value: object, wanted: str) -> None:
     """Refuse what is neither None nor can be called.
 
@@ -56,89 +33,6 @@ def check_callable(name: str, value: object, wanted: str) -> None:
     """
     if value is not None and not callable(value):
         raise TypeError(f"{name} is {value!r}; pass {wanted}")
-
-
-def check_prune_target(target: object, *, granularity: str, recovery: object) -> Target:
-    """The target, once it is known to be one.
-
-    Raises:
-        TypeError: no target.
-        EditError: widths as the target, and something that does not go with them.
-    """
-    if not isinstance(target, Budget | Fraction | Threshold | Mapping):
-        raise TypeError(
-            f"prune: target is {target!r}; pass Budget(flops=0.5), Fraction(remove=0.5), "
-            "Threshold(0.01) or {'0': 16}"
-        )
-    if not isinstance(target, Mapping):
-        return target
-    if granularity != "unit":
-        raise EditError(
-            f"prune: the target gives widths, which granularity={granularity!r} leaves as they "
-            "are; use granularity='unit', or another target"
-        )
-    if recovery is not None:
-        raise EditError(
-            "prune: a recovery gives units back wherever that helps most, but the target says "
-            "how many each group keeps; pass recovery=None, or another target"
-        )
-    return target
-
-
-def check_grow_target(target: object) -> None:
-    """Refuse what `grow` cannot aim at.
-
-    Raises:
-        TypeError: neither a budget nor a mapping.
-    """
-    if not isinstance(target, Budget | Mapping):
-        raise TypeError(f"grow: target is {target!r}; pass Budget(params=2.0) or {{'0': 64}}")
-
-
-def check_limits(budget: object) -> None:
-    """Refuse a budget that widths alone do not tell the costs of.
-
-    Raises:
-        TypeError: no budget.
-        ValueError: a limit on non-zero weights.
-    """
-    if not isinstance(budget, Budget):
-        raise TypeError(f"allocate: budget is {budget!r}; pass Budget(flops=0.5)")
-    if budget.nonzero is not None:
-        raise ValueError(
-            f"allocate: {budget!r} limits nonzero, which depends on the units that stay and not "
-            "on widths alone; limit params"
-        )
-
-
-def check_recovery(recovery: object) -> None:
-    """Refuse what gives nothing back, a recovery's class among it.
-
-    Raises:
-        TypeError: no recovery.
-    """
-    fits = callable(recovery) and hasattr(recovery, "share") and not isinstance(recovery, type)
-    if not (recovery is None or isinstance(recovery, Regrowth) or fits):
-        raise TypeError(
-            f"prune: recovery is {recovery!r}; pass Random(), Greedy(), Regrowth() or None"
-        )
-
-
-def check_min_widths(min_widths: object, *, caller: str = "prune") -> None:
-    """Refuse least widths that are no mapping to counts.
-
-    Raises:
-        TypeError: that.
-        ValueError: a negative width.
-    """
-    if min_widths is None:
-        return
-    if not isinstance(min_widths, Mapping):
-        raise TypeError(
-            f"{caller}: min_widths is {min_widths!r}; pass a mapping such as {{'0': 4}}"
-        )
-    for name, width in min_widths.items():
-        whole(f"{caller}: min_widths: {name!r}", width, least=0)
 
 
 def check_follows(optimizer: Optimizer | None, model: nn.Module, *, trains: bool) -> None:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from dynopt_envs.config import BackendKind, episode_config
 from dynopt_envs.episodes import Episodes, make_episodes
-from dynopt_ray.policies.actions import Action
-from dynopt_ray.policies.observation import FEATURES, LIMIT
+from dynopt_ray.policies import FEATURES, LIMIT, Action
 from dynopt_ray.tasks import Task
 
 Seen = dict[str, NDArray[Any]]

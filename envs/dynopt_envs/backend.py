@@ -7,8 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dynopt_ray.policies.actions import IntArray
-from dynopt_ray.policies.reading import FloatArray, Reading
+from dynopt_ray.policies import FloatArray, IntArray, Reading
 
 
 @dataclass(frozen=True, eq=False)

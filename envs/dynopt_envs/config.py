@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from dynopt_ray.errors import SpecError, UnknownNameError, did_you_mean
-from dynopt_ray.policies.actions import ActionSet
-from dynopt_ray.policies.utility import COST_KINDS, CostKind
+from dynopt_ray.policies import COST_KINDS, ActionSet, CostKind
 
 RewardKind = Literal["gain", "level"]
 BackendKind = Literal["auto", "population", "module"]

@@ -13,10 +13,19 @@ from dynopt_envs.config import COST_WEIGHTS, BackendKind, EpisodeConfig
 from dynopt_envs.module_backend import ModuleBackend
 from dynopt_envs.population_backend import PopulationBackend, why_not_stacked
 from dynopt_ray.errors import EditError, UnknownNameError
-from dynopt_ray.policies.actions import Action, ActionMask, IntArray, action_mask
-from dynopt_ray.policies.observation import Observation, Progress, observe
-from dynopt_ray.policies.reading import FloatArray, Reading
-from dynopt_ray.policies.utility import COST_KINDS, utility
+from dynopt_ray.policies import (
+    COST_KINDS,
+    Action,
+    ActionMask,
+    FloatArray,
+    IntArray,
+    Observation,
+    Progress,
+    Reading,
+    action_mask,
+    observe,
+    utility,
+)
 from dynopt_ray.tasks import Task, load_task
 
 BoolArray = NDArray[np.bool_]

@@ -14,13 +14,19 @@ from torch.optim import SGD
 from dynopt_envs.backend import Measured
 from dynopt_envs.config import EpisodeConfig, StartConfig
 from dynopt_ray.errors import DataError, TraceError
-from dynopt_ray.policies.actions import Action, IntArray
-from dynopt_ray.policies.data import compensation_inputs, num_training_rows
-from dynopt_ray.policies.graphs import plan_action, read_graph
-from dynopt_ray.policies.reading import Reading, stack_readings
+from dynopt_ray.policies import (
+    Action,
+    IntArray,
+    Reading,
+    compensation_inputs,
+    num_training_rows,
+    plan_action,
+    read_graph,
+    stack_readings,
+)
 from dynopt_ray.structure import Cost, Graph, Mask, trace
 from dynopt_ray.tasks import Metrics, Task
-from dynopt_ray.training.seeding import seeded
+from dynopt_ray.training import seeded
 
 
 @dataclass(eq=False)

@@ -15,10 +15,17 @@ from torch import Tensor
 from dynopt_envs.backend import Measured
 from dynopt_envs.config import EpisodeConfig, StartConfig
 from dynopt_ray.errors import DataError
-from dynopt_ray.policies.actions import Action, IntArray
-from dynopt_ray.policies.data import NUM_COMPENSATION_ROWS
-from dynopt_ray.policies.reading import FloatArray, Reading
-from dynopt_ray.policies.unit_scores import lowest, pruned, scores_of, summarise
+from dynopt_ray.policies import (
+    NUM_COMPENSATION_ROWS,
+    Action,
+    FloatArray,
+    IntArray,
+    Reading,
+    lowest,
+    pruned,
+    scores_of,
+    summarise,
+)
 from dynopt_ray.population import (
     Population,
     PopulationMetrics,

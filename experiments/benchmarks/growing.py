@@ -19,8 +19,7 @@ from torch import nn
 from dynopt_ray.schedules import cosine
 from dynopt_ray.structure import measure
 from dynopt_ray.tasks import Task, load_task
-from dynopt_ray.training import Budget, Retraining, grow
-from dynopt_ray.training.growth_plan import GrowthCriterion, GrowthInit
+from dynopt_ray.training import Budget, GrowthCriterion, GrowthInit, Retraining, grow
 from experiments.benchmarks.cases import Row, accuracy, epoch, spread, told, train
 
 SEEDS = (0, 1, 2)

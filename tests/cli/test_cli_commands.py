@@ -122,7 +122,7 @@ def test_unforeseen_errors_end_with_1_and_name_the_log(monkeypatch: pytest.Monke
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("dynopt_ray.runs.runners.prune.figures", broken)
+    monkeypatch.setattr("dynopt_ray.runs.kinds.prune.runner.figures", broken)
     result = runner.invoke(app, ["run", "p.yaml", "--out", "x"])
     assert result.exit_code == 1
     assert result.stderr == "error: ZeroDivisionError: by zero (traceback in x/log.txt)\n"

@@ -149,12 +149,12 @@ def test_sigterm_while_ray_starts(tmp_path: Path) -> None:
 def test_an_interrupt_while_python_ends_changes_nothing(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
-        "import dynopt_ray.runs.kinds as kinds\n"
+        "import dynopt_ray.runs as runs\n"
         "from dynopt_ray.cli import main\n"
         "class Late:\n"
         "    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, 2)\n"
         "late = Late()\n"
-        "kinds.prepare = lambda spec: os.kill(os.getpid(), signal.SIGINT)\n"
+        "runs.prepare = lambda spec: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.argv = ['dynopt', 'run', 'prune']\n"
         "main()"
     )
@@ -223,9 +223,9 @@ def started(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
 
 def test_ctrl_c_before_a_run_begins(tmp_path: Path) -> None:
     code = (
-        "import dynopt_ray.runs.kinds as kinds, dynopt_ray.cli as cli\n"
+        "import dynopt_ray.runs as runs, dynopt_ray.cli as cli\n"
         "def prepare(spec): raise KeyboardInterrupt\n"
-        "kinds.prepare = prepare\n"
+        "runs.prepare = prepare\n"
         "cli.app(['run', 'prune'])"
     )
     done = subprocess.run(

@@ -13,8 +13,9 @@ import torch
 from ray.exceptions import ActorUnavailableError
 from torch import nn
 
-from dynopt_ray.cluster import RemoteLearner, remote
-from dynopt_ray.cluster.learner import LearnerActor
+from dynopt_ray.cluster import RemoteLearner
+from dynopt_ray.cluster.learners import handle as remote
+from dynopt_ray.cluster.learners.actor import LearnerActor
 from dynopt_ray.errors import DataError, LearnerError
 from dynopt_ray.online import OnlineLearner
 

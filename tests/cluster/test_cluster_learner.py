@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dynopt_ray.cluster import RemoteLearner, session
-from dynopt_ray.cluster.learner import LearnerActor
+from dynopt_ray.cluster.learners.actor import LearnerActor
 from dynopt_ray.errors import ClusterError, DataError, LearnerError
 from dynopt_ray.online import DurableLearner, Guard, OnlineLearner
 from dynopt_ray.storage import read_state, write_state

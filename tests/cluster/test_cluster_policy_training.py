@@ -10,14 +10,14 @@ import torch
 from gymnasium import spaces
 from ray.rllib.core.columns import Columns
 
-from dynopt_ray.cluster import PolicySettings, train_policy
-from dynopt_ray.cluster.policy_training import PolicyProgress
+from dynopt_ray.cluster import PolicyProgress, train_policy
 from dynopt_ray.cluster.policy_training.module import MaskedDuelingModule, exported_network
 from dynopt_ray.errors import CheckpointError, DataError
 from dynopt_ray.policies import (
     Action,
     ConstantPolicy,
     DQNPolicy,
+    DQNSettings,
     RandomPolicy,
     evaluate_policy,
 )
@@ -145,7 +145,7 @@ def test_environments_without_masks_are_refused() -> None:
 
 
 def test_epsilon_falls_to_its_end() -> None:
-    settings = PolicySettings(num_steps=1_000, epsilon=0.1, epsilon_fraction=0.5)
+    settings = DQNSettings(num_steps=1_000, epsilon=0.1, epsilon_fraction=0.5)
     found = [settings.epsilon_at(n) for n in (0, 250, 500, 1_000)]
     assert found == pytest.approx([1.0, 0.55, 0.1, 0.1])
 

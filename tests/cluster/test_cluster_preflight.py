@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from dynopt_ray.cluster.authentication import make_token
-from dynopt_ray.cluster.preflight import Need, Node, check_disk, check_nodes, this_machine
-from dynopt_ray.cluster.processes import Process, end, ray_processes
+from dynopt_ray.cluster.sessions.authentication import make_token
+from dynopt_ray.cluster.sessions.preflight import Need, Node, check_disk, check_nodes, this_machine
+from dynopt_ray.cluster.sessions.processes import Process, end, ray_processes
 from dynopt_ray.errors import ClusterError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dynopt_ray.cluster import session
-from dynopt_ray.cluster.processes import Process
+from dynopt_ray.cluster.sessions.processes import Process
 from dynopt_ray.errors import ClusterError
 from tests.processes import hears_ctrl_c
 
@@ -23,7 +23,7 @@ import json, os, sys, time
 from pathlib import Path
 import ray
 from dynopt_ray.cluster import session
-from dynopt_ray.cluster.processes import ray_processes
+from dynopt_ray.cluster.sessions.processes import ray_processes
 from dynopt_ray.errors import ClusterError
 
 def tell(**facts):

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from dynopt_ray.cluster.search import search
-from dynopt_ray.cluster.trials import BestNetwork, Measurement, TrialLog, pareto_front
+from dynopt_ray.cluster.searching.driver import search
+from dynopt_ray.cluster.searching.log import TrialLog
+from dynopt_ray.cluster.searching.result import BestNetwork, pareto_front
+from dynopt_ray.cluster.searching.trial import Measurement
 from dynopt_ray.errors import DivergedError, SearchError, SpecError, UnknownNameError
 
 OPTIMUM = 0.3

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dynopt_ray.cluster.prune_trial import PruneTrial
-from dynopt_ray.cluster.search import search
+from dynopt_ray.cluster.searching.driver import search
+from dynopt_ray.cluster.searching.prune_trial import PruneTrial
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import Cost, measure
 from dynopt_ray.tasks import Task, load_task
-from dynopt_ray.training.networks import loaded_network, network_bytes
+from dynopt_ray.training.loop.stored_networks import loaded_network, network_bytes
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import ray
 import torch
 
 from dynopt_ray.cluster import session
-from dynopt_ray.cluster.search import search
-from dynopt_ray.cluster.trials import Measurement, TrialLog
+from dynopt_ray.cluster.searching.driver import search
+from dynopt_ray.cluster.searching.log import TrialLog
+from dynopt_ray.cluster.searching.trial import Measurement
 from dynopt_ray.errors import ClusterError
 
 pytestmark = pytest.mark.ray

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynopt_ray.cluster.space import Choice, Range, Space
+from dynopt_ray.cluster.searching.space import Choice, Range, Space
 from dynopt_ray.errors import SpecError
 
 NAN = float("nan")

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynopt_ray.criteria import sample_gradients, unit_scores, weight_scores
-from dynopt_ray.criteria.activation import activation
-from dynopt_ray.criteria.batchnorm_scale import batchnorm_scale
-from dynopt_ray.criteria.gradient import gradient
-from dynopt_ray.criteria.lamp import lamp
-from dynopt_ray.criteria.reconstruction import reconstruction
+from dynopt_ray.criteria.activation_energy import activation
+from dynopt_ray.criteria.batchnorm_scales import batchnorm_scale
+from dynopt_ray.criteria.gradient_sizes import gradient
+from dynopt_ray.criteria.lamp_scores import lamp
+from dynopt_ray.criteria.reconstruction_errors import reconstruction
 from dynopt_ray.errors import CriterionError, MissingGradientError, UnknownNameError
 from dynopt_ray.structure import Shrink, trace
 from tests.criteria.test_criteria_values import X, Y, convolutions, two_layers, values

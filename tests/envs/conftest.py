@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynopt_ray.tasks import Task
-from dynopt_ray.tasks.models import mlp, vgg
+from dynopt_ray.tasks.builtin.models import mlp, vgg
 
 QUICK: dict[str, Any] = {"num_starts": 3, "start_steps": 30, "train_steps": 4, "horizon": 6}
 

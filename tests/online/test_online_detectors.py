@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 
 from dynopt_ray import plugins
-from dynopt_ray.online.detectors import Detector, Replayed, build_detector, kswin
+from dynopt_ray.online.drift.detectors import Detector, Replayed, build_detector, kswin
 
 NAMES = ["adwin", "ddm", "hddm_a", "hddm_w", "kswin", "page_hinkley"]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from dynopt_ray.errors import CheckpointError, DataError, DivergedError, LearnerError
 from dynopt_ray.online import DurableLearner, Guard, LearnResult, OnlineLearner
-from dynopt_ray.online.durable import Event
+from dynopt_ray.online.durable.durable_learner import Event
 from dynopt_ray.storage import write_state
 
 

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from dynopt_ray.online import ArrayStream, Drift, Guard, OnlineLearner, evaluate
-from dynopt_ray.online.guard import Restore
+from dynopt_ray.online.learner.guard import Restore
 
 
 class Scalar(nn.Module):

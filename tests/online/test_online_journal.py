@@ -193,7 +193,7 @@ def test_events_are_refused_until_a_failed_restart_is_on_disk(
 
     with Journal(tmp_path / "j") as journal:
         with monkeypatch.context() as patch:
-            for module in ("storage", "online.journal"):
+            for module in ("storage", "online.durable.journal"):
                 patch.setattr(f"dynopt_ray.{module}.sync_directory", fail)
             with pytest.raises(CheckpointError, match="Input/output error"):
                 journal.restart(5)

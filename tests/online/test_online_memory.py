@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dynopt_ray.online.memory import Memory
+from dynopt_ray.online.learner.recent_events import Memory
 
 
 @pytest.mark.parametrize("batches", [[1] * 30, [3, 1, 7, 2, 9, 5, 5, 1, 20, 2], [8] * 5, [4, 4]])

@@ -8,7 +8,7 @@ from torch import nn
 from dynopt_ray import plugins
 from dynopt_ray.errors import LearnerError
 from dynopt_ray.online import OnlineLearner, RaiseRate, Reaction, Replay, Widen, load, save
-from dynopt_ray.online.reactions import build_reactions
+from dynopt_ray.online.drift.reaction import build_reactions
 from dynopt_ray.schedules import constant
 from dynopt_ray.structure import Mask, Shrink, trace
 

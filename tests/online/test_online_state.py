@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import CheckpointError
 from dynopt_ray.online import Guard, OnlineLearner, RaiseRate, Replay, Replayed, load, save
-from dynopt_ray.online.detectors import adwin
+from dynopt_ray.online.drift.detectors import adwin
 from dynopt_ray.schedules import constant
 from dynopt_ray.structure import Grow, Mask, trace
-from dynopt_ray.structure.masks import masked_parameters
+from dynopt_ray.structure.preserve.masks import masked_parameters
 from tests.online.learners import events, learner, network, state_bytes
 
 

@@ -22,7 +22,7 @@ from dynopt_ray.policies import (
     UselessShrinking,
     adapt,
 )
-from dynopt_ray.policies.actions import ActionMask
+from dynopt_ray.policies.arrays import ActionMask
 from dynopt_ray.policies.observation import Observation
 from dynopt_ray.structure import trace
 from dynopt_ray.tasks import Task, load_task

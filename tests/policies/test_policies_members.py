@@ -23,8 +23,8 @@ from dynopt_ray.policies import (
     StalledGrowth,
     UselessShrinking,
 )
-from dynopt_ray.policies.dqn import masked_q
-from dynopt_ray.policies.qtable import DEFAULT_EDGES
+from dynopt_ray.policies.learned.dqn import masked_q
+from dynopt_ray.policies.learned.qtable import DEFAULT_EDGES
 from dynopt_ray.testing import check_rule
 
 NUM_ACTIONS = len(Action)

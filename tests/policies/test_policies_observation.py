@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from dynopt_ray.policies.actions import Action, ActionSet
-from dynopt_ray.policies.graphs import plan_action, read_graph
+from dynopt_ray.policies.descriptors import Reading
+from dynopt_ray.policies.networks import plan_action, read_graph
 from dynopt_ray.policies.observation import FEATURES, LIMIT, Progress, observe
-from dynopt_ray.policies.reading import Reading
 from dynopt_ray.policies.unit_scores import lowest, pruned, scores_of, summarise
 from dynopt_ray.structure import Graph, Grow, Mask, Shrink, trace
 

@@ -9,11 +9,11 @@ from torch.optim import SGD
 
 from dynopt_ray.errors import EditError
 from dynopt_ray.population import Population, batch_rows, grow, shrink, train_steps
-from dynopt_ray.population.train import forward
+from dynopt_ray.population.steps import forward
 from dynopt_ray.structure import Edit, Graph, Grow, Mask, Shrink, trace
 from dynopt_ray.tasks import Task
-from dynopt_ray.tasks.models import mlp
-from dynopt_ray.training.seeding import seeded
+from dynopt_ray.tasks.builtin.models import mlp
+from dynopt_ray.training.loop.seeding import seeded
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(80, 6, generator=GENERATOR)

@@ -10,10 +10,10 @@ from torch.optim import SGD
 
 from dynopt_ray.errors import DivergedError, EditError
 from dynopt_ray.population import Population, batch_rows, evaluate, mlp_layout, train_steps
-from dynopt_ray.population.train import forward
+from dynopt_ray.population.steps import forward
 from dynopt_ray.structure import Mask, trace
 from dynopt_ray.tasks import Task, batch_indices
-from dynopt_ray.tasks.models import mlp
+from dynopt_ray.tasks.builtin.models import mlp
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(61, 6, generator=GENERATOR)

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dynopt_ray.cluster.trials import flat_config
-from dynopt_ray.runs.by_setting import by_setting
-from dynopt_ray.runs.charts import CHARTS, figure
+from dynopt_ray.cluster.searching.result import flat_config
+from dynopt_ray.runs.report.charts import CHARTS, figure
+from dynopt_ray.runs.report.settings_table import by_setting
 
 COSINE = {"name": "cosine", "initial": 0.1}
 SEQUENCE = {"name": "sequence", "milestones": [5, 9], "schedule": COSINE}

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from dynopt_ray.errors import RunError
-from dynopt_ray.runs.charts import CHARTS, figure
 from dynopt_ray.runs.directory import RunDirectory
-from dynopt_ray.runs.page import number, table
-from dynopt_ray.runs.report import write_comparison, write_report
-from dynopt_ray.runs.svg import to_svg
+from dynopt_ray.runs.report.charts import CHARTS, figure
+from dynopt_ray.runs.report.html import number, table
+from dynopt_ray.runs.report.report import write_comparison, write_report
+from dynopt_ray.runs.report.svg import to_svg
 
 TABLES: dict[str, pd.DataFrame] = {
     "results": pd.DataFrame(

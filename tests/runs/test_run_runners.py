@@ -12,12 +12,12 @@ from dynopt_ray.policies import DQNPolicy, DuelingNetwork
 from dynopt_ray.policies.actions import Action
 from dynopt_ray.policies.observation import FEATURES
 from dynopt_ray.runs.directory import RunDirectory
-from dynopt_ray.runs.kinds import prepare
+from dynopt_ray.runs.kinds.registry import prepare
 from dynopt_ray.runs.loading import check_spec, spec_text
 from dynopt_ray.runs.progress import Silent
 from dynopt_ray.runs.run import Run, carry_out
 from dynopt_ray.tasks import load_task
-from dynopt_ray.training.networks import loaded_network
+from dynopt_ray.training.loop.stored_networks import loaded_network
 
 TASK = {"name": "digits-mlp", "hidden": [24]}
 BASE: dict[str, Any] = {

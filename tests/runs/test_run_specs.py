@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from dynopt_ray.errors import SpecError
-from dynopt_ray.runs.kinds import KINDS
+from dynopt_ray.runs import PolicySettings, PruneSpec
+from dynopt_ray.runs.kinds.registry import KINDS
 from dynopt_ray.runs.loading import check_spec, find, load_spec, packaged, spec_text
-from dynopt_ray.runs.overrides import with_overrides
-from dynopt_ray.runs.specs import PolicySettings, PruneSpec
-from dynopt_ray.runs.yaml_text import parse
+from dynopt_ray.runs.spec.overrides import with_overrides
+from dynopt_ray.runs.spec.yaml_text import parse
 
 ROOT = Path(__file__).parents[2]
 PRUNE: dict[str, Any] = {
@@ -60,7 +60,7 @@ def test_defaults_are_in_the_resolved_spec() -> None:
 
 
 def test_policy_settings_are_those_of_training() -> None:
-    from dynopt_ray.cluster.policy_training import PolicySettings as Training
+    from dynopt_ray.policies import DQNSettings as Training
 
     defaults = Training()
     fields = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(Training)}

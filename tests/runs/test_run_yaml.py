@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynopt_ray.errors import SpecError
-from dynopt_ray.runs.yaml_text import dump, parse
+from dynopt_ray.runs.spec.yaml_text import dump, parse
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

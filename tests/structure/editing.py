@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynopt_ray.structure import (
-    Edit,
-    Graph,
-    Grow,
-    Shrink,
-    history_of,
-    mask_of,
-    trace,
-)
-from dynopt_ray.structure.torch_state import TorchState
+from dynopt_ray.structure import Edit, Graph, Grow, Shrink, history_of, mask_of, trace
+from dynopt_ray.structure.preserve.torch_state import TorchState
 from tests.structure.zoo import trained
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {

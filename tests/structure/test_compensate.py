@@ -253,7 +253,7 @@ def test_bad_batches_are_refused_and_nothing_changes(batches: Any, message: str)
 def test_what_is_kept_at_once_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
     for most_bytes in (2**28, 1):
-        monkeypatch.setattr("dynopt_ray.structure.compensate._MOST_BYTES", most_bytes)
+        monkeypatch.setattr("dynopt_ray.structure.refit.compensation._MOST_BYTES", most_bytes)
         model, inputs = trained("resnet")
         graph = trace(model, inputs)
         graph.apply(halve(graph), compensate=[inputs, *torch.split(inputs, 3)])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.structure import Cost, Grow, Mask, Shrink, fit_latency, measure, trace
-from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure.tracing.forward import Inputs
 from tests.structure.zoo import NETWORKS, trained
 
 

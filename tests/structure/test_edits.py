@@ -8,13 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynopt_ray.structure import (
-    Grow,
-    Mask,
-    Shrink,
-    mask_of,
-    trace,
-)
+from dynopt_ray.structure import Grow, Mask, Shrink, mask_of, trace
 from tests.structure.editing import (
     every_second,
     silence,

@@ -10,15 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError, UnknownNameError
-from dynopt_ray.structure import (
-    Edit,
-    Grow,
-    Mask,
-    Shrink,
-    plan_from_json,
-    plan_to_json,
-    trace,
-)
+from dynopt_ray.structure import Edit, Grow, Mask, Shrink, plan_from_json, plan_to_json, trace
 from tests.structure.editing import assert_same, everything, step
 from tests.structure.zoo import trained
 

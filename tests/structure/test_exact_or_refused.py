@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure import Grow, Shrink, trace
-from dynopt_ray.structure.edits import Init
+from dynopt_ray.structure.plans.edits import Init
 
 
 class Middle(nn.Module):

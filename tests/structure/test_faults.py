@@ -30,9 +30,9 @@ from dynopt_ray.structure import (
     save,
     trace,
 )
-from dynopt_ray.structure.observe import Observer
-from dynopt_ray.structure.torch_state import TorchState, function_modes, pop_function_mode
-from dynopt_ray.structure.transaction import Transaction
+from dynopt_ray.structure.preserve.torch_state import TorchState, function_modes, pop_function_mode
+from dynopt_ray.structure.preserve.transaction import Transaction
+from dynopt_ray.structure.refit.observers import Observer
 from tests.structure.editing import assert_same, everything, step
 from tests.structure.test_depth import prepared
 from tests.structure.zoo import trained

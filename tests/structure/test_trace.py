@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError, TraceError, UnknownNameError
 from dynopt_ray.structure import Grow, Shrink, trace
-from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure.tracing.forward import Inputs
 from tests.structure.zoo import NETWORKS, Attention, Sizes, trained
 
 

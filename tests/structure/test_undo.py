@@ -10,14 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure import (
-    Edit,
-    Grow,
-    Mask,
-    Shrink,
-    measure,
-    trace,
-)
+from dynopt_ray.structure import Edit, Grow, Mask, Shrink, measure, trace
 from tests.structure.editing import assert_same, every_second, everything, plans, step
 from tests.structure.zoo import NETWORKS, trained
 

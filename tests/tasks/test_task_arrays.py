@@ -11,7 +11,7 @@ from torch import nn
 
 from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.tasks import Task
-from dynopt_ray.tasks.models import mlp_factory
+from dynopt_ray.tasks.builtin.models import mlp_factory
 
 X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
 Y = np.arange(20) % 2

@@ -21,7 +21,8 @@ from dynopt_ray.criteria import unit_scores
 from dynopt_ray.errors import DataError, PluginError, SpecError, UnknownNameError
 from dynopt_ray.schedules import cosine
 from dynopt_ray.structure import trace
-from dynopt_ray.tasks import Task, fashion_mnist, load_task
+from dynopt_ray.tasks import Task, load_task
+from dynopt_ray.tasks.builtin import fashion_mnist
 from dynopt_ray.testing import check_task
 
 debian = pytest.mark.skipif(

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dynopt_ray.errors import DataError
-from dynopt_ray.tasks.idx import read_idx
+from dynopt_ray.tasks.builtin.idx import read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dynopt_ray.errors import DataError
 from dynopt_ray.tasks import Task
-from dynopt_ray.tasks.models import mlp_factory
+from dynopt_ray.tasks.builtin.models import mlp_factory
 
 X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

@@ -10,8 +10,8 @@ import torch
 
 from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.tasks import Task
-from dynopt_ray.tasks.table_encoder import fit_encoder
-from dynopt_ray.tasks.tabular import tabular
+from dynopt_ray.tasks.builtin.table_encoder import fit_encoder
+from dynopt_ray.tasks.builtin.tabular import tabular
 
 
 def flats(num_rows: int = 100) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from torch.optim import SGD
 from dynopt_ray.errors import DataError, DivergedError
 from dynopt_ray.schedules import exponential, to_torch
 from dynopt_ray.tasks import Metrics, Task, load_task
-from dynopt_ray.tasks.models import mlp_factory
+from dynopt_ray.tasks.builtin.models import mlp_factory
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(53, 4, generator=GENERATOR)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynopt_ray import plugins
-from dynopt_ray.online import OnlineLearner
+from dynopt_ray.online import ReactingLearner
 from dynopt_ray.testing import check_reaction
 
 NAMES = [p.name for p in plugins.plugins("reactions") if p.source == "built in"]
@@ -21,11 +21,11 @@ class Reacting:
     def memory(self) -> int:
         return 0
 
-    def prepare(self, learner: OnlineLearner) -> None:
+    def prepare(self, learner: ReactingLearner, /) -> None:
         pass
 
     @torch.no_grad()
-    def __call__(self, learner: OnlineLearner, *, drift: bool) -> None:
+    def __call__(self, learner: ReactingLearner, *, drift: bool) -> None:
         first = next(learner.model.parameters())
         if drift:
             self.left = 10

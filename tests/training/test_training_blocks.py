@@ -10,7 +10,7 @@ from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.structure import Mask, trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Fraction, Random, prune
-from dynopt_ray.training.blocks import Pattern
+from dynopt_ray.training.pruning.patterns import Pattern
 
 
 def num_nonzero_per_block(weight: Tensor, of: int, dim: int = 1) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 
 from dynopt_ray.errors import CheckpointError
 from dynopt_ray.tasks import Task
-from dynopt_ray.training.networks import loaded_network, network_bytes, restored
+from dynopt_ray.training.loop.stored_networks import loaded_network, network_bytes, restored
 
 
 def test_networks_survive_the_journey(blobs: Task) -> None:
@@ -19,6 +19,6 @@ def test_networks_survive_the_journey(blobs: Task) -> None:
 
 
 def test_ray_is_not_needed() -> None:
-    code = "import sys, dynopt_ray.training.networks; print('ray' in sys.modules)"
+    code = "import sys, dynopt_ray.training.loop.stored_networks; print('ray' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

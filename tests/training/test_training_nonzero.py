@@ -10,7 +10,7 @@ from torch import nn
 from dynopt_ray.structure import trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Budget, Fraction, Greedy, Retraining, prune
-from dynopt_ray.training.nonzero import NonzeroCount
+from dynopt_ray.training.budgets.nonzero import NonzeroCount
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
 

@@ -7,8 +7,9 @@ from dynopt_ray.errors import SpecError
 from dynopt_ray.schedules import constant
 from dynopt_ray.structure import Mask, mask_of, trace
 from dynopt_ray.tasks import Task
-from dynopt_ray.training.config import OPTIMIZERS, Rate, make_optimizer, make_rate
-from dynopt_ray.training.parts import trained_in_parts
+from dynopt_ray.training.optimizers import OPTIMIZERS, make_optimizer
+from dynopt_ray.training.rates.config import Rate, make_rate
+from dynopt_ray.training.retraining.measured_parts import trained_in_parts
 
 POPULATION = {"name": "population", "initial": 0.1, "num_members": 3, "spread": 10.0, "seed": 4}
 

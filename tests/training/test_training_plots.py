@@ -57,6 +57,6 @@ def test_what_is_no_table_of_curves_is_not_drawn() -> None:
 
 
 def test_the_example_in_the_docstring_runs() -> None:
-    results = doctest.testmod(importlib.import_module("dynopt_ray.training.plots"))
+    results = doctest.testmod(importlib.import_module("dynopt_ray.training.allocation.plots"))
     assert results.attempted
     assert not results.failed

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from dynopt_ray.structure import Mask, mask_of, trace
-from dynopt_ray.training.rates import Population
+from dynopt_ray.training import Population
 
 
 def population(

@@ -15,15 +15,7 @@ from dynopt_ray.errors import BudgetError, DivergedError, EditError
 from dynopt_ray.schedules import constant, cosine, polynomial
 from dynopt_ray.structure import Mask, mask_of, measure, trace
 from dynopt_ray.tasks import Batch, Inputs, Metrics, Split, Task, load_task
-from dynopt_ray.training import (
-    Budget,
-    Fraction,
-    Random,
-    Regrowth,
-    Retraining,
-    Threshold,
-    prune,
-)
+from dynopt_ray.training import Budget, Fraction, Random, Regrowth, Retraining, Threshold, prune
 from tests.training.planted import USEFUL, Fixed
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
@@ -255,7 +247,7 @@ def test_a_latency_budget_is_met_by_measuring(
     def timed(model: nn.Module, inputs: Inputs) -> float:
         return measure(model, inputs).params / 100  # a clock that no other process disturbs
 
-    monkeypatch.setattr("dynopt_ray.training.measurement.median_ms", timed)
+    monkeypatch.setattr("dynopt_ray.training.loop.measurement.median_ms", timed)
     model, _ = trained()
     result = prune(model, blobs, target=Budget(latency_ms=0.6, flops=0.7))
     latency, flops = result.history["latency_ms"], result.history["flops"]

@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from dynopt_ray.errors import DivergedError, EditError
 from dynopt_ray.structure import Grow, Mask, Shrink, trace
 from dynopt_ray.tasks import Task, load_task
-from dynopt_ray.training.rates import Cocob, Hypergradient, Plateau, Population, find_rate
+from dynopt_ray.training import Cocob, Hypergradient, Plateau, Population, find_rate
 
 
 def weight(value: float = 0.5) -> nn.Parameter:

@@ -9,17 +9,8 @@ from torch import Tensor
 from dynopt_ray.errors import PluginError
 from dynopt_ray.structure import mask_of
 from dynopt_ray.tasks import Task
-from dynopt_ray.training import (
-    Budget,
-    Cut,
-    Fraction,
-    Greedy,
-    PruneResult,
-    Random,
-    Recovery,
-    prune,
-)
-from dynopt_ray.training.candidates import list_candidates
+from dynopt_ray.training import Budget, Cut, Fraction, Greedy, PruneResult, Random, Recovery, prune
+from dynopt_ray.training.pruning.candidates import list_candidates
 from tests.training.planted import USEFUL, USELESS, Fixed, planted
 
 # Wrong about unit 5: it is useful, and ranked below everything.

@@ -12,8 +12,8 @@ from dynopt_ray.schedules import constant
 from dynopt_ray.structure import Mask, mask_of, trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Budget, Fraction, Regrowth, prune
-from dynopt_ray.training.config import make_recovery
-from dynopt_ray.training.regrowth import regrown
+from dynopt_ray.training.pruning.config import make_recovery
+from dynopt_ray.training.pruning.regrowth import regrown
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
 

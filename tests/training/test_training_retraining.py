@@ -13,7 +13,7 @@ from dynopt_ray.errors import DivergedError
 from dynopt_ray.schedules import constant, linear, sequence, to_torch
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import Budget, Distillation, Plateau, Retraining, grow, prune
-from dynopt_ray.training.rates.hypergradient import hypergradient
+from dynopt_ray.training.rates.hypergradients import hypergradient
 
 
 @pytest.fixture(scope="module")

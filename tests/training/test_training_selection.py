@@ -14,9 +14,9 @@ from dynopt_ray.criteria import Scope
 from dynopt_ray.errors import BudgetError
 from dynopt_ray.structure import Graph, trace
 from dynopt_ray.training import Budget, Costs, Fraction, Threshold
-from dynopt_ray.training.selection import Selection, select
-from dynopt_ray.training.units import UnitPool, unit_pool
-from dynopt_ray.training.weights import weight_pool
+from dynopt_ray.training.pruning.selection import Selection, select
+from dynopt_ray.training.pruning.units import UnitPool, unit_pool
+from dynopt_ray.training.pruning.weights import weight_pool
 
 INPUTS = torch.zeros(2, 1, 8, 8)
 BUDGETS: dict[str, Callable[[float], Budget]] = {

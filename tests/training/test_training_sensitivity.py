@@ -353,6 +353,8 @@ def test_a_network_without_groups_is_refused(blobs: Task) -> None:
 
 
 def test_the_example_in_the_docstring_runs() -> None:
-    results = doctest.testmod(importlib.import_module("dynopt_ray.training.sensitivity"))
+    results = doctest.testmod(
+        importlib.import_module("dynopt_ray.training.allocation.sensitivities")
+    )
     assert results.attempted
     assert not results.failed

@@ -8,10 +8,10 @@ from torch.func import functional_call
 
 from dynopt_ray.criteria import mean_gradients
 from dynopt_ray.structure import Graph, Mask, trace
-from dynopt_ray.structure.forward import named_tensors
+from dynopt_ray.structure.tracing.forward import named_tensors
 from dynopt_ray.training import Costs
-from dynopt_ray.training.units import UnitPool, unit_pool
-from dynopt_ray.training.weights import weight_pool
+from dynopt_ray.training.pruning.units import UnitPool, unit_pool
+from dynopt_ray.training.pruning.weights import weight_pool
 
 
 class Branches(nn.Module):

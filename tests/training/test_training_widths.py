@@ -13,7 +13,7 @@ from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.structure import Shrink, trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Budget, Fraction, Greedy, Random, Target, Threshold, prune
-from dynopt_ray.training.widths import share_of
+from dynopt_ray.training.budgets.widths import share_of
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
 

@@ -1,6 +1,5 @@
 """Training structure policies with RLlib, which stays behind this package."""
 
-from dynopt_ray.cluster.policy_training.settings import PolicySettings
-from dynopt_ray.cluster.policy_training.train import PolicyProgress, train_policy
+import lazy_loader
 
-__all__ = ["PolicyProgress", "PolicySettings", "train_policy"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -23,7 +23,7 @@ from ray.rllib.utils.metrics import (
 
 from dynopt_ray.cluster.policy_training.module import MaskedDuelingModule
 from dynopt_ray.cluster.policy_training.replay import PrioritizedReplay, Step
-from dynopt_ray.cluster.policy_training.settings import PolicySettings
+from dynopt_ray.policies import DQNSettings
 
 REGISTERED_NAME = "dynopt-policy-environment"
 REMOTE_TIMEOUT_S = 600.0
@@ -46,7 +46,7 @@ class StructureDQN(DQN):
     """
 
     replay: PrioritizedReplay
-    settings: PolicySettings
+    settings: DQNSettings
     env_runner_group: Any
     learner_group: Any
     metrics: Any
@@ -166,7 +166,7 @@ class StructureDQN(DQN):
             value += (online[name] - value) / max(1.0, window)
 
 
-def algorithm_config(settings: PolicySettings) -> DQNConfig:
+def algorithm_config(settings: DQNSettings) -> DQNConfig:
     """RLlib's configuration of these settings, for the registered environment."""
     rate = settings.learning_rate
     config: Any = DQNConfig

@@ -8,7 +8,7 @@ from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.core.columns import Columns
 
-from dynopt_ray.policies.dqn import DuelingNetwork, dueling, masked_q
+from dynopt_ray.policies import DuelingNetwork, dueling, masked_q
 
 
 class MaskedDuelingModule(DefaultDQNTorchRLModule):

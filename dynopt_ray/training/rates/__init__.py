@@ -1,11 +1,12 @@
 """Learning rates that follow what training shows."""
 
 from dynopt_ray.training.rates.cocob import Cocob
+from dynopt_ray.training.rates.config import Rate, make_rate, make_schedule
 from dynopt_ray.training.rates.controller import ControllerFactory, RateController
-from dynopt_ray.training.rates.find_rate import RateRange, find_rate
-from dynopt_ray.training.rates.hypergradient import Hypergradient, hypergradient
+from dynopt_ray.training.rates.hypergradients import Hypergradient, hypergradient
 from dynopt_ray.training.rates.plateau import Plateau
-from dynopt_ray.training.rates.population import Population
+from dynopt_ray.training.rates.population_based import Population, PopulationStart
+from dynopt_ray.training.rates.range_test import RateRange, find_rate
 
 __all__ = [
     "Cocob",
@@ -13,8 +14,12 @@ __all__ = [
     "Hypergradient",
     "Plateau",
     "Population",
+    "PopulationStart",
+    "Rate",
     "RateController",
     "RateRange",
     "find_rate",
     "hypergradient",
+    "make_rate",
+    "make_schedule",
 ]

@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from dynopt_ray.structure.masks import masked_parameters
+from dynopt_ray.structure import masked_parameters
+from dynopt_ray.training.loop import copied, load_optimizer_state, optimizer_state
 from dynopt_ray.training.numbers import not_negative, share, whole
-from dynopt_ray.training.plain_state import copied, load_optimizer_state, optimizer_state
 from dynopt_ray.training.rates.controller import set_rates, shapes
 
 

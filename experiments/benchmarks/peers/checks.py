@@ -20,8 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dynopt_ray.structure import Edit, Graph, Grow, Shrink, history_of, load, save, trace
-from dynopt_ray.structure.forward import Inputs, run
+from dynopt_ray.structure import (
+    Edit,
+    Graph,
+    Grow,
+    Inputs,
+    Shrink,
+    history_of,
+    load,
+    run,
+    save,
+    trace,
+)
 
 Build = Callable[[str], tuple[nn.Module, Inputs]]
 """Makes the network of a name and what it is called with."""

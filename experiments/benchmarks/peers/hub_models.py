@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure import Inputs
 from experiments.benchmarks.peers import transformer_models
 from experiments.benchmarks.peers.checks import print_checked
 

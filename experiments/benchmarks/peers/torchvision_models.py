@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model, list_models
 
-from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure import Inputs
 from experiments.benchmarks.peers.checks import print_checked
 
 SIZES = {"inception_v3": 299}

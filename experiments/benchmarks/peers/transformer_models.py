@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import nn
 
-from dynopt_ray.structure.forward import Inputs
+from dynopt_ray.structure import Inputs
 
 # What most configurations call these sizes, or map to their own names.
 _SIZES: dict[str, Any] = {

@@ -1,0 +1,47 @@
+from .learners import LearnerActor, Prediction, RemoteLearner, Status
+from .policy_training import PolicyProgress, train_policy
+from .searching import (
+    Flat,
+    Measurement,
+    PruneTrial,
+    Range,
+    SearchResult,
+    Space,
+    TrialLog,
+    beginning_with,
+    check_config,
+    count_trials,
+    make_scheduler,
+    make_searcher,
+    pareto_front,
+    rate_range,
+    search,
+)
+from .sessions import Session, check_reachable, session
+
+__all__ = [
+    "Flat",
+    "LearnerActor",
+    "Measurement",
+    "PolicyProgress",
+    "Prediction",
+    "PruneTrial",
+    "Range",
+    "RemoteLearner",
+    "SearchResult",
+    "Session",
+    "Space",
+    "Status",
+    "TrialLog",
+    "beginning_with",
+    "check_config",
+    "check_reachable",
+    "count_trials",
+    "make_scheduler",
+    "make_searcher",
+    "pareto_front",
+    "rate_range",
+    "search",
+    "session",
+    "train_policy",
+]

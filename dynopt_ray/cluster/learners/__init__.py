@@ -1,0 +1,5 @@
+"""Learners as Ray actors: they survive the death of their process with their state."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

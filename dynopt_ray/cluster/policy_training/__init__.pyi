@@ -1,0 +1,6 @@
+from .trainer import PolicyProgress, train_policy
+
+__all__ = [
+    "PolicyProgress",
+    "train_policy",
+]

@@ -1,0 +1,81 @@
+"""Trials one after the other in this process: small jobs need no cluster."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from ray.tune.schedulers import TrialScheduler
+
+from dynopt_ray.cluster.searching.domains import tune_space
+from dynopt_ray.cluster.searching.plan import SearchPlan
+from dynopt_ray.cluster.searching.result import BestNetwork
+from dynopt_ray.cluster.searching.trial import measured
+
+
+def run_locally(plan: SearchPlan) -> tuple[str, bytes] | None:
+    """Run trials with the searcher and scheduler that Tune would use; see `search`.
+
+    A failing trial is recorded and the next one begins.
+
+    Returns:
+        What `BestNetwork` kept.
+    """
+    keeper = BestNetwork()
+    plan.searcher.set_search_properties("utility", "max", tune_space(plan.space))
+    if plan.scheduler is not None:
+        plan.scheduler.set_search_properties("utility", "max")
+    with _one_thread():
+        for number in range(plan.num_trials):
+            _run_trial(plan, keeper, number)
+    return keeper.kept()
+
+
+def _run_trial(plan: SearchPlan, keeper: BestNetwork, number: int) -> None:
+    trial_id, log, scheduler = f"{number:05d}", plan.log, plan.scheduler
+    config = plan.space.decode(plan.searcher.suggest(trial_id) or {})
+    log.start(trial_id, number, config)
+    stand_in: Any = SimpleNamespace(trial_id=trial_id)  # schedulers know a trial by its id alone
+    if scheduler is not None:
+        scheduler.on_trial_add(None, stand_in)  # type: ignore[arg-type]
+
+    def keep(utility: float, cost: float, network: Callable[[], bytes]) -> None:
+        if keeper.wants(utility, cost):
+            keeper.offer(trial_id, utility, cost, network())
+
+    last: dict[str, Any] = {}
+    try:
+        rows = measured(plan.trial, config, plan.cost_weight, keep)
+        for count, row in enumerate(rows, start=1):
+            log.measure(trial_id, row)
+            last = {**row, "training_iteration": count}
+            plan.searcher.on_trial_result(trial_id, last)
+            if scheduler is not None and _stops(scheduler, stand_in, last):
+                break
+    except Exception as error:
+        # Whatever a trial raises ends that trial alone.
+        log.end(trial_id, error=f"{type(error).__name__}: {error}")
+        plan.searcher.on_trial_complete(trial_id, error=True)
+    else:
+        log.end(trial_id)
+        plan.searcher.on_trial_complete(trial_id, last)
+        if scheduler is not None:
+            scheduler.on_trial_complete(None, stand_in, last)  # type: ignore[arg-type]
+    plan.on_end(log)
+
+
+def _stops(scheduler: TrialScheduler, trial: Any, row: dict[str, Any]) -> bool:
+    decision = scheduler.on_trial_result(None, trial, row)  # type: ignore[arg-type]
+    return decision != TrialScheduler.CONTINUE
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a worker, so that the same seed gives the same figures there and here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,106 @@
+"""The log of a search: what trials reported, kept on the driver."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dynopt_ray.errors import SearchError
+
+if TYPE_CHECKING:
+    pass
+from dynopt_ray.cluster.searching.result import BestTrial, SearchResult, flat_config, pareto_front
+from dynopt_ray.cluster.searching.trial import Status
+
+
+@dataclass
+class _Record:
+    number: int
+    config: dict[str, Any]
+    status: Status = "running"
+    last: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+class TrialLog:
+    """Collects what trials say, on the driver."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, _Record] = {}
+        self._history: list[dict[str, Any]] = []
+
+    def start(self, trial_id: str, number: int, config: Mapping[str, Any]) -> None:
+        """A trial begins; `number` counts them in the order in which they were drawn."""
+        self._records[trial_id] = _Record(number, dict(config))
+
+    def measure(self, trial_id: str, row: Mapping[str, Any]) -> None:
+        """A trial says how it is doing."""
+        record = self._records[trial_id]
+        record.last = {name: value for name, value in row.items() if name != "final"}
+        record.status = "finished" if row["final"] else "running"
+        self._history.append({"trial": record.number, **record.last})
+
+    def end(self, trial_id: str, *, error: str | None = None) -> None:
+        """A trial has ended: finished, stopped early or failed."""
+        record = self._records[trial_id]
+        if error is not None:
+            record.status, record.error = "failed", error
+        elif record.status == "running":
+            record.status = "stopped"
+
+    def status(self, trial_id: str) -> Status:
+        """How a trial is or ended."""
+        return self._records[trial_id].status
+
+    @property
+    def best_so_far(self) -> dict[str, Any] | None:
+        """The last measurement of the finished trial with the highest utility."""
+        done = [r.last for r in self._records.values() if r.status == "finished"]
+        return max(done, key=lambda row: (row["utility"], -row["cost"]), default=None)
+
+    def result(self, kept: tuple[str, bytes] | None) -> SearchResult:
+        """The tables.
+
+        Args:
+            kept: what `BestNetwork` kept.
+
+        Raises:
+            SearchError: no trial finished.
+        """
+        import pandas as pd
+
+        records = sorted(self._records.values(), key=lambda record: record.number)
+        done = [r for r in records if r.status == "finished"]
+        if not done:
+            raise SearchError(_nothing_finished(records))
+        best = max(done, key=lambda r: (r.last["utility"], -r.last["cost"], -r.number))
+        network = None
+        if kept is not None and self._records[kept[0]].status == "finished":
+            # Where two trials are equally good, the best is the one whose network was kept.
+            best, network = self._records[kept[0]], kept[1]
+        trials = pd.DataFrame([_trial_row(r) for r in records])
+        finished = trials[trials["status"] == "finished"]
+        return SearchResult(
+            trials=trials,
+            best=BestTrial(
+                best.number, best.config, *(best.last[k] for k in ("accuracy", "cost", "utility"))
+            ),
+            pareto=pareto_front(finished),
+            history=pd.DataFrame(self._history).sort_values("trial", kind="stable"),
+            network=network,
+        )
+
+
+def _trial_row(record: _Record) -> dict[str, Any]:
+    head = {"trial": record.number, "status": record.status}
+    return {**head, **flat_config(record.config), **record.last, "error": record.error}
+
+
+def _nothing_finished(records: list[_Record]) -> str:
+    failed = [r for r in records if r.status == "failed"]
+    if not failed:
+        return f"none of {len(records)} trials finished: the scheduler stopped all of them early"
+    first = failed[0]
+    return (
+        f"none of {len(records)} trials finished, {len(failed)} failed. Trial {first.number} with "
+        f"{first.config}: {first.error}"
+    )

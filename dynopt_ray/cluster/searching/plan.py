@@ -1,0 +1,137 @@
+"""What a search is made of, checked before anything starts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dynopt_ray.cluster.searching.log import TrialLog
+from dynopt_ray.cluster.searching.space import Flat, Space
+from dynopt_ray.cluster.searching.trial import Trial
+from dynopt_ray.errors import SpecError
+from dynopt_ray.plugins import build
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+
+PluginConfig = str | Mapping[str, Any]
+"""A plugin by name, or a mapping of its name and its arguments."""
+
+
+@dataclass(frozen=True, eq=False)
+class SearchPlan:
+    """What a search is made of, wherever its trials run.
+
+    Attributes:
+        trial: what runs.
+        space: what it may be given.
+        num_trials: trials in all.
+        cost_weight: λ.
+        searcher: draws configurations.
+        scheduler: stops trials early, or None.
+        on_end: called with the log whenever a trial has ended.
+        log: collects what trials say.
+    """
+
+    trial: Trial
+    space: Space
+    num_trials: int
+    cost_weight: float
+    searcher: "Searcher"
+    scheduler: "TrialScheduler | None"
+    on_end: Callable[["TrialLog"], None]
+    log: "TrialLog"
+
+
+def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
+    """What draws configurations, by name.
+
+    Raises:
+        SpecError, UnknownNameError, PluginError: there is none, or it refuses its arguments.
+    """
+    made: Searcher = build("searchers", config, seed=seed)
+    return made
+
+
+def beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) -> "Searcher":
+    """A searcher that tries some points before it draws.
+
+    Raises:
+        SpecError: it cannot, or a point is not in the space.
+    """
+    from dynopt_ray.cluster.searching.searchers import Sampled
+
+    if isinstance(first, str | Mapping) or not isinstance(first, Sequence):
+        raise SpecError(f"first is {first!r:.60}; give a list of mappings such as {{'lr': 0.01}}")
+    if not first:
+        return searcher
+    if not isinstance(searcher, Sampled):
+        raise SpecError(
+            f"{type(searcher).__name__} draws by itself and takes nothing to try first; use the "
+            "searcher 'optuna' or 'random'"
+        )
+    points = []
+    for number, some in enumerate(first):
+        try:
+            points.append(space.point(some))
+        except SpecError as error:
+            raise SpecError(f"first, number {number}: {error}") from error
+    return searcher.beginning_with(points)
+
+
+def count_trials(searcher: "Searcher", space: Space, num_trials: int | None) -> int:
+    """How many trials there will be: all of a grid, which is told its space by this, or fewer.
+
+    Raises:
+        SpecError: a grid of a space with ranges, or no number for a searcher without an end.
+    """
+    from dynopt_ray.cluster.searching.searchers import Grid
+
+    if isinstance(searcher, Grid):
+        size = searcher.cover(space)
+        return size if num_trials is None else min(size, num_trials)
+    if num_trials is None:
+        raise SpecError("num_trials is missing; only the searcher 'grid' comes to an end by itself")
+    return num_trials
+
+
+def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialScheduler | None":
+    """What stops trials early, by name; None for None.
+
+    Raises:
+        SpecError, UnknownNameError, PluginError: there is none, or it refuses its arguments.
+    """
+    if config is None:
+        return None
+    made: TrialScheduler = build("schedulers", config, num_reports=num_reports)
+    return made
+
+
+def check_search(
+    trial: Trial,
+    space: Space,
+    num_trials: int,
+    cost_weight: float,
+    cpus_per_trial: float,
+    gpus_per_trial: float,
+) -> None:
+    """Refuse numbers out of their ranges, and configurations that the trial cannot run.
+
+    Raises:
+        ValueError: a number out of its range.
+        SpecError: the trial refuses a configuration of the space.
+    """
+    if num_trials < 1:
+        raise ValueError(f"num_trials is {num_trials}; it must be at least 1")
+    if not cpus_per_trial > 0 or gpus_per_trial < 0:
+        raise ValueError(
+            f"cpus_per_trial is {cpus_per_trial} and gpus_per_trial {gpus_per_trial}; the first "
+            "must be above 0 and the second at least 0"
+        )
+    if not 0 <= cost_weight < float("inf"):
+        raise ValueError(f"cost_weight is {cost_weight}; it must be finite and >= 0")
+    check = getattr(trial, "check", None)
+    if check is not None:
+        for config in space.probes():
+            check(config)

@@ -1,0 +1,236 @@
+"""One trial of pruning and retraining, as searches run it."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dynopt_ray.cluster.searching.space import Range, Space
+from dynopt_ray.cluster.searching.trial import Measurement
+from dynopt_ray.criteria import SCOPES, build_criterion
+from dynopt_ray.errors import DynoptError, SpecError, did_you_mean
+from dynopt_ray.structure import Cost, Graph, mask_of
+from dynopt_ray.tasks import Task
+from dynopt_ray.training import (
+    Costs,
+    Fraction,
+    Granularity,
+    Rate,
+    find_rate,
+    loaded_network,
+    make_optimizer,
+    make_rate,
+    make_recovery,
+    network_bytes,
+    prune,
+    traced,
+    trained_in_parts,
+)
+
+_RATE = re.compile(r"(^|\.)lr(\.\d+)?(\.initial)?$")
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """What a search may choose for a trial.
+
+    Attributes:
+        remove_fraction: the share of units (or of weights not masked yet) that goes, in [0, 1);
+            0 prunes nothing.
+        criterion: what is important: a criterion's name, or a mapping with its arguments.
+        granularity: "unit" or "weight".
+        scope: "global" or "layer".
+        rounds: cuts in which the share is removed, before the retraining.
+        recovery: "random", "greedy", a mapping with arguments, or None.
+        lr: the learning rate of the retraining: a number, or a schedule, a controller or a
+            population as a mapping.
+        optimizer: of the retraining: a name, a mapping with arguments, or None for the search's.
+        seed: added to the search's, to try the same again with other draws.
+    """
+
+    remove_fraction: float
+    criterion: Any = "magnitude"
+    granularity: Any = "unit"
+    scope: Any = "global"
+    rounds: int = 1
+    recovery: Any = None
+    lr: Any = 0.01
+    optimizer: Any = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class PruneTrial:
+    """Loads a trained network, prunes it, and retrains it with a decaying learning rate.
+
+    Attributes:
+        task: what the network has learned.
+        network: the trained network, as `structure.save` writes it.
+        retrain_steps: optimizer steps of the retraining.
+        num_reports: measurements on the way, evenly spread.
+        optimizer: its name, or a mapping with arguments.
+        cost: what utility charges for: "nonzero", "params", "flops" or "bytes".
+        start: what costs are relative to; None is the network's own.
+        seed: of the order of training rows and of random choices; the same in all trials of
+            the same `PruneSettings.seed`, so that they differ by their settings alone.
+
+    Example:
+        >>> trial = PruneTrial(task, network, retrain_steps=100)  # doctest: +SKIP
+        >>> search(trial, {"remove_fraction": [0.3, 0.6]}, num_trials=2)  # doctest: +SKIP
+    """
+
+    task: Task
+    network: bytes
+    retrain_steps: int = 200
+    num_reports: int = 10
+    optimizer: Any = "adam"
+    cost: str = "nonzero"
+    start: Cost | None = None
+    seed: int = 0
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuse a configuration that cannot be run.
+
+        Raises:
+            SpecError: an unknown setting (with the closest one), or a value out of range.
+        """
+        check_config(config, self.retrain_steps)
+
+    def __call__(self, config: Mapping[str, Any]) -> Iterator[Measurement]:
+        """Prune at once, then retrain, measuring every few steps."""
+        settings = PruneSettings(**config)
+        seed = self.seed + settings.seed
+        task, graph = self._loaded()
+        costs = Costs(graph, task.example_inputs())
+        start = self.start or costs.now()
+        rate, optimizer = self._pruned(graph, task, settings)
+        parts = trained_in_parts(
+            graph.model,
+            task,
+            optimizer,
+            rate,
+            num_steps=self.retrain_steps,
+            num_parts=self.num_reports,
+            seed=seed,
+        )
+        cost = costs.now()  # masks hold and widths stay while it retrains
+        sizes = {"params": cost.params, "nonzero": cost.nonzero, "flops": cost.flops}
+        for step, figures in parts:
+            final = step == self.retrain_steps
+            yield Measurement(
+                step=step,
+                accuracy=figures.pop("accuracy"),
+                cost=cost.relative_to(start, self.cost),
+                final=final,
+                details={**figures, **sizes},
+                network=(lambda: network_bytes(graph.model)) if final else None,
+            )
+
+    def find_rate(self, config: Mapping[str, Any]) -> float:
+        """The rate that the range test suggests for the retraining.
+
+        Raises:
+            DivergedError: the pruned network learns at none; see `training.find_rate`.
+        """
+        settings = PruneSettings(**config)
+        task, graph = self._loaded()
+        _, optimizer = self._pruned(graph, task, settings)
+        return find_rate(graph.model, task, optimizer, seed=self.seed + settings.seed).suggestion
+
+    def _loaded(self) -> tuple[Task, Graph]:
+        task = self.task.to("cuda") if torch.cuda.is_available() else self.task
+        return task, traced(task, loaded_network(task, self.network))
+
+    def _pruned(self, graph: Graph, task: Task, settings: PruneSettings) -> tuple[Rate, Optimizer]:
+        """What the pruned network is retrained with."""
+        rate = make_rate(settings.lr, self.retrain_steps)
+        optimizer = make_optimizer(
+            settings.optimizer or self.optimizer, graph.model, lr=rate.initial
+        )
+        if settings.remove_fraction > 0:
+            _prune(graph, task, settings, optimizer, self.seed + settings.seed)
+        return rate, optimizer
+
+
+def rate_range(space: Space) -> str | None:
+    """The first dimension of a space that is a range of learning rates at the start."""
+    ranges = [name for name, one in space.dimensions.items() if isinstance(one, Range)]
+    return next((name for name in ranges if _RATE.search(name)), None)
+
+
+def _prune(
+    graph: Graph, task: Task, settings: PruneSettings, optimizer: Optimizer, seed: int
+) -> None:
+    prune(
+        graph,
+        task,
+        target=Fraction(remove=_share(graph, settings)),
+        criterion=settings.criterion,
+        granularity=settings.granularity,
+        scope=settings.scope,
+        rounds=settings.rounds,
+        recovery=make_recovery(settings.recovery),
+        optimizer=optimizer,
+        seed=seed,
+    )
+
+
+def _share(graph: Graph, settings: PruneSettings) -> float:
+    """The share that `Fraction` means: weights that are masked already count as removed to it."""
+    if settings.granularity == "unit":
+        return settings.remove_fraction
+    weights = [p for p in graph.model.parameters() if p.ndim > 1]
+    masks = [mask_of(weight) for weight in weights]
+    num_masked = sum(int((~mask).sum()) for mask in masks if mask is not None)
+    masked = num_masked / sum(weight.numel() for weight in weights)
+    return masked + settings.remove_fraction * (1 - masked)
+
+
+def check_config(config: Mapping[str, Any], retrain_steps: int) -> None:
+    """Refuse what a trial cannot run.
+
+    Raises:
+        SpecError: an unknown setting (with the closest one), or a value out of range.
+    """
+    known = [field.name for field in fields(PruneSettings)]
+    for name in config:
+        if name not in known:
+            raise SpecError(
+                f"space.{name}: a trial has no setting {name!r}.{did_you_mean(name, known)} "
+                f"Known: {', '.join(known)}."
+            )
+    if "remove_fraction" not in config:
+        raise SpecError("space.remove_fraction: missing; it is how much trials prune")
+    _check_settings(PruneSettings(**config), retrain_steps)
+
+
+def _check_settings(settings: PruneSettings, retrain_steps: int) -> None:
+    """Every setting, named where it is wrong."""
+    share = settings.remove_fraction
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise SpecError(f"space.remove_fraction: must be from 0 to below 1, not {share!r}")
+    if type(settings.rounds) is not int or settings.rounds < 1:
+        raise SpecError(f"space.rounds: must be a whole number from 1, not {settings.rounds!r}")
+    if type(settings.seed) is not int or settings.seed < 0:
+        raise SpecError(f"space.seed: must be a whole number from 0, not {settings.seed!r}")
+    for name, known in (("granularity", get_args(Granularity)), ("scope", SCOPES)):
+        value = getattr(settings, name)
+        if value not in known:
+            raise SpecError(f"space.{name}: must be one of {', '.join(known)}, not {value!r}")
+    checks: dict[str, Callable[[], object]] = {
+        "criterion": lambda: build_criterion(settings.criterion),
+        "recovery": lambda: make_recovery(settings.recovery),
+        "lr": lambda: make_rate(settings.lr, retrain_steps),
+        "optimizer": lambda: (
+            settings.optimizer and make_optimizer(settings.optimizer, nn.Linear(1, 1), lr=0.1)
+        ),
+    }
+    for name, check in checks.items():
+        try:
+            check()
+        except (DynoptError, TypeError) as error:
+            raise SpecError(f"space.{name}: {error}") from error

@@ -1,0 +1,66 @@
+"""Addresses of clusters."""
+
+import socket
+
+from ray._private import services
+
+from dynopt_ray.errors import ClusterError
+
+_CONNECT_S = 5.0
+
+
+def check_reachable(address: str) -> None:
+    """Refuse an address where nobody answers, without joining.
+
+    Raises:
+        ClusterError: nothing takes connections there, or it is no address.
+    """
+    if address != "local":
+        answering_address(found_address(address))
+
+
+def found_address(address: str) -> str:
+    """The address itself; that of the cluster on this machine for "auto"."""
+    if address != "auto":
+        return address
+    try:
+        return str(services.get_ray_address_from_environment("auto", None))
+    except ConnectionError as error:
+        raise ClusterError(
+            "no cluster runs on this machine; leave the address out to start one, or give the "
+            "address of one elsewhere"
+        ) from error
+
+
+def answering_address(address: str) -> str:
+    """The IP address of the machine at an address, where something takes connections."""
+    try:
+        with socket.create_connection(_split(address), timeout=_CONNECT_S) as connection:
+            return str(connection.getpeername()[0])
+    except OSError as error:
+        raise ClusterError(
+            f"no cluster answers at {address}: {error}; check the address, and that the head node "
+            "runs and may be reached from here"
+        ) from error
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(
+            f"{address!r} is not the address of a cluster; write 'host:6379', "
+            "'ray://host:10001' or 'auto'"
+        )
+    return host.strip("[]"), int(port)
+
+
+def is_this_machine(ip: str) -> bool:
+    """Whether an IP address belongs to this machine."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            # Only an address of this machine can be listened on.
+            probe.bind((ip, 0))
+        except OSError:
+            return False
+    return True

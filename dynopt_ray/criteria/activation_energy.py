@@ -1,0 +1,125 @@
+"""Activation: what is rarely on, or gives the next layer little, is not important."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.criteria.base import Evidence
+from dynopt_ray.criteria.readings import (
+    Reading,
+    group_readers,
+    observed,
+    readers_of,
+    reading,
+    weight_readers,
+)
+from dynopt_ray.errors import UnknownNameError
+from dynopt_ray.structure import Reader, Seen, Use, WidthGroup, as_products
+
+Measure = Literal["energy", "nonzero"]
+_MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+
+def activation(*, measure: Measure = "energy") -> "Activation":
+    """Units score by what the layers that read them are given, on data.
+
+    With x the inputs that are a unit's own (all columns of a flattened channel, the window of a
+    convolution) and W the weights they are multiplied with:
+
+        energy: mean of ‖W x‖² over samples and places, summed over the layers that read the unit
+        nonzero: share of x that is not zero, the mean over these layers
+
+    Of a layer that is applied at many places, 8 per sample are looked at.
+
+    Single weights score E(w x)², the energy they give, or the share of their x that is not zero.
+
+    Args:
+        measure: which of the two. The share tells nothing where activations are never zero, as
+            behind GELU.
+
+    Raises:
+        UnknownNameError: another measure.
+        MissingGradientError: when scoring, without batches.
+        CriterionError: when scoring, groups that only recurrent layers read, say.
+
+    References:
+        Hu et al. 2016, "Network Trimming", eq. 1: APoZ, the average percentage of zeros;
+        "nonzero" is 1 - APoZ. Sun et al. 2023, "A Simple and Effective Pruning Approach for
+        Large Language Models" (Wanda), eq. 1: |w|·‖x‖, the order of the energy of weights.
+    """
+    return Activation(measure)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """See `activation`."""
+
+    measure: Measure = "energy"
+
+    def __post_init__(self) -> None:
+        if self.measure not in _MEASURES:
+            raise UnknownNameError("activation measure", self.measure, _MEASURES)
+
+    def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
+        """The energy that a unit gives, or how often it is on."""
+        graph = evidence.graph
+        sums: dict[tuple[str, str], Tensor] = {}
+        counts: dict[str, int] = defaultdict(int)
+        for batch in observed(graph, group_readers(graph), evidence.needed_batches):
+            seen = {use: one.seen for use, one in batch.items()}
+            for use, one in seen.items():
+                counts[use[0]] += one.inputs_GRK.shape[1]
+            for group in graph:
+                for weight, total in self._totals(evidence, group, seen):
+                    key = (group.name, weight)
+                    sums[key] = sums[key] + total if key in sums else total
+        scores: dict[str, list[Tensor]] = defaultdict(list)
+        for (name, weight), total in sums.items():
+            scores[name].append(total / counts[weight])
+        over = torch.sum if self.measure == "energy" else torch.mean
+        return {g.name: over(torch.stack(scores[g.name]), 0) for g in graph}
+
+    def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
+        """The energy that a weight gives, or how often its input is on."""
+        names = weight_readers(evidence)
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = defaultdict(int)
+        readers: dict[str, Reader] = {}
+        for batch in observed(evidence.graph, names, evidence.needed_batches):
+            for (name, _), one in batch.items():
+                x_GRK = one.seen.inputs_GRK.double()
+                total_GK = (x_GRK.square() if self.measure == "energy" else x_GRK != 0).sum(1)
+                sums[name] = sums[name] + total_GK if name in sums else total_GK
+                counts[name] += x_GRK.shape[1]
+                readers.setdefault(name, one.seen.reader)
+        scores = {}
+        for name, reader in readers.items():
+            mean_GK = sums[name] / counts[name]
+            weight_GOK = as_products(evidence.weights[name], reader, len(mean_GK)).double()
+            factor_GOK = weight_GOK.square() if self.measure == "energy" else weight_GOK != 0
+            scores[name] = reader.in_layout(factor_GOK * mean_GK[:, None])
+        return scores
+
+    def _totals(
+        self, evidence: Evidence, group: WidthGroup, seen: dict[Use, Seen]
+    ) -> list[tuple[str, Tensor]]:
+        """For each weight that reads a group: sums over rows, (U,)."""
+        totals = []
+        for s in readers_of(evidence.graph, group):
+            weight = evidence.parameters[s.parameter]
+            for (name, _), one in seen.items():
+                if name == s.parameter:
+                    how = reading(weight, one.reader, s, len(one.inputs_GRK))
+                    totals.append((name, self._total(how, one.inputs_GRK)))
+        return totals
+
+    def _total(self, how: Reading, x_GRK: Tensor) -> Tensor:
+        x_UMRQ = how.of_units(x_GRK.float())
+        if self.measure == "nonzero":
+            return (x_UMRQ != 0).float().mean((1, 3)).sum(1)
+        second_UMQQ = x_UMRQ.transpose(2, 3) @ x_UMRQ
+        w_UMOQ = how.weights_of_units().float()
+        return ((w_UMOQ @ second_UMQQ) * w_UMOQ).sum((1, 2, 3))

@@ -1,0 +1,279 @@
+"""Reconstruction: what the others cannot stand in for is important."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.criteria.base import Evidence
+from dynopt_ray.criteria.readings import (
+    Observed,
+    Reading,
+    group_readers,
+    observed,
+    readers_of,
+    reading,
+    weight_readers,
+)
+from dynopt_ray.errors import DivergedError
+from dynopt_ray.structure import RIDGE, Consumer, Moments, as_products
+
+_MOST_STEPS = 64
+# Of the weights of a row that are left, so many are after a step.
+_LEFT = 0.7
+# Beside the mean moment of the inputs.
+_LEAST_RIDGE = 1e-12
+# One in so many inputs has gone before those left are copied.
+_DROPPED = 8
+# Numbers in the systems that are solved at once: 64 MiB of them.
+_MOST_NUMBERS = 2**24
+
+
+def reconstruction(*, weighted: bool = True) -> "Reconstruction":
+    """What is lost without a unit after the layers that read it are refitted to do without.
+
+    `prune` refits what reads removed units by least squares; so the loss that counts is the one
+    that no refitting mends. Units of a group are taken out one after the other, each time the one
+    whose going costs least, and all weights that are left take over what they can:
+
+        cost(u) = Σ_layers tr(S W_u [(C⁻¹)_uu]⁻¹ W_uᵀ)
+
+    with C the second moments of a layer's inputs (about the mean, if the layer or a BatchNorm
+    behind it can take up a constant; with a ridge of a hundredth of each) and W its weights at
+    that moment. S weighs the errors of what the layer gives: by half the mean square of the loss's
+    gradient there, or all alike by 1 / tr(W C Wᵀ). Of a convolution 8 places per sample are looked
+    at. A unit scores what the dearest one until then cost: of two equal units the first goes for
+    nothing, the second does not. Wide groups lose a 64th of their units per step.
+
+    Single weights go likewise, each row of W by itself, the cheapest 30 % of those left per step:
+    cost(w_k) = s w_k² / [C⁻¹]_kk, with w what the row's weights have become by then and C the
+    second moments of their inputs.
+
+    Args:
+        weighted: whether errors count by what they do to the loss.
+
+    Raises:
+        TypeError: `weighted` is not a bool.
+        MissingGradientError: when scoring, without batches or, if weighted, without a loss.
+        CriterionError: when scoring, groups that only recurrent layers read, or weights that are
+            in no layer or product, such as those of an embedding.
+        DivergedError: when scoring, inputs of layers whose squares overflow.
+
+    References:
+        Hassibi & Stork 1993, "Second order derivatives for network pruning: Optimal Brain
+        Surgeon", eq. 5, for one weight of the loss; here for all weights that read a unit and the
+        error of the layer, as in Dong et al. 2017, "Learning to Prune Deep Neural Networks via
+        Layer-wise Optimal Brain Surgeon".
+    """
+    return Reconstruction(weighted)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """See `reconstruction`."""
+
+    weighted: bool = True
+    compares_across = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weighted, bool):
+            raise TypeError(f"reconstruction: weighted is {self.weighted!r}; pass True or False")
+
+    def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
+        """What is lost when a unit goes and the others take over."""
+        graph = evidence.graph
+        found = self._found(evidence, group_readers(graph))
+        scores = {}
+        for group in graph:
+            layers = []
+            for s in readers_of(graph, group):
+                statistics = found[s.parameter]
+                second = statistics.second(graph.consumers[s.parameter][0])
+                weight = evidence.parameters[s.parameter]
+                how = reading(weight, statistics.reader, s, len(second))
+                layers.append(_Layer(how, second, statistics.sensitivity_GO))
+            scores[group.name] = _units_eliminated(layers, group.width)
+        return scores
+
+    def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
+        """What is lost when a weight goes and the others of its row take over."""
+        scores = {}
+        for name, statistics in self._found(evidence, weight_readers(evidence)).items():
+            second_GKK = statistics.second(evidence.graph.consumers[name][0])
+            reader, weight = statistics.reader, evidence.weights[name]
+            weight_GOK = as_products(weight, reader, len(second_GKK))
+            rows = zip(weight_GOK, _with_ridge(second_GKK), strict=True)
+            lost_GOK = torch.stack([_weights_eliminated(*one) for one in rows]).double()
+            if statistics.sensitivity_GO is not None:
+                lost_GOK = lost_GOK * statistics.sensitivity_GO[..., None]
+            else:
+                lost_GOK = lost_GOK * _per_energy(weight_GOK.double(), second_GKK)
+            scores[name] = reader.in_layout(lost_GOK)
+        return scores
+
+    def _found(self, evidence: Evidence, names: Collection[str]) -> dict[str, "_Statistics"]:
+        """The sums over all batches, by weight."""
+        batches, loss = evidence.needed if self.weighted else (evidence.needed_batches, None)
+        found: dict[str, _Statistics] = {}
+        for batch in observed(evidence.graph, names, batches, loss):
+            for (name, _), one in batch.items():
+                if name not in found:
+                    found[name] = _Statistics(one)
+                found[name].add(one)
+        return found
+
+
+def _with_ridge(second_GKK: Tensor) -> Tensor:
+    """Second moments with a ridge. In float32: scores need no more, and they are large.
+
+    The ridge is a share of each input's own moment: so the unit that an input is measured in does
+    not count, and one that is never on costs next to nothing.
+
+    Raises:
+        DivergedError: they overflow.
+    """
+    own_GK = second_GKK.diagonal(dim1=1, dim2=2).clamp(min=0)
+    least_G1 = _LEAST_RIDGE * own_GK.mean(1, keepdim=True).clamp(min=1e-12)
+    ridged = (second_GKK + torch.diag_embed(RIDGE * own_GK + least_G1)).float()
+    if not bool(ridged.isfinite().all()):
+        raise DivergedError("what a layer reads is so large that its squares overflow")
+    return ridged
+
+
+def _inverse(second_GKK: Tensor) -> Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(second_GKK))
+
+
+def _per_energy(weight_GOK: Tensor, second_GKK: Tensor) -> float:
+    """One over the energy of what a layer gives; 0 if it is constant, and nothing can be lost."""
+    energy = float(((weight_GOK @ second_GKK) * weight_GOK).sum())
+    return 1 / energy if energy > 0 else 0.0
+
+
+class _Statistics:
+    """What is summed up over batches about one weight."""
+
+    def __init__(self, first: Observed) -> None:
+        self.reader = first.seen.reader
+        self.moments = Moments.start(first.seen.inputs_GRK.detach(), 1)
+        self._squares_GO: Tensor | None = None
+
+    def add(self, one: Observed) -> None:
+        """Add a batch."""
+        x_GRK = one.seen.inputs_GRK.detach()
+        self.moments.add(x_GRK, x_GRK.new_zeros(*x_GRK.shape[:2], 1))
+        if one.slopes_RGO is not None:
+            squares = one.places * one.slopes_RGO.double().square().sum(0)
+            self._squares_GO = squares if self._squares_GO is None else self._squares_GO + squares
+
+    def second(self, consumer: Consumer) -> Tensor:
+        """Second moments of the inputs, about the mean where something takes up a constant."""
+        return self.moments.second(intercept=bool(consumer.bias or consumer.mean))
+
+    @property
+    def sensitivity_GO(self) -> Tensor | None:
+        """How much the loss of a sample rises with squared errors of what the weight gives."""
+        return None if self._squares_GO is None else self._squares_GO / (2 * self.moments.count)
+
+
+class _Layer:
+    """A layer while units go."""
+
+    def __init__(self, how: Reading, second_GKK: Tensor, sensitivity_GO: Tensor | None) -> None:
+        self._groups_UM, self._inputs_UMQ = how.groups_UM, how.inputs_UMQ
+        weight_GOK = how.weight_GOK.double()
+        if sensitivity_GO is not None:
+            weight_GOK = weight_GOK * sensitivity_GO.sqrt()[:, :, None]
+        self._inverse_GKK = _inverse(_with_ridge(second_GKK))
+        is_weighted = sensitivity_GO is not None
+        self._scale = 1.0 if is_weighted else _per_energy(weight_GOK, second_GKK)
+        self._weight_GOK = weight_GOK.float()
+        self._gone_GK = torch.zeros_like(self._weight_GOK[:, 0], dtype=torch.bool)
+
+    def costs(self, units: Tensor) -> Tensor:
+        """What each of some units would cost now."""
+        g, k = self._groups_UM[units][:, :, None], self._inputs_UMQ[units]
+        own = self._inverse_GKK[g[..., None], k[..., None], k[:, :, None]]
+        w = self._weight_GOK.transpose(1, 2)[g, k]  # (U, M, Q, O)
+        costs: Tensor = (w * torch.linalg.solve(own, w)).sum((1, 2, 3)) * self._scale
+        return costs
+
+    def remove(self, units: Tensor) -> None:
+        """Take units out; the rest takes over."""
+        goes_GK = torch.zeros_like(self._gone_GK)
+        goes_GK[self._groups_UM[units][:, :, None], self._inputs_UMQ[units]] = True
+        for group in goes_GK.any(1).nonzero()[:, 0].tolist():
+            k = goes_GK[group].nonzero()[:, 0]
+            inverse = self._inverse_GKK[group]
+            columns = inverse[:, k]
+            solved = torch.linalg.solve(columns[k], columns.T)  # (q, K)
+            weight = self._weight_GOK[group]
+            weight.addmm_(weight[:, k], solved, alpha=-1)
+            inverse.addmm_(columns, solved, alpha=-1)
+        # What is gone is zero from now on: it only costs time, and so does copying the rest.
+        self._gone_GK |= goes_GK
+        least, most = self._gone_GK.sum(1).aminmax()
+        if least == most and _DROPPED * most >= goes_GK.shape[1]:
+            self._drop(~self._gone_GK)
+
+    def _drop(self, stays_GK: Tensor) -> None:
+        """Forget the inputs that are gone, of which each group has equally many."""
+        self._gone_GK = self._gone_GK[stays_GK].reshape(len(stays_GK), -1)
+        at = stays_GK.nonzero()[:, 1].reshape(len(stays_GK), -1)  # (G, what stays)
+        groups = torch.arange(len(at), device=at.device)[:, None]
+        self._inverse_GKK = self._inverse_GKK[groups[..., None], at[..., None], at[:, None]]
+        self._weight_GOK = self._weight_GOK.transpose(1, 2)[groups, at].transpose(1, 2)
+        places_GK = (stays_GK.cumsum(1) - 1).clamp(min=0)
+        self._inputs_UMQ = places_GK[self._groups_UM[:, :, None], self._inputs_UMQ]
+
+
+def _units_eliminated(layers: list[_Layer], width: int) -> Tensor:
+    """What the dearest of a group's units until then cost, (width,)."""
+    scores = torch.zeros(width, dtype=torch.float64)
+    left = torch.arange(width)
+    dearest = 0.0
+    per_step = max(1, width // _MOST_STEPS)
+    while len(left):
+        costs = torch.stack([layer.costs(left).double().cpu() for layer in layers]).sum(0)
+        least, first = costs.topk(min(per_step, len(left)), largest=False)
+        for unit, cost in zip(left[first].tolist(), least.tolist(), strict=True):
+            dearest = max(dearest, cost)
+            scores[unit] = dearest
+        for layer in layers if len(first) < len(left) else ():
+            layer.remove(left[first])
+        stays = torch.ones(len(left), dtype=torch.bool)
+        stays[first] = False
+        left = left[stays]
+    return scores
+
+
+def _weights_eliminated(weight_OK: Tensor, second_KK: Tensor) -> Tensor:
+    """What the dearest of a row's weights until then cost, (O, K)."""
+    scores = torch.zeros_like(weight_OK, dtype=torch.float32)
+    wanted_OK = weight_OK.float() @ second_KK
+    precision_K = _inverse(second_KK[None])[0].diagonal()
+    num_outputs, num_inputs = weight_OK.shape
+    num_at_once = max(1, _MOST_NUMBERS // num_inputs**2)
+    for rows in torch.split(torch.arange(num_outputs), num_at_once):
+        # (R, what is left of a row)
+        left = torch.arange(num_inputs, device=weight_OK.device).expand(len(rows), -1)
+        weight, precision = weight_OK[rows].float(), precision_K.expand(len(rows), -1)
+        dearest = scores.new_zeros(len(rows), 1)
+        while left.shape[1]:
+            num_going = left.shape[1] - int(_LEFT * left.shape[1])
+            costs, first = (weight.square() / precision).topk(num_going, largest=False)
+            costs = torch.maximum(costs, dearest)
+            scores[rows[:, None], left.gather(1, first)] = costs
+            dearest = costs[:, -1:]
+            stays = torch.ones_like(left, dtype=torch.bool).scatter(1, first, False)
+            left = left[stays].reshape(len(rows), -1)
+            weight, precision = _refitted(wanted_OK[rows].gather(1, left), second_KK, left)
+    return scores
+
+
+def _refitted(wanted: Tensor, second_KK: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights that are left in some rows, refitted, and the diagonal of [C⁻¹]."""
+    factor = torch.linalg.cholesky(second_KK[left[:, :, None], left[:, None]])
+    weight = torch.cholesky_solve(wanted[..., None], factor)[..., 0]
+    return weight, torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)

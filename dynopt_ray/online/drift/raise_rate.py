@@ -1,0 +1,57 @@
+"""Raising the learning rate for a while after drift."""
+
+from typing import Any
+
+from dynopt_ray.online.drift.reaction import ReactingLearner
+
+
+class RaiseRate:
+    """Raises the learning rate on drift, then lets it fall back.
+
+    n events after the drift the rate is multiplied with 1 + (factor − 1)·2^(−n / half_life);
+    the boost ends when it is below 1.01.
+
+    Args:
+        factor: the boost at the drift, > 1.
+        half_life: events in which the excess of the boost halves, >= 1.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(self, *, factor: float = 4.0, half_life: int = 50) -> None:
+        if not factor > 1:
+            raise ValueError(f"RaiseRate: factor is {factor}; it must be > 1 to raise the rate")
+        if half_life < 1:
+            raise ValueError(f"RaiseRate: half_life is {half_life} events; it must be >= 1")
+        self._factor = factor
+        self._half_life = half_life
+        self._since: int | None = None
+
+    @property
+    def memory(self) -> int:
+        """No events."""
+        return 0
+
+    def prepare(self, _learner: ReactingLearner, /) -> None:
+        """Any learner will do."""
+
+    def __call__(self, learner: ReactingLearner, *, drift: bool) -> None:
+        """Start the boost on drift; set what is left of it otherwise."""
+        if drift:
+            self._since = learner.events
+        if self._since is None:
+            return
+        age = learner.events - self._since
+        boost = 1 + (self._factor - 1) * 2 ** (-age / self._half_life)
+        if boost < 1.01:
+            boost, self._since = 1.0, None
+        learner.rates.boost = boost
+
+    def state_dict(self) -> dict[str, Any]:
+        """The event at which the boost began."""
+        return {"since": self._since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace it."""
+        self._since = state["since"]

@@ -1,0 +1,168 @@
+"""Testing a network on what a stream brings, and sorting out what it cannot learn from."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.errors import DataError
+from dynopt_ray.online.learner.event_errors import event_errors
+from dynopt_ray.online.learner.events import (
+    as_tensor,
+    label_problem,
+    non_finite_problem,
+    pair_batch,
+)
+from dynopt_ray.tasks import LossFunction, is_classification
+
+_OUTPUT = "the network's output"
+# torch has the second since 2.8.
+_OF_THE_DEVICE = (
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Good events and what the network makes of them before it learns from them.
+
+    Attributes:
+        x: inputs, (events, …).
+        y: targets, (events, …); classes are int64.
+        output: the network's outputs in eval mode, (events, …).
+        loss: their mean loss; NaN where there are no events.
+        errors: one error per event.
+    """
+
+    x: Tensor = field(default_factory=lambda: torch.empty(0))
+    y: Tensor = field(default_factory=lambda: torch.empty(0))
+    output: Tensor = field(default_factory=lambda: torch.empty(0))
+    loss: float = math.nan
+    errors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The events of one call, good ones tested and bad ones explained.
+
+    Attributes:
+        num_events: how many events the call held.
+        tested: the good ones.
+        reasons: row -> why it cannot be learned from.
+        overflowed: whether the network's output was not finite for a finite event.
+    """
+
+    num_events: int
+    tested: Tested
+    reasons: dict[int, str]
+    overflowed: bool = False
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The good rows, ascending."""
+        return tuple(row for row in range(self.num_events) if row not in self.reasons)
+
+    def refused(self, reason: str) -> "Admitted":
+        """The same events with none of them good, the good ones for this reason."""
+        reasons = dict.fromkeys(range(self.num_events), reason) | self.reasons
+        return Admitted(self.num_events, Tested(), reasons, self.overflowed)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Tells good events from bad ones by testing the network on them; changes nothing.
+
+    A row is bad when it is not numeric, not finite, of the wrong shape, labelled outside the
+    classes, refused by the network or the loss, or gives an output or loss that is not finite.
+
+    Attributes:
+        forward: mini-batch -> outputs, in eval mode.
+        loss: (output, target) -> mean loss.
+        dtype: the floating type of the network.
+        device: where it computes.
+        needs_classes: whether the loss is for classes only.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    loss: LossFunction
+    dtype: torch.dtype
+    device: torch.device
+    needs_classes: bool
+
+    def admit(self, x: Any, y: Any, event_shape: torch.Size | None) -> Admitted:
+        """Test one event or mini-batch.
+
+        Args:
+            x: one event, or a mini-batch with events first.
+            y: its target, or one per event.
+            event_shape: the stream's shape; None while no event has shown it.
+        """
+        try:
+            batch_x, batch_y = pair_batch(self._tensor(x), self._tensor(y), event_shape)
+        except DataError as error:
+            return Admitted(1, Tested(), {0: str(error)})
+        if not len(batch_x):
+            return Admitted(0, Tested(), {})
+        tested = self._test(batch_x, batch_y)
+        if isinstance(tested, Tested):
+            return Admitted(len(batch_x), tested, {})
+        overflowed = tested.startswith(_OUTPUT)
+        # One bad row must not cost the others: find it by testing each alone.
+        alone = [self._test(batch_x[r : r + 1], batch_y[r : r + 1]) for r in range(len(batch_x))]
+        reasons = {row: result for row, result in enumerate(alone) if isinstance(result, str)}
+        good = [row for row in range(len(batch_x)) if row not in reasons]
+        tested = self._test(batch_x[good], batch_y[good]) if good else tested
+        if isinstance(tested, str):
+            # Each row is fine alone, but the network refuses them together.
+            return Admitted(len(batch_x), Tested(), {}, overflowed).refused(tested)
+        return Admitted(len(batch_x), tested, reasons, overflowed)
+
+    def _tensor(self, value: Any) -> Tensor:
+        return as_tensor(value, dtype=self.dtype, device=self.device)
+
+    def _test(self, x: Tensor, y: Tensor) -> Tested | str:
+        """The test of a mini-batch, or what is wrong with it."""
+        problem = non_finite_problem("x", x) or non_finite_problem("y", y)
+        if problem:
+            return problem
+        refused = f"an event of shape {tuple(x.shape[1:])}"
+        try:
+            with refusals(f"the network refuses {refused}"):
+                output = self.forward(x)
+            if problem := non_finite_problem(_OUTPUT, output):
+                return problem
+            with refusals(f"the loss refuses {refused}"):
+                return self._judged(x, y, output)
+        except DataError as error:
+            return str(error)
+
+    def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> Tested | str:
+        if self.needs_classes or is_classification(output, y):
+            if problem := label_problem(y, output):
+                return problem
+            y = y.long()
+        loss = float(self.loss(output, y))
+        if not math.isfinite(loss):
+            return f"the loss of the event is {loss}"
+        return Tested(x, y, output, loss, tuple(event_errors(self.loss, output, y)))
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Make a `DataError` of what a network or loss raises at events that it cannot take.
+
+    Args:
+        what: the beginning of the error's message.
+    """
+    try:
+        yield
+    except _OF_THE_DEVICE:
+        # No fault of the events, and a replay may have the memory.
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{what}: {error}") from error

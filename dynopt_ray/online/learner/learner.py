@@ -1,0 +1,371 @@
+"""One network that learns on a stream: predict, then learn, from event one."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.errors import DataError, DivergedError, LearnerError
+from dynopt_ray.online.drift import Detector, Reaction, build_detector, build_reactions
+from dynopt_ray.online.learner.admission import Admission, refusals
+from dynopt_ray.online.learner.events import Quarantine, Rejected, as_batch, as_tensor
+from dynopt_ray.online.learner.guard import Guard, Restore, Verdict
+from dynopt_ray.online.learner.isolation import evaluation_mode, mix_seed, own_randomness
+from dynopt_ray.online.learner.predictor import Predictor
+from dynopt_ray.online.learner.rates import RateConfig, Rates
+from dynopt_ray.online.learner.recent_events import Memory
+from dynopt_ray.online.learner.state import LearnerParts, learner_state, load_learner_state
+from dynopt_ray.structure import Edit, Graph, Receipt, check_optimizer
+from dynopt_ray.tasks import LossFunction, resolve_loss
+
+# A diverged network overflows at every event; ten extreme events in a row are no accident.
+_MAX_OVERFLOWS = 10
+
+
+@dataclass(frozen=True)
+class LearnResult:
+    """What `learn` did with one event or mini-batch.
+
+    Attributes:
+        event: the number of the last event of the call, counted from 1.
+        rows: which rows of the call were learned from; the others are in `rejected`.
+        output: the network's outputs for these rows, from before it learned from them.
+        loss: their mean loss, before learning; NaN where there are none.
+        errors: one error per row: 0 or 1 for classes, the loss for other targets.
+        drift: whether the detector found drift in this call.
+        verdict: what became of the update; None where there was none.
+        lr: the learning rate of the optimizer's first group.
+        rejected: the events that were not learned from, with the reasons.
+    """
+
+    event: int
+    rows: tuple[int, ...]
+    output: Tensor
+    loss: float
+    errors: tuple[float, ...]
+    drift: bool
+    verdict: Verdict | None
+    lr: float
+    rejected: tuple[Rejected, ...]
+
+
+class OnlineLearner:
+    """A network that learns on a stream, one event or mini-batch at a time.
+
+    It learns in the mode the network is in (train mode, for a fresh one) and predicts in eval
+    mode. BatchNorm in train mode needs mini-batches of two events or more; for single events put
+    it into eval mode, where its statistics stay as they are. Its randomness depends on `seed` and
+    the number of updates alone, not on the process around it. It is not safe to share between
+    threads; `freeze()` gives a copy that is.
+
+    Args:
+        model: the network; it takes mini-batches, events first.
+        optimizer: any torch optimizer over the network's parameters.
+        loss: a loss by name ("cross_entropy", "mse", …), or (output, target) -> mean loss.
+        lr: a learning rate, update number -> learning rate, or what follows the losses: a
+            controller of this optimizer, or the name of one; None leaves the rates to the
+            optimizer.
+        detector: a drift detector's name or the object; it watches 0/1 errors for classes and
+            losses for other targets. None watches nothing.
+        guard: judges every update by the loss on the latest events; None accepts all.
+        reactions: what to do on drift: names, objects, or several of them.
+        structure: the traced network, where a reaction is to resize it.
+        seed: of the learner's own randomness (dropout, replay order).
+
+    Raises:
+        UnknownNameError: no loss, detector or reaction of a name given.
+        EditError: the optimizer trains none of the network's parameters.
+        ValueError: a learning rate that is negative or not finite.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> learner = OnlineLearner(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> learner.predict([0.0, 1.0, 0.0, 1.0]).shape
+        torch.Size([3])
+        >>> learner.learn([0.0, 1.0, 0.0, 1.0], 2).rows
+        (0,)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        loss: str | LossFunction = "cross_entropy",
+        lr: RateConfig | None = None,
+        detector: str | Detector | None = None,
+        guard: Guard | None = None,
+        reactions: str | Reaction | Sequence[str | Reaction] = (),
+        structure: Graph | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_optimizer(optimizer, model)
+        objective = resolve_loss(loss)
+        self.model = model
+        self.optimizer = optimizer
+        self.structure = structure
+        self.rates = Rates(model, optimizer, lr)
+        self.detector = build_detector(detector)
+        self.guard = guard
+        self.reactions = build_reactions(reactions)
+        for reaction in self.reactions:
+            reaction.prepare(self)
+        wanted = [reaction.memory for reaction in self.reactions]
+        self.memory = Memory(max([guard.window if guard else 0, *wanted]))
+        self.quarantine = Quarantine()
+        self.events = 0
+        self.updates = 0
+        self.event_shape: torch.Size | None = None
+        self._loss = objective.function
+        self._seed = seed
+        self._draws = 0
+        self._overflows = 0
+        parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+        self._device = parameter.device if parameter is not None else torch.device("cpu")
+        self._dtype = parameter.dtype if parameter is not None else torch.float32
+        self._admission = Admission(
+            forward=self._outputs,
+            loss=self._loss,
+            dtype=self._dtype,
+            device=self._device,
+            needs_classes=objective.targets == "labels",
+        )
+
+    def predict(self, x: Any) -> Tensor:
+        """The network's output for one event, or for a mini-batch of events.
+
+        Changes nothing: no weight or buffer, no module's mode, no random state.
+
+        Raises:
+            DataError: x does not have the stream's shape.
+        """
+        batch, single = as_batch(
+            as_tensor(x, dtype=self._dtype, device=self._device), self.event_shape
+        )
+        output = self._outputs(batch)
+        return output[0] if single else output
+
+    def learn(self, x: Any, y: Any) -> LearnResult:
+        """Test the network on one event or mini-batch, then learn from it.
+
+        Events that cannot be learned from are quarantined and reported; they change no weight.
+        Where the network takes a mini-batch in eval mode but cannot be trained on it (one event
+        through BatchNorm), all of it is. What the optimizer, the detector, a reaction or a failing
+        device raises is passed on; the event may then be half learned.
+
+        Args:
+            x: one event, or a mini-batch with events first.
+            y: its label or target, or one per event.
+
+        Raises:
+            DivergedError: the network is beyond repair; nothing was changed.
+        """
+        admitted = self._admission.admit(x, y, self.event_shape)
+        tested, rows = admitted.tested, admitted.rows
+        overflows = self._overflows + 1 if admitted.overflowed and not rows else 0
+        if overflows:
+            self._refuse_divergence(overflows)
+        self._overflows = overflows
+        verdict: Verdict | None = None
+        if rows:
+            try:
+                verdict = self._judged_update(tested.x, tested.y)
+            except DataError as error:
+                admitted = admitted.refused(str(error))
+                tested, rows = admitted.tested, admitted.rows
+        rejected = tuple(
+            Rejected(self.events + row + 1, reason) for row, reason in admitted.reasons.items()
+        )
+        self.quarantine.add(rejected)
+        self.events += admitted.num_events
+        drift = False
+        if rows:
+            self.event_shape = tested.x.shape[1:]
+            self.memory.add(tested.x, tested.y)
+            self.rates.observe(tested.loss)
+            drift = self._react(tested.errors)
+        return LearnResult(
+            event=self.events,
+            rows=rows,
+            output=tested.output,
+            loss=tested.loss,
+            errors=tested.errors,
+            drift=drift,
+            verdict=verdict,
+            lr=float(self.optimizer.param_groups[0]["lr"]),
+            rejected=rejected,
+        )
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """One optimizer step on a mini-batch, without testing, judging or remembering it.
+
+        Raises:
+            DataError: the network cannot be trained on it; nothing was changed.
+        """
+        # All that a pass through the network changes; the parameters change in the step.
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        with own_randomness(self._device, mix_seed(self._seed, 2 * self.updates)):
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+            try:
+                with refusals(self._cannot_train_on(x)):
+                    self._loss(self.model(x), y).backward()  # type: ignore[no-untyped-call]
+            except BaseException:
+                with torch.no_grad():
+                    for buffer, before in buffers:
+                        buffer.copy_(before)
+                raise
+            self.rates.set(self.updates)
+            self.optimizer.step()
+        self.updates += 1
+
+    def resize(self, plan: Sequence[Edit]) -> Receipt:
+        """Carry out a plan of edits on the network and its optimizer.
+
+        New weights are drawn from the learner's own randomness, and the widths go into its
+        state, so that a restored learner resizes alike.
+
+        Raises:
+            LearnerError: the learner was built without `structure`.
+            EditError: the plan cannot be carried out; nothing was changed.
+        """
+        if self.structure is None:
+            raise LearnerError(
+                "this learner does not know the structure of its network; build it with "
+                "structure=trace(model, example_inputs)"
+            )
+        with own_randomness(self._device, mix_seed(self._seed, self._next_draw())):
+            return self.structure.apply(plan, optimizer=self.optimizer)
+
+    def generator(self) -> torch.Generator:
+        """A seeded generator on the CPU, a new one at each call, the same after a restore."""
+        return torch.Generator().manual_seed(mix_seed(self._seed, self._next_draw()))
+
+    def freeze(self) -> Predictor:
+        """The network as it is now, as an immutable copy that only predicts."""
+        return Predictor(
+            self.model,
+            event_shape=self.event_shape,
+            dtype=self._dtype,
+            device=self._device,
+            events=self.events,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the future depends on, as copies.
+
+        Dicts, lists, numbers and strings around tensors: what `save` writes without pickle.
+        """
+        counters = {
+            "events": self.events,
+            "updates": self.updates,
+            "draws": self._draws,
+            "overflows": self._overflows,
+            "seed": self._seed,
+            "event_shape": None if self.event_shape is None else list(self.event_shape),
+        }
+        return {"counters": counters, **learner_state(self._parts())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly as the learner that gave `state` would, bit for bit.
+
+        Build this learner as that one was built: same network, optimizer, loss, detector,
+        guard and reactions. The widths, masks and modes it has come to since are applied here.
+
+        Raises:
+            CheckpointError: the state is of another kind of learner; nothing was changed.
+        """
+        load_learner_state(self._parts(), state)
+        counters = state["counters"]
+        self.events, self.updates = counters["events"], counters["updates"]
+        self._draws, self._seed = counters["draws"], counters["seed"]
+        self._overflows = counters["overflows"]
+        shape = counters["event_shape"]
+        self.event_shape = None if shape is None else torch.Size(shape)
+
+    def _parts(self) -> LearnerParts:
+        return LearnerParts(
+            model=self.model,
+            optimizer=self.optimizer,
+            structure=self.structure,
+            rates=self.rates,
+            memory=self.memory,
+            quarantine=self.quarantine,
+            detector=self.detector,
+            guard=self.guard,
+            reactions=self.reactions,
+        )
+
+    def _next_draw(self) -> int:
+        """An odd number, a new one at each call; updates draw by even ones."""
+        self._draws += 1
+        return 2 * self._draws + 1
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        with torch.no_grad(), evaluation_mode(self.model), own_randomness(self._device):
+            output: Tensor = self.model(x)
+            # A network may give out a view of a parameter, which the update would then change.
+            return output.detach().clone()
+
+    def _react(self, errors: Sequence[float]) -> bool:
+        """Show the errors to the detector, let every reaction act; whether there was drift."""
+        drift = False
+        if self.detector is not None:
+            for error in errors:
+                drift |= self.detector.update(error)
+        for reaction in self.reactions:
+            reaction(self, drift=drift)
+        return drift
+
+    def _refuse_divergence(self, overflows: int) -> None:
+        """Tell extreme events from a network that is beyond repair: for that, all overflow."""
+        finite = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        if finite and overflows < _MAX_OVERFLOWS:
+            return
+        symptom = f"its output was not finite for {overflows} events in a row"
+        raise DivergedError(
+            f"the network has diverged after {self.updates} updates: "
+            f"{symptom if finite else 'weights are not finite'}, so it can learn no more; load "
+            "the latest snapshot and lower lr, or build the learner with guard=Guard(), which "
+            "rolls back the updates that lead here"
+        )
+
+    def _judged_update(self, x: Tensor, y: Tensor) -> Verdict:
+        """One update, and what the guard makes of it.
+
+        Raises:
+            DataError: the events cannot be learned from; nothing was changed.
+        """
+        self.memory.check(x, y)
+        if self.guard is None:
+            self.update(x, y)
+            return "accepted"
+        window_x, window_y = self.memory.latest(self.guard.window)
+        if not len(window_x):
+            window_x, window_y = x, y
+        before = self._mean_loss(window_x, window_y)
+        restore = Restore(self.model, self.optimizer)
+        self.update(x, y)
+        for halvings in range(self.guard.max_halvings + 1):
+            if halvings:
+                restore.halve_step()
+            # A step after which the network refuses the window may not stand either.
+            with suppress(DataError):
+                after = self._mean_loss(window_x, window_y)
+                if self.guard.accepts(before=before, after=after):
+                    return "shrunk" if halvings else "accepted"
+        restore.roll_back()
+        return "rolled back"
+
+    def _mean_loss(self, x: Tensor, y: Tensor) -> float:
+        with torch.no_grad(), refusals("the network refuses the latest events together"):
+            return float(self._loss(self._outputs(x), y))
+
+    def _cannot_train_on(self, x: Tensor) -> str:
+        mode = "train" if self.model.training else "eval"
+        shape = tuple(x.shape[1:])
+        return f"the network cannot be trained on {len(x)} event(s) of shape {shape} in {mode} mode"

@@ -1,0 +1,370 @@
+"""`adapt`: a policy changes the structure of the user's own network."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dynopt_ray.errors import BudgetError, EditError, UnknownNameError
+from dynopt_ray.policies.actions import Action, ActionSet, action_mask
+from dynopt_ray.policies.arrays import ActionMask
+from dynopt_ray.policies.descriptors import Reading
+from dynopt_ray.policies.networks import plan_action, read_graph
+from dynopt_ray.policies.observation import Progress, observe
+from dynopt_ray.policies.policy import Policy
+from dynopt_ray.policies.task_data import compensation_inputs, num_training_rows
+from dynopt_ray.policies.utilities import COST_KINDS, CostKind, utility
+from dynopt_ray.structure import Graph, Receipt, trace
+from dynopt_ray.tasks import Inputs, Metrics, Task, TrainStats
+from dynopt_ray.training import (
+    Attempt,
+    Budget,
+    Costs,
+    Measurement,
+    Retraining,
+    Snapshot,
+    asks_latency,
+    attempt,
+    default_optimizer,
+    measured,
+    row,
+    seeded,
+    table,
+)
+from dynopt_ray.training import CostKind as BudgetKind
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptResult:
+    """What a policy did to a network.
+
+    Attributes:
+        history: a DataFrame with one row per decision; row 0 is the network before. Columns: step,
+            group, action, kept, utility, smooth_utility, train_loss, loss, metric and confidence
+            (on validation data), the costs, duration_s, and `width/<group>` for each group. Rows
+            of decisions that were rolled back show what they led to.
+        before: the network before.
+        after: the network as it is now.
+        best_step: the step of the history whose network this is.
+        utility_before: U = metric − λ · relative cost before.
+        utility_after: U now.
+        smooth_utility_before: the same before, of `Metrics.smooth` instead of the metric.
+        smooth_utility_after: the same now, never less than before unless the budget demanded it.
+        test: the final figure, on data that decided nothing; None without a test split.
+        receipts: of the plans that are in the network; `undo()` the last one first.
+        graph: the traced network.
+    """
+
+    history: "pd.DataFrame"
+    before: Measurement
+    after: Measurement
+    best_step: int
+    utility_before: float
+    utility_after: float
+    smooth_utility_before: float
+    smooth_utility_after: float
+    test: Metrics | None
+    receipts: tuple[Receipt, ...]
+    graph: Graph
+
+
+def adapt(
+    model: nn.Module | Graph,
+    task: Task,
+    policy: Policy,
+    *,
+    cost_weight: float,
+    cost: CostKind = "nonzero",
+    budget: Budget | None = None,
+    horizon: int = 16,
+    train_steps: int = 20,
+    actions: ActionSet | None = None,
+    optimizer: Optimizer | None = None,
+    seed: int = 0,
+) -> AdaptResult:
+    """Let a policy change a network in place, decision by decision, with training in between.
+
+    A cursor visits the width groups in forward order. Every decision is judged on validation
+    data and rolled back, bit for bit, if it breaks the budget. While the network is above the
+    budget the policy may choose only among what lowers it. In the end the network is put back
+    into the best state that it was in: within the budget first, then the largest smooth utility,
+    `Metrics.smooth` − λ · relative cost. Accuracy moves in steps of one row, so it judges small
+    changes worse; utility itself may therefore end a row or two below where it began.
+
+    Args:
+        model: the network, or its graph; usually trained already.
+        task: what it learns.
+        policy: decides.
+        cost_weight: λ, what the whole cost at the start is worth.
+        cost: the cost that utility charges for.
+        budget: limits on any costs; None for no limit.
+        horizon: decisions at most.
+        train_steps: optimizer steps after each.
+        actions: how much each action changes.
+        optimizer: over the network's parameters; it follows every edit. Default: Adam with rate
+            0.001.
+        seed: of all random choices.
+
+    Raises:
+        BudgetError: the budget was not met within the horizon; the network is as it was.
+        EditError: no width of the network can be resized.
+        DivergedError: the loss became NaN or infinite; the network is as it was before that
+            decision.
+        ValueError: a number out of its range.
+
+    Example:
+        >>> from dynopt_ray.policies import DataSizedWidths
+        >>> from dynopt_ray.tasks import load_task
+        >>> task = load_task("digits-mlp", {"hidden": [16]})
+        >>> result = adapt(
+        ...     task.new_model(seed=0), task, DataSizedWidths(), cost_weight=0.1, horizon=4
+        ... )
+        >>> result.smooth_utility_after >= result.smooth_utility_before
+        True
+    """
+    _check(cost_weight, cost, horizon, train_steps)
+    graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
+    if not graph.groups:
+        raise EditError(f"no width of this network can be resized: {graph.fixed}")
+    if optimizer is None:
+        optimizer = default_optimizer(graph.model)
+    num_receipts = len(graph.receipts)
+    with seeded(graph.model, seed) as generator:
+        run = _Run(
+            graph=graph,
+            task=task,
+            policy=policy,
+            optimizer=optimizer,
+            generator=generator,
+            cost_weight=cost_weight,
+            cost=cost,
+            budget=budget,
+            horizon=horizon,
+            train_steps=train_steps,
+            actions=actions or ActionSet(),
+        )
+        run.to_the_end()
+    test = task.evaluate(graph.model, "test") if "test" in task.splits else None
+    return AdaptResult(
+        history=table(run.rows),
+        before=run.start,
+        after=run.best,
+        best_step=run.best_step,
+        utility_before=run.utility(run.start),
+        utility_after=run.utility(run.best),
+        smooth_utility_before=run.smooth_utility(run.start),
+        smooth_utility_after=run.smooth_utility(run.best),
+        test=test,
+        receipts=tuple(graph.receipts[num_receipts:]),
+        graph=graph,
+    )
+
+
+@dataclass(eq=False)
+class _Run:
+    """One adaptation while it goes on."""
+
+    graph: Graph
+    task: Task
+    policy: Policy
+    optimizer: Optimizer
+    generator: torch.Generator
+    cost_weight: float
+    cost: CostKind
+    budget: Budget | None
+    horizon: int
+    train_steps: int
+    actions: ActionSet
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best_step: int = 0
+
+    def __post_init__(self) -> None:
+        self.costs = Costs(self.graph, self.task.example_inputs())
+        self.start = self.now = self.best = self.metric_before = self._judge()
+        # What readings compare with; `Costs` counts FLOPs per sample, a graph those of its inputs.
+        self._start_cost = self.graph.cost()
+        self._limits = {} if self.budget is None else self.budget.limits(self.start.cost)
+        self._compensation: list[Inputs] = compensation_inputs(self.task)
+        self._num_samples = num_training_rows(self.task)
+        self._train_loss = self._train_loss_before = self.task.evaluate(
+            self.graph.model, "train"
+        ).loss
+        self._first = self._best_state = self._snapshot()
+        self.rows.append(self._row(self.now, 0, None, Action.KEEP, kept=True, duration_s=0.0))
+
+    def to_the_end(self) -> None:
+        """All decisions, and then back to the best state."""
+        for step in range(self.horizon):
+            reading = self._read(step)
+            mask = self._mask(reading)
+            features = observe(reading, self._progress(step))[0]
+            action = Action(int(self.policy.act(features, mask)))
+            if not mask[action]:
+                raise EditError(
+                    f"the policy chose {action.name.lower()}, which its mask forbids; it allows "
+                    f"{', '.join(a.name.lower() for a in Action if mask[a])}"
+                )
+            if action is Action.STOP:
+                break
+            self._decide(step, reading, action)
+        if self._excess(self.best):
+            self._first.restore()
+            raise BudgetError(self._unmet())
+        if self.best is not self.now:
+            self._best_state.restore()
+
+    def utility(self, measurement: Measurement) -> float:
+        """U of a state of the network."""
+        return self._utility_of(measurement.validation.metric, measurement)
+
+    def smooth_utility(self, measurement: Measurement) -> float:
+        """What states are compared by."""
+        return self._utility_of(measurement.validation.smooth, measurement)
+
+    def _utility_of(self, metric: float, measurement: Measurement) -> float:
+        relative = measurement.cost.relative_to(self.start.cost, self.cost)
+        return utility(metric, relative, self.cost_weight)
+
+    def _decide(self, step: int, reading: Reading, action: Action) -> None:
+        training = Retraining(self.train_steps)
+        trial: Attempt[Measurement, TrainStats] = attempt(
+            self.graph,
+            plan_action(self.graph, reading, action, self.actions),
+            judge=self._judge,
+            accept=self._within_budget,
+            before=self.now,
+            recover=lambda: training(
+                self.task, self.graph.model, self.optimizer, generator=self.generator
+            ),
+            optimizer=self.optimizer,
+            compensate=self._compensation,
+            generators=[self.generator],
+        )
+        group = self.graph.groups[int(reading.cursor[0])].name
+        assert trial.recovered is not None
+        self._train_loss_before = self._train_loss
+        if trial.kept:
+            self.metric_before, self.now = self.now, trial.after
+            self._train_loss = trial.recovered.mean_loss
+        self.rows.append(
+            self._row(
+                trial.after,
+                step + 1,
+                group,
+                action,
+                kept=trial.kept,
+                train_loss=trial.recovered.mean_loss,
+                duration_s=trial.duration_s,
+            )
+        )
+        if trial.kept and self._rank(self.now) > self._rank(self.best):
+            self.best, self.best_step, self._best_state = self.now, step + 1, self._snapshot()
+
+    def _judge(self) -> Measurement:
+        latency = self.budget is not None and asks_latency(self.budget)
+        return measured(self.graph, self.task, self.costs, latency=latency)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(self.graph, self.optimizer, generators=[self.generator])
+
+    def _read(self, step: int) -> Reading:
+        return read_graph(
+            self.graph,
+            step % len(self.graph.groups),
+            start_widths=self.start.widths,
+            start_cost=self._start_cost,
+            actions=self.actions,
+        )
+
+    def _progress(self, step: int) -> Progress:
+        return Progress(
+            metric=np.array([self.now.validation.smooth]),
+            metric_before=np.array([self.metric_before.validation.smooth]),
+            loss=np.array([self.now.validation.loss]),
+            train_loss=np.array([self._train_loss]),
+            train_loss_before=np.array([self._train_loss_before]),
+            num_samples=np.array([float(self._num_samples)]),
+            cost_weight=np.array([self.cost_weight]),
+            steps_left=np.array([1 - step / self.horizon]),
+        )
+
+    def _mask(self, reading: Reading) -> ActionMask:
+        """What is legal; above the budget, what lowers it, or else only going on."""
+        shrunk = self.actions.units_to_shrink(reading.width, reading.min_width, reading.step)
+        grown = self.actions.units_to_grow(reading.width, reading.start_width, reading.step)
+        mask: ActionMask = action_mask(grown, shrunk, reading.num_prunable)[0]
+        exceeded = self._excess(self.now)
+        if exceeded:
+            mask[[Action.GROW, Action.STOP]] = 0
+            if "nonzero" not in exceeded:
+                mask[Action.PRUNE] = 0
+            if mask[Action.SHRINK] or mask[Action.PRUNE]:
+                mask[Action.KEEP] = 0
+        return mask
+
+    def _excess(self, measurement: Measurement) -> dict[BudgetKind, float]:
+        """Costs above their limit, and by what share of it."""
+        costs = {kind: float(getattr(measurement.cost, kind)) for kind in self._limits}
+        return {
+            kind: costs[kind] / limit - 1
+            for kind, limit in self._limits.items()
+            if costs[kind] > limit
+        }
+
+    def _within_budget(self, before: Measurement, after: Measurement) -> bool:
+        """No cost may go above its limit, or further above it."""
+        old = self._excess(before)
+        return all(value <= old.get(kind, 0.0) for kind, value in self._excess(after).items())
+
+    def _rank(self, measurement: Measurement) -> tuple[float, float]:
+        return -sum(self._excess(measurement).values()), self.smooth_utility(measurement)
+
+    def _unmet(self) -> str:
+        reached = ", ".join(
+            f"{kind} {getattr(self.best.cost, kind):g} of at most {self._limits[kind]:g}"
+            for kind in self._excess(self.best)
+        )
+        return (
+            f"{self.budget} was not met in {self.horizon} decisions; the lowest reached is "
+            f"{reached}, at widths {dict(self.best.widths)}. Allow more decisions (horizon), "
+            f"larger ones (actions), or a larger budget; the network is as it was"
+        )
+
+    def _row(
+        self,
+        after: Measurement,
+        step: int,
+        group: str | None,
+        action: Action,
+        *,
+        kept: bool,
+        duration_s: float,
+        train_loss: float | None = None,
+    ) -> dict[str, Any]:
+        return row(
+            after,
+            step=step,
+            group=group,
+            action=None if group is None else action.name.lower(),
+            kept=kept,
+            utility=self.utility(after),
+            smooth_utility=self.smooth_utility(after),
+            train_loss=train_loss,
+            duration_s=duration_s,
+        )
+
+
+def _check(cost_weight: float, cost: str, horizon: int, train_steps: int) -> None:
+    if not (np.isfinite(cost_weight) and cost_weight >= 0):
+        raise ValueError(f"cost_weight is {cost_weight}; it must be a finite number of at least 0")
+    if cost not in COST_KINDS:
+        raise UnknownNameError("cost", str(cost), COST_KINDS)
+    for name, value in (("horizon", horizon), ("train_steps", train_steps)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -1,0 +1,89 @@
+"""What is read off networks before a decision: plain arrays, one row per network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynopt_ray.policies.arrays import IntArray
+
+FloatArray = NDArray[np.float64]
+
+KINDS = ("linear", "convolution", "other")
+"""What produces a width group."""
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the unit scores of a group."""
+
+DEAD_SCORE = 0.01
+"""A unit is dead when its score is at most this fraction of the group's mean score."""
+
+REDUNDANT_COSINE = 0.95
+"""A unit is redundant when an earlier unit's incoming weights point the same way, up to this."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Networks and the group under each one's cursor. N networks, G groups.
+
+    Attributes:
+        widths: (N, G) widths.
+        start_widths: (N, G) widths at the start.
+        cursor: (N,) index of the group.
+        min_width: (N,) the fewest units the group can have.
+        step: (N,) the multiple in which its units come and go.
+        kind: (N,) index into `KINDS`.
+        quantiles: (N, 5) `QUANTILES` of the unit scores over their mean.
+        dead: (N,) share of the group's units that are dead.
+        redundant: (N,) share of its units that are redundant.
+        num_weights: (N,) weights that make the group's units.
+        num_unmasked: (N,) those of them that are not masked.
+        num_prunable: (N,) those that `PRUNE` would mask.
+        cost_share: (N,) share of the non-zero weights that lies in the group's tensors.
+        costs: (N, 4) costs relative to the start, in the order of `COST_KINDS`.
+        nonzero: (N,) non-zero weights.
+    """
+
+    widths: IntArray
+    start_widths: IntArray
+    cursor: IntArray
+    min_width: IntArray
+    step: IntArray
+    kind: IntArray
+    quantiles: FloatArray
+    dead: FloatArray
+    redundant: FloatArray
+    num_weights: IntArray
+    num_unmasked: IntArray
+    num_prunable: IntArray
+    cost_share: FloatArray
+    costs: FloatArray
+    nonzero: IntArray
+
+    @property
+    def width(self) -> IntArray:
+        """(N,) width of the group under the cursor."""
+        return self._under_cursor(self.widths)
+
+    @property
+    def start_width(self) -> IntArray:
+        """(N,) its width at the start."""
+        return self._under_cursor(self.start_widths)
+
+    def row(self, network: int) -> "Reading":
+        """The reading of one of the networks."""
+        return Reading(**{f.name: getattr(self, f.name)[[network]] for f in fields(Reading)})
+
+    def _under_cursor(self, values: IntArray) -> IntArray:
+        return values[np.arange(len(values)), self.cursor]
+
+
+def stack_readings(readings: Sequence[Reading]) -> Reading:
+    """One reading of all the networks of several; they must have the same number of groups."""
+    return Reading(
+        **{
+            field.name: np.concatenate([getattr(reading, field.name) for reading in readings])
+            for field in fields(Reading)
+        }
+    )

@@ -1,0 +1,166 @@
+"""A policy learned by DQN: a dueling network that runs without Ray."""
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.errors import CheckpointError, DataError
+from dynopt_ray.policies.arrays import ActionMask
+from dynopt_ray.policies.observation import Observation
+from dynopt_ray.storage import read_state, write_state
+
+_KIND = "policy"
+
+
+class DuelingNetwork(nn.Module):
+    """Q-values as a state's value plus each action's advantage over the mean of all actions.
+
+    Args:
+        num_features: length of an observation.
+        num_actions: Q-values per observation.
+        hidden: widths of the layers that value and advantages share, at least one.
+        head: width of the one hidden layer that each of the two has for itself.
+
+    References:
+        Wang et al. 2016, "Dueling Network Architectures", eq. 9.
+    """
+
+    def __init__(
+        self, num_features: int, num_actions: int, hidden: Sequence[int], head: int
+    ) -> None:
+        super().__init__()
+        self.encoder = _layers([num_features, *hidden])
+        self.advantage = nn.Sequential(*_layers([hidden[-1], head]), nn.Linear(head, num_actions))
+        self.value = nn.Sequential(*_layers([hidden[-1], head]), nn.Linear(head, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Q-values (…, actions) of features (…, features)."""
+        latent = self.encoder(features)
+        return dueling(self.advantage(latent), self.value(latent))
+
+
+def dueling(advantage: Tensor, value: Tensor) -> Tensor:
+    """Q-values from advantages (…, actions) and values (…, 1)."""
+    return value + advantage - advantage.mean(-1, keepdim=True)
+
+
+def masked_q(q_values: Tensor, action_mask: Tensor) -> Tensor:
+    """Q-values with −inf where an action is illegal.
+
+    Not a large negative number: whatever takes the maximum or samples must not meet a finite
+    value there, and a legal Q-value can be anything, 0 included.
+    """
+    return q_values.masked_fill(action_mask == 0, -torch.inf)
+
+
+class DQNPolicy:
+    """Takes the legal action with the largest Q-value; of equal ones the first.
+
+    Made by `dynopt_ray.cluster.policy_training.train_policy` or `load`.
+
+    Args:
+        network: gives the Q-values; used as it is, in evaluation mode.
+        hidden: widths that it was made with.
+        head: likewise.
+        metadata: JSON-able facts about how it was trained, kept when saved.
+
+    Example:
+        >>> import numpy as np
+        >>> policy = DQNPolicy(DuelingNetwork(3, 2, [8], 4), hidden=[8], head=4)
+        >>> policy.act(np.zeros(3, np.float32), np.array([0, 1], np.int8))
+        1
+    """
+
+    def __init__(
+        self,
+        network: DuelingNetwork,
+        *,
+        hidden: Sequence[int],
+        head: int,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.network = network.eval()
+        self.hidden = tuple(hidden)
+        self.head = head
+        self.metadata = dict(metadata or {})
+
+    @property
+    def num_features(self) -> int:
+        """Length of an observation."""
+        return self._size("encoder.0.weight", 1)
+
+    @property
+    def num_actions(self) -> int:
+        """Length of an action mask."""
+        return self._size("advantage.2.weight", 0)
+
+    def q_values(self, observation: Observation, action_mask: ActionMask) -> Tensor:
+        """Q-values (actions,), −inf where illegal.
+
+        Raises:
+            DataError: an observation or mask of another length, or a mask without a legal action.
+        """
+        if observation.shape != (self.num_features,) or action_mask.shape != (self.num_actions,):
+            raise DataError(
+                f"the policy takes {self.num_features} features and a mask of {self.num_actions} "
+                f"actions, not {observation.shape} and {action_mask.shape}: it was trained on "
+                f"another environment"
+            )
+        if not action_mask.any():
+            raise DataError("the action mask allows no action; at least one must be legal")
+        with torch.no_grad():
+            q_values: Tensor = self.network(torch.from_numpy(np.asarray(observation, np.float32)))
+        return masked_q(q_values, torch.from_numpy(np.asarray(action_mask)))
+
+    def act(self, observation: Observation, action_mask: ActionMask) -> int:
+        """The best legal action."""
+        return int(self.q_values(observation, action_mask).argmax())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy to one safetensors file, whole or not at all.
+
+        Raises:
+            CheckpointError: it could not be written; what `path` held before is still there.
+        """
+        state = {
+            "hidden": self.hidden,
+            "head": self.head,
+            "tensors": self.network.state_dict(),
+            "metadata": self.metadata,
+        }
+        write_state(path, state, kind=_KIND)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "DQNPolicy":
+        """Read a policy that `save` wrote; nothing in the file is executed.
+
+        Raises:
+            CheckpointError: the file is missing, truncated, altered or no policy.
+        """
+        state = read_state(path, kind=_KIND)
+        try:
+            tensors, hidden, head = state["tensors"], state["hidden"], state["head"]
+            features = tensors["encoder.0.weight"].shape[1]
+            actions = tensors["advantage.2.weight"].shape[0]
+            network = DuelingNetwork(features, actions, hidden, head)
+            network.load_state_dict(tensors)
+            return cls(network, hidden=hidden, head=head, metadata=state["metadata"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} holds a policy that this release cannot read: {error}"
+            ) from error
+
+    def _size(self, parameter: str, dim: int) -> int:
+        return int(self.network.get_parameter(parameter).shape[dim])
+
+
+def _layers(widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers)

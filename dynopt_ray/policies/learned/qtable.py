@@ -1,0 +1,212 @@
+"""Q-learning on a discretised observation: small, exact in its way, and deterministic."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dynopt_ray.errors import CheckpointError
+from dynopt_ray.policies.arrays import ActionMask
+from dynopt_ray.policies.evaluation import ENVIRONMENT
+from dynopt_ray.policies.observation import FEATURES, Observation
+from dynopt_ray.storage import read_state, write_state
+
+_KIND = "Q-table"
+
+Cell = tuple[int, ...]
+"""Which bin each of the discretised features lies in."""
+
+DEFAULT_EDGES: dict[int, tuple[float, ...]] = {
+    FEATURES.index("depth"): (0.5,),
+    FEATURES.index("cost_nonzero"): (0.05, 0.1, 0.2, 0.4, 0.7),
+    FEATURES.index("metric"): (0.85, 0.9, 0.93),
+    FEATURES.index("cost_weight"): (0.2, 0.45),
+    FEATURES.index("steps_left"): (0.3, 0.6),
+}
+"""What the architecture environment's observations are cut into: 216 cells."""
+
+
+class QTable:
+    """Q-values of the cells that some features are cut into.
+
+    Args:
+        edges: feature index -> increasing edges between its bins; other features are ignored.
+        num_actions: actions per cell.
+
+    Raises:
+        ValueError: no edges, edges that do not increase, or fewer than one action.
+
+    Attributes:
+        values: cell -> Q-values (actions,); cells never met are absent and count as zeros.
+        visits: cell -> how often each action was learned from there.
+
+    Example:
+        >>> import numpy as np
+        >>> table = QTable({0: [0.5]}, num_actions=2)
+        >>> here, both = np.zeros(1, np.float32), np.ones(2, np.int8)
+        >>> table.learn(here, 1, 1.0, here, both, discount=0.9, terminated=True)
+        >>> table.act(here, both)
+        1
+    """
+
+    def __init__(self, edges: Mapping[int, Sequence[float]], num_actions: int) -> None:
+        self.edges = {int(index): tuple(map(float, cuts)) for index, cuts in edges.items()}
+        if not self.edges:
+            raise ValueError("edges is empty: every observation would be the same; name a feature")
+        for index, cuts in self.edges.items():
+            if list(cuts) != sorted(set(cuts)):
+                raise ValueError(f"edges of feature {index} are {cuts}; they must increase")
+        if num_actions < 1:
+            raise ValueError(f"num_actions is {num_actions}; it must be at least 1")
+        self.num_actions = num_actions
+        self.values: dict[Cell, NDArray[np.float64]] = {}
+        self.visits: dict[Cell, NDArray[np.int64]] = {}
+
+    def cell(self, observation: Observation) -> Cell:
+        """The cell that an observation lies in."""
+        return tuple(
+            int(np.searchsorted(cuts, observation[index], side="right"))
+            for index, cuts in self.edges.items()
+        )
+
+    def act(self, observation: Observation, action_mask: ActionMask) -> int:
+        """The legal action with the largest value; of equal ones the first."""
+        values = self.values.get(self.cell(observation), np.zeros(self.num_actions))
+        return int(np.where(action_mask > 0, values, -np.inf).argmax())
+
+    def learn(
+        self,
+        observation: Observation,
+        action: int,
+        reward: float,
+        next_observation: Observation,
+        next_mask: ActionMask,
+        *,
+        discount: float,
+        terminated: bool,
+    ) -> None:
+        """One step of Q-learning, with the rate 1 / visits^0.7 that makes it converge.
+
+        References:
+            Watkins and Dayan 1992; the rate as in Even-Dar and Mansour 2003, ω = 0.7.
+        """
+        cell = self.cell(observation)
+        values = self.values.setdefault(cell, np.zeros(self.num_actions))
+        visits = self.visits.setdefault(cell, np.zeros(self.num_actions, dtype=np.int64))
+        future = 0.0
+        if not terminated:
+            after = self.values.get(self.cell(next_observation), np.zeros(self.num_actions))
+            future = float(after[next_mask > 0].max())
+        visits[action] += 1
+        rate = visits[action] ** -0.7
+        values[action] += rate * (reward + discount * future - values[action])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table to one file, whole or not at all.
+
+        Raises:
+            CheckpointError: it could not be written; what `path` held before is still there.
+        """
+        cells = sorted(self.values)
+        state = {
+            "edges": [[index, list(cuts)] for index, cuts in self.edges.items()],
+            "num_actions": self.num_actions,
+            "cells": [list(cell) for cell in cells],
+            "values": torch.tensor(np.array([self.values[cell] for cell in cells])),
+            "visits": torch.tensor(np.array([self.visits[cell] for cell in cells])),
+        }
+        write_state(path, state, kind=_KIND)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "QTable":
+        """Read a table that `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, truncated, altered or no Q-table.
+        """
+        state = read_state(path, kind=_KIND)
+        try:
+            table = cls(dict(state["edges"]), state["num_actions"])
+            for cell, values, visits in zip(
+                state["cells"], state["values"].numpy(), state["visits"].numpy(), strict=True
+            ):
+                table.values[tuple(cell)] = values
+                table.visits[tuple(cell)] = visits
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} holds no Q-table of this release: {error}") from error
+        return table
+
+
+def train_qtable(
+    env_id: str = ENVIRONMENT,
+    env_kwargs: Mapping[str, Any] | None = None,
+    *,
+    num_steps: int,
+    edges: Mapping[int, Sequence[float]] | None = None,
+    num_envs: int = 32,
+    discount: float = 0.99,
+    epsilon: float = 0.1,
+    seed: int = 0,
+) -> QTable:
+    """Learn a Q-table, exploring with a share of random actions that falls from 1 to `epsilon`.
+
+    Args:
+        env_id: a Gymnasium id with `vector_entry_point`, whose observations are
+            `Dict(observations, action_mask)`.
+        env_kwargs: what it is made with.
+        num_steps: environment steps in all.
+        edges: see `QTable`; default: `DEFAULT_EDGES`.
+        num_envs: environments that advance together.
+        discount: γ.
+        epsilon: share of random actions from the middle of training on.
+        seed: of the environments and the exploration.
+
+    Raises:
+        ValueError: `num_steps` is less than 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    env = gymnasium.make_vec(
+        env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {})
+    )
+    actions: Any = env.single_action_space
+    table = QTable(DEFAULT_EDGES if edges is None else edges, int(actions.n))
+    generator = np.random.default_rng(seed)
+    seen, _ = env.reset(seed=seed)
+    over = np.zeros(num_envs, dtype=np.bool_)
+    taken = 0
+    while taken < num_steps:
+        share = max(epsilon, 1 - 2 * taken / num_steps * (1 - epsilon))
+        chosen = _explore(table, seen, share, generator)
+        after, rewards, terminated, truncated, _ = env.step(chosen)
+        for i in np.flatnonzero(~over):
+            table.learn(
+                seen["observations"][i],
+                int(chosen[i]),
+                float(rewards[i]),
+                after["observations"][i],
+                after["action_mask"][i],
+                discount=discount,
+                terminated=bool(terminated[i]),
+            )
+        taken += int((~over).sum())
+        seen, over = after, terminated | truncated
+    env.close()
+    return table
+
+
+def _explore(
+    table: QTable, seen: Mapping[str, NDArray[Any]], share: float, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Each environment's best action, or a random legal one."""
+    chosen = []
+    for features, mask in zip(seen["observations"], seen["action_mask"], strict=True):
+        if generator.random() < share:
+            chosen.append(int(generator.choice(np.flatnonzero(mask))))
+        else:
+            chosen.append(table.act(features, mask))
+    return np.array(chosen)

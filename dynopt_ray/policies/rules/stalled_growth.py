@@ -1,0 +1,46 @@
+"""A rule that grows when training has stalled."""
+
+import math
+from dataclasses import dataclass
+
+from dynopt_ray.policies.actions import Action, legal_action
+from dynopt_ray.policies.arrays import ActionMask
+from dynopt_ray.policies.observation import Observation, feature
+
+
+@dataclass(frozen=True)
+class StalledGrowth:
+    """Grow when the training loss has stalled and the gap to validation is small.
+
+    A loss that no longer falls shows that the network has learned what it can; a small gap shows
+    that more capacity would not only be used to memorise.
+
+    Attributes:
+        stall: the loss has stalled when it fell by less than this share since the last decision.
+        largest_gap: the largest validation loss − training loss at which growing makes sense.
+        good_loss: below this training loss there is nothing left to gain.
+
+    Raises:
+        ValueError: a number that is negative or not finite.
+    """
+
+    stall: float = 0.02
+    largest_gap: float = 0.1
+    good_loss: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("stall", "largest_gap", "good_loss"):
+            _check_at_least_zero(name, getattr(self, name))
+
+    def act(self, observation: Observation, action_mask: ActionMask) -> int:
+        """Grow or keep."""
+        stalled = feature(observation, "train_loss_change") > -self.stall
+        general = feature(observation, "loss_gap") <= self.largest_gap
+        unfinished = feature(observation, "train_loss") > math.log1p(self.good_loss)
+        grows = stalled and general and unfinished
+        return legal_action(Action.GROW if grows else Action.KEEP, action_mask)
+
+
+def _check_at_least_zero(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} is {value}; it must be a finite number of at least 0")

@@ -1,0 +1,32 @@
+"""A rule that shrinks where units are useless."""
+
+from dataclasses import dataclass
+
+from dynopt_ray.policies.actions import Action, legal_action
+from dynopt_ray.policies.arrays import ActionMask
+from dynopt_ray.policies.observation import Observation, feature
+
+
+@dataclass(frozen=True)
+class UselessShrinking:
+    """Shrink where many units are dead or redundant.
+
+    Attributes:
+        smallest_share: shrink when at least this share of the group's units is dead or points
+            the same way as another.
+
+    Raises:
+        ValueError: a share outside (0, 1].
+    """
+
+    smallest_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest_share <= 1:
+            raise ValueError(f"smallest_share is {self.smallest_share}; it must be in (0, 1]")
+
+    def act(self, observation: Observation, action_mask: ActionMask) -> int:
+        """Shrink or keep."""
+        share = feature(observation, "dead") + feature(observation, "redundant")
+        shrinks = share >= self.smallest_share
+        return legal_action(Action.SHRINK if shrinks else Action.KEEP, action_mask)

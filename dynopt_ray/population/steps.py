@@ -1,0 +1,147 @@
+"""Training a population: every member takes its own batches, in one pass for all.
+
+Forward and backward passes are written out. For matrices this small autograd's bookkeeping takes
+longer than the products, and here the momentum update is part of the product that gives the
+gradient (`baddbmm` with beta = momentum).
+
+Shapes: P members, S steps, B rows of a batch, I inputs, O outputs, N rows of data.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.errors import DivergedError
+from dynopt_ray.population.stack import Population
+from dynopt_ray.tasks import epoch_order
+
+
+def batch_rows(
+    num_samples: int, batch_size: int, num_steps: int, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """The rows of every member's batches: what `Task.train_steps` gives one network.
+
+    Args:
+        num_samples: rows of data.
+        batch_size: rows per batch; `num_samples` where that is less.
+        num_steps: batches per member.
+        generators: one CPU generator per member.
+
+    Returns:
+        LongTensor (num_steps, P, min(batch_size, num_samples)).
+    """
+    batch_size = min(batch_size, num_samples)
+    needed = batch_size * num_steps
+    num_orders = -(-needed // num_samples)
+    rows_PN = torch.stack(
+        [
+            torch.cat([epoch_order(num_samples, g) for _ in range(num_orders)])[:needed]
+            for g in generators
+        ]
+    )
+    return rows_PN.reshape(len(generators), num_steps, batch_size).transpose(0, 1)
+
+
+def train_steps(
+    population: Population,
+    x_NI: Tensor,
+    y_N: Tensor,
+    rows_SPB: Tensor,
+    *,
+    learning_rate: float | Tensor,
+    momentum: float,
+) -> Tensor:
+    """Take steps of SGD with momentum on the cross-entropy of every member's own batches.
+
+    Args:
+        population: trained in place.
+        x_NI: inputs, float32.
+        y_N: labels.
+        rows_SPB: which rows are in whose batch at which step, from `batch_rows`.
+        learning_rate: one rate, or a tensor that broadcasts to (S, P): a rate per member, per
+            step, or both.
+        momentum: as in `torch.optim.SGD`.
+
+    Returns:
+        Tensor (P,), each member's mean loss over its batches.
+
+    Raises:
+        DivergedError: the loss of a member became NaN or infinite; names the first such member.
+    """
+    num_steps, num_members, _ = rows_SPB.shape
+    rates_SP = torch.as_tensor(learning_rate, dtype=torch.float32, device=population.device)
+    rates_SP = rates_SP.expand(num_steps, num_members)
+    targets_NO = torch.nn.functional.one_hot(y_N, population.layout.num_outputs).float()
+    # Products of floats with bools convert every time.
+    masks = [None if keep is None else keep.float() for keep in population.masks]
+    losses = torch.zeros(num_members, device=population.device)
+    with torch.no_grad():
+        for rows_PB, rate_P in zip(rows_SPB.to(x_NI.device), rates_SP, strict=True):
+            x_PBI, targets_PBO = x_NI[rows_PB], targets_NO[rows_PB]
+            losses += _step(population, x_PBI, targets_PBO, masks, -rate_P, momentum)
+    losses /= num_steps
+    check_finite(losses, f"in {num_steps} training steps")
+    return losses
+
+
+def forward(population: Population, x_PBI: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What every layer reads, and the outputs (P, O, B); x may be (1, B, I) for all members.
+
+    The outputs have their classes before the rows: a softmax over a short last dimension takes
+    twenty times as long.
+    """
+    values = [x_PBI.expand(len(population), -1, -1)]
+    *hidden, last = zip(population.weights, population.biases, strict=True)
+    for weight_POI, bias_PO in hidden:
+        out = torch.baddbmm(bias_PO[:, None], values[-1], weight_POI.transpose(1, 2))
+        values.append(out.relu_())
+    weight_POI, bias_PO = last
+    return values, torch.baddbmm(bias_PO[:, :, None], weight_POI, values[-1].transpose(1, 2))
+
+
+def check_finite(losses_P: Tensor, when: str) -> None:
+    """Refuse losses that are not finite.
+
+    Raises:
+        DivergedError: names the first member whose loss is not.
+    """
+    if not bool(losses_P.isfinite().all()):
+        member = int((~losses_P.isfinite()).nonzero()[0])
+        raise DivergedError(
+            f"the loss of member {member} is {losses_P[member].item()} {when}; lower its learning "
+            "rate, or load an earlier state into it"
+        )
+
+
+def _step(
+    population: Population,
+    x_PBI: Tensor,
+    targets_PBO: Tensor,
+    masks: Sequence[Tensor | None],
+    rate_P: Tensor,
+    momentum: float,
+) -> Tensor:
+    """One step of every member; returns the losses before it. `rate_P` is the negative rate."""
+    inputs, outputs_POB = forward(population, x_PBI)
+    targets_POB = targets_PBO.transpose(1, 2)
+    log_probabilities = outputs_POB.log_softmax(1)
+    batch_size = x_PBI.shape[1]
+    losses_P = -(log_probabilities * targets_POB).sum((1, 2)) / batch_size
+    error_POB = log_probabilities.exp_().sub_(targets_POB).div_(batch_size)
+    for layer in reversed(range(population.num_layers)):
+        weight, weight_momentum, bias, bias_momentum = population.tensors(layer)
+        before = error_POB
+        if layer:
+            error_PBI = torch.bmm(before.transpose(1, 2), weight)
+            # ReLU's outputs are zero exactly where its gradient is.
+            error_PBI = torch.ops.aten.threshold_backward(error_PBI, inputs[layer], 0)
+            error_POB = error_PBI.transpose(1, 2)
+        weight_momentum.baddbmm_(before, inputs[layer], beta=momentum)
+        keep = masks[layer]
+        if keep is not None:
+            weight_momentum.mul_(keep)
+        weight.addcmul_(weight_momentum, rate_P[:, None, None])
+        bias_momentum.mul_(momentum).add_(before.sum(2))
+        bias.addcmul_(bias_momentum, rate_P[:, None])
+    return losses_P

@@ -1,0 +1,5 @@
+"""`kind: adapt`: a policy changes one trained network."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,156 @@
+"""`kind: adapt`: a policy changes one trained network."""
+
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from dynopt_ray import plugins
+from dynopt_ray.errors import SpecError, did_you_mean
+from dynopt_ray.plugins import build
+from dynopt_ray.policies import ActionSet, AdaptResult, CostKind, DQNPolicy, Policy, adapt
+from dynopt_ray.runs.kind import Action
+from dynopt_ray.runs.kinds.adapt.spec import AdaptSettings, AdaptSpec
+from dynopt_ray.runs.kinds.policy import POLICY_FILE
+from dynopt_ray.runs.origin import (
+    Curves,
+    Origin,
+    as_budget,
+    figures,
+    keep_network,
+    prepare_origin,
+    with_utility,
+)
+from dynopt_ray.runs.run import Run
+from dynopt_ray.tasks import Task
+from dynopt_ray.training import make_optimizer
+
+
+def prepare(spec: AdaptSpec) -> Action:
+    """Make ready to adapt.
+
+    Raises:
+        SpecError: there is no such policy, or the rule refuses its arguments.
+        DynoptError: the task, the starting network or the policy's file is missing or wrong.
+    """
+    return partial(_run, spec, prepare_origin(spec), _policy(spec))
+
+
+def _policy(spec: AdaptSpec) -> Policy:
+    rules = plugins.names("rules")
+    if not isinstance(spec.policy, str) or spec.policy in rules or ":" in spec.policy:
+        rule: Policy = build("rules", spec.policy)
+        return rule
+    path = Path(spec.policy)
+    path = path / POLICY_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise SpecError(
+            f"policy: {spec.policy!r} is neither a rule ({', '.join(rules)}) nor the run directory "
+            f"or file of a learned policy: there is no {path}.{did_you_mean(spec.policy, rules)}"
+        )
+    return DQNPolicy.load(path)
+
+
+def _run(spec: AdaptSpec, origin: Origin, policy: Policy, run: Run) -> None:
+    curves = Curves()
+    model = origin.model(run, curves)
+    before = figures("before", origin.task, model)
+    result = adapted(
+        run,
+        origin.task,
+        model,
+        policy,
+        settings=spec.adapt,
+        cost_weight=spec.cost_weight,
+        cost=spec.cost,
+        optimizer=spec.optimizer,
+        seed=spec.seed,
+    )
+    after = figures("after", origin.task, model)
+    rows = with_utility([before, after], spec.cost_weight, spec.cost)
+    run.outcome("summary", "Before and after adaptation", pd.DataFrame(rows))
+    run.directory.write_results(result.history)
+    run.directory.write_table("widths", widths(result))
+    run.directory.write_table("pareto", points(result, spec.cost))
+    add_curve(curves, result, spec.adapt)
+    curves.write(run)
+    keep_network(run, model, task=spec.task)
+
+
+def adapted(
+    run: Run,
+    task: Task,
+    model: nn.Module,
+    policy: Policy,
+    *,
+    settings: AdaptSettings,
+    cost_weight: float,
+    cost: CostKind,
+    optimizer: str | dict[str, object],
+    seed: int,
+) -> AdaptResult:
+    """Let a policy change a network in place, with progress.
+
+    Args:
+        run: the run that this is part of.
+        task: what the network has learned.
+        model: the network.
+        policy: decides.
+        settings: how.
+        cost_weight: λ.
+        cost: what utility charges for.
+        optimizer: of the training between decisions.
+        seed: of all random choices.
+    """
+    with run.progress.stage("adapt") as stage:
+        result = adapt(
+            model,
+            task,
+            policy,
+            cost_weight=cost_weight,
+            cost=cost,
+            budget=as_budget(settings.budget),
+            horizon=settings.horizon,
+            train_steps=settings.train_steps,
+            actions=ActionSet(**settings.actions.model_dump()),
+            optimizer=make_optimizer(optimizer, model, lr=settings.lr),
+            seed=seed,
+        )
+        relative = result.after.cost.relative_to(result.before.cost, cost)
+        stage.result(
+            f"utility {result.utility_before:.4f} → {result.utility_after:.4f} (smooth "
+            f"{result.smooth_utility_before:.4f} → {result.smooth_utility_after:.4f}), accuracy "
+            f"{result.before.validation.metric:.4f} → {result.after.validation.metric:.4f} at "
+            f"{relative:.3f} of the cost"
+        )
+    return result
+
+
+def add_curve(curves: Curves, result: AdaptResult, settings: AdaptSettings) -> None:
+    """Add how the network did after each decision."""
+    for _, row in result.history.iloc[1:].iterrows():
+        step = int(row["step"]) * settings.train_steps
+        figures = {"loss": row["train_loss"], "accuracy": row["metric"]}
+        curves.add("adapt", step, lr=settings.lr, **figures)
+
+
+def widths(result: AdaptResult) -> pd.DataFrame:
+    """The widths of the network after each decision that was kept, up to the best one."""
+    kept = result.history[result.history["kept"] & (result.history["step"] <= result.best_step)]
+    table = kept.filter(like="width/").rename(columns=lambda name: name.removeprefix("width/"))
+    table.insert(0, "decision", kept["step"])
+    return table
+
+
+def points(result: AdaptResult, cost: str) -> pd.DataFrame:
+    """Accuracy against cost after each decision."""
+    history = result.history
+    return pd.DataFrame(
+        {
+            "series": ["start", *["decisions"] * (len(history) - 1)],
+            "name": history["step"].astype(str),
+            "cost": history[cost] / history[cost].iloc[0],
+            "accuracy": history["metric"],
+        }
+    )

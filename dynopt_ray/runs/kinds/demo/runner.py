@@ -1,0 +1,141 @@
+"""`kind: demo`: learn a policy, let it adapt a network, search from there, go on learning."""
+
+import copy
+from functools import partial
+from typing import Any, TypedDict
+
+import pandas as pd
+
+from dynopt_ray.cluster import SearchResult, session
+from dynopt_ray.online import ArrayStream
+from dynopt_ray.policies import ENVIRONMENT, AdaptResult, CostKind, DQNPolicy, RandomPolicy
+from dynopt_ray.runs.kind import Action
+from dynopt_ray.runs.kinds.adapt import adapted, add_curve, points, widths
+from dynopt_ray.runs.kinds.demo.spec import DemoSpec
+from dynopt_ray.runs.kinds.policy import check_environment, compared, learned
+from dynopt_ray.runs.kinds.search import (
+    add_best_curve,
+    check_plugins,
+    front,
+    search_points,
+    searched,
+)
+from dynopt_ray.runs.kinds.stream import check_learner, make_stream, streamed
+from dynopt_ray.runs.origin import (
+    Curves,
+    Origin,
+    figures,
+    keep_network,
+    prepare_origin,
+    with_utility,
+)
+from dynopt_ray.runs.run import Run
+from dynopt_ray.training import loaded_network
+
+
+def prepare(spec: DemoSpec) -> Action:
+    """Make ready for all of it.
+
+    Raises:
+        SpecError: a plugin refuses its arguments, or the stream does not suit the task.
+        DynoptError: the task or the starting network is missing or wrong.
+    """
+    check_plugins(spec.search, spec.space)
+    check_learner(spec.learner)
+    check_environment(ENVIRONMENT, _environment(spec))
+    origin = prepare_origin(spec)
+    return partial(_run, spec, origin, make_stream(origin.task, spec.stream, seed=spec.seed))
+
+
+def _environment(spec: DemoSpec) -> dict[str, Any]:
+    """Episodes as the adaptation will be: same task, λ, decisions and training in between."""
+    return {
+        "task": spec.task,
+        "cost_weight": spec.cost_weight,
+        "cost": spec.cost,
+        "horizon": spec.adapt.horizon,
+        "train_steps": spec.adapt.train_steps,
+        **spec.adapt.actions.model_dump(),
+    }
+
+
+def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
+    task, curves = origin.task, Curves()
+    start = origin.model(run, curves)
+    utility: _Utility = {"cost_weight": spec.cost_weight, "cost": spec.cost}
+    with session(run.address):
+        policy = _policy(spec, run)
+        model = copy.deepcopy(start)
+        adaptation = adapted(
+            run,
+            task,
+            model,
+            policy,
+            settings=spec.adapt,
+            optimizer=spec.optimizer,
+            seed=spec.seed,
+            **utility,
+        )
+        found = searched(
+            run,
+            task,
+            model,
+            settings=spec.search,
+            space=spec.space,
+            optimizer=spec.optimizer,
+            seed=spec.seed,
+            start=adaptation.before.cost,
+            **utility,
+        )
+        assert found.network is not None  # every pruning trial that finishes gives one
+        winner = loaded_network(task, found.network)
+        networks = {"before": start, "after policy": model, "after search": winner}
+        rows = [figures(name, task, network) for name, network in networks.items()]
+        _write(run, spec, curves, adaptation, found)
+        keep_network(run, winner, task=spec.task, config=found.best.config)
+        streamed(
+            run,
+            task,
+            winner,
+            stream,
+            settings=spec.stream,
+            learner=spec.learner,
+            seed=spec.seed,
+        )
+    summary = pd.DataFrame(with_utility(rows, **utility))
+    run.outcome("summary", f"Networks, utility at λ = {spec.cost_weight:g}", summary)
+
+
+def _policy(spec: DemoSpec, run: Run) -> DQNPolicy:
+    """A policy that has learned, and was compared with a random one."""
+    env = _environment(spec)
+    policy = learned(run, spec.policy, env_id=ENVIRONMENT, env=env, seed=spec.seed)
+    compared(
+        run,
+        {"learned": policy, "random": RandomPolicy(spec.seed)},
+        env_id=ENVIRONMENT,
+        env=env,
+        num_episodes=spec.num_episodes,
+        seed=spec.seed,
+    )
+    return policy
+
+
+def _write(
+    run: Run, spec: DemoSpec, curves: Curves, adaptation: AdaptResult, found: SearchResult
+) -> None:
+    run.directory.write_results(found.trials)
+    run.directory.write_table("widths", widths(adaptation))
+    decisions = points(adaptation, spec.cost).drop(columns="name")
+    run.directory.write_table("pareto", pd.concat([decisions, search_points(found)]))
+    run.directory.write_table("front", front(found))
+    add_curve(curves, adaptation, spec.adapt)
+    add_best_curve(curves, found)
+    curves.write(run)
+
+
+class _Utility(TypedDict):
+    """What utility is, the same in every part."""
+
+    cost_weight: float
+    cost: CostKind

@@ -1,0 +1,140 @@
+"""`kind: policy`: learn a structure policy, and compare it with a random one."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import gymnasium
+import pandas as pd
+
+from dynopt_ray.cluster import PolicyProgress, train_policy
+from dynopt_ray.errors import DynoptError, SpecError
+from dynopt_ray.policies import ENVIRONMENT, DQNPolicy, Policy, RandomPolicy, evaluate_policy
+from dynopt_ray.runs.kind import Action
+from dynopt_ray.runs.kinds.policy.spec import PolicySettings, PolicySpec
+from dynopt_ray.runs.run import Run
+
+POLICY_FILE = "policy/policy.safetensors"
+# Evaluation meets other starts and batches than training, whose seeds are small.
+_EVALUATION_SEED = 1_000_000
+_MOST_POINTS = 300
+_FIGURES = ["utility", "smooth_utility", "metric", "relative_cost"]
+
+
+def prepare(spec: PolicySpec) -> Action:
+    """Make ready to learn.
+
+    Raises:
+        SpecError: there is no such environment, or it refuses its arguments.
+        DynoptError: the environment's task is missing or wrong.
+    """
+    check_environment(spec.env_id or ENVIRONMENT, spec.env)
+    return partial(_run, spec)
+
+
+def check_environment(env_id: str, env: Mapping[str, Any]) -> None:
+    """Make an environment once, to see that it takes its arguments.
+
+    Raises:
+        SpecError: it does not, or there is none.
+    """
+    try:
+        gymnasium.make_vec(
+            env_id, num_envs=1, vectorization_mode="vector_entry_point", **env
+        ).close()
+    except DynoptError as error:
+        raise SpecError(f"env: {error}") from error
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+        raise SpecError(f"env: {env_id} cannot be made: {error}") from error
+
+
+def _run(spec: PolicySpec, run: Run) -> None:
+    env_id = spec.env_id or ENVIRONMENT
+    policy = learned(run, spec.policy, env_id=env_id, env=spec.env, seed=spec.seed)
+    episodes = compared(
+        run,
+        {"learned": policy, "random": RandomPolicy(spec.seed)},
+        env_id=env_id,
+        env=spec.env,
+        num_episodes=spec.num_episodes,
+        seed=spec.seed,
+    )
+    run.directory.write_results(episodes)
+    points = episodes.rename(
+        columns={"policy": "series", "relative_cost": "cost", "metric": "accuracy"}
+    )
+    run.directory.write_table("pareto", points[["series", "cost", "accuracy"]].dropna())
+
+
+def learned(
+    run: Run, settings: PolicySettings, *, env_id: str, env: Mapping[str, Any], seed: int
+) -> DQNPolicy:
+    """A policy, learned with progress; it is kept in the run's directory.
+
+    Args:
+        run: the run that this is part of.
+        settings: how it learns.
+        env_id: a Gymnasium id.
+        env: what the environment is made with.
+        seed: of everything.
+    """
+    points: list[dict[str, Any]] = []
+    with run.progress.stage("learn a policy", settings.num_steps) as stage:
+
+        def on_progress(progress: PolicyProgress) -> None:
+            before = points[-1]["steps"] if points else 0
+            note = ""
+            if progress.mean_return is not None:
+                note = f"return {progress.mean_return:.3f}"
+            stage.advance(progress.num_steps - before, note=note)
+            points.append({"steps": progress.num_steps, "episode_return": progress.mean_return})
+
+        policy = train_policy(
+            {**settings.model_dump(), "env_id": env_id, "env_kwargs": dict(env), "seed": seed},
+            directory=run.directory.path / "policy",
+            on_progress=on_progress,
+            address=run.address,
+        )
+        last = points[-1]["episode_return"] if points else None
+        stage.result(
+            f"{settings.num_steps:,} steps"
+            + (f", mean return {last:.3f} while exploring" if last is not None else "")
+        )
+    # What an interrupted training goes on from: replay and optimizer. This one is over.
+    (run.directory.path / "policy" / "training.safetensors").unlink(missing_ok=True)
+    curve = pd.DataFrame(points).dropna()
+    run.directory.write_table("policy", curve.iloc[:: max(1, len(curve) // _MOST_POINTS)])
+    return policy
+
+
+def compared(
+    run: Run,
+    policies: Mapping[str, Policy],
+    *,
+    env_id: str,
+    env: Mapping[str, Any],
+    num_episodes: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Policies on the same starts, one row per policy and episode; the means are shown."""
+    parts = []
+    with run.progress.stage("compare policies", len(policies)) as stage:
+        for name, policy in policies.items():
+            reached = evaluate_policy(
+                policy, env_id, env, num_episodes=num_episodes, seed=_EVALUATION_SEED + seed
+            )
+            columns = {
+                field: getattr(reached, field) for field in ("returns", *_FIGURES, "num_steps")
+            }
+            part = pd.DataFrame({"policy": name, "episode": range(num_episodes), **columns})
+            parts.append(part)
+            stage.advance(note=f"{name}: utility {reached.mean:.4f}")
+        episodes = pd.concat(parts, ignore_index=True)
+        means = episodes.groupby("policy", sort=False)[_FIGURES]
+        table = means.mean().reset_index()
+        table.insert(2, "utility_sd", means.std()["utility"].to_numpy())
+        table["episodes"] = num_episodes
+        shown = ", ".join(f"{row.policy} {row.utility:.4f}" for row in table.itertuples())
+        stage.result(f"utility {shown}")
+    run.outcome("policies", "Policies on networks they have not seen", table)
+    return episodes

@@ -1,0 +1,172 @@
+"""`kind: prune`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from dynopt_ray.errors import did_you_mean
+from dynopt_ray.runs.spec import (
+    Config,
+    Criterion,
+    Fractions,
+    NetworkSpec,
+    Phase,
+    RecoveryConfig,
+    Strict,
+    checked_by,
+)
+from dynopt_ray.schedules import Schedule
+from dynopt_ray.training import (
+    GRANULARITIES,
+    Distillation,
+    Pattern,
+    Regrowth,
+    make_rate,
+    make_recovery,
+    make_schedule,
+    round_shares,
+)
+
+
+class TargetSpec(Strict):
+    """How far to prune: one of these.
+
+    Attributes:
+        remove: the fraction of units (or weights) that goes.
+        threshold: what scores below this goes.
+        budget: the fraction of costs that may be left.
+    """
+
+    remove: float | None = Field(default=None, gt=0, lt=1)
+    threshold: float | None = Field(default=None, gt=0)
+    budget: Fractions | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "TargetSpec":
+        names = ("remove", "threshold", "budget")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of remove (a fraction), threshold (a score) and budget (a "
+                f"fraction per cost), not {' and '.join(given) or 'none'}"
+            )
+        return self
+
+
+class DistillationSpec(Strict):
+    """Learning from the outputs of the network before pruning.
+
+    Attributes:
+        weight: how much that counts beside the task's loss.
+        temperature: how much of the teacher's doubt is learned.
+    """
+
+    weight: float = Field(default=Distillation.weight, gt=0)
+    temperature: float = Field(default=Distillation.temperature, gt=0)
+
+
+def prune_schedule(config: Config | None, rounds: int) -> Schedule | None:
+    """The schedule of rounds that plain data describe; None is in equal steps.
+
+    Raises:
+        SpecError, UnknownNameError: there is none, or it refuses its arguments.
+        ValueError: its shares do not rise to 1.
+    """
+    if config is None:
+        return None
+    schedule = make_schedule(config, rounds)
+    round_shares("prune", rounds, schedule)
+    return schedule
+
+
+class PruneSettings(Strict):
+    """The source article's loop: score, remove, give back, retrain, compare.
+
+    Attributes:
+        target: how far to go; not where the granularity says it.
+        criterion: what is important: a name, or a mapping with `name` and its arguments.
+        granularity: "unit" makes tensors smaller, "weight" holds single weights at zero, "2:4" (or
+            another N:M) leaves at most 2 of every 4 neighbours.
+        scope: "layer" removes the same share everywhere, "global" the least important anywhere.
+        rounds: in how many cuts the target is approached.
+        schedule: round -> share of the way to the target, rising to 1; None is in equal steps.
+        min_widths: group name -> fewest units to keep.
+        retrain: what follows each cut.
+        distillation: whether retraining learns from the network before pruning, too.
+        compensate: refit what reads removed units or lost weights.
+        recovery: "random", "greedy" or a mapping: gives back a part of each cut.
+    """
+
+    target: TargetSpec | None = None
+    criterion: Criterion = "magnitude"
+    granularity: str = "unit"
+    scope: Literal["global", "layer"] = "global"
+    rounds: int = Field(default=1, ge=1)
+    schedule: Config | None = None
+    min_widths: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    retrain: Phase | None = None
+    distillation: DistillationSpec | None = None
+    compensate: bool = True
+    recovery: RecoveryConfig = None
+
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        if isinstance(value, int):
+            raise ValueError(f'YAML reads 2:4 as a number (here {value}); write "2:4" in quotes')
+        if isinstance(value, str) and value not in GRANULARITIES and not Pattern.parse(value):
+            hint = did_you_mean(value, GRANULARITIES)
+            raise ValueError(f'must be "unit", "weight" or a pattern such as "2:4".{hint}')
+        return value
+
+    @field_validator("min_widths", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """YAML reads the names of a sequence's groups, 0 and 2, as numbers."""
+        if not isinstance(value, dict):
+            return value
+        return {str(k) if type(k) is int else k: width for k, width in value.items()}
+
+    @field_validator("schedule")
+    @classmethod
+    def _rises(cls, value: Config | None, info: ValidationInfo) -> Config | None:
+        rounds = info.data.get("rounds", 1)
+        checked_by(lambda config: prune_schedule(config, rounds))(value)
+        return value
+
+    @field_validator("retrain")
+    @classmethod
+    def _of_one_network(cls, value: Phase | None) -> Phase | None:
+        if value is not None and make_rate(value.lr, value.num_steps).population is not None:
+            raise ValueError("a population trains several networks; only one is retrained")
+        return value
+
+    @model_validator(mode="after")
+    def _aim(self) -> "PruneSettings":
+        is_pattern = self.granularity not in GRANULARITIES
+        if is_pattern and (self.target or self.recovery):
+            raise ValueError(
+                f"granularity {self.granularity!r} says by itself what goes; leave out target and "
+                "recovery"
+            )
+        if not is_pattern and self.target is None:
+            raise ValueError("target is missing, e.g. target: {remove: 0.5}")
+        if self.granularity != "unit" and self.min_widths:
+            raise ValueError('min_widths count units; use granularity "unit" with them')
+        if self.distillation and self.retrain is None:
+            raise ValueError("distillation is part of retraining; give retrain")
+        recovery = make_recovery(self.recovery)
+        if self.granularity == "unit" and isinstance(recovery, Regrowth):
+            raise ValueError('regrowth masks weights; use granularity "weight" with it')
+        budget = self.target and self.target.budget
+        others = budget and any(v for k, v in budget.model_dump().items() if k != "nonzero")
+        if self.granularity == "weight" and others:
+            raise ValueError("masks lower no cost but nonzero; limit that, or use units")
+        return self
+
+
+class PruneSpec(NetworkSpec):
+    """Train (or load), prune and retrain one network."""
+
+    kind: Literal["prune"]
+    prune: PruneSettings

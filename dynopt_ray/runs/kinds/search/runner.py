@@ -1,0 +1,218 @@
+"""`kind: search`: trials of pruning and retraining from one trained network."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from dynopt_ray.cluster import (
+    Flat,
+    PruneTrial,
+    Range,
+    SearchResult,
+    Space,
+    TrialLog,
+    beginning_with,
+    count_trials,
+    make_scheduler,
+    make_searcher,
+    rate_range,
+    search,
+)
+from dynopt_ray.errors import DynoptError, SpecError
+from dynopt_ray.runs.kind import Action
+from dynopt_ray.runs.kinds.search.spec import SearchSettings, SearchSpec
+from dynopt_ray.runs.origin import (
+    Curves,
+    Origin,
+    figures,
+    keep_network,
+    prepare_origin,
+    with_utility,
+)
+from dynopt_ray.runs.report import by_setting
+from dynopt_ray.runs.run import Run
+from dynopt_ray.structure import Cost
+from dynopt_ray.tasks import Task
+from dynopt_ray.training import loaded_network, network_bytes
+
+SpaceConfig = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+def prepare(spec: SearchSpec) -> Action:
+    """Make ready to search.
+
+    Raises:
+        SpecError: the space holds a setting that trials do not have or cannot run.
+        DynoptError: the task or the starting network is missing or wrong.
+    """
+    check_plugins(spec.search, spec.space)
+    return partial(_run, spec, prepare_origin(spec))
+
+
+def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
+    curves = Curves()
+    model = origin.model(run, curves)
+    before = figures("before", origin.task, model)
+    result = searched(
+        run,
+        origin.task,
+        model,
+        settings=spec.search,
+        cost_weight=spec.cost_weight,
+        cost=spec.cost,
+        space=spec.space,
+        optimizer=spec.optimizer,
+        seed=spec.seed,
+    )
+    assert result.network is not None  # every pruning trial that finishes gives one
+    winner = loaded_network(origin.task, result.network)
+    after = figures(f"trial {result.best.trial}", origin.task, winner)
+    rows = with_utility([before, after], spec.cost_weight, spec.cost)
+    run.outcome("summary", "Before and after the search", pd.DataFrame(rows))
+    compared = by_setting(result.trials)
+    if compared is not None:
+        run.outcome("settings", "Settings, over the seeds", compared)
+    run.directory.write_results(result.trials)
+    run.directory.write_table("trials", result.history)
+    run.directory.write_table("front", front(result))
+    start = {"series": "start", "name": "start", "cost": 1.0, "accuracy": before["accuracy"]}
+    points = pd.concat([pd.DataFrame([start]), search_points(result)])
+    run.directory.write_table("pareto", points)
+    add_best_curve(curves, result)
+    curves.write(run)
+    keep_network(run, winner, task=spec.task, config=result.best.config)
+
+
+def front(result: SearchResult) -> pd.DataFrame:
+    """The trials that no other beats, without the columns that say nothing about them."""
+    said = result.pareto.replace("", None).dropna(axis="columns", how="all")
+    return said.drop(columns=["status", "step"])
+
+
+def search_points(result: SearchResult) -> pd.DataFrame:
+    """The finished trials as points of a chart."""
+    done = result.trials[result.trials["status"] == "finished"]
+    name = "#" + done["trial"].astype(str)
+    return pd.DataFrame(
+        {"series": "trials", "name": name, "cost": done["cost"], "accuracy": done["accuracy"]}
+    )
+
+
+def add_best_curve(curves: Curves, result: SearchResult) -> None:
+    """Add how the best trial was retrained."""
+    best = result.history[result.history["trial"] == result.best.trial]
+    for _, row in best.iterrows():
+        curves.add(
+            f"trial {result.best.trial}",
+            int(row["step"]),
+            **{name: float(row[name]) for name in ("loss", "lr", "validation_loss", "accuracy")},
+        )
+
+
+def check_plugins(settings: SearchSettings, space: SpaceConfig) -> None:
+    """Make the searcher and the scheduler once, to see that they take their arguments.
+
+    Raises:
+        SpecError: one does not, the number of trials is missing, or the search shall begin at
+            the rate of the range test and cannot.
+    """
+    _num_trials(settings, space)
+    if settings.find_rate:
+        parsed = Space.parse(space)
+        if rate_range(parsed) is None:
+            raise SpecError(
+                "search.find_rate: the space has no range of rates to begin in; give lr one, e.g. "
+                "lr: {name: cosine, initial: {low: 1e-4, high: 0.1, log: true}}"
+            )
+        # Whether it can: which point it is does not matter.
+        beginning_with(make_searcher(settings.searcher, seed=0), [{}], parsed)
+    make_scheduler(settings.scheduler, num_reports=settings.num_reports)
+
+
+def _num_trials(settings: SearchSettings, space: SpaceConfig) -> int:
+    searcher = make_searcher(settings.searcher, seed=0)
+    return count_trials(searcher, Space.parse(space), settings.num_trials)
+
+
+def _first(run: Run, trial: PruneTrial, space: Space) -> list[Flat]:
+    """The middle of a space at the rate of a range test; nothing where that finds none."""
+    name = rate_range(space)
+    assert name is not None
+    rates = space.dimensions[name]
+    assert isinstance(rates, Range)
+    point = space.point({name: rates.low})
+    with run.progress.stage("range test") as stage:
+        try:
+            found = trial.find_rate(space.decode(point))
+        except DynoptError as error:  # as in a trial: the search itself goes on
+            stage.result(f"the search begins anywhere: {error}")
+            return []
+        stage.result(f"the search begins at the rate {found:.3g}")
+    return [{name: min(max(found, rates.low), rates.high)}]
+
+
+def searched(
+    run: Run,
+    task: Task,
+    model: nn.Module,
+    *,
+    settings: SearchSettings,
+    cost_weight: float,
+    cost: str,
+    space: SpaceConfig,
+    optimizer: str | Mapping[str, Any],
+    seed: int,
+    start: Cost | None = None,
+) -> SearchResult:
+    """Search from a trained network, with progress.
+
+    Args:
+        run: the run that this is part of.
+        task: what the network has learned.
+        model: the network.
+        settings: how to search.
+        cost_weight: λ.
+        cost: what utility charges for.
+        space: what to search.
+        optimizer: of the retraining.
+        seed: of draws and training.
+        start: what costs are relative to; None is this network's own.
+    """
+    trial = PruneTrial(
+        task,
+        network_bytes(model),
+        retrain_steps=settings.retrain_steps,
+        num_reports=settings.num_reports,
+        optimizer=optimizer,
+        cost=cost,
+        start=start,
+        seed=seed,
+    )
+    first = _first(run, trial, Space.parse(space)) if settings.find_rate else []
+    with run.progress.stage("search", _num_trials(settings, space)) as stage:
+
+        def on_end(log: TrialLog) -> None:
+            best = log.best_so_far
+            stage.advance(note=f"best utility {best['utility']:.4f}" if best else "")
+
+        result = search(
+            trial,
+            space,
+            **settings.model_dump(exclude={"retrain_steps", "find_rate"}),
+            first=first,
+            cost_weight=cost_weight,
+            seed=seed,
+            address=run.address,
+            on_end=on_end,
+        )
+        counts = result.trials["status"].value_counts()
+        ended = ", ".join(f"{count} {status}" for status, count in counts.items())
+        best = result.best
+        stage.result(
+            f"{ended}; best utility {best.utility:.4f} (accuracy {best.accuracy:.4f}, "
+            f"cost {best.cost:.3f})"
+        )
+    return result

@@ -1,0 +1,124 @@
+"""Learners from specs, and feeding them a stream here or in a Ray actor."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dynopt_ray.cluster import RemoteLearner
+from dynopt_ray.errors import SpecError
+from dynopt_ray.online import BuildLearner, DurableLearner, Event, Guard, LearnResult, OnlineLearner
+from dynopt_ray.plugins import build
+from dynopt_ray.runs.kinds.stream.spec import LearnerSettings
+from dynopt_ray.training import make_optimizer, make_rate, restored
+
+Learned = tuple[Event, LearnResult]
+
+_MOST_UNDER_WAY = 2_000
+
+
+def learner_factory(
+    factory: Callable[[], nn.Module],
+    network: bytes,
+    settings: LearnerSettings,
+    *,
+    num_events: int,
+    seed: int,
+) -> BuildLearner:
+    """What builds the same learner again and again, here or in an actor.
+
+    Args:
+        factory: makes a network of the task.
+        network: the weights it begins with, as `network_bytes` gives them.
+        settings: how it learns.
+        num_events: the stream's length, for learning rates that end with it.
+        seed: of the learner's own randomness.
+    """
+    return partial(_build, factory, network, settings, num_events, seed)
+
+
+def check_learner(settings: LearnerSettings) -> None:
+    """Make the detector and the reactions once, to see that they take their arguments.
+
+    Raises:
+        SpecError: one does not.
+    """
+    try:
+        _detector(settings)
+        _reactions(settings)
+    except SpecError as error:
+        raise SpecError(f"learner: {error}") from error
+
+
+def learned_here(
+    make: BuildLearner, events: Iterable[Event], *, directory: Path, snapshot_every: int
+) -> Iterator[Learned]:
+    """Learn in this process, journaled all the same."""
+    learner = DurableLearner(make, directory, snapshot_every=snapshot_every)
+    try:
+        for sequence, event in enumerate(events, start=learner.sequence + 1):
+            (result,) = learner.learn(sequence, [event]).results
+            if isinstance(result, Exception):
+                raise result
+            assert result is not None  # no event comes twice
+            yield event, result
+        learner.snapshot()
+    finally:
+        learner.close()
+
+
+def learned_in_actor(
+    make: BuildLearner, events: Iterable[Event], *, directory: Path, snapshot_every: int
+) -> Iterator[Learned]:
+    """Learn in a Ray actor, with many events under way. Ray must be running.
+
+    An event whose result was lost with the actor's process is learned, but not yielded.
+    """
+    waiting: deque[tuple[Event, Future[LearnResult | None]]] = deque()
+    with RemoteLearner(make, directory, snapshot_every=snapshot_every) as learner:
+        for event in events:
+            waiting.append((event, learner.learn(*event)))
+            if len(waiting) > _MOST_UNDER_WAY:
+                yield from _told(*waiting.popleft())
+        while waiting:
+            yield from _told(*waiting.popleft())
+
+
+def _told(event: Event, learned: "Future[LearnResult | None]") -> Iterator[Learned]:
+    result = learned.result()
+    if result is not None:
+        yield event, result
+
+
+def _build(
+    factory: Callable[[], nn.Module],
+    network: bytes,
+    settings: LearnerSettings,
+    num_events: int,
+    seed: int,
+) -> OnlineLearner:
+    model = restored(factory(), network)
+    rate = make_rate(settings.lr, num_events)
+    guard = settings.guard
+    optimizer = make_optimizer(settings.optimizer, model, lr=rate.initial)
+    return OnlineLearner(
+        model,
+        optimizer,
+        lr=rate.controller(model, optimizer) if rate.controller else rate.schedule,
+        detector=_detector(settings),
+        guard=Guard(**guard.model_dump()) if guard else None,
+        reactions=_reactions(settings),
+        seed=seed,
+    )
+
+
+def _detector(settings: LearnerSettings) -> Any:
+    return None if settings.detector is None else build("detectors", settings.detector)
+
+
+def _reactions(settings: LearnerSettings) -> list[Any]:
+    return [build("reactions", reaction) for reaction in settings.reactions]

@@ -1,0 +1,92 @@
+"""`kind: stream`."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from dynopt_ray.errors import SpecError
+from dynopt_ray.runs.spec import (
+    Detector,
+    NetworkSpec,
+    OptimizerConfig,
+    Rate,
+    Reaction,
+    Strict,
+    checked_by,
+)
+
+
+class DriftSpec(Strict):
+    """A change of the concept; see `dynopt_ray.online.Drift`."""
+
+    at: int = Field(ge=0, description="the first event that may be changed")
+    kind: Literal["labels", "features", "rotation"] = "labels"
+    width: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+
+class StreamSettings(Strict):
+    """A stream made of a task's rows.
+
+    Attributes:
+        splits: whose rows come; those that the network was not trained on tell the truth.
+        num_events: how many; every row comes once before any comes again. None is one pass.
+        drifts: where the concept changes.
+        window: events per measurement.
+    """
+
+    splits: tuple[Literal["train", "validation", "test"], ...] = Field(
+        default=("validation", "test"), min_length=1, strict=False
+    )
+    num_events: int | None = Field(default=None, ge=1)
+    drifts: tuple[DriftSpec, ...] = Field(default=(), strict=False)
+    window: int = Field(default=100, ge=1)
+
+
+class GuardSpec(Strict):
+    """What judges updates; see `dynopt_ray.online.Guard`."""
+
+    window: int = Field(default=64, ge=1)
+    tolerance: float = Field(default=0.05, ge=0)
+    max_halvings: int = Field(default=5, ge=0)
+
+
+class LearnerSettings(Strict):
+    """How the network goes on learning.
+
+    Attributes:
+        optimizer: a name, or a mapping with `name` and its options, without the rate.
+        lr: a number, a schedule over updates, or a controller.
+        detector: what watches for drift, or None.
+        reactions: what to do when there is drift.
+        guard: judges every update by the loss on the latest events, or None.
+        snapshot_every: events between snapshots.
+        local: learn in this process instead of in a Ray actor.
+    """
+
+    optimizer: OptimizerConfig = "sgd"
+    lr: Rate = 0.01
+    detector: Detector | None = "adwin"
+    reactions: tuple[Reaction, ...] = Field(default=("raise_rate",), strict=False)
+    guard: GuardSpec | None = GuardSpec()
+    snapshot_every: int = Field(default=1_000, ge=1)
+    local: bool = False
+
+    @field_validator("lr")
+    @classmethod
+    def _is_a_rate(cls, value: Any) -> Any:
+        from dynopt_ray.training import make_rate
+
+        def check(config: Any) -> None:
+            if make_rate(config, 1_000).population is not None:
+                raise SpecError("a population trains several networks; a stream has one learner")
+
+        return checked_by(check)(value)
+
+
+class StreamSpec(NetworkSpec):
+    """Keep a trained network learning on a stream, beside the same network left as it is."""
+
+    kind: Literal["stream"]
+    stream: StreamSettings = StreamSettings()
+    learner: LearnerSettings = LearnerSettings()

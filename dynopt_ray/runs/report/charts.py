@@ -1,0 +1,264 @@
+"""Charts of a run's tables: drawn once, for plots/*.png and for the report alike.
+
+Figures are small, so that on a phone they fill the screen at their own size; on a desktop
+several stand side by side.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynopt_ray.runs.report.settings_table import FIGURES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, told apart by every kind of colour vision; the report has a lighter
+# variant of each for dark mode.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#808000")
+INK, GRID, MUTED = "#1b1f24", "#d8dde3", "#8b949e"
+
+_SIZE = (4.6, 3.2)
+_MOST_NAMES = 12
+_FEW = 8
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "xtick.labelsize": 9,
+    "ytick.color": INK,
+    "ytick.labelsize": 9,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart that the report knows.
+
+    Attributes:
+        table: the table it is drawn from.
+        needs: the columns that the table must have.
+        title: its heading.
+        draw: axes and table -> what is drawn.
+        height: table -> inches, where it needs more than others.
+    """
+
+    table: str
+    needs: frozenset[str]
+    title: str
+    draw: Callable[["Axes", "pd.DataFrame"], None]
+    height: Callable[["pd.DataFrame"], float] = lambda _: _SIZE[1]
+
+    def fits(self, table: "pd.DataFrame | None") -> bool:
+        """Whether there is something to draw."""
+        return table is not None and len(table) > 0 and self.needs <= set(table.columns)
+
+
+@contextmanager
+def figure(chart: Chart, table: "pd.DataFrame") -> Iterator["Figure"]:
+    """The figure of a chart; closed at the end of the block."""
+    import matplotlib as mpl
+    from cycler import cycler
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
+        # Not pyplot: it would keep global state and might look for a display.
+        drawn = Figure(figsize=(_SIZE[0], max(_SIZE[1], chart.height(table))))
+        FigureCanvasAgg(drawn)
+        chart.draw(drawn.subplots(), table)
+        yield drawn
+
+
+def _pareto(axes: "Axes", table: "pd.DataFrame") -> None:
+    """Accuracy against cost, the front as steps, each series in its colour."""
+    from dynopt_ray.cluster import pareto_front  # imports Ray by the way, which is slow
+
+    series = table["series"] if "series" in table else np.full(len(table), "trials")
+    for name, points in table.groupby(series, sort=False):
+        alone = len(points) == 1
+        axes.scatter(
+            points["cost"], points["accuracy"], label=str(name),
+            s=60 if alone else 18, marker="D" if alone else "o", alpha=1 if alone else 0.75,
+            zorder=3 if alone else 2,
+        )  # fmt: skip
+    front = pareto_front(table)
+    axes.step(
+        front["cost"], front["accuracy"], where="post", color=INK, linewidth=1, label="front",
+        zorder=1,
+    )  # fmt: skip
+    named = front[front["name"].notna()] if "name" in front else front[:0]
+    for _, point in named[:_MOST_NAMES].iterrows():
+        place = (point["cost"], point["accuracy"])
+        axes.annotate(
+            str(point["name"]), place, fontsize=8, xytext=(3, 4), textcoords="offset points"
+        )
+    axes.set(xlabel="cost relative to the start", ylabel="accuracy")
+    axes.margins(x=0.15, y=0.12)  # room for the names of the outermost points
+    axes.set_xlim(left=0)
+    axes.legend(loc="lower right")
+
+
+def _widths(axes: "Axes", table: "pd.DataFrame") -> None:
+    """One line per width group, which keeps its value between edits."""
+    from matplotlib.ticker import MaxNLocator
+
+    time, *groups = table.columns  # the first is "decision" or "round"
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for name in groups[: len(COLOURS)]:
+        axes.step(table[time], table[name], where="post", label=f"group {name}")
+    if len(groups) > len(COLOURS):
+        for name in groups[len(COLOURS) :]:
+            axes.step(table[time], table[name], where="post", color=MUTED, linewidth=0.7)
+        axes.plot([], [], color=MUTED, label=f"{len(groups) - len(COLOURS)} more")
+    axes.set(xlabel=str(time), ylabel="units")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _lines(y: str, label: str, *, log: bool = False) -> Callable[["Axes", "pd.DataFrame"], None]:
+    """A line per phase of training (or run), one after the other or side by side."""
+
+    def draw(axes: "Axes", table: "pd.DataFrame") -> None:
+        table = table[table[y].notna()]
+        series = table["phase"] if "phase" in table else np.full(len(table), y)
+        for name, part in table.groupby(series, sort=False):
+            marker = "." if len(part) < _FEW else None
+            axes.plot(part["step"], part[y], label=str(name), marker=marker)
+        axes.set(xlabel="step", ylabel=label)
+        if log and len(table) and (table[y] > 0).all() and table[y].max() > 20 * table[y].min():
+            axes.set_yscale("log")
+        if table.groupby(series).ngroups > 1:
+            axes.legend()
+
+    return draw
+
+
+def _stream(axes: "Axes", table: "pd.DataFrame") -> None:
+    """Accuracy over a stream; drift as it was made (line) and as it was detected (triangle)."""
+    marks = table["mark"].fillna("")
+    points = table[marks == ""]
+    for name, part in points.groupby("series", sort=False):
+        axes.plot(part["event"], part["accuracy"], label=str(name))
+    for number, event in enumerate(sorted(set(table.loc[marks == "drift", "event"]))):
+        axes.axvline(
+            event, color=INK, linestyle="--", linewidth=1, label="drift" if number == 0 else None
+        )
+    found = table.loc[marks == "detected", "event"]
+    if len(found):
+        height = np.full(len(found), float(points["accuracy"].min()))
+        axes.scatter(found, height, marker="^", s=26, color=COLOURS[4], label="detected", zorder=3)
+    axes.set(xlabel="event", ylabel="accuracy (window)")
+    axes.legend()
+
+
+def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
+    """The return of an episode as the policy learns."""
+    series = table["series"] if "series" in table else np.full(len(table), "policy")
+    for name, part in table.groupby(series, sort=False):
+        axes.plot(part["steps"], part["episode_return"], label=str(name))
+    if table.groupby(series).ngroups > 1:
+        axes.legend()
+    axes.set(xlabel="environment steps", ylabel="gain in smooth utility per episode")
+
+
+def _settings(axes: "Axes", table: "pd.DataFrame") -> None:
+    """A line per option of one setting, a colour per way to choose the others."""
+    rows, series = _rows_and_series(table)
+    order = table.groupby(rows)["accuracy"].max().sort_values().index.tolist()
+    names = list(dict.fromkeys(series))
+    lowest = _lowest_shown(table["accuracy"])
+    for number, name in enumerate(names):
+        part = table[series == name]
+        # Side by side, so that bars of equal figures do not hide each other.
+        shift = 0.5 * ((number + 0.5) / len(names) - 0.5)
+        heights = part[rows].map(order.index) - shift
+        shown, below = part["accuracy"] >= lowest, part["accuracy"] < lowest
+        drawn = axes.errorbar(
+            part["accuracy"][shown], heights[shown], xerr=part["accuracy_sd"][shown], label=name,
+            fmt="o", markersize=4, linewidth=1,
+        )  # fmt: skip
+        axes.plot(
+            [lowest] * int(below.sum()), heights[below], "<", markersize=4,
+            color=drawn.lines[0].get_color(), clip_on=False,
+        )  # fmt: skip
+    axes.set_yticks(range(len(order)), labels=order)
+    axes.set(xlabel="accuracy (mean ± sd over seeds)")
+    if table["accuracy"].min() < lowest:
+        axes.set(xlabel=f"accuracy (mean ± sd over seeds; ◂ below {lowest:.2f})")
+        axes.set_xlim(left=lowest)
+    axes.margins(y=0.03)
+    if len(names) > 1:
+        axes.figure.legend(loc="outside upper center", ncols=3)
+
+
+def _lowest_shown(values: "pd.Series[float]") -> float:
+    """Three times the middle half's range below it: what fails altogether hides the others."""
+    low, high = values.quantile([0.25, 0.75])
+    return float(low - 3 * (high - low))
+
+
+def _settings_height(table: "pd.DataFrame") -> float:
+    return 1.2 + 0.24 * int(table[_rows_and_series(table)[0]].nunique())
+
+
+def _rows_and_series(table: "pd.DataFrame") -> tuple[str, "pd.Series[str]"]:
+    """The setting with the most options, and what the others are at."""
+    import pandas as pd
+
+    settings = list(table.columns[: list(table.columns).index(FIGURES[0])])
+    rows = max(settings, key=lambda name: table[name].nunique())
+    others = [name for name in settings if name != rows]
+    named = [
+        ", ".join(v if v[0].isalpha() else f"{n} {v}" for n, v in zip(others, values, strict=True))
+        for values in table[others].itertuples(index=False)
+    ]
+    return rows, pd.Series(named, index=table.index)
+
+
+def _chart(
+    table: str, needs: Sequence[str], title: str, draw: Callable[["Axes", "pd.DataFrame"], None]
+) -> Chart:
+    return Chart(table, frozenset(needs), title, draw)
+
+
+CHARTS: Mapping[str, Chart] = {
+    "settings": Chart(
+        "settings", frozenset(FIGURES), "Settings compared", _settings, _settings_height
+    ),
+    "pareto": _chart("pareto", ["cost", "accuracy"], "Accuracy against cost", _pareto),
+    "widths": _chart("widths", [], "Widths over time", _widths),
+    "policy": _chart("policy", ["steps", "episode_return"], "Learning the policy", _policy),
+    "stream": _chart(
+        "stream", ["event", "accuracy", "series", "mark"], "Learning on the stream", _stream
+    ),
+    "accuracy": _chart(
+        "curves", ["step", "accuracy"], "Validation accuracy", _lines("accuracy", "accuracy")
+    ),
+    "loss": _chart("curves", ["step", "loss"], "Loss", _lines("loss", "training loss", log=True)),
+    "lr": _chart("curves", ["step", "lr"], "Learning rate", _lines("lr", "learning rate")),
+}
+"""Every chart that a report may hold, by the name of its file in plots/."""
+
+
+def drawable(tables: Mapping[str, Any]) -> dict[str, Chart]:
+    """The charts that some tables allow."""
+    return {name: chart for name, chart in CHARTS.items() if chart.fits(tables.get(chart.table))}

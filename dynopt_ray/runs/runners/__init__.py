@@ -1,1 +1,0 @@
-"""What carries out each kind of run."""

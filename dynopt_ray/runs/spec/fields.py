@@ -1,0 +1,104 @@
+"""Field types that specs share: plugins by name, learning rates, optimizers, phases."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator
+
+from dynopt_ray import plugins
+from dynopt_ray.errors import DynoptError
+from dynopt_ray.runs.spec.validation import Strict, short
+
+Config = dict[str, Any]
+"""Something by name: `name` and the arguments of what is called so."""
+
+
+def checked_by(check: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """A validator that keeps the value and reports what a function says against it."""
+
+    def validate(value: Any) -> Any:
+        try:
+            check(value)
+        except (DynoptError, TypeError) as error:
+            raise ValueError(str(error)) from None  # pydantic collects ValueErrors only
+        return value
+
+    return validate
+
+
+def _plugin(family: plugins.Family) -> PlainValidator:
+    """Takes a plugin's name, or a mapping of it and its arguments.
+
+    Only the name is checked here; making the plugin checks the arguments.
+    """
+
+    def validate(value: Any) -> str | Config:
+        name = value.get("name") if isinstance(value, Mapping) else value
+        if not isinstance(name, str):
+            raise ValueError(
+                f"must be the name of one of the {family}, or a mapping with 'name' and its "
+                f"arguments, not {short(value)}"
+            )
+        checked_by(lambda name: plugins.check_name(family, name))(name)
+        return dict(value) if isinstance(value, Mapping) else name
+
+    return PlainValidator(validate)
+
+
+def _policy(value: Any) -> str | Config:
+    """A rule as a mapping is checked here; whether a text is a rule or a path, later."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            "must be a rule's name, a mapping with 'name' and its arguments, or the run directory "
+            f"or file of a learned policy, not {short(value)}"
+        )
+    checked: str | Config = _plugin("rules").func(value)  # type: ignore[call-arg]
+    return checked
+
+
+def _optimizer(value: Any) -> str | Config:
+    from torch import nn
+
+    from dynopt_ray.training import make_optimizer
+
+    checked_by(lambda config: make_optimizer(config, nn.Linear(1, 1), lr=0.1))(value)
+    made: str | Config = value
+    return made
+
+
+def _recovery(value: Any) -> str | Config | None:
+    from dynopt_ray.training import make_recovery
+
+    made: str | Config | None = checked_by(make_recovery)(value)
+    return made
+
+
+Criterion = Annotated[str | Config, _plugin("criteria")]
+Detector = Annotated[str | Config, _plugin("detectors")]
+Reaction = Annotated[str | Config, _plugin("reactions")]
+PolicyConfig = Annotated[str | Config, PlainValidator(_policy)]
+Scheduler = Annotated[str | Config, _plugin("schedulers")]
+Searcher = Annotated[str | Config, _plugin("searchers")]
+TaskConfig = Annotated[str | Config, _plugin("tasks")]
+OptimizerConfig = Annotated[str | Config, PlainValidator(_optimizer)]
+RecoveryConfig = Annotated[str | Config | None, PlainValidator(_recovery)]
+Rate = Annotated[float | Config, PlainValidator(lambda value: value)]
+"""A learning rate: a number, a schedule or a controller; checked with the length of its phase."""
+
+
+class Phase(Strict):
+    """Some optimizer steps at a learning rate that may follow a schedule, or training itself."""
+
+    num_steps: int = Field(ge=1, description="the number of optimizer steps")
+    lr: Rate = Field(description="a number, or a schedule such as {name: cosine, initial: 0.1}")
+
+    @field_validator("lr")
+    @classmethod
+    def _fits_the_length(cls, value: Any, info: ValidationInfo) -> Any:
+        from dynopt_ray.training import make_rate
+
+        # Without the length that is the mistake to mend first.
+        num_steps = info.data.get("num_steps", 1)
+        return checked_by(lambda config: make_rate(config, num_steps))(value)

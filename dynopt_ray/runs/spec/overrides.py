@@ -1,0 +1,65 @@
+"""`--set a.b=c`: changes to a spec before it is checked."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dynopt_ray.errors import SpecError
+from dynopt_ray.runs.spec.validation import dotted, short
+from dynopt_ray.runs.spec.yaml_text import parse
+
+
+def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of a spec's data with some values replaced.
+
+    Args:
+        data: the spec as read from YAML.
+        overrides: `path=value` each. The path is dotted, with the place in a list as a number;
+            the value is YAML.
+
+    Raises:
+        SpecError: an override without `=`, of a path that cannot be followed, or not YAML.
+            Whether the key exists and the value fits is checked with the rest of the spec.
+
+    Example:
+        >>> with_overrides({"train": {"lr": 0.1}}, ["train.lr=1e-2", "seed=3"])
+        {'train': {'lr': 0.01}, 'seed': 3}
+    """
+    result = copy.deepcopy(dict(data))
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        parts = path.strip().split(".")
+        if not separator or not all(parts):
+            raise SpecError(f"--set {override!r} is not of the form path=value, e.g. train.lr=0.1")
+        _set(result, parts, parse(text, source=f"--set {override!r}"), override)
+    return result
+
+
+def _set(data: dict[str, Any], parts: list[str], value: Any, override: str) -> None:
+    place: Any = data
+    for index, part in enumerate(parts):
+        done = index == len(parts) - 1
+        if isinstance(place, list):
+            key: Any = _list_place(place, part, override)
+        elif isinstance(place, dict):
+            key = part
+            if not done:
+                place.setdefault(key, {})
+        else:
+            raise SpecError(
+                f"--set {override!r}: {dotted(parts[:index])} is {short(place)}, which has no "
+                f"{part!r} within it; set {dotted(parts[:index])} as a whole, to a mapping in {{…}}"
+            )
+        if done:
+            place[key] = value
+        else:
+            place = place[key]
+
+
+def _list_place(place: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise SpecError(
+            f"--set {override!r}: {part!r} is no place in a list of {len(place)}; they are "
+            f"numbered 0 to {len(place) - 1}"
+        )
+    return int(part)

@@ -1,0 +1,140 @@
+"""A traced network: what plans read and change, without the means to carry them out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.errors import EditError, UnknownNameError
+from dynopt_ray.structure.costs import Cost, count_nonzero
+from dynopt_ray.structure.description import Asked, Description
+from dynopt_ray.structure.tracing import named_tensors
+from dynopt_ray.structure.units import WidthGroup
+
+
+class AppliedPlan(Protocol):
+    """A plan that was carried out and can be taken back."""
+
+    def undo(self) -> None:
+        """Put back all that the plan touched."""
+
+    def forget(self) -> None:
+        """Give up `undo` and free the tensors it would need."""
+
+
+class Network:
+    """A live network with its description, which edits keep up to date.
+
+    Attributes:
+        model: the network itself; edits change it in place.
+        asked: what it was traced with.
+        shapes: the shapes of its tensors after the last edit; see `check`.
+        receipts: the plans applied so far, oldest first.
+        num_edits: a count of edits, on which the weights of new units depend.
+
+    The other attributes are those of `Description`.
+    """
+
+    def __init__(self, model: nn.Module, asked: Asked, description: Description) -> None:
+        self.model = model
+        self.asked = asked
+        self.groups = description.groups
+        self.index = description.index
+        self.fixed = description.fixed
+        self.attributes = description.attributes
+        self.caches = description.caches
+        self.consumers = description.consumers
+        self.blocks = description.blocks
+        self.cost_model = description.cost_model
+        self.output_sizes = description.output_sizes
+        self.receipts: Sequence[AppliedPlan] = []
+        self.num_edits = 0
+        self.shapes = self.shapes_now()
+
+    def __getitem__(self, name: str) -> WidthGroup:
+        """The group that a module or parameter produces.
+
+        Raises:
+            EditError: it cannot be resized; says why.
+            UnknownNameError: the network has nothing of this name.
+        """
+        if name in self.index:
+            return self.groups[self.index[name]]
+        if name in self.fixed:
+            raise EditError(f"{name!r} cannot be resized: {self.fixed[name]}")
+        raise UnknownNameError("width group", name, (group.name for group in self.groups))
+
+    def __iter__(self) -> Iterator[WidthGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of every group, in forward order."""
+        return {group.name: group.width for group in self.groups}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's parameters and buffers by name."""
+        return named_tensors(self.model)
+
+    def shapes_now(self) -> dict[str, torch.Size]:
+        """The shapes that edits rely on; a forward pass may replace buffers of its own."""
+        lie_in = {s.parameter for group in self.groups for s in group.slices}
+        return {
+            name: tensor.shape
+            for name, tensor in self.tensors().items()
+            if isinstance(tensor, nn.Parameter) or name in lie_in
+        }
+
+    def check(self) -> None:
+        """Refuse to continue if the description no longer fits the network.
+
+        Raises:
+            EditError: a tensor has another shape: `load`, another graph or a layer put in its
+                place resized the network.
+        """
+        shapes = self.shapes_now()
+        for name in [*self.shapes, *shapes]:
+            expected, found = self.shapes.get(name), shapes.get(name)
+            if expected != found:
+                raise EditError(
+                    f"the network was changed behind this graph's back ({name!r} has the shape "
+                    f"{found and tuple(found)}, not {expected and tuple(expected)}); trace it again"
+                )
+
+    def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
+        """What the network costs, or would cost at other widths. Nothing is resized or run.
+
+        Args:
+            widths: group name -> width; groups not named keep theirs. None is the network as it
+                is, with its zero weights counted; at other widths no weight counts as zero.
+
+        Raises:
+            UnknownNameError: no group of this name.
+            EditError: the network was resized by something else than this graph.
+            ValueError: a width that is no whole number or below 0.
+        """
+        self.check()
+        if widths is not None:
+            return self.cost_at(widths)
+        nonzero = count_nonzero(list(self.model.parameters()))
+        return self.cost_model.cost([g.width for g in self.groups], nonzero)
+
+    def cost_at(self, widths: Mapping[str, int]) -> Cost:
+        """`cost` without a look at the network first, for searches that ask thousands of times."""
+        return self.cost_model.cost(self._widths_with(widths))
+
+    def traffic_bytes(self, widths: Mapping[str, int]) -> int:
+        """Bytes that operations write in one forward pass, on the inputs of `trace`; see `cost`."""
+        return self.cost_model.traffic(self._widths_with(widths))
+
+    def _widths_with(self, widths: Mapping[str, int]) -> list[int]:
+        wanted = {self[name].name: width for name, width in widths.items()}
+        for name, width in wanted.items():
+            if isinstance(width, bool) or not isinstance(width, Integral) or width < 0:
+                raise ValueError(f"cost: {name!r} cannot have {width!r} units")
+        return [int(wanted.get(g.name, g.width)) for g in self.groups]

@@ -1,0 +1,330 @@
+"""Carrying out a plan: checked whole, then applied whole or not at all."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure.costs import Cost
+from dynopt_ray.structure.network import Network
+from dynopt_ray.structure.plans.depth import insert_block, remove_block
+from dynopt_ray.structure.plans.edits import Edit, Grow, Insert, Mask, Remove, Shrink
+from dynopt_ray.structure.plans.exactness import check_growth
+from dynopt_ray.structure.plans.history import HISTORIES, History, extended, history_of
+from dynopt_ray.structure.plans.initialisation import Draw
+from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerState, each_optimizer
+from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
+from dynopt_ray.structure.plans.stages import Masking, Stage, check_plan
+from dynopt_ray.structure.preserve import Transaction, masked_parameters
+from dynopt_ray.structure.refit import Cut, compensated, reading_removed
+from dynopt_ray.structure.tracing import Inputs
+from dynopt_ray.structure.units import Change, moved_group, new_axes
+
+
+@dataclass(eq=False)
+class Receipt:
+    """What applying a plan did.
+
+    Attributes:
+        plan: the edits.
+        widths: group name -> (width before, width after), for the groups that changed.
+        before: the network's cost before.
+        after: its cost after.
+        refitted: the weights that were compensated, in forward order.
+    """
+
+    plan: tuple[Edit, ...]
+    widths: Mapping[str, tuple[int, int]]
+    before: Cost
+    after: Cost
+    refitted: tuple[str, ...]
+    _network: Network = field(repr=False)
+    _history: History = field(repr=False)
+    _transaction: Transaction = field(repr=False)
+
+    def undo(self) -> None:
+        """Put back, bit for bit, all that the plan touched: weights, buffers, state, attributes.
+
+        What was learned since then in the tensors that the plan touched is lost; tensors it did
+        not touch stay as they are now.
+
+        Raises:
+            EditError: it was undone already, it was committed, or something changed the network
+                later: a plan, which must be undone first, another graph or `load`.
+        """
+        if self not in self._network.receipts:
+            raise EditError("this plan has been undone or committed already")
+        if self._network.receipts[-1] is not self:
+            raise EditError(
+                "a later plan changed the network; undo the later receipts first, newest first"
+            )
+        if history_of(self._network.model) is not self._history:
+            raise EditError(
+                "the network was changed behind this graph's back since (by another graph, prune, "
+                "or load). Undo the other graph's plans first; after load there is no way back"
+            )
+        number = self._network.num_edits
+        try:
+            self._transaction.roll_back()
+        finally:
+            self._transaction.roll_back()  # the rest, after Ctrl-C
+            # An edit after an undo must not draw the same new weights.
+            self._network.num_edits = number
+
+    def forget(self) -> None:
+        """Give up `undo` and free the tensors it would need; see `Graph.commit`."""
+        self._transaction.forget()
+
+
+def apply_plan(
+    network: Network,
+    plan: Edit | Iterable[Edit],
+    *,
+    optimizer: Optimizers | None = None,
+    compensate: Iterable[Inputs] | Tensor | None = None,
+    seed: int | None = None,
+) -> Receipt:
+    """Change a network in place, with its optimizer.
+
+    Parameters keep their identity, so parameter groups, hooks and references stay valid. Edits
+    take effect in the order of the plan: each sees the widths that the ones before it left.
+
+    Args:
+        network: the traced network.
+        plan: the edits, at least one; a single one may be given as it is.
+        optimizer: its optimizer, or all of them where several share the parameters; their state
+            follows. Any optimizer with state per parameter.
+        compensate: batches of what the network is called with (a tensor counts as one batch). If
+            given, what reads removed units or is masked is refitted to give what it gave before:
+            linear layers, convolutions and other products with a parameter, as
+            `Receipt.refitted` lists them. Masked weights stay at zero.
+        seed: what new units are drawn from, so that a copy of the network gets the same ones.
+            Default: torch's own seed and the number of the edit.
+
+    Raises:
+        EditError: the plan cannot be carried out or would change nothing. The network, its
+            optimizer and the graph are as they were.
+        UnknownNameError: an edit names nothing of the network.
+    """
+    plan = (plan,) if isinstance(plan, Edit) else tuple(plan)
+    if not plan:
+        raise EditError("the plan is empty: it would change nothing")
+    network.check()
+    stages, rest = check_plan(network, plan)
+    optimizers = each_optimizer(optimizer)
+    states = [OptimizerState(one, network.model) for one in optimizers]
+    batches = _batches(compensate)
+    before, old_widths = network.cost(), network.widths
+    transaction = Transaction(network.model, optimizers)
+    with transaction, transaction:
+        refitted = _apply_stages(network, stages, rest, states, batches, seed, transaction)
+        widths = _changed(old_widths, network.widths)
+        transaction.set_attribute(network, "shapes", network.shapes_now())
+        history = extended(history_of(network.model), plan)
+        receipt = Receipt(
+            plan, widths, before, network.cost(), refitted, network, history, transaction
+        )
+        transaction.set_item(HISTORIES, network.model, history)
+        transaction.set_attribute(network, "receipts", [*network.receipts, receipt])
+    return receipt
+
+
+def _changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """The widths that differ; 0 where a group is not there."""
+    both = {name: (old.get(name, 0), new.get(name, 0)) for name in [*old, *new]}
+    return {name: (before, after) for name, (before, after) in both.items() if before != after}
+
+
+def _apply_stages(
+    network: Network,
+    stages: Sequence[Stage],
+    rest: Sequence[Edit],
+    states: Sequence[OptimizerState],
+    batches: Sequence[Inputs] | None,
+    seed: int | None,
+    transaction: Transaction,
+) -> tuple[str, ...]:
+    """Carry out a plan whose stages have been checked; the rest is, when its turn comes.
+
+    Returns:
+        The weights that were refitted.
+    """
+    refitted: dict[str, None] = {}
+    done = 0
+    while stages:
+        for stage in stages:
+            if isinstance(stage, Remove):
+                remove_block(network, stage, states, transaction)
+            elif isinstance(stage, Insert):
+                insert_block(network, stage, states, transaction)
+            elif isinstance(stage, Masking):
+                names = _apply_masks(network, stage, states, batches, transaction)
+                refitted.update(dict.fromkeys(names))
+            else:
+                default = (torch.initial_seed(), network.num_edits)
+                draw = default if seed is None else (seed, done)
+                names = _apply_widths(network, stage, states, batches, draw, transaction)
+                refitted.update(dict.fromkeys(names))
+            done += 1
+        stages, rest = check_plan(network, rest)
+    return tuple(refitted)
+
+
+def _apply_widths(
+    network: Network,
+    edits: Sequence[Grow | Shrink],
+    states: Sequence[OptimizerState],
+    batches: Sequence[Inputs] | None,
+    draw: Draw,
+    transaction: Transaction,
+) -> list[str]:
+    """Resize distinct groups at once: all new tensors are computed before the first is assigned.
+
+    Returns:
+        The weights that were refitted.
+    """
+    _drop_kept(network, transaction)
+    changes = [_change(network, edit) for edit in edits]
+    tensors = network.tensors()
+    sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
+    axes = new_axes(changes, sizes)
+    by_tensor = axes_of_tensors(axes)
+    weights = resized_weights(network.model, tensors, changes, axes, draw=draw)
+    _check_growth(network, edits, changes, weights, draw)
+    refitted: dict[str, Tensor] = {}
+    masks = {
+        name: resized(keep, by_tensor.get(name, {}), True)
+        for name, keep in masked_parameters(network.model).items()
+    }
+    if batches is not None:
+        new = {**tensors, **weights}
+        cut = Cut(network.model, tensors, new, network.attributes, changes, by_tensor, masks)
+        refitted = compensated(cut, network.consumers, reading_removed(changes), batches)
+        weights.update(refitted)
+    by_group = {change.group.name: change for change in changes}
+    groups = [moved_group(g, by_group.get(g.name), axes) for g in network.groups]
+
+    for name, value in weights.items():
+        tensor, along = tensors[name], by_tensor.get(name, {})
+        grad = None if tensor.grad is None else resized(tensor.grad, along, 0.0)
+        if name in masks:
+            value = value.masked_fill(~masks[name], 0)
+            transaction.set_mask(tensor, masks[name])
+        for state in states:
+            transaction.set_state(state.optimizer, tensor, state.resized(tensor, along, value))
+        transaction.assign(tensor, value, grad)
+    added = {change.group.name: change.added for change in changes}
+    for attribute in network.attributes:
+        if attribute.change(added):
+            value_now = attribute.read(network.model)
+            module = network.model.get_submodule(attribute.module)
+            transaction.set_attribute(module, attribute.name, getattr(module, attribute.name))
+            attribute.write(network.model, value_now + attribute.change(added))
+    transaction.set_attribute(network, "groups", tuple(groups))
+    transaction.set_attribute(network, "num_edits", network.num_edits + 1)
+    return [name for name in refitted if name in network.consumers]
+
+
+def _check_growth(
+    network: Network,
+    edits: Sequence[Grow | Shrink],
+    changes: Sequence[Change],
+    weights: dict[str, Tensor],
+    draw: Draw,
+) -> None:
+    """Run the network with the growth alone, where that shall not show."""
+    pairs = zip(edits, changes, strict=True)
+    growing = [change for edit, change in pairs if isinstance(edit, Grow) and edit.exact]
+    if not growing:
+        return
+    tensors = network.tensors()
+    if len(growing) < len(changes):
+        sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
+        axes = new_axes(growing, sizes)
+        weights = resized_weights(network.model, tensors, growing, axes, draw=draw)
+    inputs = network.asked.example_inputs
+    check_growth(network.model, inputs, tensors, weights, network.attributes, growing)
+
+
+def _batches(
+    compensate: Iterable[Inputs] | Tensor | dict[str, Any] | None,
+) -> list[Inputs] | None:
+    """What the network is called with, batch by batch; None where nothing is refitted."""
+    if compensate is None:
+        return None
+    batches = [compensate] if isinstance(compensate, Tensor | dict) else list(compensate)
+    if not batches:
+        raise EditError("compensate: there are no batches; pass at least one, or None")
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, Tensor | tuple | dict):
+            raise EditError(
+                f"compensate: batch {number} is a {type(batch).__name__}. A batch is what the "
+                "network is called with, without labels: a tensor, a tuple of arguments or a dict "
+                "of keyword arguments; e.g. compensate=[x for x, _ in loader]"
+            )
+    return batches
+
+
+def _drop_kept(network: Network, transaction: Transaction) -> None:
+    """Empty what modules keep of an earlier pass: it has the old sizes."""
+    for module, name in network.caches:
+        kept = getattr(module, name)
+        left = {k: v for k, v in kept.items() if not isinstance(v, Tensor)}
+        transaction.set_attribute(module, name, type(kept)(left))
+
+
+def _apply_masks(
+    network: Network,
+    masks: Sequence[Mask],
+    states: Sequence[OptimizerState],
+    batches: Sequence[Inputs] | None,
+    transaction: Transaction,
+) -> list[str]:
+    """Hold weights of distinct parameters at zero.
+
+    Returns:
+        The weights that were refitted.
+    """
+    tensors = network.tensors()
+    # Copies: the caller may go on to change theirs.
+    keeps = {m.parameter: m.keep.to(tensors[m.parameter].device, copy=True) for m in masks}
+    weights = {name: tensors[name].detach().masked_fill(~keep, 0) for name, keep in keeps.items()}
+    refitted: dict[str, Tensor] = {}
+    if batches is not None:
+        held = masked_parameters(network.model)
+        lossy = {n for n, keep in keeps.items() if n not in held or bool((held[n] & ~keep).any())}
+        cut = Cut(network.model, tensors, {**tensors, **weights}, (), (), {}, {**held, **keeps})
+        refitted = compensated(cut, network.consumers, lossy, batches)
+        weights.update(refitted)
+    for name, value in weights.items():
+        parameter, grad = tensors[name], tensors[name].grad
+        # What is only refitted keeps its state: a copy, as training goes on to change it in place.
+        keep = keeps[name] if name in keeps else torch.ones_like(value, dtype=torch.bool)
+        for state in states:
+            transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
+        grad = None if grad is None else grad * keep
+        if name in keeps:
+            transaction.set_mask(parameter, None if bool(keep.all()) else keep)
+        transaction.assign(parameter, value, grad)
+    return [name for name in refitted if name in network.consumers]
+
+
+def _change(network: Network, edit: Grow | Shrink) -> Change:
+    group = network[edit.group]
+    everything = torch.arange(group.width, device="cpu")
+    if isinstance(edit, Grow):
+        if edit.init == "fresh":
+            return Change(group, everything, torch.full((edit.units,), -1, device="cpu"))
+        # The newest units are copied first and each as rarely as possible.
+        return Change(group, everything, torch.arange(edit.units, device="cpu") % group.width)
+    keep = torch.ones(group.width, dtype=torch.bool, device="cpu")
+    if edit.remove is not None:
+        keep[list(edit.remove)] = False
+    else:
+        keep[:] = False
+        keep[list(edit.keep or ())] = True
+    none = torch.zeros(0, dtype=torch.long, device="cpu")
+    return Change(group, torch.nonzero(keep).flatten(), none)

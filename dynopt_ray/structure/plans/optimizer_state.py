@@ -1,0 +1,268 @@
+"""Optimizer state that follows its parameter, for any optimizer that keeps state per parameter."""
+
+import copy
+import inspect
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves_with_path, tree_map_with_path
+
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure.plans.resizing import Axes, resized
+from dynopt_ray.structure.preserve import Transaction
+
+State = dict[str, Any]
+Optimizers = Optimizer | Sequence[Optimizer]
+"""What trains a network: one optimizer, or several that share its parameters among them."""
+
+_SIZES = (2, 3, 5, 7, 11)
+
+
+def check_trains(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that trains none of a network's parameters: it would do nothing.
+
+    Raises:
+        EditError: that, or it is no optimizer.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise EditError(f"{optimizer!r} is not a torch optimizer")
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise EditError(
+            "the optimizer trains none of this network's parameters; make it of model.parameters()"
+        )
+
+
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse optimizers that cannot follow a network.
+
+    Raises:
+        EditError: the optimizer keeps one state for all parameters (LBFGS), or it trains none of
+            the network's parameters.
+    """
+    check_trains(optimizer, model)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise EditError(
+            "LBFGS keeps one history over all parameters, which cannot follow a change of size. "
+            "Edit the network first and create the optimizer afterwards."
+        )
+
+
+def each_optimizer(optimizers: Optimizers | None) -> list[Optimizer]:
+    """One, several or no optimizers as a list, each once."""
+    if optimizers is None:
+        return []
+    several = optimizers if isinstance(optimizers, list | tuple) else [optimizers]
+    return list(dict.fromkeys(several))
+
+
+def leave(optimizer: Optimizer, parameter: Tensor, log: Transaction) -> None:
+    """Take a parameter and its state out of an optimizer."""
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            log.set_item(group, "params", [p for p in group["params"] if p is not parameter])
+            log.set_state(optimizer, parameter, None)
+
+
+def join(optimizer: Optimizer, parameter: nn.Parameter, like: Tensor, log: Transaction) -> None:
+    """Let an optimizer train a new parameter in the group of another one, if it trains that."""
+    for group in optimizer.param_groups:
+        if any(p is like for p in group["params"]):
+            log.set_item(group, "params", [*group["params"], parameter])
+            log.set_state(optimizer, parameter, _first_state(type(optimizer), group, parameter))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """How one tensor of a new parameter's state starts.
+
+    Attributes:
+        dims: for each of its dimensions, the parameter's dimension that it lies along; None where
+            it has size 1.
+        value: what it holds; None where it holds the parameter's own values (an average of them).
+    """
+
+    dims: tuple[int | None, ...]
+    value: float | None
+
+
+_STARTS: "weakref.WeakKeyDictionary[Optimizer, dict[Any, Mapping[Any, _Start]]]"
+_STARTS = weakref.WeakKeyDictionary()  # reading them takes as long as the rest of an edit
+
+
+class OptimizerState:
+    """Computes how one optimizer's state follows its parameters. Writes nothing.
+
+    Tensors that lie along dimensions of their parameter are moved like it, whether along all of
+    them or some (the factored state of Adafactor). New entries start as those of a new parameter
+    would. Single numbers (step counts) stay.
+
+    Attributes:
+        optimizer: whose state it is.
+
+    Raises:
+        EditError: the optimizer's state cannot follow, or it trains none of the parameters.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
+        check_optimizer(optimizer, model)
+        self.optimizer = optimizer
+        self._starts = _STARTS.setdefault(optimizer, {})
+
+    def resized(self, parameter: Tensor, axes: Axes, value: Tensor) -> State | None:
+        """The state of one parameter in its new layout; None where there is none yet.
+
+        Args:
+            parameter: the parameter before it is resized.
+            axes: the new layout of its dimensions.
+            value: what it will hold.
+        """
+
+        def follow(tensor: Tensor, start: _Start) -> Tensor:
+            along = {
+                d: axes[of] for d, of in enumerate(start.dims) if of is not None and of in axes
+            }
+            new = value.to(tensor) if start.value is None else start.value
+            return resized(tensor, along, new)
+
+        return self._follow(parameter, follow)
+
+    def masked(self, parameter: Tensor, keep: Tensor) -> State | None:
+        """The state of one parameter, its masked entries as a new parameter's."""
+
+        def follow(tensor: Tensor, start: _Start) -> Tensor:
+            if tensor.shape != keep.shape:
+                return tensor.clone()
+            return tensor.masked_fill(~keep.to(tensor.device), start.value or 0.0)
+
+        return self._follow(parameter, follow)
+
+    def _follow(self, parameter: Tensor, follow: Any) -> State | None:
+        state = self.optimizer.state.get(parameter)
+        if not state:
+            return None
+        starts = self._starts_of(parameter)
+
+        def followed(path: Any, value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return copy.deepcopy(value)
+            start = starts.get(path)
+            if start is None or not _fits(value, parameter, start.dims):
+                start = _guessed(value, parameter)
+            if start is not None and start.dims:
+                return follow(value, start)
+            if value.numel() == 1:
+                # A copy: the old state must not move on when training does.
+                return value.clone()
+            raise EditError(
+                f"{type(self.optimizer).__name__} keeps {path[0].key!r} of shape "
+                f"{tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}; how "
+                "it would follow a change of size is not known. Edit the network first and "
+                "create the optimizer afterwards."
+            )
+
+        moved: State = tree_map_with_path(followed, dict(state))
+        return moved
+
+    def _starts_of(self, parameter: Tensor) -> Mapping[Any, _Start]:
+        """How the state tensors of a new parameter start, by their place in the state."""
+        for index, group in enumerate(self.optimizer.param_groups):
+            if any(p is parameter for p in group["params"]):
+                key = (index, parameter.dtype, parameter.device, parameter.ndim)
+                if key not in self._starts:
+                    self._starts[key] = _starts(type(self.optimizer), group, parameter)
+                return self._starts[key]
+        return {}
+
+
+def _fits(value: Tensor, parameter: Tensor, dims: Sequence[int | None]) -> bool:
+    return list(value.shape) == [1 if dim is None else parameter.shape[dim] for dim in dims]
+
+
+def _guessed(value: Tensor, parameter: Tensor) -> _Start | None:
+    """What its shape alone tells of a tensor that a new parameter's state does not have."""
+    if value.ndim != parameter.ndim:
+        return None
+    sizes = enumerate(zip(value.shape, parameter.shape, strict=True))
+    dims = tuple(dim if one == other else None for dim, (one, other) in sizes)
+    return _Start(dims, 0.0) if _fits(value, parameter, dims) else None
+
+
+def _starts(
+    kind: type[Optimizer], group: Mapping[str, Any], parameter: Tensor
+) -> Mapping[Any, _Start]:
+    """Read off twins of the optimizer, one with a parameter of zeros and one with other values.
+
+    A user's own optimizer may take other arguments than its groups hold; then the class it derives
+    from is asked.
+    """
+    shape = _SIZES[: parameter.ndim]
+    zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    others = torch.arange(1, zeros.numel() + 1, device="cpu").reshape(shape).to(zeros)
+    for base in kind.__mro__[: kind.__mro__.index(Optimizer)]:
+        for gradient in (zeros, zeros.to_sparse() if zeros.ndim else zeros):
+            try:
+                _, state = _stepped(base, group, zeros, gradient)
+                values, copies = _stepped(base, group, others, gradient)
+                return dict(_read_off(state, copies, [others, values]))
+            except Exception:  # whatever a class that is not ours may raise
+                continue
+    return {}
+
+
+def _first_state(
+    kind: type[Optimizer], group: Mapping[str, Any], parameter: nn.Parameter
+) -> State | None:
+    """What there is before the first step (Adagrad); usually nothing."""
+    for base in kind.__mro__[: kind.__mro__.index(Optimizer)]:
+        try:
+            optimizer, twin = _twin(base, group, parameter.detach())
+            return dict(optimizer.state[twin]) or None
+        except Exception:  # whatever a class that is not ours may raise
+            continue
+    return None
+
+
+def _twin(
+    kind: type[Optimizer], group: Mapping[str, Any], value: Tensor
+) -> tuple[Optimizer, nn.Parameter]:
+    """An optimizer with the options of a group, and its only parameter."""
+    known = inspect.signature(kind).parameters
+    options = {k: v for k, v in group.items() if k in known and k != "params"}
+    parameter = nn.Parameter(value.clone())
+    return kind([parameter], **options), parameter
+
+
+def _stepped(
+    kind: type[Optimizer], group: Mapping[str, Any], value: Tensor, gradient: Tensor
+) -> tuple[Tensor, State]:
+    """A parameter and its state after one step from a value, without a gradient."""
+    optimizer, twin = _twin(kind, group, value)
+    twin.grad = gradient.clone()
+    optimizer.step()
+    return twin.detach(), optimizer.state[twin]
+
+
+def _read_off(
+    state: State, other_state: State, other_values: Sequence[Tensor]
+) -> Iterator[tuple[Any, _Start]]:
+    parameter = other_values[0]
+    # All sizes of a twin differ, so they tell which dimension is which.
+    dim_of = {size: dim for dim, size in enumerate(parameter.shape)}
+    others = dict(tree_leaves_with_path(dict(other_state)))
+    for path, value in tree_leaves_with_path(dict(state)):
+        if isinstance(value, Tensor) and value.numel():
+            dims = tuple(dim_of.get(size) for size in value.shape)
+            if _fits(value, parameter, dims):
+                copied = any(_equal(others[path], other) for other in other_values)
+                first = 0.0 if value.is_meta else value.flatten()[0].item()
+                yield path, _Start(dims, None if copied else first)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)

@@ -1,0 +1,152 @@
+"""What a plan asks for, checked before anything is touched."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from dynopt_ray.errors import EditError, UnknownNameError
+from dynopt_ray.structure.network import Network
+from dynopt_ray.structure.plans.edits import Edit, Grow, Insert, Mask, Remove, Shrink
+from dynopt_ray.structure.preserve import mask_of
+
+
+class Masking(list[Mask]):
+    """Masks of distinct parameters, which are put on at once."""
+
+
+class Resizing(list[Grow | Shrink]):
+    """Edits of distinct width groups, which are resized at once."""
+
+
+Stage = Masking | Resizing | Insert | Remove
+
+
+def check_plan(network: Network, plan: Sequence[Edit]) -> tuple[list[Stage], Sequence[Edit]]:
+    """Check every edit and cut the plan into stages that can be done at once.
+
+    Returns:
+        The stages, and what follows the first block that comes or goes: only then is it known
+        which names there are.
+
+    Raises:
+        EditError: an edit cannot be carried out or would change nothing.
+        UnknownNameError: an edit names nothing of the network.
+    """
+    stages: list[Stage] = []
+    last: Stage | None = None
+    touched: set[str] = set()  # in the last stage
+    widths = network.widths
+    for place, edit in enumerate(plan):
+        if isinstance(edit, Insert | Remove):
+            _check_block(network, edit)
+            return [*stages, edit], plan[place + 1 :]
+        if isinstance(edit, Mask):
+            _check_mask(network, edit, widths)
+            if not isinstance(last, Masking) or edit.parameter in touched:
+                last, touched = Masking(), set()
+                stages.append(last)
+            last.append(edit)
+            touched.add(edit.parameter)
+            continue
+        name = network[edit.group].name
+        if isinstance(edit, Grow):
+            _check_grow(network, edit)
+            widths[name] += edit.units
+        elif isinstance(edit, Shrink):
+            widths[name] = _check_shrink(network, edit, widths[name])
+        else:
+            raise EditError(f"{edit!r} is not an edit. Known: Grow, Shrink, Mask, Insert, Remove.")
+        if not isinstance(last, Resizing) or name in touched:
+            last, touched = Resizing(), set()
+            stages.append(last)
+        last.append(edit)
+        touched.add(name)
+    return stages, ()
+
+
+def _check_block(network: Network, edit: Insert | Remove) -> None:
+    names = [edit.block] if isinstance(edit, Remove) else [edit.after, *edit.like]
+    modules = dict(network.model.named_modules())
+    for name in names:
+        if not name or name not in modules:
+            raise UnknownNameError("module", name, filter(None, modules))
+    if isinstance(edit, Insert):
+        parent = modules[edit.after.rpartition(".")[0]]
+        if not isinstance(parent, nn.Sequential | nn.ModuleList):
+            raise EditError(
+                f"Insert(after={edit.after!r}): it stands in a {type(parent).__name__}, whose "
+                "forward pass would not call a new block; only nn.Sequential and nn.ModuleList do"
+            )
+    if isinstance(edit, Remove) and edit.block not in network.blocks:
+        raise EditError(
+            f"Remove({edit.block!r}): it is no block: a block takes a tensor and gives one of the "
+            f"same shape, once per forward pass. Blocks: {', '.join(network.blocks) or 'none'}"
+        )
+
+
+def _check_grow(network: Network, edit: Grow) -> None:
+    group = network[edit.group]
+    if edit.units % group.step:
+        raise EditError(
+            f"Grow({edit.group!r}, units={edit.units}): this group grows in steps of {group.step}"
+        )
+    if edit.exact and not group.exact_growth:
+        raise EditError(
+            f"Grow({edit.group!r}): more units change the output, because an operation depends on "
+            "their number (a normalisation or a mean over them). Pass exact=False to accept that."
+        )
+
+
+def _check_shrink(network: Network, edit: Shrink, width: int) -> int:
+    """The width that is left."""
+    group = network[edit.group]
+    side, units = ("remove", edit.remove) if edit.keep is None else ("keep", edit.keep)
+    units = units or ()
+    if edit.num_bools not in (None, width):
+        raise EditError(
+            f"Shrink({edit.group!r}, {side}=…) has {edit.num_bools} bools for {width} units"
+        )
+    wrong = [u for u in units if not 0 <= u < width]
+    if wrong:
+        raise EditError(
+            f"Shrink({edit.group!r}, {side}=…): no unit {wrong[0]}; they are numbered 0 to "
+            f"{width - 1}"
+        )
+    if len(set(units)) != len(units):
+        raise EditError(f"Shrink({edit.group!r}, {side}=…) names a unit twice")
+    left = len(units) if side == "keep" else width - len(units)
+    if left == width:
+        raise EditError(f"Shrink({edit.group!r}, {side}=…) removes nothing")
+    if left < group.min_width:
+        raise EditError(
+            f"Shrink({edit.group!r}, {side}=…) would leave {left} of {width} units; at least "
+            f"{group.min_width} must stay"
+        )
+    if (width - left) % group.step:
+        raise EditError(
+            f"Shrink({edit.group!r}, {side}=…): this group shrinks in steps of {group.step}"
+        )
+    return left
+
+
+def _check_mask(network: Network, edit: Mask, widths: Mapping[str, int]) -> None:
+    parameters = dict(network.model.named_parameters())
+    if edit.parameter not in parameters:
+        raise UnknownNameError("parameter", edit.parameter, parameters)
+    parameter = parameters[edit.parameter]
+    shape = list(parameter.shape)
+    for group in network.groups:
+        for s in group.slices:
+            if s.parameter == edit.parameter:
+                shape[s.dim] += (widths[group.name] - group.width) * s.positions.shape[1]
+    if list(edit.keep.shape) != shape:
+        raise EditError(
+            f"Mask({edit.parameter!r}): keep has shape {tuple(edit.keep.shape)}, the parameter "
+            f"{tuple(shape)}"
+        )
+    old = mask_of(parameter)
+    if bool(edit.keep.all()) and old is None:
+        raise EditError(f"Mask({edit.parameter!r}) keeps every weight: it would change nothing")
+    if old is not None and old.shape == edit.keep.shape and torch.equal(old.cpu(), edit.keep.cpu()):
+        raise EditError(f"Mask({edit.parameter!r}) is the mask that the parameter already has")

@@ -1,0 +1,16 @@
+"""What edits and passes must leave as it was: masks, modes, random states, torch's own settings."""
+
+from dynopt_ray.structure.preserve.collector import CollectorPaused
+from dynopt_ray.structure.preserve.masks import mask_of, masked_parameters, set_mask
+from dynopt_ray.structure.preserve.surroundings import RandomState, Surroundings
+from dynopt_ray.structure.preserve.transaction import Transaction
+
+__all__ = [
+    "CollectorPaused",
+    "RandomState",
+    "Surroundings",
+    "Transaction",
+    "mask_of",
+    "masked_parameters",
+    "set_mask",
+]

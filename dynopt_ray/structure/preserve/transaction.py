@@ -1,0 +1,121 @@
+"""Assignments to a live network that can be taken back, all or none."""
+
+from collections.abc import Callable, Iterable, MutableMapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynopt_ray.structure.preserve.masks import mask_of, set_mask
+from dynopt_ray.structure.preserve.surroundings import Surroundings
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class Transaction:
+    """A log of assignments. As a context manager it takes them back when its body fails.
+
+    Enter it twice, `with transaction, transaction:`. Ctrl-C that comes when the inner exit takes
+    assignments back, even before its first line, is an error to the outer one, which goes on.
+
+    Args:
+        model: the network to change.
+        optimizers: its optimizers.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self._surroundings: Surroundings | None = Surroundings(model, optimizers)
+
+    def __enter__(self) -> "Transaction":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.roll_back()
+            if self._surroundings is not None:
+                self._surroundings.restore()
+        self._surroundings = None
+
+    def roll_back(self) -> None:
+        """Put everything back as it was, last assignment first. Goes on where it was interrupted.
+
+        An assignment leaves the log only when it has been taken back, which may happen twice.
+        """
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+
+    def forget(self) -> None:
+        """Free what `roll_back` would need."""
+        self._undo.clear()
+
+    def assign(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+        """Give a parameter or buffer another value, of any shape; its identity stays."""
+        old, old_grad = tensor.data, tensor.grad
+        self._undo.append(lambda: _assign(tensor, old, old_grad))
+        _assign(tensor, _in_format_of(old, value), grad)
+
+    def set_attribute(self, owner: Any, name: str, value: Any) -> None:
+        """`setattr` that can be taken back."""
+        old = getattr(owner, name)
+        self._undo.append(lambda: setattr(owner, name, old))
+        setattr(owner, name, value)
+
+    def set_item(self, owner: MutableMapping[Any, Any], key: Any, value: Any) -> None:
+        """Set a value of a dict that can be taken back."""
+        if key in owner:
+            old = owner[key]
+            self._undo.append(lambda: owner.__setitem__(key, old))
+        else:
+            self._undo.append(lambda: owner.pop(key, None))
+        owner[key] = value
+
+    def set_state(
+        self, optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None
+    ) -> None:
+        """Replace an optimizer's state of one parameter; None where it has none yet."""
+        old = optimizer.state.get(parameter)
+        self._undo.append(lambda: _set_state(optimizer, parameter, old))
+        _set_state(optimizer, parameter, state)
+
+    def set_mask(self, parameter: Tensor, keep: Tensor | None) -> None:
+        """Replace a parameter's mask."""
+        old = mask_of(parameter)
+        self._undo.append(lambda: set_mask(parameter, old))
+        set_mask(parameter, keep)
+
+
+def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+    tensor.grad = None
+    if tensor.shape != value.shape and tensor.requires_grad:
+        # A live graph (a loss that somebody still holds) keeps the node that accumulates this
+        # parameter's gradient, and the node keeps the old shape. Only a change of dtype drops it.
+        other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = value
+    tensor.grad = grad
+    torch.clear_autocast_cache()  # it has a cast of the old value
+
+
+def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None) -> None:
+    if state is None:
+        optimizer.state.pop(parameter, None)
+    else:
+        optimizer.state[parameter] = state
+
+
+def _in_format_of(old: Tensor, value: Tensor) -> Tensor:
+    """Keep channels-last weights channels-last: convolutions are several times faster so."""
+    if not old.is_contiguous():
+        for ndim, memory_format in _CHANNELS_LAST.items():
+            if old.ndim == ndim and old.is_contiguous(memory_format=memory_format):
+                return value.contiguous(memory_format=memory_format)
+    return value.contiguous()

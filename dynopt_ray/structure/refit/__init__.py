@@ -1,0 +1,25 @@
+"""Refitting what reads removed units, by least squares on its own inputs."""
+
+from dynopt_ray.structure.refit.compensation import Cut, compensated, reading_removed
+from dynopt_ray.structure.refit.observers import Observer, Seen, Use
+from dynopt_ray.structure.refit.regression import (
+    RIDGE,
+    Moments,
+    best_ridges,
+    masked_ridge_solve,
+    ridge_solve,
+)
+
+__all__ = [
+    "RIDGE",
+    "Cut",
+    "Moments",
+    "Observer",
+    "Seen",
+    "Use",
+    "best_ridges",
+    "compensated",
+    "masked_ridge_solve",
+    "reading_removed",
+    "ridge_solve",
+]

@@ -1,0 +1,290 @@
+"""Sizes that remember where they come from.
+
+`B, N, C = x.shape` hands a forward pass plain numbers, and `q.view(B, N, heads, C // heads)` then
+couples the heads of `q` with the coordinates of `x`, though no tensor says so. Under a trace, sizes
+of labelled dimensions are integers that know their units, integers that modules keep know their
+attribute, and arithmetic keeps track.
+"""
+
+import operator
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from dynopt_ray.structure.units import IntArray, Labels, Place, Record
+
+
+class Tracked(int):
+    """An integer that depends on widths: it says so where it scales or decides anything."""
+
+    @abstractmethod
+    def as_value(self) -> int:
+        """The plain number, where it has a part in the values that the network computes."""
+
+    def __add__(self, other: Any) -> Any:
+        return _computed(operator.add, self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return _computed(operator.add, other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return _computed(operator.sub, self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return _computed(operator.sub, other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return _computed(operator.mul, self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return self * other
+
+    def __floordiv__(self, other: Any) -> Any:
+        return _computed(operator.floordiv, self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return _computed(operator.floordiv, other, self)
+
+    def __mod__(self, other: Any) -> Any:
+        return _computed(operator.mod, self, other)
+
+    def __neg__(self) -> Any:
+        return _computed(operator.neg, self)
+
+    def __float__(self) -> float:
+        return float(self.as_value())
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.as_value() / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self.as_value()
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(self.as_value(), other, modulo)
+
+    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(other, self.as_value(), modulo)
+
+    # What is true of more units too decides nothing.
+
+    def __gt__(self, other: Any) -> bool:
+        return int(self) > other or self._decides(other)
+
+    def __ge__(self, other: Any) -> bool:
+        return int(self) >= other or self._decides(other)
+
+    def __lt__(self, other: Any) -> bool:
+        return int(self) < other and not self._decides(other)
+
+    def __le__(self, other: Any) -> bool:
+        return int(self) <= other and not self._decides(other)
+
+    def _decides(self, other: Any) -> bool:
+        """Note that a comparison with a number turns at another width; False."""
+        if not isinstance(other, Tracked):
+            self.as_value()
+        return False
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """A plain number wherever it is copied to or stored."""
+        return int, (int(self),)
+
+
+class Computed(Tracked):
+    """What arithmetic made of sizes, where no shape follows it (`n - 1`, `2 * n + 1`).
+
+    Attributes:
+        sources: the sizes.
+    """
+
+    sources: tuple["Tracked", ...]
+
+    def __new__(cls, value: int, sources: tuple[Tracked, ...]) -> "Computed":
+        """The result of the arithmetic."""
+        self = super().__new__(cls, value)
+        self.sources = sources
+        return self
+
+    def as_value(self) -> int:
+        """See `Tracked`."""
+        for source in self.sources:
+            source.as_value()
+        return int(self)
+
+
+def _computed(operation: Callable[..., Any], *operands: Any) -> Any:
+    """A number that knows its sources; whatever else an operation gives, as it is."""
+    result = operation(*(int(o) if isinstance(o, Tracked) else o for o in operands))
+    sources = tuple(o for o in operands if isinstance(o, Tracked))
+    if type(result) is int:
+        return Computed(result, sources)
+    if not isinstance(result, list | tuple | str):  # these have so many entries
+        for source in sources:
+            source.as_value()
+    return result
+
+
+class Size(Tracked):
+    """An integer that may follow a width, also after a division without a rest.
+
+    Attributes:
+        divisor: what it has been divided by.
+        record: is told when a value (not a size) is computed from it.
+    """
+
+    divisor: int
+    record: Record
+
+    @property
+    def undivided(self) -> int:
+        """What it was before any division."""
+        return int(self) * self.divisor
+
+    @abstractmethod
+    def divided(self, divisor: int) -> Self:
+        """The same number before any division, divided by this."""
+
+    def __floordiv__(self, other: Any) -> Any:
+        divisor = self.divisor * int(other) if isinstance(other, int) and other > 0 else 0
+        if divisor and self.undivided % divisor == 0:
+            return self.divided(divisor)
+        return super().__floordiv__(other)
+
+    def __mul__(self, other: Any) -> Any:
+        if isinstance(other, int) and other > 0 and self.divisor % other == 0:
+            return self.divided(self.divisor // other)
+        return super().__mul__(other)
+
+
+class UnitCount(Size):
+    """A number of units.
+
+    Attributes:
+        ids: the units that were counted.
+    """
+
+    ids: IntArray
+
+    def __new__(cls, ids: IntArray, record: Record, divisor: int = 1) -> "UnitCount":
+        """The count of `ids`, divided."""
+        self = super().__new__(cls, ids.size // divisor)
+        self.ids, self.record, self.divisor = ids, record, divisor
+        return self
+
+    def divided(self, divisor: int) -> "UnitCount":
+        """See `Size`."""
+        return UnitCount(self.ids, self.record, divisor)
+
+    def as_value(self) -> int:
+        """See `Tracked`."""
+        self.record.mixed.append(self.ids.ravel())
+        return int(self)
+
+
+class Kept(Size):
+    """An integer that a module keeps as an attribute.
+
+    Attributes:
+        place: the module's dotted name, the attribute, and which entry of it or None.
+        value: of the attribute.
+        times: what it has been multiplied by, as in `batch * heads`.
+        less: what has been subtracted from it, as in `dim - part`.
+    """
+
+    place: Place
+    value: int
+    times: int
+    less: int
+
+    def __new__(
+        cls,
+        value: int,
+        place: Place,
+        record: Record,
+        *,
+        divisor: int = 1,
+        times: int = 1,
+        less: int = 0,
+    ) -> "Kept":
+        """The value of the attribute after one kind of arithmetic."""
+        self = super().__new__(cls, value // divisor * times - less)
+        self.place, self.record, self.value = place, record, value
+        self.divisor, self.times, self.less = divisor, times, less
+        return self
+
+    @property
+    def whole(self) -> "Kept":
+        """The attribute's value itself."""
+        return Kept(self.value, self.place, self.record)
+
+    def __floordiv__(self, other: Any) -> Any:
+        divides = self.times == 1 and not self.less
+        return super().__floordiv__(other) if divides else Tracked.__floordiv__(self, other)
+
+    def __mul__(self, other: Any) -> Any:
+        if not self.less and type(other) is int and other > 0 and self.divisor == 1:
+            return Kept(self.value, self.place, self.record, times=self.times * other)
+        if not self.less and self.times == 1:
+            return super().__mul__(other)
+        return Tracked.__mul__(self, other)
+
+    def __sub__(self, other: Any) -> Any:
+        if isinstance(other, int) and int(self) == self.value:
+            return Kept(self.value, self.place, self.record, less=int(other))
+        return super().__sub__(other)
+
+    def divided(self, divisor: int) -> "Kept":
+        """See `Size`."""
+        return Kept(self.value, self.place, self.record, divisor=divisor)
+
+    def as_value(self) -> int:
+        """See `Tracked`."""
+        self.record.valued.add(self.place)
+        return int(self)
+
+
+def marked(value: Any, module: str, attribute: str, record: Record) -> Any:
+    """An attribute's value with its positive integers marked as kept there."""
+    if type(value) is int:
+        return Kept(value, (module, attribute, None), record) if value > 0 else value
+    return type(value)(
+        Kept(entry, (module, attribute, i), record) if type(entry) is int and entry > 0 else entry
+        for i, entry in enumerate(value)
+    )
+
+
+SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
+"""Operations that give sizes of a tensor."""
+
+NUMBERS = {torch.Tensor.numel, torch.Tensor.nelement, torch.numel, torch.Tensor.__len__}
+"""Operations that give one number of entries."""
+
+
+def counted_sizes(
+    size: Any, labels: Labels, record: Record, tensor: Tensor, dim: int | None = None
+) -> Any:
+    """A size, or all sizes, of a tensor; those of units know which units they count."""
+    counts = {
+        d: UnitCount(label.ids, record)
+        for label in labels
+        if len(label.dims) == 1
+        for d in label.dims
+    }
+    if dim is None:
+        return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
+    return counts.get(dim % tensor.ndim, size)
+
+
+def counted_entries(func: Callable[..., Any], number: Any, labels: Labels, record: Record) -> Any:
+    """How many entries or rows a tensor has."""
+    counts = [UnitCount(label.ids, record) for label in labels]
+    if func is not Tensor.__len__:
+        return Computed(number, tuple(counts))
+    for label, count in zip(labels, counts, strict=True):
+        if 0 in label.dims and number > 1:
+            count.as_value()  # Python makes a plain number of it
+    return number

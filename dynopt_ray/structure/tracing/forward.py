@@ -1,0 +1,165 @@
+"""Running a network without data: its parameters replaced by shapes, or by zeros of a new size."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._pytree import tree_map_only
+
+from dynopt_ray.structure.preserve import Surroundings
+from dynopt_ray.structure.tracing.calls import Call
+from dynopt_ray.structure.tracing.counts import marked
+from dynopt_ray.structure.tracing.tracer import Trace
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+"""What a network is called with: one tensor, positional arguments or keyword arguments."""
+
+
+_KEEP_INTEGERS = (int, tuple, list)
+
+
+def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any:
+    """The network's output with its parameters and buffers replaced; nothing of it changes.
+
+    What is compiled in it runs as it was written: nothing is compiled for passes without data.
+    """
+    with _uncompiled():
+        return functional_call(model, dict(tensors), *_arguments(inputs))
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """The network's output."""
+    args, kwargs = _arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[object]:
+    if "torch._dynamo" not in sys.modules:  # takes long to import, and nothing is compiled yet
+        return contextlib.nullcontext()
+    stance: Any = torch.compiler.set_stance
+    eager: contextlib.AbstractContextManager[object] = stance("force_eager")
+    return eager
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a shared one appears once, under its first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
+    """The same inputs on a device."""
+    return cast(Inputs, tree_map_only(Tensor, lambda t: t.detach().to(device), inputs))
+
+
+def shells(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Tensors without content: of a new shape where `shapes` has one, else of their own."""
+    device = torch.device(device)
+    make = torch.empty if device.type == "meta" else torch.zeros
+    return {
+        name: make(tuple(shapes.get(name, t.shape)), dtype=t.dtype, device=device)
+        for name, t in tensors.items()
+    }
+
+
+class undisturbed:  # noqa: N801
+    """Runs a network without gradients and leaves all around it as it was; see `Surroundings`.
+
+    As a context it gives a list that holds, afterwards, the modules and their dicts in which a
+    pass kept tensors.
+
+    Args:
+        model: the network that will run.
+        training: the mode to run it in; None for the mode each module is in.
+    """
+
+    def __init__(self, model: nn.Module, training: bool | None = None) -> None:
+        self._model, self._training = model, training
+        self._surroundings = Surroundings(model)
+
+    def __enter__(self) -> list[tuple[nn.Module, str]]:
+        try:
+            if self._training is not None:
+                self._model.train(self._training)
+            torch.set_grad_enabled(False)
+        except BaseException:
+            self._surroundings.restore()
+            raise
+        return self._surroundings.caches
+
+    def __exit__(self, *_: object) -> None:
+        self._surroundings.restore()
+
+
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """Puts back what a pass writes into buffers (counters, averages), also in evaluation mode.
+
+    Args:
+        model: the network that will run.
+        tensors: what it will run with, by name. Default: its own.
+    """
+    tensors = tensors or dict(model.named_buffers())
+    kept = [tensors[name] for name, _ in model.named_buffers()]
+    copies = [tensor.detach().clone() for tensor in kept]
+    versions = [tensor._version for tensor in kept]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, copied, version in zip(kept, copies, versions, strict=True):
+                if tensor._version != version:
+                    tensor.copy_(copied)
+
+
+@contextlib.contextmanager
+def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """Keeps `trace.running` at the modules that are running, and marks the integers they keep.
+
+    Within `undisturbed`, which puts the attributes back.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    trace.modules = {name: module for module, name in names.items()}
+    for module, name in names.items():
+        attributes = vars(module)
+        for key, value in [*attributes.items()]:
+            if type(value) in _KEEP_INTEGERS and not key.startswith("_"):
+                attributes[key] = marked(value, name, key, trace.record)
+
+    def enter(module: nn.Module, _: Any) -> None:
+        trace.running.append((names.get(module, ""), module))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        trace.running.pop()
+        if trace.record.with_costs:
+            call = Call(args, {}, output)
+            trace.calls.setdefault(names.get(module, ""), []).append(
+                (call.passes_on, call.num_others)
+            )
+
+    # Without keywords: torch never forgets that a hook on all modules took them.
+    handles = [
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        trace.running.clear()

@@ -1,0 +1,160 @@
+"""The traced passes of one network, and what they say together."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynopt_ray.errors import TraceError
+from dynopt_ray.structure.tracing import rules as rules  # fills registry.RULES
+from dynopt_ray.structure.tracing.forward import (
+    Inputs,
+    call,
+    modules_known,
+    moved,
+    shells,
+    undisturbed,
+)
+from dynopt_ray.structure.tracing.tracer import Heads, Trace
+from dynopt_ray.structure.units import Grouping, Record, group_units
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """A network traced at one set of shapes.
+
+    Attributes:
+        record: ties, roles, consumers, work.
+        grouping: the width groups and fixed sizes that follow from it.
+        output_sizes: the sizes of all output tensors.
+        device: where it could be traced: "meta", or the network's own device.
+    """
+
+    record: Record
+    grouping: Grouping
+    output_sizes: tuple[torch.Size, ...]
+    device: torch.device
+
+
+def trace_passes(
+    model: nn.Module,
+    inputs: Inputs,
+    tensors: Mapping[str, Tensor],
+    *,
+    heads: Heads,
+    device: torch.device,
+    pinned: Mapping[str, str] | None = None,
+    with_costs: bool = True,
+) -> Passes:
+    """Run the network under a trace in evaluation mode; what that leaves unused, in training mode.
+
+    Args:
+        model: the network. Nothing of it changes.
+        inputs: what it is called with, on `device`.
+        tensors: its parameters and buffers at the sizes to trace, on `device`.
+        heads: what a unit of attention is.
+        device: where it runs; "meta" computes shapes only.
+        pinned: parameter name -> reason, for sizes that the caller wants fixed.
+        with_costs: whether to note what operations cost and which modules are blocks.
+
+    Raises:
+        Exception: whatever the network's own forward raises.
+    """
+    record = Record({id(tensor): name for name, tensor in tensors.items()}, with_costs)
+    sizes = _run(model, inputs, tensors, record, heads, training=False)
+    if unused(record, tensors):
+        # Auxiliary classifiers run in training mode only; what they cost and read is not asked.
+        work, consumers = [*record.work], {n: [*uses] for n, uses in record.consumers.items()}
+        sizes += _run(model, inputs, tensors, record, heads, training=True)
+        record.work, record.consumers = work, defaultdict(list, consumers)
+    for name, reason in (pinned or {}).items():
+        record.pinned.append((record.parameter_ids[name, 0], reason))
+    for ids in record.normed:
+        if any(record.roles.get(key) != "in" for key in record.owners(ids)):
+            record.mixed.append(ids)
+    record.mixed += [link.ids for link in record.links if link.place in record.valued]
+    return Passes(record, group_units(record), sizes, device)
+
+
+def unused(record: Record, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Parameters and buffers with a width that the pass did not reach."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.ndim and tensor.is_floating_point() and name not in record.first_use
+    ]
+
+
+def trace_at_own_sizes(
+    model: nn.Module,
+    inputs: Inputs,
+    tensors: Mapping[str, Tensor],
+    heads: Heads,
+    pinned: Mapping[str, str],
+) -> Passes:
+    """Trace on the meta device; a network that needs values runs on its own device instead.
+
+    Raises:
+        TraceError: the network fails on these inputs.
+    """
+    try:
+        return _trace_on(torch.device("meta"), model, inputs, tensors, heads, pinned)
+    except Exception as meta_error:
+        device = next((t.device for t in tensors.values()), torch.device("cpu"))
+        if device.type == "meta":
+            raise _untraceable(model, meta_error) from meta_error
+        try:
+            return _trace_on(device, model, inputs, tensors, heads, pinned)
+        except Exception as error:
+            raise _untraceable(model, error) from error
+
+
+def _trace_on(
+    device: torch.device,
+    model: nn.Module,
+    inputs: Inputs,
+    tensors: Mapping[str, Tensor],
+    heads: Heads,
+    pinned: Mapping[str, str],
+) -> Passes:
+    if device.type == "meta":
+        traced = shells(tensors, {}, device)
+    else:
+        # A pass in training mode writes to buffers; they must not be the network's own.
+        traced = {n: t if isinstance(t, nn.Parameter) else t.clone() for n, t in tensors.items()}
+    return trace_passes(
+        model, moved(inputs, device), traced, heads=heads, device=device, pinned=pinned
+    )
+
+
+def _untraceable(model: nn.Module, error: Exception) -> TraceError:
+    return TraceError(
+        f"{type(model).__name__} cannot run on these example inputs: "
+        f"{type(error).__name__}: {error}. Pass what the network is called with in training: a "
+        "tensor, a tuple of arguments or a dict of keyword arguments."
+    )
+
+
+def _run(
+    model: nn.Module,
+    inputs: Inputs,
+    tensors: Mapping[str, Tensor],
+    record: Record,
+    heads: Heads,
+    *,
+    training: bool,
+) -> tuple[torch.Size, ...]:
+    """One pass; its outputs are pinned."""
+    with undisturbed(model, training) as kept:
+        buffers = [name for name, _ in model.named_buffers()]
+        trace = Trace(tensors, record, heads, buffers)
+        with modules_known(model, trace), trace:
+            output: Any = call(model, inputs, tensors)
+        outputs = trace.outputs(output)
+    record.caches += kept
+    if not training:
+        record.blocks = trace.blocks
+    return tuple(tensor.shape for tensor in outputs)

@@ -1,0 +1,184 @@
+"""Convolutions, pooling and other operations over space."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dynopt_ray.structure.tracing.nested_tensors import tensors_in
+from dynopt_ray.structure.tracing.registry import rule
+from dynopt_ray.structure.tracing.tracer import Trace
+from dynopt_ray.structure.units import Label, Labels, without
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> None:
+    """Reads the channels of `input` by weight dimension 1, makes those of dimension 0.
+
+    A grouped convolution keeps its number of groups: channel i of every group is one unit.
+    A depthwise one has as many groups as channels: it scales its input's units.
+    """
+    channel = out.ndim - weight.ndim + 1
+    num_channels = input.shape[channel]
+    trace.hide(weight, range(2, weight.ndim))
+    read, made = trace.units(weight, 1), trace.units(weight, 0)
+    if groups == num_channels > 1:
+        trace.use(weight, "scale")
+        trace.hide(weight, [1])
+        _depthwise(trace, input, weight, channel, groups)
+    else:
+        trace.use(weight, "out", "in")
+        if read is not None:
+            channels = np.tile(read, groups)
+            trace.link("in_channels", channels, owner=weight)
+            trace.match(input, channel, channels)
+            trace.reads(weight, 1)
+        if groups > 1 and made is not None:
+            trace.tie(made.reshape(groups, -1), made.reshape(groups, -1)[:1])
+        trace.consume(weight, out, bias=trace.name(bias), groups=groups)
+    if made is not None:
+        trace.link("out_channels", made, owner=weight)
+    trace.use(bias, "out")
+    if bias is not None:
+        trace.match(bias, 0, made)
+    rest = _along_space(trace, out, input, weight)
+    labels = (*rest, *(() if made is None else (Label((channel,), made),)))
+    trace.set(out, labels)
+    kernel = weight[0, 0].numel()
+    if groups == num_channels > 1:
+        trace.count(labels, [*out.shape, kernel])
+    else:
+        inner = () if read is None else (Label((out.ndim,), read),)
+        trace.count((*labels, *inner), [*out.shape, weight.shape[1], kernel])
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> None:
+    """Reads the channels of `input` by weight dimension 0, makes those of dimension 1."""
+    channel = out.ndim - weight.ndim + 1
+    trace.hide(weight, range(2, weight.ndim))
+    trace.use(weight, "in", "out")
+    trace.use(bias, "out")
+    read, made = trace.units(weight, 0), trace.units(weight, 1)
+    trace.match(input, channel, read)
+    trace.reads(weight, 0)
+    trace.consume(weight, out, bias=trace.name(bias), groups=groups)
+    if groups > 1 and read is not None:
+        trace.tie(read.reshape(groups, -1), read.reshape(groups, -1)[:1])
+    if read is not None:
+        trace.link("in_channels", read, owner=weight)
+    channels = None if made is None else np.tile(made, groups)
+    if channels is not None:
+        trace.link("out_channels", channels, owner=weight)
+    if bias is not None:
+        trace.match(bias, 0, channels)
+    rest = _along_space(trace, out, input, weight)
+    trace.set(out, (*rest, *(() if channels is None else (Label((channel,), channels),))))
+    inner = () if made is None else (Label((out.ndim,), made),)
+    kernel = weight[0, 0].numel()
+    labels = trace.labels(input)
+    trace.count((*labels, *inner), [*input.shape, weight.shape[1], kernel])
+
+
+@rule(
+    *("avg_pool1d", "max_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "lp_pool1d"),
+    "max_pool1d_with_indices",
+)
+def over_one_dim(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
+    """Pooled along the last dimension."""
+    _over_space(trace, out, input, 1)
+
+
+@rule(
+    *("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "lp_pool2d"),
+    "max_pool2d_with_indices",
+)
+def over_two_dims(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
+    """Pooled along the last two dimensions."""
+    _over_space(trace, out, input, 2)
+
+
+@rule(
+    *("avg_pool3d", "max_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d"),
+    "max_pool3d_with_indices",
+)
+def over_three_dims(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
+    """Pooled along the last three dimensions."""
+    _over_space(trace, out, input, 3)
+
+
+@rule("interpolate", "upsample")
+def resampled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Another size of space; channels lie along dimension 1."""
+    _over_space(trace, out, input, input.ndim - 2)
+
+
+@rule("local_response_norm")
+def local_response_norm(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Divided by what lies in neighbouring channels, which an edit would make others."""
+    for label in trace.labels(input):
+        if 1 in label.dims:
+            trace.pin(label.ids, "normalised over its neighbours")
+    trace.set(out, trace.labels(input))
+
+
+def _over_space(trace: Trace, out: Any, input: Tensor, num_dims: int) -> None:
+    """Each channel by itself; units along space are used up in an unknown way."""
+    for tensor in tensors_in(out):
+        kept = []
+        for label in trace.labels(input):
+            before = all(d < input.ndim - num_dims for d in label.dims)
+            if before and all(tensor.shape[d] == input.shape[d] for d in label.dims):
+                kept.append(label)
+            else:
+                trace.pin(label.ids, "pooled or resampled along this dimension")
+        trace.set(tensor, tuple(kept))
+
+
+def _along_space(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> Labels:
+    """Units along the batch stay; of units along space, each result mixes neighbours."""
+    channel = out.ndim - weight.ndim + 1
+    kept = []
+    for label in without(trace.labels(input), channel):
+        moved = [d for d in label.dims if d > channel and weight.shape[d - out.ndim] > 1]
+        if any(out.shape[d] != input.shape[d] for d in label.dims):
+            trace.pin(label.ids, "convolved to another size along this dimension")
+            continue
+        if moved:
+            trace.mix(label.ids)
+        kept.append(label)
+    return tuple(kept)
+
+
+def _depthwise(trace: Trace, input: Tensor, weight: Tensor, channel: int, groups: int) -> None:
+    """Channel j of the input makes the channels j·m … j·m + m - 1."""
+    made = trace.units(weight, 0)
+    if made is None:
+        trace.match(input, channel, None)
+        return
+    per_channel = made.reshape(input.shape[channel], -1)
+    trace.tie(per_channel, per_channel[:, :1])
+    trace.match(input, channel, per_channel[:, 0])
+    trace.counts(groups, per_channel[:, 0])
+    trace.link("in_channels", per_channel[:, 0], owner=weight)

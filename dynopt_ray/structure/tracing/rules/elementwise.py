@@ -1,0 +1,151 @@
+"""Operations that treat every coordinate alike."""
+
+from typing import Any
+
+from torch import Tensor
+
+from dynopt_ray.structure.tracing.counts import Size, Tracked
+from dynopt_ray.structure.tracing.nested_tensors import tensors_in
+from dynopt_ray.structure.tracing.registry import keeps_zeros, rule
+from dynopt_ray.structure.tracing.rules.joining import broadcast
+from dynopt_ray.structure.tracing.rules.sizes import counted
+from dynopt_ray.structure.tracing.tracer import Trace
+from dynopt_ray.structure.units import Label, Role
+
+keeps_zeros(
+    *("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__", "div", "divide", "__truediv__"),
+    *("neg", "negative", "__neg__", "clone", "contiguous", "detach", "to", "type", "type_as"),
+    *("float", "half", "double", "bfloat16", "cpu", "cuda", "data"),
+)
+
+
+@rule(
+    *("abs", "acos", "asin", "atan", "ceil", "clamp", "clamp_max", "clamp_min", "clip", "cos"),
+    *("cosh", "deg2rad", "erf", "erfc", "exp", "exp2", "expm1", "floor", "frac", "log", "log10"),
+    *("log1p", "log2", "logit", "nan_to_num", "neg", "negative", "reciprocal", "round", "rsqrt"),
+    *("sigmoid", "sign", "sin", "sinc", "sinh", "sqrt", "square", "tan", "tanh", "trunc"),
+    *("isnan", "isinf", "isfinite", "logical_not", "bitwise_not"),
+    *("celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
+    *("logsigmoid", "mish", "relu", "relu6", "rrelu", "selu", "silu", "softplus", "softshrink"),
+    *("softsign", "tanhshrink", "threshold"),
+    *("celu_", "elu_", "hardtanh_", "leaky_relu_", "relu_", "rrelu_", "selu_", "threshold_"),
+    *("abs_", "clamp_", "exp_", "neg_", "sigmoid_", "sqrt_", "tanh_", "round_", "floor_"),
+    *("alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
+    *("dropout_", "feature_alpha_dropout"),
+    *("clone", "contiguous", "cpu", "cuda", "detach", "detach_", "double", "float", "half"),
+    *("bfloat16", "int", "long", "bool", "requires_grad_", "to", "type", "type_as", "data"),
+    *("__neg__", "__abs__", "__invert__"),
+)
+@rule(
+    *("sub", "subtract", "rsub", "div", "divide", "true_divide", "floor_divide", "pow"),
+    *("fmod", "remainder", "maximum", "minimum", "fmax", "fmin", "atan2", "hypot", "lerp"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "where"),
+    *("addcmul", "addcdiv", "masked_fill", "copysign", "xlogy", "logaddexp"),
+    *("sub_", "div_", "pow_", "masked_fill_", "addcmul_", "addcdiv_", "copy_", "lerp_"),
+    *("__sub__", "__rsub__", "__isub__", "__truediv__"),
+    *("__rtruediv__", "__rdiv__", "__itruediv__", "__idiv__", "__pow__", "__rpow__", "__ipow__"),
+    *("__mod__", "__floordiv__", "__rfloordiv__", "__and__", "__or__", "__xor__"),
+    *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
+)
+def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Tie the units that meet; parameters among the operands take part like any tensor."""
+    _valued((*args, *kwargs.values()))
+    operands = list(tensors_in((args, kwargs)))
+    for tensor in operands:
+        trace.use(tensor)
+    trace.set(out, broadcast(trace, operands, out))
+
+
+@rule("add", "add_", "__add__", "__radd__", "__iadd__")
+def add(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Like any elementwise operation; a vector of parameters added to a product is its bias."""
+    elementwise(trace, out, *args, **kwargs)
+    operands = list(tensors_in(args))
+    if len(operands) == 2 and not kwargs:
+        for one, other in (operands, operands[::-1]):
+            if other.ndim == 1 and other.shape[0] == one.shape[-1]:
+                trace.shifted(out, one, other)
+
+
+@rule("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__")
+def multiply(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Like any elementwise operation; a parameter among the factors scales units."""
+    for tensor in tensors_in((args, kwargs)):
+        scales: list[Role] = ["scale"] * tensor.ndim
+        trace.use(tensor, *scales)
+    elementwise(trace, out, *args, **kwargs)
+
+
+@rule("prelu")
+def prelu(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> None:
+    """One slope for all channels, or one per channel (dimension 1)."""
+    trace.use(weight, "scale")
+    if weight.numel() > 1:
+        trace.match(input, 1 if input.ndim > 1 else 0, trace.units(weight, 0))
+    else:
+        trace.pin(trace.labels(weight), "one slope for all channels")
+    trace.set(out, trace.labels(input))
+
+
+@rule(
+    *("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"),
+    *("bernoulli", "bernoulli_", "normal_", "uniform_", "zero_", "fill_"),
+)
+def filled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """A tensor of another's shape has that tensor's units."""
+    trace.set(out, trace.labels(input))
+
+
+@rule(
+    *("empty", "full", "ones", "rand", "randn", "zeros", "randint"),
+    *("new_empty", "new_full", "new_ones", "new_zeros"),
+)
+def made_here(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """A tensor made inside forward: some of its sizes may follow a width.
+
+    What such a dimension meets has the same units; which ones, the size itself may know.
+    """
+    given = [a for a in (*args, *kwargs.values()) if isinstance(a, int | tuple | list)]
+    sizes = next((list(a) for a in given if not isinstance(a, int)), given)[: out.ndim]
+    _valued(given[1:] if len(given) > 1 and not isinstance(given[0], int) else ())
+    _valued([kwargs.get("fill_value"), kwargs.get("high")])
+    labels = [
+        Label((dim,), trace.record.fresh(out.shape[dim]))
+        for dim, size in enumerate(sizes)
+        if isinstance(size, Size)
+    ]
+    trace.set(out, tuple(labels))
+    counted(trace, out, sizes)
+
+
+@rule("arange", "eye", "meshgrid", "one_hot", "randperm", "tril_indices", "triu_indices")
+def data(trace: Trace, out: Any, *_: Any, **__: Any) -> None:
+    """A tensor made inside forward whose values depend on where they stand: data without units."""
+    for tensor in tensors_in(out):
+        trace.set(tensor, ())
+
+
+@rule("linspace", "logspace", "tensor", "as_tensor", "scalar_tensor", "new_tensor")
+def numbers(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
+    """A tensor of given numbers; sizes among them are values."""
+    _valued((args, *kwargs.values()))
+    data(trace, out)
+
+
+def _valued(given: Any) -> None:
+    """What is a size among some arguments has a part in the values."""
+    if isinstance(given, Tracked):
+        given.as_value()
+    elif isinstance(given, list | tuple):
+        for value in given:
+            _valued(value)
+
+
+@rule("tril", "triu", "tril_", "triu_")
+def triangle(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Zero on one side of the diagonal: what a unit gives depends on where it stands."""
+    trace.use(input)
+    for label in trace.labels(input):
+        if {input.ndim - 2, input.ndim - 1} & set(label.dims):
+            trace.pin(label.ids, "cut to a triangle")
+    trace.set(out, trace.labels(input))

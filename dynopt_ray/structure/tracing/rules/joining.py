@@ -1,0 +1,169 @@
+"""What happens where several tensors meet: elementwise, in products and in sums."""
+
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
+
+from dynopt_ray.structure.tracing.tracer import Trace
+from dynopt_ray.structure.units import (
+    Contraction,
+    Label,
+    Labels,
+    along,
+    covering,
+    first_along,
+    renumbered,
+    spread,
+)
+
+Operand = tuple[Tensor, Sequence[int]]
+"""A tensor and, for each of its dimensions, the dimension of the joint space it lies on."""
+
+
+def broadcast(trace: Trace, tensors: Sequence[Tensor], out: Tensor) -> Labels:
+    """Labels of an elementwise result whose shape the tensors broadcast to."""
+    operands = [(t, range(out.ndim - t.ndim, out.ndim)) for t in tensors]
+    return join(trace, operands, out.shape)
+
+
+def contract(
+    trace: Trace,
+    out: Tensor,
+    operands: Sequence[Operand],
+    out_dims: Sequence[int],
+    bias: Tensor | None = None,
+) -> None:
+    """A sum of products (`einsum`): multiply in the joint space, sum what `out_dims` leaves out."""
+    sizes: dict[int, int] = {}
+    for tensor, dims in operands:
+        for dim, size in zip(dims, tensor.shape, strict=True):
+            sizes[dim] = max(size, sizes.get(dim, 1))
+    labels = join(trace, operands, [sizes[d] for d in range(len(sizes))])
+    summed = sorted(sizes.keys() - set(out_dims))
+    trace.count(labels, [sizes[d] for d in range(len(sizes))])
+    for dim in summed:
+        before, labels = labels, summed_over(trace, labels, dim)
+        if len(labels) < len(before):
+            _note_reader(trace, operands, dim)
+    _note_makers(trace, operands, out_dims)
+    position = [list(out_dims).index(d) if d in out_dims else -1 for d in range(len(sizes))]
+    trace.set(out, renumbered(labels, position))
+    if len(operands) == 2 and summed:
+        _note_consumer(trace, out, operands, out_dims, bias)
+
+
+def _note_consumer(
+    trace: Trace,
+    out: Tensor,
+    operands: Sequence[Operand],
+    out_dims: Sequence[int],
+    bias: Tensor | None,
+) -> None:
+    """If one of two factors is a parameter, the result is linear in the other."""
+    named = [trace.name(tensor) is not None for tensor, _ in operands]
+    if named.count(True) == 1:
+        (_, read), (weight, own) = operands if named[1] else operands[::-1]
+        dims = Contraction(tuple(read), tuple(own), tuple(out_dims))
+        trace.consume(weight, out, bias=trace.name(bias), dims=dims)
+
+
+def _note_reader(trace: Trace, operands: Sequence[Operand], dim: int) -> None:
+    """Who weights the units along a dimension that is summed over: the last parameter there."""
+    tensors = [(t, list(dims).index(dim)) for t, dims in operands if dim in dims]
+    weights = [(t, own) for t, own in tensors if trace.is_weight(t)]
+    trace.reads(*(weights or tensors)[-1])
+
+
+def _note_makers(trace: Trace, operands: Sequence[Operand], out_dims: Sequence[int]) -> None:
+    """A weight makes the units that only it brings."""
+    for weight, dims in operands:
+        if len(operands) > 1 and trace.is_weight(weight):
+            others = {d for tensor, their in operands if tensor is not weight for d in their}
+            for own, dim in enumerate(dims):
+                if dim in out_dims and dim not in others:
+                    trace.makes(weight, own)
+
+
+def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Labels:
+    """Labels in the joint space of some tensors; ties the units that meet.
+
+    Units that meet data without units become fixed: the data has the size it has.
+    """
+    result: list[Label] = []
+    for tensor, dims in operands:
+        for label in trace.labels(tensor):
+            repeated = [d for d in label.dims if tensor.shape[d] != sizes[dims[d]]]
+            if len(repeated) == len(label.dims):
+                trace.pin(label.ids, "one unit is broadcast over a whole dimension")
+                continue
+            label = _apart(label, repeated)
+            (label,) = renumbered((label,), dims)
+            plain = _plain_dims(trace, label, operands, sizes)
+            if plain.issuperset(label.dims):
+                trace.pin(label.ids, "combined with data that has no units along this dimension")
+                continue
+            for axis, dim in enumerate(label.dims):
+                if dim in plain:  # rotary angles: the coordinates of each head stay together
+                    trace.tie(label.ids, label.ids.take([0], axis=axis))
+            label = _apart(label, plain)
+            result = _merge(trace, result, label, sizes)
+    return tuple(result)
+
+
+def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
+    """Labels after a sum over `dim`, whose units are thereby used up.
+
+    Of units spread over several dimensions (heads × coordinates), whole heads are left: the
+    coordinates summed over are tied within each head.
+    """
+    label = covering(labels, dim)
+    if label is None:
+        return labels
+    rest = tuple(other for other in labels if other is not label)
+    left = first_along(label, dim)
+    if left is not None:
+        trace.tie(label.ids, label.ids.take([0], axis=label.dims.index(dim)))
+    return rest if left is None else (*rest, left)
+
+
+def _apart(label: Label, dims: Collection[int]) -> Label:
+    """The label without dimensions along which its units do not differ."""
+    kept = tuple(d for d in label.dims if d not in dims)
+    return label if len(kept) == len(label.dims) else Label(kept, along(label, *kept))
+
+
+def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]) -> list[Label]:
+    """Add one label to those found so far, tying it to every label it overlaps."""
+    apart = [other for other in result if set(other.dims).isdisjoint(label.dims)]
+    for other in result:
+        if set(other.dims).isdisjoint(label.dims):
+            continue
+        if other.dims == label.dims:
+            trace.tie(other.ids, label.ids)
+            continue
+        wide, narrow = (other, label) if len(other.dims) >= len(label.dims) else (label, other)
+        if wide.dims[0] in narrow.dims or not set(narrow.dims) <= set(wide.dims):
+            dims = sorted({*other.dims, *label.dims})
+            extents = [sizes[d] for d in dims]
+            ids = spread(wide, dims, extents)
+            trace.tie(ids, spread(narrow, dims, extents))
+            wide = Label(tuple(dims), ids)
+        else:
+            # One coordinate for all heads (a norm over each head): heads stay the units.
+            trace.pin(narrow.ids, "shared by all heads")
+        label = wide
+    return [*apart, label]
+
+
+def _plain_dims(
+    trace: Trace, label: Label, operands: Sequence[Operand], sizes: Sequence[int]
+) -> set[int]:
+    """The label's dimensions that another operand has in full, but without units."""
+    plain = set()
+    for tensor, dims in operands:
+        labels = trace.labels(tensor)
+        for own, dim in enumerate(dims):
+            full = tensor.shape[own] == sizes[dim] > 1
+            if full and dim in label.dims and covering(labels, own) is None:
+                plain.add(dim)
+    return plain

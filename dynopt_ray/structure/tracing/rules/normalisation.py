@@ -1,0 +1,131 @@
+"""Normalisation layers."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dynopt_ray.structure.tracing.registry import keeps_zeros, rule
+from dynopt_ray.structure.tracing.tracer import Trace
+from dynopt_ray.structure.units import IntArray, Role, covering
+
+
+@rule("batch_norm", "instance_norm")
+def batch_norm(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *_: object,
+    **__: object,
+) -> None:
+    """Every channel by itself, so channels can come and go without touching the others."""
+    channels = _scaled_by(trace, input, 1, (weight, bias, running_mean, running_var))
+    if channels is not None:
+        trace.link("num_features", channels)
+    _mix_all_but(trace, input, 1)
+    trace.normalised(input, running_mean)
+    trace.set(out, trace.labels(input))
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float | None = None,
+) -> None:
+    """Mean and variance over the last dimensions: they depend on the number of units there."""
+    del eps
+    first = input.ndim - len(normalized_shape)
+    for index in range(len(normalized_shape)):
+        label = covering(trace.labels(input), first + index)
+        if label is not None and len(label.dims) > 1 and label.dims[0] < first:
+            # Over the coordinates of each head, with one scale for all heads.
+            trace.mix(label.ids, label.dims.index(first + index))
+            for parameter in (weight, bias):
+                if parameter is not None:
+                    trace.use(parameter)
+                    trace.pin(trace.labels(parameter), "shared by all heads")
+            continue
+        units = _scaled_by(trace, input, first + index, (weight, bias), index)
+        if units is not None:
+            trace.mix(units)
+            trace.counts(normalized_shape[index], units)
+    trace.set(out, trace.labels(input))
+
+
+@rule("group_norm")
+def group_norm(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> None:
+    """Mean and variance within each group of channels.
+
+    Whole groups come and go, which leaves the others' statistics alone; with a single group the
+    channels do, as in a LayerNorm.
+    """
+    del eps
+    channels = _scaled_by(trace, input, 1, (weight, bias))
+    if channels is not None:
+        trace.link("num_channels", channels)
+        if num_groups > 1:
+            grouped = channels.reshape(num_groups, -1)
+            trace.tie(grouped, grouped[:, :1])
+            trace.link("num_groups", grouped[:, 0])
+        else:
+            trace.mix(channels)
+    _mix_all_but(trace, input, 1)
+    trace.set(out, trace.labels(input))
+
+
+keeps_zeros("_weight_norm")
+
+
+@rule("_weight_norm")
+def weight_norm(trace: Trace, out: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> None:
+    """A direction over its length, times a length of its own for each coordinate of `dim`."""
+    dim %= v.ndim
+    trace.use(v)
+    trace.use(g, *["scale" if d == dim else None for d in range(g.ndim)])
+    trace.hide(g, [d for d in range(g.ndim) if d != dim])
+    for label in trace.labels(v):
+        if label.dims == (dim,):
+            trace.match(g, dim, label.ids)
+        else:
+            trace.record.normed.append(label.ids.ravel())
+    trace.set(out, trace.labels(v))
+
+
+def _mix_all_but(trace: Trace, input: Tensor, dim: int) -> None:
+    """Statistics over all other dimensions depend on how many units lie there."""
+    for label in trace.labels(input):
+        if label.dims != (dim,):
+            trace.mix(label.ids)
+
+
+def _scaled_by(
+    trace: Trace,
+    input: Tensor,
+    dim: int,
+    parameters: Sequence[Tensor | None],
+    own_dim: int = 0,
+) -> IntArray | None:
+    """Tie one dimension of the input to its scales, shifts and statistics; its units."""
+    units = trace.units(input, dim)
+    for parameter in parameters:
+        if parameter is not None:
+            roles: list[Role | None] = [None] * own_dim
+            trace.use(parameter, *roles, "scale")
+            trace.match(parameter, own_dim, units)
+    return units

@@ -1,0 +1,86 @@
+"""Sums, means, extremes and distributions over dimensions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dynopt_ray.structure.tracing.nested_tensors import tensors_in
+from dynopt_ray.structure.tracing.registry import rule
+from dynopt_ray.structure.tracing.rules.joining import broadcast, summed_over
+from dynopt_ray.structure.tracing.tracer import Trace
+from dynopt_ray.structure.units import covering, renumbered
+
+
+@rule(
+    *("sum", "mean", "amax", "amin", "max", "min", "std", "var", "prod", "logsumexp", "nansum"),
+    *("nanmean", "median", "all", "any", "argmax", "argmin", "std_mean", "var_mean", "aminmax"),
+)
+def reduce(trace: Trace, out: Any, input: Tensor, dim: Any = None, *_: Any, **kwargs: Any) -> None:
+    """Dimensions disappear; the result depends on how many units there were in them."""
+    dim = kwargs.get("axis", dim)
+    if isinstance(dim, Tensor) or "other" in kwargs:  # max(a, b) is elementwise
+        other = kwargs.get("other", dim)
+        trace.set(out, broadcast(trace, [input, other], out))
+        return
+    trace.use(input)
+    if dim is None or isinstance(dim, bool) or dim == ():
+        dims = list(range(input.ndim))
+    else:
+        dims = sorted({d % input.ndim for d in ([dim] if isinstance(dim, int) else dim)})
+    for tensor in tensors_in(out):
+        _remove(trace, tensor, input, dims)
+
+
+@rule("norm")
+def norm(
+    trace: Trace, out: Tensor, input: Tensor, p: Any = "fro", dim: Any = None, *_: Any, **__: Any
+) -> None:
+    """The size of what lies along some dimensions."""
+    del p
+    reduce(trace, out, input, dim)
+
+
+@rule("vector_norm")
+def vector_norm(
+    trace: Trace, out: Tensor, input: Tensor, ord: Any = 2, dim: Any = None, *_: Any, **__: Any
+) -> None:
+    """The size of what lies along some dimensions."""
+    del ord
+    reduce(trace, out, input, dim)
+
+
+@rule("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp")
+def along(
+    trace: Trace, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any
+) -> None:
+    """The shape stays, but each unit's value depends on the others along the dimension."""
+    trace.use(input)
+    if dim is None:  # what torch takes where softmax is given none
+        dim = 0 if input.ndim in (0, 1, 3) else 1
+    label = covering(trace.labels(input), dim % input.ndim)
+    if label is not None:
+        trace.mix(label.ids, label.dims.index(dim % input.ndim))
+    trace.set(out, trace.labels(input))
+
+
+@rule("normalize")
+def normalize(
+    trace: Trace, out: Tensor, input: Tensor, p: float = 2.0, dim: int = 1, *_: Any, **__: Any
+) -> None:
+    """Divided by the norm along a dimension."""
+    del p
+    along(trace, out, input, dim)
+
+
+def _remove(trace: Trace, out: Tensor, input: Tensor, dims: Sequence[int]) -> None:
+    labels = trace.labels(input)
+    for dim in dims:
+        label = covering(labels, dim)
+        if label is not None:
+            trace.mix(label.ids, label.dims.index(dim))
+        labels = summed_over(trace, labels, dim)
+    position = list(range(input.ndim))
+    if out.ndim < input.ndim:
+        position = [d - sum(r < d for r in dims) for d in position]
+    trace.set(out, renumbered(labels, position))

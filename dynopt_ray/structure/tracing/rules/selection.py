@@ -1,0 +1,397 @@
+"""Operations that choose among a tensor's coordinates."""
+
+from collections.abc import Iterable, Sequence
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dynopt_ray.structure.tracing.counts import Kept, Size
+from dynopt_ray.structure.tracing.nested_tensors import tensors_in
+from dynopt_ray.structure.tracing.registry import rule
+from dynopt_ray.structure.tracing.rules.sizes import listed
+from dynopt_ray.structure.tracing.tracer import Trace
+from dynopt_ray.structure.units import Label, Labels, along, covering, renumbered
+
+
+@rule("__getitem__")
+def getitem(trace: Trace, out: Tensor, input: Tensor, index: Any) -> None:
+    """`x[...]` with integers, slices, None, ... and index tensors."""
+    trace.use(input)
+    trace.set(out, indexed(trace, input, index, out))
+
+
+@rule("__setitem__")
+def setitem(trace: Trace, out: None, input: Tensor, index: Any, value: Any) -> None:
+    """What is written must match what it replaces."""
+    del out
+    if not isinstance(value, Tensor):
+        indexed(trace, input, index, input)
+        trace.pin_picked(input)
+    else:
+        target = indexed(trace, input, index, value)
+        trace.pin_picked(value)
+        covered = {dim for label in target for dim in label.dims}
+        for label in trace.labels(value):
+            if not covered.intersection(label.dims):
+                trace.pin(label.ids, "written into a tensor without units of its own")
+        for label in target:
+            twin = next((o for o in trace.labels(value) if o.dims == label.dims), None)
+            if twin is not None and twin.ids.shape == label.ids.shape:
+                trace.tie(label.ids, twin.ids)
+            else:
+                trace.pin(label.ids, "overwritten with data that has no units")
+
+
+@rule("select")
+def select(trace: Trace, out: Tensor, input: Tensor, dim: int, index: int) -> None:
+    """One coordinate of a dimension."""
+    trace.use(input)
+    trace.set(
+        out,
+        renumbered(
+            _picked(trace, out, trace.labels(input), dim % input.ndim, index),
+            _gap(input.ndim, dim % input.ndim),
+        ),
+    )
+
+
+@rule("narrow")
+def narrow(trace: Trace, out: Tensor, input: Tensor, dim: int, start: int, length: int) -> None:
+    """A run of coordinates."""
+    trace.use(input)
+    labels = _sliced(trace, trace.labels(input), dim % input.ndim, slice(start, start + length))
+    _counted_along(trace, labels, dim % input.ndim, length)
+    trace.set(out, labels)
+
+
+@rule("chunk", "tensor_split")
+def chunk(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any, dim: int = 0) -> None:
+    """So many parts, or parts that end at given places."""
+    if isinstance(parts, int) and len(out) == parts:
+        split(trace, out, input, out[0].shape[dim], dim)
+    else:
+        _parts(trace, out, input, dim)
+
+
+@rule("glu")
+def gated(trace: Trace, out: Tensor, input: Tensor, dim: int = -1) -> None:
+    """One half, gated by the other."""
+    dim %= input.ndim
+    halves = [_sliced(trace, trace.labels(input), dim, part) for part in _halves(input, dim)]
+    trace.use(input)
+    for one, other in zip(*halves, strict=True):
+        trace.tie(one.ids, other.ids)
+    trace.set(out, halves[0])
+
+
+def _halves(input: Tensor, dim: int) -> tuple[slice, slice]:
+    middle = input.shape[dim] // 2
+    return slice(middle), slice(middle, None)
+
+
+@rule("split", "split_with_sizes")
+def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: int = 0) -> None:
+    """Consecutive parts. Equal parts stay equal at another width, so their units are tied."""
+    trace.use(input)
+    dim %= input.ndim
+    label = covering(trace.labels(input), dim)
+    widths = [part.shape[dim] for part in out]
+    if label is not None and len(set(widths)) == 1 and len(widths) > 1 and len(label.dims) == 1:
+        trace.record.factors.append(label.ids.reshape(len(widths), -1))
+    asked = sizes if isinstance(sizes, tuple | list) else [sizes] * len(out)
+    found = _parts(trace, out, input, dim)
+    for size, labels in zip(asked, found, strict=False):
+        # Of a size that was divided, all parts together are the whole.
+        whole = isinstance(size, Size) and size.divisor == len(out)
+        _counted_along(trace, trace.labels(input) if whole else labels, dim, size)
+        if isinstance(size, Kept) and size.less:
+            _counted_along(trace, trace.labels(input), dim, size.whole)
+
+
+def _parts(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int) -> list[Labels]:
+    """Consecutive parts of a dimension; their labels, which they have got."""
+    trace.use(input)
+    dim %= input.ndim
+    found = []
+    start = 0
+    for part in out:
+        stop = start + part.shape[dim]
+        found.append(_sliced(trace, trace.labels(input), dim, slice(start, stop)))
+        trace.set(part, found[-1])
+        start = stop
+    return found
+
+
+@rule("unbind")
+def unbind(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int = 0) -> None:
+    """Every coordinate of a dimension by itself."""
+    trace.use(input)
+    dim %= input.ndim
+    for index, part in enumerate(out):
+        labels = _picked(trace, part, trace.labels(input), dim, index)
+        trace.set(part, renumbered(labels, _gap(input.ndim, dim)))
+
+
+@rule("unfold")
+def unfold(trace: Trace, out: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Windows along one dimension, or each channel's windows over space (`F.unfold`)."""
+    trace.use(input)
+    windows = out.ndim == input.ndim + 1
+    dims = {kwargs.get("dimension", [*args, 0][0]) % input.ndim} if windows else {2, 3}
+    kept: list[Label] = []
+    for label in trace.labels(input):
+        if dims.intersection(label.dims):
+            trace.pin(label.ids, "cut into windows")
+        elif not windows and label.dims == (1,):
+            kept.append(Label((1,), label.ids.repeat(out.shape[1] // input.shape[1])))
+        else:
+            kept.append(label)
+    trace.set(out, tuple(kept))
+
+
+@rule("fold")
+def fold(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """Each channel's windows over space, added up."""
+    trace.use(input)
+    kept: list[Label] = []
+    for label in trace.labels(input):
+        if label.dims == (1,):
+            rows = label.ids.reshape(out.shape[1], -1)
+            trace.tie(rows, rows[:, :1])
+            kept.append(Label((1,), rows[:, 0]))
+        elif label.dims == (0,):
+            kept.append(label)
+        else:
+            trace.pin(label.ids, "cut into windows")
+    trace.set(out, tuple(kept))
+
+
+@rule("index_select", "gather")
+def gather(trace: Trace, out: Tensor, input: Tensor, dim: int, *_: Any, **__: Any) -> None:
+    """Chosen coordinates of one dimension."""
+    _reordered(trace, out, input, [dim])
+
+
+@rule("take_along_dim")
+def take_along_dim(
+    trace: Trace, out: Tensor, input: Tensor, indices: Tensor, dim: int | None = None
+) -> None:
+    """Chosen coordinates of one dimension, or of all."""
+    del indices
+    _reordered(trace, out, input, range(input.ndim) if dim is None else [dim])
+
+
+@rule("flip")
+def flip(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> None:
+    """Dimensions backwards."""
+    _reordered(trace, out, input, listed(kwargs.get("dims", dims)))
+
+
+@rule("roll")
+def roll(trace: Trace, out: Tensor, input: Tensor, shifts: Any, dims: Any = ()) -> None:
+    """Dimensions shifted in a circle; all at once without `dims`."""
+    del shifts
+    dims = [dims] if isinstance(dims, int) else dims
+    _reordered(trace, out, input, dims or range(input.ndim))
+
+
+@rule("topk")
+def topk(trace: Trace, out: Any, input: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> None:
+    """The largest along a dimension."""
+    del k
+    _reordered(trace, out, input, [dim])
+
+
+@rule("sort", "argsort")
+def sort(trace: Trace, out: Any, input: Tensor, *args: Any, **kwargs: Any) -> None:
+    """In order along a dimension."""
+    numbers = [a for a in args if type(a) is not bool]  # sort(stable=…) has it elsewhere
+    _reordered(trace, out, input, [kwargs.get("dim", *numbers[:1] or [-1])])
+
+
+def _reordered(trace: Trace, out: Any, input: Tensor, dims: Iterable[int]) -> None:
+    """Coordinates in another order: dimensions that change may not be resized."""
+    trace.use(input)
+    labels = trace.labels(input)
+    for dim in dims:
+        label = covering(labels, dim % max(input.ndim, 1))
+        if label is not None:
+            trace.pin(label.ids, "its units are put in another order")
+            labels = tuple(other for other in labels if other is not label)
+    for tensor in tensors_in(out):
+        trace.set(tensor, labels)
+
+
+@rule("pad")
+def pad(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    pad: Sequence[int],
+    mode: str = "constant",
+    *_: Any,
+    **__: Any,
+) -> None:
+    """Constant coordinates around the others; those in front of units cannot be resized."""
+    trace.use(input)
+    labels: list[Label] = []
+    for label in trace.labels(input):
+        ids = label.ids
+        if mode != "constant" and any(_padding(pad, input.ndim, dim) for dim in label.dims):
+            trace.pin(label.ids, "padded with others of its units")
+            continue
+        for axis, dim in enumerate(label.dims):
+            before, after = _padding(pad, input.ndim, dim) or (0, 0)
+            if before or after:
+                ids = _padded(trace, ids, axis, before, after)
+        labels.append(Label(label.dims, ids))
+    trace.set(out, tuple(labels))
+
+
+def _padding(pad: Sequence[int], ndim: int, dim: int) -> tuple[int, int] | None:
+    """What is added before and after one dimension; None for nothing."""
+    offset = 2 * (ndim - 1 - dim)
+    before, after = (*pad[offset : offset + 2], 0, 0)[:2]
+    return (before, after) if before or after else None
+
+
+def indexed(trace: Trace, input: Tensor, index: Any, out: Tensor) -> Labels:
+    """Labels of `input[index]`, which `out` has the shape of."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    taken = sum(_dims_taken(item) for item in items)
+    if Ellipsis not in [item for item in items if isinstance(item, EllipsisType)]:
+        items.append(Ellipsis)
+    at = next(i for i, item in enumerate(items) if isinstance(item, EllipsisType))
+    items[at : at + 1] = [slice(None)] * (input.ndim - taken)
+    if any(isinstance(item, Tensor | list | np.ndarray) for item in items):
+        return _indexed_by_tensors(trace, input, items, out.ndim)
+    labels = trace.labels(input)
+    position: list[int] = []
+    old_dim = new_dim = 0
+    for item in items:
+        if item is None:
+            new_dim += 1
+        elif isinstance(item, slice):
+            if item != slice(None):
+                labels = _sliced(trace, labels, old_dim, item)
+            position.append(new_dim)
+            old_dim, new_dim = old_dim + 1, new_dim + 1
+        else:
+            labels = _picked(trace, out, labels, old_dim, int(item))
+            position.append(-1)
+            old_dim += 1
+    return renumbered(labels, position)
+
+
+def _indexed_by_tensors(trace: Trace, input: Tensor, items: Sequence[Any], out_ndim: int) -> Labels:
+    """Index tensors pick whole coordinates; dimensions that they leave alone keep their ids.
+
+    What they pick lies where they stand side by side, else in front of all other dimensions.
+    """
+    chosen = [i for i, item in enumerate(items) if not (item is None or isinstance(item, slice))]
+    together = chosen[-1] - chosen[0] == len(chosen) - 1
+    num_index_dims = out_ndim - (len(items) - len(chosen))
+    labels = trace.labels(input)
+    position: list[int] = []
+    new_dim = 0 if together else num_index_dims
+    for i, item in enumerate(items):
+        if i in chosen:
+            new_dim += num_index_dims if together and i == chosen[0] else 0
+            position += [-1] * _dims_taken(item)
+            continue
+        if isinstance(item, slice):
+            labels = labels if item == slice(None) else _sliced(trace, labels, len(position), item)
+            position.append(new_dim)
+        new_dim += 1
+    kept: list[Label] = []
+    for label in labels:
+        if any(position[d] < 0 for d in label.dims):
+            trace.pin(label.ids, "indexed by a tensor")
+        else:
+            kept.append(label)
+    return renumbered(tuple(kept), position)
+
+
+def _dims_taken(item: Any) -> int:
+    if item is None or isinstance(item, EllipsisType):
+        return 0
+    if isinstance(item, Tensor) and item.dtype.is_floating_point is False and item.dim() > 0:
+        return item.dim() if str(item.dtype) in ("torch.bool", "torch.uint8") else 1
+    return 1
+
+
+def _sliced(trace: Trace, labels: Labels, dim: int, part: slice) -> Labels:
+    label = covering(labels, dim)
+    if label is None:
+        return labels
+    for edge in (part.start, part.stop):
+        _counted_along(trace, _cut(labels, dim, slice(edge)), dim, edge)
+        if isinstance(edge, Size) and edge.divisor > 1 and edge.undivided == label.ids.size:
+            # A half (a third) of the units: another one belongs to each.
+            trace.record.factors.append(label.ids.reshape(edge.divisor, -1))
+    cut = _cut(labels, dim, part)
+    kept = covering(cut, dim)
+    if kept is not None and kept.ids.size < label.ids.size:
+        trace.record.parted.append(kept.ids.ravel())
+    return cut
+
+
+def _cut(labels: Labels, dim: int, part: slice) -> Labels:
+    return tuple(
+        Label(label.dims, label.ids[(slice(None),) * label.dims.index(dim) + (part,)])
+        if dim in label.dims
+        else label
+        for label in labels
+    )
+
+
+def _counted_along(trace: Trace, labels: Labels, dim: int, size: Any) -> None:
+    """This many coordinates along `dim` were asked for."""
+    label = covering(labels, dim)
+    if label is not None:
+        trace.counts(size, along(label, dim))
+
+
+def _picked(trace: Trace, out: Tensor, labels: Labels, dim: int, index: int) -> Labels:
+    """Labels after one coordinate of `dim` was chosen; `dim` is gone but not yet renumbered."""
+    kept = []
+    for label in labels:
+        if dim not in label.dims:
+            kept.append(label)
+            continue
+        axis = label.dims.index(dim)
+        ids = label.ids.take([index], axis=axis).squeeze(axis)
+        if len(label.dims) == 1:
+            trace.picked(out, ids.reshape(1))
+        else:
+            kept.append(Label(tuple(d for d in label.dims if d != dim), ids))
+    return tuple(kept)
+
+
+def _gap(ndim: int, dim: int) -> list[int]:
+    return [d - (d > dim) for d in range(ndim)]
+
+
+def _padded(trace: Trace, ids: Any, axis: int, before: int, after: int) -> Any:
+    if axis > 0:
+        # Coordinates of a head come in front of or behind its others.
+        amounts = [
+            (max(before, 0), max(after, 0)) if a == axis else (0, 0) for a in range(ids.ndim)
+        ]
+        ids = np.pad(ids, amounts, mode="edge")
+        before, after = min(before, 0), min(after, 0)
+    parts = []
+    for amount, reason in ((before, "before"), (0, ""), (after, "after")):
+        if not reason:
+            parts.append(ids)
+        elif amount > 0:
+            shape = list(ids.shape)
+            shape[axis] = amount
+            fresh = trace.record.fresh(int(np.prod(shape))).reshape(shape)
+            trace.pin(fresh, "padding of a constant size")
+            parts.append(fresh)
+    joined = np.concatenate(parts, axis=axis)
+    start, stop = max(-before, 0), joined.shape[axis] - max(-after, 0)
+    return joined.take(np.arange(start, stop), axis=axis)

@@ -1,0 +1,285 @@
+"""Operations that rearrange a tensor without choosing among its coordinates."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dynopt_ray.structure.tracing.counts import Size
+from dynopt_ray.structure.tracing.registry import keeps_zeros, rule
+from dynopt_ray.structure.tracing.rules.joining import broadcast
+from dynopt_ray.structure.tracing.rules.sizes import counted, listed
+from dynopt_ray.structure.tracing.tracer import Trace
+from dynopt_ray.structure.units import (
+    IntArray,
+    Label,
+    Labels,
+    covering,
+    renumbered,
+    reshaped,
+    spread,
+)
+
+keeps_zeros(
+    *("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "permute"),
+    *("transpose", "swapaxes", "swapdims", "t", "T", "mT", "movedim", "moveaxis", "unsqueeze"),
+    *("squeeze", "expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave"),
+    *("cat", "concat", "concatenate", "stack", "chunk", "split", "split_with_sizes", "unbind"),
+    *("__getitem__", "select", "narrow"),
+)
+
+
+@rule("view", "reshape", "flatten", "view_as", "reshape_as", "ravel")
+def reshape(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> None:
+    """Any row-major view: 8 channels of 3 × 3 flatten to 72 coordinates of 8 units."""
+    trace.use(input)
+    old = trace.labels(input)
+    labels = []
+    for before, after in zip(old, reshaped(old, input.shape, out.shape), strict=True):
+        if len(after.dims) > len(before.dims):
+            # The view must stay rectangular: whole rows or whole columns come and go.
+            trace.record.factors.append(after.ids)
+            labels.append(after if trace.heads == "heads" else _columns(trace, after))
+        else:
+            labels.append(after)
+    trace.set(out, tuple(labels))
+    counted(trace, out, listed(sizes))
+
+
+@rule("unflatten")
+def unflatten(trace: Trace, out: Tensor, input: Tensor, dim: int, sizes: Sequence[int]) -> None:
+    """One dimension becomes several."""
+    before = dim % input.ndim
+    untouched = [-1] * (out.ndim - before - len(sizes))
+    reshape(trace, out, input, *[-1] * before, *sizes, *untouched)
+
+
+@rule("permute")
+def permute(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> None:
+    """Dimensions in another order."""
+    order = kwargs.get("dims", dims)
+    if len(order) == 1 and not isinstance(order[0], int):
+        order = order[0]
+    _reorder(trace, out, input, order)
+
+
+@rule("transpose", "swapaxes", "swapdims", "transpose_")
+def transpose(trace: Trace, out: Tensor, input: Tensor, dim0: int, dim1: int) -> None:
+    """Two dimensions change places."""
+    order = list(range(out.ndim))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    _reorder(trace, out, input, order)
+
+
+@rule("t", "T", "mT")
+def matrix_transpose(trace: Trace, out: Tensor, input: Tensor) -> None:
+    """The last two dimensions change places (all of them, for at most two)."""
+    order = list(range(out.ndim))
+    order[-2:] = order[-2:][::-1]
+    _reorder(trace, out, input, order)
+
+
+@rule("movedim", "moveaxis")
+def movedim(trace: Trace, out: Tensor, input: Tensor, source: Any, destination: Any) -> None:
+    """Some dimensions move, the others keep their order."""
+    from_, to = ([d] if isinstance(d, int) else d for d in (source, destination))
+    places = dict(zip([d % input.ndim for d in to], [d % input.ndim for d in from_], strict=True))
+    rest = iter([d for d in range(input.ndim) if d not in places.values()])
+    _reorder(
+        trace, out, input, [places[d] if d in places else next(rest) for d in range(input.ndim)]
+    )
+
+
+@rule("unsqueeze", "unsqueeze_")
+def unsqueeze(trace: Trace, out: Tensor, input: Tensor, dim: int) -> None:
+    """A new dimension of size 1."""
+    trace.use(input)
+    new_dim = dim % out.ndim
+    trace.set(out, renumbered(trace.labels(input), [d + (d >= new_dim) for d in range(input.ndim)]))
+
+
+@rule("squeeze", "squeeze_")
+def squeeze(trace: Trace, out: Tensor, input: Tensor, dim: Any = None) -> None:
+    """Dimensions of size 1 disappear; a unit that stands alone cannot be squeezed away."""
+    trace.use(input)
+    dims = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {d % input.ndim for d in dims if input.shape[d] == 1}
+    labels = trace.labels(input)
+    if dim is None:
+        trace.record.never_one += [wide.ids.ravel() for wide in labels]
+    for d in gone:
+        label = covering(labels, d)
+        if label is not None:
+            trace.pin(label.ids, "a dimension of one unit is squeezed away")
+            labels = tuple(other for other in labels if other is not label)
+    position = np.cumsum([d not in gone for d in range(input.ndim)]) - 1
+    trace.set(out, renumbered(labels, position.tolist()))
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> None:
+    """Dimensions of size 1 are repeated; as often as there are units, if a width says how often."""
+    trace.use(input)
+    labels = list(broadcast(trace, [input], out))
+    asked = listed(sizes)
+    for dim, size in enumerate(asked if len(asked) == out.ndim else ()):
+        # Whoever meets these copies is tied to them.
+        old = dim - out.ndim + input.ndim
+        if isinstance(size, Size) and (old < 0 or input.shape[old] == 1):
+            labels.append(Label((dim,), trace.record.fresh(out.shape[dim])))
+    trace.set(out, tuple(labels))
+    counted(trace, out, asked)
+
+
+@rule("repeat", "tile")
+def repeat(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+    """The whole tensor is repeated along some dimensions."""
+    trace.use(input)
+    offset = out.ndim - input.ndim
+    labels = []
+    for label in trace.labels(input):
+        if any(1 == input.shape[d] < out.shape[d + offset] for d in label.dims):
+            trace.pin(label.ids, "one unit is broadcast over a whole dimension")
+            continue
+        dims = tuple(d + offset for d in label.dims)
+        times = [out.shape[d] // input.shape[d - offset] for d in dims]
+        labels.append(Label(dims, np.tile(label.ids, times)))
+    trace.set(out, tuple(labels))
+
+
+@rule("repeat_interleave")
+def repeat_interleave(
+    trace: Trace, out: Tensor, input: Tensor, repeats: Any, dim: int | None = None, **_: Any
+) -> None:
+    """Each coordinate is repeated where it stands."""
+    trace.use(input)
+    labels = []
+    for label in trace.labels(input):
+        if dim is None or not isinstance(repeats, int):
+            trace.pin(label.ids, "repeated a number of times that data decide")
+        elif dim % input.ndim in label.dims:
+            axis = label.dims.index(dim % input.ndim)
+            labels.append(Label(label.dims, label.ids.repeat(repeats, axis=axis)))
+        else:
+            labels.append(label)
+    trace.set(out, tuple(labels))
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(trace: Trace, out: Tensor, input: Tensor, upscale_factor: int) -> None:
+    """Neighbouring channels, r × r of them, become one channel of r × r pixels."""
+    _regroup(trace, out, input, lambda ids: ids.reshape(-1, upscale_factor**2))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(trace: Trace, out: Tensor, input: Tensor, downscale_factor: int) -> None:
+    """Pixels of a square become as many neighbouring channels."""
+    _regroup(trace, out, input, lambda ids: ids.repeat(downscale_factor**2)[:, None])
+
+
+@rule("channel_shuffle")
+def channel_shuffle(trace: Trace, out: Tensor, input: Tensor, groups: int) -> None:
+    """Channel i of every group, then channel i + 1."""
+    label = covering(trace.labels(input), input.ndim - 3)
+    if label is not None:
+        trace.record.factors.append(label.ids.reshape(groups, -1))
+    _regroup(trace, out, input, lambda ids: ids.reshape(groups, -1).T.reshape(-1, 1))
+
+
+def _regroup(
+    trace: Trace, out: Tensor, input: Tensor, regroup: Callable[[IntArray], IntArray]
+) -> None:
+    """Channels in new rows: those of one row are tied and become one channel."""
+    trace.use(input)
+    channel = input.ndim - 3
+    labels = []
+    for label in trace.labels(input):
+        if label.dims == (channel,):
+            rows = regroup(label.ids)
+            trace.tie(rows, rows[:, :1])
+            labels.append(Label((channel,), rows[:, 0]))
+        elif channel - 1 in label.dims and len(label.dims) == 1:
+            labels.append(label)
+        else:
+            trace.pin(label.ids, "pixels and units change places")
+    trace.set(out, tuple(labels))
+
+
+@rule("cat", "concat", "concatenate")
+def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0, **__: Any) -> None:
+    """Units lie one after the other along `dim`; along other dimensions they must match."""
+    tensors = [t for t in tensors if t.numel() or t.ndim == out.ndim]
+    dim %= out.ndim
+    for tensor in tensors:
+        trace.use(tensor)
+    joined = _join(trace, tensors, dim)
+    first, *others = [_apart_from(trace, tensor, dim) for tensor in tensors]
+    for other in others:
+        first = _matched(trace, first, other)
+    trace.set(out, (*joined, *first))
+
+
+@rule("stack")
+def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+    """A new dimension in front of which all tensors must match."""
+    dim %= out.ndim
+    first, *others = [trace.labels(tensor) for tensor in tensors]
+    for other in others:
+        first = _matched(trace, first, other)
+    trace.set(out, renumbered(first, [d + (d >= dim) for d in range(out.ndim - 1)]))
+
+
+def _columns(trace: Trace, label: Label) -> Label:
+    """Tie units across all dimensions but the last, which then counts them."""
+    row = label.ids[(0,) * (label.ids.ndim - 1)]
+    trace.tie(label.ids, row)
+    return Label(label.dims[-1:], row)
+
+
+def _reorder(trace: Trace, out: Tensor, input: Tensor, order: Sequence[int]) -> None:
+    """Dimension `order[i]` becomes dimension i."""
+    trace.use(input)
+    new_dim = np.argsort([d % input.ndim for d in order])
+    trace.set(out, renumbered(trace.labels(input), new_dim.tolist()))
+
+
+def _join(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Labels:
+    """The label along the dimension of a concatenation; parts without units get pinned ids."""
+    labels = [covering(trace.labels(tensor), dim) for tensor in tensors]
+    dims = tuple(sorted({d for label in labels if label is not None for d in label.dims}))
+    if not dims:
+        return ()
+    given = [label for label in labels if label is not None]
+    if len(given) < len(labels) and all(label.ids.size == 1 for label in given):
+        for alone in given:  # a class token in front of others
+            trace.pin(alone.ids, "it is put beside data without units")
+        return ()
+    parts = []
+    for tensor, label in zip(tensors, labels, strict=True):
+        if label is None:
+            plain = trace.record.fresh(tensor.shape[dim])
+            trace.pin(plain, "data without units is part of a concatenation")
+            label = Label((dim,), plain)
+        parts.append(spread(label, dims, [tensor.shape[d] for d in dims]))
+    return (Label(dims, np.concatenate(parts, axis=dims.index(dim))),)
+
+
+def _apart_from(trace: Trace, tensor: Tensor, dim: int) -> Labels:
+    return tuple(label for label in trace.labels(tensor) if dim not in label.dims)
+
+
+def _matched(trace: Trace, one: Labels, other: Labels) -> Labels:
+    """Labels that must be equal; those without a counterpart are pinned and dropped."""
+    kept = []
+    for label in one:
+        twin = next((o for o in other if o.dims == label.dims), None)
+        if twin is None:
+            trace.pin(label.ids, "combined with data that has no units along this dimension")
+        else:
+            trace.tie(label.ids, twin.ids)
+            kept.append(label)
+    for label in other:
+        if all(label.dims != k.dims for k in one):
+            trace.pin(label.ids, "combined with data that has no units along this dimension")
+    return tuple(kept)

@@ -1,0 +1,398 @@
+"""Following unit ids through one forward pass.
+
+`Trace` is a mode under which a network runs once. Parameters enter with a fresh id per coordinate
+of each dimension; every operation's rule says how ids flow and which must be equal. Nothing is
+decided here: ties are only collected, and `grouping` merges them when the pass is over.
+
+An operation without a rule is not assumed harmless: what it touches becomes fixed.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from dynopt_ray.errors import TraceError
+from dynopt_ray.structure.tracing.counts import NUMBERS, SIZES, Kept, counted_entries, counted_sizes
+from dynopt_ray.structure.tracing.nested_tensors import given_tensors, storage_of, tensors_in
+from dynopt_ray.structure.tracing.opened_functions import OPENED
+from dynopt_ray.structure.tracing.registry import KEEPS_ZEROS, RULES, Rule
+from dynopt_ray.structure.tracing.shapes import shape_only
+from dynopt_ray.structure.units import (
+    Consumer,
+    IntArray,
+    Label,
+    Labels,
+    Link,
+    Record,
+    Role,
+    Work,
+    covering,
+)
+
+Heads = Literal["heads", "dims"]
+_LEAVES = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist}
+_VALUES = {
+    *(torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.__index__),
+    *(torch.Tensor.item, torch.Tensor.tolist, torch.is_nonzero, torch.equal, torch.allclose),
+}
+
+
+class Trace(TorchFunctionMode):
+    """Runs a network and fills in a `Record`.
+
+    Args:
+        tensors: name -> tensor for every parameter and buffer, as the network will meet them.
+        record: where to write.
+        heads: what a unit of attention is: a whole head, or one coordinate of all heads.
+        buffers: which of the tensors training does not change.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        record: Record,
+        heads: Heads,
+        buffers: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        self.record = record
+        self.heads: Heads = heads
+        self.buffers = frozenset(buffers)
+        self.running: list[tuple[str, nn.Module]] = []
+        self.calls: dict[str, list[tuple[bool, int | None]]] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self._labels: dict[int, tuple[Tensor, Labels]] = {}
+        self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
+        self._producers: dict[int, Consumer] = {}
+        self._picked: dict[int, tuple[Tensor, IntArray]] = {}
+        for name, tensor in tensors.items():
+            labels = []
+            # What integers hold (indices, masks) is data; nobody's units lie along them.
+            sizes = tensor.shape if tensor.is_floating_point() or tensor.is_complex() else ()
+            for dim, size in enumerate(sizes):
+                labels.append(Label((dim,), record.own((name, dim), size)))
+            self._labels[id(tensor)] = (tensor, tuple(labels))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation, then let its rule say how ids flow."""
+        kwargs = kwargs or {}
+        opened = OPENED.get(func)
+        if opened is not None:
+            with self:
+                out = opened(*args, **kwargs)
+        elif (out := shape_only(func, args, kwargs)) is None:
+            out = func(*args, **kwargs)
+        if func in SIZES:
+            return counted_sizes(out, self.labels(args[0]), self.record, *args, **kwargs)
+        if func in NUMBERS:
+            return counted_entries(func, out, self.labels(args[0]), self.record)
+        self.record.by_value |= func in _VALUES
+        if func in _LEAVES:
+            self.pin(self.labels(args[0]), "its values are read outside of torch")
+        if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
+            self.pin_picked((args, kwargs))
+        handler = RULES.get(func)
+        if kwargs.get("out") is not None:
+            unknown_operation(self, (), func, args, kwargs, "a given tensor is written to,")
+        elif handler is not None:
+            self._follow(handler, out, func, args, kwargs)
+        elif any(True for _ in tensors_in(out)):
+            unknown_operation(self, out, func, args, kwargs)
+        self._note_made(out, args, kwargs)
+        if func in KEEPS_ZEROS and self._is_of_weights(func, args, kwargs):
+            self._weights.update((id(t), t) for t in tensors_in(out))
+        return out
+
+    def _follow(
+        self,
+        handler: Rule,
+        out: Any,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Let a rule say how ids flow; what it cannot follow becomes fixed."""
+        try:
+            handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
+        except Exception as error:  # a rule may be the user's own
+            failed = f"rule {handler.__name__!r} failed ({type(error).__name__}: {error})"
+            unknown_operation(self, out, func, args, kwargs, failed)
+
+    @property
+    def blocks(self) -> dict[str, int | None]:
+        """Modules called once that give a tensor like the one they take; see `Record`."""
+        once = {name: calls[0] for name, calls in self.calls.items() if name and len(calls) == 1}
+        return {name: num_others for name, (passes_on, num_others) in once.items() if passes_on}
+
+    # What rules read and write.
+
+    def labels(self, tensor: Tensor) -> Labels:
+        """The labels of a tensor; none for data that the caller brought."""
+        entry = self._labels.get(id(tensor))
+        return entry[1] if entry else ()
+
+    def set(self, tensor: Tensor, labels: Labels) -> None:
+        """Give a tensor its labels. Keeps the tensor alive, so that its identity stays its own."""
+        claimed: set[int] = set()
+        clean: list[Label] = []
+        # A batch of one looks like the only unit of a class token; it must not pin real units.
+        for label in sorted(labels, key=lambda label: label.ids.size == 1):
+            if claimed.intersection(label.dims):
+                self.pin(label.ids, "two kinds of units were merged into one dimension")
+                continue
+            if label.ids.shape != tuple(tensor.shape[d] for d in label.dims):
+                self.pin(label.ids, "its size changes in a way that no rule follows")
+                continue
+            claimed.update(label.dims)
+            clean.append(label)
+        self._labels[id(tensor)] = (tensor, tuple(clean))
+
+    def name(self, tensor: Tensor | None) -> str | None:
+        """The name of a parameter or buffer; None for any other tensor."""
+        return None if tensor is None else self.record.names.get(id(tensor))
+
+    def tie(self, one: IntArray, other: IntArray) -> None:
+        """These units are the same: they can only come and go together. Broadcasts."""
+        if one is not other:
+            self.record.ties.append((one, other))
+
+    def pin(self, ids: IntArray | Labels, reason: str) -> None:
+        """These units cannot be resized."""
+        for array in [ids] if isinstance(ids, np.ndarray) else [label.ids for label in ids]:
+            self.record.pinned.append((array.ravel(), reason))
+
+    def mix(self, ids: IntArray, axis: int | None = None) -> None:
+        """An operation's result depends on how many of these units there are.
+
+        Along one axis of ids, that is not so where all of it belongs to one unit (a norm over the
+        coordinates of each head).
+        """
+        if axis is None or ids.ndim == 1:
+            self.record.mixed.append(ids.ravel())
+        else:
+            self.record.mixed.append(np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis]))
+
+    def units(self, tensor: Tensor, dim: int) -> IntArray | None:
+        """Ids along one dimension that a single one-dimensional label covers, else None."""
+        label = covering(self.labels(tensor), dim % tensor.ndim)
+        if label is not None and len(label.dims) > 1:
+            self.pin(label.ids, "units spread over several dimensions meet a weight")
+            return None
+        return None if label is None else label.ids
+
+    def match(self, tensor: Tensor, dim: int, ids: IntArray | None) -> None:
+        """The units along `dim` of a tensor are `ids`; data without units pins them."""
+        label = covering(self.labels(tensor), dim % tensor.ndim)
+        if label is None and ids is not None:
+            self.pin(ids, f"its size is that of the data ({tensor.shape[dim]})")
+        elif label is not None and ids is None:
+            self.pin(label.ids, "it meets data without units of its own")
+        elif label is not None and ids is not None:
+            axis = label.dims.index(dim % tensor.ndim)
+            self.tie(
+                label.ids, ids.reshape([-1 if a == axis else 1 for a in range(len(label.dims))])
+            )
+
+    def picked(self, out: Tensor, ids: IntArray) -> None:
+        """A constant index picked these units; only if somebody reads them are they special."""
+        _, before = self._picked.get(id(out), (out, ids[:0]))
+        self._picked[id(out)] = (out, np.concatenate([before, ids]))
+
+    def pin_picked(self, read: Any) -> None:
+        """The values of these tensors are read."""
+        for tensor in tensors_in(read):
+            _, ids = self._picked.pop(id(tensor), (tensor, None))
+            if ids is not None:
+                self.pin(ids, "one of its units is picked by a constant index")
+
+    def outputs(self, output: Any) -> list[Tensor]:
+        """The tensors that the network gives; their units are fixed."""
+        tensors = list(given_tensors(output))
+        if not tensors:
+            raise TraceError(
+                f"it gives a {type(output).__name__}, in which no tensor is found; let it give "
+                "tensors, or a tuple, list, dict or dataclass of them"
+            )
+        self.pin_picked(tensors)
+        for tensor in tensors:
+            self.pin(self.labels(tensor), "it is the network's output")
+        return tensors
+
+    def use(self, tensor: Tensor | None, *roles: Role | None) -> None:
+        """Note the roles of a parameter's dimensions, in order: `use(weight, "out", "in")`."""
+        name = self.name(tensor)
+        if name is None:
+            return
+        self.record.first_use.setdefault(name, len(self.record.first_use))
+        for dim, role in enumerate(roles):
+            if role is not None and (name, dim) in self.record.parameter_ids:
+                self._set_role((name, dim), role)
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter, or made of some such that their zeros stay zeros."""
+        return id(tensor) in self._weights
+
+    def _is_of_weights(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+        """Whether a result can be zero by zeros in one weight alone, and learn from there."""
+        tensors = list(tensors_in((args, kwargs)))
+        if not all(map(self.is_weight, tensors)):
+            return False
+        # w·w is flat at zero, and w/w nothing.
+        wide = [t for t in tensors if any(t.shape[d] > 1 for d in range(t.ndim))]
+        return len(tensors) < 2 or (
+            "div" not in func.__name__ and len({tuple(t.shape) for t in wide}) == len(wide)
+        )
+
+    def reads(self, tensor: Tensor, dim: int) -> None:
+        """Units are summed over, weighted by `tensor`, along `dim` of it.
+
+        Weights of units that nothing shall notice can be zero. Where no parameter weights the
+        units (queries times keys), their number shows in the result.
+        """
+        for label in self.labels(tensor):
+            if dim % tensor.ndim not in label.dims:
+                continue
+            if not self.is_weight(tensor):
+                self.mix(label.ids)
+                continue
+            for key in self.record.owners(label.ids):
+                self._set_role(key, "in")
+                if key[0] in self.buffers:  # never learns what new units mean
+                    self.mix(label.ids)
+
+    def makes(self, weight: Tensor, dim: int) -> None:
+        """Units come into being along `dim` of a weight."""
+        for label in self.labels(weight):
+            if dim in label.dims:
+                for key in self.record.owners(label.ids):
+                    self._set_role(key, "out")
+
+    def _set_role(self, key: tuple[str, int], role: Role) -> None:
+        """A weight that makes units in one place and reads them in another cannot grow exactly."""
+        roles = self.record.roles
+        if {role, roles.get(key, role)} == {"in", "out"}:
+            self.mix(self.record.parameter_ids[key])
+            role = "out"  # it names the group (tied embeddings)
+        roles[key] = role
+
+    def hide(self, tensor: Tensor, dims: Iterable[int]) -> None:
+        """These dimensions of a parameter (kernel sizes) are nobody's width."""
+        name = self.name(tensor)
+        if name is not None:
+            self.record.hidden.update((name, dim) for dim in dims)
+            return
+        # A weight made of parameters: the dimensions are theirs.
+        for label in self.labels(tensor):
+            if set(label.dims) <= set(dims):
+                self.pin(label.ids, "it is the extent of a kernel")
+                self.record.hidden.update(self.record.owners(label.ids))
+
+    def consume(self, weight: Tensor, out: Tensor, **how: Any) -> None:
+        """Note that `out` is linear in the units that `weight` reads; see `Consumer`."""
+        name = self.name(weight)
+        if name is not None and not weight.is_complex():
+            consumer = Consumer(name, **how)
+            self._producers[id(out)] = consumer
+            self.record.consumers[name].append(consumer)
+
+    def forget_consumer(self, out: Tensor) -> None:
+        """`out` is not what a product gave, after all."""
+        consumer = self._producers.pop(id(out), None)
+        if consumer is not None:
+            uses = self.record.consumers[consumer.weight]
+            uses.remove(consumer)
+            if not uses:
+                del self.record.consumers[consumer.weight]
+
+    def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
+        """A BatchNorm reads `source`: its running mean can absorb a missing bias."""
+        self._absorb(source, source, 1, mean=self.name(running_mean))
+
+    def shifted(self, out: Tensor, source: Tensor, bias: Tensor) -> None:
+        """A parameter is added to `source`: it is its bias, if there is none yet."""
+        self._absorb(source, out, source.ndim - 1, bias=self.name(bias))
+
+    def _absorb(
+        self,
+        source: Tensor,
+        out: Tensor,
+        dim: int,
+        *,
+        bias: str | None = None,
+        mean: str | None = None,
+    ) -> None:
+        """Note what lies along `dim` and can take up a constant of `source`, now `out`."""
+        consumer = self._producers.get(id(source))
+        if consumer is None or consumer.bias is not None or not (bias or mean):
+            return
+        if consumer.makes(dim):
+            uses = self.record.consumers[consumer.weight]
+            absorbing = replace(consumer, bias=bias, mean=mean)
+            uses[uses.index(consumer)] = self._producers[id(out)] = absorbing
+
+    def count(self, labels: Labels, sizes: Sequence[int]) -> None:
+        """Note the multiply-adds of a product over a joint space of these sizes."""
+        if self.record.with_costs:
+            self.record.work.append(Work.over(labels, sizes))
+
+    def _note_made(self, out: Any, args: Any, kwargs: Any) -> None:
+        """Note what an operation writes: views write nothing."""
+        if not self.record.with_costs:
+            return
+        given = {storage_of(t) for t in tensors_in((args, kwargs))}
+        for tensor in tensors_in(out):
+            if storage_of(tensor) not in given:
+                work = Work.over(self.labels(tensor), tensor.shape)
+                size = tensor.element_size() * work.coefficient
+                self.record.made.append(replace(work, coefficient=size))
+
+    def link(
+        self,
+        attribute: str,
+        ids: IntArray,
+        index: int | None = None,
+        owner: Tensor | None = None,
+    ) -> None:
+        """An integer attribute follows a size: of `owner`'s module, else of the running one."""
+        name = self.name(owner)
+        if name is None and not self.running:
+            return
+        module = self.running[-1][0] if name is None else name.rpartition(".")[0]
+        value: Any = getattr(self.modules.get(module), attribute, None)
+        if index is not None:
+            value = value[index] if isinstance(value, tuple | list) else None
+        self.counts(value, ids)
+
+    def counts(self, size: Any, ids: IntArray) -> None:
+        """This many units were asked for: a number that a module keeps follows them."""
+        if isinstance(size, Kept) and not size.less and size.value * size.times == ids.size:
+            rows = ids.reshape(size.times, -1)
+            if bool((rows == rows[0]).all()):
+                self.record.links.append(Link(size.place, rows[0]))
+
+
+def unknown_operation(
+    trace: Trace,
+    out: Any,
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    why: str = "no rule",
+) -> None:
+    """No rule: everything the operation read becomes fixed, its result has no units."""
+    name = resolve_name(func) or getattr(func, "__name__", repr(func))
+    for tensor in tensors_in((args, kwargs)):
+        trace.pin(trace.labels(tensor), f"{why} for the operation {name}")
+    for tensor in tensors_in(out):
+        trace.set(tensor, ())

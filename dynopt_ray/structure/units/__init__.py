@@ -1,0 +1,54 @@
+"""Units: their ids, the width groups they form, and where they lie in tensors."""
+
+from dynopt_ray.structure.units.attributes import Attribute, attributes_changed, candidates, linked
+from dynopt_ray.structure.units.grouping import Grouping, Key, group_units
+from dynopt_ray.structure.units.groups import Slice, WidthGroup, producer_name
+from dynopt_ray.structure.units.labels import (
+    IntArray,
+    Label,
+    Labels,
+    along,
+    covering,
+    first_along,
+    renumbered,
+    reshaped,
+    spread,
+    without,
+)
+from dynopt_ray.structure.units.layout import Axis, Change, moved_group, new_axes, only_shift
+from dynopt_ray.structure.units.record import Consumer, Contraction, Link, Place, Record, Role, Work
+
+__all__ = [
+    "Attribute",
+    "Axis",
+    "Change",
+    "Consumer",
+    "Contraction",
+    "Grouping",
+    "IntArray",
+    "Key",
+    "Label",
+    "Labels",
+    "Link",
+    "Place",
+    "Record",
+    "Role",
+    "Slice",
+    "WidthGroup",
+    "Work",
+    "along",
+    "attributes_changed",
+    "candidates",
+    "covering",
+    "first_along",
+    "group_units",
+    "linked",
+    "moved_group",
+    "new_axes",
+    "only_shift",
+    "producer_name",
+    "renumbered",
+    "reshaped",
+    "spread",
+    "without",
+]

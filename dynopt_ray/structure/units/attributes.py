@@ -1,0 +1,123 @@
+"""Integer attributes of modules that follow a width: `out_features`, `groups`, `num_heads`."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from dynopt_ray.structure.units.grouping import Grouping
+from dynopt_ray.structure.units.groups import WidthGroup
+from dynopt_ray.structure.units.labels import IntArray
+from dynopt_ray.structure.units.record import Link, Place
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An integer attribute and how much one more unit of each group adds to it.
+
+    Attributes:
+        module: dotted name of the module; "" is the network itself.
+        name: the attribute.
+        index: which entry, where the attribute is a tuple or list; else None.
+        per_unit: group name -> change per added unit.
+    """
+
+    module: str
+    name: str
+    index: int | None
+    per_unit: Mapping[str, int]
+
+    @property
+    def place(self) -> Place:
+        """Where it is kept."""
+        return self.module, self.name, self.index
+
+    def read(self, model: nn.Module) -> int:
+        """Its value now."""
+        value = getattr(model.get_submodule(self.module), self.name)
+        return int(value if self.index is None else value[self.index])
+
+    def write(self, model: nn.Module, value: int) -> None:
+        """Change it; tuples and lists keep their type and other entries."""
+        module = model.get_submodule(self.module)
+        if self.index is None:
+            setattr(module, self.name, value)
+            return
+        entries = list(getattr(module, self.name))
+        entries[self.index] = value
+        setattr(module, self.name, type(getattr(module, self.name))(entries))
+
+    def change(self, added: Mapping[str, int]) -> int:
+        """What adding `added[group]` units (negative: removing) adds to the value."""
+        return sum(step * added.get(group, 0) for group, step in self.per_unit.items())
+
+
+def linked(links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
+    """The links whose attribute can change."""
+    found: dict[Place, Attribute] = {}
+    for link in links:
+        per_unit = _per_unit(link.ids, grouping)
+        attribute = Attribute(*link.place, per_unit)
+        if per_unit:
+            found[link.place] = attribute
+    return list(found.values())
+
+
+def _per_unit(ids: IntArray, grouping: Grouping) -> dict[str, int]:
+    """How much of a dimension each unit of a group takes up.
+
+    Empty where that differs between the units of a group: such a size does not follow the width.
+    """
+    per_unit = {}
+    group_of, unit_of = grouping.group_of[ids], grouping.unit_of[ids]
+    for index in np.unique(group_of[group_of >= 0]).tolist():
+        group = grouping.groups[index]
+        times = np.bincount(unit_of[group_of == index], minlength=group.width)
+        # Of a unit that stands alone, nobody knows whether these are units or its coordinates.
+        if bool((times != times[0]).any()) or group.width == 1 < times[0]:
+            return {}
+        per_unit[group.name] = int(times[0])
+    return per_unit
+
+
+def attributes_changed(
+    model: nn.Module, attributes: Sequence[Attribute], added: Mapping[str, int]
+) -> contextlib.ExitStack:
+    """A context with integer attributes as they are after `added[group]` units came."""
+    with contextlib.ExitStack() as stack:
+        for attribute in attributes:
+            value = attribute.read(model)
+            stack.callback(attribute.write, model, value)
+            attribute.write(model, value + attribute.change(added))
+        return stack.pop_all()
+
+
+def candidates(model: nn.Module, group: WidthGroup) -> Iterator[Attribute]:
+    """Attributes near a group's parameters that equal one of its sizes: they may be that size.
+
+    Looked for in the modules that own the group's parameters and in all that contain them.
+    """
+    sizes = {group.width * s.positions.shape[1]: s.positions.shape[1] for s in group.slices}
+    sizes.setdefault(group.width, 1)
+    for name in _containing(s.parameter for s in group.slices):
+        module = model.get_submodule(name)
+        for attribute, value in vars(module).items():
+            if attribute.startswith("_") or attribute == "training":
+                continue
+            entries = list(enumerate(value)) if isinstance(value, tuple | list) else [(None, value)]
+            for index, entry in entries:
+                if type(entry) is int and entry > 1 and entry in sizes:
+                    yield Attribute(name, attribute, index, {group.name: sizes[entry]})
+
+
+def _containing(parameters: Iterable[str]) -> list[str]:
+    """All modules around some parameters, innermost first."""
+    names: dict[str, None] = {}
+    for parameter in parameters:
+        name = parameter
+        while name:
+            name = name.rpartition(".")[0]
+            names[name] = None
+    return sorted(names, key=lambda n: -n.count(".") - bool(n))

@@ -1,0 +1,179 @@
+"""Where units lie after some come and go: index arithmetic only."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynopt_ray.structure.units.grouping import Key
+from dynopt_ray.structure.units.groups import Slice, WidthGroup
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """How the units of one group change.
+
+    Attributes:
+        group: the group before.
+        keep: LongTensor, the units that stay, in order.
+        source: LongTensor, one entry per new unit: the unit it is a copy of, or -1 for a fresh
+            one. New units follow those that stay.
+    """
+
+    group: WidthGroup
+    keep: Tensor
+    source: Tensor
+
+    @property
+    def added(self) -> int:
+        """Number of units more (negative: fewer) than before."""
+        return len(self.keep) + len(self.source) - self.group.width
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """The new layout of one dimension of one tensor.
+
+    Attributes:
+        index: LongTensor (new size,): the old coordinate that each new one continues; those of
+            new units have the one they copy, or -1.
+        new: LongTensor: the new coordinates of new units, in rising order.
+        read: bool tensor beside `new`: whether the tensor reads the units there.
+        moved: LongTensor (old size,): old coordinate -> new one, or -1.
+        added: group name -> LongTensor (new units, k): where its new units lie.
+    """
+
+    index: Tensor
+    new: Tensor
+    read: Tensor
+    moved: Tensor
+    added: Mapping[str, Tensor]
+
+
+def new_axes(changes: Sequence[Change], sizes: Mapping[Key, int]) -> dict[Key, Axis]:
+    """The new layout of every dimension that the changes touch."""
+    members: dict[Key, list[tuple[Change, Slice]]] = defaultdict(list)
+    for change in changes:
+        for s in change.group.slices:
+            members[s.parameter, s.dim].append((change, s))
+    # Dimensions that hang together throughout share their positions, and so their new layout.
+    known: dict[Any, Axis] = {}
+    axes: dict[Key, Axis] = {}
+    for key, here in members.items():
+        alike = tuple((id(change), id(s.positions), s.role == "in") for change, s in here)
+        if (sizes[key], alike) not in known:
+            known[sizes[key], alike] = _axis(sizes[key], here)
+        axes[key] = known[sizes[key], alike]
+    return axes
+
+
+def moved_group(group: WidthGroup, change: Change | None, axes: Mapping[Key, Axis]) -> WidthGroup:
+    """The group after the dimensions that it lies on got a new layout."""
+    if change is None and not any((s.parameter, s.dim) in axes for s in group.slices):
+        return group
+    slices = []
+    moved: dict[tuple[int, int], Tensor] = {}
+    for s in group.slices:
+        axis = axes.get((s.parameter, s.dim))
+        place = (id(s.positions), id(axis))
+        if place not in moved:
+            moved[place] = _moved(s.positions, group.name, change, axis)
+        slices.append(replace(s, positions=moved[place]))
+    return replace(group, width=len(slices[0].positions), slices=tuple(slices))
+
+
+def _moved(old: Tensor, group: str, change: Change | None, axis: Axis | None) -> Tensor:
+    positions = old.numpy()
+    if change is not None:
+        positions = positions[change.keep.numpy()]
+    if axis is not None:
+        positions = axis.moved.numpy()[positions]
+        if group in axis.added:
+            positions = np.concatenate([positions, axis.added[group].numpy()])
+    return torch.from_numpy(positions)
+
+
+def only_shift(groups: Sequence[WidthGroup], wider: Mapping[str, WidthGroup]) -> bool:
+    """Whether units lie in regular runs that one unit more makes longer, and shifts, no more.
+
+    Then the runs stay in order whatever units come and go.
+
+    Args:
+        groups: the groups at their own widths.
+        wider: the groups by name, each with one unit more.
+    """
+    keys: dict[Key, int] = {}
+    runs = []  # key, start, length, start with one unit more
+    for group in groups:
+        twins = {(s.parameter, s.dim): s for s in wider[group.name].slices}
+        for s in group.slices:
+            twin = twins[s.parameter, s.dim]
+            if not (s.is_regular and twin.is_regular):
+                return False
+            key = keys.setdefault((s.parameter, s.dim), len(keys))
+            first, moved = s.positions[0].tolist(), twin.positions[0].tolist()
+            column = 0
+            for length in s.runs:
+                runs.append((key, first[column], length, moved[column]))
+                column += length
+    key_, start, length_, moved_ = np.array(sorted(runs)).reshape(-1, 4).T
+    before = np.cumsum(length_) - length_
+    new_key = np.flatnonzero(np.diff(key_, prepend=-1))
+    before -= np.repeat(before[new_key], np.diff([*new_key, len(key_)]))
+    return bool((moved_ == start + before).all())
+
+
+def _axis(size: int, members: Sequence[tuple[Change, Slice]]) -> Axis:
+    """Drop the coordinates of removed units and insert those of new ones.
+
+    A new unit's coordinates follow those of the group's last unit, run by run: a channel that is
+    flattened to 3 × 3 adds 9 neighbours, a head in fused q, k and v adds a block to each.
+    """
+    kept = np.ones(size, dtype=bool)
+    for change, s in members:
+        if len(change.keep) < change.group.width:
+            gone = np.ones(change.group.width, dtype=bool)
+            gone[change.keep.numpy()] = False
+            kept[s.positions.numpy()[gone]] = False
+    stay = np.flatnonzero(kept)
+    # An old coordinate c sorts at 2c, what is inserted after it at 2c + 1.
+    order_keys, origins, reads = [2 * stay], [stay], [np.zeros(0, dtype=bool)]
+    inserted: list[tuple[str, list[Any]]] = []
+    count = len(stay)
+    for change, s in members:
+        if not len(change.source):
+            continue
+        blocks = []
+        positions, source = s.positions.numpy(), change.source.numpy()
+        start = 0
+        for length in s.runs:
+            block = positions[:, start : start + length]
+            start += length
+            origin = np.where(source[:, None] >= 0, block[source], -1)
+            order_keys.append(np.full(origin.size, 2 * block[-1, -1] + 1))
+            origins.append(origin.ravel())
+            reads.append(np.full(origin.size, s.role == "in"))
+            blocks.append(np.arange(count, count + origin.size).reshape(origin.shape))
+            count += origin.size
+        inserted.append((change.group.name, blocks))
+    order = np.concatenate(order_keys).argsort(kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(count)
+    moved = np.full(size, -1)
+    moved[stay] = place[: len(stay)]
+    new = place[len(stay) :]
+    in_order = new.argsort()
+    return Axis(
+        index=torch.from_numpy(np.concatenate(origins)[order]),
+        new=torch.from_numpy(new[in_order]),
+        read=torch.from_numpy(np.concatenate(reads)[in_order]),
+        moved=torch.from_numpy(moved),
+        added={
+            name: torch.from_numpy(np.concatenate([place[b] for b in blocks], axis=1))
+            for name, blocks in inserted
+        },
+    )

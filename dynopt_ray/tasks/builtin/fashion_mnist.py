@@ -1,0 +1,172 @@
+"""Fashion-MNIST: 70,000 images of clothes, 28×28 pixels, 10 classes (Xiao et al. 2017).
+
+The IDX files are looked for in the option `data_dir`, or else in the directory that the
+environment variable `DYNOPT_DATA` names and in that of the Debian package
+dataset-fashion-mnist; last, the data are downloaded from OpenML.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynopt_ray.errors import DataError
+from dynopt_ray.tasks.builtin.idx import read_idx
+from dynopt_ray.tasks.builtin.models import mlp_factory, vgg_factory
+from dynopt_ray.tasks.builtin.splits import array_splits, split_rows, standardised_images
+from dynopt_ray.tasks.sources import ArraySplits
+from dynopt_ray.tasks.task import Task
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+"""What a data directory must hold, each as it is or with `.gz`."""
+
+DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
+
+_NUM_TRAIN, _NUM_TEST = 60_000, 10_000
+_VALIDATION_FRACTION = 1 / 6
+
+
+def fashion_mnist_mlp(
+    *,
+    hidden: Sequence[int] = (128,),
+    batch_size: int = 128,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+) -> Task:
+    """The source article's network, 784-128-10, on the images as rows of 784 pixels.
+
+    Args:
+        hidden: the width of each hidden layer; they are named "0", "2", ….
+        batch_size: rows per batch.
+        seed: of the stratified split of the training images into 5/6 train and 1/6 validation.
+        data_dir: the directory of the IDX files, if not found by itself.
+        device: where models and data are put.
+
+    Raises:
+        DataError: the files are missing, truncated or foreign, or the download failed.
+        TypeError: `hidden` is not a list of whole numbers.
+        ValueError: a width or the batch size is less than 1.
+    """
+    return Task.from_arrays(
+        model=mlp_factory(784, hidden, 10),
+        **_splits((784,), seed, data_dir),
+        batch_size=batch_size,
+        name="fashion-mnist-mlp",
+        device=device,
+    )
+
+
+def fashion_mnist_cnn(
+    *,
+    channels: Sequence[int] = (32, 64),
+    hidden: int | None = 128,
+    batch_size: int = 128,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+) -> Task:
+    """The images as 1×28×28 pixels, with a small VGG.
+
+    Args:
+        channels: the width of each block of two convolutions.
+        hidden: the width of the linear layer after them; None leaves it out.
+        batch_size: rows per batch.
+        seed: of the stratified split of the training images into 5/6 train and 1/6 validation.
+        data_dir: the directory of the IDX files, if not found by itself.
+        device: where models and data are put.
+
+    Raises:
+        DataError: the files are missing, truncated or foreign, or the download failed.
+        TypeError: widths that are not whole numbers.
+        ValueError: a width or the batch size is less than 1, or more than four blocks.
+    """
+    return Task.from_arrays(
+        model=vgg_factory(28, channels, hidden, 10),
+        **_splits((1, 28, 28), seed, data_dir),
+        batch_size=batch_size,
+        name="fashion-mnist-cnn",
+        device=device,
+    )
+
+
+def read_fashion_mnist(data_dir: str | Path | None = None) -> dict[str, NDArray[np.uint8]]:
+    """The four arrays, by the names in `FILES`, from files or else from OpenML.
+
+    Raises:
+        DataError: `data_dir` lacks a file, a file is truncated or foreign, or nothing was
+            found and the download failed.
+    """
+    if data_dir is not None:
+        missing = [name for name in FILES if _file(Path(data_dir), name) is None]
+        if missing:
+            raise DataError(f"data_dir {str(data_dir)!r} lacks {', '.join(missing)} (plain or .gz)")
+        return _read(Path(data_dir))
+    directories = _search_path()
+    for directory in directories:
+        if all(_file(directory, name) for name in FILES):
+            return _read(directory)
+    return _download(directories)
+
+
+def _splits(shape: tuple[int, ...], seed: int, data_dir: str | Path | None) -> ArraySplits:
+    data = read_fashion_mnist(data_dir)
+    images, labels, test_images, test_labels = (data[name] for name in FILES)
+    rows = split_rows(
+        len(labels), validation=_VALIDATION_FRACTION, test=None, seed=seed, labels=labels
+    )
+    pixels = {split: images[index] for split, index in rows.items()}
+    targets = {split: labels[index] for split, index in rows.items()}
+    pixels["test"], targets["test"] = test_images, test_labels
+    x = standardised_images(pixels)
+    return array_splits({split: values.reshape(-1, *shape) for split, values in x.items()}, targets)
+
+
+def _search_path() -> list[Path]:
+    named = os.environ.get("DYNOPT_DATA")
+    own = [Path(named), Path(named) / "fashion-mnist"] if named else []
+    return [*own, DEBIAN_DIR]
+
+
+def _file(directory: Path, name: str) -> Path | None:
+    paths = (directory / name, directory / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _read(directory: Path) -> dict[str, NDArray[np.uint8]]:
+    arrays = {name: read_idx(_file(directory, name) or directory / name) for name in FILES}
+    for images, labels in (FILES[:2], FILES[2:]):
+        num_images = len(arrays[images])
+        if arrays[images].shape != (num_images, 28, 28) or arrays[labels].shape != (num_images,):
+            raise DataError(
+                f"{directory} is not Fashion-MNIST: {images} has shape {arrays[images].shape} and "
+                f"{labels} {arrays[labels].shape}"
+            )
+    return arrays
+
+
+def _download(searched: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:
+    from sklearn.datasets import fetch_openml  # type: ignore[import-untyped]
+
+    try:
+        bunch = fetch_openml("Fashion-MNIST", version=1, as_frame=False, parser="auto")
+        pixels = np.asarray(bunch.data).reshape(_NUM_TRAIN + _NUM_TEST, 28, 28).astype(np.uint8)
+        labels = np.asarray(bunch.target).astype(np.uint8)
+    except Exception as error:
+        # Whatever the network, the cache or the server did, the ways out are the same.
+        raise DataError(
+            f"no Fashion-MNIST files in {', '.join(map(str, searched))}, and the download from "
+            f"OpenML failed ({type(error).__name__}: {error}). Give the option data_dir, set "
+            f"DYNOPT_DATA to a directory with {', '.join(FILES)} (plain or .gz), or install the "
+            f"Debian package dataset-fashion-mnist"
+        ) from error
+    # OpenML keeps the original order: training images first.
+    parts = (pixels[:_NUM_TRAIN], labels[:_NUM_TRAIN], pixels[_NUM_TRAIN:], labels[_NUM_TRAIN:])
+    return dict(zip(FILES, parts, strict=True))

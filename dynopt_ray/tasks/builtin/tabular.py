@@ -1,0 +1,244 @@
+"""Tables: a CSV or Parquet file, one of whose columns is to be predicted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynopt_ray.errors import DataError, UnknownNameError
+from dynopt_ray.tasks.builtin.models import mlp_factory
+from dynopt_ray.tasks.builtin.splits import array_splits, split_rows
+from dynopt_ray.tasks.builtin.table_checks import (
+    check_features,
+    check_finite,
+    check_not_empty,
+    check_target,
+    first_missing,
+    text_among_numbers,
+)
+from dynopt_ray.tasks.builtin.table_encoder import fit_encoder
+from dynopt_ray.tasks.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TableKind = Literal["classification", "regression"]
+Missing = Literal["error", "drop", "impute"]
+
+_MOST_INTEGER_CLASSES = 20
+_LEAST_ROWS_PER_CLASS = 3
+
+_CORRECT = "correct it, remove the row, or leave it empty and use missing='drop'"
+
+
+def tabular(
+    *,
+    path: str | Path,
+    target: str,
+    kind: TableKind | None = None,
+    hidden: Sequence[int] = (64, 32),
+    validation_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    missing: Missing = "error",
+    max_categories: int = 100,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Task:
+    """A table with a column to predict, and a network of linear layers.
+
+    Everything is fitted on the training rows alone. Numeric and boolean columns are
+    standardised. Text and categorical columns become one column per value that occurs in the
+    training rows; any other value is zero in all of them. The target of a regression is
+    standardised too, so its loss is in units of the training target's variance; classes are
+    numbered in sorted order.
+
+    Args:
+        path: a .csv (may be compressed) or .parquet file.
+        target: the column to predict.
+        kind: "classification" or "regression". Default: texts, categories, booleans and whole
+            numbers with at most 20 different values are classes; else regression.
+        hidden: the width of each hidden layer; they are named "0", "2", ….
+        validation_fraction: share of the rows for validation; of classes, stratified.
+        test_fraction: share of the rows for test.
+        missing: "error" refuses missing values; "drop" leaves out their rows; "impute" puts
+            the training median, or the most frequent text, in their place (not in the target).
+        max_categories: the most different texts that a column beside the target may have.
+        batch_size: rows per batch.
+        seed: of the split.
+        device: where models and data are put.
+
+    Raises:
+        DataError: a file that cannot be read; a missing or infinite value (with row and
+            column, rows counted from 0); a column without any value, of dates, of numbers with
+            some texts among them, with another text in every row, or with more different texts
+            than `max_categories`; too few rows of a class.
+        UnknownNameError: no column called `target`, or no such `kind` or `missing`.
+        ValueError: fractions that are not in (0, 1) or leave nothing to train on.
+    """
+    _check_choice("kind", kind, (None, "classification", "regression"))
+    _check_choice("missing", missing, ("error", "drop", "impute"))
+    _check_fractions(validation_fraction, test_fraction)
+    table = _without_missing(read_table(path), target, missing)
+    features = table.drop(columns=[target])
+    check_target(table[target])
+    check_features(features, max_categories)
+    kind = kind or _infer_kind(table[target])
+    labels, num_classes = _labels(table[target]) if kind == "classification" else (None, None)
+    rows = split_rows(
+        len(table),
+        validation=validation_fraction,
+        test=test_fraction,
+        seed=seed,
+        labels=labels,
+    )
+    targets = _numbers(table[target], rows["train"]) if labels is None else labels
+    encoder = fit_encoder(features.iloc[rows["train"]])
+    encoded = encoder.encode(features)
+    splits = array_splits(
+        {split: encoded[index] for split, index in rows.items()},
+        {split: targets[index] for split, index in rows.items()},
+    )
+    return Task.from_arrays(
+        model=mlp_factory(encoded.shape[1], hidden, num_classes or 1),
+        **splits,
+        loss="cross_entropy" if kind == "classification" else "mse",
+        batch_size=batch_size,
+        name=Path(path).stem,
+        device=device,
+    )
+
+
+def read_table(path: str | Path) -> "pd.DataFrame":
+    """The table in a CSV or Parquet file.
+
+    Raises:
+        DataError: the file is missing, empty, of another kind or cannot be parsed.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    suffixes = path.suffixes
+    try:
+        if ".csv" in suffixes:
+            table = pd.read_csv(path)
+        elif suffixes and suffixes[-1] in (".parquet", ".pq"):
+            table = pd.read_parquet(path)
+        else:
+            raise DataError(f"{path} is neither .csv nor .parquet; convert it to one of them")
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+        raise DataError(f"cannot read {path}: {error}") from error
+    if table.empty:
+        raise DataError(f"{path} holds no rows")
+    table.columns = table.columns.map(str)
+    return table.reset_index(drop=True)
+
+
+def _without_missing(table: "pd.DataFrame", target: str, missing: Missing) -> "pd.DataFrame":
+    """The rows to use; whatever is still missing is the encoder's to impute.
+
+    Row numbers stay those of the file, so that messages name them.
+    """
+    if target not in table.columns:
+        raise UnknownNameError("column", target, table.columns)
+    if table.shape[1] < 2:
+        raise DataError(f"the table has no column but the target {target!r}")
+    check_not_empty(table, target)
+    gap = first_missing(table[[target]])
+    if gap and missing != "drop":
+        raise DataError(
+            f"{gap}: the value is missing, and a target cannot be imputed; fill it, remove the "
+            "row, or use missing='drop'"
+        )
+    if missing == "drop":
+        table = table.dropna()
+        if table.empty:
+            instead = "leave out the columns that have the most" if gap else "use missing='impute'"
+            raise DataError(f"no row is left: every row has a missing value; {instead}")
+        if gap:
+            table = table.assign(**{target: _whole_again(table[target])})
+    elif missing == "error" and (place := first_missing(table)):
+        raise DataError(
+            f"{place}: the value is missing; fill it, or use missing='drop' or missing='impute'"
+        )
+    check_finite(table)
+    return table
+
+
+def _whole_again(target: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Whole numbers, which pandas made floats because one was missing."""
+    from pandas.api import types
+
+    whole = types.is_float_dtype(target) and bool((target % 1 == 0).all())
+    return target.astype(np.int64) if whole else target
+
+
+def _infer_kind(target: "pd.Series[Any]") -> TableKind:
+    from pandas.api import types
+
+    if types.is_float_dtype(target):
+        return "regression"
+    if types.is_integer_dtype(target) and target.nunique() > _MOST_INTEGER_CLASSES:
+        return "regression"
+    return "classification"
+
+
+def _labels(target: "pd.Series[Any]") -> tuple[NDArray[np.int64], int]:
+    """Classes numbered in sorted order, and how many there are."""
+    import pandas as pd
+    from pandas.api import types
+
+    is_number = types.is_numeric_dtype(target)
+    if target.dtype == object:
+        target = target.astype(str)
+    labels, classes = pd.factorize(target, sort=True)
+    counts = np.bincount(labels)
+    if len(classes) < 2:
+        raise DataError(f"column {target.name!r} has one class only, {classes[0]!r}")
+    if counts.min() < _LEAST_ROWS_PER_CLASS:
+        if not is_number and (place := text_among_numbers(target.astype(str))):
+            raise DataError(f"{place}; {_CORRECT}")
+        raise DataError(
+            f"column {target.name!r}: class {str(classes[int(counts.argmin())])!r} has "
+            f"{counts.min()} rows; one each for train, validation and test is the least. Merge "
+            "or remove the class"
+            + (", or use kind='regression' if the column is a quantity" if is_number else "")
+        )
+    return labels.astype(np.int64), len(classes)
+
+
+def _numbers(target: "pd.Series[Any]", train: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The target, standardised by its training rows, as one column."""
+    from pandas.api import types
+
+    if not types.is_numeric_dtype(target):
+        if place := text_among_numbers(target.astype(str)):
+            raise DataError(f"{place}; {_CORRECT}")
+        raise DataError(
+            f"column {target.name!r} holds {target.dtype}, not numbers; use kind='classification'"
+        )
+    values = target.to_numpy(dtype=np.float64)
+    mean, deviation = values[train].mean(), values[train].std()
+    if deviation == 0:
+        raise DataError(f"column {target.name!r} is {mean:g} in every training row")
+    scaled: NDArray[np.float32] = ((values - mean) / deviation).astype(np.float32)
+    return scaled[:, None]
+
+
+def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise UnknownNameError(name, str(value), [choice for choice in choices if choice])
+
+
+def _check_fractions(validation: float, test: float) -> None:
+    for name, value in (("validation_fraction", validation), ("test_fraction", test)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} is {value}; it must lie between 0 and 1")
+    if validation + test >= 1:
+        raise ValueError(
+            f"validation_fraction {validation} and test_fraction {test} leave nothing to train on"
+        )

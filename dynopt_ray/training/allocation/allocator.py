@@ -1,0 +1,147 @@
+"""`allocate`: the widths that meet a budget at the least loss that curves predict."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from dynopt_ray.errors import EditError
+from dynopt_ray.structure import Cost, Graph, trace
+from dynopt_ray.tasks import Task
+from dynopt_ray.training.allocation.arguments import check_limits
+from dynopt_ray.training.allocation.curves import read_curves
+from dynopt_ray.training.allocation.knapsack import Knapsack
+from dynopt_ray.training.allocation.sensitivities import sensitivity
+from dynopt_ray.training.arguments import check_task
+from dynopt_ray.training.budgets import Budget, CostKind, Widths, asks_latency, fractions_hint
+from dynopt_ray.training.loop import Costs
+from dynopt_ray.training.pruning import check_min_widths, least_widths, most_held, unreachable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def allocate(
+    model: nn.Module | Graph,
+    task: Task,
+    budget: Budget,
+    *,
+    curves: "pd.DataFrame | None" = None,
+    min_widths: Widths | None = None,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Which width to keep of each group, so that a budget holds and the loss rises least.
+
+    The increases of the loss of single groups, as `sensitivity` measures them, are added up, as
+    if groups did not interact; costs do, and are computed for all widths together. Widths are
+    found by a greedy descent, which takes whichever step to a measured width costs the least loss
+    per cost saved, then by giving back what fits, then by exchanges between two groups for as
+    long as these lower the sum. That is no proof of the optimum. Nothing is learned and nothing
+    is changed: a baseline for what is learned, and a target for `prune`.
+
+    Args:
+        model: the network, or its graph.
+        task: what it has learned.
+        budget: limits on params, flops, bytes or latency_ms, fractions of what the network costs
+            now, or figures. The latency is that of a model fitted to a few measured widths.
+        curves: what `sensitivity` returned for this network. Losses are made non-decreasing in
+            what is removed, and are linear between measured widths; no group gets narrower than
+            it was measured, and groups without a curve keep their width. Default: measured now,
+            for units scored by magnitude and compensated.
+        min_widths: group name -> fewest units to keep.
+        seed: of `sensitivity`, where it is called.
+
+    Returns:
+        Group name -> width to keep, for all groups, in forward order.
+
+    Raises:
+        BudgetError: the budget cannot be met at the least widths; says the lowest cost and the
+            groups that hold it.
+        EditError: the network is within the budget already, curves are of other widths, or a
+            least width is impossible.
+        UnknownNameError: curves or least widths of something that is no group.
+        ValueError: a limit on nonzero, which widths alone do not tell, or a loss that is not
+            finite.
+        TypeError: an argument of another type.
+
+    References:
+        A multiple-choice knapsack whose costs depend on each other; Shen et al. 2022,
+        "Structural Pruning via Latency-Saliency Knapsack", solve one for latencies and
+        first-order scores.
+
+    Example:
+        >>> import pandas as pd
+        >>> from dynopt_ray.tasks import load_task
+        >>> task = load_task("digits-mlp", {"hidden": [10, 10]})
+        >>> model = task.new_model(seed=0)
+        >>> curves = pd.DataFrame(
+        ...     [("0", 10, 0.1), ("0", 5, 0.9), ("2", 10, 0.1), ("2", 5, 0.2)],
+        ...     columns=["group", "width", "loss"],
+        ... )
+        >>> allocate(model, task, Budget(params=0.9), curves=curves)
+        {'0': 10, '2': 5}
+    """
+    check_task("allocate", task)
+    check_limits(budget)
+    check_min_widths(min_widths, caller="allocate")
+    graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
+    least = least_widths(graph, start_widths=graph.widths, min_widths=min_widths or {})
+    costs = Costs(graph, task.example_inputs())
+    start = costs.now(latency=asks_latency(budget))
+    if start.latency_ms is not None:
+        costs.correct(graph.widths, start.latency_ms)
+    limits = budget.limits(start)
+    if all(getattr(start, kind) <= limit for kind, limit in limits.items()):
+        raise EditError(
+            f"allocate: the network of {start} is within {budget!r} already. Lower the budget"
+            + fractions_hint(budget)
+        )
+    costs_at = partial(_costs_at, costs, budget)
+    if curves is None:
+        _check_reachable(budget, start, costs_at, least)  # before measuring takes its time
+        curves = sensitivity(graph, task, seed=seed)
+    knapsack = Knapsack(read_curves(curves, graph, least=least), limits, costs_at)
+    narrowest = {name: curve.widths[0] for name, curve in knapsack.curves.items()}
+    lower = any(width > least[name] for name, width in narrowest.items())
+    _check_reachable(
+        budget,
+        start,
+        costs_at,
+        {**graph.widths, **narrowest},
+        hint="; measure larger fractions to go lower" if lower else "",
+    )
+    return knapsack.solved(graph.widths)
+
+
+def _costs_at(costs: Costs, budget: Budget, widths: Widths) -> dict[CostKind, float]:
+    """What a budget limits, at other widths."""
+    cost = costs.at(widths)
+    return {
+        kind: costs.latency_ms_at(widths) if kind == "latency_ms" else getattr(cost, kind)
+        for kind in budget.kinds
+    }
+
+
+def _check_reachable(
+    budget: Budget,
+    start: Cost,
+    costs_at: Callable[[Widths], dict[CostKind, float]],
+    lowest: Widths,
+    *,
+    hint: str = "",
+) -> None:
+    """Refuse a budget that the lowest widths do not meet.
+
+    Raises:
+        BudgetError: says what they cost, and what stands in the way.
+    """
+    cost = costs_at(lowest)
+    if all(cost[kind] <= limit for kind, limit in budget.limits(start).items()):
+        return
+
+    def obstacles(kind: CostKind) -> str:
+        held = {name: cost[kind] - costs_at({**lowest, name: 0})[kind] for name in lowest}
+        return most_held(lowest, held) + hint
+
+    raise unreachable(budget, start, cost, obstacles=obstacles)

@@ -1,0 +1,38 @@
+"""Budgets and other targets of pruning and growing."""
+
+from dynopt_ray.training.budgets.nonzero import NonzeroCount, is_nonzero
+from dynopt_ray.training.budgets.targets import (
+    Budget,
+    CostKind,
+    Fraction,
+    Target,
+    Threshold,
+    asks_latency,
+    fractions_hint,
+)
+from dynopt_ray.training.budgets.widths import (
+    ROUNDING,
+    Widths,
+    larger_widths,
+    share_of,
+    wanted_widths,
+    widths_at,
+)
+
+__all__ = [
+    "ROUNDING",
+    "Budget",
+    "CostKind",
+    "Fraction",
+    "NonzeroCount",
+    "Target",
+    "Threshold",
+    "Widths",
+    "asks_latency",
+    "fractions_hint",
+    "is_nonzero",
+    "larger_widths",
+    "share_of",
+    "wanted_widths",
+    "widths_at",
+]

@@ -1,0 +1,15 @@
+"""The arguments of `grow`, checked before anything is looked at."""
+
+from collections.abc import Mapping
+
+from dynopt_ray.training.budgets import Budget
+
+
+def check_grow_target(target: object) -> None:
+    """Refuse what `grow` cannot aim at.
+
+    Raises:
+        TypeError: neither a budget nor a mapping.
+    """
+    if not isinstance(target, Budget | Mapping):
+        raise TypeError(f"grow: target is {target!r}; pass Budget(params=2.0) or {{'0': 64}}")

@@ -1,0 +1,13 @@
+"""Retraining between edits, with or without a teacher."""
+
+from dynopt_ray.training.retraining.distillation import Distillation
+from dynopt_ray.training.retraining.measured_parts import trained_in_parts
+from dynopt_ray.training.retraining.retraining import Retraining, as_retraining, default_optimizer
+
+__all__ = [
+    "Distillation",
+    "Retraining",
+    "as_retraining",
+    "default_optimizer",
+    "trained_in_parts",
+]
