@@ -1,4 +1,4 @@
-from .learners import LearnerActor, Prediction, RemoteLearner, Status
+from .learners import LearnerActor, LearnerStatus, Prediction, RemoteLearner
 from .policy_training import PolicyProgress, train_policy
 from .searching import (
     Flat,
@@ -22,6 +22,7 @@ from .sessions import Session, check_reachable, session
 __all__ = [
     "Flat",
     "LearnerActor",
+    "LearnerStatus",
     "Measurement",
     "PolicyProgress",
     "Prediction",
@@ -31,7 +32,6 @@ __all__ = [
     "SearchResult",
     "Session",
     "Space",
-    "Status",
     "TrialLog",
     "beginning_with",
     "check_config",

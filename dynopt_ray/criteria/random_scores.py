@@ -10,7 +10,7 @@ from torch import Tensor
 from dynopt_ray.criteria.base import Evidence
 
 
-def random(*, seed: int = 0) -> "Random":
+def random(*, seed: int = 0) -> "RandomScores":
     """Scores drawn uniformly from [0, 1); the same seed draws the same scores.
 
     Draws nothing from anyone's generator.
@@ -21,11 +21,11 @@ def random(*, seed: int = 0) -> "Random":
     Raises:
         ValueError: a negative seed.
     """
-    return Random(seed)
+    return RandomScores(seed)
 
 
 @dataclass(frozen=True)
-class Random:
+class RandomScores:
     """See `random`."""
 
     seed: int

@@ -1,9 +1,9 @@
 """Policies: what decides which structure a network should have, and `adapt`, which lets one."""
 
-from dynopt_ray.policies.actions import Action, ActionSet, action_mask, legal_action
+from dynopt_ray.deprecation import deprecated_names
+from dynopt_ray.policies.actions import ActionKind, ActionMask, ActionSet, action_mask, legal_action
 from dynopt_ray.policies.adaptation import AdaptResult, adapt
-from dynopt_ray.policies.arrays import ActionMask, IntArray
-from dynopt_ray.policies.descriptors import FloatArray, Reading, stack_readings
+from dynopt_ray.policies.descriptors import Descriptors, stack_descriptors
 from dynopt_ray.policies.evaluation import ENVIRONMENT, PolicyEvaluation, evaluate_policy
 from dynopt_ray.policies.learned import (
     DQNPolicy,
@@ -14,8 +14,8 @@ from dynopt_ray.policies.learned import (
     masked_q,
     train_qtable,
 )
-from dynopt_ray.policies.networks import plan_action, read_graph
-from dynopt_ray.policies.observation import FEATURES, LIMIT, Observation, Progress, observe
+from dynopt_ray.policies.networks import describe_graph, plan_action
+from dynopt_ray.policies.observation import FEATURES, LIMIT, EpisodeProgress, Observation, observe
 from dynopt_ray.policies.policy import ConstantPolicy, Policy, RandomPolicy
 from dynopt_ray.policies.rules import DataSizedWidths, Rule, StalledGrowth, UselessShrinking
 from dynopt_ray.policies.task_data import (
@@ -24,39 +24,40 @@ from dynopt_ray.policies.task_data import (
     num_training_rows,
 )
 from dynopt_ray.policies.unit_scores import lowest, pruned, scores_of, summarise
-from dynopt_ray.policies.utilities import COST_KINDS, CostKind, utility
+from dynopt_ray.policies.utilities import CHARGED_COSTS, ChargedCost, utility
+
+__getattr__ = deprecated_names(__name__, {"Action": "ActionKind"})
 
 __all__ = [
-    "COST_KINDS",
+    "CHARGED_COSTS",
     "ENVIRONMENT",
     "FEATURES",
     "LIMIT",
     "NUM_COMPENSATION_ROWS",
-    "Action",
+    "ActionKind",
     "ActionMask",
     "ActionSet",
     "AdaptResult",
+    "ChargedCost",
     "ConstantPolicy",
-    "CostKind",
     "DQNPolicy",
     "DQNSettings",
     "DataSizedWidths",
+    "Descriptors",
     "DuelingNetwork",
-    "FloatArray",
-    "IntArray",
+    "EpisodeProgress",
     "Observation",
     "Policy",
     "PolicyEvaluation",
-    "Progress",
     "QTable",
     "RandomPolicy",
-    "Reading",
     "Rule",
     "StalledGrowth",
     "UselessShrinking",
     "action_mask",
     "adapt",
     "compensation_inputs",
+    "describe_graph",
     "dueling",
     "evaluate_policy",
     "legal_action",
@@ -66,9 +67,8 @@ __all__ = [
     "observe",
     "plan_action",
     "pruned",
-    "read_graph",
     "scores_of",
-    "stack_readings",
+    "stack_descriptors",
     "summarise",
     "train_qtable",
     "utility",

@@ -6,10 +6,13 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from dynopt_ray.policies.arrays import ActionMask, IntArray
+from dynopt_ray.arrays import IntArray
+
+ActionMask = NDArray[np.int8]
+"""1 where an action is legal."""
 
 
-class Action(IntEnum):
+class ActionKind(IntEnum):
     """One decision. The cursor moves to the next group after each."""
 
     KEEP = 0
@@ -79,16 +82,16 @@ def action_mask(grown: IntArray, shrunk: IntArray, pruned: IntArray) -> ActionMa
     Returns:
         int8 (networks, actions), 1 where legal.
     """
-    mask = np.ones((len(grown), len(Action)), dtype=np.int8)
-    mask[:, Action.GROW] = grown > 0
-    mask[:, Action.SHRINK] = shrunk > 0
-    mask[:, Action.PRUNE] = pruned > 0
+    mask = np.ones((len(grown), len(ActionKind)), dtype=np.int8)
+    mask[:, ActionKind.GROW] = grown > 0
+    mask[:, ActionKind.SHRINK] = shrunk > 0
+    mask[:, ActionKind.PRUNE] = pruned > 0
     return mask
 
 
-def legal_action(wish: Action, action_mask: ActionMask) -> int:
+def legal_action(wish: ActionKind, action_mask: ActionMask) -> int:
     """What is wished for if it is legal; else keep; where a budget forbids that, get smaller."""
-    for action in (wish, Action.KEEP, Action.SHRINK, Action.PRUNE):
+    for action in (wish, ActionKind.KEEP, ActionKind.SHRINK, ActionKind.PRUNE):
         if action_mask[action]:
             return int(action)
     return int(np.flatnonzero(action_mask)[0])

@@ -9,32 +9,30 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import BudgetError, EditError, UnknownNameError
-from dynopt_ray.policies.actions import Action, ActionSet, action_mask
-from dynopt_ray.policies.arrays import ActionMask
-from dynopt_ray.policies.descriptors import Reading
-from dynopt_ray.policies.networks import plan_action, read_graph
-from dynopt_ray.policies.observation import Progress, observe
+from dynopt_ray.policies.actions import ActionKind, ActionMask, ActionSet, action_mask
+from dynopt_ray.policies.descriptors import Descriptors
+from dynopt_ray.policies.networks import describe_graph, plan_action
+from dynopt_ray.policies.observation import EpisodeProgress, observe
 from dynopt_ray.policies.policy import Policy
 from dynopt_ray.policies.task_data import compensation_inputs, num_training_rows
-from dynopt_ray.policies.utilities import COST_KINDS, CostKind, utility
-from dynopt_ray.structure import Graph, Receipt, trace
-from dynopt_ray.tasks import Inputs, Metrics, Task, TrainStats
+from dynopt_ray.policies.utilities import CHARGED_COSTS, ChargedCost, utility
+from dynopt_ray.structure import CostKind, Graph, Inputs, Receipt, trace
+from dynopt_ray.tasks import Metrics, Task, TrainStats
 from dynopt_ray.training import (
     Attempt,
     Budget,
+    CostAndMetrics,
     Costs,
-    Measurement,
     Retraining,
     Snapshot,
     asks_latency,
     attempt,
+    cost_and_metrics,
     default_optimizer,
-    measured,
+    history_table,
     row,
     seeded,
-    table,
 )
-from dynopt_ray.training import CostKind as BudgetKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,8 +60,8 @@ class AdaptResult:
     """
 
     history: "pd.DataFrame"
-    before: Measurement
-    after: Measurement
+    before: CostAndMetrics
+    after: CostAndMetrics
     best_step: int
     utility_before: float
     utility_after: float
@@ -80,7 +78,7 @@ def adapt(
     policy: Policy,
     *,
     cost_weight: float,
-    cost: CostKind = "nonzero",
+    cost: ChargedCost = "nonzero",
     budget: Budget | None = None,
     horizon: int = 16,
     train_steps: int = 20,
@@ -152,7 +150,7 @@ def adapt(
         run.to_the_end()
     test = task.evaluate(graph.model, "test") if "test" in task.splits else None
     return AdaptResult(
-        history=table(run.rows),
+        history=history_table(run.rows),
         before=run.start,
         after=run.best,
         best_step=run.best_step,
@@ -176,7 +174,7 @@ class _Run:
     optimizer: Optimizer
     generator: torch.Generator
     cost_weight: float
-    cost: CostKind
+    cost: ChargedCost
     budget: Budget | None
     horizon: int
     train_steps: int
@@ -196,7 +194,7 @@ class _Run:
             self.graph.model, "train"
         ).loss
         self._first = self._best_state = self._snapshot()
-        self.rows.append(self._row(self.now, 0, None, Action.KEEP, kept=True, duration_s=0.0))
+        self.rows.append(self._row(self.now, 0, None, ActionKind.KEEP, kept=True, duration_s=0.0))
 
     def to_the_end(self) -> None:
         """All decisions, and then back to the best state."""
@@ -204,13 +202,13 @@ class _Run:
             reading = self._read(step)
             mask = self._mask(reading)
             features = observe(reading, self._progress(step))[0]
-            action = Action(int(self.policy.act(features, mask)))
+            action = ActionKind(int(self.policy.act(features, mask)))
             if not mask[action]:
                 raise EditError(
                     f"the policy chose {action.name.lower()}, which its mask forbids; it allows "
-                    f"{', '.join(a.name.lower() for a in Action if mask[a])}"
+                    f"{', '.join(a.name.lower() for a in ActionKind if mask[a])}"
                 )
-            if action is Action.STOP:
+            if action is ActionKind.STOP:
                 break
             self._decide(step, reading, action)
         if self._excess(self.best):
@@ -219,21 +217,21 @@ class _Run:
         if self.best is not self.now:
             self._best_state.restore()
 
-    def utility(self, measurement: Measurement) -> float:
+    def utility(self, measurement: CostAndMetrics) -> float:
         """U of a state of the network."""
         return self._utility_of(measurement.validation.metric, measurement)
 
-    def smooth_utility(self, measurement: Measurement) -> float:
+    def smooth_utility(self, measurement: CostAndMetrics) -> float:
         """What states are compared by."""
         return self._utility_of(measurement.validation.smooth, measurement)
 
-    def _utility_of(self, metric: float, measurement: Measurement) -> float:
+    def _utility_of(self, metric: float, measurement: CostAndMetrics) -> float:
         relative = measurement.cost.relative_to(self.start.cost, self.cost)
         return utility(metric, relative, self.cost_weight)
 
-    def _decide(self, step: int, reading: Reading, action: Action) -> None:
+    def _decide(self, step: int, reading: Descriptors, action: ActionKind) -> None:
         training = Retraining(self.train_steps)
-        trial: Attempt[Measurement, TrainStats] = attempt(
+        trial: Attempt[CostAndMetrics, TrainStats] = attempt(
             self.graph,
             plan_action(self.graph, reading, action, self.actions),
             judge=self._judge,
@@ -266,15 +264,15 @@ class _Run:
         if trial.kept and self._rank(self.now) > self._rank(self.best):
             self.best, self.best_step, self._best_state = self.now, step + 1, self._snapshot()
 
-    def _judge(self) -> Measurement:
+    def _judge(self) -> CostAndMetrics:
         latency = self.budget is not None and asks_latency(self.budget)
-        return measured(self.graph, self.task, self.costs, latency=latency)
+        return cost_and_metrics(self.graph, self.task, self.costs, latency=latency)
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(self.graph, self.optimizer, generators=[self.generator])
 
-    def _read(self, step: int) -> Reading:
-        return read_graph(
+    def _read(self, step: int) -> Descriptors:
+        return describe_graph(
             self.graph,
             step % len(self.graph.groups),
             start_widths=self.start.widths,
@@ -282,8 +280,8 @@ class _Run:
             actions=self.actions,
         )
 
-    def _progress(self, step: int) -> Progress:
-        return Progress(
+    def _progress(self, step: int) -> EpisodeProgress:
+        return EpisodeProgress(
             metric=np.array([self.now.validation.smooth]),
             metric_before=np.array([self.metric_before.validation.smooth]),
             loss=np.array([self.now.validation.loss]),
@@ -294,21 +292,21 @@ class _Run:
             steps_left=np.array([1 - step / self.horizon]),
         )
 
-    def _mask(self, reading: Reading) -> ActionMask:
+    def _mask(self, reading: Descriptors) -> ActionMask:
         """What is legal; above the budget, what lowers it, or else only going on."""
         shrunk = self.actions.units_to_shrink(reading.width, reading.min_width, reading.step)
         grown = self.actions.units_to_grow(reading.width, reading.start_width, reading.step)
         mask: ActionMask = action_mask(grown, shrunk, reading.num_prunable)[0]
         exceeded = self._excess(self.now)
         if exceeded:
-            mask[[Action.GROW, Action.STOP]] = 0
+            mask[[ActionKind.GROW, ActionKind.STOP]] = 0
             if "nonzero" not in exceeded:
-                mask[Action.PRUNE] = 0
-            if mask[Action.SHRINK] or mask[Action.PRUNE]:
-                mask[Action.KEEP] = 0
+                mask[ActionKind.PRUNE] = 0
+            if mask[ActionKind.SHRINK] or mask[ActionKind.PRUNE]:
+                mask[ActionKind.KEEP] = 0
         return mask
 
-    def _excess(self, measurement: Measurement) -> dict[BudgetKind, float]:
+    def _excess(self, measurement: CostAndMetrics) -> dict[CostKind, float]:
         """Costs above their limit, and by what share of it."""
         costs = {kind: float(getattr(measurement.cost, kind)) for kind in self._limits}
         return {
@@ -317,12 +315,12 @@ class _Run:
             if costs[kind] > limit
         }
 
-    def _within_budget(self, before: Measurement, after: Measurement) -> bool:
+    def _within_budget(self, before: CostAndMetrics, after: CostAndMetrics) -> bool:
         """No cost may go above its limit, or further above it."""
         old = self._excess(before)
         return all(value <= old.get(kind, 0.0) for kind, value in self._excess(after).items())
 
-    def _rank(self, measurement: Measurement) -> tuple[float, float]:
+    def _rank(self, measurement: CostAndMetrics) -> tuple[float, float]:
         return -sum(self._excess(measurement).values()), self.smooth_utility(measurement)
 
     def _unmet(self) -> str:
@@ -338,10 +336,10 @@ class _Run:
 
     def _row(
         self,
-        after: Measurement,
+        after: CostAndMetrics,
         step: int,
         group: str | None,
-        action: Action,
+        action: ActionKind,
         *,
         kept: bool,
         duration_s: float,
@@ -363,8 +361,8 @@ class _Run:
 def _check(cost_weight: float, cost: str, horizon: int, train_steps: int) -> None:
     if not (np.isfinite(cost_weight) and cost_weight >= 0):
         raise ValueError(f"cost_weight is {cost_weight}; it must be a finite number of at least 0")
-    if cost not in COST_KINDS:
-        raise UnknownNameError("cost", str(cost), COST_KINDS)
+    if cost not in CHARGED_COSTS:
+        raise UnknownNameError("cost", str(cost), CHARGED_COSTS)
     for name, value in (("horizon", horizon), ("train_steps", train_steps)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dynopt_ray.policies.arrays import IntArray
-
-FloatArray = NDArray[np.float64]
+from dynopt_ray.arrays import FloatArray, IntArray
 
 KINDS = ("linear", "convolution", "other")
 """What produces a width group."""
@@ -24,7 +21,7 @@ REDUNDANT_COSINE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Descriptors:
     """Networks and the group under each one's cursor. N networks, G groups.
 
     Attributes:
@@ -71,19 +68,21 @@ class Reading:
         """(N,) its width at the start."""
         return self._under_cursor(self.start_widths)
 
-    def row(self, network: int) -> "Reading":
+    def row(self, network: int) -> "Descriptors":
         """The reading of one of the networks."""
-        return Reading(**{f.name: getattr(self, f.name)[[network]] for f in fields(Reading)})
+        return Descriptors(
+            **{f.name: getattr(self, f.name)[[network]] for f in fields(Descriptors)}
+        )
 
     def _under_cursor(self, values: IntArray) -> IntArray:
         return values[np.arange(len(values)), self.cursor]
 
 
-def stack_readings(readings: Sequence[Reading]) -> Reading:
+def stack_descriptors(readings: Sequence[Descriptors]) -> Descriptors:
     """One reading of all the networks of several; they must have the same number of groups."""
-    return Reading(
+    return Descriptors(
         **{
             field.name: np.concatenate([getattr(reading, field.name) for reading in readings])
-            for field in fields(Reading)
+            for field in fields(Descriptors)
         }
     )

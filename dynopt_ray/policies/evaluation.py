@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from dynopt_ray.policies.descriptors import FloatArray
+from dynopt_ray.arrays import FloatArray
 from dynopt_ray.policies.policy import Policy
 
 ENVIRONMENT = "dynopt_envs:dynopt/Architecture-v0"

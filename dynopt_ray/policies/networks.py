@@ -6,22 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynopt_ray.policies.actions import Action, ActionSet
-from dynopt_ray.policies.arrays import IntArray
-from dynopt_ray.policies.descriptors import KINDS, Reading
+from dynopt_ray.arrays import IntArray
+from dynopt_ray.policies.actions import ActionKind, ActionSet
+from dynopt_ray.policies.descriptors import KINDS, Descriptors
 from dynopt_ray.policies.unit_scores import group_scores, lowest, pruned, summarise
-from dynopt_ray.policies.utilities import COST_KINDS
+from dynopt_ray.policies.utilities import CHARGED_COSTS
 from dynopt_ray.structure import Cost, Edit, Graph, Grow, Mask, Shrink, WidthGroup, mask_of
 
 
-def read_graph(
+def describe_graph(
     graph: Graph,
     cursor: int,
     *,
     start_widths: Mapping[str, int],
     start_cost: Cost,
     actions: ActionSet,
-) -> Reading:
+) -> Descriptors:
     """The reading of one network with the cursor on its group number `cursor`."""
     group = graph.groups[cursor]
     weights = producing_weights(graph, group)
@@ -32,7 +32,7 @@ def read_graph(
         torch.tensor([group.width]),
     )
     cost = graph.cost()
-    return Reading(
+    return Descriptors(
         widths=_row([g.width for g in graph.groups]),
         start_widths=_row([start_widths[g.name] for g in graph.groups]),
         cursor=np.array([cursor]),
@@ -46,12 +46,14 @@ def read_graph(
         num_unmasked=np.array([sum(kept)]),
         num_prunable=np.array([int(actions.weights_to_prune(np.array(kept)).sum())]),
         cost_share=np.array([_nonzero_of(graph, group) / max(cost.nonzero, 1)]),
-        costs=np.array([[cost.relative_to(start_cost, kind) for kind in COST_KINDS]]),
+        costs=np.array([[cost.relative_to(start_cost, kind) for kind in CHARGED_COSTS]]),
         nonzero=np.array([cost.nonzero]),
     )
 
 
-def plan_action(graph: Graph, reading: Reading, action: Action, actions: ActionSet) -> list[Edit]:
+def plan_action(
+    graph: Graph, reading: Descriptors, action: ActionKind, actions: ActionSet
+) -> list[Edit]:
     """The edits that an action on the group under the cursor stands for; none for keep and stop.
 
     Args:
@@ -61,15 +63,15 @@ def plan_action(graph: Graph, reading: Reading, action: Action, actions: ActionS
         actions: how much it changes.
     """
     group = graph.groups[int(reading.cursor[0])]
-    if action is Action.GROW:
+    if action is ActionKind.GROW:
         units = actions.units_to_grow(reading.width, reading.start_width, reading.step)
         return [Grow(group.name, units=int(units[0]), exact=group.exact_growth)]
-    if action is Action.SHRINK:
+    if action is ActionKind.SHRINK:
         count = actions.units_to_shrink(reading.width, reading.min_width, reading.step)
         scores = group_scores(graph, group)[None]
         gone = lowest(scores, torch.tensor([group.width]), torch.from_numpy(count))
         return [Shrink(group.name, remove=torch.nonzero(gone[0]).flatten().tolist())]
-    if action is Action.PRUNE:
+    if action is ActionKind.PRUNE:
         return _masks(graph, group, actions)
     return []
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dynopt_ray.policies.descriptors import KINDS, QUANTILES, FloatArray, Reading
-from dynopt_ray.policies.utilities import COST_KINDS
+from dynopt_ray.arrays import FloatArray
+from dynopt_ray.policies.descriptors import KINDS, QUANTILES, Descriptors
+from dynopt_ray.policies.utilities import CHARGED_COSTS
 
 Observation = NDArray[np.float32]
 
@@ -28,7 +29,7 @@ FEATURES: tuple[str, ...] = (
     "redundant",
     "sparsity",  # share of the weights that make its units which are masked
     "cost_share",  # share of the network's non-zero weights in the group's tensors
-    *(f"cost_{kind}" for kind in COST_KINDS),  # relative to the start
+    *(f"cost_{kind}" for kind in CHARGED_COSTS),  # relative to the start
     "mean_width",  # over all groups, likewise
     "smallest_width",
     "largest_width",
@@ -46,7 +47,7 @@ FEATURES: tuple[str, ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
+class EpisodeProgress:
     """How training and the episode stand; all (N,).
 
     Attributes:
@@ -71,7 +72,7 @@ class Progress:
     steps_left: FloatArray
 
 
-def observe(reading: Reading, progress: Progress) -> Observation:
+def observe(reading: Descriptors, progress: EpisodeProgress) -> Observation:
     """The features of N networks.
 
     Returns:

@@ -5,8 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dynopt_ray.policies.actions import Action, legal_action
-from dynopt_ray.policies.arrays import ActionMask
+from dynopt_ray.policies.actions import ActionKind, ActionMask, legal_action
 from dynopt_ray.policies.observation import Observation
 
 
@@ -49,7 +48,7 @@ class ConstantPolicy:
         action: the action.
     """
 
-    action: Action
+    action: ActionKind
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
         """The action, if it is legal."""

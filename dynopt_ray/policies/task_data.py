@@ -2,7 +2,8 @@
 
 from itertools import islice
 
-from dynopt_ray.tasks import Inputs, Task
+from dynopt_ray.structure import Inputs
+from dynopt_ray.tasks import Task
 
 NUM_COMPENSATION_ROWS = 512
 """Training rows that refits after a shrink look at."""

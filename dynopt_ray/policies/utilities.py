@@ -5,10 +5,10 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-CostKind = Literal["params", "nonzero", "flops", "bytes"]
+ChargedCost = Literal["params", "nonzero", "flops", "bytes"]
 """The costs that a utility can charge for: attributes of `structure.Cost`."""
 
-COST_KINDS: tuple[CostKind, ...] = get_args(CostKind)
+CHARGED_COSTS: tuple[ChargedCost, ...] = get_args(ChargedCost)
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 

@@ -11,15 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import EditError
 from dynopt_ray.population.layout import MlpLayout, mlp_layout
 from dynopt_ray.structure import mask_of, set_mask
-
-IntArray = NDArray[np.int64]
 
 
 class Population:

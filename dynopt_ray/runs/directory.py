@@ -14,7 +14,7 @@ from dynopt_ray.storage import replace_file
 if TYPE_CHECKING:
     import pandas as pd
 
-Status = Literal["running", "finished", "failed", "interrupted"]
+RunStatus = Literal["running", "finished", "failed", "interrupted"]
 
 _MANIFEST: Mapping[str, type | tuple[type, ...]] = {
     "kind": str,
@@ -121,7 +121,7 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise RunError(f"cannot read {self.path / 'spec.yaml'}: {error}") from error
 
-    def finish(self, status: Status, *, error: str | None = None) -> None:
+    def finish(self, status: RunStatus, *, error: str | None = None) -> None:
         """Write down how the run ended."""
         before = self.manifest
         started = datetime.fromisoformat(before["started"])

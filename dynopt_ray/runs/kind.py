@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.spec import Spec
 
-Action = Callable[[Run], None]
+PreparedRun = Callable[[Run], None]
 """Carries out a run: everything that takes long or writes."""
 
 
@@ -16,7 +16,7 @@ class Kind:
 
     Attributes:
         spec: what its specs may say.
-        runner: `module:function`, from a spec to an `Action`. It is imported at its first use,
+        runner: `module:function`, from a spec to an `PreparedRun`. It is imported at its first use,
             and raises what is wrong with the spec's task, files or arguments.
         on_cluster: whether it runs on a Ray cluster.
     """

@@ -11,7 +11,7 @@ from torch import nn
 from dynopt_ray.errors import SpecError
 from dynopt_ray.policies import utility
 from dynopt_ray.runs.run import Run
-from dynopt_ray.runs.spec import Fractions, NetworkSpec
+from dynopt_ray.runs.spec import CostFractions, NetworkSpec
 from dynopt_ray.structure import save
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import (
@@ -130,7 +130,7 @@ def prepare_task(config: str | dict[str, Any]) -> Task:
         raise SpecError(f"task: {error}") from error
 
 
-def as_budget(fractions: Fractions | None) -> Budget | None:
+def as_budget(fractions: CostFractions | None) -> Budget | None:
     """The budget that a spec asks for, or None."""
     if fractions is None:
         return None

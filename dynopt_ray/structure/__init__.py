@@ -1,7 +1,7 @@
 """Resizing a live network: trace it, then grow, shrink and mask it with its optimizer."""
 
 from dynopt_ray.structure.checkpoint import load, save
-from dynopt_ray.structure.costs import Cost, measure
+from dynopt_ray.structure.costs import Cost, CostKind, measure
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.latency import LatencyModel, fit_latency, median_ms
 from dynopt_ray.structure.plans import (
@@ -51,6 +51,7 @@ __all__ = [
     "RIDGE",
     "Consumer",
     "Cost",
+    "CostKind",
     "Edit",
     "Graph",
     "Grow",

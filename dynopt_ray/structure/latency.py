@@ -5,15 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
+from dynopt_ray.arrays import FloatArray
 from dynopt_ray.structure.costs import latency_ms
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.plans import Edit, Grow, Shrink
 from dynopt_ray.structure.tracing import Inputs
-
-FloatArray = npt.NDArray[np.float64]
 
 
 def median_ms(model: nn.Module, inputs: Inputs) -> float:

@@ -7,9 +7,9 @@ Example:
     (('train', 'validation', 'test'), 10)
 """
 
+from dynopt_ray.criteria import Batch
+from dynopt_ray.structure import Inputs
 from dynopt_ray.tasks.batches import (
-    Batch,
-    Inputs,
     OutputKind,
     batch_indices,
     call_model,

@@ -8,12 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from dynopt_ray.errors import DataError
-
-Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-"""What a model is called with: one tensor, positional arguments or keyword arguments."""
-
-Batch = tuple[Inputs, Tensor]
-"""The inputs and the targets of the same rows."""
+from dynopt_ray.structure import Inputs
 
 OutputKind = Literal["classes", "logits", "numbers"]
 """A score per class along dimension 1, one logit per label, or numbers."""
@@ -83,7 +78,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     except RuntimeError as error:
-        error.add_note(f"The model was called with {describe(inputs)}.{_hint(model, inputs)}")
+        error.add_note(f"The model was called with {describe_batch(inputs)}.{_hint(model, inputs)}")
         raise
 
 
@@ -139,12 +134,12 @@ def take_rows(inputs: Nested, num_rows: int) -> Nested:
     return cast(Nested, tree_map_only(Tensor, lambda tensor: tensor[:num_rows], inputs))
 
 
-def describe(inputs: Inputs) -> str:
+def describe_batch(inputs: Inputs) -> str:
     """Shapes and dtypes, for messages."""
     if isinstance(inputs, dict):
-        return ", ".join(f"{name}={describe(value)}" for name, value in inputs.items())
+        return ", ".join(f"{name}={describe_batch(value)}" for name, value in inputs.items())
     if isinstance(inputs, tuple):
-        return ", ".join(describe(value) for value in inputs)
+        return ", ".join(describe_batch(value) for value in inputs)
     return f"a {inputs.dtype} tensor of shape {tuple(inputs.shape)} on {inputs.device}"
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dynopt_ray.criteria import Batch
 from dynopt_ray.errors import DataError, DivergedError
 from dynopt_ray.schedules import Schedule, to_torch
+from dynopt_ray.structure import Inputs
 from dynopt_ray.tasks.batches import (
-    Batch,
-    Inputs,
     OutputKind,
     binary_logits,
     call_model,

@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynopt_ray.criteria import Batch
 from dynopt_ray.errors import DataError
-from dynopt_ray.tasks.batches import Batch, Inputs, batch_indices, epoch_order, take_rows
+from dynopt_ray.structure import Inputs
+from dynopt_ray.tasks.batches import batch_indices, epoch_order, take_rows
 from dynopt_ray.tasks.convert import as_features, as_targets, wrap
 from dynopt_ray.tasks.objectives import TargetKind
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dynopt_ray.criteria import Batch
 from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.schedules import Schedule
-from dynopt_ray.structure import check_trains
+from dynopt_ray.structure import Inputs, check_trains
 from dynopt_ray.tasks import loop
-from dynopt_ray.tasks.batches import Batch, Inputs, OutputKind
+from dynopt_ray.tasks.batches import OutputKind
 from dynopt_ray.tasks.loop import AddedLoss, TrainStats
 from dynopt_ray.tasks.objectives import (
     LossFunction,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dynopt_ray.policies import FEATURES, LIMIT, Action, ActionMask, Observation, Policy
+from dynopt_ray.policies import FEATURES, LIMIT, ActionKind, ActionMask, Observation, Policy
 from dynopt_ray.testing.requirement import require
 
 _NUM_CASES = 300
@@ -65,8 +65,8 @@ def _cases() -> list[tuple[Observation, ActionMask]]:
     """
     generator = np.random.default_rng(0)
     observations = generator.uniform(-LIMIT, LIMIT, (_NUM_CASES, len(FEATURES)))
-    masks = generator.integers(0, 2, (_NUM_CASES, len(Action))).astype(np.int8)
-    masks[:, [Action.KEEP, Action.STOP]] = 1
+    masks = generator.integers(0, 2, (_NUM_CASES, len(ActionKind))).astype(np.int8)
+    masks[:, [ActionKind.KEEP, ActionKind.STOP]] = 1
     masks[::4] = 0
-    masks[::4, Action.SHRINK] = 1
+    masks[::4, ActionKind.SHRINK] = 1
     return list(zip(observations.astype(np.float32), masks, strict=True))

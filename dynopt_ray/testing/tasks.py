@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.tasks import Inputs, Split, Task, call_model
+from dynopt_ray.structure import Inputs
+from dynopt_ray.tasks import Split, Task, call_model
 from dynopt_ray.testing.requirement import require
 
 

@@ -1,8 +1,9 @@
 """Training: the one loop everything shares, pruning and growing, and what layers can spare."""
 
+from dynopt_ray.deprecation import deprecated_names
 from dynopt_ray.training.allocation import allocate, plot_sensitivity, sensitivity
 from dynopt_ray.training.arguments import round_shares
-from dynopt_ray.training.budgets import Budget, CostKind, Fraction, Target, Threshold, asks_latency
+from dynopt_ray.training.budgets import Budget, Fraction, Target, Threshold, asks_latency
 from dynopt_ray.training.growing import (
     GrowResult,
     GrowthCriterion,
@@ -15,21 +16,21 @@ from dynopt_ray.training.growing import (
 )
 from dynopt_ray.training.loop import (
     Attempt,
+    CostAndMetrics,
     Costs,
-    Measurement,
     Snapshot,
     attempt,
     copied,
+    cost_and_metrics,
+    history_table,
     load_optimizer_state,
     loaded_network,
-    measured,
     network_bytes,
     optimizer_state,
     restored,
     row,
     sample_batches,
     seeded,
-    table,
     traced,
 )
 from dynopt_ray.training.optimizers import make_optimizer
@@ -53,7 +54,7 @@ from dynopt_ray.training.rates import (
     ControllerFactory,
     Hypergradient,
     Plateau,
-    Population,
+    PopulationBasedRate,
     Rate,
     RateController,
     RateRange,
@@ -69,6 +70,8 @@ from dynopt_ray.training.retraining import (
     trained_in_parts,
 )
 
+__getattr__ = deprecated_names(__name__, {"Population": "PopulationBasedRate"})
+
 __all__ = [
     "GRANULARITIES",
     "Attempt",
@@ -76,7 +79,7 @@ __all__ = [
     "Candidates",
     "Cocob",
     "ControllerFactory",
-    "CostKind",
+    "CostAndMetrics",
     "Costs",
     "Cut",
     "Distillation",
@@ -87,10 +90,9 @@ __all__ = [
     "GrowthCriterion",
     "GrowthInit",
     "Hypergradient",
-    "Measurement",
     "Pattern",
     "Plateau",
-    "Population",
+    "PopulationBasedRate",
     "PruneResult",
     "Random",
     "Ranked",
@@ -108,9 +110,11 @@ __all__ = [
     "asks_latency",
     "attempt",
     "copied",
+    "cost_and_metrics",
     "default_optimizer",
     "find_rate",
     "grow",
+    "history_table",
     "hypergradient",
     "least_widths",
     "load_optimizer_state",
@@ -119,7 +123,6 @@ __all__ = [
     "make_rate",
     "make_recovery",
     "make_schedule",
-    "measured",
     "network_bytes",
     "optimizer_state",
     "plot_sensitivity",
@@ -132,7 +135,6 @@ __all__ = [
     "seeded",
     "sensitivity",
     "stalled",
-    "table",
     "traced",
     "trained_in_parts",
 ]

@@ -12,7 +12,7 @@ from dynopt_ray.structure import check_optimizer
 from dynopt_ray.tasks import Task
 
 
-def check_task(caller: str, task: object) -> None:
+def check_is_task(caller: str, task: object) -> None:
     """Refuse what is no task.
 
     Raises:

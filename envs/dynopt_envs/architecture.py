@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from dynopt_envs.config import BackendKind, episode_config
 from dynopt_envs.episodes import Episodes, make_episodes
-from dynopt_ray.policies import FEATURES, LIMIT, Action
+from dynopt_ray.policies import FEATURES, LIMIT, ActionKind
 from dynopt_ray.tasks import Task
 
-Seen = dict[str, NDArray[Any]]
+ObservationDict = dict[str, NDArray[Any]]
 
 # A forked process (`vectorization_mode="async"`) has none of the threads that torch computed with
 # before, and would wait for them for ever.
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
+class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
     """One network, changed decision by decision and trained in between.
 
     ## Description
@@ -82,12 +82,12 @@ class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
         config = episode_config(options)
         self._episodes = make_episodes(task, config, backend=backend, num_members=1)
         self.observation_space = observation_space()
-        self.action_space = spaces.Discrete(len(Action))
+        self.action_space = spaces.Discrete(len(ActionKind))
         self._over = True
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Seen, dict[str, Any]]:
+    ) -> tuple[ObservationDict, dict[str, Any]]:
         """Begin an episode; there are no options."""
         super().reset(seed=seed)
         _check_options(options)
@@ -96,7 +96,7 @@ class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
         self._episodes.look(np.array([True]))
         return self._seen(), self._info()
 
-    def step(self, action: np.int64) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[ObservationDict, float, bool, bool, dict[str, Any]]:
         """Take one decision.
 
         Raises:
@@ -110,13 +110,13 @@ class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
             chosen = operator.index(action)  # arrays of one whole number are in the space too
         except TypeError as error:
             raise InvalidAction(
-                f"{action!r} is no action; they are 0 to {len(Action) - 1}"
+                f"{action!r} is no action; they are 0 to {len(ActionKind) - 1}"
             ) from error
         rewards, over = self._episodes.step(np.array([chosen]), np.array([True]))
         self._over = bool(over[0])
         return self._seen(), float(rewards[0]), bool(over[0]), False, self._info()
 
-    def _seen(self) -> Seen:
+    def _seen(self) -> ObservationDict:
         return {name: values[0] for name, values in seen(self._episodes).items()}
 
     def _info(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class ArchitectureEnv(gymnasium.Env[Seen, np.int64]):
         }
 
 
-class ArchitectureVectorEnv(VectorEnv[Seen, NDArray[np.int64], NDArray[Any]]):
+class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArray[Any]]):
     """Many networks at once, as one stack of tensors where the task allows it.
 
     Each is what `ArchitectureEnv` is with the same seed. An episode that is over starts anew at
@@ -159,7 +159,7 @@ class ArchitectureVectorEnv(VectorEnv[Seen, NDArray[np.int64], NDArray[Any]]):
         self.num_envs = num_envs
         self._episodes = make_episodes(task, config, backend=backend, num_members=num_envs)
         self.single_observation_space = observation_space()
-        self.single_action_space = spaces.Discrete(len(Action))
+        self.single_action_space = spaces.Discrete(len(ActionKind))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._over = np.zeros(num_envs, dtype=np.bool_)
@@ -170,7 +170,7 @@ class ArchitectureVectorEnv(VectorEnv[Seen, NDArray[np.int64], NDArray[Any]]):
         *,
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
-    ) -> tuple[Seen, dict[str, Any]]:
+    ) -> tuple[ObservationDict, dict[str, Any]]:
         """Begin all episodes; a single seed s gives environment i the seed s + i."""
         _check_options(options)
         seeds = range(seed, seed + self.num_envs) if isinstance(seed, int) else seed
@@ -184,7 +184,7 @@ class ArchitectureVectorEnv(VectorEnv[Seen, NDArray[np.int64], NDArray[Any]]):
 
     def step(
         self, actions: NDArray[np.int64]
-    ) -> tuple[Seen, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+    ) -> tuple[ObservationDict, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Take one decision in each; episodes that were over start anew instead.
 
         Raises:
@@ -195,7 +195,7 @@ class ArchitectureVectorEnv(VectorEnv[Seen, NDArray[np.int64], NDArray[Any]]):
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise InvalidAction(
                 f"actions have the shape {actions.shape} and the type {actions.dtype}; give "
-                f"{self.num_envs} whole numbers from 0 to {len(Action) - 1}"
+                f"{self.num_envs} whole numbers from 0 to {len(ActionKind) - 1}"
             )
         starting = np.flatnonzero(self._over)
         rewards, over = self._episodes.step(actions, ~self._over)
@@ -223,12 +223,12 @@ def observation_space() -> spaces.Dict:
     return spaces.Dict(
         {
             "observations": spaces.Box(-LIMIT, LIMIT, (len(FEATURES),), np.float32),
-            "action_mask": spaces.Box(0, 1, (len(Action),), np.int8),
+            "action_mask": spaces.Box(0, 1, (len(ActionKind),), np.int8),
         }
     )
 
 
-def seen(episodes: Episodes) -> Seen:
+def seen(episodes: Episodes) -> ObservationDict:
     """The observations of all episodes."""
     return {
         "observations": episodes.observation.copy(),

@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dynopt_ray.policies import FloatArray, IntArray, Reading
+from dynopt_ray.arrays import FloatArray, IntArray
+from dynopt_ray.policies import Descriptors
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +47,10 @@ class Backend(Protocol):
             seeds: what each one's batches and new weights are drawn from.
         """
 
-    def read(self, cursor: IntArray) -> Reading:
+    def read(self, cursor: IntArray) -> Descriptors:
         """Read all networks, each at its own group."""
 
-    def apply(self, reading: Reading, actions: IntArray) -> None:
+    def apply(self, reading: Descriptors, actions: IntArray) -> None:
         """Carry out one legal action on each network, as it was read."""
 
     def train(self, active: NDArray[np.bool_]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from dynopt_ray.errors import SpecError, UnknownNameError, did_you_mean
-from dynopt_ray.policies import COST_KINDS, ActionSet, CostKind
+from dynopt_ray.policies import CHARGED_COSTS, ActionSet, ChargedCost
 
 RewardKind = Literal["gain", "level"]
 BackendKind = Literal["auto", "population", "module"]
@@ -55,7 +55,7 @@ class EpisodeConfig:
     """
 
     cost_weight: float | None = None
-    cost: CostKind = "nonzero"
+    cost: ChargedCost = "nonzero"
     horizon: int = 16
     train_steps: int = 20
     reward: RewardKind = "gain"
@@ -65,8 +65,8 @@ class EpisodeConfig:
     def __post_init__(self) -> None:
         if self.reward not in get_args(RewardKind):
             raise UnknownNameError("reward", str(self.reward), get_args(RewardKind))
-        if self.cost not in COST_KINDS:
-            raise UnknownNameError("cost", str(self.cost), COST_KINDS)
+        if self.cost not in CHARGED_COSTS:
+            raise UnknownNameError("cost", str(self.cost), CHARGED_COSTS)
         for name in ("horizon", "train_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -12,16 +12,15 @@ from dynopt_envs.backend import Backend, Measured
 from dynopt_envs.config import COST_WEIGHTS, BackendKind, EpisodeConfig
 from dynopt_envs.module_backend import ModuleBackend
 from dynopt_envs.population_backend import PopulationBackend, why_not_stacked
+from dynopt_ray.arrays import FloatArray, IntArray
 from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.policies import (
-    COST_KINDS,
-    Action,
+    CHARGED_COSTS,
+    ActionKind,
     ActionMask,
-    FloatArray,
-    IntArray,
+    Descriptors,
+    EpisodeProgress,
     Observation,
-    Progress,
-    Reading,
     action_mask,
     observe,
     utility,
@@ -61,7 +60,7 @@ class Episodes:
         self._cursor: IntArray = np.zeros(num_members, dtype=np.int64)
         self._smooth_before: FloatArray = np.zeros(num_members)
         self._train_loss_before: FloatArray = np.zeros(num_members)
-        self._reading: Reading | None = None
+        self._reading: Descriptors | None = None
         self._measured = Measured(*np.zeros((4, num_members)))
         self.cost_weight: FloatArray = np.zeros(num_members)
         self.relative_cost: FloatArray = np.zeros(num_members)
@@ -110,12 +109,12 @@ class Episodes:
         """
         assert self._reading is not None, "step before start and look"
         self._check_legal(actions, active)
-        stops = active & (actions == Action.STOP)
+        stops = active & (actions == ActionKind.STOP)
         goes_on = active & ~stops
         before = self.smooth_utility
         self._smooth_before = self._measured.smooth.copy()
         self._train_loss_before = self._measured.train_loss.copy()
-        self._backend.apply(self._reading, np.where(goes_on, actions, Action.KEEP))
+        self._backend.apply(self._reading, np.where(goes_on, actions, ActionKind.KEEP))
         if goes_on.any():
             self._backend.train(goes_on)
             trained = np.flatnonzero(goes_on).tolist()
@@ -137,7 +136,7 @@ class Episodes:
         count = len(self._cursor)
         seen = observe(
             reading,
-            Progress(
+            EpisodeProgress(
                 metric=self._measured.smooth,
                 metric_before=self._smooth_before,
                 loss=self._measured.loss,
@@ -153,7 +152,7 @@ class Episodes:
             config.actions.units_to_shrink(reading.width, reading.min_width, reading.step),
             reading.num_prunable,
         )
-        cost = reading.costs[:, COST_KINDS.index(config.cost)]
+        cost = reading.costs[:, CHARGED_COSTS.index(config.cost)]
         if not hasattr(self, "observation"):
             self.observation, self.action_mask = seen, legal
         self.observation = np.where(at[:, None], seen, self.observation)
@@ -166,13 +165,13 @@ class Episodes:
 
     def _check_legal(self, actions: IntArray, active: BoolArray) -> None:
         rows = np.arange(len(actions))
-        inside = (actions >= 0) & (actions < len(Action))
+        inside = (actions >= 0) & (actions < len(ActionKind))
         legal = inside & (self.action_mask[rows, np.where(inside, actions, 0)] > 0)
         wrong = np.flatnonzero(active & ~legal)
         if len(wrong):
             member = int(wrong[0])
             mask = self.action_mask[member]
-            allowed = ", ".join(f"{a.value} ({a.name.lower()})" for a in Action if mask[a])
+            allowed = ", ".join(f"{a.value} ({a.name.lower()})" for a in ActionKind if mask[a])
             raise EditError(
                 f"action {actions[member]} of episode {member} would change nothing or is no "
                 f"action; info['action_mask'] allows {allowed}"

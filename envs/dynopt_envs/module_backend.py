@@ -13,16 +13,16 @@ from torch.optim import SGD
 
 from dynopt_envs.backend import Measured
 from dynopt_envs.config import EpisodeConfig, StartConfig
+from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import DataError, TraceError
 from dynopt_ray.policies import (
-    Action,
-    IntArray,
-    Reading,
+    ActionKind,
+    Descriptors,
     compensation_inputs,
+    describe_graph,
     num_training_rows,
     plan_action,
-    read_graph,
-    stack_readings,
+    stack_descriptors,
 )
 from dynopt_ray.structure import Cost, Graph, Mask, trace
 from dynopt_ray.tasks import Metrics, Task
@@ -77,11 +77,11 @@ class ModuleBackend:
                 _start(self._task, self._config.start, index), seed
             )
 
-    def read(self, cursor: IntArray) -> Reading:
+    def read(self, cursor: IntArray) -> Descriptors:
         """Read the networks one after the other."""
-        return stack_readings(
+        return stack_descriptors(
             [
-                read_graph(
+                describe_graph(
                     network.graph,
                     int(group),
                     start_widths=network.start_widths,
@@ -92,12 +92,12 @@ class ModuleBackend:
             ]
         )
 
-    def apply(self, reading: Reading, actions: IntArray) -> None:
+    def apply(self, reading: Descriptors, actions: IntArray) -> None:
         """Edit the networks one after the other."""
         for member, network in enumerate(self._networks):
             row = reading.row(member)
             plan = plan_action(
-                network.graph, row, Action(int(actions[member])), self._config.actions
+                network.graph, row, ActionKind(int(actions[member])), self._config.actions
             )
             if plan:
                 # A row of weights is a regression of its own: too slow for every step.

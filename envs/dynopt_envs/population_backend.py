@@ -14,13 +14,12 @@ from torch import Tensor
 
 from dynopt_envs.backend import Measured
 from dynopt_envs.config import EpisodeConfig, StartConfig
+from dynopt_ray.arrays import FloatArray, IntArray
 from dynopt_ray.errors import DataError
 from dynopt_ray.policies import (
     NUM_COMPENSATION_ROWS,
-    Action,
-    FloatArray,
-    IntArray,
-    Reading,
+    ActionKind,
+    Descriptors,
     lowest,
     pruned,
     scores_of,
@@ -65,7 +64,7 @@ class PopulationBackend:
         for name in ("metric", "smooth", "loss", "train_loss"):
             getattr(self._measured, name)[members] = getattr(self._pool_measured, name)[starts]
 
-    def read(self, cursor: IntArray) -> Reading:
+    def read(self, cursor: IntArray) -> Descriptors:
         """Read all networks; a layer at a time, the networks whose cursor is there."""
         members = self._members
         unmasked = self._num_unmasked()[np.arange(len(cursor)), cursor]
@@ -80,7 +79,7 @@ class PopulationBackend:
         )
         costs = _costs(members)
         costs[:, 1] = total
-        return Reading(
+        return Descriptors(
             widths=members.widths.copy(),
             start_widths=self._start_widths,
             cursor=cursor,
@@ -98,19 +97,19 @@ class PopulationBackend:
             nonzero=total,
         )
 
-    def apply(self, reading: Reading, actions: IntArray) -> None:
+    def apply(self, reading: Descriptors, actions: IntArray) -> None:
         """Grow, shrink and prune, all networks of one layer at a time."""
         choose = self._config.actions
         grown = choose.units_to_grow(reading.width, reading.start_width, reading.step)
         shrunk = choose.units_to_shrink(reading.width, reading.min_width, reading.step)
         for layer in range(self.num_groups):
             here = reading.cursor == layer
-            growing = np.flatnonzero(here & (actions == Action.GROW))
+            growing = np.flatnonzero(here & (actions == ActionKind.GROW))
             grow(self._members, layer, {int(m): int(grown[m]) for m in growing})
-            shrinking = np.flatnonzero(here & (actions == Action.SHRINK))
+            shrinking = np.flatnonzero(here & (actions == ActionKind.SHRINK))
             if len(shrinking):
                 self._shrink(layer, shrinking, shrunk)
-            for member in np.flatnonzero(here & (actions == Action.PRUNE)):
+            for member in np.flatnonzero(here & (actions == ActionKind.PRUNE)):
                 self._prune(layer, int(member), int(reading.num_prunable[member]))
 
     def train(self, active: NDArray[np.bool_]) -> None:  # noqa: ARG002

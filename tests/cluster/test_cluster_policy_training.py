@@ -14,7 +14,7 @@ from dynopt_ray.cluster import PolicyProgress, train_policy
 from dynopt_ray.cluster.policy_training.module import MaskedDuelingModule, exported_network
 from dynopt_ray.errors import CheckpointError, DataError
 from dynopt_ray.policies import (
-    Action,
+    ActionKind,
     ConstantPolicy,
     DQNPolicy,
     DQNSettings,
@@ -229,7 +229,7 @@ def test_a_learned_policy_beats_random_and_keeping() -> None:
         evaluate_policy(
             chosen, env_kwargs=options, num_episodes=32, seed=1_000
         ).smooth_utility.mean()
-        for chosen in (policy, RandomPolicy(), ConstantPolicy(Action.KEEP))
+        for chosen in (policy, RandomPolicy(), ConstantPolicy(ActionKind.KEEP))
     )
     assert learned > 0.88
     assert learned > by_chance + 0.1

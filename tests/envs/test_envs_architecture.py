@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from dynopt_ray.errors import DynoptError, EditError, SpecError, UnknownNameError
-from dynopt_ray.policies import FEATURES, Action
+from dynopt_ray.policies import FEATURES, ActionKind
 from dynopt_ray.tasks import Task
 
 ID = "dynopt_envs:dynopt/Architecture-v0"
@@ -114,7 +114,7 @@ def test_gains_sum_up_to_the_whole_gain(mlp_task: Task) -> None:
     _, info = gain.reset(seed=3)
     level.reset(seed=3)
     start, total = info["smooth_utility"], 0.0
-    for action in (Action.SHRINK, Action.KEEP, Action.PRUNE, Action.GROW):
+    for action in (ActionKind.SHRINK, ActionKind.KEEP, ActionKind.PRUNE, ActionKind.GROW):
         _, reward, _, _, info = gain.step(np.int64(action))
         total += float(reward)
         assert level.step(np.int64(action))[1] == pytest.approx(info["smooth_utility"])
@@ -127,7 +127,7 @@ def test_utility_is_of_accuracy_and_the_reward_of_the_smoother_metric(
 ) -> None:
     env = make(task=mlp_task, backend=backend, cost_weight=0.4)
     env.reset(seed=3)
-    seen, _, _, _, info = env.step(np.int64(Action.SHRINK))
+    seen, _, _, _, info = env.step(np.int64(ActionKind.SHRINK))
     charged = 0.4 * info["relative_cost"]
     num_rows = len(mlp_task.arrays("validation")[1])
     assert info["utility"] == pytest.approx(info["metric"] - charged)
@@ -149,7 +149,7 @@ def test_the_cost_weight_is_drawn_and_shown() -> None:
 def test_stop_ends_without_change(mlp_task: Task) -> None:
     env = make(task=mlp_task)
     _, before = env.reset(seed=0)
-    _, reward, terminated, truncated, after = env.step(np.int64(Action.STOP))
+    _, reward, terminated, truncated, after = env.step(np.int64(ActionKind.STOP))
     assert (reward, terminated, truncated) == (0.0, True, False)
     assert after["utility"] == before["utility"]
 
@@ -160,7 +160,7 @@ def test_the_cursor_visits_every_group_in_turn(mlp_task: Task) -> None:
     depths = []
     for _ in range(4):
         depths.append(float(seen["observations"][FEATURES.index("depth")]))
-        seen, _, terminated, _, _ = env.step(np.int64(Action.KEEP))
+        seen, _, terminated, _, _ = env.step(np.int64(ActionKind.KEEP))
     assert depths == [0, 1, 0, 1]
     assert terminated
 
@@ -168,16 +168,18 @@ def test_the_cursor_visits_every_group_in_turn(mlp_task: Task) -> None:
 def test_actions_that_would_change_nothing_are_masked(mlp_task: Task) -> None:
     env = make(task=mlp_task, horizon=60, max_growth=1.0, shrink_fraction=0.9, train_steps=1)
     _, info = env.reset(seed=0)
-    assert not info["action_mask"][Action.GROW]
+    assert not info["action_mask"][ActionKind.GROW]
     for _ in range(4):
-        *_, info = env.step(np.int64(Action.SHRINK if info["action_mask"][2] else Action.KEEP))
+        *_, info = env.step(
+            np.int64(ActionKind.SHRINK if info["action_mask"][2] else ActionKind.KEEP)
+        )
     # One unit is left in each layer.
-    assert not info["action_mask"][Action.SHRINK]
-    assert info["action_mask"][Action.GROW]
-    assert info["action_mask"][[Action.KEEP, Action.STOP]].all()
+    assert not info["action_mask"][ActionKind.SHRINK]
+    assert info["action_mask"][ActionKind.GROW]
+    assert info["action_mask"][[ActionKind.KEEP, ActionKind.STOP]].all()
 
 
-@pytest.mark.parametrize("action", [Action.GROW, 5, -1])
+@pytest.mark.parametrize("action", [ActionKind.GROW, 5, -1])
 def test_illegal_actions_are_refused(action: int, mlp_task: Task) -> None:
     env = make(task=mlp_task, max_growth=1.0).unwrapped
     env.reset(seed=0)
@@ -239,7 +241,13 @@ def test_any_network_runs_on_real_edits(cnn_task: Task) -> None:
     env = make(task=cnn_task)
     seen, _ = env.reset(seed=0)
     assert seen["observations"][FEATURES.index("kind_convolution")] == 1
-    for action in (Action.SHRINK, Action.GROW, Action.PRUNE, Action.SHRINK, Action.SHRINK):
+    for action in (
+        ActionKind.SHRINK,
+        ActionKind.GROW,
+        ActionKind.PRUNE,
+        ActionKind.SHRINK,
+        ActionKind.SHRINK,
+    ):
         _, _, _, _, info = env.step(np.int64(action))
     assert info["relative_cost"] < 1
     with pytest.raises(ValueError, match="network is not nn"):
@@ -251,7 +259,7 @@ def test_tasks_on_loaders_run_too(mlp_task: Task) -> None:
     task = Task.from_loaders(model=mlp_task.model, train=train, validation=validation)
     env = make(task=task)
     env.reset(seed=0)
-    *_, info = env.step(np.int64(Action.SHRINK))
+    *_, info = env.step(np.int64(ActionKind.SHRINK))
     assert info["relative_cost"] < 1
     with pytest.raises(ValueError, match="its data come from loaders"):
         make(task=task, backend="population")

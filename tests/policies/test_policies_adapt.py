@@ -10,9 +10,10 @@ from torch import nn
 
 from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.policies import (
-    COST_KINDS,
+    CHARGED_COSTS,
     FEATURES,
-    Action,
+    ActionKind,
+    ActionMask,
     ActionSet,
     ConstantPolicy,
     DataSizedWidths,
@@ -22,7 +23,6 @@ from dynopt_ray.policies import (
     UselessShrinking,
     adapt,
 )
-from dynopt_ray.policies.arrays import ActionMask
 from dynopt_ray.policies.observation import Observation
 from dynopt_ray.structure import trace
 from dynopt_ray.tasks import Task, load_task
@@ -49,7 +49,7 @@ def fresh() -> nn.Module:
 class Script:
     """Takes the actions it is told, legal or not, and remembers the masks."""
 
-    actions: list[Action]
+    actions: list[ActionKind]
     masks: list[ActionMask] = field(default_factory=list)
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
@@ -78,7 +78,7 @@ def test_never_ends_with_less_smooth_utility(seed: int) -> None:
 def test_a_bad_policy_changes_nothing() -> None:
     """Only growing at a high price: the network goes back to how it came, bit for bit."""
     model = fresh()
-    policy = ConstantPolicy(Action.GROW)
+    policy = ConstantPolicy(ActionKind.GROW)
     result = adapt(model, TASK, policy, cost_weight=5.0, horizon=4, train_steps=2)
     assert result.best_step == 0
     assert result.receipts == ()
@@ -108,14 +108,14 @@ def test_rules_meet_a_budget(rule: Policy) -> None:
 
 
 def test_above_the_budget_only_what_lowers_it_is_legal() -> None:
-    script = Script([Action.SHRINK, Action.SHRINK, Action.PRUNE, Action.GROW])
+    script = Script([ActionKind.SHRINK, ActionKind.SHRINK, ActionKind.PRUNE, ActionKind.GROW])
     with pytest.raises(EditError, match="the policy chose prune"):
         adapt(fresh(), TASK, script, cost_weight=0.1, budget=Budget(flops=0.2), train_steps=1)
     assert script.masks[0].tolist() == [0, 0, 1, 0, 0]
 
 
 def test_what_breaks_the_budget_is_rolled_back() -> None:
-    script = Script([Action.GROW, Action.KEEP, Action.STOP])
+    script = Script([ActionKind.GROW, ActionKind.KEEP, ActionKind.STOP])
     budget = Budget(params=1.05)
     result = adapt(fresh(), TASK, script, cost_weight=0.0, budget=budget, train_steps=2)
     assert result.history["kept"].tolist() == [True, False, True]
@@ -142,7 +142,7 @@ def test_a_budget_out_of_reach_leaves_the_network_alone() -> None:
 def test_the_optimizer_comes_along_and_receipts_undo() -> None:
     model = fresh()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    script = Script([Action.SHRINK, Action.SHRINK, Action.STOP])
+    script = Script([ActionKind.SHRINK, ActionKind.SHRINK, ActionKind.STOP])
     result = adapt(model, TASK, script, cost_weight=0.5, optimizer=optimizer, train_steps=3)
     for parameter in model.parameters():
         assert optimizer.state[parameter]["momentum_buffer"].shape == parameter.shape
@@ -172,7 +172,9 @@ def test_a_convolutional_network() -> None:
     task = load_task("digits-cnn", {"channels": [4, 6], "hidden": 12})
     model = trained(task, 30)
     actions = ActionSet(shrink_fraction=0.3)
-    script = Script([Action.SHRINK, Action.PRUNE, Action.GROW, Action.SHRINK, Action.STOP])
+    script = Script(
+        [ActionKind.SHRINK, ActionKind.PRUNE, ActionKind.GROW, ActionKind.SHRINK, ActionKind.STOP]
+    )
     result = adapt(model, task, script, cost_weight=1.0, actions=actions, train_steps=3)
     assert result.utility_after > result.utility_before
     assert np.isfinite(result.history["loss"]).all()
@@ -201,11 +203,11 @@ def test_sees_what_it_was_trained_on() -> None:
         def act(self, observation: Observation, action_mask: ActionMask) -> int:
             del action_mask
             self.seen = dict(zip(FEATURES, observation.tolist(), strict=True))
-            return int(Action.STOP)
+            return int(ActionKind.STOP)
 
     spy = Spy()
     adapt(fresh(), TASK, spy, cost_weight=0.3)
-    assert [spy.seen[f"cost_{kind}"] for kind in COST_KINDS] == [1, 1, 1, 1]
+    assert [spy.seen[f"cost_{kind}"] for kind in CHARGED_COSTS] == [1, 1, 1, 1]
     validation, train = TASK.evaluate(MODEL), TASK.evaluate(MODEL, "train")
     assert spy.seen["train_loss"] == pytest.approx(np.log1p(train.loss))
     assert spy.seen["loss_gap"] == pytest.approx(validation.loss - train.loss, abs=1e-6)

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from dynopt_ray.policies.actions import Action, ActionSet
-from dynopt_ray.policies.descriptors import Reading
-from dynopt_ray.policies.networks import plan_action, read_graph
-from dynopt_ray.policies.observation import FEATURES, LIMIT, Progress, observe
+from dynopt_ray.policies.actions import ActionKind, ActionSet
+from dynopt_ray.policies.descriptors import Descriptors
+from dynopt_ray.policies.networks import describe_graph, plan_action
+from dynopt_ray.policies.observation import FEATURES, LIMIT, EpisodeProgress, observe
 from dynopt_ray.policies.unit_scores import lowest, pruned, scores_of, summarise
 from dynopt_ray.structure import Graph, Grow, Mask, Shrink, trace
 
 
-def progress(**changes: float) -> Progress:
+def progress(**changes: float) -> EpisodeProgress:
     values = {
         "metric": 0.9,
         "metric_before": 0.8,
@@ -24,7 +24,9 @@ def progress(**changes: float) -> Progress:
         "cost_weight": 0.2,
         "steps_left": 0.75,
     }
-    return Progress(**{name: np.array([value]) for name, value in (values | changes).items()})
+    return EpisodeProgress(
+        **{name: np.array([value]) for name, value in (values | changes).items()}
+    )
 
 
 def network() -> Graph:
@@ -33,9 +35,9 @@ def network() -> Graph:
     return trace(model, torch.zeros(2, 4))
 
 
-def read(graph: Graph, cursor: int = 0, actions: ActionSet | None = None) -> Reading:
+def read(graph: Graph, cursor: int = 0, actions: ActionSet | None = None) -> Descriptors:
     start = {"0": 8, "2": 6}
-    return read_graph(
+    return describe_graph(
         graph,
         cursor,
         start_widths=start,
@@ -44,7 +46,7 @@ def read(graph: Graph, cursor: int = 0, actions: ActionSet | None = None) -> Rea
     )
 
 
-def features(reading: Reading, **changes: float) -> dict[str, float]:
+def features(reading: Descriptors, **changes: float) -> dict[str, float]:
     return dict(zip(FEATURES, observe(reading, progress(**changes))[0].tolist(), strict=True))
 
 
@@ -119,14 +121,14 @@ def test_plans_take_what_matters_least() -> None:
         weight[6] *= 2e-3
         graph.model.get_parameter("0.bias")[[3, 6]] = 0
     reading = read(graph)
-    (shrink,) = plan_action(graph, reading, Action.SHRINK, ActionSet(shrink_fraction=0.25))
+    (shrink,) = plan_action(graph, reading, ActionKind.SHRINK, ActionSet(shrink_fraction=0.25))
     assert shrink == Shrink("0", remove=[3, 6])
-    (mask,) = plan_action(graph, reading, Action.PRUNE, ActionSet(prune_fraction=0.25))
+    (mask,) = plan_action(graph, reading, ActionKind.PRUNE, ActionSet(prune_fraction=0.25))
     assert isinstance(mask, Mask)
     assert set((~mask.keep).nonzero()[:, 0].tolist()) == {3, 6}
-    (grow,) = plan_action(graph, reading, Action.GROW, ActionSet(grow_fraction=0.5))
+    (grow,) = plan_action(graph, reading, ActionKind.GROW, ActionSet(grow_fraction=0.5))
     assert grow == Grow("0", units=4)
-    assert plan_action(graph, reading, Action.KEEP, ActionSet()) == []
+    assert plan_action(graph, reading, ActionKind.KEEP, ActionSet()) == []
 
 
 def test_lowest_scores_first_and_never_padding() -> None:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import BudgetError, EditError, UnknownNameError
-from dynopt_ray.structure import Graph, measure, trace
-from dynopt_ray.structure.tracing.forward import Inputs
+from dynopt_ray.structure import Graph, Inputs, measure, trace
 from dynopt_ray.tasks import Metrics, Task
 from dynopt_ray.training import Budget, Costs, allocate, prune, sensitivity
 from tests.training.test_training_widths import Aligned
@@ -210,7 +209,7 @@ def test_a_latency_is_that_of_a_model_that_gives_what_was_measured_now(
         cost = measure(model, inputs)  # a clock that no other process disturbs
         return cost.flops / (1000 if cost.params == graph.cost().params else 2000)
 
-    monkeypatch.setattr("dynopt_ray.training.loop.measurement.median_ms", timed)
+    monkeypatch.setattr("dynopt_ray.training.loop.costs_and_metrics.median_ms", timed)
     curves = table_of({"1": {12: 0.0, 2: 1.0}, "3": {10: 0.0, 2: 0.5}})
     by_latency = allocate(graph, task, Budget(latency_ms=0.4), curves=curves)
     assert by_latency == allocate(graph, task, Budget(flops=0.4), curves=curves)

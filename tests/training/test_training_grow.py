@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import BudgetError, DivergedError, EditError, UnknownNameError
 from dynopt_ray.schedules import constant
-from dynopt_ray.structure import Mask, measure, trace
-from dynopt_ray.structure.tracing.forward import Inputs
+from dynopt_ray.structure import Inputs, Mask, measure, trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import Budget, Fraction, grow, stalled
 
@@ -179,7 +178,7 @@ def test_a_latency_budget_is_filled_and_kept(
         # A clock that no other process disturbs.
         return float(1 + (measure(model, inputs).flops / 300) ** power)
 
-    monkeypatch.setattr("dynopt_ray.training.loop.measurement.median_ms", timed)
+    monkeypatch.setattr("dynopt_ray.training.loop.costs_and_metrics.median_ms", timed)
     model, _ = trained()
     target = Budget(latency_ms=times)
     result = grow(model, blobs, target=target, rounds=2, train=2, criterion=criterion)
@@ -191,7 +190,7 @@ def test_a_latency_budget_is_filled_and_kept(
 def test_a_latency_that_does_not_rise_is_no_budget(
     blobs: Task, trained: Trained, monkeypatch: pytest.MonkeyPatch, criterion: Any
 ) -> None:
-    monkeypatch.setattr("dynopt_ray.training.loop.measurement.median_ms", lambda *_: 1.0)
+    monkeypatch.setattr("dynopt_ray.training.loop.costs_and_metrics.median_ms", lambda *_: 1.0)
     model, _ = trained()
     with pytest.raises(BudgetError, match="hardly depends on them"):
         grow(model, blobs, target=Budget(latency_ms=1.5), train=2, criterion=criterion)

@@ -12,12 +12,12 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from dynopt_ray.structure import Mask, mask_of, trace
-from dynopt_ray.training import Population
+from dynopt_ray.training import PopulationBasedRate
 
 
 def population(
     num_members: int, **options: Any
-) -> tuple[list[nn.Linear], list[Optimizer], Population]:
+) -> tuple[list[nn.Linear], list[Optimizer], PopulationBasedRate]:
     models = [nn.Linear(3, 2) for _ in range(num_members)]
     optimizers: list[Optimizer] = [
         torch.optim.Adam(m.parameters(), lr=0.1 * 2**i) for i, m in enumerate(models)
@@ -25,7 +25,7 @@ def population(
     for model, optimizer in zip(models, optimizers, strict=True):
         model(torch.randn(4, 3)).sum().backward()
         optimizer.step()
-    return models, optimizers, Population(models, optimizers, **options)
+    return models, optimizers, PopulationBasedRate(models, optimizers, **options)
 
 
 def test_members_that_lag_take_over_weights_optimizer_and_a_varied_rate() -> None:
@@ -72,7 +72,7 @@ def test_a_population_finds_a_rate_on_the_way() -> None:
         torch.optim.SGD(m.parameters(), lr=lr)
         for m, lr in zip(models, (1e-6, 1e-5, 1e-4, 0.05), strict=True)
     ]
-    rates = Population(models, optimizers, share=0.5)
+    rates = PopulationBasedRate(models, optimizers, share=0.5)
     losses: list[float] = []
     for _ in range(10):
         for model, optimizer in zip(models, optimizers, strict=True):
@@ -109,18 +109,23 @@ def test_members_of_other_shapes_are_refused_and_nothing_changes() -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda m, o: Population(m[:1], o[:1]), "two or more"),
-        (lambda m, o: Population(m, o[:1]), "an optimizer for each"),
-        (lambda m, o: Population([m[0]] * 2, o), "there twice; give copies"),
-        (lambda m, o: Population(m, o, share=0.6), "share is 0.6"),
-        (lambda m, o: Population(m, o, factors=(0.0, 1.0)), "one of the factors is 0.0"),
-        (lambda m, o: Population(m, o, factors=1.2), "factors are 1.2; give two"),  # type: ignore[arg-type]
-        (lambda m, o: Population(m, [o[0], SGD(m[1].parameters())]), "optimizer 1 is SGD over"),
+        (lambda m, o: PopulationBasedRate(m[:1], o[:1]), "two or more"),
+        (lambda m, o: PopulationBasedRate(m, o[:1]), "an optimizer for each"),
+        (lambda m, o: PopulationBasedRate([m[0]] * 2, o), "there twice; give copies"),
+        (lambda m, o: PopulationBasedRate(m, o, share=0.6), "share is 0.6"),
+        (lambda m, o: PopulationBasedRate(m, o, factors=(0.0, 1.0)), "one of the factors is 0.0"),
+        (lambda m, o: PopulationBasedRate(m, o, factors=1.2), "factors are 1.2; give two"),  # type: ignore[arg-type]
         (
-            lambda m, o: Population(m, [o[0], Adam([{"params": [p]} for p in m[1].parameters()])]),
+            lambda m, o: PopulationBasedRate(m, [o[0], SGD(m[1].parameters())]),
+            "optimizer 1 is SGD over",
+        ),
+        (
+            lambda m, o: PopulationBasedRate(
+                m, [o[0], Adam([{"params": [p]} for p in m[1].parameters()])]
+            ),
             r"groups of \[1, 1\] parameters, the first Adam over \[2\]",
         ),
-        (lambda m, o: Population([m[0], m[1].double()], o), "network 1 has other shapes"),
+        (lambda m, o: PopulationBasedRate([m[0], m[1].double()], o), "network 1 has other shapes"),
     ],
 )
 def test_a_population_of_nonsense_is_refused(make: Callable[..., Any], reason: str) -> None:

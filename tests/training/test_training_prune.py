@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import BudgetError, DivergedError, EditError
 from dynopt_ray.schedules import constant, cosine, polynomial
-from dynopt_ray.structure import Mask, mask_of, measure, trace
-from dynopt_ray.tasks import Batch, Inputs, Metrics, Split, Task, load_task
+from dynopt_ray.structure import Inputs, Mask, mask_of, measure, trace
+from dynopt_ray.tasks import Batch, Metrics, Split, Task, load_task
 from dynopt_ray.training import Budget, Fraction, Random, Regrowth, Retraining, Threshold, prune
 from tests.training.planted import USEFUL, Fixed
 
@@ -247,7 +247,7 @@ def test_a_latency_budget_is_met_by_measuring(
     def timed(model: nn.Module, inputs: Inputs) -> float:
         return measure(model, inputs).params / 100  # a clock that no other process disturbs
 
-    monkeypatch.setattr("dynopt_ray.training.loop.measurement.median_ms", timed)
+    monkeypatch.setattr("dynopt_ray.training.loop.costs_and_metrics.median_ms", timed)
     model, _ = trained()
     result = prune(model, blobs, target=Budget(latency_ms=0.6, flops=0.7))
     latency, flops = result.history["latency_ms"], result.history["flops"]
@@ -334,7 +334,9 @@ def test_the_least_important_weights_of_a_fixed_ranking_go(task: Task) -> None:
     assert keep.flatten().tolist() == [False] * 12 + [True] * 12
 
 
-@pytest.mark.parametrize("module", ["snapshot", "attempt", "prune", "grow"])
+@pytest.mark.parametrize(
+    "module", ["loop.snapshot", "loop.attempts", "pruning.pruner", "growing.grower"]
+)
 def test_the_examples_in_docstrings_run(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"dynopt_ray.training.{module}"))
     assert results.attempted

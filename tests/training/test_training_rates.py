@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from dynopt_ray.errors import DivergedError, EditError
 from dynopt_ray.structure import Grow, Mask, Shrink, trace
 from dynopt_ray.tasks import Task, load_task
-from dynopt_ray.training import Cocob, Hypergradient, Plateau, Population, find_rate
+from dynopt_ray.training import Cocob, Hypergradient, Plateau, PopulationBasedRate, find_rate
 
 
 def weight(value: float = 0.5) -> nn.Parameter:
@@ -372,11 +372,11 @@ def test_states_that_are_no_tensors_go_back_and_are_passed_on() -> None:
     models[0].seen = 5
     assert plateau.observe(2.0)
     assert models[0].seen == 3
-    assert Population(models, optimizers).observe([1.0, 2.0]) == [0, 0]
+    assert PopulationBasedRate(models, optimizers).observe([1.0, 2.0]) == [0, 0]
     assert models[1].seen == 3
 
 
-@pytest.mark.parametrize("name", ["plateau", "population"])
+@pytest.mark.parametrize("name", ["plateau", "population_based"])
 def test_the_examples_in_docstrings_run(name: str) -> None:
     results = doctest.testmod(importlib.import_module(f"dynopt_ray.training.rates.{name}"))
     assert results.attempted

@@ -1,9 +1,9 @@
-from .actor import LearnerActor, Status
+from .actor import LearnerActor, LearnerStatus
 from .handle import Prediction, RemoteLearner
 
 __all__ = [
     "LearnerActor",
+    "LearnerStatus",
     "Prediction",
     "RemoteLearner",
-    "Status",
 ]

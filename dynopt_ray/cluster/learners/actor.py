@@ -14,7 +14,7 @@ from dynopt_ray.online import Ack, BuildLearner, DurableLearner, Event
 
 
 @dataclass(frozen=True)
-class Status:
+class LearnerStatus:
     """How a learner is.
 
     Attributes:
@@ -84,9 +84,9 @@ class LearnerActor:
         self._durable.snapshot()
         self._snapshot_error = None
 
-    def status(self) -> Status:
+    def status(self) -> LearnerStatus:
         """How the learner is."""
-        return Status(
+        return LearnerStatus(
             sequence=self._durable.sequence,
             quarantined=self._durable.learner.quarantine.total,
             snapshot_error=self._snapshot_error,

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 from torch import Tensor
 
-from dynopt_ray.cluster.learners.actor import LearnerActor, Status
+from dynopt_ray.cluster.learners.actor import LearnerActor, LearnerStatus
 from dynopt_ray.errors import ClusterError, LearnerError
 from dynopt_ray.online import Ack, BuildLearner, Event, LearnResult, storable
 
@@ -192,12 +192,12 @@ class RemoteLearner:
         self.flush()
         self._call(lambda: self._actor.snapshot.remote())
 
-    def status(self) -> Status:
+    def status(self) -> LearnerStatus:
         """How the learner is now.
 
         It does not wait for learning: of a call under way, it counts the events learned so far.
         """
-        status: Status = self._call(lambda: self._actor.status.remote())
+        status: LearnerStatus = self._call(lambda: self._actor.status.remote())
         return status
 
     def close(self) -> None:
@@ -227,10 +227,10 @@ class RemoteLearner:
         while len(self._unlabelled) > self._max_unlabelled:
             self._unlabelled.popitem(last=False)
 
-    def _started(self) -> Status:
+    def _started(self) -> LearnerStatus:
         """The status of an actor that has just been made, or why it could not be."""
         try:
-            status: Status = ray.get(self._actor.status.remote(), timeout=self._timeout_s)
+            status: LearnerStatus = ray.get(self._actor.status.remote(), timeout=self._timeout_s)
         except GetTimeoutError as error:
             ray.kill(self._actor)
             free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]

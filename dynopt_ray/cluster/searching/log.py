@@ -9,14 +9,14 @@ from dynopt_ray.errors import SearchError
 if TYPE_CHECKING:
     pass
 from dynopt_ray.cluster.searching.result import BestTrial, SearchResult, flat_config, pareto_front
-from dynopt_ray.cluster.searching.trial import Status
+from dynopt_ray.cluster.searching.trial import TrialStatus
 
 
 @dataclass
 class _Record:
     number: int
     config: dict[str, Any]
-    status: Status = "running"
+    status: TrialStatus = "running"
     last: dict[str, Any] = field(default_factory=dict)
     error: str = ""
 
@@ -47,7 +47,7 @@ class TrialLog:
         elif record.status == "running":
             record.status = "stopped"
 
-    def status(self, trial_id: str) -> Status:
+    def status(self, trial_id: str) -> TrialStatus:
         """How a trial is or ended."""
         return self._records[trial_id].status
 

@@ -35,7 +35,7 @@ _RATE = re.compile(r"(^|\.)lr(\.\d+)?(\.initial)?$")
 
 
 @dataclass(frozen=True)
-class PruneSettings:
+class PruneConfig:
     """What a search may choose for a trial.
 
     Attributes:
@@ -76,7 +76,7 @@ class PruneTrial:
         cost: what utility charges for: "nonzero", "params", "flops" or "bytes".
         start: what costs are relative to; None is the network's own.
         seed: of the order of training rows and of random choices; the same in all trials of
-            the same `PruneSettings.seed`, so that they differ by their settings alone.
+            the same `PruneConfig.seed`, so that they differ by their settings alone.
 
     Example:
         >>> trial = PruneTrial(task, network, retrain_steps=100)  # doctest: +SKIP
@@ -102,7 +102,7 @@ class PruneTrial:
 
     def __call__(self, config: Mapping[str, Any]) -> Iterator[Measurement]:
         """Prune at once, then retrain, measuring every few steps."""
-        settings = PruneSettings(**config)
+        settings = PruneConfig(**config)
         seed = self.seed + settings.seed
         task, graph = self._loaded()
         costs = Costs(graph, task.example_inputs())
@@ -136,7 +136,7 @@ class PruneTrial:
         Raises:
             DivergedError: the pruned network learns at none; see `training.find_rate`.
         """
-        settings = PruneSettings(**config)
+        settings = PruneConfig(**config)
         task, graph = self._loaded()
         _, optimizer = self._pruned(graph, task, settings)
         return find_rate(graph.model, task, optimizer, seed=self.seed + settings.seed).suggestion
@@ -145,7 +145,7 @@ class PruneTrial:
         task = self.task.to("cuda") if torch.cuda.is_available() else self.task
         return task, traced(task, loaded_network(task, self.network))
 
-    def _pruned(self, graph: Graph, task: Task, settings: PruneSettings) -> tuple[Rate, Optimizer]:
+    def _pruned(self, graph: Graph, task: Task, settings: PruneConfig) -> tuple[Rate, Optimizer]:
         """What the pruned network is retrained with."""
         rate = make_rate(settings.lr, self.retrain_steps)
         optimizer = make_optimizer(
@@ -163,7 +163,7 @@ def rate_range(space: Space) -> str | None:
 
 
 def _prune(
-    graph: Graph, task: Task, settings: PruneSettings, optimizer: Optimizer, seed: int
+    graph: Graph, task: Task, settings: PruneConfig, optimizer: Optimizer, seed: int
 ) -> None:
     prune(
         graph,
@@ -179,7 +179,7 @@ def _prune(
     )
 
 
-def _share(graph: Graph, settings: PruneSettings) -> float:
+def _share(graph: Graph, settings: PruneConfig) -> float:
     """The share that `Fraction` means: weights that are masked already count as removed to it."""
     if settings.granularity == "unit":
         return settings.remove_fraction
@@ -196,7 +196,7 @@ def check_config(config: Mapping[str, Any], retrain_steps: int) -> None:
     Raises:
         SpecError: an unknown setting (with the closest one), or a value out of range.
     """
-    known = [field.name for field in fields(PruneSettings)]
+    known = [field.name for field in fields(PruneConfig)]
     for name in config:
         if name not in known:
             raise SpecError(
@@ -205,10 +205,10 @@ def check_config(config: Mapping[str, Any], retrain_steps: int) -> None:
             )
     if "remove_fraction" not in config:
         raise SpecError("space.remove_fraction: missing; it is how much trials prune")
-    _check_settings(PruneSettings(**config), retrain_steps)
+    _check_settings(PruneConfig(**config), retrain_steps)
 
 
-def _check_settings(settings: PruneSettings, retrain_steps: int) -> None:
+def _check_settings(settings: PruneConfig, retrain_steps: int) -> None:
     """Every setting, named where it is wrong."""
     share = settings.remove_fraction
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:

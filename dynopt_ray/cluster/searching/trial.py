@@ -11,7 +11,7 @@ from dynopt_ray.policies import utility
 if TYPE_CHECKING:
     pass
 
-Status = Literal["running", "finished", "stopped", "failed"]
+TrialStatus = Literal["running", "finished", "stopped", "failed"]
 Config = Mapping[str, Any]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dynopt_ray.errors import DataError
 from dynopt_ray.online.learner.event_errors import event_errors
 from dynopt_ray.online.learner.events import (
-    as_tensor,
+    event_tensor,
     label_problem,
     non_finite_problem,
     pair_batch,
@@ -123,7 +123,7 @@ class Admission:
         return Admitted(len(batch_x), tested, reasons, overflowed)
 
     def _tensor(self, value: Any) -> Tensor:
-        return as_tensor(value, dtype=self.dtype, device=self.device)
+        return event_tensor(value, dtype=self.dtype, device=self.device)
 
     def _test(self, x: Tensor, y: Tensor) -> Tested | str:
         """The test of a mini-batch, or what is wrong with it."""

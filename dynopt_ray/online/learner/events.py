@@ -53,7 +53,7 @@ class Quarantine:
         self.latest.extend(Rejected(event, reason) for event, reason in state["latest"])
 
 
-def as_tensor(value: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+def event_tensor(value: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A number, list, array or tensor as a tensor; floats take `dtype`, whole numbers keep theirs.
 
     Raises:

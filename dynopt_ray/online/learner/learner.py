@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynopt_ray.errors import DataError, DivergedError, LearnerError
 from dynopt_ray.online.drift import Detector, Reaction, build_detector, build_reactions
 from dynopt_ray.online.learner.admission import Admission, refusals
-from dynopt_ray.online.learner.events import Quarantine, Rejected, as_batch, as_tensor
+from dynopt_ray.online.learner.events import Quarantine, Rejected, as_batch, event_tensor
 from dynopt_ray.online.learner.guard import Guard, Restore, Verdict
 from dynopt_ray.online.learner.isolation import evaluation_mode, mix_seed, own_randomness
 from dynopt_ray.online.learner.predictor import Predictor
@@ -143,7 +143,7 @@ class OnlineLearner:
             DataError: x does not have the stream's shape.
         """
         batch, single = as_batch(
-            as_tensor(x, dtype=self._dtype, device=self._device), self.event_shape
+            event_tensor(x, dtype=self._dtype, device=self._device), self.event_shape
         )
         output = self._outputs(batch)
         return output[0] if single else output

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.online.learner.events import as_batch, as_tensor
+from dynopt_ray.online.learner.events import as_batch, event_tensor
 
 
 class Predictor:
@@ -45,7 +45,7 @@ class Predictor:
             DataError: x does not have the stream's shape.
         """
         batch, single = as_batch(
-            as_tensor(x, dtype=self._dtype, device=self._device), self._event_shape
+            event_tensor(x, dtype=self._dtype, device=self._device), self._event_shape
         )
         with torch.no_grad():
             output: Tensor = self._model(batch)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import CheckpointError, DataError
-from dynopt_ray.policies.arrays import ActionMask
+from dynopt_ray.policies.actions import ActionMask
 from dynopt_ray.policies.observation import Observation
 from dynopt_ray.storage import read_state, write_state
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dynopt_ray.errors import CheckpointError
-from dynopt_ray.policies.arrays import ActionMask
+from dynopt_ray.policies.actions import ActionMask
 from dynopt_ray.policies.evaluation import ENVIRONMENT
 from dynopt_ray.policies.observation import FEATURES, Observation
 from dynopt_ray.storage import read_state, write_state

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dynopt_ray import plugins
-from dynopt_ray.policies.arrays import ActionMask
+from dynopt_ray.policies.actions import ActionMask
 from dynopt_ray.policies.observation import Observation
 from dynopt_ray.policies.policy import Policy
 

@@ -5,7 +5,7 @@ from typing import cast
 
 from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError
-from dynopt_ray.runs.kind import Action, Kind
+from dynopt_ray.runs.kind import Kind, PreparedRun
 from dynopt_ray.runs.kinds.adapt import AdaptSpec
 from dynopt_ray.runs.kinds.demo import DemoSpec
 from dynopt_ray.runs.kinds.policy import PolicySpec
@@ -42,12 +42,12 @@ def check_address(kind: str, address: str) -> None:
     check_reachable(address)
 
 
-def prepare(spec: Spec) -> Action:
+def prepare(spec: Spec) -> PreparedRun:
     """Make ready for a run without writing anything.
 
     Raises:
         DynoptError: data, files or arguments that the spec names are missing or wrong.
     """
-    runner = cast(Callable[[Spec], Action], plugins.import_attribute(KINDS[spec.kind].runner))
+    runner = cast(Callable[[Spec], PreparedRun], plugins.import_attribute(KINDS[spec.kind].runner))
     with threads(spec.num_threads):
         return runner(spec)

@@ -1,18 +1,18 @@
 """Specs: plain data, checked, with every mistake reported at once."""
 
-from dynopt_ray.runs.spec.base import CostKind, Fractions, NetworkSpec, Spec
+from dynopt_ray.runs.spec.base import CostFractions, NetworkSpec, Spec
 from dynopt_ray.runs.spec.fields import (
-    Config,
-    Criterion,
-    Detector,
-    OptimizerConfig,
+    ByName,
+    CriterionField,
+    DetectorField,
+    OptimizerField,
     Phase,
-    PolicyConfig,
-    Rate,
-    Reaction,
-    RecoveryConfig,
-    Scheduler,
-    Searcher,
+    PolicyField,
+    RateField,
+    ReactionField,
+    RecoveryField,
+    SchedulerField,
+    SearcherField,
     checked_by,
 )
 from dynopt_ray.runs.spec.overrides import with_overrides
@@ -20,20 +20,19 @@ from dynopt_ray.runs.spec.validation import Strict, short, validated
 from dynopt_ray.runs.spec.yaml_text import dump, parse
 
 __all__ = [
-    "Config",
-    "CostKind",
-    "Criterion",
-    "Detector",
-    "Fractions",
+    "ByName",
+    "CostFractions",
+    "CriterionField",
+    "DetectorField",
     "NetworkSpec",
-    "OptimizerConfig",
+    "OptimizerField",
     "Phase",
-    "PolicyConfig",
-    "Rate",
-    "Reaction",
-    "RecoveryConfig",
-    "Scheduler",
-    "Searcher",
+    "PolicyField",
+    "RateField",
+    "ReactionField",
+    "RecoveryField",
+    "SchedulerField",
+    "SearcherField",
     "Spec",
     "Strict",
     "checked_by",

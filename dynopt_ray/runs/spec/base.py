@@ -1,13 +1,11 @@
 """What specs have in common."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dynopt_ray.runs.spec.fields import OptimizerConfig, Phase, TaskConfig
+from dynopt_ray.runs.spec.fields import OptimizerField, Phase, TaskField
 from dynopt_ray.runs.spec.validation import Strict
-
-CostKind = Literal["nonzero", "params", "flops", "bytes"]
 
 _LARGEST_FRACTION = 10
 
@@ -37,9 +35,9 @@ class NetworkSpec(Spec):
         train: how a new network is trained.
     """
 
-    task: TaskConfig = Field(description="a task's name, or a mapping with name and options")
+    task: TaskField = Field(description="a task's name, or a mapping with name and options")
     start: str | None = None
-    optimizer: OptimizerConfig = "adam"
+    optimizer: OptimizerField = "adam"
     train: Phase | None = None
 
     @model_validator(mode="after")
@@ -61,20 +59,20 @@ def _check_fraction(value: float) -> float:
     return value
 
 
-Fraction = Annotated[float, Field(gt=0), AfterValidator(_check_fraction)]
+CostFraction = Annotated[float, Field(gt=0), AfterValidator(_check_fraction)]
 
 
-class Fractions(Strict):
+class CostFractions(Strict):
     """Of each cost, the fraction of what it is at the start that may be left."""
 
-    params: Fraction | None = None
-    nonzero: Fraction | None = None
-    flops: Fraction | None = None
-    bytes: Fraction | None = None
-    latency_ms: Fraction | None = None
+    params: CostFraction | None = None
+    nonzero: CostFraction | None = None
+    flops: CostFraction | None = None
+    bytes: CostFraction | None = None
+    latency_ms: CostFraction | None = None
 
     @model_validator(mode="after")
-    def _at_least_one(self) -> "Fractions":
+    def _at_least_one(self) -> "CostFractions":
         if not any(self.model_dump().values()):
             raise ValueError("a budget names at least one cost, e.g. {flops: 0.5}")
         return self

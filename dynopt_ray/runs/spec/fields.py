@@ -9,7 +9,7 @@ from dynopt_ray import plugins
 from dynopt_ray.errors import DynoptError
 from dynopt_ray.runs.spec.validation import Strict, short
 
-Config = dict[str, Any]
+ByName = dict[str, Any]
 """Something by name: `name` and the arguments of what is called so."""
 
 
@@ -32,7 +32,7 @@ def _plugin(family: plugins.Family) -> PlainValidator:
     Only the name is checked here; making the plugin checks the arguments.
     """
 
-    def validate(value: Any) -> str | Config:
+    def validate(value: Any) -> str | ByName:
         name = value.get("name") if isinstance(value, Mapping) else value
         if not isinstance(name, str):
             raise ValueError(
@@ -45,7 +45,7 @@ def _plugin(family: plugins.Family) -> PlainValidator:
     return PlainValidator(validate)
 
 
-def _policy(value: Any) -> str | Config:
+def _policy(value: Any) -> str | ByName:
     """A rule as a mapping is checked here; whether a text is a rule or a path, later."""
     if isinstance(value, str):
         return value
@@ -54,37 +54,37 @@ def _policy(value: Any) -> str | Config:
             "must be a rule's name, a mapping with 'name' and its arguments, or the run directory "
             f"or file of a learned policy, not {short(value)}"
         )
-    checked: str | Config = _plugin("rules").func(value)  # type: ignore[call-arg]
+    checked: str | ByName = _plugin("rules").func(value)  # type: ignore[call-arg]
     return checked
 
 
-def _optimizer(value: Any) -> str | Config:
+def _optimizer(value: Any) -> str | ByName:
     from torch import nn
 
     from dynopt_ray.training import make_optimizer
 
     checked_by(lambda config: make_optimizer(config, nn.Linear(1, 1), lr=0.1))(value)
-    made: str | Config = value
+    made: str | ByName = value
     return made
 
 
-def _recovery(value: Any) -> str | Config | None:
+def _recovery(value: Any) -> str | ByName | None:
     from dynopt_ray.training import make_recovery
 
-    made: str | Config | None = checked_by(make_recovery)(value)
+    made: str | ByName | None = checked_by(make_recovery)(value)
     return made
 
 
-Criterion = Annotated[str | Config, _plugin("criteria")]
-Detector = Annotated[str | Config, _plugin("detectors")]
-Reaction = Annotated[str | Config, _plugin("reactions")]
-PolicyConfig = Annotated[str | Config, PlainValidator(_policy)]
-Scheduler = Annotated[str | Config, _plugin("schedulers")]
-Searcher = Annotated[str | Config, _plugin("searchers")]
-TaskConfig = Annotated[str | Config, _plugin("tasks")]
-OptimizerConfig = Annotated[str | Config, PlainValidator(_optimizer)]
-RecoveryConfig = Annotated[str | Config | None, PlainValidator(_recovery)]
-Rate = Annotated[float | Config, PlainValidator(lambda value: value)]
+CriterionField = Annotated[str | ByName, _plugin("criteria")]
+DetectorField = Annotated[str | ByName, _plugin("detectors")]
+ReactionField = Annotated[str | ByName, _plugin("reactions")]
+PolicyField = Annotated[str | ByName, PlainValidator(_policy)]
+SchedulerField = Annotated[str | ByName, _plugin("schedulers")]
+SearcherField = Annotated[str | ByName, _plugin("searchers")]
+TaskField = Annotated[str | ByName, _plugin("tasks")]
+OptimizerField = Annotated[str | ByName, PlainValidator(_optimizer)]
+RecoveryField = Annotated[str | ByName | None, PlainValidator(_recovery)]
+RateField = Annotated[float | ByName, PlainValidator(lambda value: value)]
 """A learning rate: a number, a schedule or a controller; checked with the length of its phase."""
 
 
@@ -92,7 +92,9 @@ class Phase(Strict):
     """Some optimizer steps at a learning rate that may follow a schedule, or training itself."""
 
     num_steps: int = Field(ge=1, description="the number of optimizer steps")
-    lr: Rate = Field(description="a number, or a schedule such as {name: cosine, initial: 0.1}")
+    lr: RateField = Field(
+        description="a number, or a schedule such as {name: cosine, initial: 0.1}"
+    )
 
     @field_validator("lr")
     @classmethod

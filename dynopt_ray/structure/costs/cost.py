@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ from dynopt_ray.structure.tracing import (
 
 _WARM_UP = 3
 _RUNS = 20
+
+
+CostKind = Literal["params", "nonzero", "flops", "bytes", "latency_ms"]
+"""The fields of `Cost`."""
 
 
 @dataclass(frozen=True)

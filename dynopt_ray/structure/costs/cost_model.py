@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
+from dynopt_ray.arrays import FloatArray
 from dynopt_ray.structure.costs.cost import Cost
-from dynopt_ray.structure.units import Grouping, IntArray, Record
-
-FloatArray = npt.NDArray[np.float64]
+from dynopt_ray.structure.units import Grouping, IdArray, Record
 
 
 class CostModel:
@@ -51,17 +49,17 @@ class CostModel:
             self._traffic = self._products(terms)
         return self._traffic(np.asarray(widths, dtype=np.float64))
 
-    def _dims(self, record: Record, name: str, tensor: Tensor) -> list[IntArray]:
+    def _dims(self, record: Record, name: str, tensor: Tensor) -> list[IdArray]:
         dims = range(tensor.ndim if (name, 0) in record.parameter_ids else 0)
         return [record.parameter_ids[name, dim] for dim in dims]
 
-    def _products(self, terms: Sequence[tuple[int, list[IntArray]]]) -> "_Products":
+    def _products(self, terms: Sequence[tuple[int, list[IdArray]]]) -> "_Products":
         return _Products(
             [(coefficient, [self._size(ids) for ids in factors]) for coefficient, factors in terms],
             num_groups=len(self._grouping.groups),
         )
 
-    def _size(self, ids: IntArray) -> "_Size":
+    def _size(self, ids: IdArray) -> "_Size":
         """The size of a dimension; many dimensions share their ids."""
         known = self._sizes.get(id(ids))
         if known is None:
@@ -80,7 +78,7 @@ class CostModel:
         return known
 
 
-def _bytes(tensor: Tensor, dims: list[IntArray]) -> tuple[int, list[IntArray]]:
+def _bytes(tensor: Tensor, dims: list[IdArray]) -> tuple[int, list[IdArray]]:
     """What a tensor takes up, as a product; one that nobody's units lie along never changes."""
     return tensor.element_size() * (1 if dims else tensor.numel()), dims
 

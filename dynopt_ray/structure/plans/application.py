@@ -17,9 +17,9 @@ from dynopt_ray.structure.plans.history import HISTORIES, History, extended, his
 from dynopt_ray.structure.plans.initialisation import Draw
 from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerState, each_optimizer
 from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
-from dynopt_ray.structure.plans.stages import Masking, Stage, check_plan
+from dynopt_ray.structure.plans.stages import Masking, PlanStage, check_plan
 from dynopt_ray.structure.preserve import Transaction, masked_parameters
-from dynopt_ray.structure.refit import Cut, compensated, reading_removed
+from dynopt_ray.structure.refit import Replacement, compensated, reading_removed
 from dynopt_ray.structure.tracing import Inputs
 from dynopt_ray.structure.units import Change, moved_group, new_axes
 
@@ -140,7 +140,7 @@ def _changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, tuple[
 
 def _apply_stages(
     network: Network,
-    stages: Sequence[Stage],
+    stages: Sequence[PlanStage],
     rest: Sequence[Edit],
     states: Sequence[OptimizerState],
     batches: Sequence[Inputs] | None,
@@ -201,7 +201,9 @@ def _apply_widths(
     }
     if batches is not None:
         new = {**tensors, **weights}
-        cut = Cut(network.model, tensors, new, network.attributes, changes, by_tensor, masks)
+        cut = Replacement(
+            network.model, tensors, new, network.attributes, changes, by_tensor, masks
+        )
         refitted = compensated(cut, network.consumers, reading_removed(changes), batches)
         weights.update(refitted)
     by_group = {change.group.name: change for change in changes}
@@ -296,7 +298,9 @@ def _apply_masks(
     if batches is not None:
         held = masked_parameters(network.model)
         lossy = {n for n, keep in keeps.items() if n not in held or bool((held[n] & ~keep).any())}
-        cut = Cut(network.model, tensors, {**tensors, **weights}, (), (), {}, {**held, **keeps})
+        cut = Replacement(
+            network.model, tensors, {**tensors, **weights}, (), (), {}, {**held, **keeps}
+        )
         refitted = compensated(cut, network.consumers, lossy, batches)
         weights.update(refitted)
     for name, value in weights.items():

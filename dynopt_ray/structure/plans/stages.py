@@ -19,10 +19,10 @@ class Resizing(list[Grow | Shrink]):
     """Edits of distinct width groups, which are resized at once."""
 
 
-Stage = Masking | Resizing | Insert | Remove
+PlanStage = Masking | Resizing | Insert | Remove
 
 
-def check_plan(network: Network, plan: Sequence[Edit]) -> tuple[list[Stage], Sequence[Edit]]:
+def check_plan(network: Network, plan: Sequence[Edit]) -> tuple[list[PlanStage], Sequence[Edit]]:
     """Check every edit and cut the plan into stages that can be done at once.
 
     Returns:
@@ -33,8 +33,8 @@ def check_plan(network: Network, plan: Sequence[Edit]) -> tuple[list[Stage], Seq
         EditError: an edit cannot be carried out or would change nothing.
         UnknownNameError: an edit names nothing of the network.
     """
-    stages: list[Stage] = []
-    last: Stage | None = None
+    stages: list[PlanStage] = []
+    last: PlanStage | None = None
     touched: set[str] = set()  # in the last stage
     widths = network.widths
     for place, edit in enumerate(plan):

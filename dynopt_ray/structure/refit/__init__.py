@@ -1,6 +1,6 @@
 """Refitting what reads removed units, by least squares on its own inputs."""
 
-from dynopt_ray.structure.refit.compensation import Cut, compensated, reading_removed
+from dynopt_ray.structure.refit.compensation import Replacement, compensated, reading_removed
 from dynopt_ray.structure.refit.observers import Observer, Seen, Use
 from dynopt_ray.structure.refit.regression import (
     RIDGE,
@@ -12,9 +12,9 @@ from dynopt_ray.structure.refit.regression import (
 
 __all__ = [
     "RIDGE",
-    "Cut",
     "Moments",
     "Observer",
+    "Replacement",
     "Seen",
     "Use",
     "best_ridges",

@@ -43,7 +43,7 @@ Halves = tuple[Moments, Moments]
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
+class Replacement:
     """A network before a change, and after it but before refitting.
 
     Attributes:
@@ -66,7 +66,7 @@ class Cut:
 
 
 def compensated(
-    cut: Cut,
+    cut: Replacement,
     consumers: Mapping[str, Sequence[Consumer]],
     lossy: Collection[str],
     batches: Sequence[Inputs],
@@ -129,7 +129,7 @@ def reading_removed(changes: Sequence[Change]) -> set[str]:
 
 
 def _given(
-    cut: Cut, uses: Mapping[str, Sequence[Consumer]], batches: Sequence[Inputs]
+    cut: Replacement, uses: Mapping[str, Sequence[Consumer]], batches: Sequence[Inputs]
 ) -> list[dict[Use, Given]]:
     """What some weights give in the original network, batch by batch, until it is enough."""
     given: list[dict[Use, Given]] = []
@@ -161,7 +161,7 @@ def _run(observer: Observer, model: nn.Module, batch: Inputs, number: int) -> No
 
 
 def _collected(
-    cut: Cut,
+    cut: Replacement,
     tensors: Mapping[str, Tensor],
     stage: Mapping[str, Sequence[Consumer]],
     batches: Sequence[Inputs],

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from dynopt_ray.structure.units import IntArray, Labels, Place, Record
+from dynopt_ray.structure.units import IdArray, Labels, Place, Record
 
 
 class Tracked(int):
@@ -167,9 +167,9 @@ class UnitCount(Size):
         ids: the units that were counted.
     """
 
-    ids: IntArray
+    ids: IdArray
 
-    def __new__(cls, ids: IntArray, record: Record, divisor: int = 1) -> "UnitCount":
+    def __new__(cls, ids: IdArray, record: Record, divisor: int = 1) -> "UnitCount":
         """The count of `ids`, divided."""
         self = super().__new__(cls, ids.size // divisor)
         self.ids, self.record, self.divisor = ids, record, divisor

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-Rule = Callable[..., None]
+OperationRule = Callable[..., None]
 
-RULES: dict[Callable[..., Any], Rule] = {}
+RULES: dict[Callable[..., Any], OperationRule] = {}
 """Operation, as it reaches a mode -> its rule."""
 
 KEEPS_ZEROS: set[Callable[..., Any]] = set()
@@ -17,7 +17,7 @@ KEEPS_ZEROS: set[Callable[..., Any]] = set()
 _NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
 
 
-def rule(*operations: str | Callable[..., Any]) -> Callable[[Rule], Rule]:
+def rule(*operations: str | Callable[..., Any]) -> Callable[[OperationRule], OperationRule]:
     """Register how unit ids flow through some operations.
 
     The rule is called with the `Trace`, the operation's output and the operation's own arguments.
@@ -32,7 +32,7 @@ def rule(*operations: str | Callable[..., Any]) -> Callable[[Rule], Rule]:
         ValueError: torch has no operation of this name.
     """
 
-    def register(function: Rule) -> Rule:
+    def register(function: OperationRule) -> OperationRule:
         for operation in operations:
             found = [*_operations(operation)]
             if not found:

@@ -20,11 +20,11 @@ from dynopt_ray.errors import TraceError
 from dynopt_ray.structure.tracing.counts import NUMBERS, SIZES, Kept, counted_entries, counted_sizes
 from dynopt_ray.structure.tracing.nested_tensors import given_tensors, storage_of, tensors_in
 from dynopt_ray.structure.tracing.opened_functions import OPENED
-from dynopt_ray.structure.tracing.registry import KEEPS_ZEROS, RULES, Rule
+from dynopt_ray.structure.tracing.registry import KEEPS_ZEROS, RULES, OperationRule
 from dynopt_ray.structure.tracing.shapes import shape_only
 from dynopt_ray.structure.units import (
     Consumer,
-    IntArray,
+    IdArray,
     Label,
     Labels,
     Link,
@@ -69,7 +69,7 @@ class Trace(TorchFunctionMode):
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
         self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
         self._producers: dict[int, Consumer] = {}
-        self._picked: dict[int, tuple[Tensor, IntArray]] = {}
+        self._picked: dict[int, tuple[Tensor, IdArray]] = {}
         for name, tensor in tensors.items():
             labels = []
             # What integers hold (indices, masks) is data; nobody's units lie along them.
@@ -116,7 +116,7 @@ class Trace(TorchFunctionMode):
 
     def _follow(
         self,
-        handler: Rule,
+        handler: OperationRule,
         out: Any,
         func: Callable[..., Any],
         args: Sequence[Any],
@@ -162,17 +162,17 @@ class Trace(TorchFunctionMode):
         """The name of a parameter or buffer; None for any other tensor."""
         return None if tensor is None else self.record.names.get(id(tensor))
 
-    def tie(self, one: IntArray, other: IntArray) -> None:
+    def tie(self, one: IdArray, other: IdArray) -> None:
         """These units are the same: they can only come and go together. Broadcasts."""
         if one is not other:
             self.record.ties.append((one, other))
 
-    def pin(self, ids: IntArray | Labels, reason: str) -> None:
+    def pin(self, ids: IdArray | Labels, reason: str) -> None:
         """These units cannot be resized."""
         for array in [ids] if isinstance(ids, np.ndarray) else [label.ids for label in ids]:
             self.record.pinned.append((array.ravel(), reason))
 
-    def mix(self, ids: IntArray, axis: int | None = None) -> None:
+    def mix(self, ids: IdArray, axis: int | None = None) -> None:
         """An operation's result depends on how many of these units there are.
 
         Along one axis of ids, that is not so where all of it belongs to one unit (a norm over the
@@ -183,7 +183,7 @@ class Trace(TorchFunctionMode):
         else:
             self.record.mixed.append(np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis]))
 
-    def units(self, tensor: Tensor, dim: int) -> IntArray | None:
+    def units(self, tensor: Tensor, dim: int) -> IdArray | None:
         """Ids along one dimension that a single one-dimensional label covers, else None."""
         label = covering(self.labels(tensor), dim % tensor.ndim)
         if label is not None and len(label.dims) > 1:
@@ -191,7 +191,7 @@ class Trace(TorchFunctionMode):
             return None
         return None if label is None else label.ids
 
-    def match(self, tensor: Tensor, dim: int, ids: IntArray | None) -> None:
+    def match(self, tensor: Tensor, dim: int, ids: IdArray | None) -> None:
         """The units along `dim` of a tensor are `ids`; data without units pins them."""
         label = covering(self.labels(tensor), dim % tensor.ndim)
         if label is None and ids is not None:
@@ -204,7 +204,7 @@ class Trace(TorchFunctionMode):
                 label.ids, ids.reshape([-1 if a == axis else 1 for a in range(len(label.dims))])
             )
 
-    def picked(self, out: Tensor, ids: IntArray) -> None:
+    def picked(self, out: Tensor, ids: IdArray) -> None:
         """A constant index picked these units; only if somebody reads them are they special."""
         _, before = self._picked.get(id(out), (out, ids[:0]))
         self._picked[id(out)] = (out, np.concatenate([before, ids]))
@@ -360,7 +360,7 @@ class Trace(TorchFunctionMode):
     def link(
         self,
         attribute: str,
-        ids: IntArray,
+        ids: IdArray,
         index: int | None = None,
         owner: Tensor | None = None,
     ) -> None:
@@ -374,7 +374,7 @@ class Trace(TorchFunctionMode):
             value = value[index] if isinstance(value, tuple | list) else None
         self.counts(value, ids)
 
-    def counts(self, size: Any, ids: IntArray) -> None:
+    def counts(self, size: Any, ids: IdArray) -> None:
         """This many units were asked for: a number that a module keeps follows them."""
         if isinstance(size, Kept) and not size.less and size.value * size.times == ids.size:
             rows = ids.reshape(size.times, -1)

@@ -39,7 +39,7 @@ _Kind = tuple[type[nn.Module], str, int | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Verified:
     """What running at other widths showed.
 
     Attributes:
@@ -82,7 +82,7 @@ class Verifier:
         self._unsolved: set[frozenset[_Kind]] = set()
         self._linked = linked(passes.record.links, passes.grouping)
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Verified:
         """Which groups can be resized, and what must follow them."""
         pending = list(self._passes.grouping.groups)
         found: list[Attribute] = []
@@ -105,7 +105,7 @@ class Verifier:
                 found += self._alike(solution, others, {a.place for a in found})
         runs = outcome if isinstance(outcome, dict) else {}
         groups = tuple(self._confirmed(group, runs[group.name], found) for group in pending)
-        return Verdict(groups, (*self._linked, *found), fixed)
+        return Verified(groups, (*self._linked, *found), fixed)
 
     def _confirmed(
         self, group: WidthGroup, wider: WidthGroup, found: Sequence[Attribute]

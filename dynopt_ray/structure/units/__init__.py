@@ -4,7 +4,7 @@ from dynopt_ray.structure.units.attributes import Attribute, attributes_changed,
 from dynopt_ray.structure.units.grouping import Grouping, Key, group_units
 from dynopt_ray.structure.units.groups import Slice, WidthGroup, producer_name
 from dynopt_ray.structure.units.labels import (
-    IntArray,
+    IdArray,
     Label,
     Labels,
     along,
@@ -25,7 +25,7 @@ __all__ = [
     "Consumer",
     "Contraction",
     "Grouping",
-    "IntArray",
+    "IdArray",
     "Key",
     "Label",
     "Labels",

@@ -9,7 +9,7 @@ from torch import nn
 
 from dynopt_ray.structure.units.grouping import Grouping
 from dynopt_ray.structure.units.groups import WidthGroup
-from dynopt_ray.structure.units.labels import IntArray
+from dynopt_ray.structure.units.labels import IdArray
 from dynopt_ray.structure.units.record import Link, Place
 
 
@@ -65,7 +65,7 @@ def linked(links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
     return list(found.values())
 
 
-def _per_unit(ids: IntArray, grouping: Grouping) -> dict[str, int]:
+def _per_unit(ids: IdArray, grouping: Grouping) -> dict[str, int]:
     """How much of a dimension each unit of a group takes up.
 
     Empty where that differs between the units of a group: such a size does not follow the width.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from dynopt_ray.structure.units.groups import Slice, WidthGroup, contiguous_runs, producer_name
-from dynopt_ray.structure.units.labels import ID, IntArray
+from dynopt_ray.structure.units.labels import ID, IdArray
 from dynopt_ray.structure.units.record import Link, Place, Record
 
 Key = tuple[str, int]
@@ -32,8 +32,8 @@ class Grouping:
 
     groups: tuple[WidthGroup, ...]
     fixed: dict[str, str]
-    group_of: IntArray
-    unit_of: IntArray
+    group_of: IdArray
+    unit_of: IdArray
 
     def only(self, groups: Sequence[WidthGroup]) -> "Grouping":
         """The same outcome with some of the groups left; the others count as fixed."""
@@ -97,7 +97,7 @@ def group_units(record: Record) -> Grouping:
     return Grouping(tuple(groups), fixed, group_of, unit_of[component])
 
 
-def _merged(record: Record) -> IntArray:
+def _merged(record: Record) -> IdArray:
     """The connected component of every id; views to several dimensions are made rectangular."""
     component = _components(record.num_ids, record.ties)
     while True:
@@ -113,7 +113,7 @@ def _merged(record: Record) -> IntArray:
         component = _components(record.num_ids, record.ties)
 
 
-def _components(num_ids: int, ties: Iterable[tuple[IntArray, IntArray]]) -> IntArray:
+def _components(num_ids: int, ties: Iterable[tuple[IdArray, IdArray]]) -> IdArray:
     # scipy loads slowly and `import dynopt_ray` should not wait for it.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -129,7 +129,7 @@ def _components(num_ids: int, ties: Iterable[tuple[IntArray, IntArray]]) -> IntA
     return np.asarray(component, dtype=ID)
 
 
-def _rectangular(component: IntArray, ids: IntArray) -> list[tuple[IntArray, IntArray]]:
+def _rectangular(component: IdArray, ids: IdArray) -> list[tuple[IdArray, IdArray]]:
     """Ties that make the units of a view to several dimensions vary along one of them only.
 
     Where nothing else decided (heads are tied within by the product over their coordinates), the
@@ -146,7 +146,7 @@ def _rectangular(component: IntArray, ids: IntArray) -> list[tuple[IntArray, Int
     return [(ids, ids[(*(slice(0, 1),) * (ids.ndim - 1), slice(None))])]
 
 
-def _counted_alike(component: IntArray, links: Sequence[Link]) -> list[tuple[IntArray, IntArray]]:
+def _counted_alike(component: IdArray, links: Sequence[Link]) -> list[tuple[IdArray, IdArray]]:
     """Ties of units that one attribute counts in several places (heads of shared settings).
 
     An attribute that counts the coordinates of one unit (of a head) says nothing about units.
@@ -166,7 +166,7 @@ def _counted_alike(component: IntArray, links: Sequence[Link]) -> list[tuple[Int
     return ties
 
 
-def _pinned(record: Record, component: IntArray, num_components: int) -> list[str | None]:
+def _pinned(record: Record, component: IdArray, num_components: int) -> list[str | None]:
     reasons: list[str | None] = [None] * num_components
     for ids, reason in record.pinned:
         for unit in np.unique(component[ids]).tolist():
@@ -195,14 +195,14 @@ class _Entries:
 
     keys: list[Key]
     alike: list[list[int]]
-    key: IntArray
-    component: IntArray
-    position: IntArray
+    key: IdArray
+    component: IdArray
+    position: IdArray
 
     @classmethod
-    def build(cls, record: Record, keys: list[Key], component: IntArray) -> "_Entries":
+    def build(cls, record: Record, keys: list[Key], component: IdArray) -> "_Entries":
         alike: dict[bytes, list[int]] = {}
-        rows: list[IntArray] = [np.zeros(0, ID)]
+        rows: list[IdArray] = [np.zeros(0, ID)]
         for index, key in enumerate(keys):
             here = component[record.parameter_ids[key]]
             others = alike.setdefault(here.tobytes(), [])
@@ -220,7 +220,7 @@ class _Entries:
             np.concatenate(positions),
         )
 
-    def slices(self, bundle_of: IntArray, unit_of: IntArray) -> Iterable[list[Member]]:
+    def slices(self, bundle_of: IdArray, unit_of: IdArray) -> Iterable[list[Member]]:
         """For each bundle of units, the dimensions that they lie along, in order."""
         bundle, unit = bundle_of[self.component], unit_of[self.component]
         order = np.lexsort((unit, self.key, bundle))  # stable: positions stay in order
@@ -260,7 +260,7 @@ def _token(number: int) -> np.uint64:
     return token
 
 
-def _counted_within(bundle_of: IntArray, present: IntArray, num_components: int) -> IntArray:
+def _counted_within(bundle_of: IdArray, present: IdArray, num_components: int) -> IdArray:
     """The number of each component within its bundle, in the order of `present`."""
     unit_of = np.full(num_components, -1, dtype=ID)
     order = np.argsort(bundle_of[present], kind="stable")

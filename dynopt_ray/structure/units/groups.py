@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from dynopt_ray.structure.units.labels import IntArray
+from dynopt_ray.structure.units.labels import IdArray
 from dynopt_ray.structure.units.record import Role
 
 # weight, bias; weight_ih_l0 of recurrent layers, weight_ih of their cells; in_proj_weight, bias_k
@@ -74,7 +74,7 @@ class WidthGroup:
         return f"WidthGroup({self.name!r}, width={self.width}{note})"
 
 
-def contiguous_runs(positions: IntArray) -> tuple[int, ...]:
+def contiguous_runs(positions: IdArray) -> tuple[int, ...]:
     """Lengths of the contiguous runs among one unit's sorted coordinates."""
     breaks = np.flatnonzero(positions[1:] - positions[:-1] != 1) if len(positions) > 1 else ()
     edges = [0, *(int(b) + 1 for b in breaks), len(positions)]

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.integer[Any]]
+IdArray = npt.NDArray[np.integer[Any]]
+"""Unit ids, or places computed from them."""
 
 ID = np.int32
 """Ids are many and short-lived; in 32 bits their arrays take half the memory of a trace."""
@@ -31,7 +32,7 @@ class Label:
     """
 
     dims: tuple[int, ...]
-    ids: IntArray
+    ids: IdArray
 
 
 Labels = tuple[Label, ...]
@@ -45,7 +46,7 @@ def covering(labels: Labels, dim: int) -> Label | None:
     return None
 
 
-def along(label: Label, *dims: int) -> IntArray:
+def along(label: Label, *dims: int) -> IdArray:
     """The ids along some of its dimensions, at the first coordinate of the others."""
     return label.ids[tuple(slice(None) if d in dims else 0 for d in label.dims)]
 
@@ -65,7 +66,7 @@ def renumbered(labels: Labels, new_dim: Sequence[int]) -> Labels:
     return tuple(moved)
 
 
-def spread(label: Label, dims: Sequence[int], sizes: Sequence[int]) -> IntArray:
+def spread(label: Label, dims: Sequence[int], sizes: Sequence[int]) -> IdArray:
     """The ids with one axis per dimension in `dims`, repeated along those the label lacks."""
     shape = [size if d in label.dims else 1 for d, size in zip(dims, sizes, strict=True)]
     return np.broadcast_to(label.ids.reshape(shape), tuple(sizes))

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from dynopt_ray.structure.units.labels import ID, IntArray, Labels
+from dynopt_ray.structure.units.labels import ID, IdArray, Labels
 
 Role = Literal["out", "in", "scale"]
 
@@ -66,7 +66,7 @@ class Work:
     """What one operation does: `coefficient` times the sizes of the labelled dimensions."""
 
     coefficient: int
-    factors: tuple[IntArray, ...]
+    factors: tuple[IdArray, ...]
 
     @classmethod
     def over(cls, labels: Labels, sizes: Sequence[int]) -> "Work":
@@ -86,7 +86,7 @@ class Link:
     """
 
     place: Place
-    ids: IntArray
+    ids: IdArray
 
 
 @dataclass
@@ -96,18 +96,18 @@ class Record:
     names: dict[int, str]
     with_costs: bool = True
     """Whether work, bytes and blocks are noted too, not ties alone."""
-    ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    pinned: list[tuple[IntArray, str]] = field(default_factory=list)
-    mixed: list[IntArray] = field(default_factory=list)
-    counted: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    ties: list[tuple[IdArray, IdArray]] = field(default_factory=list)
+    pinned: list[tuple[IdArray, str]] = field(default_factory=list)
+    mixed: list[IdArray] = field(default_factory=list)
+    counted: list[tuple[IdArray, IdArray]] = field(default_factory=list)
     """Units of which there are as many as of others: tied, unless they are these very units."""
-    normed: list[IntArray] = field(default_factory=list)
+    normed: list[IdArray] = field(default_factory=list)
     """Units whose weights are normalised over them: none shows that has no weights."""
-    never_one: list[IntArray] = field(default_factory=list)
+    never_one: list[IdArray] = field(default_factory=list)
     """Units of which two must stay: a dimension of one would be squeezed away."""
-    parted: list[IntArray] = field(default_factory=list)
+    parted: list[IdArray] = field(default_factory=list)
     """Units that an operation treats by where they stand, apart from those beside them."""
-    factors: list[IntArray] = field(default_factory=list)
+    factors: list[IdArray] = field(default_factory=list)
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     first_use: dict[str, int] = field(default_factory=dict)
     hidden: set[tuple[str, int]] = field(default_factory=set)
@@ -118,7 +118,7 @@ class Record:
     links: list[Link] = field(default_factory=list)
     valued: set[Place] = field(default_factory=set)
     """Attributes that scale what the network computes, beside whatever size they give."""
-    parameter_ids: dict[tuple[str, int], IntArray] = field(default_factory=dict)
+    parameter_ids: dict[tuple[str, int], IdArray] = field(default_factory=dict)
     num_ids: int = 0
     blocks: dict[str, int | None] = field(default_factory=dict)
     """Modules called once, that give a tensor like the one they take: how many outputs follow."""
@@ -128,7 +128,7 @@ class Record:
     """Whether the forward pass looked at values, and so may go another way on other data."""
     _owned: list[tuple[int, tuple[str, int]]] = field(default_factory=list)
 
-    def own(self, key: tuple[str, int], size: int) -> IntArray:
+    def own(self, key: tuple[str, int], size: int) -> IdArray:
         """The ids of a parameter's dimension, fresh ones at first."""
         if key not in self.parameter_ids:
             if size:
@@ -136,13 +136,13 @@ class Record:
             self.parameter_ids[key] = self.fresh(size)
         return self.parameter_ids[key]
 
-    def fresh(self, size: int) -> IntArray:
+    def fresh(self, size: int) -> IdArray:
         """Ids that nothing carries yet."""
         ids = np.arange(self.num_ids, self.num_ids + size, dtype=ID)
         self.num_ids += size
         return ids
 
-    def owners(self, ids: IntArray) -> list[tuple[str, int]]:
+    def owners(self, ids: IdArray) -> list[tuple[str, int]]:
         """The parameter dimensions whose own coordinates are among the ids."""
         found = []
         rest = np.unique(ids)

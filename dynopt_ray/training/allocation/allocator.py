@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure import Cost, Graph, trace
+from dynopt_ray.structure import Cost, CostKind, Graph, trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.allocation.arguments import check_limits
 from dynopt_ray.training.allocation.curves import read_curves
 from dynopt_ray.training.allocation.knapsack import Knapsack
 from dynopt_ray.training.allocation.sensitivities import sensitivity
-from dynopt_ray.training.arguments import check_task
-from dynopt_ray.training.budgets import Budget, CostKind, Widths, asks_latency, fractions_hint
+from dynopt_ray.training.arguments import check_is_task
+from dynopt_ray.training.budgets import Budget, Widths, asks_latency, fractions_hint
 from dynopt_ray.training.loop import Costs
 from dynopt_ray.training.pruning import check_min_widths, least_widths, most_held, unreachable
 
@@ -82,7 +82,7 @@ def allocate(
         >>> allocate(model, task, Budget(params=0.9), curves=curves)
         {'0': 10, '2': 5}
     """
-    check_task("allocate", task)
+    check_is_task("allocate", task)
     check_limits(budget)
     check_min_widths(min_widths, caller="allocate")
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())

@@ -6,16 +6,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from dynopt_ray.arrays import FloatArray
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure import Graph, WidthGroup
 from dynopt_ray.training.budgets import Widths
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from dynopt_ray.structure import CostKind
 from dynopt_ray.training.allocation.curves import Curve
-from dynopt_ray.training.budgets import ROUNDING, CostKind, Widths
+from dynopt_ray.training.budgets import ROUNDING, Widths
 
 # Less is rounding, and the next exchange might take it back.
 _LEAST_GAIN = 1e-12

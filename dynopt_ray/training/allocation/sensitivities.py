@@ -19,17 +19,17 @@ from dynopt_ray.errors import DivergedError, EditError, UnknownNameError
 from dynopt_ray.structure import Graph, Inputs, Surroundings, buffers_kept, trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.allocation.arguments import check_fractions
-from dynopt_ray.training.arguments import check_task
+from dynopt_ray.training.arguments import check_is_task
 from dynopt_ray.training.budgets import share_of
 from dynopt_ray.training.loop import (
     SCORE_ROWS,
+    CostAndMetrics,
     Costs,
-    Measurement,
     calibration_inputs,
-    measured,
+    cost_and_metrics,
+    history_table,
     sample_batches,
     seeded,
-    table,
     undone,
 )
 from dynopt_ray.training.pruning import (
@@ -105,7 +105,7 @@ def sensitivity(
         >>> curves.pivot(index="remove_fraction", columns="group", values="width").values.tolist()
         [[16, 8], [12, 6], [8, 4]]
     """
-    check_task("sensitivity", task)
+    check_is_task("sensitivity", task)
     if isinstance(granularity, str) and Pattern.parse(granularity):
         raise ValueError(
             f"sensitivity: granularity {granularity!r} says by itself how much goes, so there is "
@@ -124,10 +124,10 @@ def sensitivity(
         is_unit = granularity == "unit"
         steps = {group.name: group.step for group in graph} if is_unit else {}
         costs = Costs(graph, task.example_inputs())
-        start = measured(graph, task, costs)
+        start = cost_and_metrics(graph, task, costs)
         pool = _pool(graph, task, costs, criterion, granularity, generator)
         scan = _Scan(graph, task, costs, pool, calibration, steps)
-        return table([row for name in names for row in scan.rows(name, shares, start)])
+        return history_table([row for name in names for row in scan.rows(name, shares, start)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class _Scan:
     steps: Mapping[str, int]
 
     def rows(
-        self, name: str, fractions: Sequence[float], start: Measurement
+        self, name: str, fractions: Sequence[float], start: CostAndMetrics
     ) -> Iterator[dict[str, Any]]:
         """The curve of one group, from the network as it is."""
         candidates, step = self.pool.candidates, self.steps.get(name, 1)
@@ -155,14 +155,14 @@ class _Scan:
                 number, now = wanted, self._without(name, wanted)
             yield _row(name, fraction, size - number, number, now)
 
-    def _without(self, name: str, number: int) -> Measurement:
+    def _without(self, name: str, number: int) -> CostAndMetrics:
         """The network without the least important of one group."""
         plan = self.pool.plan(self.pool.candidates.least({name: number}))
         # Around it all once more: there Ctrl-C that meets the end of this one is an error.
         with undone(self.graph):
             self.graph.apply(plan, compensate=self.calibration)
             try:
-                return measured(self.graph, self.task, self.costs)
+                return cost_and_metrics(self.graph, self.task, self.costs)
             except DivergedError as error:
                 error.add_note(f"This was without {number} of the {self.pool.noun} of {name!r}.")
                 raise
@@ -213,7 +213,7 @@ def _pool(
 
 
 def _row(
-    name: str, fraction: float, width: int, num_removed: int, now: Measurement
+    name: str, fraction: float, width: int, num_removed: int, now: CostAndMetrics
 ) -> dict[str, Any]:
     cost, validation = now.cost, now.validation
     return {

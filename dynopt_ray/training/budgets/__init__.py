@@ -3,7 +3,6 @@
 from dynopt_ray.training.budgets.nonzero import NonzeroCount, is_nonzero
 from dynopt_ray.training.budgets.targets import (
     Budget,
-    CostKind,
     Fraction,
     Target,
     Threshold,
@@ -22,7 +21,6 @@ from dynopt_ray.training.budgets.widths import (
 __all__ = [
     "ROUNDING",
     "Budget",
-    "CostKind",
     "Fraction",
     "NonzeroCount",
     "Target",

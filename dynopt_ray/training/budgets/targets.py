@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-from dynopt_ray.structure import Cost
+from dynopt_ray.structure import Cost, CostKind
 from dynopt_ray.training.numbers import positive, share
-
-CostKind = Literal["params", "nonzero", "flops", "bytes", "latency_ms"]
 
 COST_KINDS: tuple[CostKind, ...] = get_args(CostKind)
 

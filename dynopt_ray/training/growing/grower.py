@@ -13,7 +13,7 @@ from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Graph, Receipt, trace
 from dynopt_ray.tasks import AddedLoss, Metrics, Task, TrainStats
-from dynopt_ray.training.arguments import check_callable, check_follows, check_task, round_shares
+from dynopt_ray.training.arguments import check_callable, check_follows, check_is_task, round_shares
 from dynopt_ray.training.budgets import Budget, Widths, asks_latency, larger_widths
 from dynopt_ray.training.growing.arguments import check_grow_target
 from dynopt_ray.training.growing.limits import Growth
@@ -26,14 +26,14 @@ from dynopt_ray.training.growing.planner import (
 )
 from dynopt_ray.training.loop import (
     Attempt,
+    CostAndMetrics,
     Costs,
-    Measurement,
     attempt,
+    cost_and_metrics,
+    history_table,
     in_round,
-    measured,
     row,
     seeded,
-    table,
 )
 from dynopt_ray.training.numbers import finite, not_negative, whole
 from dynopt_ray.training.retraining import Retraining, as_retraining, default_optimizer
@@ -62,8 +62,8 @@ class GrowResult:
     """
 
     history: "pd.DataFrame"
-    before: Measurement
-    after: Measurement
+    before: CostAndMetrics
+    after: CostAndMetrics
     test: Metrics | None
     receipts: tuple[Receipt, ...]
     graph: Graph
@@ -172,7 +172,7 @@ def grow(
         >>> result.history["width/0"].tolist()
         [8, 10, 12, 14, 16]
     """
-    check_task("grow", task)
+    check_is_task("grow", task)
     check_grow_target(target)
     check_callable("grow: when", when, "a function of the losses such as stalled(), or None")
     _check_ways(target, criterion, init, min_gain)
@@ -187,7 +187,7 @@ def grow(
     if not isinstance(target, Budget):
         target = larger_widths(graph, target)
     with seeded(graph.model, seed) as generator:
-        judge = partial(measured, graph, task, costs, latency=asks_latency(target))
+        judge = partial(cost_and_metrics, graph, task, costs, latency=asks_latency(target))
         start = judge()
         if start.cost.latency_ms is not None:
             costs.correct(start.widths, start.cost.latency_ms)
@@ -200,7 +200,7 @@ def grow(
 def _run(
     planner: Planner,
     trainer: "_Trainer",
-    judge: Callable[[], Measurement],
+    judge: Callable[[], CostAndMetrics],
     shares: Sequence[float],
     min_gain: float | None,
 ) -> GrowResult:
@@ -228,10 +228,10 @@ def _run(
         receipts += [] if step.receipt is None else [step.receipt]
         now = step.after
     test = task.evaluate(graph.model, "test") if "test" in task.splits else None
-    return GrowResult(table(rows), start, now, test, tuple(receipts), graph)
+    return GrowResult(history_table(rows), start, now, test, tuple(receipts), graph)
 
 
-def _pays(min_gain: float | None, before: Measurement, after: Measurement) -> bool:
+def _pays(min_gain: float | None, before: CostAndMetrics, after: CostAndMetrics) -> bool:
     return min_gain is None or after.validation.smooth - before.validation.smooth >= min_gain
 
 
@@ -310,7 +310,7 @@ def _check_ways(target: object, criterion: object, init: object, min_gain: float
         finite("grow: min_gain", min_gain)
 
 
-def _row(number: int, step: Attempt[Measurement, list[TrainStats]]) -> dict[str, Any]:
+def _row(number: int, step: Attempt[CostAndMetrics, list[TrainStats]]) -> dict[str, Any]:
     stats = step.recovered or []
     return row(
         step.after,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.structure import Graph, Grow
 from dynopt_ray.training.budgets import Budget, Widths, fractions_hint, is_nonzero, share_of
-from dynopt_ray.training.loop import Costs, Measurement
+from dynopt_ray.training.loop import CostAndMetrics, Costs
 
 Worth = Callable[[tuple[str, ...]], Mapping[str, float]]
 """Group names -> what the next unit of each would be worth, >= 0; any scale."""
@@ -31,7 +31,7 @@ class Growth:
 
     graph: Graph
     costs: Costs
-    start: Measurement
+    start: CostAndMetrics
     target: Budget | Widths
 
     def __post_init__(self) -> None:

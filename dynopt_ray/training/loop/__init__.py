@@ -1,9 +1,9 @@
 """The loop everything shares, and what it is made of: snapshots, measurements, seeds."""
 
 from dynopt_ray.training.loop.attempts import Attempt, attempt, in_round, undone
-from dynopt_ray.training.loop.measurement import Costs, Measurement, measured
+from dynopt_ray.training.loop.costs_and_metrics import CostAndMetrics, Costs, cost_and_metrics
 from dynopt_ray.training.loop.plain_state import copied, load_optimizer_state, optimizer_state
-from dynopt_ray.training.loop.rows import row, table
+from dynopt_ray.training.loop.rows import history_table, row
 from dynopt_ray.training.loop.sampling import SCORE_ROWS, calibration_inputs, sample_batches
 from dynopt_ray.training.loop.seeding import seeded
 from dynopt_ray.training.loop.snapshot import KeptOptions, Snapshot
@@ -12,24 +12,24 @@ from dynopt_ray.training.loop.stored_networks import loaded_network, network_byt
 __all__ = [
     "SCORE_ROWS",
     "Attempt",
+    "CostAndMetrics",
     "Costs",
     "KeptOptions",
-    "Measurement",
     "Snapshot",
     "attempt",
     "calibration_inputs",
     "copied",
+    "cost_and_metrics",
+    "history_table",
     "in_round",
     "load_optimizer_state",
     "loaded_network",
-    "measured",
     "network_bytes",
     "optimizer_state",
     "restored",
     "row",
     "sample_batches",
     "seeded",
-    "table",
     "traced",
     "undone",
 ]

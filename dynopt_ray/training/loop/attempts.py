@@ -14,12 +14,12 @@ from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import Graph, Inputs, Plan, Receipt
 from dynopt_ray.training.loop.snapshot import Snapshot
 
-Verdict = TypeVar("Verdict")
+Judged = TypeVar("Judged")
 Recovered = TypeVar("Recovered")
 
 
 @dataclass(frozen=True)
-class Attempt(Generic[Verdict, Recovered]):
+class Attempt(Generic[Judged, Recovered]):
     """What became of a plan.
 
     Attributes:
@@ -32,8 +32,8 @@ class Attempt(Generic[Verdict, Recovered]):
     """
 
     kept: bool
-    before: Verdict
-    after: Verdict
+    before: Judged
+    after: Judged
     receipt: Receipt | None
     recovered: Recovered | None
     duration_s: float
@@ -53,15 +53,15 @@ def attempt(
     graph: Graph,
     plan: Plan,
     *,
-    judge: Callable[[], Verdict],
-    accept: Callable[[Verdict, Verdict], bool],
-    before: Verdict | None = None,
+    judge: Callable[[], Judged],
+    accept: Callable[[Judged, Judged], bool],
+    before: Judged | None = None,
     recover: Callable[[], Recovered] | None = None,
     optimizer: Optimizer | None = None,
     compensate: Iterable[Inputs] | Tensor | None = None,
     generators: Iterable[torch.Generator] = (),
     seed: int | None = None,
-) -> Attempt[Verdict, Recovered]:
+) -> Attempt[Judged, Recovered]:
     """Apply a plan, let the network recover, judge it, and keep it or go back.
 
     Whatever fails on the way (the plan is refused, the loss diverges, the user interrupts) is

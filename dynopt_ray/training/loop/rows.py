@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dynopt_ray.training.loop.measurement import Measurement
+from dynopt_ray.training.loop.costs_and_metrics import CostAndMetrics
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def row(after: Measurement, *, duration_s: float, **facts: Any) -> dict[str, Any]:
+def row(after: CostAndMetrics, *, duration_s: float, **facts: Any) -> dict[str, Any]:
     """One row: what happened, then what the network costs and how well it does.
 
     Args:
@@ -34,7 +34,7 @@ def row(after: Measurement, *, duration_s: float, **facts: Any) -> dict[str, Any
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
+def history_table(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
     """Rows as a DataFrame, with the columns of the fullest row; NaN where a row has nothing."""
     import pandas as pd  # slow to import, and not needed to use the library
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria import Per, Scope, comparable
-from dynopt_ray.structure import Edit
-from dynopt_ray.training.budgets import CostKind
+from dynopt_ray.structure import CostKind, Edit
 
 
 @dataclass(frozen=True, eq=False)

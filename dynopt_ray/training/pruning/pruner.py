@@ -12,17 +12,17 @@ from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Graph, Inputs, Receipt, trace
 from dynopt_ray.tasks import Metrics, Task
-from dynopt_ray.training.arguments import check_follows, check_task, round_shares
+from dynopt_ray.training.arguments import check_follows, check_is_task, round_shares
 from dynopt_ray.training.budgets import Target, asks_latency, wanted_widths
 from dynopt_ray.training.loop import (
+    CostAndMetrics,
     Costs,
-    Measurement,
     calibration_inputs,
+    cost_and_metrics,
+    history_table,
     in_round,
-    measured,
     row,
     seeded,
-    table,
 )
 from dynopt_ray.training.numbers import whole
 from dynopt_ray.training.pruning.arguments import (
@@ -67,8 +67,8 @@ class PruneResult:
     """
 
     history: "pd.DataFrame"
-    before: Measurement
-    after: Measurement
+    before: CostAndMetrics
+    after: CostAndMetrics
     test: Metrics | None
     receipts: tuple[Receipt, ...]
     graph: Graph
@@ -157,7 +157,7 @@ def prune(
         >>> result.after.cost.flops <= result.before.cost.flops / 2
         True
     """
-    check_task("prune", task)
+    check_is_task("prune", task)
     kind, aim = _aim(granularity, target, recovery)
     check_min_widths(min_widths)
     if min_widths and kind == "weight":
@@ -172,7 +172,7 @@ def prune(
         aim = wanted_widths(graph, aim, min_widths=min_widths or {})
     with seeded(graph.model, seed) as generator:
         costs = Costs(graph, task.example_inputs())
-        start = measured(graph, task, costs, latency=asks_latency(aim))
+        start = cost_and_metrics(graph, task, costs, latency=asks_latency(aim))
         pruning = Pruning(
             graph=graph,
             task=task,
@@ -240,7 +240,7 @@ def _run(pruning: Pruning, shares: Sequence[float], first: Pool) -> PruneResult:
             receipts.append(outcome.cut.receipt)
     task, graph = pruning.task, pruning.graph
     return PruneResult(
-        history=table(rows),
+        history=history_table(rows),
         before=pruning.start,
         after=now,
         test=task.evaluate(graph.model, "test") if "test" in task.splits else None,

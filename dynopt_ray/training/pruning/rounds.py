@@ -34,10 +34,10 @@ from dynopt_ray.training.budgets import (
 from dynopt_ray.training.loop import (
     SCORE_ROWS,
     Attempt,
+    CostAndMetrics,
     Costs,
-    Measurement,
     attempt,
-    measured,
+    cost_and_metrics,
     sample_batches,
     undone,
 )
@@ -84,7 +84,7 @@ class Pruning:
     graph: Graph
     task: Task
     costs: Costs
-    start: Measurement
+    start: CostAndMetrics
     target: Target | Pattern
     criterion: Criterion
     granularity: Granularity
@@ -102,9 +102,11 @@ class Pruning:
         """Whether what follows a cut fills the zeros that no mask holds."""
         return self.calibration is not None or self.retraining is not None
 
-    def measured(self) -> Measurement:
+    def measured(self) -> CostAndMetrics:
         """The network as it is now."""
-        return measured(self.graph, self.task, self.costs, latency=asks_latency(self.target))
+        return cost_and_metrics(
+            self.graph, self.task, self.costs, latency=asks_latency(self.target)
+        )
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,11 @@ class Round:
 
     num_removed: int
     num_returned: int
-    cut: Attempt[Measurement, None]
-    retrained: Attempt[Measurement, TrainStats] | None
+    cut: Attempt[CostAndMetrics, None]
+    retrained: Attempt[CostAndMetrics, TrainStats] | None
 
     @property
-    def after(self) -> Measurement:
+    def after(self) -> CostAndMetrics:
         """The network as the round left it."""
         if self.retrained is not None and self.retrained.kept:
             return self.retrained.after
@@ -136,7 +138,7 @@ def prune_round(
     pruning: Pruning,
     *,
     share: float,
-    before: Measurement,
+    before: CostAndMetrics,
     num_before: int = 0,
     pool: Pool | None = None,
 ) -> Round:
@@ -161,7 +163,7 @@ def prune_round(
     pool = make_pool(pruning) if pool is None else pool
     selection = _selected(pruning, pool, share)
     plan, num_returned = _cut_plan(pruning, pool, selection)
-    cut: Attempt[Measurement, None] = attempt(
+    cut: Attempt[CostAndMetrics, None] = attempt(
         pruning.graph,
         plan,
         judge=pruning.measured,
@@ -331,8 +333,8 @@ def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
 
 
 def _retrained(
-    pruning: Pruning, before: Measurement, num_before: int
-) -> Attempt[Measurement, TrainStats]:
+    pruning: Pruning, before: CostAndMetrics, num_before: int
+) -> Attempt[CostAndMetrics, TrainStats]:
     assert pruning.retraining is not None
     restart = pruning.retraining.restart
     assert pruning.optimizer is not None
@@ -393,5 +395,5 @@ def _without(pruning: Pruning, pool: Pool, removed: Tensor) -> Iterator[None]:
         yield
 
 
-def _always(*_: Measurement) -> bool:
+def _always(*_: CostAndMetrics) -> bool:
     return True

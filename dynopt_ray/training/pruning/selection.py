@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dynopt_ray.criteria import Scope
 from dynopt_ray.errors import BudgetError
-from dynopt_ray.structure import Cost
-from dynopt_ray.training.budgets import ROUNDING, Budget, CostKind, Fraction, Threshold, Widths
+from dynopt_ray.structure import Cost, CostKind
+from dynopt_ray.training.budgets import ROUNDING, Budget, Fraction, Threshold, Widths
 from dynopt_ray.training.pruning.candidates import Candidates, Pool
 from dynopt_ray.training.pruning.patterns import Pattern
 

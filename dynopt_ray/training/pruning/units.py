@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dynopt_ray.criteria import Per, Scope, reading_roles, sum_over_units
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure import Edit, Graph, Shrink
-from dynopt_ray.training.budgets import CostKind, NonzeroCount, Widths
+from dynopt_ray.structure import CostKind, Edit, Graph, Shrink
+from dynopt_ray.training.budgets import NonzeroCount, Widths
 from dynopt_ray.training.loop import Costs
 from dynopt_ray.training.pruning.candidates import Candidates, list_candidates, most_important
 

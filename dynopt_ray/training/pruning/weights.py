@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria import Per, Scope
-from dynopt_ray.structure import Cost, Edit, Graph, Mask, mask_of
-from dynopt_ray.training.budgets import CostKind, is_nonzero
+from dynopt_ray.structure import Cost, CostKind, Edit, Graph, Mask, mask_of
+from dynopt_ray.training.budgets import is_nonzero
 from dynopt_ray.training.pruning.candidates import Candidates, list_candidates, most_important
 from dynopt_ray.training.pruning.patterns import Pattern
 

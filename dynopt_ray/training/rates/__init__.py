@@ -5,7 +5,7 @@ from dynopt_ray.training.rates.config import Rate, make_rate, make_schedule
 from dynopt_ray.training.rates.controller import ControllerFactory, RateController
 from dynopt_ray.training.rates.hypergradients import Hypergradient, hypergradient
 from dynopt_ray.training.rates.plateau import Plateau
-from dynopt_ray.training.rates.population_based import Population, PopulationStart
+from dynopt_ray.training.rates.population_based import PopulationBasedRate, PopulationStart
 from dynopt_ray.training.rates.range_test import RateRange, find_rate
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "ControllerFactory",
     "Hypergradient",
     "Plateau",
-    "Population",
+    "PopulationBasedRate",
     "PopulationStart",
     "Rate",
     "RateController",

@@ -23,9 +23,9 @@ class PopulationStart:
     Attributes:
         num_members: how many, the network itself among them; two or more.
         spread: the highest rate over the middle one, and that over the lowest; > 1.
-        share: see `Population`.
-        factors: see `Population`.
-        seed: see `Population`.
+        share: see `PopulationBasedRate`.
+        factors: see `PopulationBasedRate`.
+        seed: see `PopulationBasedRate`.
 
     Raises:
         ValueError: a number out of range.
@@ -44,7 +44,7 @@ class PopulationStart:
         some: list[nn.Module] = [nn.Linear(1, 1) for _ in range(2)]
         self._of(some, [torch.optim.SGD(model.parameters()) for model in some])
 
-    def __call__(self, model: nn.Module, optimizer: Optimizer) -> "Population":
+    def __call__(self, model: nn.Module, optimizer: Optimizer) -> "PopulationBasedRate":
         """Its members: the network as the first, at the lowest rate, and copies of it."""
         pairs = [(model, optimizer)]
         for _ in range(self.num_members - 1):
@@ -58,13 +58,13 @@ class PopulationStart:
                 group["lr"] = group["lr"] * self.spread**away
         return self._of(*map(list, zip(*pairs, strict=True)))
 
-    def _of(self, models: list[nn.Module], optimizers: list[Optimizer]) -> "Population":
-        return Population(
+    def _of(self, models: list[nn.Module], optimizers: list[Optimizer]) -> "PopulationBasedRate":
+        return PopulationBasedRate(
             models, optimizers, share=self.share, factors=self.factors, seed=self.seed
         )
 
 
-class Population:
+class PopulationBasedRate:
     """Trainings that lag take over from those ahead, and vary their learning rate.
 
     Of n members, trained side by side at rates of their own, the last ⌊share · n⌋ by loss (at
@@ -94,7 +94,7 @@ class Population:
         ...     torch.optim.SGD(m.parameters(), lr=lr)
         ...     for m, lr in zip(models, (0.1, 0.2, 0.3, 0.4), strict=True)
         ... ]
-        >>> rates = Population(models, optimizers, seed=0)
+        >>> rates = PopulationBasedRate(models, optimizers, seed=0)
         >>> rates.observe([0.5, 0.1, 0.7, 0.6])  # the third takes over from the second
         [0, 1, 1, 3]
     """

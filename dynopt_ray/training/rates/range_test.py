@@ -13,7 +13,7 @@ from dynopt_ray.errors import DivergedError
 from dynopt_ray.schedules import to_torch
 from dynopt_ray.structure import Graph, buffers_kept, undisturbed
 from dynopt_ray.tasks import Task, call_model, check_output, check_scalar
-from dynopt_ray.training.arguments import check_follows, check_task
+from dynopt_ray.training.arguments import check_follows, check_is_task
 from dynopt_ray.training.loop import Snapshot, sample_batches, seeded
 from dynopt_ray.training.numbers import positive, whole
 
@@ -80,7 +80,7 @@ def find_rate(
     References:
         Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
     """
-    check_task("find_rate", task)
+    check_is_task("find_rate", task)
     num_steps = whole("find_rate: num_steps", num_steps, least=_FEWEST)
     lowest, highest = positive("find_rate: lowest", lowest), positive("find_rate: highest", highest)
     if not lowest < highest:

@@ -9,8 +9,8 @@ from torch import nn
 from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError, did_you_mean
 from dynopt_ray.plugins import build
-from dynopt_ray.policies import ActionSet, AdaptResult, CostKind, DQNPolicy, Policy, adapt
-from dynopt_ray.runs.kind import Action
+from dynopt_ray.policies import ActionSet, AdaptResult, ChargedCost, DQNPolicy, Policy, adapt
+from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.adapt.spec import AdaptSettings, AdaptSpec
 from dynopt_ray.runs.kinds.policy import POLICY_FILE
 from dynopt_ray.runs.origin import (
@@ -27,7 +27,7 @@ from dynopt_ray.tasks import Task
 from dynopt_ray.training import make_optimizer
 
 
-def prepare(spec: AdaptSpec) -> Action:
+def prepare(spec: AdaptSpec) -> PreparedRun:
     """Make ready to adapt.
 
     Raises:
@@ -86,7 +86,7 @@ def adapted(
     *,
     settings: AdaptSettings,
     cost_weight: float,
-    cost: CostKind,
+    cost: ChargedCost,
     optimizer: str | dict[str, object],
     seed: int,
 ) -> AdaptResult:

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from dynopt_ray.runs.spec import CostKind, Fractions, NetworkSpec, PolicyConfig, Strict
+from dynopt_ray.policies import ChargedCost
+from dynopt_ray.runs.spec import CostFractions, NetworkSpec, PolicyField, Strict
 
 
 class Actions(Strict):
@@ -31,7 +32,7 @@ class AdaptSettings(Strict):
     train_steps: int = Field(default=20, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     actions: Actions = Actions()
-    budget: Fractions | None = None
+    budget: CostFractions | None = None
 
 
 class AdaptSpec(NetworkSpec):
@@ -46,7 +47,7 @@ class AdaptSpec(NetworkSpec):
     """
 
     kind: Literal["adapt"]
-    policy: PolicyConfig = Field(description="a rule's name, or where a learned policy is")
+    policy: PolicyField = Field(description="a rule's name, or where a learned policy is")
     cost_weight: float = Field(default=0.1, ge=0)
-    cost: CostKind = "nonzero"
+    cost: ChargedCost = "nonzero"
     adapt: AdaptSettings = AdaptSettings()

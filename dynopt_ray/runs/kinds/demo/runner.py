@@ -8,8 +8,8 @@ import pandas as pd
 
 from dynopt_ray.cluster import SearchResult, session
 from dynopt_ray.online import ArrayStream
-from dynopt_ray.policies import ENVIRONMENT, AdaptResult, CostKind, DQNPolicy, RandomPolicy
-from dynopt_ray.runs.kind import Action
+from dynopt_ray.policies import ENVIRONMENT, AdaptResult, ChargedCost, DQNPolicy, RandomPolicy
+from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.adapt import adapted, add_curve, points, widths
 from dynopt_ray.runs.kinds.demo.spec import DemoSpec
 from dynopt_ray.runs.kinds.policy import check_environment, compared, learned
@@ -33,7 +33,7 @@ from dynopt_ray.runs.run import Run
 from dynopt_ray.training import loaded_network
 
 
-def prepare(spec: DemoSpec) -> Action:
+def prepare(spec: DemoSpec) -> PreparedRun:
     """Make ready for all of it.
 
     Raises:
@@ -138,4 +138,4 @@ class _Utility(TypedDict):
     """What utility is, the same in every part."""
 
     cost_weight: float
-    cost: CostKind
+    cost: ChargedCost

@@ -4,11 +4,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dynopt_ray.policies import ChargedCost
 from dynopt_ray.runs.kinds.adapt import AdaptSettings
 from dynopt_ray.runs.kinds.policy import PolicySettings
 from dynopt_ray.runs.kinds.search import SearchSettings, SearchSpace, check_space
 from dynopt_ray.runs.kinds.stream import LearnerSettings, StreamSettings
-from dynopt_ray.runs.spec import CostKind, NetworkSpec
+from dynopt_ray.runs.spec import NetworkSpec
 
 
 class DemoSpec(NetworkSpec):
@@ -29,7 +30,7 @@ class DemoSpec(NetworkSpec):
 
     kind: Literal["demo"]
     cost_weight: float = Field(default=0.1, ge=0)
-    cost: CostKind = "nonzero"
+    cost: ChargedCost = "nonzero"
     policy: PolicySettings = PolicySettings()
     num_episodes: int = Field(default=32, ge=1)
     adapt: AdaptSettings = AdaptSettings()

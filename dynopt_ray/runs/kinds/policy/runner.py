@@ -10,7 +10,7 @@ import pandas as pd
 from dynopt_ray.cluster import PolicyProgress, train_policy
 from dynopt_ray.errors import DynoptError, SpecError
 from dynopt_ray.policies import ENVIRONMENT, DQNPolicy, Policy, RandomPolicy, evaluate_policy
-from dynopt_ray.runs.kind import Action
+from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.policy.spec import PolicySettings, PolicySpec
 from dynopt_ray.runs.run import Run
 
@@ -21,7 +21,7 @@ _MOST_POINTS = 300
 _FIGURES = ["utility", "smooth_utility", "metric", "relative_cost"]
 
 
-def prepare(spec: PolicySpec) -> Action:
+def prepare(spec: PolicySpec) -> PreparedRun:
     """Make ready to learn.
 
     Raises:

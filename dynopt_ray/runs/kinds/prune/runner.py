@@ -8,7 +8,7 @@ from torch import nn
 
 from dynopt_ray.criteria import unit_scores, weight_scores
 from dynopt_ray.errors import DynoptError, SpecError
-from dynopt_ray.runs.kind import Action
+from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.prune.spec import PruneSettings, PruneSpec, TargetSpec, prune_schedule
 from dynopt_ray.runs.origin import Curves, Origin, as_budget, figures, keep_network, prepare_origin
 from dynopt_ray.runs.run import Run
@@ -35,7 +35,7 @@ _LR_POINTS = 50
 _NUM_CHECKS = 10
 
 
-def prepare(spec: PruneSpec) -> Action:
+def prepare(spec: PruneSpec) -> PreparedRun:
     """Make ready to prune.
 
     Raises:

@@ -6,12 +6,12 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynopt_ray.errors import did_you_mean
 from dynopt_ray.runs.spec import (
-    Config,
-    Criterion,
-    Fractions,
+    ByName,
+    CostFractions,
+    CriterionField,
     NetworkSpec,
     Phase,
-    RecoveryConfig,
+    RecoveryField,
     Strict,
     checked_by,
 )
@@ -39,7 +39,7 @@ class TargetSpec(Strict):
 
     remove: float | None = Field(default=None, gt=0, lt=1)
     threshold: float | None = Field(default=None, gt=0)
-    budget: Fractions | None = None
+    budget: CostFractions | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "TargetSpec":
@@ -65,7 +65,7 @@ class DistillationSpec(Strict):
     temperature: float = Field(default=Distillation.temperature, gt=0)
 
 
-def prune_schedule(config: Config | None, rounds: int) -> Schedule | None:
+def prune_schedule(config: ByName | None, rounds: int) -> Schedule | None:
     """The schedule of rounds that plain data describe; None is in equal steps.
 
     Raises:
@@ -98,16 +98,16 @@ class PruneSettings(Strict):
     """
 
     target: TargetSpec | None = None
-    criterion: Criterion = "magnitude"
+    criterion: CriterionField = "magnitude"
     granularity: str = "unit"
     scope: Literal["global", "layer"] = "global"
     rounds: int = Field(default=1, ge=1)
-    schedule: Config | None = None
+    schedule: ByName | None = None
     min_widths: dict[str, Annotated[int, Field(ge=1)]] | None = None
     retrain: Phase | None = None
     distillation: DistillationSpec | None = None
     compensate: bool = True
-    recovery: RecoveryConfig = None
+    recovery: RecoveryField = None
 
     @field_validator("granularity", mode="before")
     @classmethod
@@ -129,7 +129,7 @@ class PruneSettings(Strict):
 
     @field_validator("schedule")
     @classmethod
-    def _rises(cls, value: Config | None, info: ValidationInfo) -> Config | None:
+    def _rises(cls, value: ByName | None, info: ValidationInfo) -> ByName | None:
         rounds = info.data.get("rounds", 1)
         checked_by(lambda config: prune_schedule(config, rounds))(value)
         return value

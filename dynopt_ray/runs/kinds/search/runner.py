@@ -22,7 +22,7 @@ from dynopt_ray.cluster import (
     search,
 )
 from dynopt_ray.errors import DynoptError, SpecError
-from dynopt_ray.runs.kind import Action
+from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.search.spec import SearchSettings, SearchSpec
 from dynopt_ray.runs.origin import (
     Curves,
@@ -41,7 +41,7 @@ from dynopt_ray.training import loaded_network, network_bytes
 SpaceConfig = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
-def prepare(spec: SearchSpec) -> Action:
+def prepare(spec: SearchSpec) -> PreparedRun:
     """Make ready to search.
 
     Raises:

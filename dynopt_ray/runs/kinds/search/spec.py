@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
+from dynopt_ray.policies import ChargedCost
 from dynopt_ray.runs.spec import (
-    Config,
-    CostKind,
+    ByName,
     NetworkSpec,
-    Scheduler,
-    Searcher,
+    SchedulerField,
+    SearcherField,
     Strict,
     checked_by,
 )
@@ -21,7 +21,7 @@ def _space(value: Any) -> Any:
     return checked_by(Space.parse)(value)
 
 
-SearchSpace = Annotated[Config | list[Config], PlainValidator(_space)]
+SearchSpace = Annotated[ByName | list[ByName], PlainValidator(_space)]
 """Lists are choices, {low, high, log} ranges, everything else is fixed; a list is a union."""
 
 
@@ -43,8 +43,8 @@ class SearchSettings(Strict):
     """
 
     num_trials: int | None = Field(default=None, ge=1)
-    searcher: Searcher = "optuna"
-    scheduler: Scheduler | None = None
+    searcher: SearcherField = "optuna"
+    scheduler: SchedulerField | None = None
     find_rate: bool = False
     retrain_steps: int = Field(default=200, ge=1)
     num_reports: int = Field(default=10, ge=1)
@@ -66,7 +66,7 @@ class SearchSpec(NetworkSpec):
 
     kind: Literal["search"]
     cost_weight: float = Field(default=0.1, ge=0)
-    cost: CostKind = "nonzero"
+    cost: ChargedCost = "nonzero"
     search: SearchSettings
     space: SearchSpace
 
@@ -76,7 +76,7 @@ class SearchSpec(NetworkSpec):
         return self
 
 
-def check_space(space: Config | list[Config], retrain_steps: int) -> None:
+def check_space(space: ByName | list[ByName], retrain_steps: int) -> None:
     """Refuse a space with settings that trials do not have or cannot run.
 
     Raises:

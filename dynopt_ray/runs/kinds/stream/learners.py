@@ -16,7 +16,7 @@ from dynopt_ray.plugins import build
 from dynopt_ray.runs.kinds.stream.spec import LearnerSettings
 from dynopt_ray.training import make_optimizer, make_rate, restored
 
-Learned = tuple[Event, LearnResult]
+LearnedEvent = tuple[Event, LearnResult]
 
 _MOST_UNDER_WAY = 2_000
 
@@ -56,7 +56,7 @@ def check_learner(settings: LearnerSettings) -> None:
 
 def learned_here(
     make: BuildLearner, events: Iterable[Event], *, directory: Path, snapshot_every: int
-) -> Iterator[Learned]:
+) -> Iterator[LearnedEvent]:
     """Learn in this process, journaled all the same."""
     learner = DurableLearner(make, directory, snapshot_every=snapshot_every)
     try:
@@ -73,7 +73,7 @@ def learned_here(
 
 def learned_in_actor(
     make: BuildLearner, events: Iterable[Event], *, directory: Path, snapshot_every: int
-) -> Iterator[Learned]:
+) -> Iterator[LearnedEvent]:
     """Learn in a Ray actor, with many events under way. Ray must be running.
 
     An event whose result was lost with the actor's process is learned, but not yielded.
@@ -88,7 +88,7 @@ def learned_in_actor(
             yield from _told(*waiting.popleft())
 
 
-def _told(event: Event, learned: "Future[LearnResult | None]") -> Iterator[Learned]:
+def _told(event: Event, learned: "Future[LearnResult | None]") -> Iterator[LearnedEvent]:
     result = learned.result()
     if result is not None:
         yield event, result

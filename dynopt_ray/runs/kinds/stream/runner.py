@@ -16,9 +16,9 @@ from torch import nn
 from dynopt_ray.cluster import session
 from dynopt_ray.errors import DataError, SpecError, UnknownNameError
 from dynopt_ray.online import ArrayStream, BuildLearner, Drift, LearnResult, evaluate
-from dynopt_ray.runs.kind import Action
+from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.stream.learners import (
-    Learned,
+    LearnedEvent,
     check_learner,
     learned_here,
     learned_in_actor,
@@ -34,7 +34,7 @@ Right = NDArray[np.float64]
 """1 where a prediction was right, 0 where it was wrong, NaN where an event was refused."""
 
 
-def prepare(spec: StreamSpec) -> Action:
+def prepare(spec: StreamSpec) -> PreparedRun:
     """Make ready to learn on a stream.
 
     Raises:
@@ -138,11 +138,11 @@ def streamed(
 
 def _learned(
     run: Run, make: BuildLearner, stream: ArrayStream, settings: LearnerSettings
-) -> list[Learned]:
+) -> list[LearnedEvent]:
     where = "here" if settings.local else "in a Ray actor"
     learn = learned_here if settings.local else learned_in_actor
     directory = run.directory.path / "learner"
-    learned: list[Learned] = []
+    learned: list[LearnedEvent] = []
     with run.progress.stage(f"learn on the stream, {where}", len(stream)) as stage:
         with nullcontext() if settings.local else session(run.address):
             start = time.perf_counter()
@@ -160,7 +160,7 @@ def _learned(
 class _Replay:
     """What was learned elsewhere, told once more to `evaluate`."""
 
-    def __init__(self, learned: Sequence[Learned]) -> None:
+    def __init__(self, learned: Sequence[LearnedEvent]) -> None:
         self._results: Iterator[LearnResult] = (result for _, result in learned)
 
     def learn(self, x: Any, y: Any) -> LearnResult:  # noqa: ARG002
@@ -168,7 +168,7 @@ class _Replay:
         return next(self._results)
 
 
-def _right(learned: Sequence[Learned]) -> Right:
+def _right(learned: Sequence[LearnedEvent]) -> Right:
     return np.array(
         [
             float(int(result.output.argmax(dim=1)) == int(y)) if result.rows else np.nan
@@ -177,7 +177,7 @@ def _right(learned: Sequence[Learned]) -> Right:
     )
 
 
-def _frozen(model: nn.Module, learned: Sequence[Learned]) -> Right:
+def _frozen(model: nn.Module, learned: Sequence[LearnedEvent]) -> Right:
     """The same for the network as it was before the stream."""
     device = next(model.parameters()).device
     x = torch.from_numpy(np.stack([x for (x, _), _ in learned])).to(device)
@@ -189,7 +189,7 @@ def _frozen(model: nn.Module, learned: Sequence[Learned]) -> Right:
 
 
 def _over_time(
-    right: Mapping[str, Right], learned: Sequence[Learned], settings: StreamSettings
+    right: Mapping[str, Right], learned: Sequence[LearnedEvent], settings: StreamSettings
 ) -> pd.DataFrame:
     """Accuracy per window, and where there was drift and where it was detected."""
     rows: list[dict[str, Any]] = []

@@ -6,11 +6,11 @@ from pydantic import Field, field_validator
 
 from dynopt_ray.errors import SpecError
 from dynopt_ray.runs.spec import (
-    Detector,
+    DetectorField,
     NetworkSpec,
-    OptimizerConfig,
-    Rate,
-    Reaction,
+    OptimizerField,
+    RateField,
+    ReactionField,
     Strict,
     checked_by,
 )
@@ -64,10 +64,10 @@ class LearnerSettings(Strict):
         local: learn in this process instead of in a Ray actor.
     """
 
-    optimizer: OptimizerConfig = "sgd"
-    lr: Rate = 0.01
-    detector: Detector | None = "adwin"
-    reactions: tuple[Reaction, ...] = Field(default=("raise_rate",), strict=False)
+    optimizer: OptimizerField = "sgd"
+    lr: RateField = 0.01
+    detector: DetectorField | None = "adwin"
+    reactions: tuple[ReactionField, ...] = Field(default=("raise_rate",), strict=False)
     guard: GuardSpec | None = GuardSpec()
     snapshot_every: int = Field(default=1_000, ge=1)
     local: bool = False

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dynopt_ray.structure.tracing.registry import keeps_zeros, rule
 from dynopt_ray.structure.tracing.tracer import Trace
-from dynopt_ray.structure.units import IntArray, Role, covering
+from dynopt_ray.structure.units import IdArray, Role, covering
 
 
 @rule("batch_norm", "instance_norm")
@@ -120,7 +120,7 @@ def _scaled_by(
     dim: int,
     parameters: Sequence[Tensor | None],
     own_dim: int = 0,
-) -> IntArray | None:
+) -> IdArray | None:
     """Tie one dimension of the input to its scales, shifts and statistics; its units."""
     units = trace.units(input, dim)
     for parameter in parameters:

@@ -9,7 +9,7 @@ from torch import Tensor
 from dynopt_ray.structure.tracing.nested_tensors import tensors_in
 from dynopt_ray.structure.tracing.registry import rule
 from dynopt_ray.structure.tracing.tracer import Trace
-from dynopt_ray.structure.units import IntArray, Label, Work
+from dynopt_ray.structure.units import IdArray, Label, Work
 
 
 @rule("lstm")
@@ -131,8 +131,8 @@ def _recurrent(
 def _cell(
     trace: Trace,
     cell: Sequence[Tensor],
-    hidden: IntArray,
-    made: IntArray,
+    hidden: IdArray,
+    made: IdArray,
     num_gates: int,
     *,
     num_steps: int,
@@ -160,14 +160,14 @@ def _cell(
         trace.record.work.append(Work(num_steps, (made, hidden)))
 
 
-def _units(trace: Trace, weight: Tensor, num_gates: int) -> IntArray:
+def _units(trace: Trace, weight: Tensor, num_gates: int) -> IdArray:
     """One id per unit along the rows of a weight; the gates of a unit are tied."""
     rows = trace.units(weight, 0)
     if rows is None:
         return trace.record.fresh(weight.shape[0] // num_gates)
     gates = rows.reshape(num_gates, -1)
     trace.tie(gates, gates[:1])
-    first: IntArray = gates[0]
+    first: IdArray = gates[0]
     return first
 
 

@@ -12,7 +12,7 @@ from dynopt_ray.structure.tracing.rules.joining import broadcast
 from dynopt_ray.structure.tracing.rules.sizes import counted, listed
 from dynopt_ray.structure.tracing.tracer import Trace
 from dynopt_ray.structure.units import (
-    IntArray,
+    IdArray,
     Label,
     Labels,
     covering,
@@ -188,7 +188,7 @@ def channel_shuffle(trace: Trace, out: Tensor, input: Tensor, groups: int) -> No
 
 
 def _regroup(
-    trace: Trace, out: Tensor, input: Tensor, regroup: Callable[[IntArray], IntArray]
+    trace: Trace, out: Tensor, input: Tensor, regroup: Callable[[IdArray], IdArray]
 ) -> None:
     """Channels in new rows: those of one row are tied and become one channel."""
     trace.use(input)

@@ -20,7 +20,7 @@ _SHARES = (1 / 8, 2.0)
 
 
 @dataclass(frozen=True)
-class Measurement:
+class CostAndMetrics:
     """A network's size and quality at one moment.
 
     Attributes:
@@ -101,6 +101,8 @@ class Costs:
         return replace(cost, flops=round(cost.flops * self._per_sample))
 
 
-def measured(graph: Graph, task: Task, costs: Costs, *, latency: bool = False) -> Measurement:
+def cost_and_metrics(
+    graph: Graph, task: Task, costs: Costs, *, latency: bool = False
+) -> CostAndMetrics:
     """Widths, cost and validation metrics of a network as it is."""
-    return Measurement(graph.widths, costs.now(latency=latency), task.evaluate(graph.model))
+    return CostAndMetrics(graph.widths, costs.now(latency=latency), task.evaluate(graph.model))
