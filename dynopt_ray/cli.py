@@ -1,6 +1,6 @@
 """The command line: `dynopt run`, `dynopt report`, `dynopt plugins`.
 
-Heavy imports happen inside the commands, so that `dynopt --help` answers at once.
+Heavy imports happen inside the commands, so that `dynopt --help` is fast.
 """
 
 import os
@@ -22,7 +22,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 app = typer.Typer(
     name="dynopt",
-    help="Keep PyTorch networks the right size: prune, search, learn policies, adapt, stream.",
+    help="Keep PyTorch networks the right size: prune, search, train policies, adapt, stream.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -32,13 +32,15 @@ _interrupts = Interrupts()
 
 
 def main() -> None:
-    """What the command `dynopt` runs."""
+    """Run the command `dynopt`."""
     with _interrupts.heard():
         app()
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Show it.")] = False) -> None:
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
     if version:
         typer.echo(dynopt_ray.__version__)
         raise typer.Exit
@@ -46,19 +48,24 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show it.")
 
 @app.command()
 def run(
-    spec: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged spec.")],
+    spec: Annotated[
+        str, typer.Argument(help="The spec of the run: a YAML file or the name of a packaged spec.")
+    ],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="a.b=c", help="Change a value; may be given repeatedly."),
+        typer.Option("--set", metavar="a.b=c", help="Override a value of the spec. Repeatable."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run directory. Default: runs/<spec>-<time>.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="The Ray cluster to join. Default: one on this machine.")
+        str | None,
+        typer.Option(
+            help="Address of the Ray cluster to join. Default: start one on this machine."
+        ),
     ] = None,
 ) -> None:
-    """Carry out a run and write its directory."""
+    """Carry out the run that a spec describes, and write its run directory."""
     try:
         _run(spec, set_ or [], out, address)
     except KeyboardInterrupt:
@@ -67,8 +74,10 @@ def run(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
-    out: Annotated[Path, typer.Option(help="The page that compares several runs.")] = Path(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="One or more run directories.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write a comparison of runs to.")] = Path(
         "comparison.html"
     ),
 ) -> None:
@@ -90,7 +99,7 @@ def report(
 
 @app.command()
 def plugins() -> None:
-    """List everything that is found by name, and load it: a broken plugin is shown as such."""
+    """List everything that can be used by name, and report plugins that cannot be loaded."""
     from rich.table import Table
 
     from dynopt_ray.plugins import FAMILIES
@@ -147,21 +156,21 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
     try:
         carry_out(action, Run(directory, _progress(console), address, loaded.num_threads))
     except KeyboardInterrupt:
-        _say(_errors, f"{directory.path} holds what there was")
+        _say(_errors, f"{directory.path} holds the results so far")
         raise
     except DynoptError as error:
         raise _refusal(f"{error} (see {log})", FAILED) from None
     except Exception as error:
-        # Not foreseen: the traceback is in the log, and the user needs to know where.
+        # An unexpected error: the log holds the traceback, and the message says where the log is.
         kind = type(error).__name__
         raise _refusal(f"{kind}: {error} (traceback in {log})", FAILED) from None
     _say(console, f"report: {directory.path / 'report.html'}")
 
 
 def _find_modules_here() -> None:
-    """Let `module:attribute` name the user's own module, as `python script.py` would.
+    """Let `module:attribute` name modules in the working directory, as with `python -m`.
 
-    Last on the path, so that nothing here hides an installed package.
+    The directory comes last on the path, so that its modules do not hide installed packages.
     """
     here = os.getcwd()
     if here not in sys.path:
@@ -175,7 +184,7 @@ def _progress(console: Console) -> "Progress":
 
 
 def _refusal(message: str, code: int) -> typer.Exit:
-    """One message on the error stream, and the exit that goes with it."""
+    """Print an error message, and return the exit to raise."""
     if _interrupts.exit_code is not None:
         return _interrupted()
     _say(_errors, f"error: {message}")
@@ -188,5 +197,5 @@ def _interrupted() -> typer.Exit:
 
 
 def _say(console: Console, text: str) -> None:
-    # As it is: messages quote what users wrote, which may look like rich's markup.
+    # No markup: messages quote what users wrote, which may look like rich's markup.
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
-"""Errors: each says what was wrong, why it matters and what to write instead.
+"""Errors: each message says what was wrong, why it matters and what to write instead.
 
-Every error derives from `DynoptError` and from the built-in it resembles, so that both
-`except DynoptError` and `except ValueError` do what their reader expects.
+Every error derives from `DynoptError` and from the built-in error that it resembles. So both
+`except DynoptError` and, for example, `except ValueError` catch what a reader expects.
 """
 
 import difflib
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class DynoptError(Exception):
-    """Base of every error that dynopt_ray raises on purpose."""
+    """The base of every error that dynopt_ray raises on purpose."""
 
     def __str__(self) -> str:
         # `KeyError.__str__` would print the repr of the message, quotes and all.
@@ -17,7 +17,7 @@ class DynoptError(Exception):
 
 
 class UnknownNameError(DynoptError, KeyError):
-    """A name that is not known, with the known ones and the closest match."""
+    """A name is unknown; the message lists the known names and the closest match."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -27,67 +27,70 @@ class UnknownNameError(DynoptError, KeyError):
         self._arguments = (kind, name, names)
 
     def __reduce__(self) -> tuple[type["UnknownNameError"], tuple[str, str, list[str]]]:
-        # Errors cross process borders; the default would call __init__ with the message alone.
+        # Errors are pickled between processes; by default __init__ would get only the message.
         return type(self), self._arguments
 
 
 class PluginError(DynoptError, ImportError):
-    """A plugin that cannot be imported or is not what its group needs."""
+    """A plugin cannot be imported, or is not what its family needs."""
 
 
 class SpecError(DynoptError, ValueError):
-    """A run specification with a wrong key, type or value."""
+    """A spec has a wrong key, type or value."""
 
 
 class DataError(DynoptError, ValueError):
-    """Data that cannot be learned from: non-finite, out of range or of the wrong shape."""
+    """Data cannot be learned from: they are not finite, out of range or of the wrong shape."""
 
 
 class TraceError(DynoptError, RuntimeError):
-    """A network whose forward pass cannot be followed."""
+    """A network cannot be traced."""
 
 
 class EditError(DynoptError, ValueError):
-    """A plan that cannot be carried out; nothing has been changed."""
+    """A plan cannot be applied; nothing has been changed."""
 
 
 class MissingGradientError(DynoptError, RuntimeError):
-    """A gradient criterion met a parameter without a gradient."""
+    """A criterion needs gradients or data that are missing."""
 
 
 class CriterionError(DynoptError, ValueError):
-    """A criterion that has no score for something in this network."""
+    """A criterion cannot score some part of this network."""
 
 
 class BudgetError(DynoptError, ValueError):
-    """A budget that no allowed edit can meet."""
+    """No allowed plan can meet a budget."""
 
 
 class CheckpointError(DynoptError, ValueError):
-    """A checkpoint that is truncated, altered, foreign or does not fit; nothing was loaded."""
+    """A checkpoint is truncated, altered, foreign, does not fit or cannot be written.
+
+    Nothing has been loaded.
+    """
 
 
 class DivergedError(DynoptError, ArithmeticError):
-    """A loss that became NaN or infinite."""
+    """A loss, or another value that the network computes, is NaN or infinite."""
 
 
 class ClusterError(DynoptError, RuntimeError):
-    """A cluster that cannot be reached or cannot hold what was asked of it."""
+    """A cluster cannot be reached, or lacks the resources that were asked for."""
 
 
 class SearchError(DynoptError, RuntimeError):
-    """A search in which no trial finished."""
+    """No trial of a search finished."""
 
 
 class RunError(DynoptError, ValueError):
-    """A run directory that exists already, is missing, damaged or cannot be written."""
+    """A run directory exists already, is missing, is damaged or cannot be written."""
 
 
 class LearnerError(DynoptError, RuntimeError):
-    """An online learner that cannot go on: out of sequence, overloaded or broken."""
+    """An online learner cannot continue: it is out of sequence, overloaded or broken."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The sentence ` Did you mean 'x'?`, or an empty string when nothing is close."""
+    """Return the sentence ` Did you mean 'x'?`, or an empty string if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command once and cleanly, whenever they come."""
+"""End a command once and cleanly on Ctrl-C or SIGTERM, at any time."""
 
 import atexit
 import signal
@@ -12,12 +12,12 @@ _LOOK_AGAIN_S = 0.05
 
 
 class Interrupts:
-    """Notes the signals that ask a process to end.
+    """Handles the signals that ask the process to end.
 
-    The first raises KeyboardInterrupt in the main thread. Those that follow while the process
-    is ending are ignored for 15 seconds: they would only break what cleans up. An import that is
-    going on is let finish first, for as long: torch's own modules abort the process when they
-    are interrupted while they load.
+    The first signal raises KeyboardInterrupt in the main thread. Further signals are ignored for
+    15 seconds, because they would interrupt the clean-up. If the main thread is importing a
+    module, the handler waits up to 15 seconds for the import to finish: torch's own modules abort
+    the process if they are interrupted while loading.
     """
 
     def __init__(self) -> None:
@@ -25,15 +25,15 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int | None:
-        """What shells expect after such a signal (130, 143), or None without one.
+        """The exit code that shells expect after the signal (130 or 143), or None without a signal.
 
-        An interrupt during an import may surface as any error of the module's; that it came is
-        the reason all the same.
+        An interrupt during an import may surface as any error of the imported module. The exit
+        code is that of the signal even then.
         """
         return None if self._first is None else 128 + self._first[0]
 
     def raise_first(self, signum: int, frame: FrameType | None) -> None:
-        """The handler."""
+        """Handle a signal: raise for the first one, and ignore those that follow soon after."""
         if self._first is None:
             self._first = (signum, time.monotonic())
         elif time.monotonic() - self._first[1] < _PATIENCE_S:
@@ -41,7 +41,7 @@ class Interrupts:
         self._raise(signum, frame)
 
     def _raise(self, signum: int, frame: FrameType | None) -> None:
-        """Raise now, or look again soon while the main thread imports."""
+        """Raise KeyboardInterrupt now, or check again soon if the main thread is importing."""
         del signum
         assert self._first is not None
         can_wait = hasattr(signal, "setitimer")  # Windows has no timers
@@ -53,11 +53,11 @@ class Interrupts:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Handle both signals in a block; one that the process ignores stays ignored.
+        """Handle both signals within a block; a signal that the process ignores stays ignored.
 
-        After one came they are handled to the end of the process, which is near.
+        Once a signal has arrived, the handlers stay in place until the process ends.
         """
-        # What is registered first runs last, when nothing is left that would have to be ended.
+        # The function that is registered first runs last, when all other clean-up is done.
         atexit.register(self._ignore_more)
         before = {}
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -71,7 +71,11 @@ class Interrupts:
                     signal.signal(signum, handler)
 
     def _ignore_more(self) -> None:
-        """Python gives up its handlers before it ends; a late signal would decide how it did."""
+        """Ignore further signals at the end of the process.
+
+        Python removes its signal handlers before it ends, so a late signal would otherwise
+        determine the exit code.
+        """
         if self._first is not None:
             for signum in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(signum, signal.SIG_IGN)

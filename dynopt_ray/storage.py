@@ -1,4 +1,4 @@
-"""State on disk: numbers, strings and tensors in one file, without pickle, whole or not at all."""
+"""Save state (numbers, strings and tensors) in one file, atomically and without pickle."""
 
 import contextlib
 import hashlib
@@ -17,26 +17,29 @@ from dynopt_ray.errors import CheckpointError
 
 _VERSION = 1
 _TENSOR = "$tensor"
-# One key only: safetensors writes several in random order, and equal states shall give equal bytes.
+# A single metadata key: safetensors writes several keys in random order, but equal states must
+# give equal bytes.
 _KEY = "dynopt_ray"
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
-"""What reading a state that is not as it was written may raise."""
+"""The errors that reading a damaged or altered state may raise."""
 
 
 def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind: str) -> None:
     """Write nested dicts and lists of JSON-able values and tensors to one file.
 
-    The file is a plain safetensors file with the rest as JSON in its metadata, beside a SHA-256
-    of everything. It is written next to `path`, synced and renamed, so a crash or a full disk
-    leaves what `path` held before.
+    The file is a plain safetensors file. Its metadata hold everything that is not a tensor, as
+    JSON, and a SHA-256 of the whole state. A temporary file next to `path` is written, synced and
+    renamed, so a crash or a full disk leaves the previous content of `path`.
 
     Args:
-        path: the file.
-        state: what to write. Tensors may share memory; tuples come back as lists.
-        kind: what the state is of ("network", "learner", "policy"), checked on reading.
+        path: the file to write.
+        state: the state to write. Tensors may share memory; tuples are read back as lists.
+        kind: the kind of object that the state belongs to ("network", "learner", "policy"). It
+            is checked on reading.
 
     Raises:
-        CheckpointError: a value is neither JSON-able nor a tensor, or writing failed.
+        CheckpointError: a value is neither JSON-able nor a tensor, a key is not a string, or
+            writing failed.
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_without_tensors(state, "state", tensors))
@@ -54,7 +57,7 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind:
 
 
 def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
-    """What `write_state` wrote; tensors are on the CPU.
+    """Read the state that `write_state` wrote, with tensors on the CPU.
 
     Raises:
         CheckpointError: the file is missing, truncated, altered, or of another kind.
@@ -76,12 +79,12 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
         found = {key: metadata[key] for key in ("kind", "version", "sha256", "state")}
         digest = _digest(found["state"], tensors)
     except DAMAGE:
-        raise CheckpointError(f"{path} has been altered: its head is damaged") from None
+        raise CheckpointError(f"{path} has been altered: its metadata are damaged") from None
     if found["kind"] != kind:
-        raise CheckpointError(f"{path} holds a {found['kind']}; a {kind} is wanted")
+        raise CheckpointError(f"{path} holds a {found['kind']}, but a {kind} is needed")
     if found["version"] != _VERSION:
         raise CheckpointError(
-            f"{path} is of version {found['version']}; this release reads version {_VERSION}"
+            f"{path} has version {found['version']}; this release reads version {_VERSION}"
         )
     if digest != found["sha256"]:
         raise CheckpointError(
@@ -94,10 +97,10 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, sync it and rename it to `path`, all or nothing.
+    """Let `write` fill a temporary file next to `path`, then sync it and rename it to `path`.
 
     Raises:
-        OSError: it could not be written; what `path` held before is still there.
+        OSError: the file could not be written; `path` still has its previous content.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -124,14 +127,17 @@ def sync_directory(directory: Path) -> None:
 
 def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        while place in tensors:  # {"a.b": …} beside {"a": {"b": …}}
+        while place in tensors:  # {"a.b": …} and {"a": {"b": …}} in one state
             place += "'"
         tensors[place] = value.detach().cpu().contiguous().clone()
         return {_TENSOR: place}
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str) or key == _TENSOR:
-                raise CheckpointError(f"{place} has the key {key!r}; saved state needs other keys")
+                raise CheckpointError(
+                    f"{place} has the key {key!r}; keys of saved state must be strings, and "
+                    "'$tensor' is reserved"
+                )
         return {k: _without_tensors(v, f"{place}.{k}", tensors) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_without_tensors(v, f"{place}.{i}", tensors) for i, v in enumerate(value)]

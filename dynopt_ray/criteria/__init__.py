@@ -1,4 +1,4 @@
-"""Criteria: scores of units and of weights; larger = more important.
+"""Criteria: score units and weights by importance; larger = more important.
 
 Example:
     >>> import torch

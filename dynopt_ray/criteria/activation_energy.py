@@ -1,4 +1,4 @@
-"""Activation: what is rarely on, or gives the next layer little, is not important."""
+"""Activation criterion: a unit that is rarely active, or feeds readers little, is unimportant."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -24,31 +24,33 @@ _MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 def activation(*, measure: Measure = "energy") -> "Activation":
-    """Units score by what the layers that read them are given, on data.
+    """Score units by their activations on data, as the layers that read them receive them.
 
-    With x the inputs that are a unit's own (all columns of a flattened channel, the window of a
-    convolution) and W the weights they are multiplied with:
+    Let x be the inputs of a layer that belong to a unit (all columns of a flattened channel, the
+    window of a convolution), and W the weights that multiply them. A unit scores:
 
         energy: mean of ‖W x‖² over samples and places, summed over the layers that read the unit
-        nonzero: share of x that is not zero, the mean over these layers
+        nonzero: fraction of the entries of x that are not zero, averaged over these layers
 
-    Of a layer that is applied at many places, 8 per sample are looked at.
+    If a layer is applied at many places of a sample, 8 places per sample are used.
 
-    Single weights score E(w x)², the energy they give, or the share of their x that is not zero.
+    A single weight w with input x scores E(w x)² for "energy". For "nonzero" it scores the
+    fraction of x that is not zero, or 0 if w is zero.
 
     Args:
-        measure: which of the two. The share tells nothing where activations are never zero, as
-            behind GELU.
+        measure: "energy" or "nonzero". "nonzero" is useless if activations are never exactly
+            zero, for example after GELU.
 
     Raises:
-        UnknownNameError: another measure.
-        MissingGradientError: when scoring, without batches.
-        CriterionError: when scoring, groups that only recurrent layers read, say.
+        UnknownNameError: `measure` is unknown.
+        MissingGradientError: when scoring, no batches were given.
+        CriterionError: when scoring, the inputs of a group or weight cannot be observed, for
+            example because only recurrent layers read the group.
 
     References:
         Hu et al. 2016, "Network Trimming", eq. 1: APoZ, the average percentage of zeros;
         "nonzero" is 1 - APoZ. Sun et al. 2023, "A Simple and Effective Pruning Approach for
-        Large Language Models" (Wanda), eq. 1: |w|·‖x‖, the order of the energy of weights.
+        Large Language Models" (Wanda), eq. 1: |w|·‖x‖, which ranks weights as "energy" does.
     """
     return Activation(measure)
 
@@ -64,7 +66,7 @@ class Activation:
             raise UnknownNameError("activation measure", self.measure, _MEASURES)
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
-        """The energy that a unit gives, or how often it is on."""
+        """The energy that each unit contributes, or how often it is nonzero."""
         graph = evidence.graph
         sums: dict[tuple[str, str], Tensor] = {}
         counts: dict[str, int] = defaultdict(int)
@@ -83,7 +85,7 @@ class Activation:
         return {g.name: over(torch.stack(scores[g.name]), 0) for g in graph}
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """The energy that a weight gives, or how often its input is on."""
+        """The energy that each weight contributes, or how often its input is nonzero."""
         names = weight_readers(evidence)
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = defaultdict(int)
@@ -106,7 +108,7 @@ class Activation:
     def _totals(
         self, evidence: Evidence, group: WidthGroup, seen: dict[Use, Seen]
     ) -> list[tuple[str, Tensor]]:
-        """For each weight that reads a group: sums over rows, (U,)."""
+        """For each weight that reads a group: its name and its sums over rows, (U,)."""
         totals = []
         for s in readers_of(evidence.graph, group):
             weight = evidence.parameters[s.parameter]

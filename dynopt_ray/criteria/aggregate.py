@@ -1,4 +1,4 @@
-"""From scores of coordinates to scores of units."""
+"""Combine values of single weights into one value per unit."""
 
 from collections.abc import Collection, Mapping
 from typing import Literal, get_args
@@ -10,16 +10,16 @@ from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.structure import Role, WidthGroup
 
 Aggregate = Literal["sum", "mean", "max"]
-"""How what a unit has in several slices becomes one score."""
+"""How a unit's values from several slices are combined into one score."""
 
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
 
 def check_aggregate(aggregate: str) -> None:
-    """Refuse any other word.
+    """Refuse an unknown aggregate.
 
     Raises:
-        UnknownNameError: that.
+        UnknownNameError: `aggregate` is not "sum", "mean" or "max".
     """
     if aggregate not in AGGREGATES:
         raise UnknownNameError("aggregate", aggregate, AGGREGATES)
@@ -28,22 +28,22 @@ def check_aggregate(aggregate: str) -> None:
 def sums_per_slice(
     group: WidthGroup, values: Mapping[str, Tensor], *, roles: Collection[Role]
 ) -> Tensor:
-    """Sum what each unit has in each slice of some roles.
+    """Sum the entries of each unit in each slice of the given roles.
 
-    A unit's part of a slice is everything at its positions along the slice's dimension: the
-    whole kernel of a channel, all columns that a flattened channel became, all rows of a head.
-    A unit with k positions has the sum over the k, so scores of units of one group compare with
-    each other, and those of groups with more weights per unit are larger (`comparable` undoes
-    that).
+    The entries of a unit in a slice are all entries at the unit's positions along the slice's
+    dimension: the whole kernel of a channel, all columns that a flattened channel became, all
+    rows of a head. The sum runs over all positions of the unit. Therefore the sums of units of
+    one group can be compared with each other, while groups with more weights per unit have
+    larger sums (`comparable` corrects for that).
 
     Args:
-        group: the units.
-        values: parameter name -> tensor of its shape. Slices that lie in none of them (buffers)
-            do not count.
-        roles: which slices count.
+        group: the group whose units are scored.
+        values: parameter name -> tensor of the parameter's shape. Slices of parameters or
+            buffers that are not in it are skipped.
+        roles: the roles whose slices count.
 
     Returns:
-        Tensor (slices, group.width), float32, on the device of the first of the values.
+        Tensor (slices that count, group.width), float32, on the device of the first value.
     """
     device = next((value.device for value in values.values()), torch.device("cpu"))
     sums = [torch.zeros(0, group.width, device=device)]
@@ -59,12 +59,12 @@ def sums_per_slice(
 def sum_over_units(
     group: WidthGroup, values: Mapping[str, Tensor], *, roles: Collection[Role]
 ) -> Tensor:
-    """The same over all those slices: Tensor (group.width,), zero where no slice counts."""
+    """Sum `sums_per_slice` over its slices: Tensor (group.width,), zeros if no slice counts."""
     return sums_per_slice(group, values, roles=roles).sum(0)
 
 
 def aggregated(per_slice: Tensor, aggregate: Aggregate) -> Tensor:
-    """One figure per unit, of (slices, width); zero where no slice counts."""
+    """Combine (slices, width) into one value per unit, (width,); zeros if there are no slices."""
     if not len(per_slice):
         return per_slice.new_zeros(per_slice.shape[1])
     if aggregate == "max":
@@ -73,10 +73,11 @@ def aggregated(per_slice: Tensor, aggregate: Aggregate) -> Tensor:
 
 
 def reading_roles(group: WidthGroup) -> frozenset[Role]:
-    """The roles whose slices, at zero, make a unit disappear: what reads it.
+    """The roles whose slices, when set to zero, remove a unit's effect on the network.
 
-    A few units are read by no parameter (coordinates of queries and keys meet only each other);
-    they disappear with what makes them.
+    These are the slices that read the unit. A few units are read by no parameter: coordinates of
+    queries and keys are only multiplied with each other. Their effect disappears when the slices
+    that produce and scale them are zero.
     """
     if any(s.role == "in" for s in group.slices):
         return frozenset({"in"})

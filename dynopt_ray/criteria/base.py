@@ -1,4 +1,4 @@
-"""What a criterion is, and what it may look at."""
+"""The criterion protocol, and the evidence that a criterion scores by."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,22 +13,23 @@ from dynopt_ray.errors import MissingGradientError
 from dynopt_ray.structure import Graph
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(output, targets) -> scalar tensor, the mean over the batch."""
+"""(output, targets) -> scalar tensor, the mean loss over the batch."""
 
 _SMALLEST_WEIGHT_NDIM = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a criterion may look at: a network and, where given, data.
+    """What a criterion may use: a network and, if given, data and a loss.
 
-    What is computed from it is computed once and shared by all who ask.
+    `parameters` and `gradients` are computed once and cached.
 
     Attributes:
         graph: the traced network. A criterion never changes it.
-        batches: (inputs, targets) of samples that the network has learned from, or None.
-        loss: what the network minimises, or None.
-        only: the parameters whose single weights are scored; None for all that can be.
+        batches: (inputs, targets) of samples that the network has been trained on, or None.
+        loss: the loss that the network minimises, or None.
+        only: names of the parameters whose single weights are scored; None for all that can be
+            scored.
     """
 
     graph: Graph
@@ -45,7 +46,8 @@ class Evidence:
     def weights(self) -> dict[str, Tensor]:
         """The parameters whose single weights are scored: those of two or more dimensions.
 
-        Biases and the scales of normalisations are few, and zeros in them save nothing.
+        Biases and the scales of normalisations are left out: they are few, and zeros in them
+        save nothing.
         """
         return {
             name: p
@@ -65,7 +67,7 @@ class Evidence:
         return mean_gradients(self.graph.model, *self.needed)
 
     def sample_gradients(self) -> Iterator[dict[str, Tensor]]:
-        """The gradients of single samples; see `sample_gradients`.
+        """The gradients of single samples; see `criteria.sample_gradients`.
 
         Raises:
             MissingGradientError: as for `gradients`.
@@ -75,52 +77,56 @@ class Evidence:
 
     @property
     def needed_batches(self) -> Iterable[Batch]:
-        """The batches, for a criterion that looks at activations.
+        """The batches, for a criterion that uses activations.
 
         Raises:
-            MissingGradientError: none were given.
+            MissingGradientError: no batches were given.
         """
         if self.batches is None:
             raise MissingGradientError(
-                "this criterion looks at activations, so it needs data: pass batches=…, "
+                "this criterion uses activations, so it needs data: pass batches=…, "
                 "e.g. batches=task.batches('train')"
             )
         return self.batches
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter lies."""
+        """The device of the first parameter; the CPU if there are no parameters."""
         return next((p.device for p in self.parameters.values()), torch.device("cpu"))
 
     @property
     def needed(self) -> tuple[Iterable[Batch], Loss]:
-        """The batches and the loss, for a criterion that looks at gradients."""
+        """The batches and the loss, for a criterion that uses gradients.
+
+        Raises:
+            MissingGradientError: no batches or no loss were given.
+        """
         if self.batches is None or self.loss is None:
             raise MissingGradientError(
-                "this criterion looks at gradients, so it needs data: pass batches=… and loss=…, "
+                "this criterion uses gradients, so it needs data: pass batches=… and loss=…, "
                 "e.g. batches=task.batches('train'), loss=task.loss"
             )
         return self.batches, self.loss
 
 
 class Criterion(Protocol):
-    """Scores what could be removed from a network; larger = more important.
+    """Scores the units or weights of a network; larger = more important.
 
-    Criteria are values: the same evidence gives the same scores. `unit_scores` and
-    `weight_scores` of this package check what they return; `check_criterion` of
-    `dynopt_ray.testing` checks the rest.
+    Criteria are pure: the same evidence gives the same scores. `unit_scores` and
+    `weight_scores` of this package check the returned scores; `check_criterion` of
+    `dynopt_ray.testing` checks the rest of the contract.
 
-    A criterion whose scores mean the same in every layer says so with an attribute
-    `compares_across = True`; scores of others are divided by a figure of their group before
-    groups are compared.
+    A criterion whose scores mean the same in every layer has an attribute
+    `compares_across = True`. The scores of all other criteria are divided by one number per
+    group before groups are compared (see `comparable`).
     """
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
-        """Group name -> Tensor (width,), for every group of the graph."""
+        """Return group name -> Tensor (width,), for every group of the graph."""
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """Parameter name -> tensor of its shape, for each of `evidence.weights`.
+        """Return parameter name -> tensor of its shape, for each of `evidence.weights`.
 
         Raises:
-            TypeError: the criterion is only for units.
+            TypeError: the criterion scores units only.
         """

@@ -1,4 +1,4 @@
-"""Batch-norm scale: what the network itself scales down is not important."""
+"""Batch-norm scale criterion: a unit that the network itself scales down is unimportant."""
 
 from dataclasses import dataclass
 
@@ -11,18 +11,18 @@ from dynopt_ray.errors import CriterionError
 
 
 def batchnorm_scale(*, aggregate: Aggregate = "sum") -> "BatchNormScale":
-    """Units score |γ|, the factor that a normalisation behind them gives them.
+    """Score units by |γ|, the factor by which the normalisation after them scales them.
 
-    Meant for networks trained with an L1 penalty on γ, where the factors of useless channels
-    become small; of others it tells little. Every group needs a normalisation with factors of
-    its own (BatchNorm, InstanceNorm or GroupNorm).
+    This criterion is meant for networks trained with an L1 penalty on γ, which makes the factors
+    of useless channels small. For other networks |γ| says little. Every group needs a
+    normalisation with learned factors (BatchNorm, InstanceNorm or GroupNorm).
 
     Args:
-        aggregate: what counts where several normalisations see a unit.
+        aggregate: how the factors are combined if several normalisations scale a unit.
 
     Raises:
-        UnknownNameError: another aggregate.
-        CriterionError: when scoring, groups that no normalisation scales.
+        UnknownNameError: `aggregate` is unknown.
+        CriterionError: when scoring, a group is not scaled by any normalisation.
 
     References:
         Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming".
@@ -40,7 +40,7 @@ class BatchNormScale:
         check_aggregate(self.aggregate)
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
-        """|γ|."""
+        """|γ| of each unit."""
         graph = evidence.graph
         factors = {
             name: evidence.parameters[name].abs()
@@ -56,7 +56,7 @@ class BatchNormScale:
         return {name: aggregated(sums, self.aggregate) for name, sums in found.items()}
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """It has no opinion on single weights."""
+        """Refuse, because this criterion scores units only."""
         del evidence
         raise TypeError("batchnorm_scale scores units only; use another criterion for weights")
 

@@ -1,4 +1,4 @@
-"""FPGM: a unit that others could stand for is not important."""
+"""FPGM criterion: a unit that other units can replace is unimportant."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from dynopt_ray.structure import WidthGroup
 
 
 def fpgm() -> "FPGM":
-    """Units score the sum of distances from their weights to those of all others of the group.
+    """Score units by the sum of distances from their weights to those of the group's other units.
 
-    The unit with the smallest sum is nearest to the geometric median: what it does, the others
-    do nearly as well. Its weights are those that make it, biases not among them.
+    The unit with the smallest sum is nearest to the geometric median, so the other units can
+    replace it best. The weights compared are those that produce a unit, without biases.
 
     References:
         He et al. 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural
@@ -27,11 +27,11 @@ class FPGM:
     """See `fpgm`."""
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
-        """Σ_j ‖w_i − w_j‖₂."""
+        """Σ_j ‖w_i − w_j‖₂ for each unit i."""
         return {group.name: _distances(group, evidence) for group in evidence.graph}
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """It has no opinion on single weights."""
+        """Refuse, because this criterion scores units only."""
         del evidence
         raise TypeError("fpgm scores units only; use another criterion for weights")
 

@@ -1,4 +1,4 @@
-"""Gradient: what the loss is sensitive to is important."""
+"""Gradient criterion: a weight to which the loss is sensitive is important."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,19 +11,21 @@ from dynopt_ray.criteria.norms import check_norm, unit_norms
 
 
 def gradient(*, order: Literal[1, 2] = 2, aggregate: Aggregate = "sum") -> "Gradient":
-    """Weights score the size of their gradient, units the norm of that of all their weights.
+    """Score weights by the size of their gradient, units by the norm of all their gradients.
 
-    The gradient is that of the mean loss over all samples. It tells what training would move
-    first, not what can be missed (`taylor` does), and near a minimum it is mostly noise; it is
-    here because the article prunes by it.
+    The gradient is that of the mean loss over all samples. It shows which weights training would
+    change first, not which weights can be removed (`taylor` estimates that). Near a minimum it
+    is mostly noise. It is included because the source article prunes by it ("Dynamic
+    optimisation of neural networks: pruning, learning-rate schedules, dynamic structure, online
+    learning").
 
     Args:
-        order: 1 sums absolute values over a unit, 2 takes the root of the sum of squares.
-        aggregate: how parameters count that the unit has a part in; see `magnitude`.
+        order: 1 for the sum of absolute values over a unit, 2 for the root of the sum of squares.
+        aggregate: how a unit's values in different parameters are combined; see `magnitude`.
 
     Raises:
-        ValueError: another order.
-        UnknownNameError: another aggregate.
+        ValueError: `order` is not 1 or 2.
+        UnknownNameError: `aggregate` is unknown.
     """
     return Gradient(order, aggregate)
 
@@ -43,5 +45,5 @@ class Gradient:
         return unit_norms(evidence.graph, evidence.gradients, self.order, self.aggregate)
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """|g|."""
+        """|g| of each weight."""
         return {name: evidence.gradients[name].abs() for name in evidence.weights}

@@ -1,4 +1,4 @@
-"""Gradients of the mean loss over data, without touching the network."""
+"""Gradients of the loss over data, computed without changing the network."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,11 +20,11 @@ _MOST_SAMPLES = 64
 
 
 def checked_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches that hold samples.
+    """Yield the batches that are not empty.
 
     Raises:
-        MissingGradientError: none does.
-        DivergedError: inputs are not finite.
+        MissingGradientError: no batch has samples.
+        DivergedError: an input is not finite.
     """
     is_empty = True
     for number, (inputs, targets) in enumerate(batches):
@@ -39,8 +39,8 @@ def checked_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield inputs, targets
     if is_empty:
         raise MissingGradientError(
-            "there are no samples to score with; pass at least one batch, and in a list what is "
-            "to be read more than once"
+            "there are no samples to score with; pass at least one batch. Pass a list, not an "
+            "iterator, if the batches are read more than once"
         )
 
 
@@ -51,15 +51,15 @@ def mean_gradients(
     *,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The gradient of the mean loss over all samples, whatever batches they come in.
+    """The gradient of the mean loss over all samples, independent of how they are batched.
 
-    The network runs in evaluation mode, so that no sample's gradient depends on the others of
-    its batch. Frozen parameters have gradients here too; nobody's `.grad` is touched, and
-    masked weights get the gradient they would have without their mask.
+    The network runs in evaluation mode, so that no sample's gradient depends on the other samples
+    of its batch. Frozen parameters get gradients too. The `.grad` of parameters is not touched.
+    Masked weights get the gradient that they would have without their mask.
 
     Args:
         model: the network; not changed.
-        batches: (inputs, targets); each batch counts as many samples as it has targets.
+        batches: (inputs, targets); each batch is weighted by its number of targets.
         loss: (output, targets) -> mean loss.
         tensors: values to use instead of the network's own parameters and buffers.
 
@@ -102,14 +102,14 @@ def sample_gradients(
     batches: Iterable[Batch],
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[dict[str, Tensor]]:
-    """The gradient of each single sample's loss, in evaluation mode, some samples at a time.
+    """Yield the gradient of each single sample's loss, in evaluation mode, in chunks of samples.
 
     Yields:
-        Parameter name -> tensor (samples, *shape of the parameter), detached. How many samples
-        come at a time depends on the size of the network.
+        Parameter name -> tensor (samples, *shape of the parameter), detached. The number of
+        samples in a chunk depends on the size of the network.
 
     Raises:
-        MissingGradientError: as `mean_gradients`.
+        MissingGradientError: as for `mean_gradients`.
         DivergedError: the loss is NaN or infinite on the first batch.
     """
     values = named_tensors(model)
@@ -124,21 +124,21 @@ def sample_gradients(
 
     of_all: Any = vmap(grad(of_one), in_dims=(None, 0, 0))
     for number, batch in enumerate(checked_batches(batches)):
-        if number == 0:  # what cannot be scored at all is said before the long work
+        if number == 0:  # raises the errors of an unusable network before the long work starts
             mean_gradients(model, [batch], loss)
         for inputs, targets in _parts(batch, num_at_once):
             with undisturbed(model, training=False), torch.enable_grad():
                 try:
                     found = of_all(leaves, inputs, targets)
                 except (RuntimeError, ValueError, TypeError, NotImplementedError):
-                    # torch cannot follow all samples at once, as where values decide the way.
+                    # vmap cannot run this network, e.g. because its control flow uses values.
                     of_all = _one_by_one(grad(of_one))
                     found = of_all(leaves, inputs, targets)
             yield {name: gradient.detach() for name, gradient in found.items()}
 
 
 def _parts(batch: Batch, size: int) -> Iterator[Batch]:
-    """A batch cut into parts of so many samples."""
+    """Split a batch into parts of at most `size` samples."""
     inputs, targets = batch
     for start in range(0, len(targets), size):
         rows = slice(start, start + size)
@@ -146,7 +146,7 @@ def _parts(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 def _one_by_one(gradient: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """The same as `vmap` gives, of a function of one sample."""
+    """Return what `vmap` would: the gradient of one sample, applied to all samples in a loop."""
 
     def of_all(leaves: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
         singles = [

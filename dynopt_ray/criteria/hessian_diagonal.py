@@ -1,4 +1,4 @@
-"""Hessian: the second-order estimate of how much the loss rises without a weight or a unit."""
+"""Hessian criterion: a second-order estimate of the loss increase without a weight or unit."""
 
 from dataclasses import dataclass
 
@@ -10,21 +10,22 @@ from dynopt_ray.criteria.base import Evidence
 
 
 def hessian() -> "Hessian":
-    """Half the curvature of the loss along a weight or a unit, times how far it is from zero.
+    """Second-order estimate of how much the loss rises if a weight or a unit is set to zero.
 
-    At a minimum the loss rises by ½ Σ H_ii w_i² when weights are set to zero. The curvature is
-    estimated by the Fisher information, the mean over samples n of squared gradients:
+    At a minimum of the loss, setting weights w_i to zero raises it by about ½ Σ H_ii w_i², with
+    H_ii the curvature along w_i. The curvature is estimated by the Fisher information, the mean
+    over samples n of squared gradients:
 
         weight: ½ · mean_n (g_n · w)²        unit: ½ · mean_n (Σ g_n · w)²
 
-    where the sum runs over the weights that read the unit, as for `taylor`. The gradients are
-    those of single samples, so scores do not depend on batches; a network that torch cannot
-    differentiate sample by sample at once is run on one sample at a time.
+    The sum runs over the weights that read the unit, as for `taylor`. The gradients are those of
+    single samples, so scores do not depend on how samples are batched. If torch cannot compute
+    the gradients of many samples at once, the network runs on one sample at a time.
 
     References:
         LeCun, Denker, Solla 1990, "Optimal Brain Damage": the diagonal of the Hessian.
         Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning": the
-        Fisher information in its place, and whole feature maps.
+        Fisher information in place of the Hessian, also for whole feature maps.
     """
     return Hessian()
 

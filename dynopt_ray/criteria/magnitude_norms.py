@@ -1,4 +1,4 @@
-"""Magnitude: large weights are important."""
+"""Magnitude criterion: large weights are important."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,24 +11,25 @@ from dynopt_ray.criteria.norms import check_norm, unit_norms
 
 
 def magnitude(*, order: Literal[1, 2] = 2, aggregate: Aggregate = "sum") -> "Magnitude":
-    """Weights score their absolute value, units the norm of all that they consist of.
+    """Score weights by their absolute value, units by the norm of all their weights.
 
-    That is everything which would go with the unit: what makes it, with its bias, what
-    normalises it and what reads it. Of these alone, what makes a unit tells least: with batch
-    normalisation its size has no effect at all, and a unit that nobody reads is useless
-    however large it is.
+    The weights of a unit are all weights that would be removed with it: those that produce it
+    (with its bias), normalise it and read it. The producing weights alone would say least. If
+    batch normalisation follows, their size has no effect at all, and a unit that nothing reads
+    is useless however large its producing weights are.
 
     Args:
-        order: 1 sums absolute values over a unit, 2 takes the root of the sum of squares.
-        aggregate: whether what the unit has in different parameters is summed (before the
-            root), or the mean or the largest of these sums counts.
+        order: 1 for the sum of absolute values over a unit, 2 for the root of the sum of squares.
+        aggregate: how a unit's sums over different parameters are combined (before the root):
+            their sum, their mean or their maximum.
 
     Raises:
-        ValueError: another order.
-        UnknownNameError: another aggregate.
+        ValueError: `order` is not 1 or 2.
+        UnknownNameError: `aggregate` is unknown.
 
     References:
-        Li et al. 2017, "Pruning Filters for Efficient ConvNets", takes only what makes a unit.
+        Li et al. 2017, "Pruning Filters for Efficient ConvNets". They use only the weights that
+        produce a unit.
     """
     return Magnitude(order, aggregate)
 
@@ -48,5 +49,5 @@ class Magnitude:
         return unit_norms(evidence.graph, evidence.parameters, self.order, self.aggregate)
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """|w|."""
+        """|w| of each weight."""
         return {name: weight.abs() for name, weight in evidence.weights.items()}

@@ -1,4 +1,4 @@
-"""Norms over all that a unit consists of."""
+"""Norms over all weights of a unit."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ _ALL: tuple[Role, ...] = ("out", "scale", "in")
 
 
 def check_norm(criterion: str, order: int, aggregate: str) -> None:
-    """Refuse what is no norm.
+    """Refuse an unknown order or aggregate.
 
     Raises:
-        ValueError: an order other than 1 and 2.
-        UnknownNameError: no such aggregate.
+        ValueError: `order` is not 1 or 2.
+        UnknownNameError: `aggregate` is unknown.
     """
     if order not in _ORDERS:
         raise ValueError(f"{criterion}: order is {order!r}; it must be 1 or 2")
@@ -26,13 +26,13 @@ def check_norm(criterion: str, order: int, aggregate: str) -> None:
 def unit_norms(
     graph: Graph, values: Mapping[str, Tensor], order: int, aggregate: Aggregate
 ) -> dict[str, Tensor]:
-    """The norm of each unit's entries: of what makes it, scales it and reads it.
+    """The norm of each unit's entries in all parameters that produce, scale or read it.
 
     Args:
         graph: the network's groups.
         values: parameter name -> tensor of its shape.
         order: 1 or 2.
-        aggregate: see `sums_per_slice`; roots are taken last.
+        aggregate: how sums over slices are combined; the root is taken last.
 
     Returns:
         Group name -> Tensor (width,).

@@ -1,4 +1,4 @@
-"""Random scores: the baseline that every criterion has to beat."""
+"""Random criterion: the baseline that every other criterion has to beat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from dynopt_ray.criteria.base import Evidence
 
 
 def random(*, seed: int = 0) -> "RandomScores":
-    """Scores drawn uniformly from [0, 1); the same seed draws the same scores.
+    """Draw scores uniformly from [0, 1); the same seed gives the same scores.
 
-    Draws nothing from anyone's generator.
+    The global generators of torch and NumPy are not used.
 
     Args:
-        seed: of the draw, >= 0.
+        seed: seed of the random draws, >= 0.
 
     Raises:
-        ValueError: a negative seed.
+        ValueError: `seed` is negative.
     """
     return RandomScores(seed)
 

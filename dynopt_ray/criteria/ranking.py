@@ -1,4 +1,4 @@
-"""Making scores of different groups comparable."""
+"""Make the scores of different groups comparable."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -9,12 +9,12 @@ from torch import Tensor
 from dynopt_ray.errors import UnknownNameError
 
 Scope = Literal["layer", "global"]
-"""Whether each group loses the same share, or the least important go wherever they are."""
+"""Either "layer" (each group loses the same fraction) or "global" (the least important go)."""
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 Per = Literal["mean", "length", "one"]
-"""What a group's scores are divided by for the scope "global"."""
+"""The number that a group's scores are divided by if the scope is "global"."""
 
 _PERS: tuple[Per, ...] = get_args(Per)
 
@@ -26,26 +26,28 @@ def comparable(
     per: Per = "mean",
     num_gone: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """Scores of several groups (or parameters) on one scale; larger = more important.
+    """Put the scores of several groups (or parameters) on one scale; larger = more important.
 
     Args:
-        scores: name -> scores of one kind.
-        scope: "global" divides each group's scores by a figure of the group, so that the size of
-            a layer's weights does not count. "layer" replaces scores by ranks: of a group that
-            had n entries at the start, the least important one gets 1/n and the most important
-            1, so that what is <= f is the share f of each group.
-        per: that figure. "mean" treats all groups alike, which is right for units: those of one
-            group differ little, and any preference would empty whole groups. "length", the root
-            of the sum of squares, makes each entry of a large group count less, which is right
-            for weights: small layers at the ends of a network can spare the least. "one" leaves
-            them as they are, which is right for criteria that compare across layers.
-        num_gone: name -> how many entries are gone already; they count as the least important.
+        scores: name -> scores of one criterion.
+        scope: "global" divides each group's scores by one number per group, so that the size of
+            a layer's weights does not count. "layer" replaces scores by ranks. In a group that
+            had n entries at the start, the least important entry gets 1/n and the most important
+            one gets 1, so that the entries <= f are the fraction f of each group.
+        per: the number to divide by for the scope "global". "mean", the mean score, treats all
+            groups alike. This is right for units: the units of one group differ little, and any
+            preference between groups would empty whole groups. "length", the root of the sum of
+            squares, makes each entry of a large group count less. This is right for weights: the
+            small layers at the ends of a network can spare the fewest. "one" leaves the scores
+            unchanged. This is right for criteria that compare across layers.
+        num_gone: name -> number of entries that were removed earlier; they rank as the least
+            important.
 
     Returns:
         The same names and shapes, float64, on the CPU.
 
     Raises:
-        UnknownNameError: no such scope, or no such figure.
+        UnknownNameError: `scope` or `per` is unknown.
 
     Example:
         >>> scores = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([30.0, 10.0])}

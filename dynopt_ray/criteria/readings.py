@@ -1,7 +1,7 @@
-"""What the layers that read a group's units were given, on data.
+"""Observe, on data, the inputs of the layers that read a group's units.
 
-Shapes: G groups of a convolution (or heads), R rows, K inputs, O outputs, as in
-`structure.readers`; U units, each with M × Q inputs: Q of them in each of M groups.
+Shapes: G groups of a convolution (or heads), R rows, K inputs and O outputs, as for
+`structure.Reader`; U units, each with M × Q inputs: Q inputs in each of M groups.
 """
 
 import zlib
@@ -29,7 +29,8 @@ from dynopt_ray.structure import (
 )
 
 _ROWS_PER_SAMPLE = 8
-# Steps of the additive recurrence that fills a square most evenly (its plastic number).
+# Steps of the additive recurrence that fills a square most evenly: 1/p and 1/p², with p the
+# plastic number.
 _SAMPLE_STEP, _ROW_STEP = 0.7548776662466927, 0.5698402909980532
 
 
@@ -38,9 +39,9 @@ class Reading:
     """How one weight reads the units of one group.
 
     Attributes:
-        weight_GOK: its values as independent products.
-        groups_UM: the groups of the weight in which a unit is read.
-        inputs_UMQ: which of their K inputs are the unit's.
+        weight_GOK: the weight as the coefficients of G independent products.
+        groups_UM: for each unit, the groups of the weight that read it.
+        inputs_UMQ: for each unit and each of these groups, the inputs that belong to the unit.
     """
 
     weight_GOK: Tensor
@@ -48,23 +49,23 @@ class Reading:
     inputs_UMQ: Tensor
 
     def of_units(self, x_GRK: Tensor) -> Tensor:
-        """The units' own inputs, (U, M, R, Q)."""
+        """The inputs that belong to each unit, (U, M, R, Q)."""
         by_input = x_GRK.transpose(1, 2)  # (G, K, R)
         return by_input[self.groups_UM[:, :, None], self.inputs_UMQ].transpose(2, 3)
 
     def weights_of_units(self) -> Tensor:
-        """The weights that they are multiplied with, (U, M, O, Q)."""
+        """The weights that multiply the inputs of each unit, (U, M, O, Q)."""
         by_input = self.weight_GOK.transpose(1, 2)
         return by_input[self.groups_UM[:, :, None], self.inputs_UMQ].transpose(2, 3)
 
 
 def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> Reading:
-    """How a weight reads the units of a slice.
+    """Return how a weight reads the units of a slice.
 
     Args:
         weight: the parameter.
-        reader: one use of it.
-        s: the slice, of role "in".
+        reader: one use of the weight.
+        s: a slice of the weight, of role "in".
         num_groups: G.
     """
     num_inputs = reader.num_inputs
@@ -72,7 +73,7 @@ def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> Readin
     num_outputs = weight_GOK.shape[1]
     numbers = torch.arange(weight.numel(), device=weight.device)
     place = reader.in_layout(numbers.reshape(weight_GOK.shape))
-    # Group and input of each entry as one number.
+    # Encode the group and the input of each entry as one number.
     inputs = place // (num_outputs * num_inputs) * num_inputs + place % num_inputs
     along = inputs.movedim(s.dim, 0)[s.positions.to(inputs.device)]
     of_units = along.reshape(len(s.positions), -1).sort(dim=1).values
@@ -92,7 +93,7 @@ def readers_of(graph: Graph, group: WidthGroup) -> list[Slice]:
     """The slices through which observable weights read a group.
 
     Raises:
-        CriterionError: none does, as where an LSTM alone reads it.
+        CriterionError: there are none, for example because only an LSTM reads the group.
     """
     found = [s for s in group.slices if s.role == "in" and s.parameter in graph.consumers]
     if not found:
@@ -106,12 +107,13 @@ def readers_of(graph: Graph, group: WidthGroup) -> list[Slice]:
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """One use of a weight on one batch.
+    """One use of a weight, observed on one batch.
 
     Attributes:
-        seen: rows of what it read and gave.
-        places: at how many places of a sample it was used.
-        slopes_RGO: the gradient of each sample's loss by what it gave there, if there was a loss.
+        seen: some rows of its inputs.
+        places: the number of places of a sample at which the weight is applied.
+        slopes_RGO: the gradient of each sample's loss with respect to the outputs in these rows;
+            None if no loss was given.
     """
 
     seen: Seen
@@ -120,15 +122,15 @@ class Observed:
 
 
 def group_readers(graph: Graph) -> set[str]:
-    """The weights that read the units of some group; errors as of `readers_of`."""
+    """The weights that read the units of any group; raises the errors of `readers_of`."""
     return {s.parameter for group in graph for s in readers_of(graph, group)}
 
 
 def weight_readers(evidence: Evidence) -> set[str]:
-    """All weights, once it is known that each can be observed.
+    """The weights to score, after a check that each can be observed.
 
     Raises:
-        CriterionError: one cannot.
+        CriterionError: a weight cannot be observed.
     """
     for name in evidence.weights:
         if name not in evidence.graph.consumers:
@@ -142,10 +144,15 @@ def weight_readers(evidence: Evidence) -> set[str]:
 def observed(
     graph: Graph, names: Collection[str], batches: Iterable[Batch], loss: Loss | None = None
 ) -> Iterator[dict[Use, Observed]]:
-    """Rows of what some weights read and give, batch by batch.
+    """Yield rows of the inputs of some weights and, given a loss, its gradients, batch by batch.
 
-    Of a layer that is applied at many places of a sample, 8 are kept: which ones depends on the
-    number of the sample and not on its batch.
+    If a layer is applied at more than 8 places of a sample, 8 of them are kept. Which ones
+    depends on the number of the sample, not on its batch.
+
+    Raises:
+        MissingGradientError: no batch has samples, or the network does not use a weight, or the
+            loss does not depend on a weight's output.
+        DivergedError: an input is not finite.
     """
     uses = {name: graph.consumers[name] for name in graph.consumers if name in names}
     tensors = {name: t.detach() for name, t in named_tensors(graph.model).items()}
@@ -163,12 +170,13 @@ def observed(
                 for (name, _), slope in zip(observer.live, slopes, strict=True):
                     if slope is None:
                         raise MissingGradientError(
-                            f"the loss does not depend on what {name!r} gives, so it has no "
-                            "gradient. Use a criterion without gradients ('magnitude')"
+                            f"the loss does not depend on the output of {name!r}, which thus has "
+                            "no gradient. Use a criterion without gradients ('magnitude')"
                         )
         if missing := uses.keys() - {name for name, _ in observer.seen}:
             raise MissingGradientError(
-                f"the batches never reach {sorted(missing)}, so what they read cannot be scored"
+                f"the network does not use {sorted(missing)} on these batches, so there are no "
+                "inputs to score them by"
             )
         start += len(targets)
         yield {

@@ -1,4 +1,25 @@
-"""Reconstruction: what the others cannot stand in for is important."""
+"""Reconstruction criterion: a unit is important if the other units cannot replace it.
+
+`prune` can refit the layers that read a removed unit by least squares on data, so a unit matters
+only as far as the refit cannot reproduce its effect. For a layer with weights W and second moments
+C of its inputs, the least mean squared error of the outputs that any change of the other weights
+can reach without the inputs u is tr(W_u [(C⁻¹)_uu]⁻¹ W_uᵀ). This is the formula of the Optimal
+Brain Surgeon for a set of inputs. The weights that reach this error are
+W − W_u [(C⁻¹)_uu]⁻¹ (C⁻¹)_u·, and subtracting (C⁻¹)_·u [(C⁻¹)_uu]⁻¹ (C⁻¹)_u· from C⁻¹ gives the
+inverse for the inputs that remain. A unit can therefore be removed without solving a regression.
+
+Costs depend on which other units remain: each of two equal units can be removed at no cost, but
+not both. Therefore units are eliminated in steps. Each step computes the costs of all remaining
+units, removes the cheapest ones and refits the remaining weights. The refitted weights are again
+a least-squares fit to the original outputs, so the formula also holds in the next step and gives
+the error that is added to that of earlier steps. A unit scores the highest cost of any unit up to
+its own elimination. Scores thus never decrease in the order of elimination, and removing all units
+below a threshold removes exactly the first units of that order. Single weights are eliminated in
+the same way, each row of W on its own.
+
+Errors are weighted by half the mean square of the loss's gradient with respect to the outputs. As
+for `hessian`, this estimates by how much the loss rises, so scores compare across layers.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,52 +40,55 @@ from dynopt_ray.criteria.readings import (
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import RIDGE, Consumer, Moments, as_products
 
+# A step removes one unit, or width // _MOST_STEPS units of a wide group.
 _MOST_STEPS = 64
-# Of the weights of a row that are left, so many are after a step.
+# Fraction of a row's remaining weights that a step keeps.
 _LEFT = 0.7
-# Beside the mean moment of the inputs.
+# Smallest ridge, relative to the mean second moment of the inputs.
 _LEAST_RIDGE = 1e-12
-# One in so many inputs has gone before those left are copied.
+# The remaining inputs are copied once one in _DROPPED inputs has been removed.
 _DROPPED = 8
-# Numbers in the systems that are solved at once: 64 MiB of them.
+# Largest number of elements in the systems that are solved at once: 64 MiB.
 _MOST_NUMBERS = 2**24
 
 
 def reconstruction(*, weighted: bool = True) -> "Reconstruction":
-    """What is lost without a unit after the layers that read it are refitted to do without.
+    """Score units and weights by the error that remains after the others have been refitted.
 
-    `prune` refits what reads removed units by least squares; so the loss that counts is the one
-    that no refitting mends. Units of a group are taken out one after the other, each time the one
-    whose going costs least, and all weights that are left take over what they can:
+    The units of a group are eliminated in steps. Each step removes the unit with the lowest cost
+    and refits all remaining weights of the layers that read the group:
 
         cost(u) = Σ_layers tr(S W_u [(C⁻¹)_uu]⁻¹ W_uᵀ)
 
-    with C the second moments of a layer's inputs (about the mean, if the layer or a BatchNorm
-    behind it can take up a constant; with a ridge of a hundredth of each) and W its weights at
-    that moment. S weighs the errors of what the layer gives: by half the mean square of the loss's
-    gradient there, or all alike by 1 / tr(W C Wᵀ). Of a convolution 8 places per sample are looked
-    at. A unit scores what the dearest one until then cost: of two equal units the first goes for
-    nothing, the second does not. Wide groups lose a 64th of their units per step.
+    C holds the second moments of a layer's inputs, about the mean if the layer or a BatchNorm
+    after it can absorb a constant, plus a ridge of a hundredth of each input's own moment. W holds
+    the layer's weights at that step. The diagonal matrix S weights the errors of the layer's
+    outputs: by half the mean square of the loss's gradient with respect to each output, summed
+    over the places of a sample, or all equally by 1 / tr(W C Wᵀ). If a layer is applied at many
+    places of a sample, 8 places per sample are used. A unit scores the highest cost up to its
+    elimination: of two equal units, the first one costs nothing, but the second one does not.
+    Wide groups lose a 64th of their units per step.
 
-    Single weights go likewise, each row of W by itself, the cheapest 30 % of those left per step:
-    cost(w_k) = s w_k² / [C⁻¹]_kk, with w what the row's weights have become by then and C the
-    second moments of their inputs.
+    Single weights are eliminated in the same way, each row of W on its own, the cheapest 30 % of
+    the remaining weights per step: cost(w_k) = s w_k² / [C⁻¹]_kk. Here w holds the refitted
+    weights of the row, C the second moments of their inputs, and s is the row's entry of S.
 
     Args:
-        weighted: whether errors count by what they do to the loss.
+        weighted: whether errors are weighted by their effect on the loss, or all equally.
 
     Raises:
         TypeError: `weighted` is not a bool.
-        MissingGradientError: when scoring, without batches or, if weighted, without a loss.
-        CriterionError: when scoring, groups that only recurrent layers read, or weights that are
-            in no layer or product, such as those of an embedding.
-        DivergedError: when scoring, inputs of layers whose squares overflow.
+        MissingGradientError: when scoring, batches are missing or, if `weighted`, the loss is.
+        CriterionError: when scoring, the inputs of a group or weight cannot be observed: only
+            recurrent layers read the group, or the weight is in no layer or product, such as
+            that of an embedding.
+        DivergedError: when scoring, the squares of a layer's inputs overflow.
 
     References:
         Hassibi & Stork 1993, "Second order derivatives for network pruning: Optimal Brain
-        Surgeon", eq. 5, for one weight of the loss; here for all weights that read a unit and the
-        error of the layer, as in Dong et al. 2017, "Learning to Prune Deep Neural Networks via
-        Layer-wise Optimal Brain Surgeon".
+        Surgeon", eq. 5, for a single weight and the error of the loss. Here the formula is used
+        for all weights that read a unit and for the error of a layer, as in Dong et al. 2017,
+        "Learning to Prune Deep Neural Networks via Layer-wise Optimal Brain Surgeon".
     """
     return Reconstruction(weighted)
 
@@ -81,7 +105,7 @@ class Reconstruction:
             raise TypeError(f"reconstruction: weighted is {self.weighted!r}; pass True or False")
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
-        """What is lost when a unit goes and the others take over."""
+        """The error that remains when a unit is removed and the others are refitted."""
         graph = evidence.graph
         found = self._found(evidence, group_readers(graph))
         scores = {}
@@ -97,7 +121,7 @@ class Reconstruction:
         return scores
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """What is lost when a weight goes and the others of its row take over."""
+        """The error that remains when a weight is removed and the rest of its row is refitted."""
         scores = {}
         for name, statistics in self._found(evidence, weight_readers(evidence)).items():
             second_GKK = statistics.second(evidence.graph.consumers[name][0])
@@ -113,7 +137,7 @@ class Reconstruction:
         return scores
 
     def _found(self, evidence: Evidence, names: Collection[str]) -> dict[str, "_Statistics"]:
-        """The sums over all batches, by weight."""
+        """The sums over all batches, by the name of the weight."""
         batches, loss = evidence.needed if self.weighted else (evidence.needed_batches, None)
         found: dict[str, _Statistics] = {}
         for batch in observed(evidence.graph, names, batches, loss):
@@ -125,19 +149,20 @@ class Reconstruction:
 
 
 def _with_ridge(second_GKK: Tensor) -> Tensor:
-    """Second moments with a ridge. In float32: scores need no more, and they are large.
+    """Add a ridge to second moments, and convert them to float32.
 
-    The ridge is a share of each input's own moment: so the unit that an input is measured in does
-    not count, and one that is never on costs next to nothing.
+    The precision is enough for scores, and the matrices are large. The ridge is a fraction of
+    each input's own moment. Therefore the scale of an input does not matter, and removing an
+    input that is always zero costs next to nothing.
 
     Raises:
-        DivergedError: they overflow.
+        DivergedError: the moments overflow.
     """
     own_GK = second_GKK.diagonal(dim1=1, dim2=2).clamp(min=0)
     least_G1 = _LEAST_RIDGE * own_GK.mean(1, keepdim=True).clamp(min=1e-12)
     ridged = (second_GKK + torch.diag_embed(RIDGE * own_GK + least_G1)).float()
     if not bool(ridged.isfinite().all()):
-        raise DivergedError("what a layer reads is so large that its squares overflow")
+        raise DivergedError("the input of a layer is so large that its squares overflow")
     return ridged
 
 
@@ -146,13 +171,13 @@ def _inverse(second_GKK: Tensor) -> Tensor:
 
 
 def _per_energy(weight_GOK: Tensor, second_GKK: Tensor) -> float:
-    """One over the energy of what a layer gives; 0 if it is constant, and nothing can be lost."""
+    """1 / the energy of a layer's outputs; 0 if they are constant, so that nothing can be lost."""
     energy = float(((weight_GOK @ second_GKK) * weight_GOK).sum())
     return 1 / energy if energy > 0 else 0.0
 
 
 class _Statistics:
-    """What is summed up over batches about one weight."""
+    """Sums over batches for one weight."""
 
     def __init__(self, first: Observed) -> None:
         self.reader = first.seen.reader
@@ -168,17 +193,17 @@ class _Statistics:
             self._squares_GO = squares if self._squares_GO is None else self._squares_GO + squares
 
     def second(self, consumer: Consumer) -> Tensor:
-        """Second moments of the inputs, about the mean where something takes up a constant."""
+        """Second moments of the inputs, about the mean if the consumer can absorb a constant."""
         return self.moments.second(intercept=bool(consumer.bias or consumer.mean))
 
     @property
     def sensitivity_GO(self) -> Tensor | None:
-        """How much the loss of a sample rises with squared errors of what the weight gives."""
+        """How much the loss of a sample rises per squared error of each output, or None."""
         return None if self._squares_GO is None else self._squares_GO / (2 * self.moments.count)
 
 
 class _Layer:
-    """A layer while units go."""
+    """One layer that reads a group, while units of the group are eliminated."""
 
     def __init__(self, how: Reading, second_GKK: Tensor, sensitivity_GO: Tensor | None) -> None:
         self._groups_UM, self._inputs_UMQ = how.groups_UM, how.inputs_UMQ
@@ -192,7 +217,7 @@ class _Layer:
         self._gone_GK = torch.zeros_like(self._weight_GOK[:, 0], dtype=torch.bool)
 
     def costs(self, units: Tensor) -> Tensor:
-        """What each of some units would cost now."""
+        """The costs of removing each of some units in the next step."""
         g, k = self._groups_UM[units][:, :, None], self._inputs_UMQ[units]
         own = self._inverse_GKK[g[..., None], k[..., None], k[:, :, None]]
         w = self._weight_GOK.transpose(1, 2)[g, k]  # (U, M, Q, O)
@@ -200,7 +225,7 @@ class _Layer:
         return costs
 
     def remove(self, units: Tensor) -> None:
-        """Take units out; the rest takes over."""
+        """Remove some units and refit the remaining weights."""
         goes_GK = torch.zeros_like(self._gone_GK)
         goes_GK[self._groups_UM[units][:, :, None], self._inputs_UMQ[units]] = True
         for group in goes_GK.any(1).nonzero()[:, 0].tolist():
@@ -211,16 +236,16 @@ class _Layer:
             weight = self._weight_GOK[group]
             weight.addmm_(weight[:, k], solved, alpha=-1)
             inverse.addmm_(columns, solved, alpha=-1)
-        # What is gone is zero from now on: it only costs time, and so does copying the rest.
+        # Entries of removed inputs stay zero. They only cost time, but copying the rest does too.
         self._gone_GK |= goes_GK
         least, most = self._gone_GK.sum(1).aminmax()
         if least == most and _DROPPED * most >= goes_GK.shape[1]:
             self._drop(~self._gone_GK)
 
     def _drop(self, stays_GK: Tensor) -> None:
-        """Forget the inputs that are gone, of which each group has equally many."""
+        """Drop the removed inputs, of which each group has equally many."""
         self._gone_GK = self._gone_GK[stays_GK].reshape(len(stays_GK), -1)
-        at = stays_GK.nonzero()[:, 1].reshape(len(stays_GK), -1)  # (G, what stays)
+        at = stays_GK.nonzero()[:, 1].reshape(len(stays_GK), -1)  # (G, remaining inputs)
         groups = torch.arange(len(at), device=at.device)[:, None]
         self._inverse_GKK = self._inverse_GKK[groups[..., None], at[..., None], at[:, None]]
         self._weight_GOK = self._weight_GOK.transpose(1, 2)[groups, at].transpose(1, 2)
@@ -229,7 +254,7 @@ class _Layer:
 
 
 def _units_eliminated(layers: list[_Layer], width: int) -> Tensor:
-    """What the dearest of a group's units until then cost, (width,)."""
+    """Eliminate all units of a group; the highest cost up to each unit's turn, (width,)."""
     scores = torch.zeros(width, dtype=torch.float64)
     left = torch.arange(width)
     dearest = 0.0
@@ -249,14 +274,14 @@ def _units_eliminated(layers: list[_Layer], width: int) -> Tensor:
 
 
 def _weights_eliminated(weight_OK: Tensor, second_KK: Tensor) -> Tensor:
-    """What the dearest of a row's weights until then cost, (O, K)."""
+    """Eliminate all weights of each row; the highest cost up to each weight's turn, (O, K)."""
     scores = torch.zeros_like(weight_OK, dtype=torch.float32)
     wanted_OK = weight_OK.float() @ second_KK
     precision_K = _inverse(second_KK[None])[0].diagonal()
     num_outputs, num_inputs = weight_OK.shape
     num_at_once = max(1, _MOST_NUMBERS // num_inputs**2)
     for rows in torch.split(torch.arange(num_outputs), num_at_once):
-        # (R, what is left of a row)
+        # (R, remaining weights of a row)
         left = torch.arange(num_inputs, device=weight_OK.device).expand(len(rows), -1)
         weight, precision = weight_OK[rows].float(), precision_K.expand(len(rows), -1)
         dearest = scores.new_zeros(len(rows), 1)
@@ -273,7 +298,7 @@ def _weights_eliminated(weight_OK: Tensor, second_KK: Tensor) -> Tensor:
 
 
 def _refitted(wanted: Tensor, second_KK: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights that are left in some rows, refitted, and the diagonal of [C⁻¹]."""
+    """The remaining weights of some rows, refitted, and the diagonal of their C⁻¹."""
     factor = torch.linalg.cholesky(second_KK[left[:, :, None], left[:, None]])
     weight = torch.cholesky_solve(wanted[..., None], factor)[..., 0]
     return weight, torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)

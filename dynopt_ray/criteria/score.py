@@ -1,4 +1,4 @@
-"""Scoring a network with a criterion given by name, as plain data or as an object."""
+"""Score a network with a criterion that is given by name, as plain data or as an object."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from dynopt_ray.plugins import build
 from dynopt_ray.structure import Graph
 
 CriterionLike = str | Mapping[str, Any] | Criterion
-"""A name, a name with arguments such as {"name": "magnitude", "order": 1}, or the object."""
+"""A name, a mapping such as {"name": "magnitude", "order": 1}, or the criterion object itself."""
 
 
 def unit_scores(
@@ -22,24 +22,25 @@ def unit_scores(
     *,
     loss: Loss | None = None,
 ) -> dict[str, Tensor]:
-    """How important each unit of each width group is.
+    """Score each unit of each width group by its importance.
 
     Args:
         graph: the traced network; not changed.
-        criterion: a criterion's name, its name and arguments, or the object.
-        batches: (inputs, targets) of training data, for criteria that look at data.
-        loss: (output, targets) -> mean loss, for criteria that look at gradients.
+        criterion: a criterion's name, a mapping of its name and arguments, or the object itself.
+        batches: (inputs, targets) of training data, for criteria that use data.
+        loss: (output, targets) -> mean loss, for criteria that use gradients.
 
     Returns:
-        Group name -> Tensor (width,), float32, >= 0; larger = more important. Scores compare
-        within a group; across groups only after `comparable`.
+        Group name -> Tensor (width,), float32, >= 0; larger = more important. Scores can be
+        compared within a group, and across groups only after `comparable`.
 
     Raises:
-        UnknownNameError: no such criterion.
-        MissingGradientError: the criterion needs gradients and cannot have them.
-        DivergedError: a score is not finite, because weights or gradients are not or are too
-            large.
-        PluginError: the criterion does not return what it must; NaN of finite weights, say.
+        UnknownNameError: the criterion is unknown.
+        MissingGradientError: the criterion needs data or gradients that are not available.
+        DivergedError: a score is not finite because weights or gradients are not finite or are
+            too large.
+        PluginError: the criterion returns invalid scores: missing, of the wrong shape, negative,
+            or NaN although all weights are finite.
 
     Example:
         >>> import torch
@@ -64,26 +65,27 @@ def weight_scores(
     loss: Loss | None = None,
     only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """How important each single weight is.
+    """Score each single weight by its importance.
 
     Args:
-        graph: see `unit_scores`, as for the other arguments.
-        criterion: a criterion's name, its name and arguments, or the object.
-        batches: training data, for criteria that look at data.
-        loss: for criteria that look at gradients.
-        only: names of the parameters to score, of those that can be. Default: all of them.
+        graph: the traced network; not changed.
+        criterion: a criterion's name, a mapping of its name and arguments, or the object itself.
+        batches: (inputs, targets) of training data, for criteria that use data.
+        loss: (output, targets) -> mean loss, for criteria that use gradients.
+        only: names of the parameters to score. Default: all parameters of two or more
+            dimensions, which are the only ones that can be scored.
 
     Returns:
-        Parameter name -> tensor of its shape, float32, >= 0; larger = more important; for the
-        parameters of two or more dimensions.
+        Parameter name -> tensor of its shape, float32, >= 0; larger = more important.
 
     Raises:
-        UnknownNameError: no such criterion.
-        TypeError: the criterion is only for units.
-        MissingGradientError: the criterion needs gradients and cannot have them.
-        DivergedError: a score is not finite, because weights or gradients are not or are too
-            large.
-        PluginError: the criterion does not return what it must; NaN of finite weights, say.
+        UnknownNameError: the criterion is unknown.
+        TypeError: the criterion scores units only.
+        MissingGradientError: the criterion needs data or gradients that are not available.
+        DivergedError: a score is not finite because weights or gradients are not finite or are
+            too large.
+        PluginError: the criterion returns invalid scores: missing, of the wrong shape, negative,
+            or NaN although all weights are finite.
     """
     evidence = Evidence(graph, batches, loss, only)
     scores = build_criterion(criterion).score_weights(evidence)
@@ -92,11 +94,13 @@ def weight_scores(
 
 
 def build_criterion(criterion: CriterionLike) -> Criterion:
-    """The criterion that a name or a mapping of its name and arguments describes.
+    """Return the criterion that a name, or a mapping of its name and arguments, describes.
+
+    A criterion object is returned unchanged.
 
     Raises:
-        UnknownNameError: no such criterion.
-        SpecError: no `name`, or arguments that the criterion does not take.
+        UnknownNameError: the criterion is unknown.
+        SpecError: `name` is missing, or the criterion does not take one of the arguments.
         PluginError: the plugin cannot be imported or does not make a criterion.
     """
     made: Any = criterion
@@ -104,7 +108,7 @@ def build_criterion(criterion: CriterionLike) -> Criterion:
         made = build("criteria", criterion)
     if not (hasattr(made, "score_units") and hasattr(made, "score_weights")):
         raise PluginError(
-            f"{criterion!r} is no criterion: {type(made).__name__} lacks score_units or "
+            f"{criterion!r} is not a criterion: {type(made).__name__} lacks score_units or "
             "score_weights. Pass a criterion's name, or an object with both methods"
         )
     result: Criterion = made
@@ -119,24 +123,26 @@ def _checked(
     evidence: Evidence,
 ) -> dict[str, Tensor]:
     if not isinstance(scores, Mapping):
-        raise PluginError(f"criterion {criterion!r} gives {scores!r:.60}, no mapping of scores")
+        raise PluginError(
+            f"criterion {criterion!r} returns {scores!r:.60}, which is not a mapping of scores"
+        )
     result = {}
     for name, shape in wanted.items():
         score = scores.get(name)
         if not isinstance(score, Tensor) or tuple(score.shape) != shape:
             raise PluginError(
-                f"criterion {criterion!r} gives {_described(score)} for {name!r}, not {shape}"
+                f"criterion {criterion!r} returns {_described(score)} for {name!r}, not {shape}"
             )
         if not bool(score.isfinite().all()):
             index = (~score.isfinite()).nonzero()[0].tolist()
             raise _not_finite(
-                f"criterion {criterion!r} gives {float(score[tuple(index)])} for {kind} {name!r} "
+                f"criterion {criterion!r} returns {float(score[tuple(index)])} for {kind} {name!r} "
                 f"at {index}",
                 evidence,
                 is_nan=bool(score[tuple(index)].isnan()),
             )
         if bool((score < 0).any()):
-            raise PluginError(f"criterion {criterion!r} gives negative scores for {name!r}")
+            raise PluginError(f"criterion {criterion!r} returns negative scores for {name!r}")
         result[name] = score.detach().float()
     return result
 
@@ -148,8 +154,8 @@ def _described(score: object) -> str:
 
 
 def _not_finite(what: str, evidence: Evidence, *, is_nan: bool) -> DivergedError | PluginError:
-    """Whose fault a score is: the network's, where something in it is not finite."""
-    # Gradients that the criterion has not asked for have no part in its scores.
+    """Return the error for a score that is not finite: is the network or the criterion to blame?"""
+    # Gradients that the criterion has not read cannot have affected its scores.
     gradients = evidence.gradients if "gradients" in vars(evidence) else {}
     for noun, tensors in (("parameter", evidence.parameters), ("the gradient of", gradients)):
         for name, tensor in tensors.items():
@@ -157,10 +163,10 @@ def _not_finite(what: str, evidence: Evidence, *, is_nan: bool) -> DivergedError
                 return DivergedError(f"{what}: {noun} {name!r} is not finite")
     if not is_nan:
         return DivergedError(
-            f"{what}, though the network's weights are finite: they are so large that it "
-            "overflows, or it divides by zero"
+            f"{what}, although the network's weights are finite: they are so large that the score "
+            "overflows, or the criterion divides by zero"
         )
     return PluginError(
-        f"{what}, though the network's weights are finite: correct the criterion (does it divide "
-        "zero by zero?)"
+        f"{what}, although the network's weights are finite: correct the criterion (does it "
+        "divide zero by zero?)"
     )

@@ -1,4 +1,4 @@
-"""Taylor expansion: what raises the loss most when it is set to zero is important."""
+"""Taylor criterion: a weight is important if setting it to zero changes the loss much."""
 
 from dataclasses import dataclass
 
@@ -17,25 +17,25 @@ from dynopt_ray.criteria.base import Evidence
 def taylor(*, squared: bool = False, aggregate: Aggregate = "sum") -> "Taylor":
     """First-order estimate of how much the loss changes without a weight or a unit.
 
-    With g the gradient of the mean loss over all samples, a weight w scores |g·w|, and a unit
-    |Σ g·w|. The sum runs over the weights that read the unit, because it is gone exactly when
-    they are zero; where several layers read it, it runs over all of them. Units that no weight
-    reads (coordinates of queries and keys) take the weights that make them.
+    With g the gradient of the mean loss over all samples, a weight w scores |g·w| and a unit
+    |Σ g·w|. The sum runs over the weights of all layers that read the unit, because setting
+    these to zero is the same as removing the unit. If no weight reads a unit (coordinates of
+    queries and keys), the sum runs over the weights that produce and scale it.
 
     Args:
-        squared: squares instead of absolute values. The order within a network is the same; the
-            means that `comparable` divides by are not.
-        aggregate: "sum" takes the size of the whole sum; "mean" and "max" that of the sizes
-            of each reading layer's own sum, which do not cancel.
+        squared: use squares instead of absolute values. The order within a network stays the
+            same, but the means that `comparable` divides by change.
+        aggregate: "sum" takes the size of the sum over all reading layers. "mean" and "max"
+            combine the sizes of each reading layer's own sum, so that layers cannot cancel.
 
     Raises:
-        UnknownNameError: another aggregate.
+        UnknownNameError: `aggregate` is unknown.
 
     References:
         Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", eq. 8 for one
-        weight and for a set of weights jointly. There g is a mini-batch's and squares are
-        averaged over mini-batches, which makes scores depend on the batch size; here g is that
-        of all samples.
+        weight and for a set of weights jointly. The paper uses gradients of mini-batches and
+        averages squares over mini-batches, so its scores depend on the batch size. Here g is the
+        gradient over all samples.
     """
     return Taylor(squared, aggregate)
 
@@ -51,7 +51,7 @@ class Taylor:
         check_aggregate(self.aggregate)
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
-        """|Σ g·w| or its square, over what reads the unit."""
+        """|Σ g·w| or its square, over the weights that read the unit."""
         products = self._products(evidence)
         scores = {}
         for group in evidence.graph:
@@ -62,7 +62,7 @@ class Taylor:
         return scores
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
-        """|g·w| or its square."""
+        """|g·w| or its square, for each weight."""
         products = self._products(evidence)
         return {name: self._size(products[name]) for name in evidence.weights}
 

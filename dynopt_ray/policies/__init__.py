@@ -1,8 +1,20 @@
 """Policies: what decides which structure a network should have, and `adapt`, which lets one."""
 
-from dynopt_ray.deprecation import deprecated_names
-from dynopt_ray.policies.actions import ActionKind, ActionMask, ActionSet, action_mask, legal_action
-from dynopt_ray.policies.adaptation import AdaptResult, adapt
+from dynopt_ray.policies.actions import (
+    DEFAULT_ACTIONS,
+    Action,
+    ActionConfig,
+    ActionMask,
+    ActionSet,
+    GrowUnits,
+    Keep,
+    PruneWeights,
+    ShrinkUnits,
+    Stop,
+    legal_action,
+)
+from dynopt_ray.policies.adaptation import AdaptResult, adapt, check_adaptation
+from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors, stack_descriptors
 from dynopt_ray.policies.evaluation import ENVIRONMENT, PolicyEvaluation, evaluate_policy
 from dynopt_ray.policies.learned import (
@@ -14,8 +26,8 @@ from dynopt_ray.policies.learned import (
     masked_q,
     train_qtable,
 )
-from dynopt_ray.policies.networks import describe_graph, plan_action
-from dynopt_ray.policies.observation import FEATURES, LIMIT, EpisodeProgress, Observation, observe
+from dynopt_ray.policies.networks import describe_graph
+from dynopt_ray.policies.observation import FEATURES, LIMIT, Observation, Performance
 from dynopt_ray.policies.policy import ConstantPolicy, Policy, RandomPolicy
 from dynopt_ray.policies.rules import DataSizedWidths, Rule, StalledGrowth, UselessShrinking
 from dynopt_ray.policies.task_data import (
@@ -23,18 +35,18 @@ from dynopt_ray.policies.task_data import (
     compensation_inputs,
     num_training_rows,
 )
-from dynopt_ray.policies.unit_scores import lowest, pruned, scores_of, summarise
+from dynopt_ray.policies.unit_scores import stacked_scores, summarise
 from dynopt_ray.policies.utilities import CHARGED_COSTS, ChargedCost, utility
-
-__getattr__ = deprecated_names(__name__, {"Action": "ActionKind"})
 
 __all__ = [
     "CHARGED_COSTS",
+    "DEFAULT_ACTIONS",
     "ENVIRONMENT",
     "FEATURES",
     "LIMIT",
     "NUM_COMPENSATION_ROWS",
-    "ActionKind",
+    "Action",
+    "ActionConfig",
     "ActionMask",
     "ActionSet",
     "AdaptResult",
@@ -45,30 +57,33 @@ __all__ = [
     "DataSizedWidths",
     "Descriptors",
     "DuelingNetwork",
-    "EpisodeProgress",
+    "GrowUnits",
+    "Keep",
     "Observation",
+    "Performance",
     "Policy",
     "PolicyEvaluation",
+    "PruneWeights",
     "QTable",
     "RandomPolicy",
     "Rule",
+    "ShrinkUnits",
+    "Situation",
     "StalledGrowth",
+    "Stop",
     "UselessShrinking",
-    "action_mask",
     "adapt",
+    "check_adaptation",
     "compensation_inputs",
     "describe_graph",
     "dueling",
     "evaluate_policy",
     "legal_action",
-    "lowest",
     "masked_q",
     "num_training_rows",
-    "observe",
-    "plan_action",
-    "pruned",
-    "scores_of",
+    "situation",
     "stack_descriptors",
+    "stacked_scores",
     "summarise",
     "train_qtable",
     "utility",

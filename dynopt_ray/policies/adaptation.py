@@ -1,6 +1,6 @@
 """`adapt`: a policy changes the structure of the user's own network."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,10 +9,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import BudgetError, EditError, UnknownNameError
-from dynopt_ray.policies.actions import ActionKind, ActionMask, ActionSet, action_mask
+from dynopt_ray.policies.actions import Action, ActionMask, ActionSet
+from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors
-from dynopt_ray.policies.networks import describe_graph, plan_action
-from dynopt_ray.policies.observation import EpisodeProgress, observe
+from dynopt_ray.policies.networks import describe_graph
+from dynopt_ray.policies.observation import Observation, Performance
 from dynopt_ray.policies.policy import Policy
 from dynopt_ray.policies.task_data import compensation_inputs, num_training_rows
 from dynopt_ray.policies.utilities import CHARGED_COSTS, ChargedCost, utility
@@ -126,7 +127,7 @@ def adapt(
         >>> result.smooth_utility_after >= result.smooth_utility_before
         True
     """
-    _check(cost_weight, cost, horizon, train_steps)
+    check_adaptation(cost_weight=cost_weight, cost=cost, horizon=horizon, train_steps=train_steps)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
     if not graph.groups:
         raise EditError(f"no width of this network can be resized: {graph.fixed}")
@@ -184,33 +185,26 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.costs = Costs(self.graph, self.task.example_inputs())
-        self.start = self.now = self.best = self.metric_before = self._judge()
+        self.start = self.now = self.best = self._judge()
         # What readings compare with; `Costs` counts FLOPs per sample, a graph those of its inputs.
         self._start_cost = self.graph.cost()
         self._limits = {} if self.budget is None else self.budget.limits(self.start.cost)
         self._compensation: list[Inputs] = compensation_inputs(self.task)
         self._num_samples = num_training_rows(self.task)
-        self._train_loss = self._train_loss_before = self.task.evaluate(
-            self.graph.model, "train"
-        ).loss
+        train_loss = self.task.evaluate(self.graph.model, "train").loss
+        self._performance = self._performance_before = _performance(self.now, train_loss)
         self._first = self._best_state = self._snapshot()
-        self.rows.append(self._row(self.now, 0, None, ActionKind.KEEP, kept=True, duration_s=0.0))
+        self.rows.append(self._row(self.now, 0, None, None, kept=True, duration_s=0.0))
 
     def to_the_end(self) -> None:
         """All decisions, and then back to the best state."""
         for step in range(self.horizon):
-            reading = self._read(step)
-            mask = self._mask(reading)
-            features = observe(reading, self._progress(step))[0]
-            action = ActionKind(int(self.policy.act(features, mask)))
-            if not mask[action]:
-                raise EditError(
-                    f"the policy chose {action.name.lower()}, which its mask forbids; it allows "
-                    f"{', '.join(a.name.lower() for a in ActionKind if mask[a])}"
-                )
-            if action is ActionKind.STOP:
+            networks = self._describe(step)
+            seen = self._situation(networks, step)
+            action = self._chosen(seen.observation[0], seen.action_mask[0])
+            if action.ends:
                 break
-            self._decide(step, reading, action)
+            self._decide(step, networks, action)
         if self._excess(self.best):
             self._first.restore()
             raise BudgetError(self._unmet())
@@ -229,11 +223,20 @@ class _Run:
         relative = measurement.cost.relative_to(self.start.cost, self.cost)
         return utility(metric, relative, self.cost_weight)
 
-    def _decide(self, step: int, reading: Descriptors, action: ActionKind) -> None:
+    def _chosen(self, observation: Observation, action_mask: ActionMask) -> Action:
+        """The action that the policy takes."""
+        place = int(self.policy.act(observation, action_mask))
+        if 0 <= place < len(self.actions) and action_mask[place]:
+            return self.actions[place]
+        chosen = self.actions[place].label if 0 <= place < len(self.actions) else f"number {place}"
+        legal = ", ".join(self.actions[int(i)].label for i in np.flatnonzero(action_mask))
+        raise EditError(f"the policy chose {chosen}, which its mask forbids; it allows {legal}")
+
+    def _decide(self, step: int, networks: Descriptors, action: Action) -> None:
         training = Retraining(self.train_steps)
         trial: Attempt[CostAndMetrics, TrainStats] = attempt(
             self.graph,
-            plan_action(self.graph, reading, action, self.actions),
+            action.plan(self.graph, networks),
             judge=self._judge,
             accept=self._within_budget,
             before=self.now,
@@ -244,12 +247,12 @@ class _Run:
             compensate=self._compensation,
             generators=[self.generator],
         )
-        group = self.graph.groups[int(reading.cursor[0])].name
+        group = self.graph.groups[int(networks.cursor[0])].name
         assert trial.recovered is not None
-        self._train_loss_before = self._train_loss
+        self._performance_before = self._performance
         if trial.kept:
-            self.metric_before, self.now = self.now, trial.after
-            self._train_loss = trial.recovered.mean_loss
+            self.now = trial.after
+            self._performance = _performance(trial.after, trial.recovered.mean_loss)
         self.rows.append(
             self._row(
                 trial.after,
@@ -271,40 +274,37 @@ class _Run:
     def _snapshot(self) -> Snapshot:
         return Snapshot(self.graph, self.optimizer, generators=[self.generator])
 
-    def _read(self, step: int) -> Descriptors:
+    def _describe(self, step: int) -> Descriptors:
         return describe_graph(
             self.graph,
             step % len(self.graph.groups),
             start_widths=self.start.widths,
             start_cost=self._start_cost,
-            actions=self.actions,
         )
 
-    def _progress(self, step: int) -> EpisodeProgress:
-        return EpisodeProgress(
-            metric=np.array([self.now.validation.smooth]),
-            metric_before=np.array([self.metric_before.validation.smooth]),
-            loss=np.array([self.now.validation.loss]),
-            train_loss=np.array([self._train_loss]),
-            train_loss_before=np.array([self._train_loss_before]),
-            num_samples=np.array([float(self._num_samples)]),
+    def _situation(self, networks: Descriptors, step: int) -> Situation:
+        seen = situation(
+            networks,
+            now=self._performance,
+            before=self._performance_before,
+            num_samples=self._num_samples,
             cost_weight=np.array([self.cost_weight]),
             steps_left=np.array([1 - step / self.horizon]),
+            actions=self.actions,
         )
+        return replace(seen, action_mask=self._within_reach(seen.action_mask))
 
-    def _mask(self, reading: Descriptors) -> ActionMask:
-        """What is legal; above the budget, what lowers it, or else only going on."""
-        shrunk = self.actions.units_to_shrink(reading.width, reading.min_width, reading.step)
-        grown = self.actions.units_to_grow(reading.width, reading.start_width, reading.step)
-        mask: ActionMask = action_mask(grown, shrunk, reading.num_prunable)[0]
-        exceeded = self._excess(self.now)
-        if exceeded:
-            mask[[ActionKind.GROW, ActionKind.STOP]] = 0
-            if "nonzero" not in exceeded:
-                mask[ActionKind.PRUNE] = 0
-            if mask[ActionKind.SHRINK] or mask[ActionKind.PRUNE]:
-                mask[ActionKind.KEEP] = 0
-        return mask
+    def _within_reach(self, action_mask: ActionMask) -> ActionMask:
+        """Above the budget only what lowers an exceeded cost is legal, or else keeping."""
+        exceeded = self._excess(self.now).keys()
+        if not exceeded:
+            return action_mask
+        helps = np.array([bool(action.lowers & exceeded) for action in self.actions])
+        keeps = np.array([action.label == "keep" for action in self.actions])
+        for allowed in (helps, keeps):
+            if (action_mask * allowed).any():
+                return np.asarray(action_mask * allowed, dtype=np.int8)
+        return action_mask
 
     def _excess(self, measurement: CostAndMetrics) -> dict[CostKind, float]:
         """Costs above their limit, and by what share of it."""
@@ -339,7 +339,7 @@ class _Run:
         after: CostAndMetrics,
         step: int,
         group: str | None,
-        action: ActionKind,
+        action: Action | None,
         *,
         kept: bool,
         duration_s: float,
@@ -349,7 +349,7 @@ class _Run:
             after,
             step=step,
             group=group,
-            action=None if group is None else action.name.lower(),
+            action=None if action is None else action.label,
             kept=kept,
             utility=self.utility(after),
             smooth_utility=self.smooth_utility(after),
@@ -358,7 +358,13 @@ class _Run:
         )
 
 
-def _check(cost_weight: float, cost: str, horizon: int, train_steps: int) -> None:
+def check_adaptation(*, cost_weight: float, cost: str, horizon: int, train_steps: int) -> None:
+    """Refuse arguments of `adapt` that are out of their ranges.
+
+    Raises:
+        ValueError: a number out of its range.
+        UnknownNameError: a cost that utility cannot charge for.
+    """
     if not (np.isfinite(cost_weight) and cost_weight >= 0):
         raise ValueError(f"cost_weight is {cost_weight}; it must be a finite number of at least 0")
     if cost not in CHARGED_COSTS:
@@ -366,3 +372,9 @@ def _check(cost_weight: float, cost: str, horizon: int, train_steps: int) -> Non
     for name, value in (("horizon", horizon), ("train_steps", train_steps)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+def _performance(state: CostAndMetrics, train_loss: float) -> Performance:
+    validation = state.validation
+    figures = (validation.metric, validation.smooth, validation.loss, train_loss)
+    return Performance(*(np.array([figure]) for figure in figures))

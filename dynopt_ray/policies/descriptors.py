@@ -35,8 +35,8 @@ class Descriptors:
         dead: (N,) share of the group's units that are dead.
         redundant: (N,) share of its units that are redundant.
         num_weights: (N,) weights that make the group's units.
-        num_unmasked: (N,) those of them that are not masked.
-        num_prunable: (N,) those that `PRUNE` would mask.
+        num_unmasked_each: (N, P) those of them that are not masked, in each of the parameters
+            that they lie in; 0 beyond a group's last parameter.
         cost_share: (N,) share of the non-zero weights that lies in the group's tensors.
         costs: (N, 4) costs relative to the start, in the order of `COST_KINDS`.
         nonzero: (N,) non-zero weights.
@@ -52,8 +52,7 @@ class Descriptors:
     dead: FloatArray
     redundant: FloatArray
     num_weights: IntArray
-    num_unmasked: IntArray
-    num_prunable: IntArray
+    num_unmasked_each: IntArray
     cost_share: FloatArray
     costs: FloatArray
     nonzero: IntArray
@@ -68,6 +67,11 @@ class Descriptors:
         """(N,) its width at the start."""
         return self._under_cursor(self.start_widths)
 
+    @property
+    def num_unmasked(self) -> IntArray:
+        """(N,) weights that make the group's units and are not masked."""
+        return np.asarray(self.num_unmasked_each.sum(1))
+
     def row(self, network: int) -> "Descriptors":
         """The reading of one of the networks."""
         return Descriptors(
@@ -78,11 +82,13 @@ class Descriptors:
         return values[np.arange(len(values)), self.cursor]
 
 
-def stack_descriptors(readings: Sequence[Descriptors]) -> Descriptors:
+def stack_descriptors(several: Sequence[Descriptors]) -> Descriptors:
     """One reading of all the networks of several; they must have the same number of groups."""
-    return Descriptors(
-        **{
-            field.name: np.concatenate([getattr(reading, field.name) for reading in readings])
-            for field in fields(Descriptors)
-        }
-    )
+    most = max(one.num_unmasked_each.shape[1] for one in several)
+    columns = {
+        field.name: [getattr(one, field.name) for one in several] for field in fields(Descriptors)
+    }
+    columns["num_unmasked_each"] = [
+        np.pad(each, ((0, 0), (0, most - each.shape[1]))) for each in columns["num_unmasked_each"]
+    ]
+    return Descriptors(**{name: np.concatenate(values) for name, values in columns.items()})

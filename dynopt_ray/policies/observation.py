@@ -4,7 +4,8 @@ Every feature is relative (to the start, to the group's mean, to the episode's l
 policy serves networks of any size.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,27 +48,49 @@ FEATURES: tuple[str, ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class EpisodeProgress:
-    """How training and the episode stand; all (N,).
+class Performance:
+    """How N networks do; all (N,).
 
     Attributes:
-        metric: `Metrics.smooth`, the metric that rewards are made of, on validation data.
-        metric_before: the same at the decision before.
+        metric: the task's metric on validation data.
+        smooth: the smoother `Metrics.smooth`, which rewards are made of.
         loss: validation loss.
-        train_loss: mean loss over the latest training batches; at the start the loss on the
-            training split.
-        train_loss_before: the same at the decision before.
-        num_samples: training samples.
-        cost_weight: λ.
-        steps_left: share of the episode's decisions that remain.
+        train_loss: mean loss over the latest training batches, each before its step; at the start
+            the loss on the training split.
     """
 
     metric: FloatArray
-    metric_before: FloatArray
+    smooth: FloatArray
     loss: FloatArray
     train_loss: FloatArray
-    train_loss_before: FloatArray
-    num_samples: FloatArray
+
+    def copy(self) -> "Performance":
+        """The same figures in arrays of their own."""
+        return Performance(*(getattr(self, field.name).copy() for field in fields(self)))
+
+    def replaced(self, members: Sequence[int], new: "Performance") -> "Performance":
+        """A copy in which some members have their figures of `new`."""
+        copy = self.copy()
+        for field in fields(self):
+            getattr(copy, field.name)[members] = getattr(new, field.name)[members]
+        return copy
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeProgress:
+    """How training and the episode stand.
+
+    Attributes:
+        now: how the networks do.
+        before: how they did at the decision before.
+        num_samples: training rows.
+        cost_weight: λ, (N,).
+        steps_left: fraction of the episode's decisions that remain, (N,).
+    """
+
+    now: Performance
+    before: Performance
+    num_samples: int
     cost_weight: FloatArray
     steps_left: FloatArray
 
@@ -82,7 +105,8 @@ def observe(reading: Descriptors, progress: EpisodeProgress) -> Observation:
     relative = np.log2(reading.widths / reading.start_widths)
     rows, last = np.arange(len(relative)), relative.shape[1] - 1
     cursor = reading.cursor
-    change = progress.train_loss - progress.train_loss_before
+    now, before = progress.now, progress.before
+    change = now.train_loss - before.train_loss
     columns = [
         relative[rows, cursor],
         np.where(cursor > 0, relative[rows, np.maximum(cursor - 1, 0)], 0.0),
@@ -98,12 +122,12 @@ def observe(reading: Descriptors, progress: EpisodeProgress) -> Observation:
         relative.mean(1),
         relative.min(1),
         relative.max(1),
-        progress.metric,
-        progress.metric - progress.metric_before,
-        np.log1p(progress.loss),
-        np.log1p(progress.train_loss),
-        change / np.maximum(progress.train_loss_before, 1e-6),
-        progress.loss - progress.train_loss,
+        now.smooth,
+        now.smooth - before.smooth,
+        np.log1p(now.loss),
+        np.log1p(now.train_loss),
+        change / np.maximum(before.train_loss, 1e-6),
+        now.loss - now.train_loss,
         np.log10(progress.num_samples / np.maximum(reading.nonzero, 1)),
         progress.cost_weight,
         progress.steps_left,

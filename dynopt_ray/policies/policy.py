@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dynopt_ray.policies.actions import ActionKind, ActionMask, legal_action
+from dynopt_ray.policies.actions import DEFAULT_ACTIONS, ActionMask, ActionSet, legal_action
 from dynopt_ray.policies.observation import Observation
 
 
@@ -45,11 +45,19 @@ class ConstantPolicy:
     """Always takes the same action; where that is illegal it keeps, or else gets smaller.
 
     Attributes:
-        action: the action.
+        action: the label of the action.
+        actions: the set that it is chosen from.
+
+    Raises:
+        UnknownNameError: the set has no action of this label.
     """
 
-    action: ActionKind
+    action: str
+    actions: ActionSet = DEFAULT_ACTIONS
+
+    def __post_init__(self) -> None:
+        self.actions.place(self.action)
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
         """The action, if it is legal."""
-        return legal_action(self.action, action_mask)
+        return legal_action(self.action, action_mask, self.actions)

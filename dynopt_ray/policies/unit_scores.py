@@ -7,9 +7,11 @@ nothing reads, whatever it computes. Shapes: N networks, U units, D incoming wei
 import torch
 from torch import Tensor
 
+from dynopt_ray.arrays import IntArray
 from dynopt_ray.criteria import sum_over_units
 from dynopt_ray.policies.descriptors import DEAD_SCORE, QUANTILES, REDUNDANT_COSINE
-from dynopt_ray.structure import Graph, WidthGroup
+from dynopt_ray.population import Population
+from dynopt_ray.structure import Graph, WidthGroup, mask_of
 
 
 def scores_of(incoming_squares: Tensor, outgoing_squares: Tensor) -> Tensor:
@@ -27,6 +29,29 @@ def group_scores(graph: Graph, group: WidthGroup) -> Tensor:
     incoming = sum_over_units(group, squares, roles={"out"})
     outgoing = sum_over_units(group, squares, roles={"in"})
     return scores_of(incoming, outgoing).cpu()
+
+
+def stacked_scores(population: Population, layer: int, members: IntArray) -> Tensor:
+    """The scores (members, units) of the units of one hidden layer, padded."""
+    weights, biases = population.weights, population.biases
+    incoming = weights[layer][members].square().sum(2) + biases[layer][members].square()
+    return scores_of(incoming, weights[layer + 1][members].square().sum(1))
+
+
+def producing_weights(graph: Graph, group: WidthGroup) -> dict[str, Tensor]:
+    """The parameters of two or more dimensions that make the group's units, by name."""
+    parameters = dict(graph.model.named_parameters())
+    return {
+        s.parameter: parameters[s.parameter]
+        for s in group.slices
+        if s.role == "out" and s.parameter in parameters and parameters[s.parameter].ndim > 1
+    }
+
+
+def num_unmasked(weight: Tensor) -> int:
+    """How many entries of a parameter are not held at zero."""
+    keep = mask_of(weight)
+    return weight.numel() if keep is None else int(keep.sum())
 
 
 def lowest(scores_NU: Tensor, width_N: Tensor, count_N: Tensor) -> Tensor:

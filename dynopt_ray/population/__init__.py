@@ -1,4 +1,4 @@
-"""Stacked training: many MLPs of different widths as one set of tensors.
+"""Stacked training: many MLPs of different widths, trained as one set of tensors.
 
 Example:
     >>> import torch

@@ -1,7 +1,12 @@
-"""Refitting what reads removed units, for many members at once; see `structure.compensate`.
+"""Compensation for many members at once: refitting the layer that reads removed units.
 
-Shapes: M members that shrink, U units of the layer, K kept first and padded, O outputs of the
-consumer.
+This is the least-squares fit of `structure.refit` for one consumer, the next layer. Its remaining
+inputs do not change, so the fit follows from means and covariances C of its old inputs. With kept
+units K and removed units R, the layer adds W_R C_RK (C_KK + ridge)⁻¹ to its weights W_K. Its bias
+takes up the constant that is left.
+
+Shapes: M members that shrink, U units of the layer (kept ones first, both parts padded), K kept
+units, R removed units, O outputs of the consumer.
 """
 
 from collections.abc import Mapping
@@ -17,10 +22,10 @@ from dynopt_ray.structure import RIDGE, Moments, best_ridges, masked_ridge_solve
 def refit_consumers(
     population: Population, layer: int, keep: Mapping[int, Tensor], x_NI: Tensor
 ) -> None:
-    """Refit the next layer of each member so that it needs the kept units of `layer` only.
+    """Refit the next layer of each member so that it needs only the kept units of `layer`.
 
     Args:
-        population: the weights and biases of layer `layer + 1` change; no width does yet.
+        population: the weights and biases of layer `layer + 1` change; widths do not change yet.
         layer: the hidden layer that will lose units.
         keep: member -> bool tensor, one entry per unit of the member.
         x_NI: inputs to refit on.
@@ -46,7 +51,7 @@ def refit_consumers(
 
     def loss(ridges: Tensor) -> Tensor:
         slope_MOK, shift_MO = _fit(one, weight_MOU, stays_MOK, ridges)
-        # What the refitted layer lacks is linear in the inputs, kept and removed.
+        # The error of the refitted layer is linear in the kept and removed inputs.
         lack_MOU = torch.cat([-slope_MOK, weight_MOU[:, :, num_kept:]], 2)
         mean_MO = (lack_MOU @ other.mean_MU[:, :, None])[..., 0] - shift_MO
         spread_M = (lack_MOU @ other.covariance_MUU * lack_MOU).sum((1, 2))
@@ -62,7 +67,7 @@ def refit_consumers(
 
 @dataclass(frozen=True, eq=False)
 class _Ordered:
-    """Moments of the inputs of each member, those kept first."""
+    """Moments of each member's inputs, kept inputs first."""
 
     mean_MU: Tensor
     covariance_MUU: Tensor
@@ -76,7 +81,7 @@ def _ordered(moments: Moments, order_MU: Tensor) -> _Ordered:
 def _fit(
     inputs: _Ordered, weight_MOU: Tensor, stays_MOK: Tensor, ridges: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the kept inputs have to add for the removed ones, and a constant."""
+    """Return coefficients with which kept inputs replace the removed ones, and a constant."""
     num_kept = stays_MOK.shape[2]
     left, gone = slice(num_kept), slice(num_kept, None)
     weight_MOR, covariance_MUU = weight_MOU[:, :, gone], inputs.covariance_MUU
@@ -91,7 +96,7 @@ def _fit(
 
 
 def _stays(population: Population, layer: int, members: list[int], order_MK: Tensor) -> Tensor:
-    """Which coefficients may differ from zero: no padding, and within the masks."""
+    """Return which coefficients may be non-zero: those that are neither padding nor masked."""
     keep = population.masks[layer]
     if keep is None:
         keep_MOI = torch.ones_like(population.weights[layer][members], dtype=torch.bool)
@@ -119,7 +124,7 @@ def _put(
 ) -> None:
     old = population.weights[layer][members]
     index_MOK = order_MK[:, None].expand(-1, old.shape[1], -1)
-    # One column more takes up what is written at padding.
+    # An additional column takes the values that are written at padding.
     wide = torch.nn.functional.pad(old, (0, 1)).scatter_(2, index_MOK, weight_MOK.float())
     population.weights[layer][members] = wide[:, :, : old.shape[2]]
     population.biases[layer][members] = (
@@ -128,7 +133,7 @@ def _put(
 
 
 def _take(values: Tensor, order_MU: Tensor, dim: int) -> Tensor:
-    """Pick along a dimension, each member in its own order; the index `size` gives zero."""
+    """Select along a dimension in each member's own order; the index `size` selects zero."""
     padding = [0, 0] * (values.ndim - 1 - dim) + [0, 1]
     padded = torch.nn.functional.pad(values, padding)
     index = order_MU

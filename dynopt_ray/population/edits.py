@@ -1,6 +1,6 @@
-"""Growing and shrinking members: what `Grow` and `Shrink` do to a real network, for many at once.
+"""Growing and shrinking members, as `Grow` and `Shrink` do it for a real network.
 
-Shapes: P members, U new width of the layer (of the widest member), I and O as in `stack`.
+Shapes: P members, U units of the layer in the stack, I and O as in `stack`.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ from dynopt_ray.structure import fresh_tensors, seeded
 
 
 def grow(population: Population, layer: int, units: Mapping[int, int]) -> None:
-    """Add units to a hidden layer of some members; they become its last ones.
+    """Add units to a hidden layer of some members; they become its last units.
 
-    What they read starts as a real network's would, from the same draw; what reads them starts
-    at zero, so no member's output changes.
+    Their incoming weights start as a real network's would, from the same draw. Their outgoing
+    weights start at zero, so no member's output changes.
 
     Args:
         population: changed in place.
-        layer: the hidden layer, from 0.
-        units: member -> how many, at least 1.
+        layer: number of the hidden layer, from 0.
+        units: member -> number of units to add, at least 1.
 
     Raises:
-        EditError: no such hidden layer, or a number below 1.
+        EditError: there is no such hidden layer, or a number of units is below 1.
     """
     _check_layer(population, layer)
     for member, count in units.items():
@@ -57,13 +57,14 @@ def shrink(
 
     Args:
         population: changed in place.
-        layer: the hidden layer, from 0.
+        layer: number of the hidden layer, from 0.
         keep: member -> bool tensor, one entry per unit of the member; at least one is True and
             at least one False.
-        compensate_NI: inputs; if given, what reads the removed units is refitted on them.
+        compensate_NI: inputs of the network. If given, the layer that reads the removed units is
+            refitted on them.
 
     Raises:
-        EditError: no such hidden layer, or a member that would lose no unit or all.
+        EditError: there is no such hidden layer, or a member would lose no unit or all units.
     """
     _check_layer(population, layer)
     if not keep:
@@ -82,7 +83,7 @@ def shrink(
 
 
 def _select(population: Population, layer: int, members: list[int], order_PU: Tensor) -> None:
-    """Reorder members' units; what follows the last remaining one becomes zero."""
+    """Reorder members' units, and set everything after the last remaining unit to zero."""
     width_P1 = torch.as_tensor(population.widths[members, layer], device=order_PU.device)[:, None]
     stays_PU = torch.arange(order_PU.shape[1], device=order_PU.device) < width_P1
     rows = order_PU[:, :, None]
@@ -103,7 +104,7 @@ def _select(population: Population, layer: int, members: list[int], order_PU: Te
 
 
 def _kept_first(population: Population, layer: int, keep: Mapping[int, Tensor]) -> Tensor:
-    """For each of the members the order of its units: kept ones, removed ones, then padding."""
+    """Return the order of each member's units: kept units, removed units, then padding."""
     size = population.weights[layer].shape[1]
     gone_PU = torch.full((len(keep), size), 2, dtype=torch.int8)
     for row, kept in zip(gone_PU, keep.values(), strict=True):
@@ -136,7 +137,7 @@ def _check_kept(member: int, kept: Tensor, width: int) -> None:
     if kept.dtype != torch.bool or kept.shape != (width,):
         raise EditError(
             f"member {member}: keep is {kept.dtype} of shape {tuple(kept.shape)}; it needs one "
-            f"bool per unit, ({width},)"
+            f"bool per unit, so shape ({width},)"
         )
     if not 0 < int(kept.sum()) < width:
         raise EditError(

@@ -13,12 +13,12 @@ _VALUES_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class PopulationMetrics:
-    """How well each member does on a whole split; the members' `Metrics`, as tensors (P,).
+    """The `Metrics` of all members on a whole split, as tensors (P,).
 
     Attributes:
         loss: mean cross-entropy.
-        accuracy: share of right predictions.
-        confidence: mean probability given to the right class.
+        accuracy: fraction of correct predictions, in [0, 1].
+        confidence: mean probability given to the right class, in [0, 1].
     """
 
     loss: Tensor
@@ -32,7 +32,7 @@ class PopulationMetrics:
 
 
 def evaluate(population: Population, x_NI: Tensor, y_N: Tensor) -> PopulationMetrics:
-    """Loss, accuracy and confidence of every member, in float64 where they are averaged.
+    """Return loss, accuracy and confidence of every member, averaged in float64.
 
     Args:
         population: only read.

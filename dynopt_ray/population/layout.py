@@ -1,4 +1,4 @@
-"""Which networks can be stacked: linear layers with ReLU between them."""
+"""The layout of networks that can be stacked: linear layers with ReLU between them."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ class MlpLayout:
     Attributes:
         names: dotted names of the linear layers in order; all but the last produce a width group
             of the same name.
-        num_inputs: columns of the input.
+        num_inputs: number of columns of the input.
         hidden: the width of each hidden layer.
-        num_outputs: columns of the output.
+        num_outputs: number of columns of the output.
     """
 
     names: tuple[str, ...]
@@ -24,10 +24,10 @@ class MlpLayout:
 
 
 def mlp_layout(model: nn.Module) -> MlpLayout | None:
-    """The layout of `nn.Sequential(Linear, ReLU, Linear, …, Linear)`, or None for other networks.
+    """Return the layout of `nn.Sequential(Linear, ReLU, …, Linear)`, or None for other networks.
 
-    Every layer must have a bias and at least one hidden layer is needed. Units that a member
-    lacks are zeros in the stack, and only a nonlinearity with f(0) = 0 leaves them so.
+    Every linear layer must have a bias, and at least one hidden layer is needed. Units that a
+    member lacks are zeros in the stack, and only a nonlinearity with f(0) = 0 keeps them at zero.
     """
     if type(model) is not nn.Sequential or len(model) < 3 or len(model) % 2 == 0:
         return None

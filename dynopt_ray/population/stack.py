@@ -1,9 +1,9 @@
 """A population: the parameters of many MLPs of different widths, stacked.
 
-Shapes: P members, S samples or batch rows, I inputs and O outputs of a layer, as wide as the
-widest member has them. The units that a narrower member lacks come last and are zeros: zero
-incoming weights, zero bias, zero outgoing weights. ReLU keeps them silent and their gradients are
-exactly zero, so training needs no mask for them.
+Shapes: P members, I inputs and O outputs of a layer, as many as the widest member has. The units
+that a narrower member lacks come last. Their incoming weights, bias and outgoing weights are zero.
+ReLU keeps their outputs at zero and their gradients are exactly zero, so training needs no mask for
+them.
 """
 
 import copy
@@ -21,29 +21,30 @@ from dynopt_ray.structure import mask_of, set_mask
 
 
 class Population:
-    """Many MLPs of one depth, trained with SGD with momentum, each with its own widths.
+    """Many MLPs of one depth, each with its own widths, trained by SGD with momentum.
 
     SGD keeps no step count, so members can start over at different times.
 
     Args:
-        template: the network whose depth, inputs and outputs all members share; it gives their
-            module names and is not changed. All members start as copies of it.
-        num_members: how many.
+        template: the network whose depth, inputs, outputs and module names all members share. It
+            is not changed. All members start as copies of it.
+        num_members: number of members, at least 1.
 
     Raises:
         EditError: the template is not an MLP of linear layers with ReLU between them.
+        ValueError: `num_members` is below 1.
 
     Attributes:
-        layout: of the template.
+        layout: the layout of the template.
         widths: (P, hidden layers), the number of units of each member.
         weights: per layer weight_POI, float32.
         biases: per layer bias_PO.
         weight_momenta: per layer, as `weights`.
         bias_momenta: per layer, as `biases`.
-        masks: per layer keep_POI, False where a weight is held at zero; None where no member has
-            a mask.
-        num_edits: (P,), changes of width since a member was loaded; new weights depend on it.
-        seeds: (P,), what a member's new weights are drawn with.
+        masks: per layer keep_POI, False if a weight is held at zero; None if no member has a mask.
+        num_edits: (P,), number of changes of width since a member was loaded. The random weights
+            of new units depend on it.
+        seeds: (P,), the seeds of the weights of new units.
     """
 
     def __init__(self, template: nn.Module, num_members: int) -> None:
@@ -75,16 +76,16 @@ class Population:
 
     @property
     def num_layers(self) -> int:
-        """Linear layers of each member."""
+        """The number of linear layers of each member."""
         return len(self.weights)
 
     @property
     def device(self) -> torch.device:
-        """Where all tensors are."""
+        """The device of all tensors."""
         return self.weights[0].device
 
     def sizes(self, layer: int) -> tuple[IntArray, IntArray]:
-        """Outputs and inputs of a layer, (P,) each."""
+        """Return the numbers of outputs and inputs of a layer, (P,) each."""
         num_members = len(self)
         outputs = np.full(num_members, self.layout.num_outputs)
         inputs = np.full(num_members, self.layout.num_inputs)
@@ -95,13 +96,13 @@ class Population:
         return outputs, inputs
 
     def linear(self, layer: int) -> nn.Linear:
-        """The template's layer, for what it says about initialisation."""
+        """Return the template's layer, which defines how new weights are initialised."""
         found = self._template.get_submodule(self.layout.names[layer])
         assert isinstance(found, nn.Linear)
         return found
 
     def load(self, member: int, model: nn.Module, optimizer: Optimizer | None = None) -> None:
-        """Make a member a copy of a network, of its masks and of its optimizer's momentum.
+        """Make a member a copy of a network, including masks and its optimizer's momentum.
 
         Raises:
             EditError: the network has another depth, inputs or outputs, or the optimizer is not
@@ -115,8 +116,8 @@ class Population:
             )
         if optimizer is not None and type(optimizer) is not SGD:
             raise EditError(
-                f"a population trains with SGD; the state of {type(optimizer).__name__} has no "
-                "place in it. Pass optimizer=None to start its momentum at zero"
+                "a population trains with SGD and cannot use the state of "
+                f"{type(optimizer).__name__}. Pass optimizer=None to start momentum at zero"
             )
         self.widths[member] = layout.hidden
         self.num_edits[member] = 0
@@ -136,14 +137,14 @@ class Population:
             self.set_mask(layer, member, mask_of(weight))
 
     def to_module(self, member: int) -> nn.Module:
-        """A new network that is a copy of a member, with its masks."""
+        """Return a new network that is a copy of a member, including its masks."""
         model = copy.deepcopy(self._template)
         for layer, name in enumerate(self.layout.names):
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             outputs, inputs = (int(size[member]) for size in self.sizes(layer))
             linear.out_features, linear.in_features = outputs, inputs
-            # A parameter of another size must be a new one; nobody holds the template's copy yet.
+            # Another size needs a new parameter. Nobody else holds the template copy's parameters.
             linear.weight = nn.Parameter(self.weights[layer][member, :outputs, :inputs].clone())
             linear.bias = nn.Parameter(self.biases[layer][member, :outputs].clone())
             keep = self.masks[layer]
@@ -154,7 +155,7 @@ class Population:
     def copy_from(
         self, members: Sequence[int], source: "Population", sources: Sequence[int]
     ) -> None:
-        """Replace members by members of another population, momentum, masks and all.
+        """Replace members by members of another population, including momentum and masks.
 
         Raises:
             EditError: the populations differ in depth, inputs or outputs.
@@ -175,7 +176,7 @@ class Population:
             mask[to] = True if keep is None else _fitted(keep[of], mask.shape[1:], fill=True)
 
     def tensors(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights, their momenta, biases and their momenta of a layer."""
+        """Return the weights, weight momenta, biases and bias momenta of a layer."""
         return (
             self.weights[layer],
             self.weight_momenta[layer],
@@ -184,7 +185,7 @@ class Population:
         )
 
     def mask(self, layer: int) -> Tensor:
-        """The mask of a layer's weights, made if there is none yet."""
+        """Return the mask of a layer's weights; create it if there is none yet."""
         keep = self.masks[layer]
         if keep is None:
             keep = torch.ones_like(self.weights[layer], dtype=torch.bool)
@@ -205,7 +206,7 @@ class Population:
         self.weight_momenta[layer][member].mul_(stacked[member])
 
     def reserve(self) -> None:
-        """Make every tensor exactly as wide as the widest member: narrower ones are faster."""
+        """Make every tensor exactly as wide as the widest member; wider ones would be slower."""
         wanted = [self.layout.num_inputs, *self.widths.max(0).tolist(), self.layout.num_outputs]
         for layer in range(self.num_layers):
             inputs, outputs = wanted[layer], wanted[layer + 1]
@@ -221,12 +222,12 @@ class Population:
 
 
 def fill_rows(stack: Tensor, members: Sequence[int], values: Tensor) -> None:
-    """Write members' values into a stack that is at least as wide as they are; zeros elsewhere."""
+    """Write members' values into a stack that is at least as wide; fill the rest with zeros."""
     stack[members] = _fitted(values, stack.shape[1:])
 
 
 def _frame(layout: MlpLayout) -> tuple[tuple[str, ...], int, int]:
-    """What all members share."""
+    """Return what all members share: layer names, inputs and outputs."""
     return layout.names, layout.num_inputs, layout.num_outputs
 
 
@@ -242,7 +243,7 @@ def _write(stack: Tensor, member: int, value: Tensor | None) -> None:
 
 
 def _fitted(stack: Tensor, shape: Sequence[int], fill: bool = False) -> Tensor:
-    """A stack cut or padded to another width; what is cut is padding."""
+    """Return a stack cut or padded to another width; only padding is cut."""
     if list(stack.shape[1:]) == list(shape):
         return stack
     result = stack.new_full((stack.shape[0], *shape), fill)

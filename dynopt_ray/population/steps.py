@@ -1,8 +1,8 @@
-"""Training a population: every member takes its own batches, in one pass for all.
+"""Training a population: one pass trains all members, each on its own batch.
 
-Forward and backward passes are written out. For matrices this small autograd's bookkeeping takes
-longer than the products, and here the momentum update is part of the product that gives the
-gradient (`baddbmm` with beta = momentum).
+Forward and backward passes are written out, because for matrices this small autograd's bookkeeping
+takes longer than the products. It also makes the momentum update part of the product that computes
+the gradient (`baddbmm` with beta = momentum).
 
 Shapes: P members, S steps, B rows of a batch, I inputs, O outputs, N rows of data.
 """
@@ -20,12 +20,12 @@ from dynopt_ray.tasks import epoch_order
 def batch_rows(
     num_samples: int, batch_size: int, num_steps: int, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """The rows of every member's batches: what `Task.train_steps` gives one network.
+    """Return the rows of every member's batches, as `Task.train_steps` draws them for one network.
 
     Args:
-        num_samples: rows of data.
-        batch_size: rows per batch; `num_samples` where that is less.
-        num_steps: batches per member.
+        num_samples: number of rows of data.
+        batch_size: rows per batch; at most `num_samples` are used.
+        num_steps: number of batches per member.
         generators: one CPU generator per member.
 
     Returns:
@@ -52,28 +52,29 @@ def train_steps(
     learning_rate: float | Tensor,
     momentum: float,
 ) -> Tensor:
-    """Take steps of SGD with momentum on the cross-entropy of every member's own batches.
+    """Train every member by SGD with momentum on the cross-entropy of its own batches.
 
     Args:
         population: trained in place.
         x_NI: inputs, float32.
         y_N: labels.
-        rows_SPB: which rows are in whose batch at which step, from `batch_rows`.
-        learning_rate: one rate, or a tensor that broadcasts to (S, P): a rate per member, per
-            step, or both.
+        rows_SPB: the rows of each member's batch at each step, from `batch_rows`.
+        learning_rate: one learning rate, or a tensor that broadcasts to (S, P): a rate per member,
+            per step, or both.
         momentum: as in `torch.optim.SGD`.
 
     Returns:
         Tensor (P,), each member's mean loss over its batches.
 
     Raises:
-        DivergedError: the loss of a member became NaN or infinite; names the first such member.
+        DivergedError: the loss of a member became NaN or infinite. The message names the first
+            such member.
     """
     num_steps, num_members, _ = rows_SPB.shape
     rates_SP = torch.as_tensor(learning_rate, dtype=torch.float32, device=population.device)
     rates_SP = rates_SP.expand(num_steps, num_members)
     targets_NO = torch.nn.functional.one_hot(y_N, population.layout.num_outputs).float()
-    # Products of floats with bools convert every time.
+    # Convert masks once: products of floats with bools would convert them every time.
     masks = [None if keep is None else keep.float() for keep in population.masks]
     losses = torch.zeros(num_members, device=population.device)
     with torch.no_grad():
@@ -86,10 +87,10 @@ def train_steps(
 
 
 def forward(population: Population, x_PBI: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What every layer reads, and the outputs (P, O, B); x may be (1, B, I) for all members.
+    """Return the inputs of every layer, and the outputs (P, O, B).
 
-    The outputs have their classes before the rows: a softmax over a short last dimension takes
-    twenty times as long.
+    `x_PBI` may have the shape (1, B, I) if all members get the same inputs. In the outputs, classes
+    come before rows, because a softmax over a short last dimension takes twenty times as long.
     """
     values = [x_PBI.expand(len(population), -1, -1)]
     *hidden, last = zip(population.weights, population.biases, strict=True)
@@ -104,7 +105,7 @@ def check_finite(losses_P: Tensor, when: str) -> None:
     """Refuse losses that are not finite.
 
     Raises:
-        DivergedError: names the first member whose loss is not.
+        DivergedError: a loss is not finite. The message names the first such member.
     """
     if not bool(losses_P.isfinite().all()):
         member = int((~losses_P.isfinite()).nonzero()[0])
@@ -122,7 +123,7 @@ def _step(
     rate_P: Tensor,
     momentum: float,
 ) -> Tensor:
-    """One step of every member; returns the losses before it. `rate_P` is the negative rate."""
+    """Take one step of every member and return the losses before it; `rate_P` is negative."""
     inputs, outputs_POB = forward(population, x_PBI)
     targets_POB = targets_PBO.transpose(1, 2)
     log_probabilities = outputs_POB.log_softmax(1)

@@ -14,7 +14,7 @@ Example:
 """
 
 from dynopt_ray.runs.directory import RunDirectory, default_path
-from dynopt_ray.runs.kinds import KINDS, PolicySettings, PruneSpec, check_address, prepare
+from dynopt_ray.runs.kinds import KINDS, PruneSpec, check_address, prepare
 from dynopt_ray.runs.loading import check_spec, load_spec, packaged, spec_text
 from dynopt_ray.runs.progress import Lines, Live, Progress, Silent
 from dynopt_ray.runs.report import write_comparison, write_report
@@ -25,7 +25,6 @@ __all__ = [
     "KINDS",
     "Lines",
     "Live",
-    "PolicySettings",
     "Progress",
     "PruneSpec",
     "Run",

@@ -1,7 +1,7 @@
-"""Schedules: pure functions of the step, for learning rate, sparsity and ε alike.
+"""Schedules: pure functions of the step, for learning rates, sparsity and ε alike.
 
-A schedule maps a step (0, 1, 2, …) to a float. Those built in are immutable values: they
-pickle, compare equal when their arguments do, and print as the call that makes them.
+A schedule maps a step (0, 1, 2, …) to a float. The built-in schedules are immutable: they can be
+pickled, compare equal if their arguments are equal, and print as the call that makes them.
 
 Example:
     >>> from dynopt_ray.schedules import cosine, warmup

@@ -1,5 +1,9 @@
 # ruff: noqa: N801
-"""The step decay that the source article prints, to the letter."""
+"""The step decay of the source article, exactly as the article prints it.
+
+The article is "Dynamic optimisation of neural networks: pruning, learning-rate schedules, dynamic
+structure, online learning".
+"""
 
 from dataclasses import KW_ONLY, dataclass
 
@@ -10,18 +14,18 @@ from dynopt_ray.schedules.base import check_count, check_number, check_step
 class article_step:
     """The article's "step decay": a(t) = a₀·(1 − t/(T mod S)), and 0 once t > T mod S.
 
-    Taken literally, T mod S does not depend on the step: the value falls in a straight line
-    to zero within less than one period and stays there. It is here so that the article's
-    runs can be repeated. The decay usually meant by the name is `step`: a₀·γ^⌊t/S⌋.
+    In the printed formula T mod S does not depend on the step. The value therefore falls linearly
+    to zero within less than one period and stays there. The formula is included so that the
+    article's runs can be repeated. The usual step decay is `step`: a₀·γ^⌊t/S⌋.
 
     Args:
         initial: a₀, the value at step 0.
-        num_steps: T, the steps of the whole run.
-        period_steps: S; it must not divide T.
+        num_steps: T, the number of steps of the whole run.
+        period_steps: S, the length of a period in steps; it must not divide T.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: T mod S = 0, where the formula divides by zero; `num_steps` or
+        TypeError: an argument has the wrong type.
+        ValueError: T mod S = 0, so that the formula divides by zero; `num_steps` or
             `period_steps` < 1; or `initial` is not finite.
 
     Example:
@@ -42,7 +46,7 @@ class article_step:
         if self.num_steps % self.period_steps == 0:
             raise ValueError(
                 f"article_step: num_steps mod period_steps is {self.num_steps} mod "
-                f"{self.period_steps} = 0, by which the article's formula divides. Choose a "
+                f"{self.period_steps} = 0, and the article's formula divides by it. Choose a "
                 f"period that does not divide num_steps, or use step(initial, gamma=…, "
                 f"period_steps={self.period_steps})"
             )

@@ -1,21 +1,21 @@
-"""What a schedule is, and the checks that all built-in schedules share."""
+"""The schedule type, and the checks and helpers that the built-in schedules share."""
 
 import math
 import operator
 from collections.abc import Callable
 
 Schedule = Callable[[int], float]
-"""A pure function of the step: the same step gives the same value, in any order of calls."""
+"""A pure function of the step: the same step gives the same value, whatever was called before."""
 
 
 def check_number(
     schedule: str, name: str, value: object, *, above: float = -math.inf, most: float = math.inf
 ) -> None:
-    """Refuse what is not a finite number in (above, most].
+    """Refuse a value that is not a finite number in (above, most].
 
     Raises:
-        TypeError: not an int or float (a bool is neither here).
-        ValueError: NaN, infinite or out of range.
+        TypeError: the value is not an int or float, or it is a bool.
+        ValueError: the value is NaN, infinite or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{schedule}: {name} must be a number, not {value!r}")
@@ -28,16 +28,16 @@ def check_number(
 
 
 def check_count(schedule: str, name: str, value: object) -> None:
-    """Refuse what is not a whole number of steps, at least 1; errors as of `check_whole`."""
+    """Refuse a value that is not a whole number of steps >= 1; raises errors as `check_whole`."""
     check_whole(schedule, name, value, least=1)
 
 
 def check_whole(schedule: str, name: str, value: object, *, least: int) -> None:
-    """Refuse what is not a whole number of steps, at least so many.
+    """Refuse a value that is not a whole number of steps >= `least`.
 
     Raises:
-        TypeError: not an int.
-        ValueError: less than that.
+        TypeError: the value is not an int.
+        ValueError: the value is less than `least`.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{schedule}: {name} must be a whole number of steps, not {value!r}")
@@ -47,31 +47,31 @@ def check_whole(schedule: str, name: str, value: object, *, least: int) -> None:
 
 
 def check_step(step: int) -> int:
-    """The step as an int; integers of other libraries (NumPy) count as such.
+    """Return the step as an int; integers of other libraries, such as NumPy, are accepted.
 
     Raises:
-        TypeError: not an integer.
-        ValueError: negative.
+        TypeError: `step` is not an integer.
+        ValueError: `step` is negative.
     """
     try:
         index = operator.index(step)
     except TypeError:
-        raise TypeError(f"a schedule takes a whole step, not {step!r}") from None
+        raise TypeError(f"a schedule's step must be a whole number, not {step!r}") from None
     if index < 0:
         raise ValueError(f"a schedule starts at step 0; step {index} is before that")
     return index
 
 
 def progress(step: int, num_steps: int) -> float:
-    """The share of `num_steps` that is over at `step`: in [0, 1], 1 for ever after the end."""
+    """The fraction of `num_steps` that is done at `step`, in [0, 1]; 1 after the last step."""
     return min(check_step(step), num_steps) / num_steps
 
 
 def between(initial: float, final: float, done: float) -> float:
-    """The value a share `done` of the way from `initial` to `final`.
+    """Interpolate from `initial` (done = 0) to `final` (done = 1).
 
-    Both ends are weighted and the result is held between them, so that the ends are reached
-    exactly and rounding never leaves the range, as `initial + (final - initial) * done` may.
+    The weighted mean of both ends is clamped to the range between them. So the ends are reached
+    exactly and rounding never leaves the range. `initial + (final - initial) * done` could.
     """
     value = initial * (1.0 - done) + final * done
     return float(min(max(value, min(initial, final)), max(initial, final)))

@@ -1,5 +1,5 @@
 # ruff: noqa: N801
-"""Schedules made of schedules: warmup, sequence and rewind."""
+"""Schedules that are built from other schedules: warmup, sequence and rewind."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -17,18 +17,18 @@ from dynopt_ray.schedules.base import (
 
 @dataclass(frozen=True)
 class warmup:
-    """A straight rise (or fall) to where a schedule starts, then that schedule.
+    """A linear rise (or fall) to the first value of a schedule, followed by that schedule.
 
-    a(t) = a₀ + (f(0) − a₀)·t/N for 0 <= t < N, and f(t − N) after: the schedule f begins
-    with its own step 0 once the warm-up is over, so its whole length is run.
+    a(t) = a₀ + (f(0) − a₀)·t/N for 0 <= t < N, and f(t − N) afterwards. The schedule f starts at
+    its own step 0 when the warm-up ends, so none of its steps is skipped.
 
     Args:
-        schedule: f, what follows.
-        num_steps: N, the length of the warm-up.
+        schedule: f, the schedule that follows the warm-up.
+        num_steps: N, the length of the warm-up in steps.
         initial: a₀, the value at step 0.
 
     Raises:
-        TypeError: `schedule` cannot be called, or an argument of the wrong type.
+        TypeError: `schedule` is not callable, or an argument has the wrong type.
         ValueError: `num_steps` < 1, or `initial` is not finite.
 
     Example:
@@ -58,17 +58,18 @@ class warmup:
 
 @dataclass(frozen=True)
 class sequence:
-    """One schedule after another, each beginning with its own step 0.
+    """Several schedules in sequence, each of which starts at its own step 0.
 
     a(t) = f_i(t − m_i) for m_i <= t < m_{i+1}, with m_0 = 0 and the milestones m_1 < m_2 < …
 
     Args:
         schedules: f_0, f_1, …; kept as a tuple.
-        milestones: the steps at which the next one takes over, one fewer than `schedules`.
+        milestones: the steps at which the next schedule starts; one fewer than `schedules`.
 
     Raises:
-        TypeError: a schedule that cannot be called, or a milestone that is not an int.
-        ValueError: no schedule, milestones that do not increase, or the wrong number of them.
+        TypeError: a schedule is not callable, or a milestone is not an int.
+        ValueError: `schedules` is empty, a milestone is less than 1, the milestones do not
+            increase, or their number is wrong.
 
     Example:
         >>> from dynopt_ray.schedules import constant
@@ -82,7 +83,7 @@ class sequence:
     milestones: Sequence[int]
 
     def __post_init__(self) -> None:
-        # Tuples, so that the caller's lists cannot change a schedule and it stays hashable.
+        # Tuples keep the schedule hashable, and later changes to the caller's lists do not matter.
         object.__setattr__(self, "schedules", tuple(self.schedules))
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for index, schedule in enumerate(self.schedules):
@@ -92,7 +93,7 @@ class sequence:
         if len(self.milestones) != len(self.schedules) - 1:
             raise ValueError(
                 f"sequence: {len(self.schedules)} schedules and {len(self.milestones)} "
-                f"milestones; give one milestone between each two schedules"
+                f"milestones; give one milestone between every two consecutive schedules"
             )
         if any(early >= late for early, late in pairwise(self.milestones)):
             raise ValueError(f"sequence: milestones {list(self.milestones)} do not increase")
@@ -107,16 +108,17 @@ class sequence:
 
 @dataclass(frozen=True)
 class rewind:
-    """A schedule from a later step on: retraining at the rates of the end of the training.
+    """A schedule that starts at a later step, for retraining at the rates of the training's end.
 
     a(t) = f(m + t)
 
     Args:
-        schedule: f, that of the training.
-        to_step: m, where to go back to: its length less the steps to repeat.
+        schedule: f, the schedule of the training.
+        to_step: m, the step to start from: the length of the training minus the number of steps
+            to repeat.
 
     Raises:
-        TypeError: `schedule` cannot be called, or `to_step` is not an int.
+        TypeError: `schedule` is not callable, or `to_step` is not an int.
         ValueError: `to_step` < 0.
 
     References:

@@ -1,4 +1,4 @@
-"""Schedules from plain data, as specs write them."""
+"""Make schedules from plain data, as specs contain them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ from dynopt_ray.schedules.base import Schedule
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that a mapping describes.
+    """Return the schedule that a mapping describes.
 
     Args:
         config: `name`, the name of a schedule (built in, a plugin's, or `module:attribute`),
-            and its arguments. Where an argument is a schedule, or a list of them, it is
-            written as such a mapping too.
+            and the arguments of the schedule. An argument that is itself a schedule, or a list of
+            schedules, is written as such a mapping too.
 
     Raises:
-        UnknownNameError: no schedule of this name, with the closest match.
-        SpecError: no mapping, or one without `name`; an argument that the schedule does not
-            have (with the closest match), that is missing or that it refuses.
+        UnknownNameError: the schedule is unknown; the message names the closest match.
+        SpecError: `config` is not a mapping or has no `name`; or an argument is unknown (the
+            message names the closest match), missing, or refused by the schedule.
         PluginError: the plugin cannot be imported or does not make a schedule.
 
     Example:
@@ -44,7 +44,7 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
 
 
 def _resolve(value: Any) -> Any:
-    """Schedules in place of the mappings that describe them."""
+    """Replace mappings by the schedules that they describe, also in lists."""
     if isinstance(value, Mapping):
         return from_config(value)
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
 # ruff: noqa: N801
 """Schedules with one formula: constant, polynomial, exponential, step, cosine, linear.
 
-They are classes with lower-case names, as `functools.partial` is: a schedule's repr is then
-the call that makes it, and a factory function beside each class would say everything twice.
+They are classes with lower-case names, like `functools.partial`. So the repr of a schedule is the
+call that makes it, and no factory functions have to repeat the arguments of the classes.
 """
 
 import math
@@ -20,7 +20,7 @@ class constant:
 
     Raises:
         TypeError: `value` is not a number.
-        ValueError: it is not finite.
+        ValueError: `value` is not finite.
 
     Example:
         >>> constant(0.1)(1_000)
@@ -40,15 +40,15 @@ class constant:
 
 @dataclass(frozen=True)
 class polynomial:
-    """From `initial` to `final` along a power of the time left.
+    """A change from `initial` to `final` that follows a power of the remaining time.
 
     a(t) = a₁ + (a₀ − a₁)·(1 − t/T)^β for 0 <= t <= T, and a₁ after T.
 
-    With `final=0`, the default, this is the article's "exponential decay"
-    a₀·(1 − t/T)^β, exactly; the name here says what the formula is.
+    With `final=0`, the default, this is exactly the formula a₀·(1 − t/T)^β that the source
+    article (see `article_step`) calls "exponential decay". This class is named after the formula.
 
-    The sparsity of Zhu & Gupta rises as the cubic of it: fast while much is redundant, slowly
-    towards the end.
+    With power 3 it is the sparsity schedule of Zhu & Gupta: sparsity rises fast while many
+    weights are redundant, and slowly towards the end.
 
     Args:
         initial: a₀, the value at step 0.
@@ -57,12 +57,12 @@ class polynomial:
         final: a₁, the value from step T on.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: `num_steps` < 1, `power` <= 0, or a value that is not finite.
+        TypeError: an argument has the wrong type.
+        ValueError: `num_steps` < 1, `power` <= 0, or a value is not finite.
 
     References:
         Zhu & Gupta 2017, "To prune, or not to prune", eq. 1: initial sparsity s_i, final
-        sparsity s_f, power 3. Their starting step t₀ is `sequence` with a `constant` before.
+        sparsity s_f, power 3. For their starting step t₀, use `sequence` with a `constant` first.
 
     Example:
         >>> removed = polynomial(0.0, num_steps=100, power=3, final=0.9)
@@ -90,18 +90,18 @@ class polynomial:
 
 @dataclass(frozen=True)
 class exponential:
-    """Multiplied by the same factor at every step: a(t) = a₀·γ^t, for t >= 0.
+    """A value that is multiplied by the same factor at every step: a(t) = a₀·γ^t, for t >= 0.
 
-    The article gives the name "exponential decay" to another formula: see `polynomial`.
+    The article uses the name "exponential decay" for another formula; see `polynomial`.
 
     Args:
         initial: a₀, the value at step 0.
-        gamma: γ in (0, 1].
+        gamma: γ in (0, 1], the factor per step.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: `gamma` outside (0, 1] (above 1 the value would grow without bound), or a
-            value that is not finite.
+        TypeError: an argument has the wrong type.
+        ValueError: `gamma` is outside (0, 1] (above 1 the value would grow without bound), or a
+            value is not finite.
 
     Example:
         >>> exponential(1.0, gamma=0.5)(3)
@@ -123,19 +123,19 @@ class exponential:
 
 @dataclass(frozen=True)
 class step:
-    """Multiplied by a factor once per period: a(t) = a₀·γ^⌊t/S⌋, for t >= 0.
+    """A value that is multiplied by a factor once per period: a(t) = a₀·γ^⌊t/S⌋, for t >= 0.
 
-    The usual step decay. The article prints another formula under that name: see
+    This is the usual step decay. The article prints another formula under that name; see
     `article_step`.
 
     Args:
         initial: a₀, the value during the first period.
-        gamma: γ in (0, 1].
-        period_steps: S, the steps between two drops.
+        gamma: γ in (0, 1], the factor per period.
+        period_steps: S, the length of a period in steps.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: `gamma` outside (0, 1], `period_steps` < 1, or a value that is not finite.
+        TypeError: an argument has the wrong type.
+        ValueError: `gamma` is outside (0, 1], `period_steps` < 1, or a value is not finite.
 
     Example:
         >>> halved = step(0.8, gamma=0.5, period_steps=10)
@@ -160,7 +160,7 @@ class step:
 
 @dataclass(frozen=True)
 class cosine:
-    """From `initial` to `final` along half a cosine.
+    """A change from `initial` to `final` along half a period of a cosine.
 
     a(t) = a₁ + (a₀ − a₁)·(1 + cos(π·t/T))/2 for 0 <= t <= T, and a₁ after T.
 
@@ -170,12 +170,12 @@ class cosine:
         final: a₁, the value from step T on.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: `num_steps` < 1, or a value that is not finite.
+        TypeError: an argument has the wrong type.
+        ValueError: `num_steps` < 1, or a value is not finite.
 
     References:
-        Loshchilov & Hutter 2017, "SGDR", eq. 5, one cycle: the value stays at `final` after T,
-        where torch's CosineAnnealingLR would rise again.
+        Loshchilov & Hutter 2017, "SGDR", eq. 5, for a single cycle. After T the value stays at
+        `final`, whereas torch's CosineAnnealingLR rises again.
 
     Example:
         >>> round(cosine(0.1, num_steps=100)(50), 9)
@@ -200,7 +200,7 @@ class cosine:
 
 @dataclass(frozen=True)
 class linear:
-    """From `initial` to `final` along a straight line.
+    """A change from `initial` to `final` along a straight line.
 
     a(t) = a₀ + (a₁ − a₀)·t/T for 0 <= t <= T, and a₁ after T.
 
@@ -210,8 +210,8 @@ class linear:
         final: a₁, the value from step T on.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: `num_steps` < 1, or a value that is not finite.
+        TypeError: an argument has the wrong type.
+        ValueError: `num_steps` < 1, or a value is not finite.
 
     Example:
         >>> epsilon = linear(1.0, num_steps=1_000, final=0.05)

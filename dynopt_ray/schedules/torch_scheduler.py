@@ -1,4 +1,4 @@
-"""Schedules as torch LR schedulers."""
+"""Convert schedules to torch LR schedulers."""
 
 import math
 from typing import Any
@@ -12,24 +12,24 @@ from dynopt_ray.schedules.base import Schedule
 
 
 def to_torch(schedule: Schedule, optimizer: Optimizer) -> "ScheduleLR":
-    """A torch scheduler that sets the optimizer's learning rate from a schedule.
+    """Make a torch scheduler that sets the optimizer's learning rate from a schedule.
 
-    The schedule gives the *rate itself*, not a factor: the first parameter group gets
-    `schedule(step)`, whatever `lr` the optimizer was made with. The other groups keep the
-    ratio that their initial rates had to the first group's.
+    The schedule returns the *rate itself*, not a factor. The first parameter group gets the rate
+    `schedule(step)`, whatever `lr` the optimizer was made with. The other groups keep the ratio
+    of their initial rate to that of the first group.
 
     Args:
         schedule: step -> rate, finite and >= 0.
-        optimizer: any torch optimizer. Step 0's rate is set at once.
+        optimizer: any torch optimizer. Its rates are set to those of step 0 at once.
 
     Returns:
         A scheduler to `step()` after each `optimizer.step()`. It refers to parameter groups,
-        not to parameters, so it goes on unchanged when the network is resized.
+        not to parameters, so it keeps working when the network is resized.
 
     Raises:
         TypeError: `optimizer` is not a torch optimizer.
-        ValueError: the first group's initial rate is 0 and another's is not, so that there is
-            no ratio to keep; or the schedule gives a negative or non-finite rate.
+        ValueError: the first group's initial rate is 0 and another's is not, so that their ratio
+            is undefined; or the schedule returns a negative or non-finite rate.
 
     Example:
         >>> import torch
@@ -60,15 +60,15 @@ class ScheduleLR(LRScheduler):
         rate = float(self.schedule(self.last_epoch))
         if not math.isfinite(rate) or rate < 0:
             raise ValueError(
-                f"{self.schedule!r} gives the learning rate {rate} at step {self.last_epoch}; "
+                f"{self.schedule!r} returns the learning rate {rate} at step {self.last_epoch}; "
                 f"a rate must be finite and >= 0"
             )
         return [rate * ratio for ratio in _ratios([float(base) for base in self.base_lrs])]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers only: it loads with `torch.load(..., weights_only=True)`.
+        """Return the state as plain numbers, which `torch.load(..., weights_only=True)` loads.
 
-        The schedule is not in it; whoever resumes gives the same one again.
+        The schedule is not included: to resume, make the scheduler with the same schedule again.
         """
         return {
             "last_epoch": self.last_epoch,
@@ -77,13 +77,14 @@ class ScheduleLR(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken, and set the optimizer's rates accordingly.
+        """Load a state that `state_dict` returned, and set the optimizer's rates accordingly.
 
-        The rates after this are bit for bit those of the uninterrupted run, whether the
+        From then on the rates are bit for bit those of the uninterrupted run, whether the
         optimizer's own state is loaded before or after.
 
         Raises:
-            CheckpointError: keys are missing, or it belongs to another number of groups.
+            CheckpointError: keys are missing, or the state has another number of parameter
+                groups than the optimizer.
         """
         missing = {"last_epoch", "step_count", "base_lrs"} - state_dict.keys()
         if missing:
@@ -93,7 +94,7 @@ class ScheduleLR(LRScheduler):
         num_groups = len(self.optimizer.param_groups)
         if len(state_dict["base_lrs"]) != num_groups:
             raise CheckpointError(
-                f"the state is of an optimizer with {len(state_dict['base_lrs'])} parameter "
+                f"the state belongs to an optimizer with {len(state_dict['base_lrs'])} parameter "
                 f"groups; this one has {num_groups}"
             )
         self._step_count = state_dict["step_count"]
@@ -114,7 +115,7 @@ def _ratios(base_lrs: list[float]) -> list[float]:
     if first == 0 and any(base_lrs):
         raise ValueError(
             f"the initial learning rates are {base_lrs}: the schedule sets the first group's "
-            f"rate, and the others keep their ratio to it, which a first rate of 0 leaves "
-            f"undefined. Give the first group a rate > 0"
+            f"rate, and the others keep their ratio to it, which is undefined if the first rate "
+            f"is 0. Give the first group a rate > 0"
         )
     return [1.0 if base == first else base / first for base in base_lrs]

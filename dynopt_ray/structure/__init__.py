@@ -1,4 +1,4 @@
-"""Resizing a live network: trace it, then grow, shrink and mask it with its optimizer."""
+"""Resizing a live network: trace it, then grow, shrink and mask it; its optimizer follows."""
 
 from dynopt_ray.structure.checkpoint import load, save
 from dynopt_ray.structure.costs import Cost, CostKind, measure

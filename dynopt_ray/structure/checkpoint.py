@@ -24,7 +24,8 @@ from dynopt_ray.structure.preserve import Transaction, masked_parameters
 from dynopt_ray.structure.tracing import named_tensors
 
 _KIND = "network"
-# How an optimizer computes, not what: that depends on the device it now runs on.
+# Options that choose an implementation. They are not loaded, because the right choice depends on
+# the device that the optimizer now runs on.
 _IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
 
 
@@ -34,16 +35,17 @@ def save(
     optimizer: Optimizers | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a network of any widths, its masks, history and optimizer to one safetensors file.
+    """Write a network with its masks, history and optimizer to one safetensors file.
 
     Args:
-        path: the file; replaced only when the new one is whole and on disk.
-        model: the network.
-        optimizer: its optimizer, or several; groups and state are saved by parameter name.
-        metadata: JSON-able values to keep beside them.
+        path: the file; it is replaced only once the new one is complete and on disk.
+        model: the network, at any widths.
+        optimizer: its optimizer, or several; parameter groups and state are saved by parameter
+            name.
+        metadata: JSON-able values to store in the same file.
 
     Raises:
-        CheckpointError: writing failed (a full disk); what `path` held before is still valid.
+        CheckpointError: writing failed (a full disk, say); the previous file is still valid.
     """
     state = {
         "class": type(model).__qualname__,
@@ -61,23 +63,24 @@ def save(
 def load(
     path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizers | None = None
 ) -> dict[str, Any]:
-    """Make a freshly constructed network, and its optimizer, what was saved.
+    """Load a saved network, and its optimizer, into a freshly constructed original.
 
-    The network may be on any device and of any floating type; it keeps both. Parameters keep
-    their identity, so the optimizer may have been made before. `history_of` tells the plans that
-    made the network.
+    The network may be on any device and have any floating-point dtype; it keeps both. Parameters
+    keep their identity, so the optimizer may be created before loading. `history_of` returns the
+    plans that made the saved network.
 
     Args:
         path: a file that `save` wrote.
-        model: what the saved network's constructor makes, at its original widths or any others.
-        optimizer: one of the saved kind over `model`'s parameters, in the same groups; or several,
-            as they were saved.
+        model: a network made by the saved network's constructor, at its original widths or any
+            others.
+        optimizer: an optimizer of the saved class over `model`'s parameters, in the same groups;
+            or a list of as many as were saved, in the same order.
 
     Returns:
-        The metadata that was saved.
+        The saved metadata.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered or foreign, or does not fit the
+        CheckpointError: the file is missing, truncated, altered or foreign, or it does not fit the
             network or the optimizer. Neither has been changed.
     """
     state = read_state(path, kind=_KIND)
@@ -93,7 +96,7 @@ def load(
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"{path} does not hold a network as save writes it: {error!r}"
+            f"{path} does not hold a network that save wrote: {error!r}"
         ) from error
     return metadata
 
@@ -120,7 +123,7 @@ def _load_model(
 
 
 def _histories(model: nn.Module) -> dict[str, list[Any]]:
-    """Which blocks came and went, by the module that was edited."""
+    """Return which blocks were inserted and removed, by the name of the edited module."""
     return {
         name: list(history)
         for name, module in model.named_modules()
@@ -135,7 +138,7 @@ def _redo_blocks(
     histories: Mapping[str, list[Any]],
     log: Transaction,
 ) -> None:
-    """Let the blocks come and go that did in the saved network."""
+    """Insert and remove the blocks that were inserted and removed in the saved network."""
     modules = dict(model.named_modules())
     for name in [*histories, *_histories(model).keys() - histories.keys()]:
         module = modules.get(name)
@@ -143,7 +146,8 @@ def _redo_blocks(
         wanted = histories.get(name, [])
         if module is None or done != wanted[: len(done)]:
             raise CheckpointError(
-                f"{path} does not fit: other blocks came and went in {name or 'the network'!r}"
+                f"{path} does not fit: other blocks were inserted or removed in "
+                f"{name or 'the network'!r}"
             )
         try:
             for change in wanted[len(done) :]:
@@ -153,7 +157,10 @@ def _redo_blocks(
 
 
 def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Every integer and sequence of integers that the modules carry: sizes are among them."""
+    """Return all integers and sequences of integers among the modules' attributes.
+
+    Sizes are among them.
+    """
     return {
         name: found
         for name, module in model.named_modules()
@@ -202,7 +209,7 @@ def _check_fits(
             )
         if _numbers(saved[name]) != _numbers(tensor):
             raise CheckpointError(
-                f"{path} does not fit: {name!r} is of {saved[name].dtype} in the file and of "
+                f"{path} does not fit: {name!r} has dtype {saved[name].dtype} in the file and "
                 f"{tensor.dtype} in this {type(model).__qualname__}"
             )
     for name, keep in state["masks"].items():
@@ -211,7 +218,7 @@ def _check_fits(
 
 
 def _numbers(tensor: Tensor) -> tuple[bool, bool, bool]:
-    """What kind of numbers a tensor holds; their precision may differ."""
+    """Return the kind of numbers a tensor holds, whatever their precision."""
     return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
@@ -223,7 +230,7 @@ def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
         if missing:
             raise CheckpointError(
                 f"the optimizer has a parameter of shape {tuple(missing[0].shape)} that the "
-                "network lacks; save them with the network that the optimizer trains"
+                "network lacks; save the optimizer with the network that it trains"
             )
         options = {k: v for k, v in group.items() if k != "params"}
         groups.append({"params": [names[p] for p in group["params"]], "options": options})
@@ -292,13 +299,13 @@ def _matching_groups(
         ):
             raise CheckpointError(
                 f"{path}: parameter group {index} holds other parameters than this optimizer's; "
-                "make the optimizer as it was made before saving"
+                "create the optimizer with the same parameter groups as before saving"
             )
         yield group, other["options"]
 
 
 def _as_kind(old: object, value: Any) -> Any:
-    """An option as the kind that it is in the optimizer: a tuple, a tensor or a number."""
+    """Convert a saved option to its type in the optimizer: a tuple, a tensor or a number."""
     if isinstance(old, tuple):
         return tuple(value)
     if isinstance(old, Tensor):
@@ -311,7 +318,7 @@ def _as_kind(old: object, value: Any) -> Any:
 
 
 def _moved_state(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
-    """Moments go to the parameter's device and type; step counts stay as they are."""
+    """Move moments to the parameter's device and dtype; leave step counts unchanged."""
     return {
         key: value.to(device=parameter.device, dtype=parameter.dtype)
         if isinstance(value, Tensor) and value.ndim and value.is_floating_point()

@@ -1,8 +1,8 @@
-"""What tracing finds out about a network, as data: its width groups and all that follows them.
+"""The description of a traced network: its width groups and everything that follows them.
 
-A network is traced at its own sizes, which gives candidate groups. Each candidate then has to be
-proven: the network must run at another width of it. What passes is described as a group, and what
-fails is described as fixed, with the reason.
+A network is first traced at its own sizes, which yields candidate width groups. Each candidate must
+then be proven: the network must run with another width of that group. A candidate that passes is
+listed in `Description.groups`. One that fails is listed in `Description.fixed` with the reason.
 """
 
 import warnings
@@ -28,8 +28,8 @@ from dynopt_ray.structure.tracing import (
 from dynopt_ray.structure.units import Attribute, Consumer, Record, WidthGroup, producer_name
 
 _BY_CALLER = "the caller fixed it"
-# By name, because importing classes that are rarely used takes long. The values say where the
-# inner module is.
+# Name of a wrapper class -> where its inner module is. Names are compared, because importing these
+# rarely used classes takes long.
 _WRAPPERS = {
     "DistributedDataParallel": " (.module)",
     "FullyShardedDataParallel": " before it is sharded",
@@ -49,19 +49,20 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Description:
-    """What is known about a network at its present depth.
+    """Everything known about a network at its current depth.
 
     Attributes:
-        groups: what can be resized, in forward order.
-        index: the name of a group, or of a module or parameter that produces it -> its place in
-            `groups`. Edits change what a group holds, never its name or place.
-        fixed: what cannot be resized: name -> reason.
+        groups: the width groups that can be resized, in forward order.
+        index: name of a group, or of a module or parameter that produces it -> position in
+            `groups`. Edits change the contents of a group, never its name or position.
+        fixed: the modules and parameters whose width cannot be resized: name -> reason.
         attributes: integer attributes of modules that follow a width.
-        caches: (module, attribute) pairs in which modules keep tensors of an earlier pass.
-        consumers: parameter name -> the operations that read units through it.
+        caches: (module, attribute) pairs: the dicts in which modules keep tensors of an earlier
+            pass.
+        consumers: parameter name -> the operations that read units through the parameter.
         blocks: the modules that `Remove` can take out; see `Graph`.
         cost_model: computes costs from widths.
-        output_sizes: the sizes of all output tensors on the example inputs.
+        output_sizes: the shapes of all output tensors on the example inputs.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -76,7 +77,7 @@ class Description:
 
 
 def describe(model: nn.Module, asked: Asked) -> Description:
-    """Trace a network and prove each of its widths; see `trace` for the errors and the warning."""
+    """Trace a network and prove each of its widths; see `trace` for errors and warnings."""
     if asked.heads not in get_args(Heads):
         raise UnknownNameError("unit of attention", asked.heads, get_args(Heads))
     _check_model(model)
@@ -89,7 +90,8 @@ def describe(model: nn.Module, asked: Asked) -> Description:
         _warn_of_other_ways(passes.record, tensors)
         verdict = Verifier(model, asked.example_inputs, tensors, passes, asked.heads).verdict()
     groups = tuple(verdict.groups)
-    # The first group that a module produces wins, and a group's own name before all.
+    # A group's own name takes precedence. The name of a module that produces several groups means
+    # the first of them.
     index = {name: i for i, g in reversed([*enumerate(groups)]) for name in g.producers}
     index.update((group.name, i) for i, group in enumerate(groups))
     owners = {name for name, module in model.named_modules() if [*module.parameters()]}
@@ -113,9 +115,9 @@ def _check_model(model: nn.Module) -> None:
         what = f"its module {name!r}" if name else "the network"
         if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
-                f"{what} is compiled for the sizes that it has. Trace and edit what it was "
-                "compiled from (._orig_mod of torch.compile): what torch.compile made of it "
-                "follows by itself. A layer is best compiled in place, by its method .compile()."
+                f"{what} is compiled for its current sizes. Trace and edit the original module "
+                "instead (._orig_mod of torch.compile); the module that torch.compile returned "
+                "follows by itself. Compile a single layer in place, with its method .compile()."
             )
         kinds = {base.__name__ for base in type(module).__mro__}
         if wrapper := next((kind for kind in _WRAPPERS if kind in kinds), None):
@@ -127,7 +129,8 @@ def _check_model(model: nn.Module) -> None:
         raise TraceError(f"{type(model).__name__} has no parameters, so it has no widths")
     if any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
         raise TraceError(
-            "the network has lazy layers without shapes. Run it once on real data before tracing."
+            "the network has lazy layers, whose shapes are unknown. Run it once on real data "
+            "before tracing."
         )
 
 
@@ -136,15 +139,15 @@ def _warn_of_other_ways(record: Record, tensors: Mapping[str, Tensor]) -> None:
     if record.by_value and missed:
         modules = ", ".join(dict.fromkeys(map(producer_name, missed)))
         warnings.warn(
-            f"the forward pass decides by values, and these inputs did not lead it to {modules}. "
-            "What that reads is not known: "
-            "trace with inputs that reach it, or name in `fixed` the widths it reads",
+            f"the forward pass branches on values, and these inputs did not reach {modules}. "
+            "Which widths those modules read is not known: trace with inputs that reach them, or "
+            "name the widths that they read in `fixed`",
             stacklevel=4,  # the caller of `trace`
         )
 
 
 def _produced_by(tensors: Mapping[str, Tensor], name: str) -> str:
-    """The parameter whose first dimension a name stands for."""
+    """Return the parameter whose first dimension is the width that a name stands for."""
     for parameter in (name, f"{name}.weight", f"{name}.bias"):
         if parameter in tensors:
             return parameter

@@ -1,4 +1,4 @@
-"""`trace` a network, then change its widths, masks and costs through the graph it returns."""
+"""`trace` a network, then edit it and compute its costs through the returned `Graph`."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,17 +11,18 @@ from dynopt_ray.structure.tracing import Heads, Inputs
 
 
 class Graph(Network):
-    """A live network and the groups in which its widths can change. Made by `trace`.
+    """A live network and the width groups that can be resized. Made by `trace`.
 
     Attributes:
         model: the network itself; edits change it in place.
-        groups: what can be resized, in forward order.
-        fixed: what cannot be resized: name -> reason.
-        blocks: the modules that `Remove` can take out: they take a tensor, as their first argument,
-            and give one of the same shape, once per forward pass. Name -> number of outputs
-            beside it, or None.
-        asked: what the network was traced with.
-        receipts: of the plans applied so far and not undone or committed, oldest first.
+        groups: the width groups that can be resized, in forward order.
+        fixed: the modules and parameters whose width cannot be resized: name -> reason.
+        blocks: the modules that `Remove` can take out: name -> number of outputs after the first,
+            or None if the module returns a single tensor. Such a module takes a tensor as its
+            first argument and returns one of the same shape, once per forward pass.
+        asked: the arguments of `trace`.
+        receipts: receipts of the plans applied so far that were neither undone nor committed,
+            oldest first.
     """
 
     receipts: Sequence[Receipt]
@@ -38,14 +39,14 @@ class Graph(Network):
         compensate: Iterable[Inputs] | Tensor | None = None,
         seed: int | None = None,
     ) -> Receipt:
-        """Change the network; see `dynopt_ray.structure.plans.application.apply_plan`."""
+        """Apply a plan to the network; see `dynopt_ray.structure.plans.application.apply_plan`."""
         return apply_plan(self, plan, optimizer=optimizer, compensate=compensate, seed=seed)
 
     def commit(self) -> None:
-        """Make all plans applied so far final, and free what `undo` would need.
+        """Make all plans applied so far final, and free the memory that `undo` would need.
 
-        Receipts hold the tensors that their plans replaced. Where plans are applied for ever (a
-        learner on a stream, an environment), that memory would only grow.
+        Receipts hold the tensors that their plans replaced. If plans are applied again and again
+        (by a learner on a stream or an environment), that memory would grow without bound.
         """
         for receipt in self.receipts:
             receipt.forget()
@@ -58,27 +59,28 @@ def trace(
     fixed: str | Iterable[str] = (),
     heads: Heads = "heads",
 ) -> Graph:
-    """Find every width of a network that can be resized, and all that must follow.
+    """Find every width of a network that can be resized, and everything that must follow it.
 
-    The network runs on these inputs, on the meta device where its forward allows that: shapes
-    only, no data, no memory. It is not changed.
+    The network runs on the example inputs. It runs on the meta device if its forward pass allows
+    that: with shapes only, without data or memory. The network is not changed.
 
     Args:
         model: any network.
-        example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of
-            keyword arguments. A batch of one is enough where nothing runs in training mode only
-            (BatchNorm in an auxiliary classifier).
-        fixed: names of modules or parameters whose outputs must keep their width; a single one
-            may be given as it is.
-        heads: a unit of attention is a whole head ("heads") or one coordinate of all heads
+        example_inputs: the inputs of one forward pass: a tensor, a tuple of arguments or a dict
+            of keyword arguments. A batch of one is enough unless modules that run in training
+            mode only need more (BatchNorm in an auxiliary classifier).
+        fixed: names of modules or parameters whose outputs must keep their width; a single name
+            may be passed as a string.
+        heads: what a unit of attention is: a whole head ("heads") or one coordinate of all heads
             ("dims").
 
     Warns:
-        UserWarning: the forward pass decides by values and did not reach some parameters.
+        UserWarning: the forward pass branches on values and did not reach some parameters.
 
     Raises:
-        TraceError: the network does not run on these inputs or is wrapped for distribution.
-        UnknownNameError: `fixed` names nothing of the network, or there is no such `heads`.
+        TraceError: the network does not run on these inputs, has no parameters, or is compiled or
+            wrapped for distribution.
+        UnknownNameError: `fixed` names nothing in the network, or `heads` is unknown.
     """
     names = (fixed,) if isinstance(fixed, str) else tuple(fixed)
     asked = Asked(example_inputs, names, heads)

@@ -1,4 +1,4 @@
-"""A model of the latency: fitted on a few measured networks, asked about all widths."""
+"""A latency model: fitted to a few measured networks, evaluated at any widths."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from dynopt_ray.structure.tracing import Inputs
 
 
 def median_ms(model: nn.Module, inputs: Inputs) -> float:
-    """The time of one forward pass in milliseconds; see `measure`."""
+    """Return the median time of one forward pass in milliseconds; see `measure`."""
     return latency_ms(model, inputs)[0]
 
 
@@ -23,15 +23,15 @@ def median_ms(model: nn.Module, inputs: Inputs) -> float:
 class LatencyModel:
     """Milliseconds of one forward pass as a function of the widths. Made by `fit_latency`.
 
-    A pass takes its time for calling operations, for arithmetic, for reading weights and for
-    writing what it computes: the model is linear in the FLOPs, the bytes of parameters and buffers
-    and the bytes that operations write, with coefficients that are not negative.
+    A pass spends its time on calling operations, on arithmetic, on reading weights and on writing
+    results. So the model is a constant plus a linear function of the FLOPs, the bytes of
+    parameters and buffers and the bytes that operations write. No coefficient is negative.
 
     Attributes:
         graph: the network that it describes.
         coefficients: milliseconds for the calls, per FLOP, per byte read and per byte written.
-        relative_error: how far off it was, in the median, about each measured network when fitted
-            on the others.
+        relative_error: the median relative error of the predictions for the measured networks,
+            each predicted by a model that was fitted to the others.
     """
 
     graph: Graph
@@ -39,14 +39,14 @@ class LatencyModel:
     relative_error: float
 
     def __call__(self, widths: Mapping[str, int] | None = None) -> float:
-        """The latency in milliseconds that the network would have.
+        """Predict the network's latency in milliseconds.
 
         Args:
-            widths: group name -> width; groups not named keep theirs.
+            widths: group name -> width; groups not named keep their width.
 
         Raises:
-            UnknownNameError: no group of this name.
-            ValueError: a width below 0.
+            UnknownNameError: no group has this name.
+            ValueError: a width is not a whole number, or is below 0.
         """
         return float(_features(self.graph, widths or {}) @ np.array(self.coefficients))
 
@@ -62,25 +62,26 @@ def fit_latency(
 ) -> LatencyModel:
     """Measure copies of a network at a few widths and fit a `LatencyModel`.
 
-    Half of them have the same share of every width, half a share drawn for each group.
+    Half of the copies have the same fraction of every width. The others have a fraction drawn for
+    each group.
 
     Args:
         graph: the traced network; it is not changed.
-        example_inputs: what a pass is called with; their batch decides what the latency is of.
-        num_points: how many networks are measured, at least 4.
-        shares: the least and the largest share of every width that is measured.
-        seed: of the drawn widths.
-        measure_ms: what measures a network, in milliseconds.
+        example_inputs: the inputs of a measured pass. The latency is that of this whole batch.
+        num_points: number of networks to measure, at least 4.
+        shares: the smallest and the largest fraction of a width to measure.
+        seed: seed of the drawn widths.
+        measure_ms: function that measures the latency of a network in milliseconds.
 
     Raises:
-        ValueError: fewer points than 4, or shares that are no range above 0.
+        ValueError: `num_points` is below 4, or `shares` are not two increasing numbers above 0.
     """
     if not 0 < shares[0] < shares[1]:
-        raise ValueError(f"fit_latency: shares is {shares}; give two, the first above 0 and less")
+        raise ValueError(f"fit_latency: shares is {shares}; give two increasing numbers above 0")
     if num_points < 4:
         raise ValueError(f"fit_latency: num_points is {num_points}; it must be at least 4")
     points = _points(graph, num_points, shares, np.random.default_rng(seed))
-    # Least relative error: the small networks are what budgets are about.
+    # `_fitted` minimises relative errors, because budgets ask for small and fast networks.
     latencies = np.array([_at(graph, widths, example_inputs, measure_ms) for widths in points])
     rows = np.stack([_features(graph, widths) for widths in points])
     scale = rows.max(axis=0).clip(min=1.0)
@@ -96,7 +97,7 @@ def fit_latency(
 def _points(
     graph: Graph, number: int, shares: tuple[float, float], rng: np.random.Generator
 ) -> list[dict[str, int]]:
-    """The widths to measure."""
+    """Return the widths to measure."""
     points = [np.full(len(graph), share) for share in np.linspace(*shares, (number + 1) // 2)]
     points += [rng.uniform(*shares, len(graph)) for _ in range(number // 2)]
     return [
@@ -111,7 +112,7 @@ def _at(
     inputs: Inputs,
     measure_ms: Callable[[nn.Module, Inputs], float],
 ) -> float:
-    """The measured latency of a copy at these widths."""
+    """Return the measured latency of a copy of the network at these widths."""
     model = copy.deepcopy(graph.model)
     plan: list[Edit] = []
     for group in graph:

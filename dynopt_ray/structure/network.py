@@ -1,4 +1,4 @@
-"""A traced network: what plans read and change, without the means to carry them out."""
+"""A traced network: the model and the description that plans read and change."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
@@ -15,10 +15,10 @@ from dynopt_ray.structure.units import WidthGroup
 
 
 class AppliedPlan(Protocol):
-    """A plan that was carried out and can be taken back."""
+    """A plan that was applied and can be undone."""
 
     def undo(self) -> None:
-        """Put back all that the plan touched."""
+        """Restore everything that the plan touched."""
 
     def forget(self) -> None:
         """Give up `undo` and free the tensors it would need."""
@@ -29,10 +29,11 @@ class Network:
 
     Attributes:
         model: the network itself; edits change it in place.
-        asked: what it was traced with.
-        shapes: the shapes of its tensors after the last edit; see `check`.
-        receipts: the plans applied so far, oldest first.
-        num_edits: a count of edits, on which the weights of new units depend.
+        asked: the arguments of `trace`.
+        shapes: the shapes of its tensors after the last edit; `check` compares against them.
+        receipts: receipts of the plans applied so far, oldest first.
+        num_edits: the number of times its widths were changed. The random weights of new units
+            depend on it, so `undo` does not lower it.
 
     The other attributes are those of `Description`.
     """
@@ -54,11 +55,11 @@ class Network:
         self.shapes = self.shapes_now()
 
     def __getitem__(self, name: str) -> WidthGroup:
-        """The group that a module or parameter produces.
+        """Return the width group that a module or parameter produces.
 
         Raises:
-            EditError: it cannot be resized; says why.
-            UnknownNameError: the network has nothing of this name.
+            EditError: its width cannot be resized; the message says why.
+            UnknownNameError: nothing in the network with this name has a width.
         """
         if name in self.index:
             return self.groups[self.index[name]]
@@ -78,11 +79,14 @@ class Network:
         return {group.name: group.width for group in self.groups}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The network's parameters and buffers by name."""
+        """Return the network's parameters and buffers by name."""
         return named_tensors(self.model)
 
     def shapes_now(self) -> dict[str, torch.Size]:
-        """The shapes that edits rely on; a forward pass may replace buffers of its own."""
+        """Return the shapes of all parameters and of the buffers that units lie along.
+
+        Other buffers are left out, because a forward pass may replace them.
+        """
         lie_in = {s.parameter for group in self.groups for s in group.slices}
         return {
             name: tensor.shape
@@ -91,11 +95,11 @@ class Network:
         }
 
     def check(self) -> None:
-        """Refuse to continue if the description no longer fits the network.
+        """Refuse a network that no longer fits its description.
 
         Raises:
-            EditError: a tensor has another shape: `load`, another graph or a layer put in its
-                place resized the network.
+            EditError: a tensor has another shape, because `load`, another graph or a replaced
+                layer resized the network.
         """
         shapes = self.shapes_now()
         for name in [*self.shapes, *shapes]:
@@ -107,16 +111,17 @@ class Network:
                 )
 
     def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
-        """What the network costs, or would cost at other widths. Nothing is resized or run.
+        """Return the cost of the network, or its cost at other widths, without running it.
 
         Args:
-            widths: group name -> width; groups not named keep theirs. None is the network as it
-                is, with its zero weights counted; at other widths no weight counts as zero.
+            widths: group name -> width; groups not named keep their width. None (the default)
+                means the network as it is, and zero weights are counted to find `nonzero`. With
+                given widths, every weight counts as non-zero.
 
         Raises:
-            UnknownNameError: no group of this name.
-            EditError: the network was resized by something else than this graph.
-            ValueError: a width that is no whole number or below 0.
+            UnknownNameError: no group has this name.
+            EditError: something other than this graph resized the network.
+            ValueError: a width is not a whole number, or is below 0.
         """
         self.check()
         if widths is not None:
@@ -125,16 +130,21 @@ class Network:
         return self.cost_model.cost([g.width for g in self.groups], nonzero)
 
     def cost_at(self, widths: Mapping[str, int]) -> Cost:
-        """`cost` without a look at the network first, for searches that ask thousands of times."""
+        """Return `cost` without checking the network, for searches that call it very often."""
         return self.cost_model.cost(self._widths_with(widths))
 
     def traffic_bytes(self, widths: Mapping[str, int]) -> int:
-        """Bytes that operations write in one forward pass, on the inputs of `trace`; see `cost`."""
+        """Return the bytes that operations write in a pass on the inputs of `trace`.
+
+        See `cost` for the arguments and errors.
+        """
         return self.cost_model.traffic(self._widths_with(widths))
 
     def _widths_with(self, widths: Mapping[str, int]) -> list[int]:
         wanted = {self[name].name: width for name, width in widths.items()}
         for name, width in wanted.items():
             if isinstance(width, bool) or not isinstance(width, Integral) or width < 0:
-                raise ValueError(f"cost: {name!r} cannot have {width!r} units")
+                raise ValueError(
+                    f"cost: {name!r} cannot have {width!r} units; give a whole number >= 0"
+                )
         return [int(wanted.get(g.name, g.width)) for g in self.groups]

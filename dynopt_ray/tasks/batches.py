@@ -1,4 +1,4 @@
-"""Batches: what they are, the order they come in, and how a model is called with one."""
+"""Batches: the order in which they come, and how a model is called with one and checked."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar, cast
@@ -11,27 +11,27 @@ from dynopt_ray.errors import DataError
 from dynopt_ray.structure import Inputs
 
 OutputKind = Literal["classes", "logits", "numbers"]
-"""A score per class along dimension 1, one logit per label, or numbers."""
+"""What a model outputs: a score per class along dimension 1, one logit per label, or numbers."""
 
 Nested = TypeVar("Nested")
-"""Tensors, and tuples and dicts that hold them among other things."""
+"""Tensors, or tuples and dicts that contain tensors among other things."""
 
 
 def batch_indices(
     num_samples: int, batch_size: int, generator: torch.Generator | None = None
 ) -> Iterator[Tensor]:
-    """Row numbers of one batch after the other, without end.
+    """Return an endless stream of batches of row numbers.
 
-    The stream runs through one permutation of all rows after the other and is cut into
-    batches of equal size, so a batch may hold the end of one permutation and the start of
-    the next. Batches of one size stack, compile once and never leave a last batch of a single
-    row, on which batch normalisation fails; dropping the rest instead would skip rows.
+    The stream concatenates permutations of all rows and cuts them into batches of equal size, so
+    a batch may hold the end of one permutation and the start of the next. Batches of equal size
+    can be stacked and need to be compiled only once. There is also never a last batch of a single
+    row, on which batch normalisation fails. Dropping the last rows instead would skip them.
 
     Args:
         num_samples: the number of rows.
-        batch_size: rows per batch; `num_samples` where that is less.
+        batch_size: rows per batch; reduced to `num_samples` if it is larger.
         generator: a CPU generator that draws the permutations; the same state gives the same
-            stream. Without it the rows come in order, again and again.
+            stream. Without it the rows come in order, repeatedly.
 
     Returns:
         An endless iterator of LongTensors (min(batch_size, num_samples),) on the CPU.
@@ -69,9 +69,9 @@ def epoch_order(num_samples: int, generator: torch.Generator | None) -> Tensor:
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's output: a tuple is spread over the arguments, a dict over the keywords.
+    """Call a model: a tuple is passed as positional arguments, a dict as keyword arguments.
 
-    Any RuntimeError carries a note that says what the model was called with.
+    A RuntimeError of the model gets a note that describes the inputs.
     """
     try:
         if isinstance(inputs, dict):
@@ -83,11 +83,11 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def check_output(output: object, targets: Tensor) -> Tensor:
-    """The output, once it is known to be one prediction per target.
+    """Return the output after checking that it holds one prediction per target.
 
     Raises:
-        DataError: not a tensor; for labels, not (rows, classes, …); for numbers, not of the
-            targets' shape.
+        DataError: the output is not a tensor, or it has the wrong shape. For labels the shape
+            must be (rows, classes, …), for numbers that of the targets.
     """
     if not isinstance(output, Tensor):
         raise DataError(
@@ -104,8 +104,8 @@ def check_output(output: object, targets: Tensor) -> Tensor:
             )
     elif not is_classification(output, targets):
         raise DataError(
-            f"the model returns shape {shape} for labels of shape {wanted}; labels need "
-            f"(rows, classes) and then the labels' other dimensions"
+            f"the model returns shape {shape} for labels of shape {wanted}; for labels it must "
+            f"return (rows, classes), followed by the labels' other dimensions"
         )
     return output
 
@@ -120,7 +120,10 @@ def is_classification(output: Tensor, targets: Tensor) -> bool:
 
 
 def binary_logits(output: Tensor, targets: Tensor) -> Tensor | None:
-    """One logit per label, in the targets' shape, as binary losses take it; None if it is none."""
+    """One logit per label, in the targets' shape, as binary losses need it; None if there is none.
+
+    A single column of outputs counts as logits too.
+    """
     if targets.is_floating_point():
         return None
     if output.shape == targets.shape:
@@ -130,12 +133,12 @@ def binary_logits(output: Tensor, targets: Tensor) -> Tensor | None:
 
 
 def take_rows(inputs: Nested, num_rows: int) -> Nested:
-    """The first rows of all tensors in the inputs; what is no tensor stays."""
+    """The first rows of all tensors in the inputs; everything else stays unchanged."""
     return cast(Nested, tree_map_only(Tensor, lambda tensor: tensor[:num_rows], inputs))
 
 
 def describe_batch(inputs: Inputs) -> str:
-    """Shapes and dtypes, for messages."""
+    """Describe the shapes, dtypes and devices of inputs, for messages."""
     if isinstance(inputs, dict):
         return ", ".join(f"{name}={describe_batch(value)}" for name, value in inputs.items())
     if isinstance(inputs, tuple):

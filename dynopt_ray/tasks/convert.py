@@ -1,4 +1,4 @@
-"""Arrays of any library as tensors that can be learned from, or an error that says where not."""
+"""Convert arrays of any library to tensors; errors name the row and column that cannot be used."""
 
 import warnings
 from typing import Any
@@ -13,14 +13,18 @@ from dynopt_ray.tasks.objectives import TargetKind
 
 
 def as_features(value: Any, *, where: str) -> Tensor:
-    """Inputs as a tensor of two or more dimensions, rows first.
+    """Convert inputs to a tensor of two or more dimensions, rows first.
 
-    Floats become torch's default dtype and booleans too; whole numbers become int64, as
+    Floats and booleans become torch's default dtype. Whole numbers become int64, because
     embeddings need them. An array that already fits is not copied, even if it is read-only.
 
+    Args:
+        value: array, tensor, Series or DataFrame.
+        where: the name of the value in messages.
+
     Raises:
-        DataError: no rows, fewer than two dimensions, or a value that is not a finite number
-            (with its row and column).
+        DataError: there are no rows, there are fewer than two dimensions, or a value is not a
+            finite number (the message names its row and column).
     """
     tensor, columns = as_tensor(value, where=where)
     if tensor.dtype == torch.bool:
@@ -35,16 +39,17 @@ def as_features(value: Any, *, where: str) -> Tensor:
 
 
 def as_targets(value: Any, *, kind: TargetKind | None, where: str) -> Tensor:
-    """Targets as a tensor: int64 labels or floats.
+    """Convert targets to a tensor of int64 labels or of floats.
 
     Args:
         value: array, tensor, Series or DataFrame; booleans count as 0 and 1.
-        kind: what the loss needs. None leaves whole numbers labels and floats numbers.
-        where: how messages name it.
+        kind: the kind of targets that the loss needs. None takes whole numbers as labels and
+            floats as numbers.
+        where: the name of the value in messages.
 
     Raises:
-        DataError: no rows, labels that are floats or negative (with the row), or a value that
-            is not a finite number.
+        DataError: there are no rows, labels are floats or negative (the message names the row),
+            or a value is not a finite number.
     """
     tensor, columns = as_tensor(value, where=where)
     if tensor.dtype == torch.bool:
@@ -71,10 +76,10 @@ def as_targets(value: Any, *, kind: TargetKind | None, where: str) -> Tensor:
 
 
 def as_tensor(value: Any, *, where: str) -> tuple[Tensor, list[str] | None]:
-    """The value as a bool, int64 or default-float tensor, and its column names if it has any.
+    """Convert a value to a bool, int64 or default-float tensor; also return its column names.
 
     Raises:
-        DataError: something that is not an array of numbers.
+        DataError: the value is not an array of real numbers.
     """
     if isinstance(value, Tensor):
         if value.is_complex() or value.layout != torch.strided:
@@ -96,11 +101,11 @@ def as_tensor(value: Any, *, where: str) -> tuple[Tensor, list[str] | None]:
 
 
 def wrap(array: NDArray[Any]) -> Tensor:
-    """A tensor over the array's own memory.
+    """Make a tensor that shares the memory of an array.
 
-    torch warns about arrays that are read-only, as those in a shared object store are. Tasks
-    never write to their data, so the warning is not passed on; a copy would cost its size in
-    every process.
+    torch warns about read-only arrays, such as those in a shared object store. The warning is
+    suppressed because tasks never write to their data. Copying the array instead would cost its
+    size in every process.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -108,7 +113,7 @@ def wrap(array: NDArray[Any]) -> Tensor:
 
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:
-    """In a dtype that torch has: native byte order, no unsigned or extended kinds."""
+    """Convert to a dtype that torch has: native byte order, no unsigned or extended types."""
     if array.dtype.kind == "u":
         return array.astype(np.int64)
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
@@ -123,7 +128,7 @@ def _usual_dtype(tensor: Tensor) -> Tensor:
 
 
 def _numbers(array: NDArray[Any], columns: list[str] | None, where: str) -> NDArray[Any]:
-    """An object array as floats, if each cell is a number; `float` alone would take texts too."""
+    """Convert an object array of numbers to floats; `float` alone would also accept texts."""
     for at, cell in enumerate(array.flat):
         if not isinstance(cell, int | float | np.number | np.bool_):
             place = _place(torch.empty(array.shape, device="meta"), at, columns)
@@ -151,7 +156,7 @@ def _finite(tensor: Tensor, columns: list[str] | None, where: str) -> Tensor:
 
 
 def _place(tensor: Tensor, at: int, columns: list[str] | None) -> str:
-    """Where the element with a flat index is; rows and columns count from 0."""
+    """Describe the place of the element with a flat index; rows and columns count from 0."""
     row, *rest = (int(index) for index in np.unravel_index(at, tuple(tensor.shape)))
     if not rest:
         return f"row {row}"

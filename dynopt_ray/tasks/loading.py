@@ -1,4 +1,4 @@
-"""Tasks from plain data, as specs write them and workers read them."""
+"""Make tasks from plain data, as specs contain it and workers receive it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ from dynopt_ray.tasks.task import Task
 
 
 def load_task(spec: str | Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Task:
-    """The task of a name, with the options of its factory.
+    """Make a task from its name and the options of its factory.
 
     Args:
         spec: a name (built in, a plugin's, or `module:function`), or a mapping of `name` and
             options.
-        options: more options; none may be in the mapping too.
+        options: more options; an option must not be in `spec` too.
 
     Raises:
-        UnknownNameError: no task of this name, with the closest match.
-        SpecError: an option that the task does not have (with the closest match), that is
-            missing, given twice, or refused.
+        UnknownNameError: the task is unknown; the message names the closest match.
+        SpecError: an option is unknown (the message names the closest match), missing, given
+            twice, or refused by the task.
         PluginError: the plugin cannot be imported or does not return a task.
         DataError: the task's data are missing or cannot be learned from.
 

@@ -1,4 +1,4 @@
-"""The two loops of every task: some training steps, and an evaluation of a whole split."""
+"""The two loops of every task: training steps, and the evaluation of a whole split."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -36,19 +36,19 @@ from dynopt_ray.tasks.objectives import (
 from dynopt_ray.tasks.sources import Source
 
 AddedLoss = Callable[[Inputs, Tensor], Tensor]
-"""(inputs, output) -> what is added to a batch's loss, such as the distance from a teacher."""
+"""(inputs, output) -> scalar to add to a batch's loss, such as the distance from a teacher."""
 
 
 @dataclass(frozen=True)
 class TrainStats:
-    """What some training steps did.
+    """A summary of some training steps.
 
     Attributes:
-        mean_loss: the mean of the batches' losses, each before its own step, without what a
-            caller adds.
-        last_loss: the last of them.
-        num_steps: optimizer steps taken.
-        num_samples: rows seen, with repetition.
+        mean_loss: the mean of the batches' losses, each computed before its own step, without
+            the added loss.
+        last_loss: the loss of the last batch.
+        num_steps: the number of optimizer steps taken.
+        num_samples: the number of rows seen; repeated rows count each time.
     """
 
     mean_loss: float
@@ -103,7 +103,7 @@ def evaluate(
     metric: MetricFunction | None,
     kind: TargetKind | None,
 ) -> Metrics:
-    """Loss, metric and confidence over all batches; see `Task.evaluate`."""
+    """Compute loss, metric and confidence over all batches; see `Task.evaluate`."""
     outputs, targets, losses = [], [], []
     with mode(model, training=False), torch.no_grad():
         for inputs, batch_targets in batches:
@@ -112,7 +112,7 @@ def evaluate(
             losses.append(value * len(batch_targets))
             outputs.append(output)
             targets.append(batch_targets)
-        # A metric such as R² is no mean of its batches' values, hence the whole split at once.
+        # On the whole split at once: a metric such as R² is not the mean of its batches' values.
         output, all_targets = torch.cat(outputs), torch.cat(targets)
         metric = metric or _default_metric(all_targets, kind)
         metrics = Metrics(
@@ -125,7 +125,7 @@ def evaluate(
         if not math.isfinite(figure):
             raise DivergedError(
                 f"the {name} over {metrics.num_samples} rows is {figure}: the model's outputs are "
-                f"not finite or too large, so it cannot be judged"
+                f"not finite or too large, so the model cannot be judged"
             )
     return metrics
 
@@ -133,13 +133,14 @@ def evaluate(
 def checked_output(
     model: nn.Module, inputs: Inputs, targets: Tensor, source: Source, kind: TargetKind | None
 ) -> Tensor:
-    """The model's output for a batch that it fits.
+    """Return the model's output for a batch after checking that it fits the targets.
 
-    Where the user brought the loss function (`kind` is None) the shapes are up to it, and one
-    logit per label is fine.
+    If the loss is the user's own function (`kind` is None), that function decides which shapes
+    are valid, and one logit per label is accepted.
 
     Raises:
-        DataError: the output's shape does not fit the targets, or there are more classes.
+        DataError: the output's shape does not fit the targets, or a label is not among the
+            model's classes.
     """
     output = call_model(model, inputs)
     if kind is not None or not isinstance(output, Tensor):
@@ -154,7 +155,7 @@ def checked_output(
 def outputs_of(
     make_model: Callable[[], nn.Module], source: Source, kind: TargetKind | None
 ) -> tuple[OutputKind, int | None]:
-    """What a task's models give, and how many classes that tells apart; see `Task.outputs`.
+    """The kind of a task's outputs, and the number of classes; see `Task.outputs`.
 
     Raises:
         DataError: the output does not fit the targets.
@@ -171,33 +172,33 @@ def outputs_of(
 
 
 def _default_metric(targets: Tensor, kind: TargetKind | None) -> MetricFunction:
-    """What the targets are judged by, where the caller says nothing.
+    """The metric for the targets if the user gives none.
 
     Raises:
-        DataError: a loss of one's own and targets that look like labels, but are floats.
+        DataError: the loss is the user's own, and the targets look like labels but are floats.
     """
     if kind is None and targets.is_floating_point() and is_binary(targets):
         raise DataError(
-            "the targets are floats, 0 or 1, and the loss is your own: R² would judge them as "
-            "numbers. Make them whole numbers, to be judged by accuracy, and use targets.float() "
-            "in the loss; or give the task a metric"
+            "all targets are 0 or 1, but they are floats and the loss is your own function, so "
+            "the default metric would be R², which is for numbers. Make them whole numbers, so "
+            "that it is accuracy, and use targets.float() in the loss; or give the task a metric"
         )
     return default_metric(kind_of(targets))
 
 
 def _float16_hint(model: nn.Module) -> str:
-    """What else may be wrong in float16."""
+    """Another possible cause of a loss that is not finite, if parameters are float16."""
     if all(parameter.dtype != torch.float16 for parameter in model.parameters()):
         return ""
     return (
-        ". Some parameters are float16, in which small numbers are 0, such as Adam's eps: train "
+        ". Some parameters are float16, in which small numbers such as Adam's eps become 0: train "
         "in bfloat16 or float32, or give Adam eps=1e-4"
     )
 
 
 @contextmanager
 def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Train or eval mode for a while; afterwards each module is in the mode it was in."""
+    """Set train or eval mode within a block; afterwards restore the mode of each module."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -213,5 +214,5 @@ def _scheduler(schedule: Schedule | LRScheduler | None, optimizer: Optimizer) ->
     if not isinstance(schedule, LRScheduler):
         return to_torch(schedule, optimizer)
     if schedule.optimizer is not optimizer:
-        raise ValueError("the schedule was made for another optimizer; make one for this one")
+        raise ValueError("the schedule was made for another optimizer; make one for this optimizer")
     return schedule

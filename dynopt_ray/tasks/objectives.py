@@ -1,4 +1,4 @@
-"""Losses and metrics by name, and what an evaluation returns."""
+"""Losses and metrics by name, and the result of an evaluation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.tasks.batches import binary_logits, is_classification
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""(output, targets) -> scalar tensor, the mean over the batch."""
+"""(output, targets) -> scalar tensor, the mean loss over the batch."""
 
 MetricFunction = Callable[[Tensor, Tensor], float]
-"""(output, targets), each of a whole split -> a figure; larger is better."""
+"""(output, targets) of a whole split -> a number; larger is better."""
 
 TargetKind = Literal["labels", "numbers"]
 """Whether targets are classes 0, 1, … or real numbers."""
@@ -25,14 +25,14 @@ _Function = TypeVar("_Function", LossFunction, MetricFunction)
 
 @dataclass(frozen=True)
 class Metrics:
-    """How well a model does on a whole split.
+    """The results of a model on a whole split.
 
     Attributes:
         loss: the mean loss over all rows.
         metric: the task's metric; larger is better.
-        confidence: the mean probability given to the right class, in [0, 1]; None where
+        confidence: the mean probability given to the right class, in [0, 1]; None if the
             targets are not classes.
-        num_samples: the rows this was measured on.
+        num_samples: the number of rows.
     """
 
     loss: float
@@ -42,45 +42,46 @@ class Metrics:
 
     @property
     def smooth(self) -> float:
-        """The mean of metric and confidence, or the metric where there is no confidence.
+        """The mean of metric and confidence, or the metric if there is no confidence.
 
-        Accuracy moves in steps of one row; on small splits that hides what one edit does.
+        Accuracy changes in steps of one row. On small splits this hides the effect of an edit.
         """
         return self.metric if self.confidence is None else (self.metric + self.confidence) / 2
 
 
 @dataclass(frozen=True)
 class Objective(Generic[_Function]):
-    """A loss or metric and the kind of targets it is for; None is any kind."""
+    """A loss or metric, and the kind of targets that it is for; None means any kind."""
 
     function: _Function
     targets: TargetKind | None
 
 
 def accuracy(output: Tensor, targets: Tensor) -> float:
-    """The share of targets whose class has the largest output: in [0, 1].
+    """The fraction of targets whose class has the largest output, in [0, 1].
 
-    Of one logit per target, class 1 is found where it is above 0.
+    If there is one logit per target, a logit above 0 means class 1 and any other class 0.
 
     Raises:
-        DataError: one logit, and classes beside 0 and 1.
+        DataError: there is one logit per target, but a target is neither 0 nor 1.
     """
     logits = binary_logits(output, targets)
     if logits is not None:
         if not is_binary(targets):
             raise DataError(
-                f"accuracy: one output per row tells the classes 0 and 1 apart, but there is class "
-                f"{targets.max().item()}; give the task a metric, a function of (output, targets)"
+                f"accuracy: one output per row only tells the classes 0 and 1 apart, but there is "
+                f"class {targets.max().item()}; give the task a metric, a function of (output, "
+                f"targets)"
             )
         return ((logits > 0) == targets.bool()).double().mean().item()
     return (output.argmax(dim=1) == targets).double().mean().item()
 
 
 def r2(output: Tensor, targets: Tensor) -> float:
-    """Coefficient of determination, 1 − SS_residual / SS_total, at most 1.
+    """The coefficient of determination, 1 − SS_residual / SS_total, at most 1.
 
-    0 is as good as predicting the mean. Several columns are averaged with equal weights; one
-    that is constant counts 1 if met exactly and 0 otherwise, as in scikit-learn.
+    0 is as good as predicting the mean. Several columns are averaged with equal weights. A
+    constant column counts 1 if it is predicted exactly and 0 otherwise, as in scikit-learn.
     """
     predicted = output.double().reshape(len(output), -1)
     true = targets.double().reshape(len(targets), -1)
@@ -91,9 +92,10 @@ def r2(output: Tensor, targets: Tensor) -> float:
 
 
 def confidence(output: Tensor, targets: Tensor) -> float | None:
-    """Mean probability of the right class, or None where targets are no classes.
+    """The mean probability given to the right class, or None if the targets are not classes.
 
-    It is the softmax of an output per class, and the sigmoid of one logit.
+    The probability is the softmax of the outputs if there is one per class, and the sigmoid of
+    the output if it is a single logit.
     """
     logits = binary_logits(output, targets)
     if logits is not None:
@@ -106,7 +108,7 @@ def confidence(output: Tensor, targets: Tensor) -> float | None:
 
 
 def is_binary(targets: Tensor) -> bool:
-    """Whether all are 0 or 1."""
+    """Whether all targets are 0 or 1."""
     return bool(((targets == 0) | (targets == 1)).all())
 
 
@@ -122,15 +124,15 @@ METRICS: dict[str, Objective[MetricFunction]] = {
     "accuracy": Objective(accuracy, "labels"),
     "r2": Objective(r2, "numbers"),
 }
-"""Metrics by name; larger is better in all of them."""
+"""Metrics by name; larger is better for all of them."""
 
 
 def resolve_loss(loss: str | LossFunction) -> Objective[LossFunction]:
-    """A loss by name, or a user's own function.
+    """Return a loss by its name, or the user's own function.
 
     Raises:
-        UnknownNameError: no loss of this name.
-        TypeError: neither a name nor a function.
+        UnknownNameError: the loss is unknown.
+        TypeError: `loss` is neither a name nor a function.
     """
     return _resolve("loss", loss, LOSSES)
 
@@ -138,11 +140,13 @@ def resolve_loss(loss: str | LossFunction) -> Objective[LossFunction]:
 def resolve_metric(
     metric: str | MetricFunction | None, targets: TargetKind | None
 ) -> MetricFunction | None:
-    """A metric by name or a user's own; None is the default for the kind of targets.
+    """Return a metric by its name, the user's own function, or the default for `targets`.
+
+    The result is None if neither the metric nor the kind of targets is known.
 
     Raises:
-        UnknownNameError: no metric of this name.
-        TypeError: neither a name nor a function.
+        UnknownNameError: the metric is unknown.
+        TypeError: `metric` is neither a name nor a function.
         ValueError: the metric is for the other kind of targets.
     """
     if metric is None:
@@ -163,15 +167,15 @@ def default_metric(targets: TargetKind) -> MetricFunction:
 
 
 def kind_of(targets: Tensor) -> TargetKind:
-    """Labels are whole numbers, numbers are floats."""
+    """The kind of targets: labels if they are whole numbers, numbers if they are floats."""
     return "numbers" if targets.is_floating_point() else "labels"
 
 
 def check_scalar(loss: Tensor) -> Tensor:
-    """The loss, once it is known to be one number.
+    """Return the loss after checking that it is one number.
 
     Raises:
-        TypeError: a loss function that does not return a scalar tensor.
+        TypeError: the loss function did not return a scalar tensor.
     """
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)

@@ -1,4 +1,4 @@
-"""Torch's own generators, seeded for a while."""
+"""Seed torch's own generators within a block."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ import torch
 
 @contextmanager
 def seeded_torch(seed: int, devices: Sequence[int] = ()) -> Iterator[None]:
-    """Torch's generators start from a seed; afterwards they are as they were.
+    """Seed torch's generators within a block, and restore their previous states afterwards.
 
     Args:
-        seed: the same one gives the same draws.
-        devices: numbers of the CUDA devices whose generators are meant beside the CPU's.
+        seed: seed of the random draws.
+        devices: numbers of the CUDA devices whose generators are seeded, in addition to the CPU's.
     """
     with torch.random.fork_rng(devices=devices):
         # Not `torch.manual_seed`: it would also seed devices whose state is not restored.

@@ -1,4 +1,4 @@
-"""Where the batches of one split come from: arrays in memory, or a loader."""
+"""Sources of the batches of one split: arrays in memory, or a loader."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from dynopt_ray.tasks.convert import as_features, as_targets, wrap
 from dynopt_ray.tasks.objectives import TargetKind
 
 Split = Literal["train", "validation", "test"]
-"""The parts of a task's data."""
+"""The name of a part of a task's data."""
 
 Arrays = tuple[Any, Any]
 """(x, y): torch tensors, NumPy arrays, or pandas frames and series."""
@@ -32,43 +32,43 @@ class ArraySplits(TypedDict):
 
 
 Loader = Iterable[Any] | Callable[[], Iterable[Any]]
-"""Batches: something to iterate over again and again, or a function that returns such."""
+"""An iterable of batches that can be iterated over repeatedly, or a function that returns one."""
 
 TARGET_KEYS = ("label", "labels", "target", "targets", "y")
-"""What the targets are called in a batch that is a dict."""
+"""The keys that may hold the targets in a batch that is a dict; the first one found is used."""
 
 
 class Source(Protocol):
     """The batches of one split."""
 
     def batches(self, batch_size: int | None, generator: torch.Generator | None) -> Iterator[Batch]:
-        """Each row once."""
+        """Yield each row once."""
 
     def stream(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
-        """Batches without end, for training."""
+        """Yield batches without end, for training."""
 
     def head(self, num_rows: int) -> Batch:
         """The first rows."""
 
     def check_labels(self, targets: Tensor, num_classes: int) -> None:
-        """Refuse labels that are not below `num_classes`, with their place."""
+        """Refuse labels that are not below `num_classes`; the error names their place."""
 
     def to(self, device: torch.device) -> "Source":
-        """The same rows, given out on another device."""
+        """The same rows, delivered on another device."""
 
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """A split held in memory.
+    """A split that is held in memory.
 
-    Pickling passes the arrays on as NumPy buffers, which Ray's object store shares between
-    processes without a copy.
+    The arrays are pickled as NumPy buffers, which Ray's object store shares between processes
+    without a copy.
 
     Attributes:
-        split: its name, for messages.
+        split: the name of the split, for messages.
         x: inputs, rows first.
-        y: targets, as many rows.
-        batch_size: rows per batch unless asked otherwise.
+        y: targets, one row per row of x.
+        batch_size: the default number of rows per batch.
     """
 
     split: Split
@@ -77,7 +77,7 @@ class ArraySource:
     batch_size: int
 
     def batches(self, batch_size: int | None, generator: torch.Generator | None) -> Iterator[Batch]:
-        """Each row once: in order, or shuffled by a CPU generator."""
+        """Yield each row once: in order, or shuffled by a CPU generator."""
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size is {size}; it must be at least 1")
@@ -94,7 +94,7 @@ class ArraySource:
             yield self.x[rows], self.y[rows]
 
     def stream(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
-        """The rows in the order of `batch_indices`."""
+        """Yield batches without end, with the rows in the order of `batch_indices`."""
         size = self.batch_size if batch_size is None else batch_size
         for rows in batch_indices(len(self.y), size, generator):
             yield self.x[rows], self.y[rows]
@@ -104,7 +104,7 @@ class ArraySource:
         return self.x[:num_rows], self.y[:num_rows]
 
     def check_labels(self, targets: Tensor, num_classes: int) -> None:  # noqa: ARG002
-        """Compare the split's largest label, whichever batch it is in."""
+        """Check the labels of the whole split, not only `targets`."""
         if self._largest_label >= num_classes:
             _check_labels(self.y, num_classes, f"{self.split} y")
 
@@ -135,14 +135,13 @@ def _from_numpy(
 
 @dataclass(eq=False)
 class LoaderSource:
-    """A split that a loader gives out in batches of its own making and order.
+    """A split from a loader, which decides the size and the order of its batches.
 
     Attributes:
-        split: its name, for messages.
-        loader: see `Loader`; batches are (inputs, targets) or a dict with one of
-            `TARGET_KEYS`.
-        kind: the kind of targets that the loss needs, if it is known.
-        device: where batches are moved.
+        split: the name of the split, for messages.
+        loader: see `Loader`; a batch is (inputs, targets) or a dict with one of `TARGET_KEYS`.
+        kind: the kind of targets that the loss needs; None if it is unknown.
+        device: the device that batches are moved to.
     """
 
     split: Split
@@ -157,7 +156,7 @@ class LoaderSource:
         batch_size: int | None,
         generator: torch.Generator | None,  # noqa: ARG002
     ) -> Iterator[Batch]:
-        """One pass over the loader, in its own order: a generator does not change it."""
+        """One pass over the loader, in the loader's order; a generator does not change it."""
         if batch_size is not None:
             raise DataError(f"the {self.split} loader makes its own batches; leave out batch_size")
         return self._batches()
@@ -172,33 +171,34 @@ class LoaderSource:
         if empty:
             raise DataError(
                 f"the {self.split} loader gives no batches; if it can be iterated over only "
-                f"once, give a function that makes a new one"
+                f"once, pass a function that makes a new iterator"
             )
 
     def stream(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
-        """Pass after pass; a later call goes on where the last one stopped.
+        """Yield batches of repeated passes; a later call continues where the last one stopped.
 
-        Starting afresh, a few steps at a time would only ever see a loader's first batches.
+        If each call started a new pass, short calls would only ever see the first batches.
         """
         while True:
             if self._position is None:
                 self._position = self.batches(batch_size, generator)
-            for batch in self._position:  # noqa: UP028  # `yield from` would close it with us
+            # `yield from` would close the pass together with this generator.
+            for batch in self._position:  # noqa: UP028
                 yield batch
             self._position = None
 
     def head(self, num_rows: int) -> Batch:
-        """The first rows of a new pass, taken without moving torch's global generator."""
+        """The first rows of a new pass; the state of torch's global generator is restored."""
         with torch.random.fork_rng(devices=[]):
             inputs, targets = next(self.batches(None, None))
         return take_rows(inputs, num_rows), targets[:num_rows]
 
     def check_labels(self, targets: Tensor, num_classes: int) -> None:
-        """Compare the batch that was last given out."""
+        """Check the labels of the latest batch."""
         _check_labels(targets, num_classes, self._where("y"))
 
     def to(self, device: torch.device) -> "LoaderSource":
-        """The same loader, its batches moved elsewhere."""
+        """The same loader, with its batches moved to another device."""
         return LoaderSource(self.split, self.loader, self.kind, device)
 
     def _where(self, part: str) -> str:
@@ -224,12 +224,12 @@ class LoaderSource:
         return x, y
 
     def _parts(self, batch: Any) -> tuple[Any, Any]:
-        """Inputs and targets of a batch in any of the forms that loaders use."""
+        """The inputs and targets of a batch in any of the forms that loaders use."""
         if isinstance(batch, Mapping):
             for key in TARGET_KEYS:
                 if key in batch:
                     inputs = {name: value for name, value in batch.items() if name != key}
-                    # A single column is the model's argument, whatever it is called.
+                    # A single column is passed to the model by position, whatever its name.
                     return (next(iter(inputs.values())) if len(inputs) == 1 else inputs), batch[key]
             raise DataError(
                 f"{self.split} batch {self._number} has the keys {', '.join(map(str, batch))}; "
@@ -246,7 +246,7 @@ class LoaderSource:
         return as_features(value, where=self._where(name))
 
     def __getstate__(self) -> dict[str, Any]:
-        # A position in a running pass cannot travel; the copy starts a new one.
+        # The position in a pass cannot be pickled; the copy starts a new pass.
         return {**self.__dict__, "_position": None}
 
 
@@ -264,17 +264,18 @@ def _check_labels(labels: Tensor, num_classes: int, where: str) -> None:
         row = int((labels == largest).nonzero()[0][0])
         raise DataError(
             f"{where}, row {row}: label {largest}, but the model has {num_classes} outputs, for "
-            f"the classes 0 … {num_classes - 1}. Give it {largest + 1} outputs or correct the label"
+            f"the classes 0 … {num_classes - 1}. Give the model {largest + 1} outputs, or correct "
+            "the label"
         )
 
 
 def array_sources(
     arrays: Mapping[Split, Arrays | None], *, kind: TargetKind | None, batch_size: int
 ) -> dict[Split, ArraySource]:
-    """Checked sources of the splits that are given.
+    """Make checked sources of the given splits.
 
     Raises:
-        DataError: arrays that are empty, do not match or cannot be learned from.
+        DataError: arrays are empty, do not match or cannot be learned from.
     """
     sources = {
         split: _array_source(split, pair, kind, batch_size)
@@ -289,11 +290,11 @@ def array_sources(
 def loader_sources(
     loaders: Mapping[Split, Loader | None], *, kind: TargetKind | None, device: torch.device
 ) -> dict[Split, LoaderSource]:
-    """Sources of the splits that are given; batches are checked when they are met.
+    """Make sources of the given splits; batches are checked when they are read.
 
     Raises:
-        TypeError: a loader that cannot be iterated over.
-        DataError: one that can be iterated over only once.
+        TypeError: a loader cannot be iterated over.
+        DataError: a loader can be iterated over only once.
     """
     given = {split: loader for split, loader in loaders.items() if loader is not None}
     for split, loader in given.items():
@@ -309,7 +310,7 @@ def _check_loader(split: Split, loader: object) -> None:
     if iter(loader) is loader:
         raise DataError(
             f"the {split} loader is a {type(loader).__name__}, which is used up after one pass; "
-            f"give a list, a DataLoader, or a function that makes a new iterator"
+            f"pass a list, a DataLoader, or a function that makes a new iterator"
         )
 
 
@@ -330,6 +331,6 @@ def _check_alike(train: ArraySource, other: ArraySource) -> None:
         if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
             raise DataError(
                 f"{other.split} {part} has rows of {theirs.dtype}, shape "
-                f"{tuple(theirs.shape[1:])}; those of train have {ours.dtype}, "
+                f"{tuple(theirs.shape[1:])}, but those of train have {ours.dtype}, shape "
                 f"{tuple(ours.shape[1:])}"
             )

@@ -39,7 +39,7 @@ from dynopt_ray.tasks.sources import (
 )
 
 ModelFactory = Callable[[], nn.Module]
-"""Makes a new network of the starting size, drawing its weights from torch's generator."""
+"""Makes a new network of the starting size, with weights drawn from torch's generator."""
 
 
 @final
@@ -48,17 +48,17 @@ class Task:
     """What to learn: a model factory, data splits, a loss and a metric.
 
     Make one with `from_arrays`, `from_loaders` or `load_task`. Decisions use the validation
-    split; the test split is for the final figure.
+    split. The test split is used once, for the final result.
 
     Attributes:
-        name: for messages and reports.
+        name: the name of the task in messages and reports.
         model: makes a new network.
-        sources: where each split's batches come from.
+        sources: the source of each split's batches.
         loss: (output, targets) -> mean loss.
-        metric: (output, targets) -> figure, larger is better; None until a split is judged:
-            then accuracy for labels, R² for numbers.
-        kind: "labels" or "numbers"; None if the loss is a function of the user's own.
-        device: where models and batches are.
+        metric: (output, targets) -> number, larger is better. None means that each evaluation
+            takes the default for its targets: accuracy for labels, R² for numbers.
+        kind: "labels" or "numbers"; None if the loss is the user's own function.
+        device: the device of models and batches.
 
     Example:
         >>> import torch
@@ -95,32 +95,32 @@ class Task:
         name: str = "arrays",
         device: str | torch.device = "cpu",
     ) -> "Task":
-        """A task on arrays in memory.
+        """Make a task on arrays in memory.
 
-        Arrays that are float32 (x, and y of a regression) or int64 (labels) are used as they
-        are, without a copy, and may be read-only; do not change them afterwards. Other floats
-        are converted to torch's default dtype, other whole numbers to int64.
+        Arrays that are float32 (x, and y of a regression) or int64 (labels) are used without a
+        copy and may be read-only; do not change them afterwards. Other floats are converted to
+        torch's default dtype, other whole numbers to int64.
 
         Args:
             model: a function without arguments that makes the network.
-            train: (x, y), x of shape (rows, …), y of shape (rows,) for labels 0, 1, … or of
-                the output's shape for numbers.
-            validation: the same, for decisions.
-            test: the same, for the final figure.
+            train: (x, y), with x of shape (rows, …), and y of shape (rows,) for labels 0, 1, …
+                or of the output's shape for numbers.
+            validation: (x, y) for decisions.
+            test: (x, y) for the final result.
             loss: "cross_entropy", "mse", "l1", "huber", or a function (output, targets) ->
                 mean loss.
             metric: "accuracy", "r2", or a function (output, targets) of a whole split, larger
                 is better. Default: accuracy for labels, R² for numbers.
             batch_size: rows per batch.
-            name: for messages and reports.
-            device: where models and data are put.
+            name: the name of the task in messages and reports.
+            device: the device for models and data.
 
         Raises:
-            DataError: empty or mismatched arrays, NaN or inf (with row and column), labels
-                that are not 0, 1, ….
-            UnknownNameError: no such loss or metric.
+            DataError: arrays are empty or do not match, a value is NaN or infinite (the message
+                names row and column), or labels are not 0, 1, ….
+            UnknownNameError: `loss` or `metric` is unknown.
             TypeError: `model` is a module rather than a function that makes one.
-            ValueError: a batch size below 1, or a metric for the other kind of targets.
+            ValueError: `batch_size` is below 1, or the metric is for the other kind of targets.
         """
         _check_factory(model)
         if batch_size < 1:
@@ -131,7 +131,7 @@ class Task:
             kind=objective.targets,
             batch_size=batch_size,
         )
-        # With a loss of one's own, what outputs mean shows when there are some.
+        # With the user's own loss and no metric, each evaluation chooses the metric.
         targets = kind_of(sources["train"].y) if metric or objective.targets else None
         task = Task(
             name=name,
@@ -156,32 +156,32 @@ class Task:
         name: str = "loaders",
         device: str | torch.device = "cpu",
     ) -> "Task":
-        """A task on any iterables of batches: torch DataLoaders, Hugging Face datasets, lists.
+        """Make a task on any iterables of batches: torch DataLoaders, Hugging Face datasets, lists.
 
         A batch is (inputs, targets) or a dict in which `label`, `labels`, `target`, `targets`
-        or `y` holds the targets. A dict with one other column calls the model with that
-        column, one with several calls it with keyword arguments; a tuple of inputs is spread
-        over the arguments. A loader decides its own order: to shuffle reproducibly give a
-        DataLoader its own generator.
+        or `y` holds the targets. If a dict has one other column, the model is called with that
+        column; if it has several, they are keyword arguments. A tuple of inputs is spread over the
+        positional arguments. A loader decides the order of its rows; to shuffle reproducibly, give
+        a DataLoader its own generator.
 
         Args:
             model: a function without arguments that makes the network.
-            train: batches to learn from; iterated over again and again. A function that
-                returns a new iterable serves as well, e.g. `lambda: dataset.iter(128)`.
+            train: batches to learn from, iterated over repeatedly. It may also be a function
+                that returns a new iterable, e.g. `lambda: dataset.iter(128)`.
             validation: batches for decisions, each row once.
-            test: batches for the final figure.
+            test: batches for the final result.
             loss: see `from_arrays`.
             metric: see `from_arrays`.
-            name: for messages and reports.
-            device: where models and batches are put.
+            name: the name of the task in messages and reports.
+            device: the device for models and batches.
 
         Raises:
-            DataError: a loader that can be iterated over only once. What is wrong with a
-                batch is said, with its number, when it is met.
-            UnknownNameError: no such loss or metric.
+            DataError: a loader can be iterated over only once. Errors in a batch are raised when
+                it is read, and name its number.
+            UnknownNameError: `loss` or `metric` is unknown.
             TypeError: `model` is a module rather than a function that makes one, or a loader
-                that cannot be iterated over.
-            ValueError: a metric for the other kind of targets.
+                cannot be iterated over.
+            ValueError: the metric is for the other kind of targets.
         """
         _check_factory(model)
         objective = resolve_loss(loss)
@@ -202,12 +202,12 @@ class Task:
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits this task has."""
+        """The names of the splits that this task has."""
         return tuple(self.sources)
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the model tells apart (one logit two), or None for numbers.
+        """The number of classes that the model tells apart (one logit: 2), or None for numbers.
 
         Raises:
             DataError: the model's output does not fit the targets.
@@ -216,7 +216,7 @@ class Task:
 
     @property
     def outputs(self) -> OutputKind:
-        """What the model gives: a score per class, one logit per label, or numbers.
+        """The kind of the model's outputs: a score per class, one logit per label, or numbers.
 
         Raises:
             DataError: the model's output does not fit the targets.
@@ -231,8 +231,8 @@ class Task:
         """A new network of the starting size, on the task's device.
 
         Args:
-            seed: the same seed gives the same weights and leaves torch's generators as they
-                were. Without it the weights are drawn from torch's global generator.
+            seed: seed of the weights; the states of torch's generators are restored afterwards.
+                Without it the weights are drawn from torch's global generator.
 
         Raises:
             TypeError: the factory does not return a module.
@@ -244,7 +244,7 @@ class Task:
             return self._make_model()
 
     def example_inputs(self) -> Inputs:
-        """What the model is called with, for tracing: the first two training rows."""
+        """Inputs to call the model with, for tracing: the first two training rows."""
         return self._source("train").head(2)[0]
 
     def batches(
@@ -257,13 +257,13 @@ class Task:
 
         Args:
             split: "train", "validation" or "test".
-            batch_size: rows per batch, if not the task's own; the last batch holds the rest.
-            generator: a CPU generator that shuffles; without it the rows come in order.
+            batch_size: rows per batch, by default the task's; the last batch holds the rest.
+            generator: a CPU generator that shuffles the rows; without it they come in order.
                 Loaders keep their own order.
 
         Raises:
             UnknownNameError: the task has no such split.
-            DataError: `batch_size` with a loader, which makes its own batches.
+            DataError: `batch_size` was given for a loader, which makes its own batches.
             ValueError: `batch_size` is less than 1.
         """
         return self._source(split).batches(batch_size, generator)
@@ -281,25 +281,25 @@ class Task:
     ) -> TrainStats:
         """Take optimizer steps on shuffled training batches.
 
-        The order of rows is that of `batch_indices`; a loader goes on where the last call
-        stopped. The model is trained in train mode and left in the mode it was in.
+        The order of rows is that of `batch_indices`; a loader continues where the last call
+        stopped. The model is trained in train mode, and its previous mode is restored afterwards.
 
         Args:
-            model: trained in place.
-            optimizer: over the model's parameters.
-            num_steps: optimizer steps to take.
-            batch_size: rows per batch, if not the task's own.
-            generator: a CPU generator that draws the order; default: torch's global one.
+            model: the model, which is trained in place.
+            optimizer: an optimizer of the model's parameters.
+            num_steps: the number of optimizer steps to take.
+            batch_size: rows per batch. Default: the task's batch size.
+            generator: a CPU generator that draws the order. Default: torch's global generator.
             schedule: the learning rate. A schedule starts at its step 0 with this call and
-                sets the rate as `to_torch` does; a torch scheduler is stepped along, and so
-                continues from call to call.
-            added_loss: (inputs, output) -> scalar, added to each batch's loss.
+                sets the rate as `to_torch` does. A torch scheduler is stepped after each
+                optimizer step, and so continues from call to call.
+            added_loss: (inputs, output) -> scalar that is added to each batch's loss.
 
         Raises:
-            DivergedError: the loss is NaN or infinite, with the step. That step is not taken.
-            DataError: the model's output does not fit the targets; a loader's bad batch.
-            ValueError: `num_steps` < 1, an optimizer that trains none of the model's parameters,
-                or a torch scheduler of another optimizer.
+            DivergedError: the loss is NaN or infinite at a step, which is then not taken.
+            DataError: the model's output does not fit the targets, or a loader's batch is bad.
+            ValueError: `num_steps` < 1, the optimizer trains none of the model's parameters, or
+                the torch scheduler is for another optimizer.
         """
         if num_steps < 1:
             raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
@@ -318,14 +318,14 @@ class Task:
         )
 
     def evaluate(self, model: nn.Module, split: Split = "validation") -> Metrics:
-        """Loss, metric and confidence over a whole split, exactly.
+        """Compute loss, metric and confidence over all rows of a split.
 
-        Nothing is learned: no gradients, eval mode, and each module's mode is restored.
+        The model runs in eval mode without gradients, and each module's mode is restored.
 
         Raises:
             UnknownNameError: the task has no such split.
-            DataError: the model's output does not fit the targets; or these are floats, 0 or 1, for
-                a loss of the user's own and no metric.
+            DataError: the model's output does not fit the targets; or the targets are floats that
+                are all 0 or 1, the loss is the user's own, and the task has no metric.
             DivergedError: the loss or the metric is NaN or infinite.
         """
         source = self._source(split)
@@ -350,11 +350,11 @@ class Task:
 
     @property
     def data(self) -> ArraySplits:
-        """All splits as read-only NumPy arrays over the task's own memory.
+        """All splits as read-only NumPy arrays that share the task's memory.
 
-        `Task.from_arrays(model=…, **task.data)` makes a task of them again, without a copy.
-        Pickling a task passes the same arrays on, so `ray.put(task)` stores them once and
-        every worker on a node reads them in place.
+        `Task.from_arrays(model=…, **task.data)` makes a task from them again, without a copy.
+        Pickling a task uses the same arrays, so `ray.put(task)` stores them once and every
+        worker on a node reads them in place.
 
         Raises:
             DataError: the data come from loaders.
@@ -363,7 +363,7 @@ class Task:
         return cast(ArraySplits, arrays)
 
     def to(self, device: str | torch.device) -> "Task":
-        """The same task with its models and batches on another device."""
+        """Return the same task with its models and batches on another device."""
         place = torch.device(device)
         sources = {split: source.to(place) for split, source in self.sources.items()}
         return replace(self, sources=sources, device=place)
@@ -381,7 +381,7 @@ class Task:
         if not isinstance(source, ArraySource):
             raise DataError(
                 f"task {self.name!r} reads its {split} split from a loader, so there are no "
-                f"arrays; make it with Task.from_arrays where the data fit in memory"
+                f"arrays; if the data fit in memory, make the task with Task.from_arrays"
             )
         return source
 

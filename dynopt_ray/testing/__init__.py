@@ -1,5 +1,6 @@
-"""Conformance kits: what plugin authors run on their own plugins, and we on ours."""
+"""Conformance kits: checks that every built-in member passes, for authors to run on plugins."""
 
+from dynopt_ray.testing.actions import check_action
 from dynopt_ray.testing.criteria import check_criterion
 from dynopt_ray.testing.detectors import check_detector
 from dynopt_ray.testing.reactions import check_reaction
@@ -8,6 +9,7 @@ from dynopt_ray.testing.schedules import check_schedule
 from dynopt_ray.testing.tasks import check_task
 
 __all__ = [
+    "check_action",
     "check_criterion",
     "check_detector",
     "check_reaction",

@@ -1,4 +1,4 @@
-"""The conformance kit of criteria."""
+"""The conformance kit for criteria."""
 
 import copy
 import pickle
@@ -22,21 +22,24 @@ def check_criterion(
     *,
     granularities: Sequence[Literal["unit", "weight"]] = ("unit", "weight"),
 ) -> None:
-    """Check that what `make` returns behaves as a criterion must.
+    """Check that a criterion meets its contract.
 
-    On a small network with convolutions, batch normalisation, a residual connection and linear
-    layers it scores every unit (and every weight) with a finite number >= 0, tells some of them
-    apart, gives the same scores again, whatever batches the samples come in, changes nothing
-    (weights, buffers, gradients, modes, random state, data), and travels to workers by pickle.
+    The criterion runs on a small network with convolutions, batch normalisation, a residual
+    connection and linear layers. It must:
+
+    - score every unit (and every weight) with a finite number >= 0, not all with the same one;
+    - return the same scores each time, independent of how the samples are batched;
+    - change nothing: weights, buffers, gradients, modes, random state or data;
+    - survive pickling, because it is sent to workers.
 
     Args:
-        make: makes the criterion; called twice, and both must agree.
-        granularities: what it scores.
+        make: makes the criterion; two criteria that it makes must return the same scores.
+        granularities: what the criterion scores.
 
     Raises:
-        AssertionError: what it does wrong.
+        AssertionError: the criterion breaks the contract; the message says how.
         PluginError: scores are missing, negative or of the wrong shape.
-        DivergedError: scores that are not finite.
+        DivergedError: scores are not finite.
 
     Example:
         >>> from dynopt_ray.criteria import magnitude
@@ -72,18 +75,21 @@ def _check(make: Callable[[], Criterion], granularity: Literal["unit", "weight"]
     criterion = make()
     first = _scores(graph, criterion, granularity, [(x, y)])
     _check_untouched(graph, before, random_state)
-    require(torch.equal(x, data[0]) and torch.equal(y, data[1]), "it writes to the data")
+    require(torch.equal(x, data[0]) and torch.equal(y, data[1]), "the criterion writes to the data")
     require(
         any(bool((score != score.flatten()[0]).any()) for score in first.values()),
-        f"all {granularity}s of every group score the same: it ranks nothing",
+        f"all {granularity}s of every group score the same: the criterion ranks nothing",
     )
-    for name, other in (("a second time", criterion), ("when made anew", make())):
+    for name, other in (("in a second call", criterion), ("when it is made again", make())):
         again = _scores(graph, other, granularity, [(x, y)])
-        require(_equal(first, again), f"it gives other {granularity} scores {name}")
+        require(
+            _equal(first, again),
+            f"the criterion returns different {granularity} scores {name}",
+        )
     travelled = pickle.loads(pickle.dumps(criterion))
     require(
         _equal(first, _scores(graph, travelled, granularity, [(x, y)])),
-        f"after pickling it gives other {granularity} scores",
+        f"the pickled copy of the criterion returns different {granularity} scores",
     )
     rows = torch.split(torch.arange(_NUM_SAMPLES), _SMALL_BATCH)
     small = _scores(graph, criterion, granularity, [(x[r], y[r]) for r in rows])
@@ -92,7 +98,8 @@ def _check(make: Callable[[], Criterion], granularity: Literal["unit", "weight"]
             torch.allclose(score, small[name], rtol=1e-3, atol=1e-3 * float(score.max()))
             for name, score in first.items()
         ),
-        "the same samples in smaller batches give other scores: average over samples",
+        "the same samples in smaller batches give different scores: average over samples, not "
+        "over batches",
     )
 
 
@@ -122,11 +129,23 @@ def _scores(
 
 def _check_untouched(graph: Graph, before: dict[str, Tensor], random_state: Tensor) -> None:
     model = graph.model
-    require(_equal(before, model.state_dict()), "it changes the network's weights or buffers")
-    require(all(p.grad is None for p in model.parameters()), "it leaves gradients behind")
-    require(all(p.requires_grad for p in model.parameters()), "it freezes parameters")
-    require(all(m.training for m in model.modules()), "it leaves the network in another mode")
-    require(torch.equal(random_state, torch.get_rng_state()), "it moves torch's generator")
+    require(
+        _equal(before, model.state_dict()),
+        "the criterion changes the network's weights or buffers",
+    )
+    require(
+        all(p.grad is None for p in model.parameters()),
+        "the criterion leaves gradients in the parameters",
+    )
+    require(all(p.requires_grad for p in model.parameters()), "the criterion freezes parameters")
+    require(
+        all(m.training for m in model.modules()),
+        "the criterion leaves the network in eval mode: restore each module's mode",
+    )
+    require(
+        torch.equal(random_state, torch.get_rng_state()),
+        "the criterion draws from torch's global generator: use a generator of its own",
+    )
 
 
 def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""The conformance kit of reactions to drift."""
+"""The conformance kit for reactions to drift."""
 
 import tempfile
 from collections.abc import Callable
@@ -17,17 +17,20 @@ _DRIFTS = (120, 145)
 
 
 def check_reaction(make: Callable[[], Reaction]) -> None:
-    """Check that what `make` returns behaves as a reaction to drift must.
+    """Check that a reaction to drift meets its contract.
 
-    Without drift it changes nothing. On drift it keeps what was learned. It is deterministic
-    whatever the process around it draws, and a learner that is restored from disk in the middle
-    of a reaction goes on, to the bit, as if nothing had been.
+    The reaction must:
+
+    - change nothing while there is no drift;
+    - keep what the network has learned when there is drift;
+    - be deterministic, whatever random numbers the rest of the process draws;
+    - continue bit for bit as before in a learner that is restored from disk during the reaction.
 
     Args:
-        make: makes the reaction; all it makes must agree.
+        make: makes the reaction; all reactions that it makes must agree.
 
     Raises:
-        AssertionError: what it does wrong.
+        AssertionError: the reaction breaks the contract; the message says how.
 
     Example:
         >>> from dynopt_ray.online import Replay
@@ -36,21 +39,24 @@ def check_reaction(make: Callable[[], Reaction]) -> None:
     calm, plain = _learner(make(), drifts=()), _learner(None, drifts=())
     _learn(calm, 60)
     _learn(plain, 60)
-    require(_weights(calm) == _weights(plain), "it changes the network although nothing drifts")
+    require(
+        _weights(calm) == _weights(plain),
+        "the reaction changes the network although there is no drift",
+    )
 
     before, after = _learner(None, drifts=_DRIFTS), _learner(make(), drifts=_DRIFTS)
     _learn(before, _DRIFTS[0])
     _learn(after, _DRIFTS[0])
     require(
         _loss(after) < _loss(before) + 0.1,
-        f"the loss on the latest events rises from {_loss(before):.3f} to {_loss(after):.3f} by "
-        "it: a reaction keeps what was learned",
+        f"the reaction raises the loss on the latest events from {_loss(before):.3f} to "
+        f"{_loss(after):.3f}: a reaction must keep what was learned",
     )
     _require_restored(make)
 
 
 class _At:
-    """A detector that finds drift at the events told."""
+    """A detector that reports drift at the given events."""
 
     def __init__(self, events: tuple[int, ...]) -> None:
         self._events = events
@@ -113,6 +119,6 @@ def _require_restored(make: Callable[[], Reaction]) -> None:
         save(directory / "original", original)
         require(
             (directory / "original").read_bytes() == (directory / "restored").read_bytes(),
-            "restored in the middle of a reaction the learner goes on differently: put all state "
+            "a learner that is restored during a reaction continues differently: put all state "
             "into state_dict, and draw from learner.generator()",
         )

@@ -1,8 +1,10 @@
-"""How the conformance kits fail."""
+"""The assertion that the conformance kits use."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Fail a conformance check: `assert`, but not switched off by `python -O`.
+    """Fail a conformance check if a condition does not hold.
+
+    Unlike `assert`, it is not switched off by `python -O`.
 
     Raises:
         AssertionError: the condition does not hold.

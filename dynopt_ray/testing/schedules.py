@@ -1,4 +1,4 @@
-"""The conformance kit of schedules."""
+"""The conformance kit for schedules."""
 
 import math
 import pickle
@@ -15,20 +15,23 @@ def check_schedule(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> None:
-    """Check that what `make` returns behaves as a schedule must.
+    """Check that a schedule meets its contract.
 
-    It is a pure function of the step (whatever was asked before, the same step gives the same
-    value), gives finite floats in [low, high] during `num_steps` and long after, refuses
-    steps that are negative or not whole, and travels to workers by pickle.
+    The schedule must:
+
+    - be a pure function of the step: the same step gives the same value, in any order of calls;
+    - return finite floats in [low, high] during `num_steps` and long after;
+    - refuse steps that are negative or not whole;
+    - survive pickling, because it is sent to workers.
 
     Args:
-        make: makes the schedule; called twice, and both must agree.
-        num_steps: the steps that are all tried.
-        low: the smallest value it may give.
-        high: the largest value it may give.
+        make: makes the schedule; two schedules that it makes must agree.
+        num_steps: the number of first steps that are all checked.
+        low: the smallest value that the schedule may return.
+        high: the largest value that the schedule may return.
 
     Raises:
-        AssertionError: what it does wrong, and at which step.
+        AssertionError: the schedule breaks the contract; the message says how, and at which step.
 
     Example:
         >>> from dynopt_ray.schedules import cosine
@@ -41,14 +44,14 @@ def check_schedule(
         require(isinstance(value, float), f"step {step} gives {value!r}, which is not a float")
         require(math.isfinite(value), f"step {step} gives {value}, which is not finite")
         require(low <= value <= high, f"step {step} gives {value}, outside [{low}, {high}]")
-    for name, same in (("another order of calls", schedule), ("a second one", make())):
+    for name, same in (("another order of calls", schedule), ("a second schedule", make())):
         _require_same(name, same, steps, values)
     try:
         copy: Schedule = pickle.loads(pickle.dumps(schedule))
     except Exception as error:
         raise AssertionError(
-            f"it cannot be pickled ({error}); workers need it: use a frozen dataclass with "
-            f"__call__ instead of a nested function"
+            f"the schedule cannot be pickled ({error}), so it cannot be sent to workers: use a "
+            f"frozen dataclass with __call__ instead of a nested function"
         ) from error
     _require_same("its pickled copy", copy, steps, values)
     _require_refused(schedule, -1)
@@ -63,9 +66,10 @@ def _require_same(name: str, schedule: Schedule, steps: list[int], values: list[
 
 def _require_refused(schedule: Schedule, step: float) -> None:
     try:
-        value = schedule(step)  # type: ignore[arg-type]  # that is the point
+        value = schedule(step)  # type: ignore[arg-type]  # a wrong type on purpose
     except (TypeError, ValueError):
         return
     raise AssertionError(
-        f"step {step} gives {value}; steps are whole and start at 0: raise ValueError or TypeError"
+        f"step {step} gives {value}; steps are whole numbers from 0 on: raise a ValueError or "
+        "TypeError"
     )

@@ -1,4 +1,4 @@
-"""The conformance kit of tasks."""
+"""The conformance kit for tasks."""
 
 import torch
 from torch import Tensor, nn
@@ -9,20 +9,22 @@ from dynopt_ray.testing.requirement import require
 
 
 def check_task(task: Task, *, num_steps: int = 5) -> None:
-    """Check that a task can be trained, judged and repeated.
+    """Check that a task can be trained on and evaluated, with repeatable results.
 
-    Its factory gives the same weights for the same seed; its model takes the example inputs
-    and is moved by training; every pass over a split gives the same rows; evaluating twice
-    gives the same figures and changes nothing; training twice with the same seeds gives the
-    same weights (where data are arrays: a loader keeps its own order).
+    - The model factory must make the same weights for the same seed.
+    - The model must accept the example inputs, and training must change its parameters.
+    - Every pass over a split must give the same number of rows.
+    - Evaluating twice must give the same metrics and change nothing.
+    - Training twice with the same seeds must give the same weights. This is checked only if the
+      data are arrays, because a loader decides the order of its rows.
 
     Args:
-        task: what the plugin's function returns.
-        num_steps: optimizer steps to train.
+        task: the task that the plugin's function returned.
+        num_steps: the number of optimizer steps to train.
 
     Raises:
-        AssertionError: what it does wrong.
-        DataError: batches that cannot be learned from or do not fit the model.
+        AssertionError: the task breaks the contract; the message says how.
+        DataError: a batch cannot be learned from or does not fit the model.
 
     Example:
         >>> from dynopt_ray.tasks import load_task
@@ -41,9 +43,12 @@ def _check_factory(task: Task) -> None:
     first, second = task.new_model(seed=1), task.new_model(seed=1)
     require(
         _same(first, second),
-        "two models of the same seed differ: draw weights from torch's generator only",
+        "two models made with the same seed differ: draw weights from torch's generator only",
     )
-    require(torch.equal(before, torch.get_rng_state()), "new_model(seed=…) moves torch's generator")
+    require(
+        torch.equal(before, torch.get_rng_state()),
+        "new_model(seed=…) changes the state of torch's global generator",
+    )
     require(
         any(parameter.requires_grad for parameter in first.parameters()),
         "the model has no parameter to train",
@@ -55,7 +60,10 @@ def _check_example_inputs(task: Task) -> None:
     copy = _copied(inputs)
     output = call_model(task.new_model(seed=1).eval(), inputs)
     require(isinstance(output, Tensor), f"the model returns {type(output).__name__}, not a tensor")
-    require(_equal(inputs, copy), "the model writes to its inputs; every later pass would differ")
+    require(
+        _equal(inputs, copy),
+        "the model writes to its inputs, so every later pass would differ: leave them unchanged",
+    )
 
 
 def _check_passes(task: Task, split: Split) -> None:
@@ -63,7 +71,7 @@ def _check_passes(task: Task, split: Split) -> None:
     require(sum(first) > 0, f"the {split} split has no rows")
     require(
         sum(first) == sum(second),
-        f"one pass over {split} gives {sum(first)} rows, the next {sum(second)}",
+        f"one pass over {split} gives {sum(first)} rows, but the next gives {sum(second)}",
     )
 
 
@@ -71,17 +79,17 @@ def _check_evaluation(task: Task) -> None:
     for split in task.splits:
         model = task.new_model(seed=1)
         first = task.evaluate(model, split)
-        require(model.training, "evaluating leaves the model in eval mode")
+        require(model.training, "evaluating leaves the model in eval mode: restore its mode")
         require(
             _same(model, task.new_model(seed=1)),
             "evaluating changes the model's weights or buffers",
         )
         second = task.evaluate(model, split)
-        require(first == second, f"evaluating {split} twice gives {first}, then {second}")
+        require(first == second, f"evaluating {split} twice gives first {first}, then {second}")
         num_rows = sum(len(targets) for _, targets in task.batches(split))
         require(
             first.num_samples == num_rows,
-            f"evaluating {split} takes {first.num_samples} of its {num_rows} rows",
+            f"evaluating {split} uses {first.num_samples} rows, but the split has {num_rows}",
         )
 
 
@@ -94,12 +102,15 @@ def _check_training(task: Task, num_steps: int) -> None:
             torch.default_generator.manual_seed(0)
             generator = torch.Generator().manual_seed(0)
             stats = task.train_steps(model, optimizer, num_steps, generator=generator)
-        require(stats.num_steps == num_steps, f"{num_steps} steps asked, {stats.num_steps} taken")
+        require(
+            stats.num_steps == num_steps,
+            f"training for {num_steps} steps takes {stats.num_steps} steps",
+        )
         models.append(model)
     untrained = dict(task.new_model(seed=1).named_parameters())
     require(
         any(not torch.equal(p, untrained[name]) for name, p in models[0].named_parameters()),
-        "training moves no parameter: does the loss depend on the model's output?",
+        "training changes no parameter: does the loss depend on the model's output?",
     )
     if _has_arrays(task):
         require(_same(*models), "training twice with the same seeds gives different weights")

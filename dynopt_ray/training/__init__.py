@@ -1,4 +1,4 @@
-"""Training: the one loop everything shares, pruning and growing, and what layers can spare."""
+"""Training: the shared edit loop, pruning, growing, retraining, learning rates, allocation."""
 
 from dynopt_ray.deprecation import deprecated_names
 from dynopt_ray.training.allocation import allocate, plot_sensitivity, sensitivity

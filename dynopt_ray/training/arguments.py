@@ -1,4 +1,4 @@
-"""What callers pass to `prune` and `grow`, checked before anything is looked at."""
+"""Checks of the arguments that several functions of this package take."""
 
 import itertools
 import math
@@ -13,10 +13,10 @@ from dynopt_ray.tasks import Task
 
 
 def check_is_task(caller: str, task: object) -> None:
-    """Refuse what is no task.
+    """Refuse anything that is not a task.
 
     Raises:
-        TypeError: that.
+        TypeError: `task` is not a `Task`.
     """
     if not isinstance(task, Task):
         raise TypeError(
@@ -26,21 +26,34 @@ def check_is_task(caller: str, task: object) -> None:
 
 
 def check_callable(name: str, value: object, wanted: str) -> None:
-    """Refuse what is neither None nor can be called.
+    """Refuse a value that is neither callable nor None.
+
+    Args:
+        name: what to call the value in the message.
+        value: the value to check.
+        wanted: what the message tells the caller to pass instead.
 
     Raises:
-        TypeError: it is neither; says what is wanted.
+        TypeError: the value is neither.
     """
     if value is not None and not callable(value):
         raise TypeError(f"{name} is {value!r}; pass {wanted}")
 
 
 def check_follows(optimizer: Optimizer | None, model: nn.Module, *, trains: bool) -> None:
-    """Refuse an optimizer that cannot follow a network, before the first round meets it.
+    """Refuse an optimizer that cannot follow the edits of a network.
+
+    Called before the first round, so that a long run does not fail in the middle.
+
+    Args:
+        optimizer: the optimizer; None passes.
+        model: the network.
+        trains: whether the caller will train the network, which needs a trainable parameter.
 
     Raises:
-        EditError: see `check_optimizer`; or it shall train, and there is nothing to.
-        TypeError: several optimizers.
+        EditError: `check_optimizer` refuses the optimizer, or the network is to be trained but
+            all of its parameters are frozen.
+        TypeError: a list of optimizers.
     """
     if trains and not any(p.requires_grad for p in model.parameters()):
         raise EditError(
@@ -49,19 +62,24 @@ def check_follows(optimizer: Optimizer | None, model: nn.Module, *, trains: bool
         )
     if isinstance(optimizer, list | tuple):
         raise TypeError(
-            f"{len(optimizer)} optimizers are given, but one trains here; give it all parameters, "
-            "in groups where their options differ: Adam([{'params': …, 'lr': …}, …])"
+            f"{len(optimizer)} optimizers are given, but training uses exactly one; give it all "
+            "parameters, in groups if their options differ: Adam([{'params': …, 'lr': …}, …])"
         )
     if optimizer is not None:
         check_optimizer(optimizer, model)
 
 
 def round_shares(caller: str, rounds: int, schedule: Schedule | None) -> list[float]:
-    """How far along the way each round gets.
+    """Return, for each round, the fraction of the way to the target that it reaches.
+
+    Args:
+        caller: the public function, for messages.
+        rounds: number of rounds, at least 1.
+        schedule: round (1 … rounds) -> fraction. Default: equal steps.
 
     Raises:
-        TypeError: no schedule.
-        ValueError: shares that do not rise from above 0 to 1.
+        TypeError: the schedule is not callable.
+        ValueError: the fractions do not rise from above 0 to 1.
     """
     check_callable(f"{caller}: schedule", schedule, "a function of the round, or None")
     wanted = schedule or linear(0.0, num_steps=rounds, final=1.0)

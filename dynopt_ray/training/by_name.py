@@ -1,4 +1,4 @@
-"""Things from plain data: a name, or a mapping of a name and options."""
+"""Build objects from plain data: a name, or a mapping with a name and options."""
 
 import inspect
 from collections.abc import Mapping
@@ -10,13 +10,17 @@ from dynopt_ray.errors import SpecError, did_you_mean
 def make_by_name(
     config: str | Mapping[str, Any], what: str, known: Mapping[str, Any], **given: Any
 ) -> Any:
-    """What a name, or a mapping of it and its arguments, describes.
+    """Build the object that a configuration describes.
 
     Args:
-        config: either of them.
-        what: what to call it in messages.
-        known: name -> what makes it.
-        given: arguments that are ours to give.
+        config: a name, or a mapping with "name" and the arguments of its factory.
+        what: what to call the object in messages.
+        known: name -> factory.
+        given: arguments that this library supplies. `config` must not contain them.
+
+    Raises:
+        SpecError: the configuration is malformed, names an unknown factory, or has arguments that
+            the factory lacks or refuses.
     """
     name, options = name_and_options(config, what, known)
     arguments = [p for p in inspect.signature(known[name]).parameters if p not in given]
@@ -35,10 +39,11 @@ def make_by_name(
 def name_and_options(
     config: str | Mapping[str, Any], what: str, known: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """A name and its options, from a name alone or a mapping.
+    """Split a configuration into its name and its options.
 
     Raises:
-        SpecError: it is neither, or no such name is known.
+        SpecError: the configuration is neither a name nor a mapping with a name, or the name is
+            unknown.
     """
     if isinstance(config, str):
         config = {"name": config}

@@ -1,15 +1,15 @@
-"""Numbers that callers pass, checked."""
+"""Checks of numbers that callers pass."""
 
 import math
 from numbers import Integral, Real
 
 
 def whole(name: str, value: object, *, least: int) -> int:
-    """A count as an int, whichever integer it is.
+    """Return a count as an int. NumPy integers are accepted too.
 
     Raises:
-        TypeError: no integer; True and False count as none.
-        ValueError: less than `least`.
+        TypeError: the value is not an integer, or is True or False.
+        ValueError: the value is less than `least`.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}; it must be a whole number")
@@ -19,11 +19,11 @@ def whole(name: str, value: object, *, least: int) -> int:
 
 
 def share(name: str, value: object) -> float:
-    """A part of a whole as a float.
+    """Return a fraction in (0, 1) as a float.
 
     Raises:
-        TypeError: no number.
-        ValueError: outside (0, 1).
+        TypeError: the value is not a number.
+        ValueError: the value is outside (0, 1).
     """
     real = _real(name, value)
     if not 0 < real < 1:
@@ -32,11 +32,11 @@ def share(name: str, value: object) -> float:
 
 
 def positive(name: str, value: object) -> float:
-    """A finite number above 0 as a float.
+    """Return a finite number above 0 as a float.
 
     Raises:
-        TypeError: no number.
-        ValueError: not finite, or not above 0.
+        TypeError: the value is not a number.
+        ValueError: the value is not finite, or not above 0.
     """
     real = _real(name, value)
     if not (math.isfinite(real) and real > 0):
@@ -45,11 +45,11 @@ def positive(name: str, value: object) -> float:
 
 
 def not_negative(name: str, value: object) -> float:
-    """A finite number of at least 0 as a float.
+    """Return a finite number that is at least 0 as a float.
 
     Raises:
-        TypeError: no number.
-        ValueError: not finite, or below 0.
+        TypeError: the value is not a number.
+        ValueError: the value is not finite, or below 0.
     """
     real = finite(name, value)
     if real < 0:
@@ -58,11 +58,11 @@ def not_negative(name: str, value: object) -> float:
 
 
 def finite(name: str, value: object) -> float:
-    """A finite number as a float.
+    """Return a finite number as a float.
 
     Raises:
-        TypeError: no number.
-        ValueError: not finite.
+        TypeError: the value is not a number.
+        ValueError: the value is not finite.
     """
     real = _real(name, value)
     if not math.isfinite(real):

@@ -1,4 +1,4 @@
-"""Optimizers as specs and search spaces write them."""
+"""Build optimizers from their form in specs and search spaces."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,15 +23,16 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 def make_optimizer(config: str | Mapping[str, Any], model: nn.Module, lr: float) -> Optimizer:
-    """A torch optimizer over all parameters of a network.
+    """Return a torch optimizer over all parameters of a network.
 
     Args:
-        config: a name, or a mapping of it and the optimizer's arguments.
+        config: a name, or a mapping with "name" and the optimizer's arguments. It must not contain
+            `lr`, because schedules set the learning rate.
         model: the network.
-        lr: its rate at the start. Rates are the schedules' business, so `config` has none.
+        lr: the initial learning rate.
 
     Raises:
-        SpecError: no such optimizer, or arguments that it does not have or refuses.
+        SpecError: an unknown optimizer, or arguments that it lacks or refuses.
     """
     if "lr" in name_and_options(config, "optimizer", OPTIMIZERS)[1]:
         raise SpecError("the optimizer takes no lr here: the rate is given with the training steps")

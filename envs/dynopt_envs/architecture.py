@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dynopt_envs.config import BackendKind, episode_config
 from dynopt_envs.episodes import Episodes, make_episodes
-from dynopt_ray.policies import FEATURES, LIMIT, ActionKind
+from dynopt_ray.policies import FEATURES, LIMIT, ActionSet
 from dynopt_ray.tasks import Task
 
 ObservationDict = dict[str, NDArray[Any]]
@@ -37,8 +37,9 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
     U = accuracy − λ · relative cost is measured on the whole validation split.
 
     ## Action space
-    `Discrete(5)`: 0 keep, 1 grow, 2 shrink (lowest scores first, with compensation), 3 prune
-    (mask the smallest weights that make the group), 4 stop. Illegal actions, those that would
+    `Discrete(number of actions)`. By default there are five: 0 keep, 1 grow, 2 shrink (lowest
+    scores first, with compensation), 3 prune (mask the smallest weights that make the group),
+    4 stop; the option `actions` replaces them. Illegal actions, those that would
     change nothing, are 0 in `info["action_mask"]` and raise; keep and stop are always legal.
 
     ## Observation space
@@ -63,7 +64,7 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
 
     ## Arguments
     `task` (name, mapping or `Task`), `backend` ("auto", "population", "module"), and the fields of
-    `EpisodeConfig`, `StartConfig` and `ActionSet` by name.
+    `EpisodeConfig` and `StartConfig` by name.
 
     ## Version history
     v0: first version.
@@ -81,8 +82,9 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
         self.render_mode = render_mode
         config = episode_config(options)
         self._episodes = make_episodes(task, config, backend=backend, num_members=1)
-        self.observation_space = observation_space()
-        self.action_space = spaces.Discrete(len(ActionKind))
+        self.observation_space = observation_space(config.actions)
+        self._num_actions = len(config.actions)
+        self.action_space = spaces.Discrete(self._num_actions)
         self._over = True
 
     def reset(
@@ -110,7 +112,7 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
             chosen = operator.index(action)  # arrays of one whole number are in the space too
         except TypeError as error:
             raise InvalidAction(
-                f"{action!r} is no action; they are 0 to {len(ActionKind) - 1}"
+                f"{action!r} is no action; they are 0 to {self._num_actions - 1}"
             ) from error
         rewards, over = self._episodes.step(np.array([chosen]), np.array([True]))
         self._over = bool(over[0])
@@ -158,8 +160,9 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
         self.horizon = config.horizon
         self.num_envs = num_envs
         self._episodes = make_episodes(task, config, backend=backend, num_members=num_envs)
-        self.single_observation_space = observation_space()
-        self.single_action_space = spaces.Discrete(len(ActionKind))
+        self.single_observation_space = observation_space(config.actions)
+        self._num_actions = len(config.actions)
+        self.single_action_space = spaces.Discrete(self._num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._over = np.zeros(num_envs, dtype=np.bool_)
@@ -195,7 +198,7 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise InvalidAction(
                 f"actions have the shape {actions.shape} and the type {actions.dtype}; give "
-                f"{self.num_envs} whole numbers from 0 to {len(ActionKind) - 1}"
+                f"{self.num_envs} whole numbers from 0 to {self._num_actions - 1}"
             )
         starting = np.flatnonzero(self._over)
         rewards, over = self._episodes.step(actions, ~self._over)
@@ -218,12 +221,12 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
         return {**values, **{f"_{name}": everywhere for name in values}}
 
 
-def observation_space() -> spaces.Dict:
+def observation_space(actions: ActionSet) -> spaces.Dict:
     """The space of one environment's observations."""
     return spaces.Dict(
         {
             "observations": spaces.Box(-LIMIT, LIMIT, (len(FEATURES),), np.float32),
-            "action_mask": spaces.Box(0, 1, (len(ActionKind),), np.int8),
+            "action_mask": spaces.Box(0, 1, (len(actions),), np.int8),
         }
     )
 

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from dynopt_ray.errors import SpecError, UnknownNameError, did_you_mean
-from dynopt_ray.policies import CHARGED_COSTS, ActionSet, ChargedCost
+from dynopt_ray.policies import CHARGED_COSTS, DEFAULT_ACTIONS, ActionSet, ChargedCost
 
 RewardKind = Literal["gain", "level"]
 BackendKind = Literal["auto", "population", "module"]
@@ -50,7 +50,7 @@ class EpisodeConfig:
         horizon: decisions per episode.
         train_steps: optimizer steps after each decision.
         reward: "gain" pays U_t − U_{t−1}, so the return is the whole gain; "level" pays U_t.
-        actions: how much each action changes.
+        actions: what policies choose among; by name, as mappings with arguments, or as objects.
         start: how the starting networks are made.
     """
 
@@ -59,7 +59,7 @@ class EpisodeConfig:
     horizon: int = 16
     train_steps: int = 20
     reward: RewardKind = "gain"
-    actions: ActionSet = field(default_factory=ActionSet)
+    actions: ActionSet = DEFAULT_ACTIONS
     start: StartConfig = field(default_factory=StartConfig)
 
     def __post_init__(self) -> None:
@@ -82,24 +82,22 @@ def episode_config(options: Mapping[str, Any]) -> EpisodeConfig:
     """The configuration that keyword arguments of `gymnasium.make` describe.
 
     Raises:
-        SpecError: an option that there is not, with the closest one.
+        SpecError: an unknown option, with the closest known one, or an action that cannot be made.
+        UnknownNameError: there is no action of a name.
     """
     of_start = {field.name for field in fields(StartConfig)}
     of_episode = {field.name for field in fields(EpisodeConfig)} - {"start"}
-    of_actions = {field.name for field in fields(ActionSet)}
     for name in options:
-        known = of_start | of_episode | of_actions
+        known = of_start | of_episode
         if name not in known:
             raise SpecError(
                 f"no option {name!r}.{did_you_mean(name, known)} Known: task, backend, "
                 f"{', '.join(sorted(known))}."
             )
-    actions = options.get("actions", ActionSet())
-    if isinstance(actions, Mapping):
-        actions = ActionSet(**actions)
-    actions = replace(actions, **{k: v for k, v in options.items() if k in of_actions})
+    given = {name: value for name, value in options.items() if name in of_episode}
+    if "actions" in given and not isinstance(given["actions"], ActionSet):
+        given["actions"] = ActionSet(given["actions"])
     return EpisodeConfig(
-        **{k: v for k, v in options.items() if k in of_episode - {"actions"}},
-        actions=actions,
+        **given,
         start=StartConfig(**{k: v for k, v in options.items() if k in of_start}),
     )

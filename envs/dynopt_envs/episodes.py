@@ -6,28 +6,23 @@ from functools import lru_cache
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dynopt_envs.backend import Backend, Measured
+from dynopt_envs.backend import NOTHING, Backend
 from dynopt_envs.config import COST_WEIGHTS, BackendKind, EpisodeConfig
 from dynopt_envs.module_backend import ModuleBackend
 from dynopt_envs.population_backend import PopulationBackend, why_not_stacked
-from dynopt_ray.arrays import FloatArray, IntArray
+from dynopt_ray.arrays import BoolArray, FloatArray, IntArray
 from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.policies import (
     CHARGED_COSTS,
-    ActionKind,
     ActionMask,
     Descriptors,
-    EpisodeProgress,
     Observation,
-    action_mask,
-    observe,
+    Performance,
+    situation,
     utility,
 )
 from dynopt_ray.tasks import Task, load_task
-
-BoolArray = NDArray[np.bool_]
 
 _LARGEST_SEED = 2**31 - 1
 
@@ -58,10 +53,8 @@ class Episodes:
         self._config = config
         self._steps: IntArray = np.zeros(num_members, dtype=np.int64)
         self._cursor: IntArray = np.zeros(num_members, dtype=np.int64)
-        self._smooth_before: FloatArray = np.zeros(num_members)
-        self._train_loss_before: FloatArray = np.zeros(num_members)
-        self._reading: Descriptors | None = None
-        self._measured = Measured(*np.zeros((4, num_members)))
+        self._networks: Descriptors | None = None
+        self._now = self._before = Performance(*np.zeros((4, num_members)))
         self.cost_weight: FloatArray = np.zeros(num_members)
         self.relative_cost: FloatArray = np.zeros(num_members)
         self.utility: FloatArray = np.zeros(num_members)
@@ -70,7 +63,7 @@ class Episodes:
     @property
     def metric(self) -> FloatArray:
         """(N,) the task's metric on validation data."""
-        return self._measured.metric
+        return self._now.metric
 
     def start(self, members: Sequence[int], generators: Sequence[np.random.Generator]) -> None:
         """Begin new episodes.
@@ -90,9 +83,8 @@ class Episodes:
         self._backend.start(chosen, starts, seeds)
         self._steps[chosen] = 0
         self._cursor[chosen] = 0
-        self._measured = _replaced(self._measured, self._backend.measure(), chosen)
-        self._smooth_before[chosen] = self._measured.smooth[chosen]
-        self._train_loss_before[chosen] = self._measured.train_loss[chosen]
+        self._now = self._now.replaced(chosen, self._backend.measure())
+        self._before = self._before.replaced(chosen, self._now)
 
     def step(self, actions: IntArray, active: BoolArray) -> tuple[FloatArray, BoolArray]:
         """One decision in each active episode.
@@ -107,18 +99,18 @@ class Episodes:
         Raises:
             EditError: an action that its mask forbids.
         """
-        assert self._reading is not None, "step before start and look"
+        assert self._networks is not None, "step before start and look"
         self._check_legal(actions, active)
-        stops = active & (actions == ActionKind.STOP)
+        ends = np.array([action.ends for action in self._config.actions])
+        stops = active & ends[np.where(active, actions, 0)]
         goes_on = active & ~stops
         before = self.smooth_utility
-        self._smooth_before = self._measured.smooth.copy()
-        self._train_loss_before = self._measured.train_loss.copy()
-        self._backend.apply(self._reading, np.where(goes_on, actions, ActionKind.KEEP))
+        self._before = self._now
+        self._backend.apply(self._networks, np.where(goes_on, actions, NOTHING))
         if goes_on.any():
             self._backend.train(goes_on)
             trained = np.flatnonzero(goes_on).tolist()
-            self._measured = _replaced(self._measured, self._backend.measure(), trained)
+            self._now = self._now.replaced(trained, self._backend.measure())
         self._steps += active
         self._cursor = np.where(
             goes_on, (self._cursor + 1) % self._backend.num_groups, self._cursor
@@ -132,46 +124,37 @@ class Episodes:
     def look(self, at: BoolArray) -> None:
         """Read the networks and renew what is known of the episodes `at`."""
         config = self._config
-        self._reading = reading = self._backend.read(self._cursor)
-        count = len(self._cursor)
-        seen = observe(
-            reading,
-            EpisodeProgress(
-                metric=self._measured.smooth,
-                metric_before=self._smooth_before,
-                loss=self._measured.loss,
-                train_loss=self._measured.train_loss,
-                train_loss_before=self._train_loss_before,
-                num_samples=np.full(count, float(self._backend.num_samples)),
-                cost_weight=self.cost_weight,
-                steps_left=1 - self._steps / config.horizon,
-            ),
+        self._networks = networks = self._backend.describe(self._cursor)
+        seen = situation(
+            networks,
+            now=self._now,
+            before=self._before,
+            num_samples=self._backend.num_samples,
+            cost_weight=self.cost_weight,
+            steps_left=1 - self._steps / config.horizon,
+            actions=config.actions,
         )
-        legal = action_mask(
-            config.actions.units_to_grow(reading.width, reading.start_width, reading.step),
-            config.actions.units_to_shrink(reading.width, reading.min_width, reading.step),
-            reading.num_prunable,
-        )
-        cost = reading.costs[:, CHARGED_COSTS.index(config.cost)]
+        cost = networks.costs[:, CHARGED_COSTS.index(config.cost)]
         if not hasattr(self, "observation"):
-            self.observation, self.action_mask = seen, legal
-        self.observation = np.where(at[:, None], seen, self.observation)
-        self.action_mask = np.where(at[:, None], legal, self.action_mask)
+            self.observation, self.action_mask = seen.observation, seen.action_mask
+        self.observation = np.where(at[:, None], seen.observation, self.observation)
+        self.action_mask = np.where(at[:, None], seen.action_mask, self.action_mask)
         self.relative_cost = np.where(at, cost, self.relative_cost)
-        now = utility(self._measured.metric, self.relative_cost, self.cost_weight)
+        now = utility(self._now.metric, self.relative_cost, self.cost_weight)
         self.utility = np.where(at, now, self.utility)
-        now = utility(self._measured.smooth, self.relative_cost, self.cost_weight)
+        now = utility(self._now.smooth, self.relative_cost, self.cost_weight)
         self.smooth_utility = np.where(at, now, self.smooth_utility)
 
     def _check_legal(self, actions: IntArray, active: BoolArray) -> None:
         rows = np.arange(len(actions))
-        inside = (actions >= 0) & (actions < len(ActionKind))
+        inside = (actions >= 0) & (actions < len(self._config.actions))
         legal = inside & (self.action_mask[rows, np.where(inside, actions, 0)] > 0)
         wrong = np.flatnonzero(active & ~legal)
         if len(wrong):
             member = int(wrong[0])
-            mask = self.action_mask[member]
-            allowed = ", ".join(f"{a.value} ({a.name.lower()})" for a in ActionKind if mask[a])
+            labels = self._config.actions.labels
+            legal_here = np.flatnonzero(self.action_mask[member])
+            allowed = ", ".join(f"{place} ({labels[place]})" for place in legal_here)
             raise EditError(
                 f"action {actions[member]} of episode {member} would change nothing or is no "
                 f"action; info['action_mask'] allows {allowed}"
@@ -221,13 +204,3 @@ def _key(task: str | Mapping[str, Any]) -> str:
 def _task(key: str) -> Task:
     """One task per description in a process, so that its pool of starts is trained once."""
     return load_task(json.loads(key))
-
-
-def _replaced(old: Measured, new: Measured, members: Sequence[int]) -> Measured:
-    """The old figures with those of some members replaced."""
-    values = []
-    for name in ("metric", "smooth", "loss", "train_loss"):
-        value = getattr(old, name).copy()
-        value[members] = getattr(new, name)[members]
-        values.append(value)
-    return Measured(*values)

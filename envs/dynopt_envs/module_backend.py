@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import SGD
 
-from dynopt_envs.backend import Measured
+from dynopt_envs.backend import NOTHING
 from dynopt_envs.config import EpisodeConfig, StartConfig
 from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import DataError, TraceError
 from dynopt_ray.policies import (
-    ActionKind,
     Descriptors,
+    Performance,
     compensation_inputs,
     describe_graph,
     num_training_rows,
-    plan_action,
     stack_descriptors,
 )
 from dynopt_ray.structure import Cost, Graph, Mask, trace
@@ -77,8 +76,8 @@ class ModuleBackend:
                 _start(self._task, self._config.start, index), seed
             )
 
-    def read(self, cursor: IntArray) -> Descriptors:
-        """Read the networks one after the other."""
+    def describe(self, cursor: IntArray) -> Descriptors:
+        """Describe the networks one by one."""
         return stack_descriptors(
             [
                 describe_graph(
@@ -86,26 +85,26 @@ class ModuleBackend:
                     int(group),
                     start_widths=network.start_widths,
                     start_cost=network.start_cost,
-                    actions=self._config.actions,
                 )
                 for network, group in zip(self._networks, cursor, strict=True)
             ]
         )
 
-    def apply(self, reading: Descriptors, actions: IntArray) -> None:
-        """Edit the networks one after the other."""
+    def apply(self, networks: Descriptors, actions: IntArray) -> None:
+        """Edit the networks one by one."""
         for member, network in enumerate(self._networks):
-            row = reading.row(member)
-            plan = plan_action(
-                network.graph, row, ActionKind(int(actions[member])), self._config.actions
-            )
+            if actions[member] == NOTHING:
+                continue
+            action = self._config.actions[int(actions[member])]
+            plan = action.plan(network.graph, networks.row(member))
             if plan:
-                # A row of weights is a regression of its own: too slow for every step.
+                # Every masked row of weights would be a regression of its own, which is too slow
+                # for a step of the environment.
                 masks = any(isinstance(edit, Mask) for edit in plan)
                 compensate = None if masks else self._compensation
                 with seeded(network.graph.model, network.seed):
                     network.graph.apply(plan, optimizer=network.optimizer, compensate=compensate)
-                network.graph.commit()  # nobody undoes an action
+                network.graph.commit()  # an action is never undone
 
     def train(self, active: NDArray[np.bool_]) -> None:
         """Train the active networks one after the other."""
@@ -120,9 +119,9 @@ class ModuleBackend:
             network.train_loss = stats.mean_loss
             network.metrics = self._task.evaluate(network.graph.model)
 
-    def measure(self) -> Measured:
+    def measure(self) -> Performance:
         """What the last training or start left."""
-        return Measured(
+        return Performance(
             np.array([network.metrics.metric for network in self._networks]),
             np.array([network.metrics.smooth for network in self._networks]),
             np.array([network.metrics.loss for network in self._networks]),

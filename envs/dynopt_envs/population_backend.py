@@ -12,17 +12,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dynopt_envs.backend import Measured
 from dynopt_envs.config import EpisodeConfig, StartConfig
 from dynopt_ray.arrays import FloatArray, IntArray
 from dynopt_ray.errors import DataError
 from dynopt_ray.policies import (
     NUM_COMPENSATION_ROWS,
-    ActionKind,
     Descriptors,
-    lowest,
-    pruned,
-    scores_of,
+    Performance,
+    stacked_scores,
     summarise,
 )
 from dynopt_ray.population import (
@@ -30,9 +27,7 @@ from dynopt_ray.population import (
     PopulationMetrics,
     batch_rows,
     evaluate,
-    grow,
     mlp_layout,
-    shrink,
     train_steps,
 )
 from dynopt_ray.tasks import METRICS, Task
@@ -49,7 +44,7 @@ class PopulationBackend:
         self._members = Population(task.new_model(seed=0), num_members)
         self._generators = [torch.Generator() for _ in range(num_members)]
         self._train_loss = np.zeros(num_members)
-        self._measured = Measured(*np.zeros((4, num_members)))
+        self._measured = Performance(*np.zeros((4, num_members)))
         self._start_costs = _costs(self._members)
         self._start_widths = self._members.widths.copy()
         self.num_samples = len(self._y)
@@ -64,8 +59,8 @@ class PopulationBackend:
         for name in ("metric", "smooth", "loss", "train_loss"):
             getattr(self._measured, name)[members] = getattr(self._pool_measured, name)[starts]
 
-    def read(self, cursor: IntArray) -> Descriptors:
-        """Read all networks; a layer at a time, the networks whose cursor is there."""
+    def describe(self, cursor: IntArray) -> Descriptors:
+        """Describe all networks; layer by layer, those whose cursor is there."""
         members = self._members
         unmasked = self._num_unmasked()[np.arange(len(cursor)), cursor]
         nonzero = np.stack([_nonzero(weight) for weight in members.weights])
@@ -90,27 +85,21 @@ class PopulationBackend:
             dead=dead,
             redundant=redundant,
             num_weights=sizes[cursor, np.arange(len(cursor))],
-            num_unmasked=unmasked,
-            num_prunable=self._config.actions.weights_to_prune(unmasked),
+            num_unmasked_each=unmasked[:, None],
             cost_share=(own + reader) / np.maximum(total, 1),
             costs=costs / self._start_costs,
             nonzero=total,
         )
 
-    def apply(self, reading: Descriptors, actions: IntArray) -> None:
-        """Grow, shrink and prune, all networks of one layer at a time."""
-        choose = self._config.actions
-        grown = choose.units_to_grow(reading.width, reading.start_width, reading.step)
-        shrunk = choose.units_to_shrink(reading.width, reading.min_width, reading.step)
+    def apply(self, networks: Descriptors, actions: IntArray) -> None:
+        """Change all networks; layer by layer, and action by action within a layer."""
+        rows = self._x[:NUM_COMPENSATION_ROWS]
         for layer in range(self.num_groups):
-            here = reading.cursor == layer
-            growing = np.flatnonzero(here & (actions == ActionKind.GROW))
-            grow(self._members, layer, {int(m): int(grown[m]) for m in growing})
-            shrinking = np.flatnonzero(here & (actions == ActionKind.SHRINK))
-            if len(shrinking):
-                self._shrink(layer, shrinking, shrunk)
-            for member in np.flatnonzero(here & (actions == ActionKind.PRUNE)):
-                self._prune(layer, int(member), int(reading.num_prunable[member]))
+            here = networks.cursor == layer
+            for place, action in enumerate(self._config.actions):
+                members = np.flatnonzero(here & (actions == place))
+                if len(members):
+                    action.apply_stacked(self._members, layer, members, networks, rows)
 
     def train(self, active: NDArray[np.bool_]) -> None:  # noqa: ARG002
         """Train all networks; those that will start over come along for nothing."""
@@ -122,7 +111,7 @@ class PopulationBackend:
         metrics = evaluate(self._members, *self._validation)
         self._measured = _measured(metrics, self._train_loss)
 
-    def measure(self) -> Measured:
+    def measure(self) -> Performance:
         """What the last training or start left."""
         return self._measured
 
@@ -133,39 +122,12 @@ class PopulationBackend:
             here = np.flatnonzero(cursor == layer)
             if len(here):
                 summary = summarise(
-                    self._scores(layer, here),
+                    stacked_scores(self._members, layer, here),
                     self._members.weights[layer][here],
                     torch.from_numpy(self._members.widths[here, layer]).to(self._members.device),
                 )
                 quantiles[here], dead[here], redundant[here] = (v.cpu().numpy() for v in summary)
         return quantiles, dead, redundant
-
-    def _scores(self, layer: int, members: IntArray) -> Tensor:
-        weights, biases = self._members.weights, self._members.biases
-        incoming = weights[layer][members].square().sum(2) + biases[layer][members].square()
-        return scores_of(incoming, weights[layer + 1][members].square().sum(1))
-
-    def _shrink(self, layer: int, members: IntArray, count: IntArray) -> None:
-        widths = self._members.widths[members, layer]
-        gone = lowest(
-            self._scores(layer, members), torch.from_numpy(widths), torch.from_numpy(count[members])
-        )
-        keep = {
-            int(member): ~row[: int(width)]
-            for member, row, width in zip(members, gone, widths, strict=True)
-        }
-        rows = self._x[:NUM_COMPENSATION_ROWS]
-        shrink(self._members, layer, keep, compensate_NI=rows)
-
-    def _prune(self, layer: int, member: int, count: int) -> None:
-        outputs, inputs = (int(size[member]) for size in self._members.sizes(layer))
-        keep = self._members.masks[layer]
-        kept_OI = pruned(
-            self._members.weights[layer][member, :outputs, :inputs],
-            None if keep is None else keep[member, :outputs, :inputs],
-            count,
-        )
-        self._members.set_mask(layer, member, kept_OI)
 
     def _num_unmasked(self) -> IntArray:
         """(N, G) weights of each hidden layer that are not masked."""
@@ -193,7 +155,7 @@ def why_not_stacked(task: Task) -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _pool(task: Task, start: StartConfig) -> tuple[Population, Measured]:
+def _pool(task: Task, start: StartConfig) -> tuple[Population, Performance]:
     """The starting networks; never changed, so that all environments of a process share them."""
     pool = Population(task.new_model(seed=0), start.num_starts)
     x, y = task.arrays("train")
@@ -208,11 +170,11 @@ def _pool(task: Task, start: StartConfig) -> tuple[Population, Measured]:
     return pool, _measured(metrics, train_loss)
 
 
-def _measured(metrics: PopulationMetrics, train_loss: FloatArray) -> Measured:
+def _measured(metrics: PopulationMetrics, train_loss: FloatArray) -> Performance:
     accuracy, smooth, loss = (
         figure.cpu().numpy() for figure in (metrics.accuracy, metrics.smooth, metrics.loss)
     )
-    return Measured(accuracy, smooth, loss, train_loss)
+    return Performance(accuracy, smooth, loss, train_loss)
 
 
 def _train(

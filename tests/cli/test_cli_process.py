@@ -114,7 +114,7 @@ def test_signals_end_everything(tmp_path: Path, signals: list[signal.Signals], c
     finally:
         process.kill()
     assert process.returncode == code
-    assert errors.splitlines() == ["run holds what there was", "interrupted"]
+    assert errors.splitlines() == ["run holds the results so far", "interrupted"]
     assert "Traceback" not in output + errors
     assert alive(below) == []
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -139,7 +139,7 @@ def test_sigterm_while_ray_starts(tmp_path: Path) -> None:
         process.kill()
     assert (process.returncode, errors.splitlines()) == (
         143,
-        ["run holds what there was", "interrupted"],
+        ["run holds the results so far", "interrupted"],
     )
     assert alive(below) == []
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())

@@ -14,7 +14,6 @@ from dynopt_ray.cluster import PolicyProgress, train_policy
 from dynopt_ray.cluster.policy_training.module import MaskedDuelingModule, exported_network
 from dynopt_ray.errors import CheckpointError, DataError
 from dynopt_ray.policies import (
-    ActionKind,
     ConstantPolicy,
     DQNPolicy,
     DQNSettings,
@@ -131,7 +130,7 @@ def test_the_exported_policy_is_rllibs_greedy_one() -> None:
         ({"n_step": 7}, "n_step is 7 but episodes end after 6"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"epsilon": 1.5}, "epsilon is 1.5"),
-        ({"hidden": ()}, "hidden is empty"),
+        ({"hidden": ()}, r"hidden is \[\]; give at least one width"),
     ],
 )
 def test_senseless_settings_fail_before_ray_starts(settings: Any, message: str) -> None:
@@ -229,7 +228,7 @@ def test_a_learned_policy_beats_random_and_keeping() -> None:
         evaluate_policy(
             chosen, env_kwargs=options, num_episodes=32, seed=1_000
         ).smooth_utility.mean()
-        for chosen in (policy, RandomPolicy(), ConstantPolicy(ActionKind.KEEP))
+        for chosen in (policy, RandomPolicy(), ConstantPolicy("keep"))
     )
     assert learned > 0.88
     assert learned > by_chance + 0.1

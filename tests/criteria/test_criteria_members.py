@@ -144,10 +144,10 @@ def overwriting(evidence: Evidence) -> dict[str, Tensor]:
         (training, "changes the network's weights"),
         (constant, "ranks nothing"),
         (batch_sums, "average over samples"),
-        (evaluating, "in another mode"),
-        (backward, "leaves gradients behind"),
+        (evaluating, "in eval mode"),
+        (backward, "leaves gradients in the parameters"),
         (overwriting, "writes to the data"),
-        (drawn, "moves torch's generator"),
+        (drawn, "draws from torch's global generator"),
     ],
 )
 def test_broken_criteria_fail_the_kit(
@@ -160,15 +160,15 @@ def test_broken_criteria_fail_the_kit(
 @pytest.mark.parametrize(
     ("score", "error", "message"),
     [
-        (lambda _: {}, PluginError, "gives nothing for '0'"),
-        (lambda _: {"0": torch.ones(2)}, PluginError, r"gives shape \(2,\) for '0', not \(3,\)"),
+        (lambda _: {}, PluginError, "returns nothing for '0'"),
+        (lambda _: {"0": torch.ones(2)}, PluginError, r"returns shape \(2,\) for '0', not \(3,\)"),
         (lambda _: {"0": -torch.ones(3)}, PluginError, "negative scores for '0'"),
         (
             lambda _: {"0": torch.full((3,), torch.nan)},
             PluginError,
-            r"criterion .*Broken.* gives nan .* '0' at \[0\].* weights are finite",
+            r"criterion .*Broken.* returns nan .* '0' at \[0\].* weights are finite",
         ),
-        (lambda _: {"0": torch.full((3,), torch.inf)}, DivergedError, "gives inf .* overflow"),
+        (lambda _: {"0": torch.full((3,), torch.inf)}, DivergedError, "returns inf .* overflow"),
     ],
 )
 def test_wrong_scores_are_refused(score: Any, error: type[Exception], message: str) -> None:

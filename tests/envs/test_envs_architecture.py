@@ -1,5 +1,6 @@
 """The architecture environment: Gymnasium's rules, and ours."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -14,8 +15,16 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from dynopt_ray.errors import DynoptError, EditError, SpecError, UnknownNameError
-from dynopt_ray.policies import FEATURES, ActionKind
+from dynopt_ray.policies import DEFAULT_ACTIONS, FEATURES, Rule, adapt
 from dynopt_ray.tasks import Task
+
+GROW = DEFAULT_ACTIONS.place("grow")
+NO_ROOM = {"name": "grow", "max_growth": 1.0}
+KEEP = DEFAULT_ACTIONS.place("keep")
+PRUNE = DEFAULT_ACTIONS.place("prune")
+SHRINK = DEFAULT_ACTIONS.place("shrink")
+STOP = DEFAULT_ACTIONS.place("stop")
+
 
 ID = "dynopt_envs:dynopt/Architecture-v0"
 QUICK: dict[str, Any] = {"num_starts": 3, "start_steps": 30, "train_steps": 4, "horizon": 6}
@@ -114,7 +123,7 @@ def test_gains_sum_up_to_the_whole_gain(mlp_task: Task) -> None:
     _, info = gain.reset(seed=3)
     level.reset(seed=3)
     start, total = info["smooth_utility"], 0.0
-    for action in (ActionKind.SHRINK, ActionKind.KEEP, ActionKind.PRUNE, ActionKind.GROW):
+    for action in (SHRINK, KEEP, PRUNE, GROW):
         _, reward, _, _, info = gain.step(np.int64(action))
         total += float(reward)
         assert level.step(np.int64(action))[1] == pytest.approx(info["smooth_utility"])
@@ -127,7 +136,7 @@ def test_utility_is_of_accuracy_and_the_reward_of_the_smoother_metric(
 ) -> None:
     env = make(task=mlp_task, backend=backend, cost_weight=0.4)
     env.reset(seed=3)
-    seen, _, _, _, info = env.step(np.int64(ActionKind.SHRINK))
+    seen, _, _, _, info = env.step(np.int64(SHRINK))
     charged = 0.4 * info["relative_cost"]
     num_rows = len(mlp_task.arrays("validation")[1])
     assert info["utility"] == pytest.approx(info["metric"] - charged)
@@ -149,7 +158,7 @@ def test_the_cost_weight_is_drawn_and_shown() -> None:
 def test_stop_ends_without_change(mlp_task: Task) -> None:
     env = make(task=mlp_task)
     _, before = env.reset(seed=0)
-    _, reward, terminated, truncated, after = env.step(np.int64(ActionKind.STOP))
+    _, reward, terminated, truncated, after = env.step(np.int64(STOP))
     assert (reward, terminated, truncated) == (0.0, True, False)
     assert after["utility"] == before["utility"]
 
@@ -160,28 +169,27 @@ def test_the_cursor_visits_every_group_in_turn(mlp_task: Task) -> None:
     depths = []
     for _ in range(4):
         depths.append(float(seen["observations"][FEATURES.index("depth")]))
-        seen, _, terminated, _, _ = env.step(np.int64(ActionKind.KEEP))
+        seen, _, terminated, _, _ = env.step(np.int64(KEEP))
     assert depths == [0, 1, 0, 1]
     assert terminated
 
 
 def test_actions_that_would_change_nothing_are_masked(mlp_task: Task) -> None:
-    env = make(task=mlp_task, horizon=60, max_growth=1.0, shrink_fraction=0.9, train_steps=1)
+    actions = ["keep", NO_ROOM, {"name": "shrink", "fraction": 0.9}, "prune", "stop"]
+    env = make(task=mlp_task, horizon=60, actions=actions, train_steps=1)
     _, info = env.reset(seed=0)
-    assert not info["action_mask"][ActionKind.GROW]
+    assert not info["action_mask"][GROW]
     for _ in range(4):
-        *_, info = env.step(
-            np.int64(ActionKind.SHRINK if info["action_mask"][2] else ActionKind.KEEP)
-        )
+        *_, info = env.step(np.int64(SHRINK if info["action_mask"][2] else KEEP))
     # One unit is left in each layer.
-    assert not info["action_mask"][ActionKind.SHRINK]
-    assert info["action_mask"][ActionKind.GROW]
-    assert info["action_mask"][[ActionKind.KEEP, ActionKind.STOP]].all()
+    assert not info["action_mask"][SHRINK]
+    assert info["action_mask"][GROW]
+    assert info["action_mask"][[KEEP, STOP]].all()
 
 
-@pytest.mark.parametrize("action", [ActionKind.GROW, 5, -1])
+@pytest.mark.parametrize("action", [1, 2, -1])
 def test_illegal_actions_are_refused(action: int, mlp_task: Task) -> None:
-    env = make(task=mlp_task, max_growth=1.0).unwrapped
+    env = make(task=mlp_task, actions=["keep", NO_ROOM]).unwrapped
     env.reset(seed=0)
     with pytest.raises(EditError, match=r"0 \(keep\)"):
         env.step(np.int64(action))
@@ -242,11 +250,11 @@ def test_any_network_runs_on_real_edits(cnn_task: Task) -> None:
     seen, _ = env.reset(seed=0)
     assert seen["observations"][FEATURES.index("kind_convolution")] == 1
     for action in (
-        ActionKind.SHRINK,
-        ActionKind.GROW,
-        ActionKind.PRUNE,
-        ActionKind.SHRINK,
-        ActionKind.SHRINK,
+        SHRINK,
+        GROW,
+        PRUNE,
+        SHRINK,
+        SHRINK,
     ):
         _, _, _, _, info = env.step(np.int64(action))
     assert info["relative_cost"] < 1
@@ -259,7 +267,7 @@ def test_tasks_on_loaders_run_too(mlp_task: Task) -> None:
     task = Task.from_loaders(model=mlp_task.model, train=train, validation=validation)
     env = make(task=task)
     env.reset(seed=0)
-    *_, info = env.step(np.int64(ActionKind.SHRINK))
+    *_, info = env.step(np.int64(SHRINK))
     assert info["relative_cost"] < 1
     with pytest.raises(ValueError, match="its data come from loaders"):
         make(task=task, backend="population")
@@ -282,7 +290,8 @@ def test_resets_reuse_the_pool(mlp_task: Task) -> None:
         ({"task": "digits-mpl"}, UnknownNameError, "Did you mean 'digits-mlp'"),
         ({"horizon": 0}, ValueError, "horizon is 0"),
         ({"cost_weight": -1.0}, ValueError, "cost_weight is -1.0"),
-        ({"shrink_fraction": 1.5}, ValueError, "shrink_fraction is 1.5"),
+        ({"actions": [{"name": "shrink", "fraction": 1.5}]}, SpecError, "fraction is 1.5"),
+        ({"actions": ["shrnk"]}, UnknownNameError, "Did you mean 'shrink'"),
     ],
 )
 def test_wrong_options_say_what_is_right(
@@ -290,6 +299,45 @@ def test_wrong_options_say_what_is_right(
 ) -> None:
     with pytest.raises(error, match=message):
         make(**options)
+
+
+def test_adapt_shows_what_the_environment_shows(mlp_task: Task) -> None:
+    """The same network, actions and seed: the same features at every one of five decisions."""
+    chosen = [SHRINK, GROW, KEEP, SHRINK, GROW]
+    task = Task.from_arrays(
+        model=mlp_task.new_model,
+        train=mlp_task.arrays("train"),
+        validation=mlp_task.arrays("validation"),
+        batch_size=32,
+        name="small-batches",
+    )
+    env = make(task=task, backend="module", cost_weight=0.3, horizon=6, train_steps=5)
+    seen, _ = env.reset(seed=1)
+    unwrapped: Any = env.unwrapped
+    start = unwrapped._episodes._backend._networks[0]
+    model, optimizer = copy.deepcopy((start.graph.model, start.optimizer))
+    shown = [seen["observations"]]
+    shown += [env.step(np.int64(action))[0]["observations"] for action in chosen]
+    told: list[NDArray[np.float32]] = []
+
+    def script(observation: NDArray[np.float32], _: NDArray[np.int8]) -> int:
+        told.append(observation)
+        return [*chosen, STOP][len(told) - 1]
+
+    adapt(
+        model,
+        task,
+        Rule(script),
+        cost_weight=0.3,
+        horizon=6,
+        train_steps=5,
+        optimizer=optimizer,
+        seed=start.seed,
+    )
+    for number, (one, other) in enumerate(zip(shown, told, strict=True)):
+        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=f"decision {number}")
+    for name in ("metric_change", "train_loss_change"):
+        assert np.ptp([features[FEATURES.index(name)] for features in shown]) > 0
 
 
 def test_reset_takes_no_options() -> None:

@@ -79,7 +79,7 @@ def test_a_tampered_file_is_refused_wherever_it_is_changed(tmp_path: Path) -> No
 
 def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
     write_state(tmp_path / "network", {}, kind="network")
-    with pytest.raises(CheckpointError, match="holds a network; a learner is wanted"):
+    with pytest.raises(CheckpointError, match="holds a network, but a learner is needed"):
         read_state(tmp_path / "network", kind="learner")
     with pytest.raises(CheckpointError, match="cannot read"):
         read_state(tmp_path / "missing", kind="learner")

@@ -11,8 +11,8 @@ from torch import nn
 from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.policies import (
     CHARGED_COSTS,
+    DEFAULT_ACTIONS,
     FEATURES,
-    ActionKind,
     ActionMask,
     ActionSet,
     ConstantPolicy,
@@ -27,6 +27,9 @@ from dynopt_ray.policies.observation import Observation
 from dynopt_ray.structure import trace
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import Budget
+
+STOP = DEFAULT_ACTIONS.place("stop")
+
 
 TASK = load_task("digits-mlp", {"hidden": [32, 16]})
 
@@ -49,12 +52,12 @@ def fresh() -> nn.Module:
 class Script:
     """Takes the actions it is told, legal or not, and remembers the masks."""
 
-    actions: list[ActionKind]
+    actions: list[str]
     masks: list[ActionMask] = field(default_factory=list)
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
         self.masks.append(action_mask.copy())
-        return int(self.actions[len(self.masks) - 1])
+        return DEFAULT_ACTIONS.place(self.actions[len(self.masks) - 1])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -78,7 +81,7 @@ def test_never_ends_with_less_smooth_utility(seed: int) -> None:
 def test_a_bad_policy_changes_nothing() -> None:
     """Only growing at a high price: the network goes back to how it came, bit for bit."""
     model = fresh()
-    policy = ConstantPolicy(ActionKind.GROW)
+    policy = ConstantPolicy("grow")
     result = adapt(model, TASK, policy, cost_weight=5.0, horizon=4, train_steps=2)
     assert result.best_step == 0
     assert result.receipts == ()
@@ -108,14 +111,14 @@ def test_rules_meet_a_budget(rule: Policy) -> None:
 
 
 def test_above_the_budget_only_what_lowers_it_is_legal() -> None:
-    script = Script([ActionKind.SHRINK, ActionKind.SHRINK, ActionKind.PRUNE, ActionKind.GROW])
+    script = Script(["shrink", "shrink", "prune", "grow"])
     with pytest.raises(EditError, match="the policy chose prune"):
         adapt(fresh(), TASK, script, cost_weight=0.1, budget=Budget(flops=0.2), train_steps=1)
     assert script.masks[0].tolist() == [0, 0, 1, 0, 0]
 
 
 def test_what_breaks_the_budget_is_rolled_back() -> None:
-    script = Script([ActionKind.GROW, ActionKind.KEEP, ActionKind.STOP])
+    script = Script(["grow", "keep", "stop"])
     budget = Budget(params=1.05)
     result = adapt(fresh(), TASK, script, cost_weight=0.0, budget=budget, train_steps=2)
     assert result.history["kept"].tolist() == [True, False, True]
@@ -142,7 +145,7 @@ def test_a_budget_out_of_reach_leaves_the_network_alone() -> None:
 def test_the_optimizer_comes_along_and_receipts_undo() -> None:
     model = fresh()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    script = Script([ActionKind.SHRINK, ActionKind.SHRINK, ActionKind.STOP])
+    script = Script(["shrink", "shrink", "stop"])
     result = adapt(model, TASK, script, cost_weight=0.5, optimizer=optimizer, train_steps=3)
     for parameter in model.parameters():
         assert optimizer.state[parameter]["momentum_buffer"].shape == parameter.shape
@@ -171,10 +174,8 @@ def test_the_callers_random_state_is_left_alone() -> None:
 def test_a_convolutional_network() -> None:
     task = load_task("digits-cnn", {"channels": [4, 6], "hidden": 12})
     model = trained(task, 30)
-    actions = ActionSet(shrink_fraction=0.3)
-    script = Script(
-        [ActionKind.SHRINK, ActionKind.PRUNE, ActionKind.GROW, ActionKind.SHRINK, ActionKind.STOP]
-    )
+    actions = ActionSet()
+    script = Script(["shrink", "prune", "grow", "shrink", "stop"])
     result = adapt(model, task, script, cost_weight=1.0, actions=actions, train_steps=3)
     assert result.utility_after > result.utility_before
     assert np.isfinite(result.history["loss"]).all()
@@ -203,7 +204,7 @@ def test_sees_what_it_was_trained_on() -> None:
         def act(self, observation: Observation, action_mask: ActionMask) -> int:
             del action_mask
             self.seen = dict(zip(FEATURES, observation.tolist(), strict=True))
-            return int(ActionKind.STOP)
+            return STOP
 
     spy = Spy()
     adapt(fresh(), TASK, spy, cost_weight=0.3)

@@ -68,7 +68,7 @@ def test_damaged_policies_are_refused(damage: str, tmp_path: Path) -> None:
 def test_other_files_are_no_policies(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_state(path, {"a": 1}, kind="network")
-    with pytest.raises(CheckpointError, match="a policy is wanted"):
+    with pytest.raises(CheckpointError, match="a policy is needed"):
         DQNPolicy.load(path)
     write_state(path, {"hidden": [3], "head": 2, "tensors": {}, "metadata": {}}, kind="policy")
     with pytest.raises(CheckpointError, match="cannot read"):

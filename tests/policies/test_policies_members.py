@@ -10,8 +10,8 @@ import torch
 from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError, UnknownNameError
 from dynopt_ray.policies import (
+    DEFAULT_ACTIONS,
     FEATURES,
-    ActionKind,
     ConstantPolicy,
     DataSizedWidths,
     DQNPolicy,
@@ -27,7 +27,12 @@ from dynopt_ray.policies.learned.dqn import masked_q
 from dynopt_ray.policies.learned.qtable import DEFAULT_EDGES
 from dynopt_ray.testing import check_rule
 
-NUM_ACTIONS = len(ActionKind)
+GROW = DEFAULT_ACTIONS.place("grow")
+KEEP = DEFAULT_ACTIONS.place("keep")
+SHRINK = DEFAULT_ACTIONS.place("shrink")
+
+
+NUM_ACTIONS = len(DEFAULT_ACTIONS)
 
 
 def dqn() -> DQNPolicy:
@@ -47,7 +52,7 @@ def zero_dqn() -> DQNPolicy:
 
 MEMBERS: dict[str, Callable[[], Policy]] = {
     "random": lambda: RandomPolicy(seed=1),
-    "constant": lambda: ConstantPolicy(ActionKind.SHRINK),
+    "constant": lambda: ConstantPolicy("shrink"),
     "q-table": lambda: QTable(DEFAULT_EDGES, NUM_ACTIONS),
     "dqn": dqn,
     "dqn of zeros": zero_dqn,
@@ -62,7 +67,7 @@ def cases(num_cases: int = 300) -> list[tuple[np.ndarray, np.ndarray]]:
     generator = np.random.default_rng(0)
     observations = generator.uniform(-10, 10, (num_cases, len(FEATURES))).astype(np.float32)
     masks = generator.integers(0, 2, (num_cases, NUM_ACTIONS)).astype(np.int8)
-    masks[:, ActionKind.KEEP] = 1
+    masks[:, KEEP] = 1
     return list(zip(observations, masks, strict=True))
 
 
@@ -113,29 +118,29 @@ ALL = np.ones(NUM_ACTIONS, dtype=np.int8)
 def test_growth_waits_for_a_stall_and_a_small_gap() -> None:
     stuck = {"train_loss": 0.5, "train_loss_change": -0.001, "loss_gap": 0.02}
     rule = StalledGrowth()
-    assert rule.act(seen(**stuck), ALL) == ActionKind.GROW
+    assert rule.act(seen(**stuck), ALL) == GROW
     for change in ({"train_loss_change": -0.2}, {"loss_gap": 0.5}, {"train_loss": 0.001}):
-        assert rule.act(seen(**stuck | change), ALL) == ActionKind.KEEP
+        assert rule.act(seen(**stuck | change), ALL) == KEEP
 
 
 def test_shrinking_waits_for_useless_units() -> None:
     rule = UselessShrinking(smallest_share=0.2)
-    assert rule.act(seen(dead=0.1, redundant=0.15), ALL) == ActionKind.SHRINK
-    assert rule.act(seen(dead=0.1), ALL) == ActionKind.KEEP
+    assert rule.act(seen(dead=0.1, redundant=0.15), ALL) == SHRINK
+    assert rule.act(seen(dead=0.1), ALL) == KEEP
 
 
 def test_widths_follow_the_datas_size() -> None:
     rule = DataSizedWidths(samples_per_weight=1.0, slack=2.0)
-    assert rule.act(seen(samples_per_weight=-0.5), ALL) == ActionKind.SHRINK
-    assert rule.act(seen(samples_per_weight=0.1), ALL) == ActionKind.KEEP
-    assert rule.act(seen(samples_per_weight=0.5), ALL) == ActionKind.GROW
+    assert rule.act(seen(samples_per_weight=-0.5), ALL) == SHRINK
+    assert rule.act(seen(samples_per_weight=0.1), ALL) == KEEP
+    assert rule.act(seen(samples_per_weight=0.5), ALL) == GROW
 
 
 def test_a_rule_by_name_or_as_a_function() -> None:
     useless = seen(dead=0.15)
-    assert Rule("useless_shrinking").act(useless, ALL) == ActionKind.SHRINK
-    assert Rule("useless_shrinking", smallest_share=0.2).act(useless, ALL) == ActionKind.KEEP
-    assert Rule(lambda _observation, mask: int(mask.argmax())).act(useless, ALL) == ActionKind.KEEP
+    assert Rule("useless_shrinking").act(useless, ALL) == SHRINK
+    assert Rule("useless_shrinking", smallest_share=0.2).act(useless, ALL) == KEEP
+    assert Rule(lambda _observation, mask: int(mask.argmax())).act(useless, ALL) == KEEP
     with pytest.raises(UnknownNameError, match="useless_shrinking"):
         Rule("useless_shrinkin")
     with pytest.raises(SpecError, match="smallest_share"):

@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from dynopt_ray.policies.actions import ActionKind, ActionSet
 from dynopt_ray.policies.descriptors import Descriptors
-from dynopt_ray.policies.networks import describe_graph, plan_action
-from dynopt_ray.policies.observation import FEATURES, LIMIT, EpisodeProgress, observe
+from dynopt_ray.policies.observation import FEATURES, LIMIT, EpisodeProgress, Performance, observe
 from dynopt_ray.policies.unit_scores import lowest, pruned, scores_of, summarise
-from dynopt_ray.structure import Graph, Grow, Mask, Shrink, trace
+from dynopt_ray.structure import Mask, Shrink
+from tests.policies.small_networks import described, network
 
 
 def progress(**changes: float) -> EpisodeProgress:
@@ -23,26 +21,15 @@ def progress(**changes: float) -> EpisodeProgress:
         "num_samples": 1_000.0,
         "cost_weight": 0.2,
         "steps_left": 0.75,
-    }
+    } | changes
+    one = {name: np.array([value]) for name, value in values.items()}
+    unseen = np.array([np.nan])  # no feature is made of these
     return EpisodeProgress(
-        **{name: np.array([value]) for name, value in (values | changes).items()}
-    )
-
-
-def network() -> Graph:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-    return trace(model, torch.zeros(2, 4))
-
-
-def read(graph: Graph, cursor: int = 0, actions: ActionSet | None = None) -> Descriptors:
-    start = {"0": 8, "2": 6}
-    return describe_graph(
-        graph,
-        cursor,
-        start_widths=start,
-        start_cost=graph.cost(start),
-        actions=actions or ActionSet(),
+        now=Performance(unseen, one["metric"], one["loss"], one["train_loss"]),
+        before=Performance(unseen, one["metric_before"], unseen, one["train_loss_before"]),
+        num_samples=int(values["num_samples"]),
+        cost_weight=one["cost_weight"],
+        steps_left=one["steps_left"],
     )
 
 
@@ -53,7 +40,7 @@ def features(reading: Descriptors, **changes: float) -> dict[str, float]:
 def test_features_of_a_network() -> None:
     graph = network()
     graph.apply([Shrink("0", keep=[0, 1, 2, 3]), Mask("0.weight", keep=torch.eye(4) == 0)])
-    found = features(read(graph))
+    found = features(described(graph))
     wanted = {
         "width": -1.0,
         "width_before": 0.0,
@@ -80,55 +67,13 @@ def test_features_of_a_network() -> None:
         "steps_left": 0.75,
     }
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
-    second = features(read(graph, cursor=1))
+    second = features(described(graph, cursor=1))
     assert (second["width"], second["width_before"], second["depth"]) == (0.0, -1.0, 1.0)
 
 
 def test_features_stay_within_the_limit() -> None:
-    found = features(read(network()), loss=1e9, train_loss=1e9, train_loss_before=0.0)
+    found = features(described(network()), loss=1e9, train_loss=1e9, train_loss_before=0.0)
     assert max(map(abs, found.values())) == LIMIT
-
-
-@pytest.mark.parametrize(
-    ("width", "grown", "shrunk"), [(10, 3, 3), (14, 1, 4), (15, 0, 4), (2, 1, 1), (1, 1, 0)]
-)
-def test_how_much_actions_change(width: int, grown: int, shrunk: int) -> None:
-    actions = ActionSet(grow_fraction=0.3, shrink_fraction=0.3, max_growth=1.5)
-    now, start, one = np.array([width]), np.array([10]), np.array([1])
-    assert actions.units_to_grow(now, start, one).tolist() == [grown]
-    assert actions.units_to_shrink(now, one, one).tolist() == [shrunk]
-
-
-def test_actions_keep_to_a_groups_step_and_least_width() -> None:
-    actions = ActionSet()
-    now, start, step = np.array([16]), np.array([16]), np.array([4])
-    assert actions.units_to_grow(now, start, step).tolist() == [4]
-    assert actions.units_to_shrink(now, np.array([8]), step).tolist() == [4]
-    assert actions.units_to_shrink(now, np.array([14]), step).tolist() == [0]
-
-
-def test_pruning_never_takes_the_last_weights() -> None:
-    assert ActionSet(prune_fraction=1.0).weights_to_prune(np.array([5])).tolist() == [0]
-    counts = ActionSet(prune_fraction=0.3).weights_to_prune(np.array([3, 4, 10]))
-    assert counts.tolist() == [0, 1, 3]
-
-
-def test_plans_take_what_matters_least() -> None:
-    graph = network()
-    weight = graph.model.get_parameter("0.weight")
-    with torch.no_grad():
-        weight[3] *= 1e-3
-        weight[6] *= 2e-3
-        graph.model.get_parameter("0.bias")[[3, 6]] = 0
-    reading = read(graph)
-    (shrink,) = plan_action(graph, reading, ActionKind.SHRINK, ActionSet(shrink_fraction=0.25))
-    assert shrink == Shrink("0", remove=[3, 6])
-    (mask,) = plan_action(graph, reading, ActionKind.PRUNE, ActionSet(prune_fraction=0.25))
-    assert isinstance(mask, Mask)
-    assert set((~mask.keep).nonzero()[:, 0].tolist()) == {3, 6}
-    (grow,) = plan_action(graph, reading, ActionKind.GROW, ActionSet(grow_fraction=0.5))
-    assert grow == Grow("0", units=4)
-    assert plan_action(graph, reading, ActionKind.KEEP, ActionSet()) == []
 
 
 def test_lowest_scores_first_and_never_padding() -> None:

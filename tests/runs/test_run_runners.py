@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dynopt_ray.errors import CheckpointError, SpecError
-from dynopt_ray.policies import ActionKind, DQNPolicy, DuelingNetwork
+from dynopt_ray.policies import DEFAULT_ACTIONS, DQNPolicy, DuelingNetwork
 from dynopt_ray.policies.observation import FEATURES
 from dynopt_ray.runs.directory import RunDirectory
 from dynopt_ray.runs.kinds.registry import prepare
@@ -216,7 +216,7 @@ def test_adapt_follows_a_rule(tmp_path: Path) -> None:
 
 def test_adapt_follows_a_saved_policy(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = DuelingNetwork(len(FEATURES), len(ActionKind), [8], 4)
+    network = DuelingNetwork(len(FEATURES), len(DEFAULT_ACTIONS), [8], 4)
     path = tmp_path / "policy" / "policy.safetensors"
     path.parent.mkdir()
     DQNPolicy(network, hidden=[8], head=4).save(path)

@@ -1,15 +1,20 @@
 """Specs: what may be said, what is said against what may not, and reading back what is written."""
 
 import dataclasses
+import inspect
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dynopt_ray.cluster import search
 from dynopt_ray.errors import SpecError
-from dynopt_ray.runs import PolicySettings, PruneSpec
+from dynopt_ray.policies import DQNSettings
+from dynopt_ray.runs import PruneSpec
+from dynopt_ray.runs.kinds import PolicySpec, SearchSpec
 from dynopt_ray.runs.kinds.registry import KINDS
+from dynopt_ray.runs.kinds.search import SearchSettings
 from dynopt_ray.runs.loading import check_spec, find, load_spec, packaged, spec_text
 from dynopt_ray.runs.spec.overrides import with_overrides
 from dynopt_ray.runs.spec.yaml_text import parse
@@ -59,13 +64,37 @@ def test_defaults_are_in_the_resolved_spec() -> None:
     assert resolved["prune"]["target"] == {"remove": 0.5, "threshold": None, "budget": None}
 
 
-def test_policy_settings_are_those_of_training() -> None:
-    from dynopt_ray.policies import DQNSettings as Training
+def test_a_part_that_fills_a_dataclass_has_its_defaults_bounds_and_keys() -> None:
+    policy: dict[str, Any] = {"kind": "policy", "policy": {"num_steps": 7, "hidden": [4]}}
+    spec = check_spec(policy, source="s.yaml")
+    assert isinstance(spec, PolicySpec)
+    assert spec.policy == DQNSettings(num_steps=7, hidden=(4,))
+    written = parse(spec_text(spec), source="again")["policy"]
+    known = {field.name for field in dataclasses.fields(DQNSettings)}
+    assert set(written) == known - {"env_id", "env_kwargs", "seed"}
+    assert refusal(policy, "policy.n_step=0") == (
+        "s.yaml: policy: n_step is 0; it must be at least 1"
+    )
+    assert refusal(policy, "policy.n_step=2.5") == (
+        "s.yaml: policy.n_step: must be a whole number, not 2.5"
+    )
+    unknown = refusal(policy, "policy.learning_rat=0.1")
+    assert "policy.learning_rat: unknown key (its value is 0.1). Did you mean 'learning_rate'?" in (
+        unknown
+    )
+    assert "policy.seed: unknown key" in refusal(policy, "policy.seed=1")
+    assert "policy: must be a mapping, not 3" in refusal(policy, "policy=3")
 
-    defaults = Training()
-    fields = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(Training)}
-    not_said = {"env_id", "env_kwargs", "seed"}
-    assert PolicySettings().model_dump() == {k: v for k, v in fields.items() if k not in not_said}
+
+def test_defaults_of_a_search_are_those_of_the_function() -> None:
+    spec = check_spec(SEARCH, source="s.yaml")
+    assert isinstance(spec, SearchSpec)
+    parameters = inspect.signature(search).parameters
+    for name in SearchSettings.model_fields.keys() & parameters.keys() - {"num_trials"}:
+        assert getattr(spec.search, name) == parameters[name].default, name
+    assert "max_concurrent is 0; it must be at least 1" in refusal(
+        SEARCH, "search.max_concurrent=0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +142,7 @@ def test_policy_settings_are_those_of_training() -> None:
         (
             "train.lr={name: article_step, initial: 0.1, period_steps: 50}",
             "train.lr: 'article_step' refuses its arguments: article_step: num_steps mod "
-            "period_steps is 100 mod 50 = 0, by which the article's formula divides. Choose a "
+            "period_steps is 100 mod 50 = 0, and the article's formula divides by it. Choose a "
             "period that does not divide num_steps, or use step(initial, gamma=…, period_steps=50)",
         ),
         (
@@ -247,7 +276,7 @@ def test_all_mistakes_are_listed() -> None:
         ("space.rounds=[1, 0]", "space.rounds: must be a whole number from 1, not 0"),
         ("space.lr=[{name: cosine}]", "space.lr: 'cosine' needs initial"),
         ("search.searcher=optun", "search.searcher: no searcher 'optun'. Did you mean 'optuna'?"),
-        ("search.num_trials=0", "search.num_trials: must be greater than or equal to 1, not 0"),
+        ("search.num_trials=0", "search: num_trials is 0; it must be at least 1"),
     ],
 )  # fmt: skip
 def test_search_spaces_are_checked(override: str, message: str) -> None:

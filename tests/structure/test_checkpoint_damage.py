@@ -188,7 +188,7 @@ def test_other_kinds_of_numbers_are_refused_but_nan_comes_back(tmp_path: Path) -
     state, target = read_state(path, kind="network"), Target()
     state["tensors"]["0.bias"] = state["tensors"]["0.bias"].long()
     write_state(tmp_path / "long", state, kind="network")
-    with pytest.raises(CheckpointError, match=r"'0\.bias' is of torch\.int64 in the file"):
+    with pytest.raises(CheckpointError, match=r"'0\.bias' has dtype torch\.int64 in the file"):
         load(tmp_path / "long", target.model)
     # A network that has diverged is saved and loaded as it is.
     state["tensors"]["0.bias"] = torch.full((14,), torch.nan)

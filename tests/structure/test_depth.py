@@ -233,9 +233,9 @@ def test_edits_after_a_block_came_may_name_it() -> None:
 @pytest.mark.parametrize(
     ("name", "plan", "reason"),
     [
-        ("transformer", [Remove("blocks.1")], "changes what it is given"),
-        ("transformer", [Remove("embed", exact=False)], "it is no block"),
-        ("transformer", [Insert("embed")], "stands in a Transformer"),
+        ("transformer", [Remove("blocks.1")], "changes its input"),
+        ("transformer", [Remove("embed", exact=False)], "it is not a block"),
+        ("transformer", [Insert("embed")], "its parent is a Transformer"),
         ("mlp", [Insert("3", like="0")], "cannot"),
         ("mlp", [Insert("4")], "cannot"),
         ("vgg", [Insert("2", like=["0", "1", "2"])], "cannot"),
@@ -361,7 +361,7 @@ def test_depth_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert [*other.state_dict()] == [*before]
     elsewhere, _, _ = prepared("mlp")
     trace(elsewhere, inputs).apply([Remove("2", exact=False)])
-    with pytest.raises(CheckpointError, match="other blocks came and went"):
+    with pytest.raises(CheckpointError, match="other blocks were inserted or removed"):
         load(tmp_path / "network", elsewhere)
 
 

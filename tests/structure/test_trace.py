@@ -189,7 +189,7 @@ class _Opaque(torch.autograd.Function):
         (lambda x: x + torch.arange(x.shape[1], device=x.device), "combined with data"),
         (lambda x: x.tril(), "triangle"),
         (lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1), "lie in another order"),
-        (lambda x: torch.cat([x[:, 2:], x[:, :2]], 1), "others are read in their place"),
+        (lambda x: torch.cat([x[:, 2:], x[:, :2]], 1), "groups its units differently"),
         (lambda x: x.roll(1, 1), "another order"),
         (lambda x: x[:, [0, 1, 2, 3, 5, 4]], "indexed by a tensor"),
         (lambda x: torch.flip(x, [1]), "another order"),
@@ -301,7 +301,7 @@ class _Either(nn.Module):
 
 
 def test_warns_of_ways_that_the_inputs_did_not_lead() -> None:
-    with pytest.warns(UserWarning, match="did not lead it to other"):
+    with pytest.warns(UserWarning, match="did not reach other"):
         trace(_Either(), torch.ones(4, 3))
 
 
@@ -311,7 +311,7 @@ def test_refuses_what_is_compiled() -> None:
     script: Any = torch.jit.trace
     compiled: Any
     for compiled in (torch.compile(model), script(model, inputs)):
-        with pytest.raises(TraceError, match="is compiled for the sizes"):
+        with pytest.raises(TraceError, match="is compiled for its current sizes"):
             trace(compiled, inputs)
     with pytest.raises(TraceError, match="not a torch module"):
         trace("network", inputs)  # type: ignore[arg-type]

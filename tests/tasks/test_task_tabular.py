@@ -154,7 +154,7 @@ def test_row_numbers_are_those_of_the_file_after_dropping(tmp_path: Path) -> Non
         ({}, {"validation_fraction": 0}, ValueError, "validation_fraction is 0; it must lie"),
         ({}, {"test_fraction": 0.8}, ValueError, "leave nothing to train on"),
         ({}, {"target": "city", "kind": "regression"}, DataError, "'city' holds .*, not numbers"),
-        ({"city": "Bern"}, {"target": "city"}, DataError, "has one class only, 'Bern'"),
+        ({"city": "Bern"}, {"target": "city"}, DataError, "has only one class, 'Bern'"),
         (
             {"city": ["Rome"] * 98 + ["Bern"] * 2},
             {"target": "city"},
@@ -194,8 +194,8 @@ NUMBERS = [str(i / 7) for i in range(100)]
             "dates such as '2024-01-02'",
         ),
         ([f"id{i // 2}" for i in range(100)], r"50 different texts.*max_categories \(now 40"),
-        ([f"id{i}" for i in range(100)], "another text in every row"),
-        ([*NUMBERS[:33], "n/k", *NUMBERS[34:]], r"row 33, column 'extra': 'n/k' is no number"),
+        ([f"id{i}" for i in range(100)], "a different text in every row"),
+        ([*NUMBERS[:33], "n/k", *NUMBERS[34:]], r"row 33, column 'extra': 'n/k' is not a number"),
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -222,8 +222,8 @@ def test_the_most_categories_are_an_option(name: str, tmp_path: Path) -> None:
     [
         ([f"2024-01-{1 + i % 28:02}" for i in range(100)], {}, "'extra' holds dates .* numbers "),
         (pd.date_range("2024-01-01", periods=100), {}, "'extra' holds dates .* numbers "),
-        ([*NUMBERS[:33], "n/k", *NUMBERS[34:]], {}, "row 33, .* 'n/k' is no number"),
-        (["1", "2"] * 49 + ["3+", "x"], {"kind": "regression"}, r"row 98, .*'3\+' is no number"),
+        ([*NUMBERS[:33], "n/k", *NUMBERS[34:]], {}, "row 33, .* 'n/k' is not a number"),
+        (["1", "2"] * 49 + ["3+", "x"], {"kind": "regression"}, r"row 98, .*'3\+' is not a number"),
         (["a", "b"] * 49 + ["c", "c"], {}, "'c' has 2 rows.* Merge or remove the class$"),
         ([1, 2] * 49 + [3, 3], {}, "'3' has 2 rows.* or use kind='regression'"),
         ([f"id{i}" for i in range(100)], {}, "'id0' has 1 rows.* Merge or remove the class$"),

@@ -53,9 +53,9 @@ def test_a_sound_detector_passes() -> None:
     ("fault", "reason"),
     [
         ("deaf", "a jump from 10 % to 80 % is not found within 200 errors"),
-        ("eager", "a falling error is taken for drift"),
-        ("random", "two of them differ on the same errors"),
-        ("untyped", "it must give True or False"),
+        ("eager", "a falling error rate is reported as drift"),
+        ("random", "two detectors differ on the same errors"),
+        ("untyped", "it must return True or False"),
         ("forgetful", "state_dict is not complete"),
     ],
 )

@@ -57,10 +57,10 @@ def test_a_sound_reaction_passes() -> None:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("restless", "it changes the network although nothing drifts"),
-        ("resetting", "a reaction keeps what was learned"),
-        ("drawing", "goes on differently"),
-        ("forgetful", "goes on differently"),
+        ("restless", "the reaction changes the network although there is no drift"),
+        ("resetting", "a reaction must keep what was learned"),
+        ("drawing", "continues differently"),
+        ("forgetful", "continues differently"),
     ],
 )
 def test_each_fault_is_found(fault: str, reason: str) -> None:

@@ -45,9 +45,9 @@ def text(step: int) -> float:
         (lambda: diverging, "step 7 gives nan"),
         (lambda: text, "step 0 gives '0', which is not a float"),
         (Counting, "but another order of calls gives"),
-        (iter([constant(1.0), constant(2.0)]).__next__, "but a second one gives 2.0"),
+        (iter([constant(1.0), constant(2.0)]).__next__, "but a second schedule gives 2.0"),
         (nested, "cannot be pickled"),
-        (lambda: any_step, "step -1 gives 1.0; steps are whole and start at 0"),
+        (lambda: any_step, "step -1 gives 1.0; steps are whole numbers from 0 on"),
     ],
 )
 def test_broken_schedules_fail(make: Callable[[], Schedule], message: str) -> None:

@@ -89,12 +89,12 @@ def test_sound_tasks_pass() -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (arrays(model=own_randomness), "two models of the same seed differ"),
+        (arrays(model=own_randomness), "two models made with the same seed differ"),
         (arrays(model=nn.Identity), "no parameter to train"),
         (arrays(model=Overwriting), "the model writes to its inputs"),
         (arrays(model=Counting), "evaluating changes the model's weights or buffers"),
         (arrays(model=Noisy), "evaluating train twice gives"),
-        (arrays(model=Detached, loss=lambda o, y: (o * 0).sum() + y.sum()), "moves no parameter"),
+        (arrays(model=Detached, loss=lambda o, y: (o * 0).sum() + y.sum()), "changes no parameter"),
         (loaders(train=shrinking()), "one pass over train gives"),
         (arrays(model=lambda: nn.LSTM(3, 2)), "returns tuple, not a tensor"),
     ],

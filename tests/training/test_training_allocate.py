@@ -264,7 +264,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"curves": table_of({"0": {16: 0.1, 8: 0.2}})},
         EditError,
-        "'0' was measured from 16 units on, but has 12 now; call sensitivity again",
+        "'0' had 16 units when it was measured, but has 12 now; call sensitivity again",
     ),
     (
         {"curves": table_of({"0": {12: 0.1, 6: float("nan")}})},
@@ -275,7 +275,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"budget": Budget(flops=0.3), "min_widths": {"0": 11, "2": 7}},
         BudgetError,
-        r"every group is at its least width.* '2' \(7\)\.$",  # measuring more would not help
+        r"every group is at its minimum width.* '2' \(7\)\.$",  # measuring more would not help
     ),
 ]
 

@@ -124,7 +124,7 @@ def test_what_a_mask_holds_already_counts(blobs: Task) -> None:
     left = num_nonzero_per_block(weight.detach(), 4)
     assert left[0] == 0
     assert set(left[1:].tolist()) == {2}
-    with pytest.raises(EditError, match="'2:4': the network's weights are in it already"):
+    with pytest.raises(EditError, match="'2:4': the network's weights follow it already"):
         prune(graph, blobs, granularity="2:4")
 
 

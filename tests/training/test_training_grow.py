@@ -201,9 +201,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": Budget(params=0.5)}, BudgetError, r"is below what.*are fractions of the start"),
     ({"target": Budget(params=1.001)}, EditError, "adds nothing"),
     ({"target": Budget(latency_ms=0.5)}, BudgetError, r"is below what.*are fractions of the start"),
-    ({"target": {"0": 12}}, EditError, "'0' has 12 units and shall have 12"),
-    ({"target": {"0": 14.5}}, EditError, r"'0' has 12 units and shall have 14\.5"),
-    ({"target": {"0": True}}, EditError, "'0' has 12 units and shall have True"),
+    ({"target": {"0": 12}}, EditError, "'0' has 12 units and cannot grow to 12"),
+    ({"target": {"0": 14.5}}, EditError, r"'0' has 12 units and cannot grow to 14\.5"),
+    ({"target": {"0": True}}, EditError, "'0' has 12 units and cannot grow to True"),
     ({"target": {}}, EditError, "names no group"),
     ({"target": {"zero": 20}}, UnknownNameError, "no width group 'zero'"),
     ({"target": {"4": 20}}, EditError, "'4' cannot be resized"),
@@ -242,7 +242,7 @@ def test_what_cannot_be_done_is_refused_before_anything_changes(
     ("model", "target", "message"),
     [
         (Normalised, {"second": 9, "first": 7}, "'first'.*more units change the output"),
-        (Residual, {"a": 12, "b": 10}, r"'b' shall have 10 units.*'a'.* 12"),
+        (Residual, {"a": 12, "b": 10}, r"'b' is to have 10 units.*'a'.* 12"),
     ],
 )
 def test_widths_are_checked_whole_before_anything_is_trained(
@@ -274,7 +274,7 @@ def test_a_loss_that_diverges_undoes_the_round(blobs: Task) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
     with pytest.raises(DivergedError, match="at step 2 of 5") as error:
         grow(model, blobs, target={"0": 20}, train=5, optimizer=optimizer)
-    assert error.value.__notes__ == ["This was in round 1 of 4, which was undone."]
+    assert error.value.__notes__ == ["The loss diverged in round 1 of 4, which was undone."]
     assert model.get_parameter("0.weight").shape == (12, 4)
 
 

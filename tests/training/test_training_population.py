@@ -111,7 +111,7 @@ def test_members_of_other_shapes_are_refused_and_nothing_changes() -> None:
     [
         (lambda m, o: PopulationBasedRate(m[:1], o[:1]), "two or more"),
         (lambda m, o: PopulationBasedRate(m, o[:1]), "an optimizer for each"),
-        (lambda m, o: PopulationBasedRate([m[0]] * 2, o), "there twice; give copies"),
+        (lambda m, o: PopulationBasedRate([m[0]] * 2, o), "given twice; give copies"),
         (lambda m, o: PopulationBasedRate(m, o, share=0.6), "share is 0.6"),
         (lambda m, o: PopulationBasedRate(m, o, factors=(0.0, 1.0)), "one of the factors is 0.0"),
         (lambda m, o: PopulationBasedRate(m, o, factors=1.2), "factors are 1.2; give two"),  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def test_members_of_other_shapes_are_refused_and_nothing_changes() -> None:
             lambda m, o: PopulationBasedRate(
                 m, [o[0], Adam([{"params": [p]} for p in m[1].parameters()])]
             ),
-            r"groups of \[1, 1\] parameters, the first Adam over \[2\]",
+            r"groups of \[1, 1\] parameters, but the first is Adam over \[2\]",
         ),
         (lambda m, o: PopulationBasedRate([m[0], m[1].double()], o), "network 1 has other shapes"),
     ],

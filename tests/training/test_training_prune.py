@@ -265,7 +265,7 @@ def test_a_loss_that_diverges_names_step_and_round_and_undoes_the_round(
     optimizer = torch.optim.SGD(model.parameters(), lr=1e20)
     with pytest.raises(DivergedError, match="at step 2 of 9") as error:
         prune(model, blobs, target=Budget(flops=0.5), retrain=9, optimizer=optimizer)
-    assert error.value.__notes__ == ["This was in round 1 of 1, which was undone."]
+    assert error.value.__notes__ == ["The loss diverged in round 1 of 1, which was undone."]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 

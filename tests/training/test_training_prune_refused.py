@@ -41,7 +41,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"min_widths": {"0": 2.5}}, TypeError, r"min_widths: '0' is 2\.5"),
     ({"seed": 1.5}, TypeError, r"seed is 1\.5; it must be a whole number"),
     ({"seed": -1}, ValueError, "seed is -1; it must be at least 0"),
-    ({"optimizer": []}, TypeError, "0 optimizers are given, but one trains here; give it all par"),
+    ({"optimizer": []}, TypeError, "0 optimizers are given, but training uses exactly one"),
     ({"optimizer": "adam"}, EditError, "'adam' is not a torch optimizer"),
     ({"target": Fraction(remove=0.01)}, EditError, "less than one of 20 units. Remove a larger"),
     ({"target": Threshold(1e-9)}, EditError, r"removes nothing: the smallest score .* is \d"),
@@ -49,7 +49,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"target": Threshold(1e9), "min_widths": {"0": 12, "2": 8}},
         EditError,
-        "removes nothing: every one of 20 units has to stay",
+        "removes nothing: all 20 units have to stay",
     ),
     ({"min_widths": {"0": 2}, "granularity": "weight"}, ValueError, "min_widths count units"),
     ({"compensate": 1}, TypeError, "compensate is 1; pass True, None, or a list"),
@@ -94,5 +94,5 @@ def test_frozen_parameters_are_cut_and_not_trained(blobs: Task) -> None:
 def test_a_second_fraction_of_weights_counts_those_masked_already(blobs: Task) -> None:
     model = blobs.new_model(seed=0)
     prune(model, blobs, target=Fraction(remove=0.5), granularity="weight")
-    with pytest.raises(EditError, match="less than one of 84 weights beside the 84 that are mask"):
+    with pytest.raises(EditError, match="less than one of 84 weights in addition to the 84"):
         prune(model, blobs, target=Fraction(remove=0.5), granularity="weight")

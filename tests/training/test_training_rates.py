@@ -275,7 +275,7 @@ def test_find_rate_suggests_one_that_trains_and_changes_nothing() -> None:
         find_rate(model, task, optimizer, lowest="a")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="find_rate: task is None"):
         find_rate(model, None, optimizer)  # type: ignore[arg-type]
-    with pytest.raises(DivergedError, match="only rises, from the rate 100000 on; begin lower"):
+    with pytest.raises(DivergedError, match="only rises, even at the rate 100000; give a smaller"):
         find_rate(model, task, optimizer, lowest=1e5, highest=1e6)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

@@ -46,7 +46,7 @@ def test_without_recovery_the_wrong_unit_goes(task: Task) -> None:
     ("gives", "message"),
     [
         (lambda cut: torch.zeros_like(cut.removed), "misses the target"),
-        (lambda cut: torch.ones_like(cut.removed), "no part of cut.removed"),
+        (lambda cut: torch.ones_like(cut.removed), "not part of cut.removed"),
         (lambda _: None, "gives None, not a bool tensor"),
         (lambda cut: cut.removed[:3], "not a bool tensor"),
     ],

@@ -212,12 +212,12 @@ def test_a_controller_sets_the_rate_and_lets_go_of_it(task: Task) -> None:
     assert optimizer.param_groups[0]["lr"] == 0.05
     with pytest.raises(ValueError, match="only one check, at the end; give more"):
         retrain(task, Retraining(20, controller=Plateau))
-    with pytest.raises(TypeError, match="controller made 5; it must give a RateController"):
+    with pytest.raises(TypeError, match="controller gave 5; it must return a RateController"):
         retrain(task, Retraining(20, controller=lambda *_: 5))  # type: ignore[arg-type]
 
 
 def test_a_controller_beside_a_schedule_is_refused() -> None:
-    with pytest.raises(ValueError, match="each would set the rate"):
+    with pytest.raises(ValueError, match="both would set the rate"):
         Retraining(10, constant(0.1), controller=Plateau)
     with pytest.raises(TypeError, match="controller is 'plateau'"):
         Retraining(10, controller="plateau")  # type: ignore[arg-type]

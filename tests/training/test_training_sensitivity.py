@@ -190,7 +190,7 @@ def test_the_network_is_whole_after_an_end_in_the_middle(
         sensitivity(graph, failing, fractions=[0.2, 0.4, 0.6])
     assert_same(everything(model, optimizer, graph), before)
     if error is DivergedError:
-        assert caught.value.__notes__ == ["This was without 1 of the units of '3'."]
+        assert caught.value.__notes__ == ["The cut removed 1 of the units of '3'."]
 
 
 def test_the_network_is_whole_whenever_ctrl_c_comes(images: Task) -> None:
@@ -321,7 +321,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"fractions": 0.5}, TypeError, r"fractions is 0\.5; pass numbers such as"),
     ({"fractions": "0.5"}, TypeError, r"fractions is '0\.5'"),
     ({"granularity": "units"}, UnknownNameError, "no granularity 'units'. Did you mean 'unit'"),
-    ({"granularity": "2:4"}, ValueError, "'2:4' says by itself how much goes, .* use 'weight'"),
+    ({"granularity": "2:4"}, ValueError, "'2:4' determines how much is removed, .* use 'weight'"),
     ({"criterion": "magnitud"}, UnknownNameError, "Did you mean 'magnitude'"),
     ({"groups": ["0", "22"]}, UnknownNameError, "no width group '22'. Did you mean '2'"),
     ({"groups": "4"}, EditError, "'4' cannot be resized"),

@@ -87,7 +87,7 @@ def test_any_producer_of_a_group_names_it(blobs: Task) -> None:
     result = prune(model, blobs, target={"second": 4})
     assert result.after.widths == {"first": 4}
     with pytest.raises(
-        EditError, match=r"'second' shall keep 2 .* 'first', which shall keep 3 by another"
+        EditError, match=r"'second' is to keep 2 .* 'first', which is to keep 3 by another"
     ):
         prune(model, blobs, target={"first": 3, "second": 2})
 
@@ -95,7 +95,7 @@ def test_any_producer_of_a_group_names_it(blobs: Task) -> None:
 def test_rounds_go_in_the_steps_of_a_group(blobs: Task) -> None:
     torch.manual_seed(0)
     model = Aligned()
-    with pytest.raises(EditError, match="shall keep 6, but it shrinks in steps of 4"):
+    with pytest.raises(EditError, match="cannot keep 6, because it shrinks in steps of 4"):
         prune(model, blobs, target={"up": 6})
     history = prune(model, blobs, target={"up": 4}, rounds=3).history
     assert history["width/up"].tolist() == [12, 12, 8, 4]
@@ -133,16 +133,16 @@ def test_other_targets_keep_to_the_steps_too(
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": {}}, EditError, r"target \{\} removes nothing"),
     ({"target": {"0": 12, "2": 8}}, EditError, "removes nothing; give at least one group fewer"),
-    ({"target": {"0": 13}}, EditError, "'0' has 12 units and shall keep 13; give a whole number"),
-    ({"target": {"0": 0}}, EditError, "shall keep 0; give a whole number from 1 to 12"),
-    ({"target": {"0": 6.0}}, EditError, r"shall keep 6\.0"),
-    ({"target": {"0": True}}, EditError, "shall keep True"),
+    ({"target": {"0": 13}}, EditError, "'0' has 12 units and cannot keep 13; give a whole number"),
+    ({"target": {"0": 0}}, EditError, "cannot keep 0; give a whole number from 1 to 12"),
+    ({"target": {"0": 6.0}}, EditError, r"cannot keep 6\.0"),
+    ({"target": {"0": True}}, EditError, "cannot keep True"),
     ({"target": {"O": 6}}, UnknownNameError, "no width group 'O'"),
     ({"target": {"4": 2}}, EditError, "'4' cannot be resized"),
     ({"target": ["0", 6]}, TypeError, r"target is \['0', 6\]; pass Budget"),
     ({"granularity": "weight"}, EditError, "gives widths, which granularity='weight'"),
     ({"recovery": Random()}, EditError, "pass recovery=None"),
-    ({"min_widths": {"0": 7}}, EditError, "'0' shall keep 6 units, but min_widths says at least 7"),
+    ({"min_widths": {"0": 7}}, EditError, "keeps 6 units of '0', but min_widths says at least 7"),
 ]
 
 

@@ -1,6 +1,6 @@
 from .driver import search
 from .log import TrialLog
-from .plan import beginning_with, count_trials, make_scheduler, make_searcher
+from .plan import check_limits, draws, make_scheduler
 from .prune_trial import PruneTrial, check_config, rate_range
 from .result import SearchResult, pareto_front
 from .space import Flat, Range, Space
@@ -14,11 +14,10 @@ __all__ = [
     "SearchResult",
     "Space",
     "TrialLog",
-    "beginning_with",
     "check_config",
-    "count_trials",
+    "check_limits",
+    "draws",
     "make_scheduler",
-    "make_searcher",
     "pareto_front",
     "rate_range",
     "search",

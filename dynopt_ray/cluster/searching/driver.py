@@ -1,22 +1,20 @@
 """Search over trials: random or by Optuna, stopped early by ASHA, here or on a cluster."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dynopt_ray.cluster.searching.log import TrialLog
 from dynopt_ray.cluster.searching.plan import (
     PluginConfig,
     SearchPlan,
-    beginning_with,
-    check_search,
-    count_trials,
+    check_configurations,
+    check_limits,
+    draws,
     make_scheduler,
-    make_searcher,
 )
 from dynopt_ray.cluster.searching.result import SearchResult
-from dynopt_ray.cluster.searching.space import Flat, Space
+from dynopt_ray.cluster.searching.space import Flat, Space, SpaceConfig
 from dynopt_ray.cluster.searching.trial import Trial
-from dynopt_ray.errors import SpecError
 
 if TYPE_CHECKING:
     from dynopt_ray.cluster.sessions import Node
@@ -24,11 +22,11 @@ if TYPE_CHECKING:
 
 def search(
     trial: Trial,
-    space: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    space: SpaceConfig | Space,
     *,
     num_trials: int | None = None,
     cost_weight: float = 0.1,
-    searcher: PluginConfig = "random",
+    searcher: PluginConfig = "optuna",
     scheduler: PluginConfig | None = None,
     num_reports: int = 10,
     first: Sequence[Flat] = (),
@@ -82,11 +80,16 @@ def search(
         True
     """
     parsed = Space.parse(space)
-    drawing = beginning_with(make_searcher(searcher, seed=seed), first, parsed)
-    num_trials = count_trials(drawing, parsed, num_trials)
-    if len(first) > num_trials:
-        raise SpecError(f"{len(first)} points to try first, but only {num_trials} trials")
-    check_search(trial, parsed, num_trials, cost_weight, cpus_per_trial, gpus_per_trial)
+    check_limits(
+        num_trials=num_trials,
+        num_reports=num_reports,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        max_concurrent=max_concurrent,
+        cost_weight=cost_weight,
+    )
+    drawing, num_trials = draws(searcher, parsed, num_trials=num_trials, first=first, seed=seed)
+    check_configurations(trial, parsed)
     plan = SearchPlan(
         trial=trial,
         space=parsed,

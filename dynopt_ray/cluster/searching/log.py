@@ -8,7 +8,13 @@ from dynopt_ray.errors import SearchError
 
 if TYPE_CHECKING:
     pass
-from dynopt_ray.cluster.searching.result import BestTrial, SearchResult, flat_config, pareto_front
+from dynopt_ray.cluster.searching.result import (
+    BestTrial,
+    SearchResult,
+    flat_config,
+    pareto_front,
+    rank,
+)
 from dynopt_ray.cluster.searching.trial import TrialStatus
 
 
@@ -55,7 +61,7 @@ class TrialLog:
     def best_so_far(self) -> dict[str, Any] | None:
         """The last measurement of the finished trial with the highest utility."""
         done = [r.last for r in self._records.values() if r.status == "finished"]
-        return max(done, key=lambda row: (row["utility"], -row["cost"]), default=None)
+        return max(done, key=_rank, default=None)
 
     def result(self, kept: tuple[str, bytes] | None) -> SearchResult:
         """The tables.
@@ -72,7 +78,7 @@ class TrialLog:
         done = [r for r in records if r.status == "finished"]
         if not done:
             raise SearchError(_nothing_finished(records))
-        best = max(done, key=lambda r: (r.last["utility"], -r.last["cost"], -r.number))
+        best = max(done, key=lambda record: (*_rank(record.last), -record.number))
         network = None
         if kept is not None and self._records[kept[0]].status == "finished":
             # Where two trials are equally good, the best is the one whose network was kept.
@@ -88,6 +94,10 @@ class TrialLog:
             history=pd.DataFrame(self._history).sort_values("trial", kind="stable"),
             network=network,
         )
+
+
+def _rank(row: Mapping[str, Any]) -> tuple[float, float]:
+    return rank(row["utility"], row["cost"])
 
 
 def _trial_row(record: _Record) -> dict[str, Any]:

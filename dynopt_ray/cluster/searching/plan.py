@@ -54,12 +54,43 @@ def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
     return made
 
 
-def beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) -> "Searcher":
-    """A searcher that tries some points before it draws.
+def draws(
+    searcher: PluginConfig,
+    space: Space,
+    *,
+    num_trials: int | None,
+    first: Sequence[Flat] = (),
+    seed: int = 0,
+) -> tuple["Searcher", int]:
+    """What draws the configurations of a search, and how many there will be.
+
+    Args:
+        searcher: its name, or a mapping of its name and arguments.
+        space: what it draws from.
+        num_trials: trials in all; None is all configurations of a grid.
+        first: points to try before it draws.
+        seed: seed of the draws.
 
     Raises:
-        SpecError: it cannot, or a point is not in the space.
+        SpecError: the searcher refuses its arguments or cannot begin with given points; a point
+            is not in the space; a grid of a space with ranges; or no number of trials for a
+            searcher that never ends.
+        UnknownNameError: no searcher of this name.
     """
+    from dynopt_ray.cluster.searching.searchers import Grid
+
+    drawing = _beginning_with(make_searcher(searcher, seed=seed), first, space)
+    if isinstance(drawing, Grid):
+        size = drawing.cover(space)
+        num_trials = size if num_trials is None else min(size, num_trials)
+    if num_trials is None:
+        raise SpecError("num_trials is missing; only the searcher 'grid' comes to an end by itself")
+    if len(first) > num_trials:
+        raise SpecError(f"{len(first)} points to try first, but only {num_trials} trials")
+    return drawing, num_trials
+
+
+def _beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) -> "Searcher":
     from dynopt_ray.cluster.searching.searchers import Sampled
 
     if isinstance(first, str | Mapping) or not isinstance(first, Sequence):
@@ -80,22 +111,6 @@ def beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) ->
     return searcher.beginning_with(points)
 
 
-def count_trials(searcher: "Searcher", space: Space, num_trials: int | None) -> int:
-    """How many trials there will be: all of a grid, which is told its space by this, or fewer.
-
-    Raises:
-        SpecError: a grid of a space with ranges, or no number for a searcher without an end.
-    """
-    from dynopt_ray.cluster.searching.searchers import Grid
-
-    if isinstance(searcher, Grid):
-        size = searcher.cover(space)
-        return size if num_trials is None else min(size, num_trials)
-    if num_trials is None:
-        raise SpecError("num_trials is missing; only the searcher 'grid' comes to an end by itself")
-    return num_trials
-
-
 def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialScheduler | None":
     """What stops trials early, by name; None for None.
 
@@ -108,22 +123,28 @@ def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialSc
     return made
 
 
-def check_search(
-    trial: Trial,
-    space: Space,
-    num_trials: int,
-    cost_weight: float,
+def check_limits(
+    *,
+    num_trials: int | None,
+    num_reports: int,
     cpus_per_trial: float,
     gpus_per_trial: float,
+    max_concurrent: int | None,
+    cost_weight: float = 0.0,
 ) -> None:
-    """Refuse numbers out of their ranges, and configurations that the trial cannot run.
+    """Refuse numbers out of their ranges; see `search`.
 
     Raises:
-        ValueError: a number out of its range.
-        SpecError: the trial refuses a configuration of the space.
+        ValueError: names the first of them.
     """
-    if num_trials < 1:
-        raise ValueError(f"num_trials is {num_trials}; it must be at least 1")
+    counts = {
+        "num_trials": num_trials,
+        "num_reports": num_reports,
+        "max_concurrent": max_concurrent,
+    }
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1")
     if not cpus_per_trial > 0 or gpus_per_trial < 0:
         raise ValueError(
             f"cpus_per_trial is {cpus_per_trial} and gpus_per_trial {gpus_per_trial}; the first "
@@ -131,6 +152,14 @@ def check_search(
         )
     if not 0 <= cost_weight < float("inf"):
         raise ValueError(f"cost_weight is {cost_weight}; it must be finite and >= 0")
+
+
+def check_configurations(trial: Trial, space: Space) -> None:
+    """Refuse a space with configurations that the trial cannot run.
+
+    Raises:
+        SpecError: the trial's own `check` refuses one.
+    """
     check = getattr(trial, "check", None)
     if check is not None:
         for config in space.probes():

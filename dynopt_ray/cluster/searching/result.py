@@ -43,21 +43,26 @@ class SearchResult:
     network: bytes | None = None
 
 
+def rank(utility: float, cost: float) -> tuple[float, float]:
+    """The order of trials: the higher the better; of equal utilities the cheaper."""
+    return utility, -cost
+
+
 class BestNetwork:
     """Keeps one network: that of the best trial so far. An actor when trials run on a cluster."""
 
     def __init__(self) -> None:
-        self._key = (-math.inf, -math.inf)
+        self._rank = (-math.inf, -math.inf)
         self._kept: tuple[str, bytes] | None = None
 
     def wants(self, utility: float, cost: float) -> bool:
         """Whether a network of such figures would be kept."""
-        return (utility, -cost) > self._key
+        return rank(utility, cost) > self._rank
 
     def offer(self, trial_id: str, utility: float, cost: float, network: bytes) -> None:
         """Keep it, unless a better one came in between."""
         if self.wants(utility, cost):
-            self._key, self._kept = (utility, -cost), (trial_id, network)
+            self._rank, self._kept = rank(utility, cost), (trial_id, network)
 
     def kept(self) -> tuple[str, bytes] | None:
         """The trial's id and its network."""

@@ -6,12 +6,15 @@ A list of such spaces is their union.
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dynopt_ray.errors import SpecError, did_you_mean
 
 _RANGE_KEYS = ("low", "high", "log")
+SpaceConfig = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""A space as plain data; see `Space.parse`."""
+
 Flat = Mapping[str, Any]
 """Dimension name -> value: a number for ranges, an index for choices."""
 
@@ -56,20 +59,20 @@ class Space:
     Attributes:
         tree: name -> `Range`, `Choice`, mapping of these, or a fixed value; or a `Choice` of such
             mappings.
+        plain: the data that it was parsed from.
     """
 
     tree: Mapping[str, Any] | Choice
+    plain: SpaceConfig = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
-    def parse(
-        space: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, path: str = "space"
-    ) -> "Space":
+    def parse(space: "SpaceConfig | Space", *, path: str = "space") -> "Space":
         """The space that plain data describe.
 
         Args:
             space: name -> a list of options, a range {low, high, log}, a mapping of these, or a
                 fixed value. Options that are lists themselves are values. A list of such
-                mappings is the union of their spaces.
+                mappings is the union of their spaces. A `Space` is returned as it is.
             path: what to call it in messages.
 
         Raises:
@@ -81,7 +84,9 @@ class Space:
             >>> space.decode({"lr": 0.01})
             {'lr': 0.01, 'rounds': 2}
         """
-        parsed = Space(_parse_union(space, path))
+        if isinstance(space, Space):
+            return space
+        parsed = Space(_parse_union(space, path), space)
         if not parsed.dimensions:
             raise SpecError(
                 f"{path}: nothing to choose, every value is fixed; give a list of options or a "

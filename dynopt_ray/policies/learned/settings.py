@@ -82,7 +82,13 @@ class DQNSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("num_env_runners", "num_learners", "warmup_steps"):
+        for name in (
+            "num_env_runners",
+            "num_learners",
+            "warmup_steps",
+            "priority",
+            "priority_correction",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         for name in (
@@ -94,8 +100,10 @@ class DQNSettings:
         ):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in (0, 1]")
-        if not self.hidden:
-            raise ValueError("hidden is empty; give at least one width")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden is {list(self.hidden)}; give at least one width, each >= 1")
 
     def epsilon_at(self, num_steps: int) -> float:
         """Share of random actions after so many environment steps."""

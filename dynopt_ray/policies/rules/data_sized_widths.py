@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dynopt_ray.policies.actions import ActionKind, ActionMask, legal_action
+from dynopt_ray.policies.actions import ActionMask, legal_action
 from dynopt_ray.policies.observation import Observation, feature
 
 
@@ -35,7 +35,7 @@ class DataSizedWidths:
         have = feature(observation, "samples_per_weight")
         wanted = math.log10(self.samples_per_weight)
         if have < wanted:
-            return legal_action(ActionKind.SHRINK, action_mask)
+            return legal_action("shrink", action_mask)
         if have > wanted + math.log10(self.slack):
-            return legal_action(ActionKind.GROW, action_mask)
-        return legal_action(ActionKind.KEEP, action_mask)
+            return legal_action("grow", action_mask)
+        return legal_action("keep", action_mask)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dynopt_ray.policies.actions import ActionKind, ActionMask, legal_action
+from dynopt_ray.policies.actions import ActionMask, legal_action
 from dynopt_ray.policies.observation import Observation, feature
 
 
@@ -37,7 +37,7 @@ class StalledGrowth:
         general = feature(observation, "loss_gap") <= self.largest_gap
         unfinished = feature(observation, "train_loss") > math.log1p(self.good_loss)
         grows = stalled and general and unfinished
-        return legal_action(ActionKind.GROW if grows else ActionKind.KEEP, action_mask)
+        return legal_action("grow" if grows else "keep", action_mask)
 
 
 def _check_at_least_zero(name: str, value: float) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dynopt_ray.policies.actions import ActionKind, ActionMask, legal_action
+from dynopt_ray.policies.actions import ActionMask, legal_action
 from dynopt_ray.policies.observation import Observation, feature
 
 
@@ -28,4 +28,4 @@ class UselessShrinking:
         """Shrink or keep."""
         share = feature(observation, "dead") + feature(observation, "redundant")
         shrinks = share >= self.smallest_share
-        return legal_action(ActionKind.SHRINK if shrinks else ActionKind.KEEP, action_mask)
+        return legal_action("shrink" if shrinks else "keep", action_mask)

@@ -2,7 +2,7 @@
 
 from dynopt_ray.runs.kinds.adapt import AdaptSpec
 from dynopt_ray.runs.kinds.demo import DemoSpec
-from dynopt_ray.runs.kinds.policy import PolicySettings, PolicySpec
+from dynopt_ray.runs.kinds.policy import PolicySpec
 from dynopt_ray.runs.kinds.prune import PruneSpec
 from dynopt_ray.runs.kinds.registry import KINDS, check_address, prepare
 from dynopt_ray.runs.kinds.search import SearchSpec
@@ -12,7 +12,6 @@ __all__ = [
     "KINDS",
     "AdaptSpec",
     "DemoSpec",
-    "PolicySettings",
     "PolicySpec",
     "PruneSpec",
     "SearchSpec",

@@ -1,7 +1,9 @@
 """Specs: plain data, checked, with every mistake reported at once."""
 
-from dynopt_ray.runs.spec.base import CostFractions, NetworkSpec, Spec
+from dynopt_ray.runs.spec.base import CostFractions, NetworkSpec, Spec, UtilitySpec
+from dynopt_ray.runs.spec.derived import Fills, default_of
 from dynopt_ray.runs.spec.fields import (
+    ActionsField,
     ByName,
     CriterionField,
     DetectorField,
@@ -20,10 +22,12 @@ from dynopt_ray.runs.spec.validation import Strict, short, validated
 from dynopt_ray.runs.spec.yaml_text import dump, parse
 
 __all__ = [
+    "ActionsField",
     "ByName",
     "CostFractions",
     "CriterionField",
     "DetectorField",
+    "Fills",
     "NetworkSpec",
     "OptimizerField",
     "Phase",
@@ -35,7 +39,9 @@ __all__ = [
     "SearcherField",
     "Spec",
     "Strict",
+    "UtilitySpec",
     "checked_by",
+    "default_of",
     "dump",
     "parse",
     "short",

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dynopt_ray.policies import ChargedCost
 from dynopt_ray.runs.spec.fields import OptimizerField, Phase, TaskField
 from dynopt_ray.runs.spec.validation import Strict
 
@@ -48,6 +49,18 @@ class NetworkSpec(Spec):
                 "of a trained one; --set train=null takes away what the spec has"
             )
         return self
+
+
+class UtilitySpec(NetworkSpec):
+    """What kinds begin with that maximise a utility.
+
+    Attributes:
+        cost_weight: λ of utility = accuracy − λ · relative cost.
+        cost: the cost that utility charges for.
+    """
+
+    cost_weight: float = Field(default=0.1, ge=0)
+    cost: ChargedCost = "nonzero"
 
 
 def _check_fraction(value: float) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator
 
 from dynopt_ray import plugins
 from dynopt_ray.errors import DynoptError
@@ -75,6 +75,17 @@ def _recovery(value: Any) -> str | ByName | None:
     return made
 
 
+def _action_set(value: Any) -> object:
+    from dynopt_ray.policies import ActionSet
+
+    return ActionSet(value)
+
+
+ActionsField = Annotated[
+    tuple[str | ByName, ...],
+    Field(strict=False),  # YAML has lists, no tuples
+    AfterValidator(checked_by(_action_set)),
+]
 CriterionField = Annotated[str | ByName, _plugin("criteria")]
 DetectorField = Annotated[str | ByName, _plugin("detectors")]
 ReactionField = Annotated[str | ByName, _plugin("reactions")]

@@ -1,7 +1,7 @@
 """From plain data to a spec: every mistake at once, each with its path, value and remedy."""
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -104,15 +104,18 @@ def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel]:
     """The part of a spec that a path leads to."""
     for part in path:
         field = model.model_fields.get(str(part))
-        inner = next(_models(field.annotation), None) if field else None
+        inner = next(_models(field.annotation, *field.metadata), None) if field else None
         if inner is None:
             break
         model = inner
     return model
 
 
-def _models(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)
+def _models(*annotations: Any) -> Iterator[type[BaseModel]]:
+    """The models within annotations, those of `Fills` included."""
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield annotation
+        elif isinstance(model := getattr(annotation, "model", None), type):
+            yield model
+        yield from _models(*get_args(annotation))

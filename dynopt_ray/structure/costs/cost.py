@@ -1,4 +1,4 @@
-"""What a network costs: measured by running it, or computed from its widths alone."""
+"""The cost of a network, and its measurement by running the network."""
 
 import statistics
 import time
@@ -33,18 +33,18 @@ CostKind = Literal["params", "nonzero", "flops", "bytes", "latency_ms"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs.
+    """The cost of a network.
 
     Attributes:
         params: number of parameters.
         nonzero: number of parameters that are not zero.
-        flops: floating-point operations of one forward pass on the example inputs; a
-            multiply-add counts as two, and only products count, as in `torch.utils.flop_counter`.
+        flops: floating-point operations of one forward pass on the example inputs. A multiply-add
+            counts as two, and only products are counted, as in `torch.utils.flop_counter`.
         bytes: memory of parameters and buffers.
         latency_ms: median time of one forward pass in milliseconds, or None if not measured.
-        latency_iqr_ms: the interquartile range of these times, or None.
-        activation_bytes: the most memory that what a forward pass computes takes at one time,
-            without gradients and beside parameters and inputs, or None if not measured.
+        latency_iqr_ms: interquartile range of these times in milliseconds, or None.
+        activation_bytes: peak memory of everything that a forward pass computes, without gradients
+            and not counting parameters and inputs, or None if not measured.
     """
 
     params: int
@@ -56,22 +56,22 @@ class Cost:
     activation_bytes: int | None = None
 
     def relative_to(self, start: "Cost", kind: str = "nonzero") -> float:
-        """This cost as a fraction of another; `kind` is the name of an attribute."""
+        """Return this cost as a fraction of another; `kind` is the name of an attribute."""
         return float(getattr(self, kind)) / max(float(getattr(start, kind)), 1e-12)
 
 
 def measure(
     model: nn.Module, example_inputs: Inputs, *, latency: bool = False, memory: bool = False
 ) -> Cost:
-    """The cost of a network on some inputs.
+    """Measure the cost of a network on some inputs.
 
     Args:
         model: the network; it runs in evaluation mode and is not changed.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments. FLOPs,
             latency and memory are those of this whole batch.
-        latency: also time it on the device that it is on: the median and spread of 20 runs after
-            3 that do not count.
-        memory: also measure what a pass holds in memory.
+        latency: also time the network on its own device: the median and interquartile range of 20
+            passes after 3 warm-up passes.
+        memory: also measure the peak memory of a pass.
     """
     parameters = list(model.parameters())
     flops, activation_bytes = _counted(model, example_inputs, memory)
@@ -88,18 +88,18 @@ def measure(
 
 
 def count_nonzero(parameters: Sequence[Tensor]) -> int:
-    """Number of entries that are not zero; on the meta device, of all."""
+    """Return the number of non-zero entries; on the meta device, that of all entries."""
     counts = [p.numel() if p.is_meta else p.detach().count_nonzero() for p in parameters]
     return int(sum(counts))
 
 
 def _counted(model: nn.Module, inputs: Inputs, memory: bool) -> tuple[int, int | None]:
-    """FLOPs and the peak memory of activations: without data where the network allows that."""
+    """Return FLOPs and peak activation memory, computed without data if the network allows it."""
     tensors = named_tensors(model)
     with undisturbed(model, training=False), buffers_kept(model):
         try:
             return _counted_on("meta", model, inputs, shells(tensors, {}, "meta"), memory)
-        except Exception:  # a forward that looks at values needs real ones
+        except Exception:  # a forward pass that depends on values needs real ones
             return _counted_on(_device(tensors), model, inputs, tensors, memory)
 
 
@@ -111,20 +111,21 @@ def _counted_on(
     memory: bool,
 ) -> tuple[int, int | None]:
     inputs = moved(inputs, device)
-    # Written out as products: what each device makes of attention is not known to the counter.
+    # Compute attention as plain products: the counter does not know every device's fused kernels.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call(model, inputs, tensors)
     flops = int(counter.get_total_flops())
     if not memory:
         return flops, None
-    # A pass of its own: the counter decomposes operations, and their parts would count.
+    # In a separate pass: the FLOP counter decomposes operations, and the intermediate results of
+    # their parts would count as memory.
     with PeakMemory() as peak:
         call(model, inputs, tensors)
     return flops, peak.peak_bytes
 
 
 def latency_ms(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
-    """Median and interquartile range of the time of one forward pass; see `measure`."""
+    """Return median and interquartile range of the time of a pass, in ms; see `measure`."""
     device = _device(named_tensors(model))
     inputs = moved(inputs, device)
     times = []

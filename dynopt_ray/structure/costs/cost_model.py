@@ -12,10 +12,11 @@ from dynopt_ray.structure.units import Grouping, IdArray, Record
 
 
 class CostModel:
-    """Parameters, bytes and FLOPs as functions of the widths: products of affine sizes.
+    """Parameters, bytes and FLOPs as functions of the widths.
 
-    Every dimension's size is a constant plus a whole number per unit of each group, so the cost
-    of any widths is exact arithmetic: no network is resized and none is run.
+    Each of them is a sum of products of dimension sizes. Every size is a constant plus a whole
+    number per unit of each group. So the cost at any widths is exact arithmetic, and no network is
+    resized or run.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], record: Record, grouping: Grouping) -> None:
@@ -35,7 +36,10 @@ class CostModel:
         self._traffic: _Products | None = None
 
     def cost(self, widths: Sequence[int], nonzero: int | None = None) -> Cost:
-        """The cost with these widths, one per group in the grouping's order."""
+        """Return the cost at these widths, one per group in the grouping's order.
+
+        If `nonzero` is None, every parameter counts as non-zero.
+        """
         vector = np.asarray(widths, dtype=np.float64)
         params = self._params(vector)
         return Cost(
@@ -43,8 +47,8 @@ class CostModel:
         )
 
     def traffic(self, widths: Sequence[int]) -> int:
-        """Bytes that operations write in one forward pass with these widths."""
-        if self._traffic is None:  # there are many terms, and few ask
+        """Return the bytes that operations write in one forward pass at these widths."""
+        if self._traffic is None:  # computed on demand: it has many terms and is rarely needed
             terms = [(work.coefficient, list(work.factors)) for work in self._made]
             self._traffic = self._products(terms)
         return self._traffic(np.asarray(widths, dtype=np.float64))
@@ -60,11 +64,11 @@ class CostModel:
         )
 
     def _size(self, ids: IdArray) -> "_Size":
-        """The size of a dimension; many dimensions share their ids."""
+        """Return the size of a dimension, cached because many dimensions share their ids."""
         known = self._sizes.get(id(ids))
         if known is None:
             groups = self._grouping.group_of[ids]
-            if len(groups) and bool((groups == groups[0]).all()):  # nearly always
+            if len(groups) and bool((groups == groups[0]).all()):  # the usual case
                 found, counts = groups[:1], np.array([len(groups)])
             else:
                 found, counts = np.unique(groups, return_counts=True)
@@ -79,13 +83,13 @@ class CostModel:
 
 
 def _bytes(tensor: Tensor, dims: list[IdArray]) -> tuple[int, list[IdArray]]:
-    """What a tensor takes up, as a product; one that nobody's units lie along never changes."""
+    """Return a tensor's bytes as a product, which is constant if no units lie along the tensor."""
     return tensor.element_size() * (1 if dims else tensor.numel()), dims
 
 
 @dataclass(frozen=True)
 class _Size:
-    """A size that is affine in the widths: a constant, and so much per unit of each group."""
+    """A size that is affine in the widths: a constant plus a number per unit of each group."""
 
     constant: float
     per_unit: Mapping[int, float]

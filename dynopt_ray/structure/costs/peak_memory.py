@@ -1,4 +1,4 @@
-"""How much memory a forward pass takes."""
+"""The peak memory of a forward pass."""
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of what operations make, while it is held.
+    """Counts the bytes of tensors that operations create, for as long as the tensors exist.
 
-    Views and in-place results are part of what they share memory with. Works without data too.
+    Views and in-place results share memory that is already counted. Works on the meta device, too.
 
     Attributes:
-        peak_bytes: the most at one time so far.
+        peak_bytes: the largest number of bytes at one time so far.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation and count what is new."""
+        """Run the operation and count the memory of new tensors."""
         given = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):

@@ -1,4 +1,4 @@
-"""Plans: edits as data, checked whole, then carried out whole or not at all."""
+"""Plans: edits as data, checked as a whole, then applied as a whole or not at all."""
 
 from dynopt_ray.structure.plans.application import Receipt, apply_plan
 from dynopt_ray.structure.plans.block_copies import HISTORY, redo

@@ -1,4 +1,20 @@
-"""Carrying out a plan: checked whole, then applied whole or not at all."""
+"""Applying a plan: it is checked as a whole, then applied as a whole or not at all.
+
+A plan is divided into stages. The edits of one stage concern distinct width groups or distinct
+parameters, so their order does not matter and they are applied together. Each stage starts from the
+network that the previous stage left. An `Insert` or `Remove` is a stage of its own: the network is
+traced again after it, and only then is the rest of the plan checked.
+
+A stage that resizes computes all new weights before it assigns the first one. It finds the new
+layout of each dimension by index arithmetic, computes the new weights, proves exact growth by a
+forward pass, and refits consumers if there are batches to compensate with. Then it assigns the new
+values to the existing parameters, which keep their identity, together with gradients, masks,
+optimizer state and integer attributes of modules.
+
+Every assignment goes through a `Transaction`, which keeps the old objects. If a stage fails, they
+are put back, and `Receipt.undo` does the same later. This is bit-exact, because the old tensors
+themselves return. Training in between cannot have modified them, because it worked on new tensors.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,14 +42,14 @@ from dynopt_ray.structure.units import Change, moved_group, new_axes
 
 @dataclass(eq=False)
 class Receipt:
-    """What applying a plan did.
+    """The record of an applied plan, which can undo it.
 
     Attributes:
         plan: the edits.
         widths: group name -> (width before, width after), for the groups that changed.
-        before: the network's cost before.
-        after: its cost after.
-        refitted: the weights that were compensated, in forward order.
+        before: the network's cost before the plan.
+        after: the network's cost after the plan.
+        refitted: names of the weights that compensation refitted, in forward order.
     """
 
     plan: tuple[Edit, ...]
@@ -46,14 +62,14 @@ class Receipt:
     _transaction: Transaction = field(repr=False)
 
     def undo(self) -> None:
-        """Put back, bit for bit, all that the plan touched: weights, buffers, state, attributes.
+        """Restore, bit for bit, everything that the plan touched.
 
-        What was learned since then in the tensors that the plan touched is lost; tensors it did
-        not touch stay as they are now.
+        These are weights, buffers, optimizer state and attributes. Training since the plan is lost
+        in the tensors that the plan touched. Other tensors keep their current values.
 
         Raises:
-            EditError: it was undone already, it was committed, or something changed the network
-                later: a plan, which must be undone first, another graph or `load`.
+            EditError: the plan was undone or committed already, or the network was changed later:
+                by a later plan, which must be undone first, by another graph or by `load`.
         """
         if self not in self._network.receipts:
             raise EditError("this plan has been undone or committed already")
@@ -64,13 +80,13 @@ class Receipt:
         if history_of(self._network.model) is not self._history:
             raise EditError(
                 "the network was changed behind this graph's back since (by another graph, prune, "
-                "or load). Undo the other graph's plans first; after load there is no way back"
+                "or load). Undo the other graph's plans first; after load, undo is impossible"
             )
         number = self._network.num_edits
         try:
             self._transaction.roll_back()
         finally:
-            self._transaction.roll_back()  # the rest, after Ctrl-C
+            self._transaction.roll_back()  # finishes what Ctrl-C interrupted
             # An edit after an undo must not draw the same new weights.
             self._network.num_edits = number
 
@@ -87,27 +103,27 @@ def apply_plan(
     compensate: Iterable[Inputs] | Tensor | None = None,
     seed: int | None = None,
 ) -> Receipt:
-    """Change a network in place, with its optimizer.
+    """Apply a plan to a network in place; its optimizer follows.
 
     Parameters keep their identity, so parameter groups, hooks and references stay valid. Edits
-    take effect in the order of the plan: each sees the widths that the ones before it left.
+    take effect in the order of the plan: each sees the widths that the previous edits left.
 
     Args:
         network: the traced network.
-        plan: the edits, at least one; a single one may be given as it is.
-        optimizer: its optimizer, or all of them where several share the parameters; their state
-            follows. Any optimizer with state per parameter.
-        compensate: batches of what the network is called with (a tensor counts as one batch). If
-            given, what reads removed units or is masked is refitted to give what it gave before:
-            linear layers, convolutions and other products with a parameter, as
-            `Receipt.refitted` lists them. Masked weights stay at zero.
-        seed: what new units are drawn from, so that a copy of the network gets the same ones.
+        plan: the edits, at least one; a single edit may be passed without a list.
+        optimizer: the network's optimizer, or a list of all of them if each trains some of the
+            parameters; their state follows. Any optimizer that keeps state per parameter works.
+        compensate: batches of network inputs (a tensor counts as one batch). If given, weights
+            that read removed units or are masked are refitted to reproduce their previous outputs:
+            linear layers, convolutions and other products with a parameter. `Receipt.refitted`
+            lists them. Masked weights stay at zero.
+        seed: seed of the weights of new units, so that a copy of the network gets the same ones.
             Default: torch's own seed and the number of the edit.
 
     Raises:
-        EditError: the plan cannot be carried out or would change nothing. The network, its
-            optimizer and the graph are as they were.
-        UnknownNameError: an edit names nothing of the network.
+        EditError: the plan cannot be applied or would change nothing. The network, its optimizer
+            and the graph are unchanged.
+        UnknownNameError: an edit names nothing in the network.
     """
     plan = (plan,) if isinstance(plan, Edit) else tuple(plan)
     if not plan:
@@ -133,7 +149,7 @@ def apply_plan(
 
 
 def _changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """The widths that differ; 0 where a group is not there."""
+    """Return the widths that differ; the width of a group that does not exist is 0."""
     both = {name: (old.get(name, 0), new.get(name, 0)) for name in [*old, *new]}
     return {name: (before, after) for name, (before, after) in both.items() if before != after}
 
@@ -147,10 +163,10 @@ def _apply_stages(
     seed: int | None,
     transaction: Transaction,
 ) -> tuple[str, ...]:
-    """Carry out a plan whose stages have been checked; the rest is, when its turn comes.
+    """Apply the checked stages of a plan, then check and apply the rest of the plan.
 
     Returns:
-        The weights that were refitted.
+        The names of the weights that were refitted.
     """
     refitted: dict[str, None] = {}
     done = 0
@@ -181,10 +197,10 @@ def _apply_widths(
     draw: Draw,
     transaction: Transaction,
 ) -> list[str]:
-    """Resize distinct groups at once: all new tensors are computed before the first is assigned.
+    """Resize distinct groups; all new tensors are computed before the first one is assigned.
 
     Returns:
-        The weights that were refitted.
+        The names of the weights that were refitted.
     """
     _drop_kept(network, transaction)
     changes = [_change(network, edit) for edit in edits]
@@ -237,7 +253,7 @@ def _check_growth(
     weights: dict[str, Tensor],
     draw: Draw,
 ) -> None:
-    """Run the network with the growth alone, where that shall not show."""
+    """Check that growth that has to be exact does not change the output when applied alone."""
     pairs = zip(edits, changes, strict=True)
     growing = [change for edit, change in pairs if isinstance(edit, Grow) and edit.exact]
     if not growing:
@@ -254,7 +270,7 @@ def _check_growth(
 def _batches(
     compensate: Iterable[Inputs] | Tensor | dict[str, Any] | None,
 ) -> list[Inputs] | None:
-    """What the network is called with, batch by batch; None where nothing is refitted."""
+    """Return the network's inputs batch by batch; None if nothing is refitted."""
     if compensate is None:
         return None
     batches = [compensate] if isinstance(compensate, Tensor | dict) else list(compensate)
@@ -263,15 +279,15 @@ def _batches(
     for number, batch in enumerate(batches):
         if not isinstance(batch, Tensor | tuple | dict):
             raise EditError(
-                f"compensate: batch {number} is a {type(batch).__name__}. A batch is what the "
-                "network is called with, without labels: a tensor, a tuple of arguments or a dict "
-                "of keyword arguments; e.g. compensate=[x for x, _ in loader]"
+                f"compensate: batch {number} is a {type(batch).__name__}. A batch is the input of "
+                "one forward pass, without labels: a tensor, a tuple of arguments or a dict of "
+                "keyword arguments; e.g. compensate=[x for x, _ in loader]"
             )
     return batches
 
 
 def _drop_kept(network: Network, transaction: Transaction) -> None:
-    """Empty what modules keep of an earlier pass: it has the old sizes."""
+    """Remove the tensors that modules keep of an earlier pass, because they have the old sizes."""
     for module, name in network.caches:
         kept = getattr(module, name)
         left = {k: v for k, v in kept.items() if not isinstance(v, Tensor)}
@@ -288,10 +304,10 @@ def _apply_masks(
     """Hold weights of distinct parameters at zero.
 
     Returns:
-        The weights that were refitted.
+        The names of the weights that were refitted.
     """
     tensors = network.tensors()
-    # Copies: the caller may go on to change theirs.
+    # Copy the masks: the caller may modify the originals.
     keeps = {m.parameter: m.keep.to(tensors[m.parameter].device, copy=True) for m in masks}
     weights = {name: tensors[name].detach().masked_fill(~keep, 0) for name, keep in keeps.items()}
     refitted: dict[str, Tensor] = {}
@@ -305,7 +321,8 @@ def _apply_masks(
         weights.update(refitted)
     for name, value in weights.items():
         parameter, grad = tensors[name], tensors[name].grad
-        # What is only refitted keeps its state: a copy, as training goes on to change it in place.
+        # Parameters that are refitted but not masked keep their optimizer state. Copy it: training
+        # will modify it in place.
         keep = keeps[name] if name in keeps else torch.ones_like(value, dtype=torch.bool)
         for state in states:
             transaction.set_state(state.optimizer, parameter, state.masked(parameter, keep))
@@ -322,7 +339,7 @@ def _change(network: Network, edit: Grow | Shrink) -> Change:
     if isinstance(edit, Grow):
         if edit.init == "fresh":
             return Change(group, everything, torch.full((edit.units,), -1, device="cpu"))
-        # The newest units are copied first and each as rarely as possible.
+        # Copy the units in order from the first one, each as rarely as possible.
         return Change(group, everything, torch.arange(edit.units, device="cpu") % group.width)
     keep = torch.ones(group.width, dtype=torch.bool, device="cpu")
     if edit.remove is not None:

@@ -1,8 +1,8 @@
-"""Blocks that come and go in a live network: what stands where, and who trains it.
+"""Inserting and removing the blocks of a live network, and their parameters in its optimizers.
 
-Names never change: a removed block leaves a `Skip` in its place, and an inserted one gets a name
-of its own between its neighbours'. The network itself remembers what was done, so that `save` can
-write it down and `load` can do it again.
+Names of modules never change: a removed block is replaced by a `Skip`, and an inserted block gets a
+new name of its own. The network lists these changes in an attribute, so that `save` can store them
+and `load` can repeat them.
 """
 
 import copy
@@ -17,15 +17,15 @@ from dynopt_ray.structure.plans.optimizer_state import join, leave
 from dynopt_ray.structure.preserve import Transaction, mask_of
 
 HISTORY = "_blocks_edited"
-"""The attribute of a network that lists, as JSON-able dicts, which blocks came and went."""
+"""The attribute in which a network lists its block changes, as JSON-able dicts."""
 
 
 class Skip(nn.Module):
-    """What a removed block leaves: it gives its first argument.
+    """Takes the place of a removed block and returns its first argument.
 
     Args:
-        num_others: how many further outputs the block had; they are None now. None means that it
-            gave a tensor and no tuple.
+        num_others: number of outputs that the block had after the first; they are None now. None
+            means that the block returned a tensor, not a tuple.
     """
 
     def __init__(self, num_others: int | None = None) -> None:
@@ -33,7 +33,7 @@ class Skip(nn.Module):
         self._num_others = num_others
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The first argument."""
+        """Return the first argument."""
         first = args[0] if args else next(iter(kwargs.values()))
         return first if self._num_others is None else (first, *(None,) * self._num_others)
 
@@ -45,14 +45,14 @@ def take_out(
     optimizers: Sequence[Optimizer],
     log: Transaction,
 ) -> None:
-    """Put a `Skip` in a block's place; optimizers forget its parameters.
+    """Replace a block by a `Skip`, and remove its parameters from the optimizers.
 
     Args:
         model: the network.
-        name: the block.
-        num_others: how many outputs it has beside the first; see `Skip`.
-        optimizers: what trains the network.
-        log: where to note what to put back.
+        name: name of the block.
+        num_others: number of its outputs after the first; see `Skip`.
+        optimizers: the optimizers that train the network.
+        log: the transaction that can undo the change.
     """
     parent, key = _place(model, name)
     block = model.get_submodule(name)
@@ -65,7 +65,7 @@ def take_out(
 
 
 def copied(model: nn.Module, like: Sequence[str]) -> nn.Module:
-    """Copies of some modules as one block."""
+    """Return copies of some modules as one block."""
     modules = [copy.deepcopy(model.get_submodule(name)) for name in like]
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
@@ -78,17 +78,18 @@ def put_in(
     optimizers: Sequence[Optimizer],
     log: Transaction,
 ) -> None:
-    """Put a block behind another one of the same `nn.Sequential` or `nn.ModuleList`.
+    """Insert a block after another one of the same `nn.Sequential` or `nn.ModuleList`.
 
-    Its parameters join those that they are copies of: in the optimizers and in their masks.
+    Each of its parameters gets the mask of the parameter that it is a copy of, and joins the same
+    parameter groups.
 
     Args:
         model: the network.
-        after: the block that it comes after.
-        block: the new one, as `copied` made it.
-        like: what it is a copy of.
-        optimizers: what trains the network.
-        log: where to note what to put back.
+        after: name of the block that it comes after.
+        block: the new block, made by `copied`.
+        like: names of the modules that it is a copy of.
+        optimizers: the optimizers that train the network.
+        log: the transaction that can undo the change.
     """
     parent, key = _place(model, after)
     taken = parent._modules
@@ -112,10 +113,10 @@ def put_in(
 def redo(
     model: nn.Module, change: Mapping[str, Any], optimizers: Sequence[Optimizer], log: Transaction
 ) -> None:
-    """Do once more what another network's history says.
+    """Repeat a block change that was made to another network.
 
     Raises:
-        EditError: this network has no place for it.
+        EditError: the network lacks the blocks that the change names.
     """
     try:
         if "remove" in change:
@@ -132,6 +133,6 @@ def _note(model: nn.Module, change: Mapping[str, Any], log: Transaction) -> None
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a module, and what it calls it."""
+    """Return the parent of a module, and the module's name in it."""
     parent, _, key = name.rpartition(".")
     return model.get_submodule(parent), key

@@ -1,6 +1,7 @@
-"""Fewer and more blocks: what passes its input on unchanged can be taken out or put in.
+"""Changing the depth of a network: removing and inserting blocks.
 
-A block is a module that takes a tensor and gives one of the same shape, once per forward pass.
+A block is a module that takes a tensor and returns one of the same shape, once per forward pass. A
+block that passes its input on unchanged can be removed or inserted without changing the output.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +40,8 @@ def remove_block(
     """Take a block out of a network and its parameters out of its optimizers.
 
     Raises:
-        EditError: it changes what it is given and may not, or the network does not run without it.
+        EditError: the edit is exact but the block changes its input, or the network does not run
+            without the block.
     """
     model = network.model
     if edit.exact:
@@ -47,8 +49,8 @@ def remove_block(
         calls = [_calls(network, [edit.block], i)[edit.block] for i in _several(network, inputs)]
         if not all(_same(call.result, call.first) for call in calls):
             raise EditError(
-                f"Remove({edit.block!r}): the block changes what it is given. Pass exact=False to "
-                "accept that the network's output changes"
+                f"Remove({edit.block!r}): the block changes its input. Pass exact=False to accept "
+                "that the network's output changes"
             )
     optimizers = [state.optimizer for state in states]
     take_out(model, edit.block, network.blocks[edit.block], optimizers, log)
@@ -58,10 +60,10 @@ def remove_block(
 def insert_block(
     network: Network, edit: Insert, states: Sequence[OptimizerState], log: Transaction
 ) -> None:
-    """Put a copy of a block into a network; its parameters join those that they are copies of.
+    """Insert a copy of a block into a network and into the optimizers that train the original.
 
     Raises:
-        EditError: it cannot pass on what it is given, or there is no place for it.
+        EditError: the copy cannot pass its input on unchanged, or it cannot be inserted there.
     """
     model = network.model
     inputs = network.asked.example_inputs
@@ -72,13 +74,13 @@ def insert_block(
     with undisturbed(block, training=False):
         try:
             silent = silence(block, lambda: example.repeated(block, given), given)
-        except Exception as error:  # whatever a forward pass raises that gets another size
+        except Exception as error:  # a forward pass that gets another size may raise anything
             raise EditError(f"{what} follow it: {error}") from error
         if not silent:
             raise EditError(
-                f"{what} pass on what it is given: it has no residual branch that ends in layers "
-                "that can become zero, nor is it one linear layer or convolution that can become "
-                "the identity (followed by an activation that leaves the result alone)"
+                f"{what} pass its input on unchanged: it has no residual branch that ends in "
+                "layers that can become zero, and it is not a single linear layer or convolution "
+                "that can become the identity (with an activation that leaves the result unchanged)"
             )
     optimizers = [state.optimizer for state in states]
     several = _several(network, inputs)
@@ -89,16 +91,17 @@ def insert_block(
         new = outputs_of(model, each)
         if old and (new is None or output_change(old, new, network.tensors())):
             raise EditError(
-                f"{what} stand there: it passes on what it is given, but the network's output "
-                "changes (on other inputs it does something, or where blocks stand matters)"
+                f"{what} be inserted there: it passes its input on unchanged, but the network's "
+                "output changes (on other inputs the block is not the identity, or the position of "
+                "blocks matters)"
             )
 
 
 def _describe_again(network: Network, log: Transaction) -> None:
-    """Look at the network again after blocks came or went.
+    """Describe the network again after blocks were inserted or removed.
 
     Raises:
-        EditError: it does not run, or gives something else.
+        EditError: the network does not run, or its outputs have other shapes.
     """
     model, asked = network.model, network.asked
     names = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
@@ -106,31 +109,34 @@ def _describe_again(network: Network, log: Transaction) -> None:
     try:
         new = describe(model, left)
     except TraceError as error:
-        raise EditError(f"with other blocks the network does not run: {error}") from error
+        raise EditError(f"with this change of blocks the network does not run: {error}") from error
     if new.output_sizes != network.output_sizes:
         raise EditError(
-            f"with other blocks the network gives {list(map(tuple, new.output_sizes))} in "
-            f"place of {list(map(tuple, network.output_sizes))}"
+            "with this change of blocks the network returns outputs of shapes "
+            f"{list(map(tuple, new.output_sizes))}, not {list(map(tuple, network.output_sizes))}"
         )
     for field in fields(new):
         log.set_attribute(network, field.name, getattr(new, field.name))
 
 
 def _several(network: Network, inputs: Inputs) -> list[Inputs]:
-    """The inputs, and others on which the network runs."""
+    """Return the inputs, and those of their variants on which the network runs."""
     return [inputs, *(i for i in other_inputs(inputs) if outputs_of(network.model, i))]
 
 
 def _calls(network: Network, names: Iterable[str], inputs: Inputs) -> dict[str, Call]:
-    """What goes in and out of some modules.
+    """Return the one call of each of some modules, with its inputs and outputs.
 
     Raises:
-        EditError: the network has no values, or does not call one of them exactly once.
+        EditError: the network has no values, or does not call a module exactly once.
     """
     model = network.model
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type == "meta":
-        raise EditError("blocks are compared by what they give, and this network has no values")
+        raise EditError(
+            "blocks are compared by their outputs, and this network has no values (it is on the "
+            "meta device)"
+        )
     with recorded(model, names) as seen, undisturbed(model, training=False), buffers_kept(model):
         run(model, moved(inputs, device))
     for name, calls in seen.items():
@@ -143,24 +149,24 @@ def _calls(network: Network, names: Iterable[str], inputs: Inputs) -> dict[str, 
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two activations are equal but for rounding."""
+    """Return whether two activations are equal up to rounding."""
     scale = other.abs().max() if other.numel() else other.new_ones(())
     return bool(((one - other).abs() <= _ROUNDING * scale).all())
 
 
 def silence(block: nn.Module, run: Callable[[], Any], passed_on: Tensor) -> bool:
-    """Make a block pass its input on, by as few zeros or ones as possible.
+    """Make a block pass its input on unchanged, by changing as few parameters as possible.
 
-    Its residual branches end in layers that become zero. A block without such branches becomes the
-    identity where one linear layer or convolution can be that (Net2DeeperNet, Chen et al. 2016).
+    The last layers of its residual branches become zero. If there are no such branches, its only
+    linear layer or convolution becomes the identity (Net2DeeperNet, Chen et al. 2016).
 
     Args:
         block: a copy of a block; its parameters may change.
-        run: calls it.
-        passed_on: what it is called with.
+        run: calls the block.
+        passed_on: the input of that call.
 
     Returns:
-        Whether it does.
+        Whether the block now passes its input on unchanged.
     """
 
     def identical() -> bool:
@@ -173,7 +179,7 @@ def silence(block: nn.Module, run: Callable[[], Any], passed_on: Tensor) -> bool
     held = [[p.detach().clone() for p in layer] for layer in layers]
     _zero(layers)
     if identical():
-        # As few as possible: of two zeros in a row neither would ever learn.
+        # Restore as many layers as possible: of two zero layers in a row, neither would ever learn.
         for layer, values in zip(layers, held, strict=True):
             _set(layer, values)
             if not identical():
@@ -185,7 +191,7 @@ def silence(block: nn.Module, run: Callable[[], Any], passed_on: Tensor) -> bool
 
 
 def _in_order(block: nn.Module, run: Callable[[], Any]) -> list[nn.Module]:
-    """The modules with parameters of their own, by when they have done their work."""
+    """Return the modules with parameters of their own, in the order in which they finish."""
     done: dict[nn.Module, None] = {}
 
     def note(module: nn.Module, *_: Any) -> None:
@@ -204,7 +210,7 @@ def _in_order(block: nn.Module, run: Callable[[], Any]) -> list[nn.Module]:
 
 
 def _become_identity(block: nn.Module, passed_on: Tensor) -> bool:
-    """One linear layer or convolution becomes the identity, normalisations undo themselves."""
+    """Make the only linear layer or convolution, and all BatchNorms, the identity, if possible."""
     products = [m for m in block.modules() if isinstance(m, nn.Linear | _Conv)]
     if len(products) != 1:
         return False

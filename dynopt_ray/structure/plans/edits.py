@@ -1,4 +1,4 @@
-"""Edits: pieces of data that say how a network should change. A plan is a list of them."""
+"""Edits: data that describes how a network should change. A plan is a list of edits."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,22 +13,22 @@ from dynopt_ray.errors import DynoptError, EditError, UnknownNameError
 
 Init = Literal["fresh", "split"]
 _INITS: tuple[Init, ...] = ("fresh", "split")
-# What the values of a plan in JSON are.
+# The types of values in the JSON text of a plan.
 _KINDS = {"group": str, "parameter": str, "block": str, "after": str, "exact": bool}
 
 
 @dataclass(frozen=True)
 class Grow:
-    """Add units to a width group; they become its last ones.
+    """Add units to a width group; they become its last units.
 
     Attributes:
         group: name of the width group.
-        units: how many, at least 1.
-        init: "fresh" initialises what the units read as the layer itself would and what reads
-            them with zero, save where that is new in the same plan; "split" copies existing units
-            and shares their outgoing weights unevenly between the copies (Net2Net, Chen et al.
-            2016).
-        exact: True refuses a growth that would change the network's output.
+        units: number of units to add, at least 1.
+        init: "fresh" initialises the incoming weights of new units as the layer itself would, and
+            their outgoing weights with zero (except those into units that are new in the same
+            plan). "split" copies existing units and divides their outgoing weights unevenly
+            between the copies (Net2Net, Chen et al. 2016).
+        exact: True refuses growth that would change the network's output.
     """
 
     group: str
@@ -53,21 +53,19 @@ class Shrink:
 
     Attributes:
         group: name of the width group.
-        remove: indices of the units to remove, or bools, one per unit; None when `keep` is given.
-        keep: the same for those to keep, or None when `remove` is given.
+        remove: indices of the units to remove, or one bool per unit; None if `keep` is given.
+        keep: indices of the units to keep, or one bool per unit; None if `remove` is given.
     """
 
     group: str
     remove: Sequence[int] | None = field(default=None, kw_only=True)
     keep: Sequence[int] | None = field(default=None, kw_only=True)
     num_bools: int | None = field(default=None, init=False, repr=False, compare=False)
-    """How many bools it was made of: as many as the group must have units."""
+    """The number of bools that were given, which must equal the group's width; None for indices."""
 
     def __post_init__(self) -> None:
         if (self.remove is None) == (self.keep is None):
-            raise EditError(
-                f"Shrink({self.group!r}) needs either remove=… or keep=…, not both and not neither"
-            )
+            raise EditError(f"Shrink({self.group!r}) needs either remove=… or keep=…, and not both")
         for side in ("remove", "keep"):
             value = getattr(self, side)
             if value is not None:
@@ -80,9 +78,9 @@ class Shrink:
 class Mask:
     """Hold some weights of a parameter at zero through training.
 
-    Their gradients are zero from then on, and what an optimizer does besides (momentum, weight
-    decay) is taken back after each of its steps, whichever optimizer it is. A mask belongs to the
-    parameter: copies of the network have none, `save` and `load` keep it.
+    Their gradients are zero from then on. Whatever else an optimizer does to them (momentum, weight
+    decay) is reset after each of its steps, for any optimizer. A mask belongs to the parameter:
+    copies of the network have no masks, but `save` and `load` keep them.
 
     Attributes:
         parameter: dotted name of the parameter.
@@ -112,13 +110,13 @@ class Mask:
 
 @dataclass(frozen=True)
 class Remove:
-    """Take a block out: what it was given passes on unchanged.
+    """Take a block out, so that its input passes on unchanged.
 
     Attributes:
-        block: name of a module that takes a tensor and gives one of the same shape; see
+        block: name of a module that takes a tensor and returns one of the same shape; see
             `Graph.blocks`.
-        exact: True refuses a block that changes what it is given, so that the network's output
-            stays: its residual branch must give zero on the example inputs.
+        exact: True refuses a block that changes its input, so the network's output does not
+            change. The block's residual branch must be zero on the example inputs.
     """
 
     block: str
@@ -127,17 +125,17 @@ class Remove:
 
 @dataclass(frozen=True)
 class Insert:
-    """Put a new block behind another one; it passes on what it is given until it learns.
+    """Insert a new block after another one; it passes its input on unchanged until it learns.
 
-    The new block is a copy, with its weights, of one that is there. The last layers of its
-    residual branches start at zero; without such branches its only linear layer or convolution
-    starts as the identity.
+    The new block is a copy, including weights, of existing modules. The last layers of its residual
+    branches start at zero. If it has no such branches, its only linear layer or convolution starts
+    as the identity.
 
     Attributes:
         after: name of a module in an `nn.Sequential` or `nn.ModuleList`. The new block's name is
-            this one's with `_1` (or the next free number).
-        like: names of the modules that are copied, in order; a single name may be given as it is.
-            Default: the one it comes after.
+            this name with `_1` (or the next free number) appended.
+        like: names of the modules to copy, in order; a single name may be passed as a string.
+            Default: the module that the new block comes after.
     """
 
     after: str
@@ -153,12 +151,12 @@ Plan = Sequence[Edit]
 
 
 def plan_to_json(plan: Iterable[Edit]) -> str:
-    """A plan as JSON text; `plan_from_json` is its inverse."""
+    """Return a plan as JSON text; `plan_from_json` is the inverse."""
     return json.dumps([_to_dict(edit) for edit in plan])
 
 
 def plan_from_json(text: str) -> list[Edit]:
-    """The plan that `plan_to_json` wrote.
+    """Return the plan that `plan_to_json` wrote.
 
     Raises:
         EditError: the text is not a plan.
@@ -199,14 +197,14 @@ def _to_dict(edit: Edit) -> dict[str, Any]:
                 "kept" if listed else "removed": torch.nonzero(flat == listed).flatten().tolist(),
             }
         case _:
-            raise EditError(f"{edit!r} is no edit")
+            raise EditError(f"{edit!r} is not an edit")
 
 
 def _from_dict(item: Mapping[str, Any]) -> Edit:
     kind, values = item["edit"], {k: v for k, v in item.items() if k != "edit"}
     for key, value in values.items():
         if type(value) is not _KINDS.get(key, type(value)):
-            raise EditError(f"not a plan: {key} is {value!r}")
+            raise EditError(f"not a plan: {key} is {value!r}, which has the wrong type")
     if kind == "grow":
         return Grow(**values)
     if kind == "shrink":
@@ -222,16 +220,16 @@ def _from_dict(item: Mapping[str, Any]) -> Edit:
         keep = torch.full((size,), not listed, device="cpu")
         keep[torch.tensor(at, dtype=torch.long, device="cpu")] = listed
         return Mask(values["parameter"], keep=keep.reshape(values["shape"]))
-    raise EditError(f"no edit {kind!r}. Known: grow, insert, mask, remove, shrink.")
+    raise EditError(f"unknown edit {kind!r}. Known: grow, insert, mask, remove, shrink.")
 
 
 def _whole(value: Any) -> Any:
-    """An integer of any library as Python's; anything else as it is."""
+    """Convert an integer of any library to Python's; return anything else unchanged."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def _indices(group: str, side: str, value: Any) -> tuple[tuple[int, ...], int | None]:
-    """Unit indices as plain integers, and how many bools they were, if any."""
+    """Return unit indices as plain integers, and the number of bools if bools were given."""
     values: Any = value.tolist() if hasattr(value, "tolist") else value
     values = list(values) if isinstance(values, Iterable) else values
     if isinstance(values, list):

@@ -1,9 +1,9 @@
-"""Proof by running that an edit leaves the output as it was.
+"""Proof that an edit does not change the output, by running the network.
 
-Tracing knows which operations depend on the number of units. It cannot see everything: a forward
-pass may compute with sizes in ways of its own, and copies of units are exact only where what reads
-them is linear in its weights. So the network runs once with the old and once with the new weights,
-on the inputs that it was traced with, before anything is assigned.
+Tracing finds the operations that depend on the number of units, but it cannot see everything. A
+forward pass may compute with sizes in its own way, and copies of units are exact only if the
+operations that read them are linear in their weights. So the network runs once with the old weights
+and once with the new ones, on the inputs it was traced with, before anything is assigned.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,21 +38,21 @@ def check_growth(
     attributes: Sequence[Attribute],
     changes: Sequence[Change],
 ) -> None:
-    """Refuse growth that shows in the output.
+    """Refuse growth that changes the network's output.
 
-    A network without values (on the meta device), or one that does not run where its first
-    parameter lies, is taken at tracing's word.
+    A network without values (on the meta device), or one that does not run on the device of its
+    first parameter, is not checked: the result of tracing is trusted.
 
     Args:
         model: the network; not changed.
-        inputs: what it is called with.
+        inputs: the inputs of a forward pass.
         tensors: its parameters and buffers.
-        grown: new values of those that grow.
+        grown: the new values of the tensors that grow.
         attributes: its integer attributes that follow the widths.
         changes: how its groups grow.
 
     Raises:
-        EditError: the output differs.
+        EditError: the growth changes the output.
     """
     before = outputs_of(model, inputs, tensors)
     if before is None:
@@ -64,13 +64,13 @@ def check_growth(
         raise EditError(
             f"growing {', '.join(map(repr, added))} this way would change the output by "
             f"{change:.2g} of its largest value: the forward pass computes with the number of "
-            "units, treats them by where they stand, or (init='split') is not linear in the "
-            "weights that read them. Try init='fresh', or pass exact=False to accept that"
+            "units, treats them by their position, or (init='split') is not linear in the weights "
+            "that read them. Try init='fresh', or pass exact=False to accept the change"
         )
 
 
 def other_inputs(inputs: Inputs) -> list[Inputs]:
-    """Inputs of the same shapes and other signs and sizes, where they are floating-point."""
+    """Return variants with other signs and magnitudes; none if nothing is floating-point."""
     if not any(t.is_floating_point() for t in tensors_in(inputs)):
         return []
     return [
@@ -82,22 +82,22 @@ def other_inputs(inputs: Inputs) -> list[Inputs]:
 def outputs_of(
     model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor] | None = None
 ) -> list[Tensor] | None:
-    """The tensors that a network gives in evaluation mode, or None where it cannot run."""
+    """Return a network's output tensors in evaluation mode, or None if it cannot run."""
     tensors = tensors or named_tensors(model)
     if not tensors or any(tensor.is_meta for tensor in tensors.values()):
         return None
     try:
         return _outputs(model, inputs, tensors)
-    except Exception:  # parts of it are elsewhere, say: whatever a forward pass raises
+    except Exception:  # a forward pass may raise anything, e.g. if its parts are on other devices
         return None
 
 
 def output_change(
     before: Sequence[Tensor], after: Sequence[Tensor], tensors: Mapping[str, Tensor]
 ) -> float:
-    """The largest change relative to the largest value of its tensor; 0 if it is rounding.
+    """Return the largest change, relative to the largest value of its tensor; 0 if it is rounding.
 
-    That is up to 4 √ε, with ε that of the coarsest numbers involved: 0.14 % for float32.
+    Changes up to 4 √ε count as rounding, with the ε of the coarsest dtype: 0.14 % for float32.
     """
     numbers = [t for t in [*tensors.values(), *before] if _is_real(t)]
     allowed = _ROUNDINGS * max(torch.finfo(t.dtype).eps for t in numbers) ** 0.5

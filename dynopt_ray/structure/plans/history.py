@@ -1,4 +1,4 @@
-"""Which edits made a network what it is; kept beside it, saved and loaded with it."""
+"""The history of a network: the plans that were applied to it. Saved and loaded with it."""
 
 import json
 import weakref
@@ -26,29 +26,29 @@ HISTORIES: "weakref.WeakKeyDictionary[nn.Module, History]" = weakref.WeakKeyDict
 def history_of(model: nn.Module) -> History:
     """The plans that were applied to a network and not undone, oldest first.
 
-    Applied to what the network's constructor makes, they give its blocks, widths and masks, though
-    not its weights. Of the masks of one parameter only the last is kept (and the last before each
-    `Insert`), so what this takes is bounded by a byte per weight and a few numbers per unit
-    removed. A copy of a network has no history.
+    Applied to a freshly constructed network, they reproduce its blocks, widths and masks, but not
+    its weights. Of the masks of one parameter, only the last is kept (and the last before each
+    `Insert`). So the memory of a history is bounded by a byte per weight and a few numbers per
+    removed unit. A copy of a network has no history.
 
     Args:
-        model: a network, as it was traced or loaded.
+        model: the network that was traced or loaded.
 
     Returns:
-        Plans; `plan_to_json` writes one as text.
+        The plans; `plan_to_json` writes one as text.
     """
     return HISTORIES.get(model, ())
 
 
 def extended(history: History, plan: Sequence[Edit]) -> History:
-    """A history with one more plan; masks that a later one replaces or removes are left out."""
+    """Return a history with one more plan, without masks that a later one replaces or removes."""
     kept: list[tuple[Edit, ...]] = []
-    replaced: set[str] = set()  # parameters that a later mask is of
+    replaced: set[str] = set()  # parameters that have a later mask
     for old in reversed([*history, tuple(map(_noted, plan))]):
         edits: list[Edit] = []
         for edit in reversed(old):
             if isinstance(edit, Insert):
-                replaced.clear()  # its copies have the masks of then
+                replaced.clear()  # the inserted copies took the masks of that time
             if not isinstance(edit, Mask):
                 edits.append(edit)
                 continue
@@ -60,22 +60,22 @@ def extended(history: History, plan: Sequence[Edit]) -> History:
 
 
 def _noted(edit: Edit) -> Edit:
-    """An edit as it can be done again, on a network with other weights."""
+    """Return an edit in a form that can be repeated on a network with other weights."""
     if isinstance(edit, Mask):
-        return replace(edit, keep=edit.keep.cpu().clone())  # the caller may go on to change theirs
+        return replace(edit, keep=edit.keep.cpu().clone())  # the caller may modify the original
     return replace(edit, exact=False) if isinstance(edit, Remove) else edit
 
 
 def to_state(history: History) -> list[list[dict[str, Any]]]:
-    """A history as what is written to files: JSON, and masks as tensors."""
+    """Return a history in the form written to files: JSON-able values, and masks as tensors."""
     return [[_to_dict(edit) for edit in plan] for plan in history]
 
 
 def from_state(state: Iterable[Iterable[Mapping[str, Any]]]) -> History:
-    """The history that `to_state` wrote.
+    """Return the history that `to_state` wrote.
 
     Raises:
-        EditError: an edit is none.
+        EditError: an entry is not an edit.
     """
     return tuple(tuple(_from_dict(dict(item)) for item in plan) for plan in state)
 

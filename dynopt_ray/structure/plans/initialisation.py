@@ -1,4 +1,4 @@
-"""How the weights of new units start."""
+"""The initial weights of new units."""
 
 import contextlib
 import zlib
@@ -13,13 +13,13 @@ _LEAST = 1e-3
 
 
 Draw = tuple[int, int]
-"""What new weights are drawn from: a seed, and the number of the edit."""
+"""What determines the random weights of new units: a seed, and the number of the edit."""
 
 
 def seeded(draw: Draw, *parts: object) -> int:
-    """A seed that depends on a draw and the parts; takes nothing from torch's generator.
+    """Return a seed that depends on a draw and the parts, without using torch's generator.
 
-    New weights must not move the caller's random state, yet differ from one edit to the next.
+    New weights must not change the caller's random state, yet must differ from edit to edit.
     """
     seed, number = draw
     return zlib.crc32(repr((seed, *parts, number)).encode())
@@ -28,16 +28,17 @@ def seeded(draw: Draw, *parts: object) -> int:
 def fresh_tensors(
     module: nn.Module, shapes: Mapping[str, Sequence[int]], old: Mapping[str, Tensor], seed: int
 ) -> dict[str, Tensor]:
-    """The module's own parameters and buffers as its `reset_parameters` would fill these shapes.
+    """Return tensors of these shapes, filled as the module's `reset_parameters` would fill them.
 
-    What that method does not reach (a module without one, a parameter used directly, a buffer) is
-    drawn from the entries that exist, so that what is positive, or zero or one, stays so.
+    Tensors that this method does not fill (of a module without the method, parameters used
+    directly, buffers) are drawn from the existing entries. So positive values stay positive, and
+    zeros or ones stay zeros or ones.
 
     Args:
         module: owner of the tensors; not changed.
-        shapes: own tensor name -> shape wanted.
-        old: own tensor name -> tensor as it is.
-        seed: makes the draw repeatable.
+        shapes: the module's own name of a tensor -> its new shape.
+        old: the module's own name of a tensor -> the current tensor.
+        seed: seed of the draw.
     """
     # Not `copy.copy`: a parametrised module refuses it.
     shell = module.__new__(type(module))
@@ -48,7 +49,7 @@ def fresh_tensors(
         else torch.zeros(tuple(shape), dtype=old[name].dtype, device=old[name].device)
         for name, shape in shapes.items()
     }
-    # Copies of the rest: the method fills them too, and they are not ours to touch.
+    # Copy the other tensors: the method fills them, too, and the module must not change.
     shell._parameters = {
         name: p
         if p is None
@@ -63,9 +64,9 @@ def fresh_tensors(
         torch.default_generator.manual_seed(seed)
         for device in random.cuda_devices:
             torch.cuda.default_generators[device].manual_seed(seed)
-        # A module with children may reset them too, and they are not ours to touch.
+        # A module with children may reset them, too, and they must not change.
         if not module._modules and callable(reset := _reset_method(shell)):
-            # It may ask for sizes that its settings do not give; what it leaves is drawn below.
+            # It may fail, because attributes have the old sizes. Missing values are drawn below.
             with contextlib.suppress(Exception):
                 reset()
         for name, tensor in filled.items():
@@ -75,21 +76,21 @@ def fresh_tensors(
 
 
 def split_shares(like: Tensor, families: Mapping[int, Tensor], seed: int) -> Tensor:
-    """How copied units and their copies share the original's outgoing weights.
+    """Return how units and their copies share the original's outgoing weights.
 
-    Every weight is shared by a draw of its own. Had a unit and its copy one share each, as in
-    Net2Net, their gradients would be multiples of each other, which Adam makes equal: they would
-    stay copies for ever.
+    The shares are drawn for every weight separately. If a unit and its copy had one share each, as
+    in Net2Net, their gradients would be multiples of each other. Adam turns those into equal
+    updates, so the two would stay copies for ever.
 
     Args:
         like: the new outgoing weights, of any shape.
-        families: dimension -> LongTensor of its size: coordinates with equal numbers, below that
-            size, belong to copies of one unit.
-        seed: makes the draw repeatable.
+        families: dimension -> LongTensor of the dimension's size. Coordinates with equal numbers
+            belong to copies of one unit; the numbers are below the size.
+        seed: seed of the draw.
 
     Returns:
-        A tensor like `like`: factors that sum to 1 over the copies of each weight, and are 1 where
-        there are none.
+        A tensor like `like` of factors that sum to 1 over the copies of each weight. The factor is
+        1 for weights without copies.
 
     References:
         Chen, Goodfellow, Shlens 2016, "Net2Net", eq. 4, with a share per weight.

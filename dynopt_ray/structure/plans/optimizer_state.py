@@ -18,7 +18,7 @@ from dynopt_ray.structure.preserve import Transaction
 
 State = dict[str, Any]
 Optimizers = Optimizer | Sequence[Optimizer]
-"""What trains a network: one optimizer, or several that share its parameters among them."""
+"""The optimizers of a network: one, or several that each train some of its parameters."""
 
 _SIZES = (2, 3, 5, 7, 11)
 
@@ -27,19 +27,20 @@ def check_trains(optimizer: Optimizer, model: nn.Module) -> None:
     """Refuse an optimizer that trains none of a network's parameters: it would do nothing.
 
     Raises:
-        EditError: that, or it is no optimizer.
+        EditError: the optimizer trains none of the parameters, or is not a torch optimizer.
     """
     if not isinstance(optimizer, Optimizer):
         raise EditError(f"{optimizer!r} is not a torch optimizer")
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise EditError(
-            "the optimizer trains none of this network's parameters; make it of model.parameters()"
+            "the optimizer trains none of this network's parameters; create it from "
+            "model.parameters()"
         )
 
 
 def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
-    """Refuse optimizers that cannot follow a network.
+    """Refuse an optimizer that cannot follow edits of a network.
 
     Raises:
         EditError: the optimizer keeps one state for all parameters (LBFGS), or it trains none of
@@ -54,7 +55,7 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def each_optimizer(optimizers: Optimizers | None) -> list[Optimizer]:
-    """One, several or no optimizers as a list, each once."""
+    """Return one, several or no optimizers as a list without repetitions."""
     if optimizers is None:
         return []
     several = optimizers if isinstance(optimizers, list | tuple) else [optimizers]
@@ -62,7 +63,7 @@ def each_optimizer(optimizers: Optimizers | None) -> list[Optimizer]:
 
 
 def leave(optimizer: Optimizer, parameter: Tensor, log: Transaction) -> None:
-    """Take a parameter and its state out of an optimizer."""
+    """Remove a parameter and its state from an optimizer."""
     for group in optimizer.param_groups:
         if any(p is parameter for p in group["params"]):
             log.set_item(group, "params", [p for p in group["params"] if p is not parameter])
@@ -70,7 +71,7 @@ def leave(optimizer: Optimizer, parameter: Tensor, log: Transaction) -> None:
 
 
 def join(optimizer: Optimizer, parameter: nn.Parameter, like: Tensor, log: Transaction) -> None:
-    """Let an optimizer train a new parameter in the group of another one, if it trains that."""
+    """Add a new parameter to the group of another one, if the optimizer trains that one."""
     for group in optimizer.param_groups:
         if any(p is like for p in group["params"]):
             log.set_item(group, "params", [*group["params"], parameter])
@@ -79,12 +80,13 @@ def join(optimizer: Optimizer, parameter: nn.Parameter, like: Tensor, log: Trans
 
 @dataclass(frozen=True)
 class _Start:
-    """How one tensor of a new parameter's state starts.
+    """The initial value of one state tensor of a new parameter.
 
     Attributes:
-        dims: for each of its dimensions, the parameter's dimension that it lies along; None where
-            it has size 1.
-        value: what it holds; None where it holds the parameter's own values (an average of them).
+        dims: for each dimension of the state tensor, the dimension of the parameter that it
+            corresponds to; None if it has size 1.
+        value: the number that fills the state tensor; None if the tensor holds the parameter's own
+            values (or an average of them).
     """
 
     dims: tuple[int | None, ...]
@@ -92,21 +94,22 @@ class _Start:
 
 
 _STARTS: "weakref.WeakKeyDictionary[Optimizer, dict[Any, Mapping[Any, _Start]]]"
-_STARTS = weakref.WeakKeyDictionary()  # reading them takes as long as the rest of an edit
+_STARTS = weakref.WeakKeyDictionary()  # a cache: finding them takes as long as the rest of an edit
 
 
 class OptimizerState:
     """Computes how one optimizer's state follows its parameters. Writes nothing.
 
-    Tensors that lie along dimensions of their parameter are moved like it, whether along all of
-    them or some (the factored state of Adafactor). New entries start as those of a new parameter
-    would. Single numbers (step counts) stay.
+    State tensors that lie along dimensions of their parameter are resized with it, whether along
+    all of its dimensions or some (the factored state of Adafactor). New entries start as they would
+    for a new parameter. Single numbers (step counts) do not change.
 
     Attributes:
-        optimizer: whose state it is.
+        optimizer: the optimizer.
 
     Raises:
-        EditError: the optimizer's state cannot follow, or it trains none of the parameters.
+        EditError: the optimizer's state cannot follow its parameters, or it trains none of the
+            network's parameters.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
@@ -115,12 +118,12 @@ class OptimizerState:
         self._starts = _STARTS.setdefault(optimizer, {})
 
     def resized(self, parameter: Tensor, axes: Axes, value: Tensor) -> State | None:
-        """The state of one parameter in its new layout; None where there is none yet.
+        """Return the state of one parameter in its new layout; None if there is none yet.
 
         Args:
             parameter: the parameter before it is resized.
             axes: the new layout of its dimensions.
-            value: what it will hold.
+            value: the parameter's value after it is resized.
         """
 
         def follow(tensor: Tensor, start: _Start) -> Tensor:
@@ -133,7 +136,10 @@ class OptimizerState:
         return self._follow(parameter, follow)
 
     def masked(self, parameter: Tensor, keep: Tensor) -> State | None:
-        """The state of one parameter, its masked entries as a new parameter's."""
+        """Return the state of one parameter with masked entries reset to their initial value.
+
+        None if there is no state yet.
+        """
 
         def follow(tensor: Tensor, start: _Start) -> Tensor:
             if tensor.shape != keep.shape:
@@ -157,20 +163,20 @@ class OptimizerState:
             if start is not None and start.dims:
                 return follow(value, start)
             if value.numel() == 1:
-                # A copy: the old state must not move on when training does.
+                # Copy it: training will modify the new state, and `undo` needs the old one.
                 return value.clone()
             raise EditError(
                 f"{type(self.optimizer).__name__} keeps {path[0].key!r} of shape "
                 f"{tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}; how "
-                "it would follow a change of size is not known. Edit the network first and "
-                "create the optimizer afterwards."
+                "to resize it is not known. Edit the network first and create the optimizer "
+                "afterwards."
             )
 
         moved: State = tree_map_with_path(followed, dict(state))
         return moved
 
     def _starts_of(self, parameter: Tensor) -> Mapping[Any, _Start]:
-        """How the state tensors of a new parameter start, by their place in the state."""
+        """Return how the state tensors of a new parameter start, by their path in the state."""
         for index, group in enumerate(self.optimizer.param_groups):
             if any(p is parameter for p in group["params"]):
                 key = (index, parameter.dtype, parameter.device, parameter.ndim)
@@ -185,7 +191,7 @@ def _fits(value: Tensor, parameter: Tensor, dims: Sequence[int | None]) -> bool:
 
 
 def _guessed(value: Tensor, parameter: Tensor) -> _Start | None:
-    """What its shape alone tells of a tensor that a new parameter's state does not have."""
+    """Guess, from its shape alone, the start of a tensor that a new parameter's state lacks."""
     if value.ndim != parameter.ndim:
         return None
     sizes = enumerate(zip(value.shape, parameter.shape, strict=True))
@@ -196,10 +202,10 @@ def _guessed(value: Tensor, parameter: Tensor) -> _Start | None:
 def _starts(
     kind: type[Optimizer], group: Mapping[str, Any], parameter: Tensor
 ) -> Mapping[Any, _Start]:
-    """Read off twins of the optimizer, one with a parameter of zeros and one with other values.
+    """Find how state starts by stepping twins of the optimizer, on zeros and on other values.
 
-    A user's own optimizer may take other arguments than its groups hold; then the class it derives
-    from is asked.
+    The constructor of a user's own optimizer may need arguments that its groups do not hold. Then
+    the twins are made of its base class.
     """
     shape = _SIZES[: parameter.ndim]
     zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
@@ -210,7 +216,7 @@ def _starts(
                 _, state = _stepped(base, group, zeros, gradient)
                 values, copies = _stepped(base, group, others, gradient)
                 return dict(_read_off(state, copies, [others, values]))
-            except Exception:  # whatever a class that is not ours may raise
+            except Exception:  # a foreign class may raise anything
                 continue
     return {}
 
@@ -218,12 +224,12 @@ def _starts(
 def _first_state(
     kind: type[Optimizer], group: Mapping[str, Any], parameter: nn.Parameter
 ) -> State | None:
-    """What there is before the first step (Adagrad); usually nothing."""
+    """Return the state that exists before the first step (Adagrad); usually None."""
     for base in kind.__mro__[: kind.__mro__.index(Optimizer)]:
         try:
             optimizer, twin = _twin(base, group, parameter.detach())
             return dict(optimizer.state[twin]) or None
-        except Exception:  # whatever a class that is not ours may raise
+        except Exception:  # a foreign class may raise anything
             continue
     return None
 
@@ -231,7 +237,7 @@ def _first_state(
 def _twin(
     kind: type[Optimizer], group: Mapping[str, Any], value: Tensor
 ) -> tuple[Optimizer, nn.Parameter]:
-    """An optimizer with the options of a group, and its only parameter."""
+    """Return a new optimizer with the options of a group, and its only parameter."""
     known = inspect.signature(kind).parameters
     options = {k: v for k, v in group.items() if k in known and k != "params"}
     parameter = nn.Parameter(value.clone())
@@ -241,7 +247,7 @@ def _twin(
 def _stepped(
     kind: type[Optimizer], group: Mapping[str, Any], value: Tensor, gradient: Tensor
 ) -> tuple[Tensor, State]:
-    """A parameter and its state after one step from a value, without a gradient."""
+    """Return a parameter and its state after one step from a value, with a gradient of zeros."""
     optimizer, twin = _twin(kind, group, value)
     twin.grad = gradient.clone()
     optimizer.step()
@@ -252,7 +258,7 @@ def _read_off(
     state: State, other_state: State, other_values: Sequence[Tensor]
 ) -> Iterator[tuple[Any, _Start]]:
     parameter = other_values[0]
-    # All sizes of a twin differ, so they tell which dimension is which.
+    # All sizes of the twin's parameter differ, so a size identifies its dimension.
     dim_of = {size: dim for dim, size in enumerate(parameter.shape)}
     others = dict(tree_leaves_with_path(dict(other_state)))
     for path, value in tree_leaves_with_path(dict(state)):

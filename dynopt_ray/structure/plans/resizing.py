@@ -1,4 +1,4 @@
-"""New tensors for a new layout. Nothing here writes to a network."""
+"""Computes new tensors for a new layout. Nothing here writes to a network."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,22 @@ from dynopt_ray.structure.units import Axis, Change, Key, moved_group
 
 _SMALL_BYTES = 2**20
 _NUM_PARTS = 8
-"""How many parts of a larger tensor are cut one after another: what lies between two cuts, freed
-between results that stay, leaves gaps in memory."""
+"""Number of parts in which larger tensors are selected. Selecting along a second dimension needs an
+intermediate tensor. Freed between results that stay, it leaves a gap in memory, so it should be
+small."""
 
 Axes = Mapping[int, Axis]
 """The new layout of some dimensions of one tensor: dimension -> axis."""
 
 
 def resized(tensor: Tensor, axes: Axes, new: Tensor | float | bool) -> Tensor:
-    """A tensor in the new layout, a new one also where that is the old layout.
+    """Return a tensor in the new layout. It is a new tensor even if the layout is the old one.
 
     Args:
-        tensor: the old values, which must not move on when training does: undoing needs them.
+        tensor: the old values. The result shares no memory with them, because training will modify
+            the result and `undo` needs the old values.
         axes: the new layout of the dimensions that change.
-        new: what new coordinates hold; a tensor of the new shape, or one value.
+        new: the values of new coordinates: a tensor of the new shape, or one number.
     """
     if tensor.is_sparse:
         dense = resized(tensor.to_dense(), axes, new)
@@ -50,18 +52,19 @@ def resized_weights(
     *,
     draw: Draw,
 ) -> dict[str, Tensor]:
-    """The new values of every parameter and buffer that the changes touch.
+    """Return the new values of every parameter and buffer that the changes touch.
 
-    Units that are copies take over what their original makes and share what it gives. Fresh ones
-    start as their layer would, and no unit that was there reads them yet: those weights are zero.
-    New units may read each other, as nothing that was there reads any of them.
+    Copied units have the incoming weights of their original and share its outgoing weights. Fresh
+    units have incoming weights as their layer would initialise them, and zero outgoing weights into
+    existing units. New units may read each other without changing the output, because no existing
+    unit reads any of them.
 
     Args:
         model: the network; only read.
         tensors: its parameters and buffers by name.
         changes: how its groups change.
         axes: the new layout.
-        draw: what new weights are drawn from.
+        draw: what determines the random weights of new units.
     """
     by_tensor = axes_of_tensors(axes)
     families = _families(changes, axes)
@@ -78,7 +81,7 @@ def resized_weights(
 
 
 def axes_of_tensors(axes: Mapping[Key, Axis]) -> dict[str, dict[int, Axis]]:
-    """The axes of each tensor: name -> dimension -> axis."""
+    """Return the axes of each tensor: name -> dimension -> axis."""
     by_tensor: dict[str, dict[int, Axis]] = defaultdict(dict)
     for (name, dim), axis in axes.items():
         by_tensor[name][dim] = axis
@@ -90,7 +93,7 @@ def _resized_weight(tensor: Tensor, axes: Axes, fresh: Tensor | None) -> Tensor:
     for dim, axis in axes.items():
         if len(read := axis.new[_fresh_here(axis) & axis.read]):
             result.index_fill_(dim, read.to(tensor.device), 0)
-    # Fresh rows come last: nothing reads the units they make, so these may read fresh units.
+    # Fill rows of fresh units last: no existing unit reads them, so they may read fresh units.
     for dim, axis in axes.items():
         if fresh is not None and len(made := axis.new[_fresh_here(axis) & ~axis.read]):
             at = made.to(tensor.device)
@@ -99,7 +102,7 @@ def _resized_weight(tensor: Tensor, axes: Axes, fresh: Tensor | None) -> Tensor:
 
 
 def _selected(tensor: Tensor, axes: Axes) -> Tensor:
-    """The old values in their new places; new coordinates hold any."""
+    """Return the old values in their new places; new coordinates hold arbitrary values."""
     tensor = tensor.detach()
     indices = {d: axis.index.clamp(min=0).to(tensor.device) for d, axis in axes.items()}
     first = next(iter(indices), 0)
@@ -136,7 +139,7 @@ def _fresh(
     by_tensor: Mapping[str, Axes],
     draw: Draw,
 ) -> dict[str, Tensor]:
-    """Fresh values for some of one module's tensors, by full name."""
+    """Return fresh values for some of one module's tensors, by full name."""
     if not names:
         return {}
     own = {name.rpartition(".")[2]: name for name in names}
@@ -155,7 +158,10 @@ def _fresh(
 
 
 def _families(changes: Sequence[Change], axes: Mapping[Key, Axis]) -> dict[str, dict[int, Tensor]]:
-    """By tensor and dimension that reads copied units: the first coordinate of the same copies."""
+    """Return which coordinates read copies of one unit: tensor -> dimension -> family numbers.
+
+    A family's number is the coordinate that reads the original unit.
+    """
     families: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for change in changes:
         if not len(change.source) or bool((change.source < 0).any()):

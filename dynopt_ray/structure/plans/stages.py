@@ -1,4 +1,4 @@
-"""What a plan asks for, checked before anything is touched."""
+"""Checking a plan and dividing it into stages, before anything is touched."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,30 +12,30 @@ from dynopt_ray.structure.preserve import mask_of
 
 
 class Masking(list[Mask]):
-    """Masks of distinct parameters, which are put on at once."""
+    """Masks of distinct parameters, which are applied together."""
 
 
 class Resizing(list[Grow | Shrink]):
-    """Edits of distinct width groups, which are resized at once."""
+    """Edits of distinct width groups, which are resized together."""
 
 
 PlanStage = Masking | Resizing | Insert | Remove
 
 
 def check_plan(network: Network, plan: Sequence[Edit]) -> tuple[list[PlanStage], Sequence[Edit]]:
-    """Check every edit and cut the plan into stages that can be done at once.
+    """Check every edit and divide the plan into stages whose edits can be applied together.
 
     Returns:
-        The stages, and what follows the first block that comes or goes: only then is it known
-        which names there are.
+        The stages up to and including the first `Insert` or `Remove`, and the edits after it. Those
+        can be checked only after it has been applied, because it changes which names exist.
 
     Raises:
-        EditError: an edit cannot be carried out or would change nothing.
-        UnknownNameError: an edit names nothing of the network.
+        EditError: an edit cannot be applied or would change nothing.
+        UnknownNameError: an edit names nothing in the network.
     """
     stages: list[PlanStage] = []
     last: PlanStage | None = None
-    touched: set[str] = set()  # in the last stage
+    touched: set[str] = set()  # names that the last stage edits
     widths = network.widths
     for place, edit in enumerate(plan):
         if isinstance(edit, Insert | Remove):
@@ -75,13 +75,13 @@ def _check_block(network: Network, edit: Insert | Remove) -> None:
         parent = modules[edit.after.rpartition(".")[0]]
         if not isinstance(parent, nn.Sequential | nn.ModuleList):
             raise EditError(
-                f"Insert(after={edit.after!r}): it stands in a {type(parent).__name__}, whose "
+                f"Insert(after={edit.after!r}): its parent is a {type(parent).__name__}, whose "
                 "forward pass would not call a new block; only nn.Sequential and nn.ModuleList do"
             )
     if isinstance(edit, Remove) and edit.block not in network.blocks:
         raise EditError(
-            f"Remove({edit.block!r}): it is no block: a block takes a tensor and gives one of the "
-            f"same shape, once per forward pass. Blocks: {', '.join(network.blocks) or 'none'}"
+            f"Remove({edit.block!r}): it is not a block. A block takes a tensor and returns one of "
+            f"the same shape, once per forward pass. Blocks: {', '.join(network.blocks) or 'none'}"
         )
 
 
@@ -99,7 +99,7 @@ def _check_grow(network: Network, edit: Grow) -> None:
 
 
 def _check_shrink(network: Network, edit: Shrink, width: int) -> int:
-    """The width that is left."""
+    """Check an edit and return the width that it leaves."""
     group = network[edit.group]
     side, units = ("remove", edit.remove) if edit.keep is None else ("keep", edit.keep)
     units = units or ()
@@ -142,8 +142,8 @@ def _check_mask(network: Network, edit: Mask, widths: Mapping[str, int]) -> None
                 shape[s.dim] += (widths[group.name] - group.width) * s.positions.shape[1]
     if list(edit.keep.shape) != shape:
         raise EditError(
-            f"Mask({edit.parameter!r}): keep has shape {tuple(edit.keep.shape)}, the parameter "
-            f"{tuple(shape)}"
+            f"Mask({edit.parameter!r}): keep has shape {tuple(edit.keep.shape)}, but the parameter "
+            f"has shape {tuple(shape)}"
         )
     old = mask_of(parameter)
     if bool(edit.keep.all()) and old is None:

@@ -1,4 +1,4 @@
-"""What edits and passes must leave as it was: masks, modes, random states, torch's own settings."""
+"""State that edits and forward passes must preserve: masks, modes, random state, torch settings."""
 
 from dynopt_ray.structure.preserve.collector import CollectorPaused
 from dynopt_ray.structure.preserve.masks import mask_of, masked_parameters, set_mask

@@ -1,14 +1,14 @@
-"""The garbage collector, kept still for a moment."""
+"""A context that pauses the garbage collector."""
 
 import gc
 
 
 class CollectorPaused:
-    """No garbage collection while this context lasts.
+    """Pauses garbage collection while the context is active.
 
-    A trace makes many small objects that live on, which sets off collections of everything there
-    is: with torch loaded they take longer than the trace. Enter it twice, `with paused, paused:`,
-    and Ctrl-C cannot leave the collector off.
+    A trace makes many small long-lived objects, which triggers collections of all objects of the
+    process. With torch loaded, these take longer than the trace itself. Enter the context twice,
+    `with paused, paused:`, so that Ctrl-C cannot leave the collector off.
     """
 
     def __init__(self) -> None:

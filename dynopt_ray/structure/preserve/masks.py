@@ -1,9 +1,9 @@
 """Masks: weights held at zero through training, on plain parameters.
 
 A mask belongs to the parameter object. A gradient hook keeps masked gradients at zero, so no
-optimizer state builds up, and a hook after every step of any optimizer sets masked weights to zero
-again whatever the optimizer did (momentum, weight decay, noise). `state_dict` never shows any of
-it.
+optimizer state builds up. A hook after every step of any optimizer sets masked weights to zero
+again, whatever the optimizer did to them (momentum, weight decay, noise). `state_dict` contains
+neither masks nor hooks.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ _held: Any = WeakTensorKeyDictionary()
 
 
 def mask_of(parameter: Tensor) -> Tensor | None:
-    """The bool mask of a parameter (False is held at zero), or None if it has none."""
+    """Return a parameter's bool mask (False is held at zero), or None if it has none."""
     keep: Tensor | None = _held.get(parameter)
     return keep
 
@@ -37,17 +37,17 @@ def mask_of(parameter: Tensor) -> Tensor | None:
 def set_mask(parameter: Tensor, keep: Tensor | None) -> None:
     """Replace a parameter's mask; None removes it. Does not touch the weights themselves."""
     note_mask(parameter, keep)
-    # Found by what they are: a handle might be lost between their making and its keeping.
+    # Find hooks by their class: an interrupt could lose the handle of a hook just registered.
     hooks = parameter._backward_hooks or {}
     for key in [key for key, hook in hooks.items() if isinstance(hook, _KeepZero)]:
         del hooks[key]
     if keep is not None and parameter.requires_grad:
-        register: Any = parameter.register_hook  # torch leaves it without types
+        register: Any = parameter.register_hook  # torch does not annotate it
         register(_KeepZero(keep))
 
 
 def note_mask(parameter: Tensor, keep: Tensor | None) -> None:
-    """Note a parameter's mask, without the hook on its gradient."""
+    """Record a parameter's mask without registering the hook on its gradient."""
     if keep is None:
         _held.pop(parameter, None)
     else:
@@ -66,11 +66,11 @@ def _reapply(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                     parameter.masked_fill_(~keep, 0)
 
 
-# For all optimizers, also those made later: whoever trains a masked weight must not revive it.
+# Registered for all optimizers, also those created later: none may revive a masked weight.
 register_optimizer_step_post_hook(_reapply)
 
 
 def masked_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The masks of all masked parameters of a network, by parameter name."""
+    """Return the masks of all masked parameters of a network, by parameter name."""
     found = {name: mask_of(parameter) for name, parameter in model.named_parameters()}
     return {name: keep for name, keep in found.items() if keep is not None}

@@ -1,4 +1,4 @@
-"""What a pass through a network changes for a while, kept to put it back whatever happens."""
+"""Snapshots of what a forward pass changes temporarily, restored even after an interrupt."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,10 +16,11 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 class RandomState:
-    """The state of the CPU's generator and of some CUDA devices'; a context that puts it back.
+    """A snapshot of the random state of the CPU and of some CUDA devices.
 
-    Not a function with `finally`, as `torch.random.fork_rng` is: what an interrupt leaves of such a
-    context runs only when it is collected, perhaps long after.
+    As a context, it restores the state on exit. `torch.random.fork_rng`, a generator function with
+    `finally`, is not used: after an interrupt, its cleanup may run only when the generator is
+    garbage-collected, perhaps much later.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -35,33 +36,35 @@ class RandomState:
 
     @property
     def cuda_devices(self) -> Sequence[int]:
-        """Numbers of the CUDA devices, in rising order."""
+        """Indices of the CUDA devices, ascending."""
         return self._cuda
 
     def restore(self) -> None:
-        """Put it back."""
+        """Restore the random state."""
         torch.set_rng_state(self._state)
         for index, state in zip(self._cuda, self._cuda_states, strict=True):
             torch.cuda.set_rng_state(state, index)
 
 
 class Surroundings:
-    """Attributes of a network, random state and torch's modes as they are now.
+    """A snapshot of a network's attributes, the random state and torch's modes.
 
-    A forward pass may keep what it computes in attributes (flattened weights, rotary tables), and
-    parameters that `functional_call` has replaced stay so when Ctrl-C meets it at its end.
+    A forward pass may store results in attributes (flattened weights, rotary tables). Parameters
+    that `functional_call` replaced stay replaced if Ctrl-C interrupts its cleanup.
 
-    A context that puts them back: entered twice, `with it, it:`, also when Ctrl-C meets its exit.
-    Attributes of the modules are kept, and the contents of those that are dicts or lists (also
-    what a module holds: parameters, buffers, children, hooks), masks, and hooks on parameters and
-    optimizers. Not kept: what tensors contain.
+    As a context, it restores all of this on exit. Entered twice, `with it, it:`, it does so even
+    if Ctrl-C interrupts the inner exit. The snapshot covers the attributes of all modules, the
+    contents of those attributes that are dicts, lists or sets (which include parameters, buffers,
+    children and hooks), masks, and hooks on parameters and optimizers. It does not cover the
+    values in tensors.
 
     Args:
         model: the network.
         optimizers: its optimizers.
 
     Attributes:
-        caches: modules and the dicts of theirs that got tensors meanwhile; known when restored.
+        caches: (module, attribute) pairs: the dicts that received tensors after the snapshot.
+            Filled by `restore`.
     """
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
@@ -73,7 +76,8 @@ class Surroundings:
             for key, value in attributes.items()
             if isinstance(value, dict | list | set)
         ]
-        # Deeper, and in their classes: a pass without data must leave nothing there either.
+        # Nested containers, and those of the modules' classes: a pass without data must not leave
+        # anything in them, either.
         kept = [value for _, key, value, _ in self._contents if key not in _OF_EVERY_MODULE]
         kept += [value for kind in {type(m) for m in model.modules()} for value in _of_class(kind)]
         self._deeper = [(one, one.copy()) for value in kept for one in _containers(value)]
@@ -93,12 +97,12 @@ class Surroundings:
         self.restore()
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything that the snapshot covers."""
         self._torch.restore()
         for module, attributes in self._attributes:
             _set_contents(vars(module), attributes)
         for module, key, live, kept in self._contents:
-            if not live and not kept:  # most hooks
+            if not live and not kept:  # true of most dicts of hooks
                 continue
             if key not in _OF_EVERY_MODULE and _holds_tensor(live, kept):
                 self.caches.append((module, key))
@@ -115,7 +119,7 @@ class Surroundings:
 
 
 def _of_class(kind: type[nn.Module]) -> list[Any]:
-    """The dicts and lists that a class of modules keeps for all of them, torch's own apart."""
+    """Return the dicts, lists and sets that a module class defines, except those of torch."""
     own = [base for base in kind.__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
     return [
         value
@@ -126,7 +130,7 @@ def _of_class(kind: type[nn.Module]) -> list[Any]:
 
 
 def _containers(value: Any, depth: int = _DEPTH) -> Iterable[Any]:
-    """A dict, list or set, and those that it holds."""
+    """Yield a dict, list or set and the containers nested in it, down to `depth` levels."""
     if depth and isinstance(value, dict | list | set):
         yield value
         for item in value.values() if isinstance(value, dict) else value:
@@ -134,7 +138,7 @@ def _containers(value: Any, depth: int = _DEPTH) -> Iterable[Any]:
 
 
 def _holds_tensor(live: Any, kept: Any) -> bool:
-    """Whether a dict has a tensor under a new key."""
+    """Return whether a dict has a tensor under a new key."""
     if not isinstance(live, dict) or live.keys() <= kept.keys():
         return False
     return any(isinstance(live[key], Tensor) for key in live.keys() - kept.keys())
@@ -148,6 +152,6 @@ def _set_contents(live: Any, kept: Any) -> None:
         live.update(kept)
     elif live.keys() == kept.keys():
         live.update(kept)
-    else:  # in their order, too
+    else:  # restores the order of the keys, too
         live.clear()
         live.update(kept)

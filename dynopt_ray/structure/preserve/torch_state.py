@@ -1,7 +1,7 @@
-"""What torch does everywhere in this process, kept to put it back whatever happens.
+"""A snapshot of torch's process-wide settings, restored even after an interrupt.
 
-Torch's own context managers do not clean up when Ctrl-C meets them while they do: gradients would
-stay switched off, a counter of FLOPs would go on counting, nothing would be compiled any more.
+Torch's own context managers do not finish their cleanup if Ctrl-C interrupts it: gradients would
+stay switched off, a FLOP counter would keep counting, or nothing would be compiled any more.
 """
 
 import sys
@@ -15,14 +15,15 @@ _ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 
 
 class TorchState:
-    """Gradients, modes, compiling and the kernels of attention as they are now.
+    """A snapshot of gradient recording, modes, the compiler's stance and attention kernels.
 
     Attributes:
-        gradients: whether they are recorded.
-        function_modes: the stack of modes that see calls of functions, the outermost first.
-        dispatch_modes: that of modes that see operators.
-        attention: name -> whether attention may run so.
-        stance: what the compiler does with compiled networks; None while it is not imported.
+        gradients: whether gradients are recorded.
+        function_modes: the stack of active `TorchFunctionMode`s, outermost first.
+        dispatch_modes: the stack of active `TorchDispatchMode`s, outermost first.
+        attention: name of an attention kernel -> whether it is enabled.
+        stance: what the compiler does with compiled networks (see `torch.compiler.set_stance`);
+            None if the compiler is not imported.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,7 @@ class TorchState:
         self.stance = _stance()
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything that the snapshot covers."""
         push, pop = _push_mode, pop_function_mode
         _set_stack(self.function_modes, function_modes, push, pop)
         _set_stack(self.dispatch_modes, _dispatch_modes, dispatch._push_mode, dispatch._pop_mode)
@@ -45,13 +46,13 @@ class TorchState:
 
 
 def function_modes() -> list[Any]:
-    """The stack of modes that see calls of functions."""
+    """Return the stack of active `TorchFunctionMode`s, outermost first."""
     stack: Any = _get_current_function_mode_stack
     return list(stack())
 
 
 def pop_function_mode() -> None:
-    """Leave the innermost of them."""
+    """Leave the innermost `TorchFunctionMode`."""
     pop: Any = _pop_mode
     pop()
 
@@ -78,7 +79,7 @@ def _stance() -> Any:
 
 def _set_stance(kept: Any) -> None:
     set_stance: Any = torch.compiler.set_stance
-    if kept is None:  # it was imported meanwhile
+    if kept is None:  # the compiler was imported after the snapshot
         set_stance("default")
     else:
         unsafe = kept.skip_guard_eval_unsafe

@@ -1,4 +1,4 @@
-"""Assignments to a live network that can be taken back, all or none."""
+"""Assignments to a live network that are either all kept or all undone."""
 
 from collections.abc import Callable, Iterable, MutableMapping
 from types import TracebackType
@@ -15,10 +15,11 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Transaction:
-    """A log of assignments. As a context manager it takes them back when its body fails.
+    """A log of assignments. As a context manager it undoes them if its body fails.
 
-    Enter it twice, `with transaction, transaction:`. Ctrl-C that comes when the inner exit takes
-    assignments back, even before its first line, is an error to the outer one, which goes on.
+    Enter it twice, `with transaction, transaction:`. If Ctrl-C interrupts the inner exit while it
+    undoes assignments, even before its first line runs, the outer exit treats that as an error and
+    continues the rollback.
 
     Args:
         model: the network to change.
@@ -45,32 +46,32 @@ class Transaction:
         self._surroundings = None
 
     def roll_back(self) -> None:
-        """Put everything back as it was, last assignment first. Goes on where it was interrupted.
+        """Undo all assignments, the last one first. Continues an interrupted rollback.
 
-        An assignment leaves the log only when it has been taken back, which may happen twice.
+        An assignment leaves the log only after it has been undone, so it may be undone twice.
         """
         while self._undo:
             self._undo[-1]()
             self._undo.pop()
 
     def forget(self) -> None:
-        """Free what `roll_back` would need."""
+        """Free the memory that `roll_back` would need."""
         self._undo.clear()
 
     def assign(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
-        """Give a parameter or buffer another value, of any shape; its identity stays."""
+        """Give a parameter or buffer a new value of any shape; it stays the same object."""
         old, old_grad = tensor.data, tensor.grad
         self._undo.append(lambda: _assign(tensor, old, old_grad))
         _assign(tensor, _in_format_of(old, value), grad)
 
     def set_attribute(self, owner: Any, name: str, value: Any) -> None:
-        """`setattr` that can be taken back."""
+        """Set an attribute; `roll_back` restores the old value."""
         old = getattr(owner, name)
         self._undo.append(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
 
     def set_item(self, owner: MutableMapping[Any, Any], key: Any, value: Any) -> None:
-        """Set a value of a dict that can be taken back."""
+        """Set an item of a dict; `roll_back` restores the old value."""
         if key in owner:
             old = owner[key]
             self._undo.append(lambda: owner.__setitem__(key, old))
@@ -81,13 +82,13 @@ class Transaction:
     def set_state(
         self, optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None
     ) -> None:
-        """Replace an optimizer's state of one parameter; None where it has none yet."""
+        """Replace an optimizer's state of one parameter; None removes it."""
         old = optimizer.state.get(parameter)
         self._undo.append(lambda: _set_state(optimizer, parameter, old))
         _set_state(optimizer, parameter, state)
 
     def set_mask(self, parameter: Tensor, keep: Tensor | None) -> None:
-        """Replace a parameter's mask."""
+        """Replace a parameter's mask; None removes it."""
         old = mask_of(parameter)
         self._undo.append(lambda: set_mask(parameter, old))
         set_mask(parameter, keep)
@@ -96,13 +97,14 @@ class Transaction:
 def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
     tensor.grad = None
     if tensor.shape != value.shape and tensor.requires_grad:
-        # A live graph (a loss that somebody still holds) keeps the node that accumulates this
-        # parameter's gradient, and the node keeps the old shape. Only a change of dtype drops it.
+        # An autograd graph that is still alive (someone holds its loss) keeps the node that
+        # accumulates this parameter's gradient, and the node keeps the old shape. Only a change of
+        # dtype drops the node.
         other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
         tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = value
     tensor.grad = grad
-    torch.clear_autocast_cache()  # it has a cast of the old value
+    torch.clear_autocast_cache()  # it may hold a cast of the old value
 
 
 def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None) -> None:
@@ -113,7 +115,7 @@ def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | 
 
 
 def _in_format_of(old: Tensor, value: Tensor) -> Tensor:
-    """Keep channels-last weights channels-last: convolutions are several times faster so."""
+    """Keep channels-last weights channels-last, which makes convolutions several times faster."""
     if not old.is_contiguous():
         for ndim, memory_format in _CHANNELS_LAST.items():
             if old.ndim == ndim and old.is_contiguous(memory_format=memory_format):

@@ -1,4 +1,4 @@
-"""Refitting what reads removed units, by least squares on its own inputs."""
+"""Refitting the consumers of removed units by least squares on their own inputs."""
 
 from dynopt_ray.structure.refit.compensation import Replacement, compensated, reading_removed
 from dynopt_ray.structure.refit.observers import Observer, Seen, Use

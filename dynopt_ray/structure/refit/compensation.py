@@ -1,21 +1,33 @@
-"""Refitting what lost units or weights, so that it gives what it gave before.
+"""Compensation: refitting layers that lost inputs or weights, so that they keep their old outputs.
 
-Each consumer (a linear layer or a convolution) gave y = W x + b. In the cut network it reads only
-the inputs that stay, or lacks the weights that are masked, and its inputs have changed a little
-too, because layers before it were cut as well. So the consumers are refitted in forward order, each
-on the inputs it gets in the cut network as far as that is refitted already, and each towards what
-it gave in the original one:
+A consumer (a linear layer, a convolution or another product with a weight) computes y = W x + b in
+the original network. In the cut network it reads only the inputs that remain, or some of its
+weights are masked. Its inputs x' have changed a little as well, because layers before it were cut,
+too. But removed inputs can largely be predicted from the remaining ones, so other weights on the
+remaining inputs can nearly reproduce y. They are found by ridge regression:
 
     W', b' = argmin E|y - W' x' - b'|² + ridge |W' - W_K|²
 
-with W_K what stays of W, and W' zero wherever a mask holds it there. The regression needs only
-means and second moments, summed up over batches, so memory does not depend on how many there are.
+W_K is the part of W that remains, and W' is zero wherever a mask holds it at zero. The regression
+is solved for the correction W' - W_K, which has to explain the residual: y minus the output of the
+consumer in the cut network. Small corrections are preferred, so inputs that hardly vary on these
+batches do not get arbitrary weights.
+
+Consumers are refitted in forward order. Each is fitted to its outputs in the original network, on
+the inputs that it gets after the consumers before it were refitted. So it also corrects the errors
+that those leave.
+
+The constant b' needs a place that serves only this weight: its bias, or else the running mean of
+the BatchNorm that follows. Without one, the regression has no intercept. The ridge is chosen by
+fitting on every second row and judging on the others; the final fit uses all rows. All of this
+needs only means and second moments, summed over batches, so memory does not depend on the number of
+batches.
 
 References:
     He, Zhang, Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section
     3.2 ("whole model pruning"); here in closed form, with an intercept, and drawn towards W_K.
-    Frantar, Alistarh 2022, "Optimal Brain Compression": the same per row of a masked weight; here
-    after the mask is chosen, exactly.
+    Frantar, Alistarh 2022, "Optimal Brain Compression", which solves the same problem for each row
+    of a masked weight; here it is solved exactly, after the mask has been chosen.
 """
 
 import copy
@@ -34,17 +46,17 @@ from dynopt_ray.structure.tracing import Inputs, Reader, as_products, buffers_ke
 from dynopt_ray.structure.units import Attribute, Axis, Change, Consumer, attributes_changed
 
 _MOST_STAGES = 16
-# Of outputs of the original network that are kept at a time.
+# Bytes of outputs of the original network that are kept at one time.
 _MOST_BYTES = 2**28
 _FEWEST_ROWS = 2**14
 
 Halves = tuple[Moments, Moments]
-"""The moments of every second row and of the others: what fits one should fit the other."""
+"""The moments of every second row, and of the others. A fit on one half is judged on the other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """A network before a change, and after it but before refitting.
+    """A network before a change, and after the change but before refitting.
 
     Attributes:
         model: the network, in its old layout.
@@ -52,8 +64,8 @@ class Replacement:
         new: the same in the new layout.
         attributes: its integer attributes that follow the widths.
         changes: how its groups change.
-        axes: tensor name -> dimension -> its new layout, where it changes.
-        masks: weight name -> bool tensor in the new layout, False where it is held at zero.
+        axes: tensor name -> dimension -> new layout, for the dimensions that change.
+        masks: weight name -> bool tensor in the new layout; False is held at zero.
     """
 
     model: nn.Module
@@ -71,19 +83,21 @@ def compensated(
     lossy: Collection[str],
     batches: Sequence[Inputs],
 ) -> dict[str, Tensor]:
-    """New values of all weights, biases and running means to refit, in the new layout.
+    """Return new values of all weights, biases and running means to refit, in the new layout.
 
-    A network with very many consumers is refitted in 16 stages; those of one stage see the
-    network as the stage before left it.
+    A network with many consumers is refitted in about 16 stages, each of several consumers. All
+    consumers of a stage are fitted to the network that the previous stage left.
 
     Args:
-        cut: the network, which runs in evaluation mode and is not changed.
+        cut: the network before and after the change. It runs in evaluation mode and is not
+            changed.
         consumers: the uses of each weight, in forward order.
-        lossy: the weights that lose something: those among the consumers are refitted.
-        batches: what the network is called with.
+        lossy: the weights that lose inputs or entries; those among the consumers are refitted.
+        batches: inputs of the network.
 
     Raises:
-        EditError: a consumer is never reached, or gets inputs that are not finite.
+        EditError: the network does not run on a batch, no batch reaches a consumer, or a
+            consumer's inputs or outputs are not finite.
     """
     names = [name for name in consumers if name in lossy]
     tensors = dict(cut.new)
@@ -103,11 +117,11 @@ def compensated(
 
 
 def _spans(names: Sequence[str], weights: Mapping[str, Tensor]) -> list[list[str]]:
-    """Consecutive weights whose outputs in the original network are kept at once."""
+    """Group consecutive weights whose outputs in the original network are kept at one time."""
     spans: list[list[str]] = []
     room = 0
     for name in names:
-        # About as many rows are kept as are needed per input.
+        # An estimate, as about ROWS_PER_INPUT rows are kept per input.
         size = ROWS_PER_INPUT * weights[name].nbytes
         if size > room:
             spans.append([])
@@ -118,7 +132,7 @@ def _spans(names: Sequence[str], weights: Mapping[str, Tensor]) -> list[list[str
 
 
 def reading_removed(changes: Sequence[Change]) -> set[str]:
-    """The parameters that read units which go."""
+    """Return the parameters that read removed units."""
     return {
         s.parameter
         for change in changes
@@ -131,7 +145,7 @@ def reading_removed(changes: Sequence[Change]) -> set[str]:
 def _given(
     cut: Replacement, uses: Mapping[str, Sequence[Consumer]], batches: Sequence[Inputs]
 ) -> list[dict[Use, Given]]:
-    """What some weights give in the original network, batch by batch, until it is enough."""
+    """Return some weights' outputs in the original network by batch, until there are enough."""
     given: list[dict[Use, Given]] = []
     counts: Counter[str] = Counter()
     for number, batch in enumerate(batches):
@@ -156,7 +170,7 @@ def _run(observer: Observer, model: nn.Module, batch: Inputs, number: int) -> No
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise EditError(
             f"compensate: the network does not run on batch {number}: {error}. Pass a list of "
-            "batches, each of what the network is called with"
+            "batches, each of them the input of one forward pass"
         ) from error
 
 
@@ -167,7 +181,7 @@ def _collected(
     batches: Sequence[Inputs],
     given: Sequence[Mapping[Use, Given]],
 ) -> dict[str, tuple[Reader, Halves]]:
-    """The moments of some weights' inputs in the cut network, and of what they fail to give."""
+    """Return the moments of some weights' inputs in the cut network, and of the residuals."""
     added = {change.group.name: change.added for change in cut.changes}
     collected: dict[str, tuple[Reader, Halves]] = {}
     incomparable: set[str] = set()
@@ -185,16 +199,18 @@ def _collected(
         for use, seen in after.seen.items():
             name = use[0]
             if before[use].num_rows != seen.reader.num_rows:
-                # Units went along what are its rows: nothing to compare with.
+                # Units were removed along its rows, so old and new rows do not correspond.
                 incomparable.add(name)
                 continue
             wanted, got = before[use].outputs, after.given[use].outputs
             residual = _residual(wanted, got, seen.reader.made, cut.axes.get(name, {}))
-            if not residual.numel():  # an expert that these samples do not reach
+            if not residual.numel():  # no rows, e.g. an expert that these samples do not reach
                 continue
             r_GRO = residual.reshape(len(residual), len(seen.inputs_GRK), -1).transpose(0, 1)
             if not (seen.inputs_GRK.isfinite().all() and r_GRO.isfinite().all()):
-                raise EditError(f"compensate: what {name!r} reads is not finite on these batches")
+                raise EditError(
+                    f"compensate: inputs or outputs of {name!r} are not finite on these batches"
+                )
             if name not in collected:
                 start = Moments.start(seen.inputs_GRK, r_GRO.shape[2])
                 collected[name] = (seen.reader, (start, copy.deepcopy(start)))
@@ -211,7 +227,7 @@ def _collected(
 def _residual(
     wanted: Tensor, given: Tensor, made: Sequence[int | None], axes: Mapping[int, Axis]
 ) -> Tensor:
-    """What the refitted weight has to add; outputs of fresh units stay as they are."""
+    """Return what the refitted weight has to add to its outputs; 0 for outputs of fresh units."""
     fresh = given.new_zeros((), dtype=torch.bool)
     for dim, weight_dim in enumerate(made, start=1):
         if weight_dim is not None and weight_dim in axes:
@@ -222,7 +238,10 @@ def _residual(
 
 
 def _sink(name: str, consumers: Mapping[str, Sequence[Consumer]]) -> str | None:
-    """What takes up a weight's constant and nobody else's: its bias, or the mean behind it."""
+    """Return the name of the bias or running mean that can take up this weight's constant.
+
+    None if there is no such tensor, or if other weights use it, too.
+    """
     sinks = {use.bias or use.mean for use in consumers[name]}
     others = [use for n, uses in consumers.items() if n != name for use in uses]
     taken = {place for use in others for place in (use.bias, use.mean)}
@@ -238,11 +257,11 @@ def _refit(
     halves: Halves,
     keep: Tensor | None,
 ) -> dict[str, Tensor]:
-    """One weight and what takes up its constant, if anything does."""
+    """Return the refitted weight and the tensor that takes up its constant, if there is one."""
     one, other = halves
     kept_GOK = None if keep is None else as_products(keep, reader, len(one.cross_GOK))
     if sink is not None and tensors[sink].numel() != one.residual_GO.numel():
-        sink = None  # one shift for several groups
+        sink = None  # several groups share its entries
     intercept = sink is not None
 
     def loss(ridges: Tensor) -> Tensor:

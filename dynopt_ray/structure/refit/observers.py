@@ -1,4 +1,7 @@
-"""Running a network and keeping some of what certain weights read and give."""
+"""Observing a forward pass: some rows of the inputs and outputs of chosen weights are kept.
+
+Shapes are those of `regression`: G groups, R rows, K inputs, O outputs.
+"""
 
 import math
 import zlib
@@ -26,17 +29,17 @@ _ROWS_PER_SAMPLE = 16
 ROWS_PER_INPUT = 32
 
 Use = tuple[str, int]
-"""A weight's name, and which of its uses in one pass."""
+"""One use of a weight: the weight's name, and the number of the use within one pass, from 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Some rows of what one use of a weight read.
+    """Some rows of the inputs of one use of a weight.
 
     Attributes:
-        reader: how it reads.
-        rows: which of all rows these are.
-        inputs_GRK: what it read.
+        reader: how the weight reads its inputs.
+        rows: the indices of these rows.
+        inputs_GRK: the inputs.
     """
 
     reader: Reader
@@ -46,13 +49,13 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """The same rows of what it gave.
+    """Some rows of the outputs of one use of a weight.
 
     Attributes:
-        num_rows: rows in all.
-        num_inputs: K of the regression.
-        rows: which of the rows these are.
-        outputs: what it gave, (R, …).
+        num_rows: the number of all rows.
+        num_inputs: the number of inputs, K.
+        rows: the indices of these rows.
+        outputs: the outputs, (R, …).
     """
 
     num_rows: int
@@ -62,22 +65,28 @@ class Given:
 
 
 class _Reached(Exception):
-    """Everything wanted has been seen: the rest of the pass need not run."""
+    """Raised when all weights have been observed, so the rest of the pass need not run."""
 
 
 class Observer(TorchFunctionMode):
-    """Runs a network with other tensors and keeps some rows of what some weights read and give.
+    """Runs a network with other tensors and keeps some rows of some weights' inputs and outputs.
 
     Args:
         tensors: the tensors to run with, by name.
         uses: the weights to observe, with their uses in one pass.
-        number: of the batch; decides with the weight's name which rows are kept.
-        num_batches: in all; the fewer, the more rows of each are kept.
-        like: what another network gave on the same batch: the same rows are kept.
-        choose: (use, reader, number of samples) -> the rows to keep, instead of these rules.
-        to_the_end: whether the pass runs on when everything wanted has been seen, for whoever
-            wants gradients; what the weights gave, whole, is then in `live`.
-        outputs_only: whether nothing is kept of what they read.
+        number: the number of the batch. Together with the weight's name, it determines which rows
+            are kept.
+        num_batches: the number of all batches. The fewer there are, the more rows of each are kept.
+        like: the outputs of another network on the same batch; the same rows are kept.
+        choose: (use, reader, number of samples) -> the rows to keep; replaces the rules above.
+        to_the_end: whether the pass continues after all weights have been observed, which
+            gradients need. `live` then has the complete outputs of the weights.
+        outputs_only: whether only outputs are kept, and no inputs.
+
+    Attributes:
+        seen: use -> the inputs that were kept.
+        given: use -> the outputs that were kept.
+        live: use -> all of its output, with its gradient graph; only with `to_the_end`.
     """
 
     def __init__(
@@ -108,14 +117,14 @@ class Observer(TorchFunctionMode):
         self._choose = choose or self._chosen
 
     def run(self, model: nn.Module, batch: Inputs) -> Any:
-        """One forward pass, as far as it is needed; what it gives, if it runs to the end."""
+        """Run a forward pass as far as needed; return its output, or None if it stopped early."""
         try:
             with self:
                 return call(model, batch, self._tensors)
         except _Reached:
             return None
         finally:
-            # An interrupt within torch's own handling of modes may leave this one switched on.
+            # If an interrupt in torch's code leaves this mode active, it must not observe anything.
             self._names.clear()
 
     def __torch_function__(
@@ -125,7 +134,7 @@ class Observer(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation; keep rows if it reads with one of the weights."""
+        """Run the operation; keep rows if one of the weights is an operand."""
         kwargs = kwargs or {}
         if func in OPENED:
             with self:
@@ -137,7 +146,7 @@ class Observer(TorchFunctionMode):
             if weight is not None:
                 self._keep(self._names[id(weight)], weight, func, args, kwargs, out)
                 if self._to_the_end:
-                    out = out.clone()  # what is done in place must not reach what is kept
+                    out = out.clone()  # in-place operations must not change the tensor in `live`
         return out
 
     def _keep(
@@ -174,7 +183,7 @@ class Observer(TorchFunctionMode):
             raise _Reached
 
     def _chosen(self, use: Use, reader: Reader, num_samples: int) -> Tensor:
-        """Which rows to keep: enough for the regression, and of all samples."""
+        """Return the rows to keep: enough for the regression, drawn from all samples."""
         other = self._like.get(use)
         if other is not None and other.num_rows == reader.num_rows:
             return other.rows
@@ -197,7 +206,7 @@ _CONVOLUTIONS: dict[Callable[..., Any], tuple[str, ...]] = {
         (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _BACKWARD
     ),
 }
-# Where the two factors stand among an operation's tensors.
+# Operation -> the positions of its two factors among its tensor arguments.
 _PRODUCTS: dict[Callable[..., Any], slice] = {
     **dict.fromkeys(
         (

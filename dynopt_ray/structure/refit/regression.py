@@ -1,6 +1,18 @@
 """Ridge regression from sums over rows, for G independent problems at once.
 
-Shapes: G groups, R rows, K inputs, O outputs.
+Each problem explains residuals r by inputs x, as r ≈ S x + c. The solution depends on the rows only
+through their means and second moments:
+
+    S = E[r xᵀ] (E[x xᵀ] + λ I)⁻¹,    c = E[r] - S E[x]
+
+The moments are taken about the means if there is a constant c; otherwise c = 0. So rows can be
+added batch by batch and need not be kept (`Moments`). The error of a solution on other rows follows
+from their moments alone (`Moments.loss`), so λ can be chosen by fitting on some rows and judging on
+others (`best_ridges`). λ is given relative to the mean of the diagonal of E[x xᵀ], so it does not
+depend on the scale of the inputs. If a mask holds coefficients at zero, each output is solved for
+separately, on the inputs that it keeps (`masked_ridge_solve`).
+
+Shapes: G groups (problems), R rows, K inputs, O outputs.
 """
 
 from collections.abc import Callable
@@ -10,33 +22,33 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-2
-"""Where the search for a ridge starts, and what too few rows to search on get."""
+"""The ridge at which a search starts, and the ridge to use if there are too few rows to search."""
 
 _STEP = 10.0
 _LEAST, _MOST = 1e-4, 1e3
-# Rows that are summed up in float32.
+# Number of rows that are summed in float32 before the sum is added in float64.
 _MOST_RECENT = 1024
-# Numbers in the systems that are solved at once: 128 MiB of them.
+# Size of the systems that are solved at one time, in float64 numbers: 128 MiB.
 _MOST_NUMBERS = 2**24
 
 
 @dataclass
 class Moments:
-    """Sums over rows of inputs x and of residuals r that they shall explain.
+    """Sums over rows of inputs x and of the residuals r that they have to explain.
 
-    They are taken about a point near the mean: differences of large sums would lose the
-    variance of inputs whose mean is far from zero.
+    Inputs are taken relative to an origin near their mean. Otherwise the variance of inputs whose
+    mean is far from zero would be lost in the difference of large sums.
 
     Attributes:
-        origin_GK: the point for x.
+        origin_GK: the origin of x.
         count: number of rows.
         total_GK: sum of x - origin.
         residual_GO: sum of r.
         cross_GOK: sum of r (x - origin)ᵀ.
         settled_GKK: sum of (x - origin)(x - origin)ᵀ, without the rows in `recent_GKK`.
-        recent_GKK: the same of the latest rows, in float32: it is the largest of the sums, and
-            reading and writing it takes longer than the product of a small batch.
-        num_recent: how many these are.
+        recent_GKK: the same sum over the latest rows. It is in float32, because it is the largest
+            of the sums: reading and writing it takes longer than the product of a small batch.
+        num_recent: number of rows in `recent_GKK`.
     """
 
     origin_GK: Tensor
@@ -50,7 +62,7 @@ class Moments:
 
     @classmethod
     def start(cls, x_GRK: Tensor, num_outputs: int) -> "Moments":
-        """No rows yet; the origin is the mean of these."""
+        """Return moments of no rows; their origin is the mean of these rows."""
         groups, _, inputs = x_GRK.shape
 
         def zeros(*shape: int) -> Tensor:
@@ -67,7 +79,7 @@ class Moments:
         )
 
     def add(self, x_GRK: Tensor, r_GRO: Tensor) -> None:
-        """Add rows, in float32 within a few batches and in float64 over all."""
+        """Add rows. Sums are in float32 within a few batches and in float64 over all batches."""
         x_GRK = x_GRK.float() - self.origin_GK[:, None]
         r_GRO = r_GRO.float()
         self.count += x_GRK.shape[1]
@@ -86,13 +98,13 @@ class Moments:
 
     @property
     def product_GKK(self) -> Tensor:
-        """Sum of (x - origin)(x - origin)ᵀ of all rows, (G, K, K), float64."""
+        """Sum of (x - origin)(x - origin)ᵀ over all rows, (G, K, K), float64."""
         if self.num_recent:
             self._settle()
         return self.settled_GKK
 
     def plus(self, other: "Moments") -> "Moments":
-        """Those of the rows of both, which have the same origin."""
+        """Return the moments of the rows of both, which must have the same origin."""
         return Moments(
             self.origin_GK,
             self.count + other.count,
@@ -106,12 +118,12 @@ class Moments:
     def fit(
         self, *, intercept: bool, ridge: float, kept_GOK: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The regression of r on x.
+        """Fit the regression of r on x.
 
         Args:
-            intercept: whether r may have a constant part; it is zero otherwise.
-            ridge: what coefficients cost, relative to the mean variance of the inputs.
-            kept_GOK: bool tensor, False where a coefficient has to be zero; None if nowhere.
+            intercept: whether to fit a constant; otherwise it is zero.
+            ridge: the penalty on coefficients, relative to the mean variance of the inputs.
+            kept_GOK: bool tensor, False if a coefficient has to be zero; None if none has to.
 
         Returns:
             Coefficients (G, O, K) and constants (G, O), float64.
@@ -127,7 +139,7 @@ class Moments:
         return slope, mean_r - (slope @ self.mean[:, :, None])[..., 0]
 
     def loss(self, slope_GOK: Tensor, constant_GO: Tensor) -> float:
-        """Mean squared error of a regression on these rows, less that of giving zero."""
+        """Return the mean squared error of a fit on these rows, minus that of predicting zero."""
         cross, second = self.centred(intercept=False)
         mean_r, mean_x = self.residual_GO / self.count, self.mean
         given = (slope_GOK @ second * slope_GOK).sum() - 2 * (slope_GOK * cross).sum()
@@ -136,7 +148,7 @@ class Moments:
         return float(given + constant.sum())
 
     def centred(self, intercept: bool) -> tuple[Tensor, Tensor]:
-        """E r xᵀ and E x xᵀ, about the means where there is an intercept."""
+        """Return E[r xᵀ] and E[x xᵀ], about the means if there is an intercept."""
         mean_x, mean_r = self.mean, self.residual_GO / self.count
         second, cross = self.covariance, self.cross_GOK / self.count
         if intercept:
@@ -148,29 +160,30 @@ class Moments:
         )
 
     def second(self, *, intercept: bool) -> Tensor:
-        """Second moments of the inputs, (G, K, K), about the mean where there is an intercept."""
+        """Return the inputs' second moments (G, K, K), about the mean if there is an intercept."""
         return self.centred(intercept)[1]
 
     @property
     def mean(self) -> Tensor:
-        """Of the inputs, (G, K), float64."""
+        """Mean of the inputs, (G, K), float64."""
         return self.origin_GK + self.total_GK / self.count
 
     @property
     def covariance(self) -> Tensor:
-        """Of the inputs, (G, K, K), float64."""
+        """Covariance of the inputs, (G, K, K), float64."""
         shift = self.total_GK / self.count
         return self.product_GKK / self.count - shift[:, :, None] * shift[:, None]
 
 
 def best_ridges(loss: Callable[[Tensor], Tensor], num_problems: int) -> Tensor:
-    """The ridges with which regressions on some rows do best on others.
+    """Return the ridges with which regressions that are fitted on some rows do best on others.
 
-    Searched from 0.01 on, for each problem by itself, by steps of 10 as long as they help.
+    The search is separate for each problem. It starts at 0.01 and multiplies or divides by 10 as
+    long as the loss decreases, between 1e-4 and 1e3.
 
     Args:
-        loss: ridges (problems,) -> losses (problems,).
-        num_problems: how many there are.
+        loss: function of ridges (problems,) that returns losses (problems,) on the other rows.
+        num_problems: number of problems.
     """
     best = torch.full((num_problems,), RIDGE, dtype=torch.float64, device="cpu")
     least = loss(best)
@@ -193,21 +206,21 @@ def ridge_solve(
     *,
     ridge: float | Tensor = RIDGE,
 ) -> Tensor:
-    """`cross (second + ridge)⁻¹`, the ridge in proportion to the mean variance of the inputs.
+    """Return `cross (second + λ I)⁻¹`, with λ = `ridge` times the mean variance of the inputs.
 
     Args:
         cross_GOK: second moments of outputs and inputs, float64.
         second_GKK: second moments of the inputs, float64.
-        num_inputs_G: how many of the inputs of each problem are no padding with zeros; None
-            where all are.
-        ridge: relative to the mean variance of the inputs; one for all or one for each.
+        num_inputs_G: number of inputs of each problem that are not padding with zeros; None if
+            there is no padding.
+        ridge: relative to the mean variance of the inputs; one for all problems or one for each.
 
     Returns:
         Coefficients (G, O, K); zero at padding.
     """
     size = second_GKK.shape[1]
     trace_G = second_GKK.diagonal(dim1=1, dim2=2).sum(1)
-    # Rounding may leave variances below zero.
+    # Rounding may make variances negative.
     scale_G = trace_G.clamp(min=0) / (size if num_inputs_G is None else num_inputs_G)
     ridge_G = torch.as_tensor(ridge, device=scale_G.device).to(scale_G).expand_as(scale_G)
     floor_G = torch.full_like(scale_G, 1e-12)
@@ -216,7 +229,7 @@ def ridge_solve(
         factor, failed = torch.linalg.cholesky_ex(second_GKK + torch.diag_embed(shift))
         if not failed.any():
             return torch.cholesky_solve(cross_GOK.transpose(1, 2), factor).transpose(1, 2)
-        # Rounding made it indefinite, perhaps of inputs that hardly vary.
+        # Rounding made the matrix indefinite, perhaps because some inputs hardly vary.
         ridge_G = torch.where(failed > 0, ridge_G * 10, ridge_G)
         floor_G = torch.where(failed > 0, floor_G * 10, floor_G)
 
@@ -224,12 +237,14 @@ def ridge_solve(
 def masked_ridge_solve(
     cross_GOK: Tensor, second_GKK: Tensor, kept_GOK: Tensor, *, ridge: float | Tensor = RIDGE
 ) -> Tensor:
-    """`ridge_solve` with some coefficients held at zero: each output has inputs of its own.
+    """Solve like `ridge_solve`, with some coefficients held at zero.
+
+    Each output then has its own inputs, so each is solved for separately.
 
     Args:
         cross_GOK: second moments of outputs and inputs, float64.
         second_GKK: second moments of the inputs, float64.
-        kept_GOK: bool tensor, False where a coefficient has to be zero.
+        kept_GOK: bool tensor, False if a coefficient has to be zero.
         ridge: relative to the mean variance of the inputs that an output keeps; one for all or
             one for each group.
     """
@@ -240,7 +255,7 @@ def masked_ridge_solve(
     num_at_once = max(1, _MOST_NUMBERS // max(1, most) ** 2)
     for rows in torch.split(torch.arange(len(group)), num_at_once):
         g, o = group[rows], output[rows]
-        # The inputs that an output keeps come first; those after them are padding.
+        # The inputs that an output keeps come first; the inputs after them are padding.
         kept_RK, index_RK = kept_GOK[g, o].sort(dim=1, descending=True, stable=True)
         kept_RK, index_RK = kept_RK[:, :most], index_RK[:, :most]
         second_RKK = second_GKK[g[:, None, None], index_RK[:, :, None], index_RK[:, None]]

@@ -1,4 +1,4 @@
-"""Tracing: following unit ids through a forward pass, and running networks without data."""
+"""Tracing: follow unit ids through a forward pass, and run networks without data."""
 
 from dynopt_ray.structure.tracing.calls import Call, recorded
 from dynopt_ray.structure.tracing.forward import (

@@ -1,4 +1,4 @@
-"""Calls of a network's modules: what went in and what came out."""
+"""Record the calls of a network's modules: their arguments and their outputs."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,9 +15,9 @@ class Call:
     """One call of a module.
 
     Attributes:
-        args: its arguments; the first is what it may pass on.
-        kwargs: its keyword arguments; the first is, where there are no others.
-        output: what it gave.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+        output: what the module returned.
     """
 
     args: tuple[Any, ...]
@@ -26,28 +26,28 @@ class Call:
 
     @property
     def first(self) -> Any:
-        """What it gives where it does nothing."""
+        """The first positional argument, or the first keyword argument if there is none."""
         return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
 
     @property
     def num_others(self) -> int | None:
-        """How many outputs there are beside the first; None for a tensor."""
+        """The number of outputs after the first; None if the output is not a tuple."""
         return len(self.output) - 1 if isinstance(self.output, tuple) else None
 
     @property
     def result(self) -> Any:
-        """The first output."""
+        """The output, or the first one of a tuple."""
         return self.output[0] if isinstance(self.output, tuple) else self.output
 
     @property
     def passes_on(self) -> bool:
-        """Whether a tensor goes in and one of the same shape and type comes out."""
+        """Whether `first` and `result` are tensors of the same shape and dtype."""
         one, other = self.first, self.result
         both = isinstance(one, Tensor) and isinstance(other, Tensor)
         return both and one.shape == other.shape and one.dtype == other.dtype
 
     def repeated(self, module: nn.Module, first: Tensor) -> Any:
-        """Call a module likewise, on another first argument."""
+        """Call a module with the same arguments except the first."""
         if self.args:
             return module(first, *self.args[1:], **self.kwargs)
         return module(**{**self.kwargs, next(iter(self.kwargs)): first})
@@ -55,9 +55,9 @@ class Call:
 
 @contextlib.contextmanager
 def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Call]]]:
-    """All calls of some modules, by name, while this lasts.
+    """Record all calls of some modules, by name, while the context lasts.
 
-    Tensors are copied: modules may write into what they are given.
+    Tensors are copied, because modules may write into their arguments.
     """
     seen: dict[str, list[Call]] = {name: [] for name in names}
     handles = []

@@ -1,9 +1,18 @@
-"""Sizes that remember where they come from.
+"""Integers that remember the widths they come from.
 
-`B, N, C = x.shape` hands a forward pass plain numbers, and `q.view(B, N, heads, C // heads)` then
-couples the heads of `q` with the coordinates of `x`, though no tensor says so. Under a trace, sizes
-of labelled dimensions are integers that know their units, integers that modules keep know their
-attribute, and arithmetic keeps track.
+A forward pass computes with sizes as plain integers. After `B, N, C = x.shape`, the call
+`q.view(B, N, heads, C // heads)` couples the heads of `q` with the coordinates of `x`, although no
+tensor operation shows that. Under a trace, the size of a labelled dimension is therefore a
+`UnitCount`, which holds the ids that it counts, and an integer attribute of a module is a `Kept`,
+which knows its attribute. Divisions without remainder, and a few other operations on `Kept`, give
+the same type again. All other arithmetic gives a `Computed`, which only holds its operands.
+
+The forward pass uses such an integer in one of two ways, and both are recorded. As a size (of a
+view, a slice or a new tensor), it tells the rules which units or which attribute the size follows.
+As a value (in a product with a tensor, or in a comparison that could turn out differently with
+more units), it makes the output depend on the width: `as_value` notes that growing these units is
+not exact. `int(n)` and `range(n)` drop the tracking. Growth that changes the output through them is
+caught later, when `apply` compares the network's outputs before and after.
 """
 
 import operator
@@ -18,11 +27,11 @@ from dynopt_ray.structure.units import IdArray, Labels, Place, Record
 
 
 class Tracked(int):
-    """An integer that depends on widths: it says so where it scales or decides anything."""
+    """An integer that depends on widths and records each use of it as a value."""
 
     @abstractmethod
     def as_value(self) -> int:
-        """The plain number, where it has a part in the values that the network computes."""
+        """Return the plain number, and note that the computed values depend on it."""
 
     def __add__(self, other: Any) -> Any:
         return _computed(operator.add, self, other)
@@ -69,7 +78,7 @@ class Tracked(int):
     def __rpow__(self, other: Any, modulo: Any = None) -> Any:
         return pow(other, self.as_value(), modulo)
 
-    # What is true of more units too decides nothing.
+    # A comparison that stays the same with more units does not make the output depend on them.
 
     def __gt__(self, other: Any) -> bool:
         return int(self) > other or self._decides(other)
@@ -84,27 +93,27 @@ class Tracked(int):
         return int(self) <= other and not self._decides(other)
 
     def _decides(self, other: Any) -> bool:
-        """Note that a comparison with a number turns at another width; False."""
+        """Note that a comparison with a number may change with more units; return False."""
         if not isinstance(other, Tracked):
             self.as_value()
         return False
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        """A plain number wherever it is copied to or stored."""
+        """Copy and pickle as a plain number."""
         return int, (int(self),)
 
 
 class Computed(Tracked):
-    """What arithmetic made of sizes, where no shape follows it (`n - 1`, `2 * n + 1`).
+    """The result of arithmetic that no rule follows (`n - 1`, `2 * n + 1`).
 
     Attributes:
-        sources: the sizes.
+        sources: the tracked operands.
     """
 
     sources: tuple["Tracked", ...]
 
     def __new__(cls, value: int, sources: tuple[Tracked, ...]) -> "Computed":
-        """The result of the arithmetic."""
+        """Make a number with its sources."""
         self = super().__new__(cls, value)
         self.sources = sources
         return self
@@ -117,23 +126,23 @@ class Computed(Tracked):
 
 
 def _computed(operation: Callable[..., Any], *operands: Any) -> Any:
-    """A number that knows its sources; whatever else an operation gives, as it is."""
+    """Return the result of an operation: a `Computed` if it is an int, else the plain result."""
     result = operation(*(int(o) if isinstance(o, Tracked) else o for o in operands))
     sources = tuple(o for o in operands if isinstance(o, Tracked))
     if type(result) is int:
         return Computed(result, sources)
-    if not isinstance(result, list | tuple | str):  # these have so many entries
+    if not isinstance(result, list | tuple | str):  # here the number is a length, not a value
         for source in sources:
             source.as_value()
     return result
 
 
 class Size(Tracked):
-    """An integer that may follow a width, also after a division without a rest.
+    """An integer that may follow a width, possibly after a division without remainder.
 
     Attributes:
-        divisor: what it has been divided by.
-        record: is told when a value (not a size) is computed from it.
+        divisor: the number by which it has been divided.
+        record: the record that `as_value` writes to.
     """
 
     divisor: int
@@ -141,12 +150,12 @@ class Size(Tracked):
 
     @property
     def undivided(self) -> int:
-        """What it was before any division."""
+        """The number before any division."""
         return int(self) * self.divisor
 
     @abstractmethod
     def divided(self, divisor: int) -> Self:
-        """The same number before any division, divided by this."""
+        """Return `undivided`, divided by `divisor`."""
 
     def __floordiv__(self, other: Any) -> Any:
         divisor = self.divisor * int(other) if isinstance(other, int) and other > 0 else 0
@@ -161,16 +170,16 @@ class Size(Tracked):
 
 
 class UnitCount(Size):
-    """A number of units.
+    """The size of a labelled dimension, or a quotient of it.
 
     Attributes:
-        ids: the units that were counted.
+        ids: the ids that are counted.
     """
 
     ids: IdArray
 
     def __new__(cls, ids: IdArray, record: Record, divisor: int = 1) -> "UnitCount":
-        """The count of `ids`, divided."""
+        """Make the number of `ids`, divided by `divisor`."""
         self = super().__new__(cls, ids.size // divisor)
         self.ids, self.record, self.divisor = ids, record, divisor
         return self
@@ -189,10 +198,10 @@ class Kept(Size):
     """An integer that a module keeps as an attribute.
 
     Attributes:
-        place: the module's dotted name, the attribute, and which entry of it or None.
-        value: of the attribute.
-        times: what it has been multiplied by, as in `batch * heads`.
-        less: what has been subtracted from it, as in `dim - part`.
+        place: the attribute.
+        value: the attribute's value.
+        times: the number by which it has been multiplied, as in `batch * heads`.
+        less: the number that has been subtracted, as in `dim - part`.
     """
 
     place: Place
@@ -210,7 +219,7 @@ class Kept(Size):
         times: int = 1,
         less: int = 0,
     ) -> "Kept":
-        """The value of the attribute after one kind of arithmetic."""
+        """Make `value // divisor * times - less`."""
         self = super().__new__(cls, value // divisor * times - less)
         self.place, self.record, self.value = place, record, value
         self.divisor, self.times, self.less = divisor, times, less
@@ -218,7 +227,7 @@ class Kept(Size):
 
     @property
     def whole(self) -> "Kept":
-        """The attribute's value itself."""
+        """The attribute's value without any arithmetic."""
         return Kept(self.value, self.place, self.record)
 
     def __floordiv__(self, other: Any) -> Any:
@@ -248,7 +257,7 @@ class Kept(Size):
 
 
 def marked(value: Any, module: str, attribute: str, record: Record) -> Any:
-    """An attribute's value with its positive integers marked as kept there."""
+    """Return an attribute's value with its positive integers replaced by `Kept`."""
     if type(value) is int:
         return Kept(value, (module, attribute, None), record) if value > 0 else value
     return type(value)(
@@ -258,16 +267,16 @@ def marked(value: Any, module: str, attribute: str, record: Record) -> Any:
 
 
 SIZES = {torch.Tensor.size, getattr(torch.Tensor.shape, "__get__")}  # noqa: B009
-"""Operations that give sizes of a tensor."""
+"""Operations that return the sizes of a tensor."""
 
 NUMBERS = {torch.Tensor.numel, torch.Tensor.nelement, torch.numel, torch.Tensor.__len__}
-"""Operations that give one number of entries."""
+"""Operations that return the number of entries or rows of a tensor."""
 
 
 def counted_sizes(
     size: Any, labels: Labels, record: Record, tensor: Tensor, dim: int | None = None
 ) -> Any:
-    """A size, or all sizes, of a tensor; those of units know which units they count."""
+    """Return one size or all sizes of a tensor; labelled ones become `UnitCount`."""
     counts = {
         d: UnitCount(label.ids, record)
         for label in labels
@@ -280,11 +289,11 @@ def counted_sizes(
 
 
 def counted_entries(func: Callable[..., Any], number: Any, labels: Labels, record: Record) -> Any:
-    """How many entries or rows a tensor has."""
+    """Return the number of entries or rows of a tensor; labelled dimensions are its sources."""
     counts = [UnitCount(label.ids, record) for label in labels]
     if func is not Tensor.__len__:
         return Computed(number, tuple(counts))
     for label, count in zip(labels, counts, strict=True):
         if 0 in label.dims and number > 1:
-            count.as_value()  # Python makes a plain number of it
+            count.as_value()  # `len` returns a plain int
     return number

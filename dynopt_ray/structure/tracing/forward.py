@@ -1,4 +1,4 @@
-"""Running a network without data: its parameters replaced by shapes, or by zeros of a new size."""
+"""Run a network without data: on tensors that only have a shape, or on zeros of new shapes."""
 
 import contextlib
 import sys
@@ -20,23 +20,23 @@ from dynopt_ray.structure.tracing.counts import marked
 from dynopt_ray.structure.tracing.tracer import Trace
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
-"""What a network is called with: one tensor, positional arguments or keyword arguments."""
+"""The inputs of a network: one tensor, a tuple of arguments or a dict of keyword arguments."""
 
 
 _KEEP_INTEGERS = (int, tuple, list)
 
 
 def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any:
-    """The network's output with its parameters and buffers replaced; nothing of it changes.
+    """Return the network's output with its parameters and buffers replaced, without changing it.
 
-    What is compiled in it runs as it was written: nothing is compiled for passes without data.
+    Compiled modules run uncompiled, because nothing should be compiled for a pass without data.
     """
     with _uncompiled():
         return functional_call(model, dict(tensors), *_arguments(inputs))
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
-    """The network's output."""
+    """Return the network's output."""
     args, kwargs = _arguments(inputs)
     return model(*args, **kwargs)
 
@@ -48,7 +48,7 @@ def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[object]:
-    if "torch._dynamo" not in sys.modules:  # takes long to import, and nothing is compiled yet
+    if "torch._dynamo" not in sys.modules:  # slow to import; without it, nothing is compiled
         return contextlib.nullcontext()
     stance: Any = torch.compiler.set_stance
     eager: contextlib.AbstractContextManager[object] = stance("force_eager")
@@ -56,19 +56,19 @@ def _uncompiled() -> contextlib.AbstractContextManager[object]:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; a shared one appears once, under its first name."""
+    """Return parameters and buffers by name; a shared one appears once, under its first name."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
-    """The same inputs on a device."""
+    """Return the inputs on a device, detached."""
     return cast(Inputs, tree_map_only(Tensor, lambda t: t.detach().to(device), inputs))
 
 
 def shells(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Tensors without content: of a new shape where `shapes` has one, else of their own."""
+    """Return empty or zero tensors, of the shape that `shapes` gives or else of their own shape."""
     device = torch.device(device)
     make = torch.empty if device.type == "meta" else torch.zeros
     return {
@@ -78,14 +78,14 @@ def shells(
 
 
 class undisturbed:  # noqa: N801
-    """Runs a network without gradients and leaves all around it as it was; see `Surroundings`.
+    """Context that runs a network without gradients and without side effects.
 
-    As a context it gives a list that holds, afterwards, the modules and their dicts in which a
-    pass kept tensors.
+    It restores everything that `Surroundings` covers. On entry it returns a list. After the exit,
+    the list holds the (module, attribute) pairs of the dicts in which a pass kept tensors.
 
     Args:
         model: the network that will run.
-        training: the mode to run it in; None for the mode each module is in.
+        training: whether it runs in training mode; None leaves each module in its own mode.
     """
 
     def __init__(self, model: nn.Module, training: bool | None = None) -> None:
@@ -108,11 +108,11 @@ class undisturbed:  # noqa: N801
 
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-    """Puts back what a pass writes into buffers (counters, averages), also in evaluation mode.
+    """Restore the buffers (counters, averages) that a pass writes, also in evaluation mode.
 
     Args:
         model: the network that will run.
-        tensors: what it will run with, by name. Default: its own.
+        tensors: the tensors that it will run with, by name. Default: its own buffers.
     """
     tensors = tensors or dict(model.named_buffers())
     kept = [tensors[name] for name, _ in model.named_buffers()]
@@ -129,9 +129,9 @@ def buffers_kept(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) 
 
 @contextlib.contextmanager
 def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """Keeps `trace.running` at the modules that are running, and marks the integers they keep.
+    """Maintain the stack `trace.running`, and replace integer attributes of modules by `Kept`.
 
-    Within `undisturbed`, which puts the attributes back.
+    Use it within `undisturbed`, which restores the attributes.
     """
     names = {module: name for name, module in model.named_modules()}
     trace.modules = {name: module for module, name in names.items()}
@@ -152,7 +152,7 @@ def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
                 (call.passes_on, call.num_others)
             )
 
-    # Without keywords: torch never forgets that a hook on all modules took them.
+    # Not `with_kwargs=True`: torch keeps that setting of a global hook after the hook is removed.
     handles = [
         register_module_forward_pre_hook(enter),
         register_module_forward_hook(leave),

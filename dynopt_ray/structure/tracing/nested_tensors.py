@@ -1,4 +1,4 @@
-"""Tensors in whatever holds them."""
+"""Find the tensors in nested containers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def given_tensors(output: Any) -> Iterable[Tensor]:
-    """What a network gives: also where an object of any class holds it."""
+    """Return the tensors in a network's output, or in its attributes if it is a custom object."""
     return list(tensors_in(output)) or tensors_in(getattr(output, "__dict__", ()))
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:
-    """All tensors in nested tuples, lists and dicts, in order."""
+    """Yield all tensors in nested tuples, lists, dicts and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
@@ -27,7 +27,7 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
 
 
 def storage_of(tensor: Tensor) -> int | None:
-    """What tells whether two tensors share memory; within `vmap` there is no saying."""
+    """Return a number that identifies a tensor's storage; None within `vmap`, which hides it."""
     try:
         storage: int = tensor.untyped_storage()._cdata
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""Functions of torch that hide their steps from a mode, opened."""
+"""Functions of torch in a form that shows their steps to a `TorchFunctionMode`."""
 
 import types
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 
 def _opened(function: Any) -> Callable[..., Any]:
-    """The same code, which never hands itself over as a whole to a `TorchFunctionMode`."""
+    """Return a copy of a function that never passes itself as a whole to a `TorchFunctionMode`."""
     names = {**function.__globals__, "has_torch_function": lambda _: False}
     opened = types.FunctionType(
         function.__code__, names, function.__name__, function.__defaults__, function.__closure__
@@ -20,4 +20,4 @@ def _opened(function: Any) -> Callable[..., Any]:
 OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.multi_head_attention_forward: _opened(F.multi_head_attention_forward),
 }
-"""Function -> the same, whose steps reach the mode that runs it."""
+"""Function -> a copy whose steps reach the mode under which it runs."""

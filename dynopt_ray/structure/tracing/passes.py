@@ -1,4 +1,4 @@
-"""The traced passes of one network, and what they say together."""
+"""Trace one network at one set of shapes, and group its units."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ class Passes:
     """A network traced at one set of shapes.
 
     Attributes:
-        record: ties, roles, consumers, work.
-        grouping: the width groups and fixed sizes that follow from it.
+        record: everything the trace found out, such as roles, consumers and work.
+        grouping: the width groups and fixed sizes that follow from the record.
         output_sizes: the sizes of all output tensors.
-        device: where it could be traced: "meta", or the network's own device.
+        device: the device on which it was traced: "meta", or the network's own.
     """
 
     record: Record
@@ -49,24 +49,25 @@ def trace_passes(
     pinned: Mapping[str, str] | None = None,
     with_costs: bool = True,
 ) -> Passes:
-    """Run the network under a trace in evaluation mode; what that leaves unused, in training mode.
+    """Trace the network in evaluation mode, and in training mode too if parameters stay unused.
 
     Args:
-        model: the network. Nothing of it changes.
-        inputs: what it is called with, on `device`.
+        model: the network; it is not changed.
+        inputs: the inputs of the network, on `device`.
         tensors: its parameters and buffers at the sizes to trace, on `device`.
-        heads: what a unit of attention is.
-        device: where it runs; "meta" computes shapes only.
-        pinned: parameter name -> reason, for sizes that the caller wants fixed.
-        with_costs: whether to note what operations cost and which modules are blocks.
+        heads: what a unit of attention is; see `Trace`.
+        device: the device to run on; "meta" computes shapes only.
+        pinned: parameter name -> reason, for parameters whose first dimension must keep its size.
+        with_costs: whether to record the costs of operations and the blocks.
 
     Raises:
-        Exception: whatever the network's own forward raises.
+        Exception: any error that the network's own forward raises.
     """
     record = Record({id(tensor): name for name, tensor in tensors.items()}, with_costs)
     sizes = _run(model, inputs, tensors, record, heads, training=False)
     if unused(record, tensors):
-        # Auxiliary classifiers run in training mode only; what they cost and read is not asked.
+        # Auxiliary classifiers run in training mode only. Costs and consumers describe evaluation
+        # mode, so those of the second pass are discarded.
         work, consumers = [*record.work], {n: [*uses] for n, uses in record.consumers.items()}
         sizes += _run(model, inputs, tensors, record, heads, training=True)
         record.work, record.consumers = work, defaultdict(list, consumers)
@@ -80,7 +81,7 @@ def trace_passes(
 
 
 def unused(record: Record, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Parameters and buffers with a width that the pass did not reach."""
+    """Return the names of parameters and buffers with a width that the pass did not reach."""
     return [
         name
         for name, tensor in tensors.items()
@@ -95,10 +96,10 @@ def trace_at_own_sizes(
     heads: Heads,
     pinned: Mapping[str, str],
 ) -> Passes:
-    """Trace on the meta device; a network that needs values runs on its own device instead.
+    """Trace on the meta device, or on the network's own device if it needs values.
 
     Raises:
-        TraceError: the network fails on these inputs.
+        TraceError: the network does not run on these inputs.
     """
     try:
         return _trace_on(torch.device("meta"), model, inputs, tensors, heads, pinned)
@@ -123,7 +124,7 @@ def _trace_on(
     if device.type == "meta":
         traced = shells(tensors, {}, device)
     else:
-        # A pass in training mode writes to buffers; they must not be the network's own.
+        # A pass in training mode writes to buffers, so they must not be the network's own.
         traced = {n: t if isinstance(t, nn.Parameter) else t.clone() for n, t in tensors.items()}
     return trace_passes(
         model, moved(inputs, device), traced, heads=heads, device=device, pinned=pinned
@@ -133,7 +134,7 @@ def _trace_on(
 def _untraceable(model: nn.Module, error: Exception) -> TraceError:
     return TraceError(
         f"{type(model).__name__} cannot run on these example inputs: "
-        f"{type(error).__name__}: {error}. Pass what the network is called with in training: a "
+        f"{type(error).__name__}: {error}. Pass the inputs that the network gets in training: a "
         "tensor, a tuple of arguments or a dict of keyword arguments."
     )
 
@@ -147,7 +148,7 @@ def _run(
     *,
     training: bool,
 ) -> tuple[torch.Size, ...]:
-    """One pass; its outputs are pinned."""
+    """Run one pass under a trace, pin its outputs and return their sizes."""
     with undisturbed(model, training) as kept:
         buffers = [name for name, _ in model.named_buffers()]
         trace = Trace(tensors, record, heads, buffers)

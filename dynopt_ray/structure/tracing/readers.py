@@ -1,4 +1,8 @@
-"""How operations read units: each as independent regressions of what it gives on what it reads.
+"""Operations that are linear in a weight, presented as independent linear regressions.
+
+An operation consists of G independent products, outputs_RO = inputs_RK @ coefficients_OK.T (plus a
+bias). A row is one position of the result at which the weight is applied. `refit` solves such
+regressions for new coefficients.
 
 Shapes: G groups, R rows, K inputs, O outputs.
 """
@@ -15,13 +19,13 @@ from dynopt_ray.structure.units import Contraction
 
 
 class Reader(Protocol):
-    """One use of a weight.
+    """One use of a weight, as G linear regressions.
 
     Attributes:
-        num_rows: rows in all.
+        num_rows: the number of all rows.
         num_inputs: K.
-        made: for each dimension of `outputs` after the first, the weight's dimension that it has
-            the units of, or None.
+        made: for each dimension of `outputs` after the first, the dimension of the weight along
+            which the same units lie, or None.
     """
 
     num_rows: int
@@ -29,17 +33,17 @@ class Reader(Protocol):
     made: tuple[int | None, ...]
 
     def inputs(self, rows: Tensor) -> Tensor:
-        """What it reads for some rows, (G, R, K)."""
+        """Return the inputs of some rows, (G, R, K)."""
 
     def outputs(self, out: Tensor, rows: Tensor) -> Tensor:
-        """What it gives there, (R, …); the dimensions that follow flatten to (G, O)."""
+        """Return the outputs of some rows, (R, …), whose other dimensions flatten to (G, O)."""
 
     def in_layout(self, slope_GOK: Tensor) -> Tensor:
-        """Coefficients in the weight's own layout."""
+        """Return coefficients in the weight's own layout."""
 
 
 def as_products(weight: Tensor, reader: Reader, num_groups: int) -> Tensor:
-    """A weight, or anything of its shape, as coefficients (G, O, K); undoes `in_layout`.
+    """Return a weight, or a tensor of its shape, as coefficients (G, O, K); undoes `in_layout`.
 
     Args:
         weight: the weight.
@@ -59,7 +63,7 @@ class SumOfProducts:
     Args:
         x: the input.
         weight: the weight.
-        dims: where their dimensions lie in the joint space.
+        dims: the dimensions of both and of the result in the joint space.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, dims: Contraction) -> None:
@@ -98,12 +102,14 @@ class SumOfProducts:
 
 
 class Convolution:
-    """A convolution, or a transposed one, which is a convolution over inputs set apart by zeros.
+    """A convolution, or a transposed one.
+
+    A transposed convolution is a convolution over its inputs, spread apart with zeros.
 
     Args:
         called: its arguments by name.
         out: its result.
-        transposed: whether it is a transposed one.
+        transposed: whether the convolution is transposed.
     """
 
     def __init__(self, called: Mapping[str, Any], out: Tensor, *, transposed: bool) -> None:
@@ -147,7 +153,7 @@ class Convolution:
 def _patches(
     x: Tensor, called: Mapping[str, Any], kernel: Sequence[int], transposed: bool
 ) -> Tensor:
-    """Every window of the kernel's extent: (batch, *positions, channels, *kernel), a view."""
+    """Return a view of all windows of the kernel's size: (batch, *positions, channels, *kernel)."""
     space = len(kernel)
     stride = (1,) * space if transposed else per_dim(called.get("stride", 1), space)
     dilation = per_dim(called.get("dilation", 1), space)
@@ -159,12 +165,12 @@ def _patches(
 
 
 def _padded(called: Mapping[str, Any], out: Tensor) -> Tensor:
-    """The input of a convolution with its zeros around it."""
+    """Return the input of a convolution, padded with zeros."""
     x, kernel = _batched(called), called["weight"].shape[2:]
     del out
     padding, dilation = called.get("padding", 0), per_dim(called.get("dilation", 1), len(kernel))
     amounts: list[int] = []
-    for d in reversed(range(len(kernel))):  # as `F.pad` wants it: last dimension first
+    for d in reversed(range(len(kernel))):  # `F.pad` expects the last dimension first
         if padding == "same":
             total = dilation[d] * (kernel[d] - 1)
             amounts += [total // 2, total - total // 2]
@@ -174,7 +180,7 @@ def _padded(called: Mapping[str, Any], out: Tensor) -> Tensor:
 
 
 def _spread(called: Mapping[str, Any], out: Tensor) -> Tensor:
-    """The input of a transposed convolution, `stride` apart, with zeros between and around."""
+    """Return the input of a transposed convolution, spread and padded with zeros."""
     x, kernel = _batched(called), called["weight"].shape[2:]
     space = len(kernel)
     stride = per_dim(called.get("stride", 1), space)
@@ -204,7 +210,7 @@ def _batched(called: Mapping[str, Any]) -> Tensor:
 
 
 def per_dim(value: Any, num_dims: int) -> tuple[int, ...]:
-    """One number for all dimensions of space, or one for each."""
+    """Return one number per dimension of space, from a single number or a sequence."""
     return (
         (value,) * num_dims if isinstance(value, int) else tuple(value) * (num_dims // len(value))
     )

@@ -1,4 +1,4 @@
-"""Which rule belongs to which operation."""
+"""The registry of rules: which rule traces which operation."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -9,24 +9,25 @@ import torch
 OperationRule = Callable[..., None]
 
 RULES: dict[Callable[..., Any], OperationRule] = {}
-"""Operation, as it reaches a mode -> its rule."""
+"""Operation, as a `TorchFunctionMode` receives it -> its rule."""
 
 KEEPS_ZEROS: set[Callable[..., Any]] = set()
-"""Operations whose result is zero wherever (one of) their operands are."""
+"""Operations whose result is zero wherever an operand is zero."""
 
 _NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
 
 
 def rule(*operations: str | Callable[..., Any]) -> Callable[[OperationRule], OperationRule]:
-    """Register how unit ids flow through some operations.
+    """Register a function as the rule of some operations: how unit ids flow through them.
 
     The rule is called with the `Trace`, the operation's output and the operation's own arguments.
-    It ties units that must be equal and labels the output; see docs/operation_rules.md.
+    It ties ids that must belong to the same unit and labels the output; see
+    docs/operation_rules.md.
 
     Args:
-        operations: names of torch functions and tensor methods, or operations themselves: one of
-            `torch.ops`, what `torch.library.custom_op` made, or a function that hands itself to
-            `torch.overrides.handle_torch_function`.
+        operations: names of torch functions and tensor methods, or the operations themselves: an
+            operator of `torch.ops`, a result of `torch.library.custom_op`, or a function that
+            passes itself to `torch.overrides.handle_torch_function`.
 
     Raises:
         ValueError: torch has no operation of this name.
@@ -44,18 +45,18 @@ def rule(*operations: str | Callable[..., Any]) -> Callable[[OperationRule], Ope
 
 
 def keeps_zeros(*names: str) -> None:
-    """Note operations whose result is zero wherever (one of) their operands are."""
+    """Register operations whose result is zero wherever an operand is zero."""
     KEEPS_ZEROS.update(operation for name in names for operation in _operations(name))
 
 
 def _operations(operation: str | Callable[..., Any]) -> Iterable[Callable[..., Any]]:
-    """All callables that reach a mode where an operation is meant."""
+    """Yield all callables as which an operation may reach a `TorchFunctionMode`."""
     if not isinstance(operation, str):
         yield operation
         packet = getattr(getattr(operation, "_opoverload", operation), "overloadpacket", operation)
         if isinstance(packet, torch._ops.OpOverloadPacket):
             yield packet
-            overloads: Any = packet.overloads  # torch leaves it without types
+            overloads: Any = packet.overloads  # untyped in torch
             yield from (getattr(packet, name) for name in overloads())
         return
     for namespace in _NAMESPACES:

@@ -1,8 +1,8 @@
-"""What common operations give on tensors without data, told from their shapes.
+"""Results of common operations on meta tensors, computed from shapes without running torch.
 
-torch works out most shapes on the meta device by decompositions in Python, which takes longer than
-everything else in a trace. Where a result's shape is plain it is given here. Whatever is not plain,
-errors first of all, is left to torch.
+On the meta device, torch computes most shapes by decompositions in Python, which take longer than
+everything else in a trace. The functions here cover the simple cases. All other cases, and all
+errors, are left to torch.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ _BINARY = ("add", "sub", "mul", "div", "__add__", "__sub__", "__mul__", "__trued
 
 
 def shape_only(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
-    """The operation's result as a tensor without data; None where torch has to say."""
+    """Return the operation's result as a meta tensor; None if torch must compute it."""
     known = _KNOWN.get(func)
     if known is None or not args or not _is_plain(args[0]):
         return None
     try:
         found = known(*args, **kwargs)
-    except TypeError:  # other arguments than those that are plain
+    except TypeError:  # arguments that the simple case does not have
         return None
     return found
 
@@ -37,7 +37,7 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _fit(input: Tensor, shape: tuple[int, ...], *parameters: Tensor | None) -> bool:
-    """Whether the parameters have this shape and the input's kind."""
+    """Return whether the parameters have this shape and the input's dtype."""
     return all(p is None or (p.shape == shape and p.dtype == input.dtype) for p in parameters)
 
 
@@ -78,7 +78,7 @@ def _batch_norm(
     *_: float,
     **__: float,
 ) -> Tensor | None:
-    # In training mode there are values enough, or an error.
+    # Training mode is left to torch, which refuses inputs with too few values per channel.
     parameters = (running_mean, running_var, weight, bias)
     fits = not training and _fit(input, (input.shape[1],), *parameters)
     return torch.empty_like(input) if fits else None

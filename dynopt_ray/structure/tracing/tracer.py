@@ -1,10 +1,13 @@
-"""Following unit ids through one forward pass.
+"""Follow unit ids through one forward pass.
 
-`Trace` is a mode under which a network runs once. Parameters enter with a fresh id per coordinate
-of each dimension; every operation's rule says how ids flow and which must be equal. Nothing is
-decided here: ties are only collected, and `grouping` merges them when the pass is over.
+`Trace` is a mode that sees every torch operation of the pass. Each coordinate of each parameter
+dimension starts with an id of its own. The rule of an operation reads the ids along the dimensions
+of its inputs (their labels), ties ids that the operation combines, and labels its output. So ids
+move as the data does, and wherever two sizes must agree, the ids on both sides are tied. Ties are
+only collected, in a `Record`; `grouping` merges tied ids into units after the pass.
 
-An operation without a rule is not assumed harmless: what it touches becomes fixed.
+Ids that reach an operation without a rule, or meet data without units, are pinned, which fixes
+their units. Rules need shapes but no values, so the pass can run on the meta device.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,13 +46,13 @@ _VALUES = {
 
 
 class Trace(TorchFunctionMode):
-    """Runs a network and fills in a `Record`.
+    """A mode that follows unit ids through a network and fills in a `Record`.
 
     Args:
-        tensors: name -> tensor for every parameter and buffer, as the network will meet them.
-        record: where to write.
+        tensors: name -> tensor for every parameter and buffer with which the network will run.
+        record: the record to fill in.
         heads: what a unit of attention is: a whole head, or one coordinate of all heads.
-        buffers: which of the tensors training does not change.
+        buffers: names of the tensors that training does not change.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Trace(TorchFunctionMode):
         self._picked: dict[int, tuple[Tensor, IdArray]] = {}
         for name, tensor in tensors.items():
             labels = []
-            # What integers hold (indices, masks) is data; nobody's units lie along them.
+            # Integer tensors (indices, masks) are data, so no units lie along them.
             sizes = tensor.shape if tensor.is_floating_point() or tensor.is_complex() else ()
             for dim, size in enumerate(sizes):
                 labels.append(Label((dim,), record.own((name, dim), size)))
@@ -85,7 +88,7 @@ class Trace(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation, then let its rule say how ids flow."""
+        """Run the operation, then apply its rule."""
         kwargs = kwargs or {}
         opened = OPENED.get(func)
         if opened is not None:
@@ -99,12 +102,12 @@ class Trace(TorchFunctionMode):
             return counted_entries(func, out, self.labels(args[0]), self.record)
         self.record.by_value |= func in _VALUES
         if func in _LEAVES:
-            self.pin(self.labels(args[0]), "its values are read outside of torch")
+            self.pin(self.labels(args[0]), "its values are read outside torch")
         if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
             self.pin_picked((args, kwargs))
         handler = RULES.get(func)
         if kwargs.get("out") is not None:
-            unknown_operation(self, (), func, args, kwargs, "a given tensor is written to,")
+            unknown_operation(self, (), func, args, kwargs, "no rule with `out=`")
         elif handler is not None:
             self._follow(handler, out, func, args, kwargs)
         elif any(True for _ in tensors_in(out)):
@@ -122,7 +125,7 @@ class Trace(TorchFunctionMode):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> None:
-        """Let a rule say how ids flow; what it cannot follow becomes fixed."""
+        """Apply a rule; if it fails, pin everything that the operation read."""
         try:
             handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
         except Exception as error:  # a rule may be the user's own
@@ -131,25 +134,25 @@ class Trace(TorchFunctionMode):
 
     @property
     def blocks(self) -> dict[str, int | None]:
-        """Modules called once that give a tensor like the one they take; see `Record`."""
+        """Modules that are called once and return a tensor like the one they take; see `Record`."""
         once = {name: calls[0] for name, calls in self.calls.items() if name and len(calls) == 1}
         return {name: num_others for name, (passes_on, num_others) in once.items() if passes_on}
 
-    # What rules read and write.
+    # The methods below are for rules.
 
     def labels(self, tensor: Tensor) -> Labels:
-        """The labels of a tensor; none for data that the caller brought."""
+        """Return the labels of a tensor; empty for data."""
         entry = self._labels.get(id(tensor))
         return entry[1] if entry else ()
 
     def set(self, tensor: Tensor, labels: Labels) -> None:
-        """Give a tensor its labels. Keeps the tensor alive, so that its identity stays its own."""
+        """Set the labels of a tensor, and keep the tensor alive so that its `id` stays unique."""
         claimed: set[int] = set()
         clean: list[Label] = []
-        # A batch of one looks like the only unit of a class token; it must not pin real units.
+        # A batch of size 1 looks like the single unit of a class token. It must not pin real units.
         for label in sorted(labels, key=lambda label: label.ids.size == 1):
             if claimed.intersection(label.dims):
-                self.pin(label.ids, "two kinds of units were merged into one dimension")
+                self.pin(label.ids, "units of two kinds were merged into one dimension")
                 continue
             if label.ids.shape != tuple(tensor.shape[d] for d in label.dims):
                 self.pin(label.ids, "its size changes in a way that no rule follows")
@@ -159,24 +162,23 @@ class Trace(TorchFunctionMode):
         self._labels[id(tensor)] = (tensor, tuple(clean))
 
     def name(self, tensor: Tensor | None) -> str | None:
-        """The name of a parameter or buffer; None for any other tensor."""
+        """Return the name of a parameter or buffer; None for any other tensor."""
         return None if tensor is None else self.record.names.get(id(tensor))
 
     def tie(self, one: IdArray, other: IdArray) -> None:
-        """These units are the same: they can only come and go together. Broadcasts."""
+        """Note that these ids belong to the same units, elementwise after broadcasting."""
         if one is not other:
             self.record.ties.append((one, other))
 
     def pin(self, ids: IdArray | Labels, reason: str) -> None:
-        """These units cannot be resized."""
+        """Note that these units cannot be resized."""
         for array in [ids] if isinstance(ids, np.ndarray) else [label.ids for label in ids]:
             self.record.pinned.append((array.ravel(), reason))
 
     def mix(self, ids: IdArray, axis: int | None = None) -> None:
-        """An operation's result depends on how many of these units there are.
+        """Note that the result depends on the number of these units.
 
-        Along one axis of ids, that is not so where all of it belongs to one unit (a norm over the
-        coordinates of each head).
+        With an axis, ids that are equal along it do not count (a norm over each head).
         """
         if axis is None or ids.ndim == 1:
             self.record.mixed.append(ids.ravel())
@@ -184,20 +186,20 @@ class Trace(TorchFunctionMode):
             self.record.mixed.append(np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis]))
 
     def units(self, tensor: Tensor, dim: int) -> IdArray | None:
-        """Ids along one dimension that a single one-dimensional label covers, else None."""
+        """Return the ids along a dimension, or None if no one-dimensional label covers it."""
         label = covering(self.labels(tensor), dim % tensor.ndim)
         if label is not None and len(label.dims) > 1:
-            self.pin(label.ids, "units spread over several dimensions meet a weight")
+            self.pin(label.ids, "its units lie along several dimensions where they meet a weight")
             return None
         return None if label is None else label.ids
 
     def match(self, tensor: Tensor, dim: int, ids: IdArray | None) -> None:
-        """The units along `dim` of a tensor are `ids`; data without units pins them."""
+        """Tie the units along `dim` of a tensor to `ids`; if only one side has units, pin them."""
         label = covering(self.labels(tensor), dim % tensor.ndim)
         if label is None and ids is not None:
-            self.pin(ids, f"its size is that of the data ({tensor.shape[dim]})")
+            self.pin(ids, f"its size must match the data ({tensor.shape[dim]})")
         elif label is not None and ids is None:
-            self.pin(label.ids, "it meets data without units of its own")
+            self.pin(label.ids, "it is combined with data that has no units")
         elif label is not None and ids is not None:
             axis = label.dims.index(dim % tensor.ndim)
             self.tie(
@@ -205,24 +207,24 @@ class Trace(TorchFunctionMode):
             )
 
     def picked(self, out: Tensor, ids: IdArray) -> None:
-        """A constant index picked these units; only if somebody reads them are they special."""
+        """Note that a constant index picked these units; they are pinned once `out` is read."""
         _, before = self._picked.get(id(out), (out, ids[:0]))
         self._picked[id(out)] = (out, np.concatenate([before, ids]))
 
     def pin_picked(self, read: Any) -> None:
-        """The values of these tensors are read."""
+        """Pin the units that constant indices picked for these tensors, which are now read."""
         for tensor in tensors_in(read):
             _, ids = self._picked.pop(id(tensor), (tensor, None))
             if ids is not None:
                 self.pin(ids, "one of its units is picked by a constant index")
 
     def outputs(self, output: Any) -> list[Tensor]:
-        """The tensors that the network gives; their units are fixed."""
+        """Pin the units of the network's output and return its tensors."""
         tensors = list(given_tensors(output))
         if not tensors:
             raise TraceError(
-                f"it gives a {type(output).__name__}, in which no tensor is found; let it give "
-                "tensors, or a tuple, list, dict or dataclass of them"
+                f"it returns a {type(output).__name__}, in which no tensor is found; let it return "
+                "a tensor, or a tuple, list, dict or dataclass of tensors"
             )
         self.pin_picked(tensors)
         for tensor in tensors:
@@ -240,25 +242,25 @@ class Trace(TorchFunctionMode):
                 self._set_role((name, dim), role)
 
     def is_weight(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a parameter, or made of some such that their zeros stay zeros."""
+        """Return whether a tensor is a parameter, or made of parameters and zero where they are."""
         return id(tensor) in self._weights
 
     def _is_of_weights(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-        """Whether a result can be zero by zeros in one weight alone, and learn from there."""
+        """Return whether zeros in one weight give zeros in the result that training can change."""
         tensors = list(tensors_in((args, kwargs)))
         if not all(map(self.is_weight, tensors)):
             return False
-        # w·w is flat at zero, and w/w nothing.
+        # The gradient of w·w vanishes at zero, and w/w is undefined there.
         wide = [t for t in tensors if any(t.shape[d] > 1 for d in range(t.ndim))]
         return len(tensors) < 2 or (
             "div" not in func.__name__ and len({tuple(t.shape) for t in wide}) == len(wide)
         )
 
     def reads(self, tensor: Tensor, dim: int) -> None:
-        """Units are summed over, weighted by `tensor`, along `dim` of it.
+        """Note that units along `dim` of `tensor` are summed over, weighted by its entries.
 
-        Weights of units that nothing shall notice can be zero. Where no parameter weights the
-        units (queries times keys), their number shows in the result.
+        Zeros in a weight hide new units from the result. If no parameter weights the units
+        (queries times keys), the result depends on their number.
         """
         for label in self.labels(tensor):
             if dim % tensor.ndim not in label.dims:
@@ -268,34 +270,34 @@ class Trace(TorchFunctionMode):
                 continue
             for key in self.record.owners(label.ids):
                 self._set_role(key, "in")
-                if key[0] in self.buffers:  # never learns what new units mean
+                if key[0] in self.buffers:  # zeros for new units would stay zero
                     self.mix(label.ids)
 
     def makes(self, weight: Tensor, dim: int) -> None:
-        """Units come into being along `dim` of a weight."""
+        """Note that a weight makes the units along its dimension `dim`."""
         for label in self.labels(weight):
             if dim in label.dims:
                 for key in self.record.owners(label.ids):
                     self._set_role(key, "out")
 
     def _set_role(self, key: tuple[str, int], role: Role) -> None:
-        """A weight that makes units in one place and reads them in another cannot grow exactly."""
+        """Set a role. A dimension that both makes and reads units cannot grow exactly."""
         roles = self.record.roles
         if {role, roles.get(key, role)} == {"in", "out"}:
             self.mix(self.record.parameter_ids[key])
-            role = "out"  # it names the group (tied embeddings)
+            role = "out"  # as a producer, it can name the group (tied embeddings)
         roles[key] = role
 
     def hide(self, tensor: Tensor, dims: Iterable[int]) -> None:
-        """These dimensions of a parameter (kernel sizes) are nobody's width."""
+        """Note that these dimensions of a parameter are no widths (kernel sizes)."""
         name = self.name(tensor)
         if name is not None:
             self.record.hidden.update((name, dim) for dim in dims)
             return
-        # A weight made of parameters: the dimensions are theirs.
+        # A weight computed from parameters: hide the dimensions of the parameters.
         for label in self.labels(tensor):
             if set(label.dims) <= set(dims):
-                self.pin(label.ids, "it is the extent of a kernel")
+                self.pin(label.ids, "it is a kernel size")
                 self.record.hidden.update(self.record.owners(label.ids))
 
     def consume(self, weight: Tensor, out: Tensor, **how: Any) -> None:
@@ -307,7 +309,7 @@ class Trace(TorchFunctionMode):
             self.record.consumers[name].append(consumer)
 
     def forget_consumer(self, out: Tensor) -> None:
-        """`out` is not what a product gave, after all."""
+        """Take back `consume`: `out` is not the plain result of a product."""
         consumer = self._producers.pop(id(out), None)
         if consumer is not None:
             uses = self.record.consumers[consumer.weight]
@@ -316,11 +318,11 @@ class Trace(TorchFunctionMode):
                 del self.record.consumers[consumer.weight]
 
     def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
-        """A BatchNorm reads `source`: its running mean can absorb a missing bias."""
+        """Note that a BatchNorm reads `source`; its running mean can take the place of a bias."""
         self._absorb(source, source, 1, mean=self.name(running_mean))
 
     def shifted(self, out: Tensor, source: Tensor, bias: Tensor) -> None:
-        """A parameter is added to `source`: it is its bias, if there is none yet."""
+        """Note that a parameter is added to `source`; it counts as a bias if there is none yet."""
         self._absorb(source, out, source.ndim - 1, bias=self.name(bias))
 
     def _absorb(
@@ -332,7 +334,7 @@ class Trace(TorchFunctionMode):
         bias: str | None = None,
         mean: str | None = None,
     ) -> None:
-        """Note what lies along `dim` and can take up a constant of `source`, now `out`."""
+        """Note the bias or mean along `dim` that can absorb a constant change of `source`."""
         consumer = self._producers.get(id(source))
         if consumer is None or consumer.bias is not None or not (bias or mean):
             return
@@ -347,7 +349,7 @@ class Trace(TorchFunctionMode):
             self.record.work.append(Work.over(labels, sizes))
 
     def _note_made(self, out: Any, args: Any, kwargs: Any) -> None:
-        """Note what an operation writes: views write nothing."""
+        """Note the bytes that an operation writes; views write none."""
         if not self.record.with_costs:
             return
         given = {storage_of(t) for t in tensors_in((args, kwargs))}
@@ -364,7 +366,7 @@ class Trace(TorchFunctionMode):
         index: int | None = None,
         owner: Tensor | None = None,
     ) -> None:
-        """An integer attribute follows a size: of `owner`'s module, else of the running one."""
+        """Note that an attribute of `owner`'s module, or of the running module, follows a size."""
         name = self.name(owner)
         if name is None and not self.running:
             return
@@ -375,7 +377,7 @@ class Trace(TorchFunctionMode):
         self.counts(value, ids)
 
     def counts(self, size: Any, ids: IdArray) -> None:
-        """This many units were asked for: a number that a module keeps follows them."""
+        """Note that `size`, if a module keeps it, follows the number of these ids."""
         if isinstance(size, Kept) and not size.less and size.value * size.times == ids.size:
             rows = ids.reshape(size.times, -1)
             if bool((rows == rows[0]).all()):
@@ -390,7 +392,7 @@ def unknown_operation(
     kwargs: Mapping[str, Any],
     why: str = "no rule",
 ) -> None:
-    """No rule: everything the operation read becomes fixed, its result has no units."""
+    """Pin everything that an operation without a usable rule read; its result has no units."""
     name = resolve_name(func) or getattr(func, "__name__", repr(func))
     for tensor in tensors_in((args, kwargs)):
         trace.pin(trace.labels(tensor), f"{why} for the operation {name}")

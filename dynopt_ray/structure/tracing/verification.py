@@ -1,9 +1,16 @@
-"""Proof by running: a group counts as resizable only if the network runs at another width.
+"""Verify width groups: a group counts as resizable only if the network runs at another width.
 
-A forward pass may use a size as a literal (`x.view(-1, 400)`) or keep it in an attribute of its
-own. So the network is traced once more with one unit added to every group. Where that fails, the
-groups at fault are searched by halving; each is given the integer attributes that equal its size,
-and is fixed if no choice of them makes the network run.
+The trace at the network's own sizes cannot see every use of a size: a forward pass may contain it
+as a literal (`x.view(-1, 400)`) or keep it in an attribute of its own. So the network is traced
+again with one more unit in every group. This trace shows what the network looks like at the new
+widths, and edits are valid if they lead to the same network. So the network must run, its outputs
+must keep their sizes, the same groups must lie in the same slices, and each unit must lie where an
+edit puts it.
+
+If a check fails, the groups at fault are found by halving the set of groups. Each of them is tried
+again, first with integer attributes that equal one of its sizes and may have to follow it, then in
+steps of 2, 4 and 8 units. A group that still fails is fixed. The comparison covers shapes and
+positions, not values.
 """
 
 import itertools
@@ -35,17 +42,17 @@ _STEPS = (2, 4, 8)
 
 
 _Kind = tuple[type[nn.Module], str, int | None]
-"""An attribute of a class of modules."""
+"""An attribute of a class of modules: the class, the attribute's name, an index or None."""
 
 
 @dataclass(frozen=True, eq=False)
 class Verified:
-    """What running at other widths showed.
+    """The result of a verification.
 
     Attributes:
-        groups: those that can be resized.
+        groups: the groups that can be resized.
         attributes: the integer attributes that must follow them.
-        fixed: group name -> why it cannot be resized.
+        fixed: group name -> the reason why it cannot be resized.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -54,14 +61,14 @@ class Verified:
 
 
 class Verifier:
-    """Runs one network at other widths.
+    """Verifies the width groups of one network.
 
     Args:
-        model: the network; its attributes are changed while it runs and then put back.
-        inputs: what it is called with.
+        model: the network; its attributes are changed while it runs and then restored.
+        inputs: the inputs of the network.
         tensors: its parameters and buffers.
-        passes: what tracing it at its own sizes showed.
-        heads: what a unit of attention is.
+        passes: the result of tracing it at its own sizes.
+        heads: what a unit of attention is; see `Trace`.
     """
 
     def __init__(
@@ -83,7 +90,7 @@ class Verifier:
         self._linked = linked(passes.record.links, passes.grouping)
 
     def verdict(self) -> Verified:
-        """Which groups can be resized, and what must follow them."""
+        """Find the groups that can be resized and the attributes that must follow them."""
         pending = list(self._passes.grouping.groups)
         found: list[Attribute] = []
         fixed: dict[str, str] = {}
@@ -110,7 +117,10 @@ class Verifier:
     def _confirmed(
         self, group: WidthGroup, wider: WidthGroup, found: Sequence[Attribute]
     ) -> WidthGroup:
-        """A group as it is told: an attribute that follows it may also scale the result."""
+        """Return the group with its final runs and step.
+
+        It cannot grow exactly if an attribute that follows it also scales the result.
+        """
         valued = self._passes.record.valued
         scales = any(group.name in a.per_unit and a.place in valued for a in found)
         group = replace(_with_runs(group, wider), step=self._step(group))
@@ -120,7 +130,7 @@ class Verifier:
         return self._steps.get(group.name, 1)
 
     def _in_steps(self, group: WidthGroup, reason: str) -> bool:
-        """Whether several units at once can come and go (where rows must be aligned)."""
+        """Return whether the group can be resized in steps (some operations need aligned rows)."""
         reason = re.sub(r"\d+", "", reason)
         if group.name in self._steps or reason in self._hopeless:
             return False
@@ -135,7 +145,7 @@ class Verifier:
     def _attempt(
         self, groups: Sequence[WidthGroup], found: Sequence[Attribute]
     ) -> str | dict[str, WidthGroup]:
-        """Run with one more unit in each group: the groups then found, or what went wrong."""
+        """Trace with each group wider by its step; return the groups found, or what failed."""
         added = {group.name: self._step(group) for group in groups}
         tensors = shells(self._tensors, resized_shapes(self._tensors, groups, added), self._device)
         try:
@@ -149,7 +159,8 @@ class Verifier:
                     with_costs=False,
                 )
         except Exception as error:
-            # The network's own forward ran at a size it was not written for: anything may come.
+            # The network's forward ran at a size that it was not written for, so it may raise
+            # any error.
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
             return f"its size is written into the forward pass ({reason})"
         if seen.output_sizes != self._passes.output_sizes:
@@ -159,15 +170,16 @@ class Verifier:
             twin = now.get(group.name)
             wider = group.width + added[group.name]
             if twin is None or twin.width != wider or _layout(twin) != _layout(group):
-                return "with one more unit, others are read in their place"
+                return "at another width, the forward pass groups its units differently"
         misplaced = self._misplaced([_with_runs(g, now[g.name]) for g in groups], now)
         return misplaced or now
 
     def _misplaced(self, groups: Sequence[WidthGroup], now: Mapping[str, WidthGroup]) -> str | None:
-        """Whether units lie elsewhere than an edit would put them (`x[:, ::2]`, a rotation).
+        """Return a reason if units lie elsewhere than an edit puts them (`x[:, ::2]`, a rotation).
 
-        Where they lie depends on their number alone, so one more unit can be one that came, or
-        two for the first, which went.
+        In a trace, the positions of units depend on their number alone. So the wider trace must
+        agree with two edits that lead to its widths: one only adds units, the other removes the
+        first unit of each group and adds one unit more.
         """
         if only_shift(groups, now):
             return None
@@ -194,9 +206,9 @@ class Verifier:
     def _culprits(
         self, groups: Sequence[WidthGroup], found: Sequence[Attribute], reason: str
     ) -> dict[WidthGroup, str]:
-        """The groups that make the network fail and how, found by halving.
+        """Find by halving the groups that make the network fail, each with the reason.
 
-        Where the halves fail only together, one of the second half.
+        If two halves fail only together, the last group of the second half is blamed.
         """
         if len(groups) == 1:
             return {groups[0]: reason}
@@ -209,7 +221,7 @@ class Verifier:
         return culprits or {groups[-1]: reason}
 
     def _search(self, group: WidthGroup, found: Sequence[Attribute]) -> list[Attribute] | None:
-        """The smallest choice of attributes with which the network runs."""
+        """Return the smallest set of attributes with which the network runs at another width."""
         known = {a.place for a in (*self._linked, *found)}
         free = [a for a in candidates(self._model, group) if a.place not in known]
         kinds = frozenset(map(self._kind, free))
@@ -226,7 +238,7 @@ class Verifier:
     def _alike(
         self, solution: Sequence[Attribute], groups: Sequence[WidthGroup], known: set[Place]
     ) -> list[Attribute]:
-        """The same attributes in other modules of the same class: one search serves all blocks."""
+        """Return the same attributes of other modules of the same class, to search only once."""
         kinds = {self._kind(attribute) for attribute in solution}
         alike: dict[Place, Attribute] = {}
         for attribute in (a for g in groups for a in candidates(self._model, g)):
@@ -246,7 +258,7 @@ class Verifier:
 def resized_shapes(
     tensors: Mapping[str, Tensor], groups: Sequence[WidthGroup], added: Mapping[str, int]
 ) -> dict[str, list[int]]:
-    """The shapes of the tensors that change when `added[group]` units come (or go)."""
+    """Return the new shapes of the tensors that change when `added[group]` units are added."""
     shapes: dict[str, list[int]] = {}
     for group in groups:
         for s in group.slices:
@@ -260,7 +272,7 @@ def _layout(group: WidthGroup) -> list[tuple[str, int, int]]:
 
 
 def _with_runs(group: WidthGroup, wider: WidthGroup) -> WidthGroup:
-    """The same group, its runs read where they are unambiguous: with at least two units."""
+    """Return the group with the runs of a wider trace: with one unit, runs are ambiguous."""
     runs = {(s.parameter, s.dim): s.runs for s in wider.slices}
     slices = tuple(replace(s, runs=runs[s.parameter, s.dim]) for s in group.slices)
     return replace(group, slices=slices)

@@ -1,4 +1,4 @@
-"""Units: their ids, the width groups they form, and where they lie in tensors."""
+"""Units: their ids, the width groups that they form, and their positions in tensors."""
 
 from dynopt_ray.structure.units.attributes import Attribute, attributes_changed, candidates, linked
 from dynopt_ray.structure.units.grouping import Grouping, Key, group_units

@@ -1,4 +1,4 @@
-"""Integer attributes of modules that follow a width: `out_features`, `groups`, `num_heads`."""
+"""Integer attributes of modules that follow a width, such as `out_features` or `num_heads`."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from dynopt_ray.structure.units.record import Link, Place
 
 @dataclass(frozen=True)
 class Attribute:
-    """An integer attribute and how much one more unit of each group adds to it.
+    """An integer attribute of a module, and how much one more unit of each group adds to it.
 
     Attributes:
         module: dotted name of the module; "" is the network itself.
-        name: the attribute.
-        index: which entry, where the attribute is a tuple or list; else None.
-        per_unit: group name -> change per added unit.
+        name: name of the attribute.
+        index: index of the entry if the attribute is a tuple or list; else None.
+        per_unit: group name -> change of the value per added unit.
     """
 
     module: str
@@ -31,16 +31,16 @@ class Attribute:
 
     @property
     def place(self) -> Place:
-        """Where it is kept."""
+        """The attribute as a `Place`."""
         return self.module, self.name, self.index
 
     def read(self, model: nn.Module) -> int:
-        """Its value now."""
+        """Return the current value."""
         value = getattr(model.get_submodule(self.module), self.name)
         return int(value if self.index is None else value[self.index])
 
     def write(self, model: nn.Module, value: int) -> None:
-        """Change it; tuples and lists keep their type and other entries."""
+        """Set the value; tuples and lists keep their type and their other entries."""
         module = model.get_submodule(self.module)
         if self.index is None:
             setattr(module, self.name, value)
@@ -50,12 +50,12 @@ class Attribute:
         setattr(module, self.name, type(getattr(module, self.name))(entries))
 
     def change(self, added: Mapping[str, int]) -> int:
-        """What adding `added[group]` units (negative: removing) adds to the value."""
+        """Return the change of the value if `added[group]` units are added (negative: removed)."""
         return sum(step * added.get(group, 0) for group, step in self.per_unit.items())
 
 
 def linked(links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
-    """The links whose attribute can change."""
+    """Return the linked attributes that follow the width of a group."""
     found: dict[Place, Attribute] = {}
     for link in links:
         per_unit = _per_unit(link.ids, grouping)
@@ -66,16 +66,17 @@ def linked(links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
 
 
 def _per_unit(ids: IdArray, grouping: Grouping) -> dict[str, int]:
-    """How much of a dimension each unit of a group takes up.
+    """Return the number of coordinates that each unit of a group has among the ids.
 
-    Empty where that differs between the units of a group: such a size does not follow the width.
+    The result is empty if the units of a group differ in this number, because such a size does not
+    follow the width.
     """
     per_unit = {}
     group_of, unit_of = grouping.group_of[ids], grouping.unit_of[ids]
     for index in np.unique(group_of[group_of >= 0]).tolist():
         group = grouping.groups[index]
         times = np.bincount(unit_of[group_of == index], minlength=group.width)
-        # Of a unit that stands alone, nobody knows whether these are units or its coordinates.
+        # With a single unit, the attribute may count units or the coordinates of the unit.
         if bool((times != times[0]).any()) or group.width == 1 < times[0]:
             return {}
         per_unit[group.name] = int(times[0])
@@ -85,7 +86,7 @@ def _per_unit(ids: IdArray, grouping: Grouping) -> dict[str, int]:
 def attributes_changed(
     model: nn.Module, attributes: Sequence[Attribute], added: Mapping[str, int]
 ) -> contextlib.ExitStack:
-    """A context with integer attributes as they are after `added[group]` units came."""
+    """Return a context in which the attributes fit widths with `added[group]` more units."""
     with contextlib.ExitStack() as stack:
         for attribute in attributes:
             value = attribute.read(model)
@@ -95,9 +96,9 @@ def attributes_changed(
 
 
 def candidates(model: nn.Module, group: WidthGroup) -> Iterator[Attribute]:
-    """Attributes near a group's parameters that equal one of its sizes: they may be that size.
+    """Yield the integer attributes that may follow a group, because they equal one of its sizes.
 
-    Looked for in the modules that own the group's parameters and in all that contain them.
+    The search covers the modules that own the group's parameters and all modules that contain them.
     """
     sizes = {group.width * s.positions.shape[1]: s.positions.shape[1] for s in group.slices}
     sizes.setdefault(group.width, 1)
@@ -113,7 +114,7 @@ def candidates(model: nn.Module, group: WidthGroup) -> Iterator[Attribute]:
 
 
 def _containing(parameters: Iterable[str]) -> list[str]:
-    """All modules around some parameters, innermost first."""
+    """Return the names of all modules that contain some of the parameters, innermost first."""
     names: dict[str, None] = {}
     for parameter in parameters:
         name = parameter

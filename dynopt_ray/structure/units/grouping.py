@@ -1,4 +1,24 @@
-"""From the ties of one traced pass to width groups: array operations, never a loop over units."""
+"""Group the units of a network into width groups, from the record of a trace.
+
+The trace gave an id to every coordinate of every parameter dimension and tied ids that must be
+added or removed together. Grouping takes three steps:
+
+1. Units are the connected components of the graph of ties. Removing a component removes its
+   coordinates from every tensor, so all sizes that must agree still agree. Some ties depend on
+   the components found so far (views that must stay rectangular, attributes that count units in
+   several places, sizes computed from other sizes), so this step repeats until no tie is added.
+2. Components that lie along the same parameter dimensions, with the same number of coordinates in
+   each, are interchangeable: whichever is removed, the shapes that remain are the same. They are
+   the units of one candidate group, called a bundle here. They are found by a signature: each
+   dimension has a random number, and a component's signature is the sum of these numbers over its
+   coordinates. Pinned components, and those in a slice that an operation may treat differently
+   (`Record.parted`), are kept apart.
+3. A candidate that is pinned, or that the forward pass does not use, is reported as fixed with
+   the reason. Every other candidate becomes a `WidthGroup`, named after its first producer.
+
+Networks have many more units than groups, so all steps are array operations without a loop over
+units.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,7 +33,7 @@ from dynopt_ray.structure.units.labels import ID, IdArray
 from dynopt_ray.structure.units.record import Link, Place, Record
 
 Key = tuple[str, int]
-"""A parameter's or buffer's name and one of its dimensions."""
+"""The name of a parameter or buffer, and one of its dimensions."""
 
 _UNUSED = "the forward pass does not use it"
 _ROLE_ORDER = {"out": 0, "scale": 1, "in": 2}
@@ -21,13 +41,13 @@ _ROLE_ORDER = {"out": 0, "scale": 1, "in": 2}
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """The outcome of one trace.
+    """The width groups that follow from one trace.
 
     Attributes:
-        groups: what can be resized, in forward order.
-        fixed: what cannot: name -> reason.
-        group_of: for every unit id, the index of its group in `groups`, or -1.
-        unit_of: for every unit id, the number of its unit within its group.
+        groups: the groups that can be resized, in forward order.
+        fixed: name -> reason, for everything that cannot be resized.
+        group_of: for every id, the index of its group in `groups`, or -1.
+        unit_of: for every id, the number of its unit within its group.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -36,14 +56,14 @@ class Grouping:
     unit_of: IdArray
 
     def only(self, groups: Sequence[WidthGroup]) -> "Grouping":
-        """The same outcome with some of the groups left; the others count as fixed."""
+        """Return a grouping with only these groups; the ids of the others belong to no group."""
         index = {group.name: i for i, group in enumerate(groups)}
         renumber = np.array([*(index.get(g.name, -1) for g in self.groups), -1], dtype=ID)
         return replace(self, groups=tuple(groups), group_of=renumber[self.group_of])
 
 
 def group_units(record: Record) -> Grouping:
-    """Merge tied units; those that lie in the same slices form a width group."""
+    """Merge tied ids into units, and units that lie along the same dimensions into width groups."""
     component = _merged(record)
     num_components = int(component.max(initial=-1)) + 1
     reasons = _pinned(record, component, num_components)
@@ -98,7 +118,7 @@ def group_units(record: Record) -> Grouping:
 
 
 def _merged(record: Record) -> IdArray:
-    """The connected component of every id; views to several dimensions are made rectangular."""
+    """Return the component of every id, after adding the ties that depend on components."""
     component = _components(record.num_ids, record.ties)
     while True:
         ties = [tie for ids in record.factors for tie in _rectangular(component, ids)]
@@ -107,14 +127,14 @@ def _merged(record: Record) -> IdArray:
             if not np.isin(component[ids], component[others]).all():
                 ties.append((ids, others))
         if not ties:
-            record.ties.clear()  # most of a record; nobody asks again
+            record.ties.clear()  # most of a record's memory, and not needed again
             return component
         record.ties.extend(ties)
         component = _components(record.num_ids, record.ties)
 
 
 def _components(num_ids: int, ties: Iterable[tuple[IdArray, IdArray]]) -> IdArray:
-    # scipy loads slowly and `import dynopt_ray` should not wait for it.
+    # Imported here because scipy loads slowly and `import dynopt_ray` should not wait for it.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -130,10 +150,11 @@ def _components(num_ids: int, ties: Iterable[tuple[IdArray, IdArray]]) -> IdArra
 
 
 def _rectangular(component: IdArray, ids: IdArray) -> list[tuple[IdArray, IdArray]]:
-    """Ties that make the units of a view to several dimensions vary along one of them only.
+    """Return ties after which the units of a multi-dimensional view vary along one dimension only.
 
-    Where nothing else decided (heads are tied within by the product over their coordinates), the
-    last dimension counts units and the others repeat them: channel shuffle, chunks.
+    Other operations may have ensured that already: the product of queries and keys ties the
+    coordinates of each head. If not (channel shuffle, chunks), the units are tied across all
+    dimensions except the last.
     """
     values = component[ids]
     for axis in range(ids.ndim):
@@ -147,9 +168,9 @@ def _rectangular(component: IdArray, ids: IdArray) -> list[tuple[IdArray, IdArra
 
 
 def _counted_alike(component: IdArray, links: Sequence[Link]) -> list[tuple[IdArray, IdArray]]:
-    """Ties of units that one attribute counts in several places (heads of shared settings).
+    """Return ties between units that one attribute counts in several places (`num_heads`, say).
 
-    An attribute that counts the coordinates of one unit (of a head) says nothing about units.
+    A link to the coordinates of a single unit (of one head) is ignored, as it counts no units.
     """
     by_place: dict[Place, list[Link]] = defaultdict(list)
     for link in links:
@@ -175,22 +196,29 @@ def _pinned(record: Record, component: IdArray, num_components: int) -> list[str
 
 
 def _priority(record: Record, key: Key) -> tuple[int, int, int]:
-    """Producers first, in forward order: the first one names the group and numbers its units."""
+    """Sort producers first, in forward order: the first names the group and numbers its units."""
     name, dim = key
     use = record.first_use.get(name, len(record.first_use))
     return (_ROLE_ORDER[record.roles.get(key, "out")], use, dim)
 
 
 Member = tuple[Key, torch.Tensor, tuple[int, ...]]
-"""A dimension, where the units of a group lie along it, and in which runs."""
+"""A dimension, the positions of a group's units along it, and the runs that they form."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Entries:
-    """One row per coordinate of every parameter dimension: its key, component and position.
+    """A table with one row per coordinate of the parameter dimensions.
 
-    Dimensions with the same components throughout (a weight's rows, its bias, what normalises
-    them) stand in one set of rows, and their slices share their positions.
+    Dimensions with the same components at all coordinates (a weight's rows, its bias, the
+    BatchNorm after it) share one set of rows, and their slices share one tensor of positions.
+
+    Attributes:
+        keys: all parameter dimensions.
+        alike: for each set of rows, the indices into `keys` of the dimensions that share it.
+        key: for each row, the index of its set in `alike`.
+        component: for each row, the component of the coordinate.
+        position: for each row, the coordinate.
     """
 
     keys: list[Key]
@@ -221,9 +249,9 @@ class _Entries:
         )
 
     def slices(self, bundle_of: IdArray, unit_of: IdArray) -> Iterable[list[Member]]:
-        """For each bundle of units, the dimensions that they lie along, in order."""
+        """Yield the dimensions along which the units of each bundle lie, in the order of `keys`."""
         bundle, unit = bundle_of[self.component], unit_of[self.component]
-        order = np.lexsort((unit, self.key, bundle))  # stable: positions stay in order
+        order = np.lexsort((unit, self.key, bundle))  # stable, so positions stay in order
         bundle, key, unit = bundle[order], self.key[order], unit[order]
         position = self.position[order]
         starts = np.flatnonzero(
@@ -245,7 +273,7 @@ class _Entries:
 def _signatures(
     entries: _Entries, reasons: list[str | None], num_components: int
 ) -> npt.NDArray[np.uint64]:
-    """A number per component that is equal for components in the same slices, equally often."""
+    """Return a number per component: equal if they lie along the same dimensions, equally often."""
     tokens = np.random.default_rng(0).integers(2**63, size=len(entries.alike), dtype=np.uint64)
     signature = np.zeros(num_components, dtype=np.uint64)
     np.add.at(signature, entries.component, tokens[entries.key])
@@ -255,13 +283,13 @@ def _signatures(
 
 
 def _token(number: int) -> np.uint64:
-    """A random number for each part that units stand in."""
+    """Return a random number that stands for one entry of `Record.parted`."""
     token: np.uint64 = np.random.default_rng(1 + number).integers(2**63, dtype=np.uint64)
     return token
 
 
 def _counted_within(bundle_of: IdArray, present: IdArray, num_components: int) -> IdArray:
-    """The number of each component within its bundle, in the order of `present`."""
+    """Return the number of each component within its bundle, in the order of `present`."""
     unit_of = np.full(num_components, -1, dtype=ID)
     order = np.argsort(bundle_of[present], kind="stable")
     bundles = bundle_of[present][order]
@@ -291,7 +319,7 @@ def _width_group(
 
 
 def _uniquely_named(groups: Iterable[WidthGroup]) -> list[WidthGroup]:
-    """Several groups that one module makes (parts of a fused layer) are called m, m#2, m#3."""
+    """Rename groups that share a name m (parts of a fused layer) to m, m#2, m#3."""
     seen: Counter[str] = Counter()
     named = []
     for group in groups:
@@ -302,7 +330,7 @@ def _uniquely_named(groups: Iterable[WidthGroup]) -> list[WidthGroup]:
 
 
 def _fixed_name(record: Record, parameter: str, dim: int) -> str:
-    """Like a group's name for what is produced; `parameter[dim]` for what is read."""
+    """Return `parameter[dim]` for a dimension that reads units, else the name of the producer."""
     if record.roles.get((parameter, dim), "out") == "in":
         return f"{parameter}[{dim}]"
     return producer_name(parameter)

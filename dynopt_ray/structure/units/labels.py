@@ -1,9 +1,10 @@
 """Labels: which units the coordinates of a tensor belong to.
 
-A label covers some dimensions of a tensor and holds one unit id per coordinate of them. Shape
-operations act on the ids as they act on the data; dimensions without a label (batch, space,
-whatever the caller's data decides) carry no units. One label may cover several dimensions at once:
-after `view` of 12 channels to 3 heads of 4, coordinate (h, d) still is one of the 12 units.
+A label covers some dimensions of a tensor and holds one unit id per coordinate of these dimensions.
+Shape operations act on the ids as they act on the data. Dimensions without a label (batch, space,
+and others whose size comes from the caller's data) carry no units. One label may cover several
+dimensions: after a `view` of 12 channels as 3 heads of 4, coordinate (h, d) is still one of the 12
+units.
 """
 
 import itertools
@@ -16,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 IdArray = npt.NDArray[np.integer[Any]]
-"""Unit ids, or places computed from them."""
+"""Unit ids, or indices computed from them."""
 
 ID = np.int32
-"""Ids are many and short-lived; in 32 bits their arrays take half the memory of a trace."""
+"""The dtype of ids. A trace makes many short-lived arrays of ids; 32 bits halve its memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +29,7 @@ class Label:
 
     Attributes:
         dims: the dimensions covered, in increasing order.
-        ids: int32, one axis per covered dimension, of that dimension's size.
+        ids: int32 array with one axis per covered dimension, of that dimension's size.
     """
 
     dims: tuple[int, ...]
@@ -39,7 +40,7 @@ Labels = tuple[Label, ...]
 
 
 def covering(labels: Labels, dim: int) -> Label | None:
-    """The label that covers `dim`, if any."""
+    """Return the label that covers `dim`, or None."""
     for label in labels:
         if dim in label.dims:
             return label
@@ -47,17 +48,17 @@ def covering(labels: Labels, dim: int) -> Label | None:
 
 
 def along(label: Label, *dims: int) -> IdArray:
-    """The ids along some of its dimensions, at the first coordinate of the others."""
+    """Return the ids along `dims`, at the first coordinate of the label's other dimensions."""
     return label.ids[tuple(slice(None) if d in dims else 0 for d in label.dims)]
 
 
 def without(labels: Labels, dim: int) -> Labels:
-    """The labels that do not cover `dim`."""
+    """Return the labels that do not cover `dim`."""
     return tuple(label for label in labels if dim not in label.dims)
 
 
 def renumbered(labels: Labels, new_dim: Sequence[int]) -> Labels:
-    """Labels after dimension `d` of the tensor became dimension `new_dim[d]`."""
+    """Return the labels after dimension `d` of the tensor became dimension `new_dim[d]`."""
     moved = []
     for label in labels:
         dims = [new_dim[d] for d in label.dims]
@@ -67,23 +68,23 @@ def renumbered(labels: Labels, new_dim: Sequence[int]) -> Labels:
 
 
 def spread(label: Label, dims: Sequence[int], sizes: Sequence[int]) -> IdArray:
-    """The ids with one axis per dimension in `dims`, repeated along those the label lacks."""
+    """Return the ids with one axis per entry of `dims`, repeated along dims not in the label."""
     shape = [size if d in label.dims else 1 for d, size in zip(dims, sizes, strict=True)]
     return np.broadcast_to(label.ids.reshape(shape), tuple(sizes))
 
 
 def first_along(label: Label, dim: int) -> Label | None:
-    """The label of the tensor's first coordinate along `dim`; None when nothing is left."""
+    """Return the label at the first coordinate of `dim`; None if it covers no other dimension."""
     axis = label.dims.index(dim)
     dims = tuple(d for d in label.dims if d != dim)
     return Label(dims, label.ids.take([0], axis=axis).squeeze(axis)) if dims else None
 
 
 def reshaped(labels: Labels, old: Sequence[int], new: Sequence[int]) -> Labels:
-    """Labels after the tensor was viewed from sizes `old` to sizes `new` (row-major).
+    """Return the labels after a row-major view of the tensor from sizes `old` to sizes `new`.
 
-    A label keeps only the new dimensions along which its units differ, so 8 channels of 3 × 3
-    flattened to 72 and viewed back are 8 channels again.
+    A label keeps only the new dimensions along which its units differ. So 8 channels of 3 × 3,
+    flattened to 72 and viewed back, are 8 channels again.
     """
     if not labels:
         return ()
@@ -114,7 +115,7 @@ def _reshaped(
 
 
 def _segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
-    """Smallest runs of old and new dimensions that hold the same elements."""
+    """Return the smallest runs of old and new dimensions that hold the same elements."""
     segments = []
     i = j = 0
     while i < len(old) or j < len(new):
@@ -129,11 +130,11 @@ def _segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range
                 old_size, i = old_size * old[i], i + 1
             elif j < len(new):
                 new_size, j = new_size * new[j], j + 1
-            else:  # an empty tensor: one segment for all that is left
+            else:  # an empty tensor: the remaining dimensions form one segment
                 i, j = len(old), len(new)
                 break
         if i == len(old):
-            j = len(new)  # trailing ones belong to the last segment
+            j = len(new)  # trailing sizes of 1 belong to the last segment
         elif j == len(new):
             i = len(old)
         segments.append((range(start_i, i), range(start_j, j)))
@@ -143,10 +144,11 @@ def _segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range
 def _overlapping(
     label: Label, old_dims: range, new_dims: range, old: Sequence[int], new: Sequence[int]
 ) -> list[int]:
-    """New dimensions of one segment that hold part of the label's old dimensions.
+    """Return the new dimensions of one segment that hold part of the label's old dimensions.
 
-    Every dimension occupies an interval of cumulative sizes; they are compared. A unit that
-    stands alone (size 1) occupies a point: it goes to the new dimension that starts there.
+    Each dimension occupies an interval of cumulative sizes; dimensions whose intervals overlap
+    share elements. A dimension of size 1 occupies a point and goes to the new dimension that
+    starts there.
     """
     old_spans = dict(zip(old_dims, _spans([old[d] for d in old_dims]), strict=True))
     new_spans = dict(zip(new_dims, _spans([new[d] for d in new_dims]), strict=True))
@@ -162,6 +164,6 @@ def _overlapping(
 
 
 def _spans(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """The interval of cumulative sizes that each dimension occupies, outermost first."""
+    """Return the interval of cumulative sizes that each dimension occupies, outermost first."""
     ends = list(itertools.accumulate(sizes, operator.mul, initial=1))
     return list(itertools.pairwise(ends))

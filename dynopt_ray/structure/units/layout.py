@@ -1,4 +1,4 @@
-"""Where units lie after some come and go: index arithmetic only."""
+"""The positions of units after some are added or removed, by index arithmetic alone."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ class Change:
     """How the units of one group change.
 
     Attributes:
-        group: the group before.
+        group: the group before the change.
         keep: LongTensor, the units that stay, in order.
-        source: LongTensor, one entry per new unit: the unit it is a copy of, or -1 for a fresh
-            one. New units follow those that stay.
+        source: LongTensor, one entry per new unit: the unit that it copies, or -1 for a fresh
+            one. New units come after those that stay.
     """
 
     group: WidthGroup
@@ -30,7 +30,7 @@ class Change:
 
     @property
     def added(self) -> int:
-        """Number of units more (negative: fewer) than before."""
+        """The number of units gained; negative if the group shrinks."""
         return len(self.keep) + len(self.source) - self.group.width
 
 
@@ -39,12 +39,12 @@ class Axis:
     """The new layout of one dimension of one tensor.
 
     Attributes:
-        index: LongTensor (new size,): the old coordinate that each new one continues; those of
-            new units have the one they copy, or -1.
-        new: LongTensor: the new coordinates of new units, in rising order.
-        read: bool tensor beside `new`: whether the tensor reads the units there.
-        moved: LongTensor (old size,): old coordinate -> new one, or -1.
-        added: group name -> LongTensor (new units, k): where its new units lie.
+        index: LongTensor (new size,): new coordinate -> old coordinate with the same content; for
+            a new unit, the coordinate that it copies, or -1.
+        new: LongTensor: the new coordinates of new units, in increasing order.
+        read: bool tensor, one entry per entry of `new`: whether the tensor reads the unit there.
+        moved: LongTensor (old size,): old coordinate -> new coordinate, or -1 if it is removed.
+        added: group name -> LongTensor (new units, k): the new coordinates of its new units.
     """
 
     index: Tensor
@@ -55,12 +55,12 @@ class Axis:
 
 
 def new_axes(changes: Sequence[Change], sizes: Mapping[Key, int]) -> dict[Key, Axis]:
-    """The new layout of every dimension that the changes touch."""
+    """Return the new layout of every dimension that the changes touch."""
     members: dict[Key, list[tuple[Change, Slice]]] = defaultdict(list)
     for change in changes:
         for s in change.group.slices:
             members[s.parameter, s.dim].append((change, s))
-    # Dimensions that hang together throughout share their positions, and so their new layout.
+    # Dimensions along which exactly the same units lie share their positions and new layout.
     known: dict[Any, Axis] = {}
     axes: dict[Key, Axis] = {}
     for key, here in members.items():
@@ -72,7 +72,7 @@ def new_axes(changes: Sequence[Change], sizes: Mapping[Key, int]) -> dict[Key, A
 
 
 def moved_group(group: WidthGroup, change: Change | None, axes: Mapping[Key, Axis]) -> WidthGroup:
-    """The group after the dimensions that it lies on got a new layout."""
+    """Return the group as it lies in the new layout of its dimensions."""
     if change is None and not any((s.parameter, s.dim) in axes for s in group.slices):
         return group
     slices = []
@@ -98,16 +98,16 @@ def _moved(old: Tensor, group: str, change: Change | None, axis: Axis | None) ->
 
 
 def only_shift(groups: Sequence[WidthGroup], wider: Mapping[str, WidthGroup]) -> bool:
-    """Whether units lie in regular runs that one unit more makes longer, and shifts, no more.
+    """Return whether one more unit per group only lengthens and shifts regular runs of units.
 
-    Then the runs stay in order whatever units come and go.
+    If so, the runs keep their order, whichever units are added or removed.
 
     Args:
         groups: the groups at their own widths.
-        wider: the groups by name, each with one unit more.
+        wider: group name -> the group with one more unit.
     """
     keys: dict[Key, int] = {}
-    runs = []  # key, start, length, start with one unit more
+    runs = []  # key, start, length, start with one more unit
     for group in groups:
         twins = {(s.parameter, s.dim): s for s in wider[group.name].slices}
         for s in group.slices:
@@ -128,10 +128,11 @@ def only_shift(groups: Sequence[WidthGroup], wider: Mapping[str, WidthGroup]) ->
 
 
 def _axis(size: int, members: Sequence[tuple[Change, Slice]]) -> Axis:
-    """Drop the coordinates of removed units and insert those of new ones.
+    """Drop the coordinates of removed units and insert those of new units.
 
-    A new unit's coordinates follow those of the group's last unit, run by run: a channel that is
-    flattened to 3 × 3 adds 9 neighbours, a head in fused q, k and v adds a block to each.
+    A new unit's coordinates follow those of the group's last unit, run by run. A new channel that
+    is flattened from 3 × 3 inserts one run of 9; a new head in fused q, k and v inserts one run
+    into each of the three.
     """
     kept = np.ones(size, dtype=bool)
     for change, s in members:
@@ -140,7 +141,7 @@ def _axis(size: int, members: Sequence[tuple[Change, Slice]]) -> Axis:
             gone[change.keep.numpy()] = False
             kept[s.positions.numpy()[gone]] = False
     stay = np.flatnonzero(kept)
-    # An old coordinate c sorts at 2c, what is inserted after it at 2c + 1.
+    # Old coordinate c has the sort key 2c; coordinates inserted after it have 2c + 1.
     order_keys, origins, reads = [2 * stay], [stay], [np.zeros(0, dtype=bool)]
     inserted: list[tuple[str, list[Any]]] = []
     count = len(stay)

@@ -1,4 +1,4 @@
-"""What one traced pass says about a network's units."""
+"""The record of a trace: everything it found out about the units of a network."""
 
 import bisect
 import math
@@ -16,20 +16,20 @@ from dynopt_ray.structure.units.labels import ID, IdArray, Labels
 Role = Literal["out", "in", "scale"]
 
 Place = tuple[str, str, int | None]
-"""An integer attribute: a module's dotted name, the attribute, which entry of a tuple or None."""
+"""An integer attribute: its module's dotted name, its own name, and an index into it or None."""
 
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """One use of a weight whose inputs are units: what compensation refits.
+    """One use of a weight that reads units. Compensation refits such weights.
 
     Attributes:
         weight: name of the weight.
         bias: name of its bias, or None.
-        mean: running mean of the BatchNorm that follows directly, or None.
-        groups: groups of a convolution; 1 otherwise.
-        dims: of a sum of products, where the dimensions of input, weight and output lie in the
-            joint space; None for a convolution.
+        mean: name of the running mean of the BatchNorm that follows directly, or None.
+        groups: number of groups of a convolution; 1 otherwise.
+        dims: the dimensions of input, weight and output in the joint space of a sum of products;
+            None for a convolution.
     """
 
     weight: str
@@ -39,7 +39,7 @@ class Consumer:
     dims: "Contraction | None" = None
 
     def makes(self, dim: int) -> bool:
-        """Whether the units that the weight makes lie along a dimension of the result."""
+        """Whether the units along dimension `dim` of the result are made by the weight."""
         if self.dims is None:
             return dim == 1
         place = self.dims.output[dim]
@@ -48,12 +48,14 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Contraction:
-    """A sum of products of an input and a weight, in the joint space of their dimensions.
+    """A sum of products of an input and a weight, described like an `einsum`.
+
+    The joint space has one dimension for each index of the `einsum`.
 
     Attributes:
-        input: for each dimension of the input, its place in the joint space.
-        weight: for each dimension of the weight.
-        output: for each dimension of the result.
+        input: for each dimension of the input, its dimension in the joint space.
+        weight: the same for each dimension of the weight.
+        output: the same for each dimension of the result.
     """
 
     input: tuple[int, ...]
@@ -63,14 +65,19 @@ class Contraction:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What one operation does: `coefficient` times the sizes of the labelled dimensions."""
+    """The work of one operation, in multiply-adds or bytes: a product of sizes.
+
+    Attributes:
+        coefficient: the product of all sizes that do not depend on widths.
+        factors: arrays of ids; their lengths are the other sizes.
+    """
 
     coefficient: int
     factors: tuple[IdArray, ...]
 
     @classmethod
     def over(cls, labels: Labels, sizes: Sequence[int]) -> "Work":
-        """One piece of work for each place of a space of these sizes."""
+        """Return the work of one step for each element of a space of these sizes."""
         labelled = {dim for label in labels for dim in label.dims}
         rest = math.prod(size for dim, size in enumerate(sizes) if dim not in labelled)
         return cls(rest, tuple(label.ids.ravel() for label in labels))
@@ -82,7 +89,7 @@ class Link:
 
     Attributes:
         place: the attribute.
-        ids: the units along the dimension it follows, one per coordinate.
+        ids: the unit ids along that dimension, one per coordinate.
     """
 
     place: Place
@@ -91,45 +98,61 @@ class Link:
 
 @dataclass
 class Record:
-    """Everything one pass says about a network's units."""
+    """Everything that a trace found out about the units of a network."""
 
     names: dict[int, str]
+    """`id` of each parameter and buffer -> its name."""
     with_costs: bool = True
-    """Whether work, bytes and blocks are noted too, not ties alone."""
+    """Whether work, bytes and blocks are recorded too."""
     ties: list[tuple[IdArray, IdArray]] = field(default_factory=list)
+    """Pairs of id arrays. Ids that correspond after broadcasting belong to the same unit."""
     pinned: list[tuple[IdArray, str]] = field(default_factory=list)
+    """Units that cannot be resized, with the reason."""
     mixed: list[IdArray] = field(default_factory=list)
+    """Units whose number the output depends on. A row of a 2-D array counts if its units differ."""
     counted: list[tuple[IdArray, IdArray]] = field(default_factory=list)
-    """Units of which there are as many as of others: tied, unless they are these very units."""
+    """Pairs (ids, others) for sizes computed from a count of `others`. They are tied unless `ids`
+    already are these units."""
     normed: list[IdArray] = field(default_factory=list)
-    """Units whose weights are normalised over them: none shows that has no weights."""
+    """Units that the norm of a weight sums over. Units with zero weights do not change the norm."""
     never_one: list[IdArray] = field(default_factory=list)
-    """Units of which two must stay: a dimension of one would be squeezed away."""
+    """Units of which at least two must stay, because a dimension of size 1 is squeezed away."""
     parted: list[IdArray] = field(default_factory=list)
-    """Units that an operation treats by where they stand, apart from those beside them."""
+    """Units in one slice of a dimension. What is done to them may differ from what is done to the
+    rest, so they form groups of their own."""
     factors: list[IdArray] = field(default_factory=list)
+    """Ids of dimensions that a view split in several. Units must vary along one of these only."""
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
+    """(parameter, dimension) -> its role."""
     first_use: dict[str, int] = field(default_factory=dict)
+    """Parameter or buffer -> rank of its first use in the forward pass."""
     hidden: set[tuple[str, int]] = field(default_factory=set)
+    """(parameter, dimension) pairs that never are widths, such as kernel sizes."""
     consumers: dict[str, list[Consumer]] = field(default_factory=lambda: defaultdict(list))
+    """Weight -> its uses, in forward order."""
     work: list[Work] = field(default_factory=list)
+    """Multiply-adds of each product."""
     made: list[Work] = field(default_factory=list)
-    """Bytes of what each operation writes."""
+    """Bytes that each operation writes."""
     links: list[Link] = field(default_factory=list)
+    """Attributes of modules that follow a size."""
     valued: set[Place] = field(default_factory=set)
-    """Attributes that scale what the network computes, beside whatever size they give."""
+    """Attributes whose values enter the computation, whether or not they also give a size."""
     parameter_ids: dict[tuple[str, int], IdArray] = field(default_factory=dict)
+    """(parameter, dimension) -> its ids, one per coordinate."""
     num_ids: int = 0
+    """The number of ids in use: 0 … num_ids - 1."""
     blocks: dict[str, int | None] = field(default_factory=dict)
-    """Modules called once, that give a tensor like the one they take: how many outputs follow."""
+    """Modules that are called once and return a tensor like the one they take -> the number of
+    further outputs, or None if the output is a single tensor."""
     caches: list[tuple[nn.Module, str]] = field(default_factory=list)
-    """Dicts in which modules keep tensors for the next pass."""
+    """(module, attribute) pairs: the dicts in which modules keep tensors for the next pass."""
     by_value: bool = False
-    """Whether the forward pass looked at values, and so may go another way on other data."""
+    """Whether the forward pass read values, and so may take another path on other data."""
     _owned: list[tuple[int, tuple[str, int]]] = field(default_factory=list)
 
     def own(self, key: tuple[str, int], size: int) -> IdArray:
-        """The ids of a parameter's dimension, fresh ones at first."""
+        """Return the ids of a parameter's dimension; the first call creates them."""
         if key not in self.parameter_ids:
             if size:
                 self._owned.append((self.num_ids, key))
@@ -137,13 +160,13 @@ class Record:
         return self.parameter_ids[key]
 
     def fresh(self, size: int) -> IdArray:
-        """Ids that nothing carries yet."""
+        """Return new ids, which no tensor carries yet."""
         ids = np.arange(self.num_ids, self.num_ids + size, dtype=ID)
         self.num_ids += size
         return ids
 
     def owners(self, ids: IdArray) -> list[tuple[str, int]]:
-        """The parameter dimensions whose own coordinates are among the ids."""
+        """Return the parameter dimensions that own some of these ids."""
         found = []
         rest = np.unique(ids)
         while len(rest):
@@ -153,6 +176,6 @@ class Record:
             if rest[0] <= last:
                 found.append(key)
             elif after == len(self._owned):
-                break  # made inside forward
+                break  # these ids were created inside the forward pass
             rest = rest[rest > max(last, rest[0])]
         return found

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real images of 8×8 pixels, 10 classes."""
+"""Tasks on scikit-learn's handwritten digits: 1,797 real images of 8×8 pixels, 10 classes."""
 
 from collections.abc import Sequence
 
@@ -17,13 +17,13 @@ def digits_mlp(
     seed: int = 0,
     device: str = "cpu",
 ) -> Task:
-    """The digits as rows of 64 pixels, with a network of linear layers.
+    """A task on the digits as rows of 64 pixels, with a network of linear layers.
 
     Args:
-        hidden: the width of each hidden layer; they are named "0", "2", ….
+        hidden: the width of each hidden layer; the layers are named "0", "2", ….
         batch_size: rows per batch.
-        seed: of the stratified split into 60 % train, 20 % validation and 20 % test.
-        device: where models and data are put.
+        seed: seed of the stratified split into 60 % train, 20 % validation and 20 % test.
+        device: the device for models and data.
 
     Raises:
         TypeError: `hidden` is not a list of whole numbers.
@@ -46,18 +46,18 @@ def digits_cnn(
     seed: int = 0,
     device: str = "cpu",
 ) -> Task:
-    """The digits as images of 1×8×8 pixels, with a small convolutional network.
+    """A task on the digits as images of 1×8×8 pixels, with a small convolutional network.
 
     Args:
         channels: the width of each block of two convolutions.
-        hidden: the width of the linear layer after them; None leaves it out.
+        hidden: the width of the linear layer after the blocks; None leaves it out.
         batch_size: rows per batch.
-        seed: of the stratified split into 60 % train, 20 % validation and 20 % test.
-        device: where models and data are put.
+        seed: seed of the stratified split into 60 % train, 20 % validation and 20 % test.
+        device: the device for models and data.
 
     Raises:
-        TypeError: widths that are not whole numbers.
-        ValueError: a width or the batch size is less than 1, or more than three blocks.
+        TypeError: a width is not a whole number.
+        ValueError: a width or the batch size is less than 1, or there are more than three blocks.
     """
     return Task.from_arrays(
         model=vgg_factory(8, channels, hidden, 10),

@@ -1,8 +1,9 @@
-"""Fashion-MNIST: 70,000 images of clothes, 28×28 pixels, 10 classes (Xiao et al. 2017).
+"""Tasks on Fashion-MNIST: 70,000 images of clothes, 28×28 pixels, 10 classes (Xiao et al. 2017).
 
-The IDX files are looked for in the option `data_dir`, or else in the directory that the
-environment variable `DYNOPT_DATA` names and in that of the Debian package
-dataset-fashion-mnist; last, the data are downloaded from OpenML.
+The IDX files are read from the option `data_dir` if it is given. Otherwise they are searched for
+in the directory that the environment variable `DYNOPT_DATA` names, in its subdirectory
+fashion-mnist, and in the directory of the Debian package dataset-fashion-mnist. If none of these
+has all files, the data are downloaded from OpenML.
 """
 
 import os
@@ -25,7 +26,7 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-"""What a data directory must hold, each as it is or with `.gz`."""
+"""The files that a data directory must hold, each plain or compressed with the suffix `.gz`."""
 
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 
@@ -41,17 +42,21 @@ def fashion_mnist_mlp(
     data_dir: str | Path | None = None,
     device: str = "cpu",
 ) -> Task:
-    """The source article's network, 784-128-10, on the images as rows of 784 pixels.
+    """A task on the images as rows of 784 pixels, with a network of linear layers.
+
+    The default network, 784-128-10, is that of the source article ("Dynamic optimisation of
+    neural networks: pruning, learning-rate schedules, dynamic structure, online learning").
 
     Args:
-        hidden: the width of each hidden layer; they are named "0", "2", ….
+        hidden: the width of each hidden layer; the layers are named "0", "2", ….
         batch_size: rows per batch.
-        seed: of the stratified split of the training images into 5/6 train and 1/6 validation.
-        data_dir: the directory of the IDX files, if not found by itself.
-        device: where models and data are put.
+        seed: seed of the stratified split of the training images into 5/6 train and 1/6
+            validation.
+        data_dir: the directory of the IDX files. Default: search for them, or download the data.
+        device: the device for models and data.
 
     Raises:
-        DataError: the files are missing, truncated or foreign, or the download failed.
+        DataError: the files are missing, truncated or not Fashion-MNIST, or the download failed.
         TypeError: `hidden` is not a list of whole numbers.
         ValueError: a width or the batch size is less than 1.
     """
@@ -73,20 +78,21 @@ def fashion_mnist_cnn(
     data_dir: str | Path | None = None,
     device: str = "cpu",
 ) -> Task:
-    """The images as 1×28×28 pixels, with a small VGG.
+    """A task on the images as 1×28×28 pixels, with a small VGG network.
 
     Args:
         channels: the width of each block of two convolutions.
-        hidden: the width of the linear layer after them; None leaves it out.
+        hidden: the width of the linear layer after the blocks; None leaves it out.
         batch_size: rows per batch.
-        seed: of the stratified split of the training images into 5/6 train and 1/6 validation.
-        data_dir: the directory of the IDX files, if not found by itself.
-        device: where models and data are put.
+        seed: seed of the stratified split of the training images into 5/6 train and 1/6
+            validation.
+        data_dir: the directory of the IDX files. Default: search for them, or download the data.
+        device: the device for models and data.
 
     Raises:
-        DataError: the files are missing, truncated or foreign, or the download failed.
-        TypeError: widths that are not whole numbers.
-        ValueError: a width or the batch size is less than 1, or more than four blocks.
+        DataError: the files are missing, truncated or not Fashion-MNIST, or the download failed.
+        TypeError: a width is not a whole number.
+        ValueError: a width or the batch size is less than 1, or there are more than four blocks.
     """
     return Task.from_arrays(
         model=vgg_factory(28, channels, hidden, 10),
@@ -98,11 +104,11 @@ def fashion_mnist_cnn(
 
 
 def read_fashion_mnist(data_dir: str | Path | None = None) -> dict[str, NDArray[np.uint8]]:
-    """The four arrays, by the names in `FILES`, from files or else from OpenML.
+    """Return the four arrays by the names in `FILES`, read from files or else from OpenML.
 
     Raises:
-        DataError: `data_dir` lacks a file, a file is truncated or foreign, or nothing was
-            found and the download failed.
+        DataError: `data_dir` lacks a file, a file is truncated or not Fashion-MNIST, or no files
+            were found and the download failed.
     """
     if data_dir is not None:
         missing = [name for name in FILES if _file(Path(data_dir), name) is None]
@@ -160,7 +166,7 @@ def _download(searched: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:
         pixels = np.asarray(bunch.data).reshape(_NUM_TRAIN + _NUM_TEST, 28, 28).astype(np.uint8)
         labels = np.asarray(bunch.target).astype(np.uint8)
     except Exception as error:
-        # Whatever the network, the cache or the server did, the ways out are the same.
+        # Catch everything: whether network, cache or server failed, the remedies are the same.
         raise DataError(
             f"no Fashion-MNIST files in {', '.join(map(str, searched))}, and the download from "
             f"OpenML failed ({type(error).__name__}: {error}). Give the option data_dir, set "

@@ -1,4 +1,4 @@
-"""The IDX format of MNIST and its successors."""
+"""Reading the IDX file format of MNIST and its successors."""
 
 import gzip
 import math
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from dynopt_ray.errors import DataError
 
-# The third byte of a file tells the type of its values; all are big-endian.
+# The third byte of a file encodes the type of its values; all values are big-endian.
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
 def read_idx(path: str | Path) -> NDArray[Any]:
-    """The array in an IDX file, plain or gzip-compressed, in native byte order.
+    """Read the array in an IDX file, plain or gzip-compressed, in native byte order.
 
     Raises:
         DataError: the file is missing, truncated, damaged, longer than its header says, or
@@ -30,8 +30,8 @@ def read_idx(path: str | Path) -> NDArray[Any]:
     content = _content(path)
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
         raise DataError(
-            f"{path} is not an IDX file: it begins with {content[:4].hex(' ') or 'nothing'}, where "
-            f"00 00, a type and the number of dimensions are expected"
+            f"{path} is not an IDX file: it begins with {content[:4].hex(' ') or 'nothing'} "
+            f"instead of 00 00, a type and the number of dimensions"
         )
     dtype, num_dims = np.dtype(_DTYPES[content[2]]), content[3]
     start = 4 + 4 * num_dims
@@ -49,7 +49,7 @@ def read_idx(path: str | Path) -> NDArray[Any]:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes, decompressed if they are gzip, whatever the file's name."""
+    """The content of a file, decompressed if it is gzip, whatever the file's name."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The networks of the built-in tasks: plain torch, so that every width can be changed."""
+"""The networks of the built-in tasks: plain torch modules, so that every width can be changed."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Sequential:
-    """Linear layers with ReLU between them; the hidden layers are "0", "2", "4", ….
+    """Linear layers with ReLU between them; the hidden layers are named "0", "2", "4", ….
 
     Args:
         num_inputs: columns of the input (rows, num_inputs).
@@ -27,8 +27,9 @@ def vgg(
 ) -> nn.Sequential:
     """A small VGG for square images of one channel.
 
-    Per entry of `channels` two 3×3 convolutions of that width, each with batch normalisation
-    and ReLU, then a halving of the image; at the end one hidden linear layer.
+    For each entry of `channels` there are two 3×3 convolutions of that width, each with batch
+    normalisation and ReLU, and a pooling layer that halves the image. One hidden linear layer
+    follows.
 
     Args:
         image_size: pixels per side; halved once per entry of `channels`.
@@ -40,7 +41,7 @@ def vgg(
     before = 1
     for width in channels:
         for _ in range(2):
-            # Batch normalisation takes the mean out, and a bias with it.
+            # No bias: batch normalisation subtracts the mean, and any bias with it.
             layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
             layers += [nn.ReLU()]
             before = width
@@ -56,11 +57,11 @@ def vgg(
 def mlp_factory(
     num_inputs: int, hidden: Sequence[int], num_outputs: int
 ) -> Callable[[], nn.Sequential]:
-    """A factory of `mlp` that pickles; its arguments are checked here and now.
+    """Return a factory of `mlp` that can be pickled; the arguments are checked at once.
 
     Raises:
         TypeError: `hidden` is not a list of whole numbers.
-        ValueError: it is empty or holds a width below 1.
+        ValueError: `hidden` is empty or holds a width below 1.
     """
     return partial(mlp, num_inputs, _widths("hidden", hidden), num_outputs)
 
@@ -68,17 +69,17 @@ def mlp_factory(
 def vgg_factory(
     image_size: int, channels: Sequence[int], hidden: int | None, num_outputs: int
 ) -> Callable[[], nn.Sequential]:
-    """A factory of `vgg` that pickles; its arguments are checked here and now.
+    """Return a factory of `vgg` that can be pickled; the arguments are checked at once.
 
     Raises:
-        TypeError: widths that are not whole numbers.
-        ValueError: a width below 1, or more blocks than the image can be halved.
+        TypeError: a width is not a whole number.
+        ValueError: a width is below 1, or there are more blocks than the image can be halved.
     """
     widths = _widths("channels", channels)
     if image_size >> len(widths) < 1:
         raise ValueError(
-            f"channels has {len(widths)} blocks, each of which halves an image of {image_size} "
-            f"pixels a side; give at most {image_size.bit_length() - 1}"
+            f"channels has {len(widths)} blocks, each of which halves the image, but the image "
+            f"has only {image_size} pixels per side; give at most {image_size.bit_length() - 1}"
         )
     if hidden is not None:
         _widths("hidden", [hidden])

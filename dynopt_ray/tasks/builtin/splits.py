@@ -1,4 +1,4 @@
-"""Splitting rows, and standardising by the training rows alone."""
+"""Split rows, and standardise images by the training rows alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,17 +18,18 @@ def split_rows(
     seed: int,
     labels: NDArray[Any] | None = None,
 ) -> dict[Split, NDArray[np.int64]]:
-    """Row numbers per split, each ascending; the same seed gives the same split.
+    """Return the row numbers of each split in ascending order.
 
     Args:
-        num_rows: rows to divide.
-        validation: share in (0, 1) or number of all rows for validation.
-        test: the same for test; None for no test split.
-        seed: of the shuffle.
-        labels: if given, every split has the same share of each class.
+        num_rows: the number of rows to split.
+        validation: size of the validation split: a fraction of all rows, in (0, 1), or a number
+            of rows.
+        test: size of the test split, in the same form; None for no test split.
+        seed: seed of the shuffle; the same seed gives the same splits.
+        labels: the class of each row. If given, each class has the same fraction in all splits.
 
     Raises:
-        DataError: too few rows, or too few of one class, for these splits.
+        DataError: there are too few rows, or too few of one class, for these splits.
     """
     from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
@@ -58,10 +59,10 @@ def split_rows(
 def standardised_images(
     pixels: Mapping[Split, NDArray[Any]],
 ) -> dict[Split, NDArray[np.float32]]:
-    """Pixels less the training pixels' mean, over their standard deviation.
+    """Subtract the mean of the training pixels and divide by their standard deviation.
 
-    One mean and one deviation for all pixels: those that are blank in nearly every training
-    image would otherwise become huge in the few images where they are not.
+    One mean and one deviation serve all pixels. With one per pixel, a pixel that is blank in
+    nearly every training image would become huge in the few images where it is not blank.
     """
     mean, deviation = pixels["train"].mean(), pixels["train"].std()
     return {
@@ -71,7 +72,7 @@ def standardised_images(
 
 
 def array_splits(x: Mapping[Split, NDArray[Any]], y: Mapping[Split, NDArray[Any]]) -> ArraySplits:
-    """Inputs and targets of the same three splits, as `Task.from_arrays` takes them."""
+    """Combine the inputs and targets of three splits into arguments for `Task.from_arrays`."""
     return ArraySplits(
         train=(x["train"], y["train"]),
         validation=(x["validation"], y["validation"]),

@@ -1,6 +1,6 @@
-"""What a table must not hold: each check names the column, and what to do about it.
+"""Checks that refuse unusable tables; each error names the column and the remedy.
 
-The checks look at all rows, so that no split decides whether a table is refused.
+The checks use all rows, so whether a table is refused does not depend on how it is split.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,15 +25,16 @@ _DATE = (
 )
 _CONVERT = "convert it to numbers (e.g. days since a date)"
 
-# Most values decide what a column is of; the others are then mistakes in it.
+# If more than this fraction of a column's texts are numbers (or dates), so is the column, and its
+# other texts are mistakes.
 _MOST = 0.5
 
-# In fewer rows texts may all differ by chance.
+# In fewer rows than this, texts may all differ by chance.
 _LEAST_ROWS_OF_IDENTIFIERS = 20
 
 
 def first_missing(table: "pd.DataFrame") -> str | None:
-    """Where the first missing value is, row by row, or None."""
+    """Return the place of the first missing value, searching row by row, or None."""
     return _first(table, table.isna().to_numpy())
 
 
@@ -41,19 +42,19 @@ def check_finite(table: "pd.DataFrame") -> None:
     """Refuse infinite numbers.
 
     Raises:
-        DataError: the first of them, with row and column.
+        DataError: a value is infinite; the message names the row and column of the first one.
     """
     numeric = table.select_dtypes("number")
     place = _first(numeric, np.isinf(numeric.to_numpy(dtype=np.float64, na_value=np.nan)))
     if place:
-        raise DataError(f"{place}: the value is infinite; replace it by a finite one")
+        raise DataError(f"{place}: the value is infinite; replace it with a finite one")
 
 
 def check_not_empty(table: "pd.DataFrame", target: str) -> None:
     """Refuse columns without any value.
 
     Raises:
-        DataError: the first of them.
+        DataError: a column has no value; the message names the first such column.
     """
     for name in table.columns:
         if not table[name].notna().any():
@@ -62,13 +63,15 @@ def check_not_empty(table: "pd.DataFrame", target: str) -> None:
 
 
 def check_features(table: "pd.DataFrame", max_categories: int) -> None:
-    """Refuse texts that are no categories: a column for each would learn them by heart.
+    """Refuse text columns that do not hold categories.
 
-    What a file itself calls categories may look like anything, but has the same limit.
+    Each different text becomes an input of its own, so a network could only memorise texts that
+    hardly repeat. If the file itself declares a column categorical, only the number of its
+    categories is checked.
 
     Raises:
-        DataError: a column of dates, of numbers with some texts among them, with another text
-            in every row, or with more different texts than `max_categories`.
+        DataError: a text column holds dates, or numbers with some other texts among them, or a
+            different text in every row, or more different texts than `max_categories`.
     """
     import pandas as pd
 
@@ -87,7 +90,7 @@ def check_features(table: "pd.DataFrame", max_categories: int) -> None:
 
 
 def check_target(target: "pd.Series[Any]") -> None:
-    """Refuse dates, which are no classes.
+    """Refuse a target that holds dates, because dates are not classes.
 
     Raises:
         DataError: the column holds dates.
@@ -101,7 +104,7 @@ def check_target(target: "pd.Series[Any]") -> None:
 
 
 def text_among_numbers(texts: "pd.Series[str]") -> str | None:
-    """Where the first text is no number while most are, and what it is; or None."""
+    """Describe the first text that is not a number if most others are numbers; otherwise None."""
     import pandas as pd
 
     numbers = pd.to_numeric(texts, errors="coerce").notna()
@@ -109,8 +112,8 @@ def text_among_numbers(texts: "pd.Series[str]") -> str | None:
         return None
     row = texts.index[int(np.argmin(numbers))]
     return (
-        f"row {row}, column {texts.name!r}: {texts[row]!r} is no number, while most of the column "
-        "are"
+        f"row {row}, column {texts.name!r}: {texts[row]!r} is not a number, but most values of the "
+        "column are"
     )
 
 
@@ -123,13 +126,13 @@ def _check_texts(name: str, texts: "pd.Series[str]") -> None:
         )
     if len(texts) >= _LEAST_ROWS_OF_IDENTIFIERS and texts.is_unique:
         raise DataError(
-            f"column {name!r} has another text in every row, such as {texts.iloc[0]!r}, so none "
-            "says anything about other rows; convert it to numbers or leave it out"
+            f"column {name!r} has a different text in every row, such as {texts.iloc[0]!r}, so no "
+            "text says anything about other rows; convert it to numbers or leave it out"
         )
 
 
 def _date_of(texts: "pd.Series[str]") -> str | None:
-    """The first date among texts that mostly are dates."""
+    """The first date if most of the texts are dates, otherwise None."""
     dates = texts[texts.str.match(_DATE)]
     return str(dates.iloc[0]) if len(dates) > _MOST * len(texts) else None
 

@@ -1,4 +1,4 @@
-"""Table columns as numbers, by what the training rows hold."""
+"""Encode the columns of a table as numbers, with statistics of the training rows."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Numeric:
-    """A numeric column: what to subtract, what to divide by, and what stands for missing."""
+    """A numeric column: subtract `mean`, divide by `deviation`, put `fill` for missing values."""
 
     name: str
     mean: float
@@ -22,7 +22,7 @@ class Numeric:
     fill: float
 
     def encode(self, column: "pd.Series[Any]") -> NDArray[np.float64]:
-        """Shape (rows, 1)."""
+        """Encode the column; shape (rows, 1)."""
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
         values = np.where(np.isnan(values), self.fill, values)
         return ((values - self.mean) / self.deviation)[:, None]
@@ -30,14 +30,14 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Categorical:
-    """A column of texts: one output column per category, and what stands for missing."""
+    """A text column: one output column per category; put `fill` for missing values."""
 
     name: str
     categories: tuple[str, ...]
     fill: str
 
     def encode(self, column: "pd.Series[Any]") -> NDArray[np.float64]:
-        """Shape (rows, categories); a category that training did not have is all zero."""
+        """Encode the column; shape (rows, categories). An unknown category becomes all zeros."""
         texts = _texts(column, self.fill)
         same: NDArray[np.bool_] = texts[:, None] == np.array(self.categories, dtype=object)
         return same.astype(np.float64)
@@ -45,21 +45,21 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Encoder:
-    """All columns of a table, in its order."""
+    """The encodings of all columns of a table, in the order of the table."""
 
     columns: tuple[Numeric | Categorical, ...]
 
     def encode(self, table: "pd.DataFrame") -> NDArray[np.float32]:
-        """Shape (rows, encoded columns)."""
+        """Encode the table; shape (rows, encoded columns)."""
         parts = [column.encode(table[column.name]) for column in self.columns]
         return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def fit_encoder(table: "pd.DataFrame") -> Encoder:
-    """An encoder of the table's columns, fitted on all of its rows.
+    """Fit an encoder of the table's columns on all rows of the table.
 
     Raises:
-        DataError: a column of neither numbers nor texts, or one without any value.
+        DataError: a column holds neither numbers nor texts, or has no value.
     """
     return Encoder(tuple(_fit(table[name]) for name in table.columns))
 
@@ -74,7 +74,7 @@ def _fit(column: "pd.Series[Any]") -> Numeric | Categorical:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
         fill = float(np.nanmedian(values))
         values = np.where(np.isnan(values), fill, values)
-        # A column that is constant in training carries nothing; dividing by 1 keeps it finite.
+        # A column that is constant in training carries no information; 1 keeps the result finite.
         return Numeric(name, float(values.mean()), float(values.std()) or 1.0, fill)
     if not (
         types.is_string_dtype(column)

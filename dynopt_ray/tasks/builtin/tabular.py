@@ -1,4 +1,4 @@
-"""Tables: a CSV or Parquet file, one of whose columns is to be predicted."""
+"""Tasks on tables: predict one column of a CSV or Parquet file from the others."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,36 +47,38 @@ def tabular(
     seed: int = 0,
     device: str = "cpu",
 ) -> Task:
-    """A table with a column to predict, and a network of linear layers.
+    """A task that predicts one column of a table with a network of linear layers.
 
-    Everything is fitted on the training rows alone. Numeric and boolean columns are
+    All encodings are fitted on the training rows alone. Numeric and boolean columns are
     standardised. Text and categorical columns become one column per value that occurs in the
-    training rows; any other value is zero in all of them. The target of a regression is
-    standardised too, so its loss is in units of the training target's variance; classes are
-    numbered in sorted order.
+    training rows; any other value is zero in all of these columns. The target of a regression is
+    standardised too, so its squared loss is in units of the training target's variance. Classes
+    are numbered in sorted order.
 
     Args:
         path: a .csv (may be compressed) or .parquet file.
         target: the column to predict.
-        kind: "classification" or "regression". Default: texts, categories, booleans and whole
-            numbers with at most 20 different values are classes; else regression.
-        hidden: the width of each hidden layer; they are named "0", "2", ….
-        validation_fraction: share of the rows for validation; of classes, stratified.
-        test_fraction: share of the rows for test.
-        missing: "error" refuses missing values; "drop" leaves out their rows; "impute" puts
-            the training median, or the most frequent text, in their place (not in the target).
-        max_categories: the most different texts that a column beside the target may have.
+        kind: "classification" or "regression". Default: classification if the target holds
+            texts, categories, booleans or whole numbers with at most 20 different values;
+            otherwise regression.
+        hidden: the width of each hidden layer; the layers are named "0", "2", ….
+        validation_fraction: fraction of the rows for validation, in (0, 1). A classification is
+            split with the same fraction of each class.
+        test_fraction: fraction of the rows for test, in (0, 1).
+        missing: "error" refuses missing values; "drop" leaves out their rows; "impute" replaces
+            them with the training median or the most frequent text, but not in the target.
+        max_categories: the largest number of different texts in a column other than the target.
         batch_size: rows per batch.
-        seed: of the split.
-        device: where models and data are put.
+        seed: seed of the split.
+        device: the device for models and data.
 
     Raises:
-        DataError: a file that cannot be read; a missing or infinite value (with row and
-            column, rows counted from 0); a column without any value, of dates, of numbers with
-            some texts among them, with another text in every row, or with more different texts
-            than `max_categories`; too few rows of a class.
-        UnknownNameError: no column called `target`, or no such `kind` or `missing`.
-        ValueError: fractions that are not in (0, 1) or leave nothing to train on.
+        DataError: the file cannot be read; a value is missing or infinite (the message names row
+            and column, rows counted from 0); a class has too few rows; or a column has no value,
+            or holds dates, or numbers with some texts among them, or a different text in every
+            row, or more different texts than `max_categories`.
+        UnknownNameError: there is no column `target`, or `kind` or `missing` is unknown.
+        ValueError: a fraction is not in (0, 1), or the fractions leave no rows to train on.
     """
     _check_choice("kind", kind, (None, "classification", "regression"))
     _check_choice("missing", missing, ("error", "drop", "impute"))
@@ -112,10 +114,10 @@ def tabular(
 
 
 def read_table(path: str | Path) -> "pd.DataFrame":
-    """The table in a CSV or Parquet file.
+    """Read the table in a CSV or Parquet file.
 
     Raises:
-        DataError: the file is missing, empty, of another kind or cannot be parsed.
+        DataError: the file is missing, is empty, has another format or cannot be parsed.
     """
     import pandas as pd
 
@@ -139,14 +141,16 @@ def read_table(path: str | Path) -> "pd.DataFrame":
 
 
 def _without_missing(table: "pd.DataFrame", target: str, missing: Missing) -> "pd.DataFrame":
-    """The rows to use; whatever is still missing is the encoder's to impute.
+    """Check a table and return the rows to use; the encoder imputes values that remain missing.
 
-    Row numbers stay those of the file, so that messages name them.
+    Rows keep their numbers from the file, so that messages can name them.
     """
     if target not in table.columns:
         raise UnknownNameError("column", target, table.columns)
     if table.shape[1] < 2:
-        raise DataError(f"the table has no column but the target {target!r}")
+        raise DataError(
+            f"the table has no column but the target {target!r}; add columns to predict it from"
+        )
     check_not_empty(table, target)
     gap = first_missing(table[[target]])
     if gap and missing != "drop":
@@ -157,7 +161,11 @@ def _without_missing(table: "pd.DataFrame", target: str, missing: Missing) -> "p
     if missing == "drop":
         table = table.dropna()
         if table.empty:
-            instead = "leave out the columns that have the most" if gap else "use missing='impute'"
+            instead = (
+                "leave out the columns with the most missing values"
+                if gap
+                else "use missing='impute'"
+            )
             raise DataError(f"no row is left: every row has a missing value; {instead}")
         if gap:
             table = table.assign(**{target: _whole_again(table[target])})
@@ -170,7 +178,7 @@ def _without_missing(table: "pd.DataFrame", target: str, missing: Missing) -> "p
 
 
 def _whole_again(target: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Whole numbers, which pandas made floats because one was missing."""
+    """Restore whole numbers, which pandas made floats because a value was missing."""
     from pandas.api import types
 
     whole = types.is_float_dtype(target) and bool((target % 1 == 0).all())
@@ -188,7 +196,7 @@ def _infer_kind(target: "pd.Series[Any]") -> TableKind:
 
 
 def _labels(target: "pd.Series[Any]") -> tuple[NDArray[np.int64], int]:
-    """Classes numbered in sorted order, and how many there are."""
+    """Number the classes in sorted order; return the labels and the number of classes."""
     import pandas as pd
     from pandas.api import types
 
@@ -198,21 +206,24 @@ def _labels(target: "pd.Series[Any]") -> tuple[NDArray[np.int64], int]:
     labels, classes = pd.factorize(target, sort=True)
     counts = np.bincount(labels)
     if len(classes) < 2:
-        raise DataError(f"column {target.name!r} has one class only, {classes[0]!r}")
+        raise DataError(
+            f"column {target.name!r} has only one class, {classes[0]!r}, so there is nothing to "
+            "predict; name another target"
+        )
     if counts.min() < _LEAST_ROWS_PER_CLASS:
         if not is_number and (place := text_among_numbers(target.astype(str))):
             raise DataError(f"{place}; {_CORRECT}")
         raise DataError(
             f"column {target.name!r}: class {str(classes[int(counts.argmin())])!r} has "
-            f"{counts.min()} rows; one each for train, validation and test is the least. Merge "
-            "or remove the class"
+            f"{counts.min()} rows; train, validation and test need at least one each. Merge or "
+            "remove the class"
             + (", or use kind='regression' if the column is a quantity" if is_number else "")
         )
     return labels.astype(np.int64), len(classes)
 
 
 def _numbers(target: "pd.Series[Any]", train: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The target, standardised by its training rows, as one column."""
+    """The target as one column, standardised with its training rows."""
     from pandas.api import types
 
     if not types.is_numeric_dtype(target):
@@ -224,7 +235,10 @@ def _numbers(target: "pd.Series[Any]", train: NDArray[np.int64]) -> NDArray[np.f
     values = target.to_numpy(dtype=np.float64)
     mean, deviation = values[train].mean(), values[train].std()
     if deviation == 0:
-        raise DataError(f"column {target.name!r} is {mean:g} in every training row")
+        raise DataError(
+            f"column {target.name!r} is {mean:g} in every training row, so there is nothing to "
+            "predict; name another target"
+        )
     scaled: NDArray[np.float32] = ((values - mean) / deviation).astype(np.float32)
     return scaled[:, None]
 
@@ -240,5 +254,6 @@ def _check_fractions(validation: float, test: float) -> None:
             raise ValueError(f"{name} is {value}; it must lie between 0 and 1")
     if validation + test >= 1:
         raise ValueError(
-            f"validation_fraction {validation} and test_fraction {test} leave nothing to train on"
+            f"validation_fraction {validation} and test_fraction {test} leave nothing to train on; "
+            "their sum must be below 1"
         )

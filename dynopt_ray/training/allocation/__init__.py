@@ -1,4 +1,4 @@
-"""Allocation: what each width group can spare, and the widths that meet a budget."""
+"""Allocation: how sensitive the loss is to each width group, and widths that meet a budget."""
 
 from dynopt_ray.training.allocation.allocator import allocate
 from dynopt_ray.training.allocation.plots import plot_sensitivity

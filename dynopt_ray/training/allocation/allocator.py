@@ -1,4 +1,4 @@
-"""`allocate`: the widths that meet a budget at the least loss that curves predict."""
+"""`allocate`: choose the widths that meet a budget at the smallest predicted loss."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,43 +31,45 @@ def allocate(
     min_widths: Widths | None = None,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Which width to keep of each group, so that a budget holds and the loss rises least.
+    """Choose the widths that meet a budget at the smallest predicted increase of the loss.
 
-    The increases of the loss of single groups, as `sensitivity` measures them, are added up, as
-    if groups did not interact; costs do, and are computed for all widths together. Widths are
-    found by a greedy descent, which takes whichever step to a measured width costs the least loss
-    per cost saved, then by giving back what fits, then by exchanges between two groups for as
-    long as these lower the sum. That is no proof of the optimum. Nothing is learned and nothing
-    is changed: a baseline for what is learned, and a target for `prune`.
+    `sensitivity` measures how much the loss rises when a single group loses units. These increases
+    are added up as if groups did not interact. Costs do depend on the widths of several groups and
+    are computed for all widths together. The search first descends greedily: it takes the step to
+    a measured width that adds the least loss per cost saved. It then gives back units that fit,
+    and finally exchanges units between two groups as long as this lowers the sum. The result is
+    not proven to be optimal. The network is neither trained nor changed. The result serves as a
+    target for `prune` and as a baseline for learned policies.
 
     Args:
         model: the network, or its graph.
         task: what it has learned.
-        budget: limits on params, flops, bytes or latency_ms, fractions of what the network costs
-            now, or figures. The latency is that of a model fitted to a few measured widths.
-        curves: what `sensitivity` returned for this network. Losses are made non-decreasing in
-            what is removed, and are linear between measured widths; no group gets narrower than
-            it was measured, and groups without a curve keep their width. Default: measured now,
-            for units scored by magnitude and compensated.
+        budget: limits on params, flops, bytes or latency_ms, as fractions of the network's present
+            cost or as absolute values. Latencies are predicted by a model that is fitted to a few
+            measured networks.
+        curves: what `sensitivity` returned for this network. Losses are made non-decreasing in the
+            number of removed units, and interpolated linearly between measured widths. No group
+            becomes narrower than its narrowest measurement, and groups without a curve keep their
+            width. Default: measured now, for units scored by magnitude, with compensation.
         min_widths: group name -> fewest units to keep.
-        seed: of `sensitivity`, where it is called.
+        seed: seed of `sensitivity`, if it is called.
 
     Returns:
         Group name -> width to keep, for all groups, in forward order.
 
     Raises:
-        BudgetError: the budget cannot be met at the least widths; says the lowest cost and the
-            groups that hold it.
-        EditError: the network is within the budget already, curves are of other widths, or a
-            least width is impossible.
-        UnknownNameError: curves or least widths of something that is no group.
-        ValueError: a limit on nonzero, which widths alone do not tell, or a loss that is not
+        BudgetError: the budget cannot be met even at the minimum widths. The message gives the
+            lowest cost and the groups that account for it.
+        EditError: the network is within the budget already, the curves belong to other widths, or
+            an entry of `min_widths` is impossible.
+        UnknownNameError: a name in `curves` or `min_widths` is not a group.
+        ValueError: the budget limits nonzero, which widths alone do not determine, or a loss is not
             finite.
-        TypeError: an argument of another type.
+        TypeError: an argument has the wrong type.
 
     References:
-        A multiple-choice knapsack whose costs depend on each other; Shen et al. 2022,
-        "Structural Pruning via Latency-Saliency Knapsack", solve one for latencies and
+        The problem is a multiple-choice knapsack whose costs depend on each other. Shen et al.
+        2022, "Structural Pruning via Latency-Saliency Knapsack", solve one for latencies and
         first-order scores.
 
     Example:
@@ -99,7 +101,7 @@ def allocate(
         )
     costs_at = partial(_costs_at, costs, budget)
     if curves is None:
-        _check_reachable(budget, start, costs_at, least)  # before measuring takes its time
+        _check_reachable(budget, start, costs_at, least)  # fail before the slow measurements
         curves = sensitivity(graph, task, seed=seed)
     knapsack = Knapsack(read_curves(curves, graph, least=least), limits, costs_at)
     narrowest = {name: curve.widths[0] for name, curve in knapsack.curves.items()}
@@ -115,7 +117,7 @@ def allocate(
 
 
 def _costs_at(costs: Costs, budget: Budget, widths: Widths) -> dict[CostKind, float]:
-    """What a budget limits, at other widths."""
+    """Return the costs that a budget limits, at other widths."""
     cost = costs.at(widths)
     return {
         kind: costs.latency_ms_at(widths) if kind == "latency_ms" else getattr(cost, kind)
@@ -131,10 +133,11 @@ def _check_reachable(
     *,
     hint: str = "",
 ) -> None:
-    """Refuse a budget that the lowest widths do not meet.
+    """Refuse a budget that even the lowest widths exceed.
 
     Raises:
-        BudgetError: says what they cost, and what stands in the way.
+        BudgetError: the budget is exceeded. The message gives the cost of the lowest widths and
+            the groups that account for it.
     """
     cost = costs_at(lowest)
     if all(cost[kind] <= limit for kind, limit in budget.limits(start).items()):

@@ -1,4 +1,4 @@
-"""The arguments of `allocate` and `sensitivity`, checked before anything is looked at."""
+"""Checks of the arguments of `allocate` and `sensitivity`."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,11 +7,11 @@ from dynopt_ray.training.numbers import share
 
 
 def check_fractions(fractions: object) -> list[float]:
-    """Shares to remove, in rising order, each once.
+    """Return the fractions to remove, sorted and without duplicates.
 
     Raises:
-        TypeError: no numbers.
-        ValueError: none, or one that is not in (0, 1).
+        TypeError: the argument is not a sequence of numbers.
+        ValueError: there are no fractions, or one is not in (0, 1).
     """
     if isinstance(fractions, str | Mapping) or not isinstance(fractions, Iterable):
         raise TypeError(
@@ -26,11 +26,11 @@ def check_fractions(fractions: object) -> list[float]:
 
 
 def check_limits(budget: object) -> None:
-    """Refuse a budget that widths alone do not tell the costs of.
+    """Refuse a budget on a cost that widths alone do not determine.
 
     Raises:
-        TypeError: no budget.
-        ValueError: a limit on non-zero weights.
+        TypeError: the argument is not a budget.
+        ValueError: the budget limits non-zero weights.
     """
     if not isinstance(budget, Budget):
         raise TypeError(f"allocate: budget is {budget!r}; pass Budget(flops=0.5)")

@@ -1,4 +1,4 @@
-"""Curves of `sensitivity`, read as what each width of a group is expected to cost in loss."""
+"""Curves: the expected increase of the loss for each width of a group, from `sensitivity`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class Curve:
     """The expected increase of the loss as a group loses units.
 
     Attributes:
-        widths: the widths the group can have, rising by its step up to the one it has.
-        increases: the increase of the loss at each of them, falling to 0.
-        corners: those that were measured, rising, and the least.
+        widths: the widths that the group can have, in ascending steps up to its present width.
+        increases: the increase of the loss at each of these widths, descending to 0.
+        corners: those of `widths` that were measured, and the smallest one, in ascending order.
     """
 
     widths: tuple[int, ...]
@@ -31,16 +31,16 @@ class Curve:
     corners: tuple[int, ...]
 
     def __call__(self, width: int) -> float:
-        """The increase of the loss at a width."""
+        """Return the increase of the loss at a width."""
         return float(self.increases[self._place[width]])
 
     def narrowest(self, below: float) -> int | None:
-        """The least width whose increase of the loss is below a figure, if there is one."""
+        """Return the smallest width whose increase of the loss is below a value, or None."""
         is_below = self.increases < below
         return self.widths[int(is_below.argmax())] if is_below.any() else None
 
     def next_to(self, width: int) -> tuple[int, ...]:
-        """The widths worth a look from here: those that were measured, and a step either way."""
+        """Return the widths to try from here: all corners, and one step up and down."""
         place = self._place[width]
         nearest = self.widths[max(place - 1, 0) : place + 2]
         return tuple(sorted({*self.corners, *nearest} - {width}))
@@ -51,10 +51,10 @@ class Curve:
 
 
 def check_columns(table: object, columns: Sequence[str]) -> None:
-    """Refuse what is no table of curves.
+    """Refuse an argument that is not a table with the columns of curves.
 
     Raises:
-        TypeError: that.
+        TypeError: a column is missing.
     """
     for name in columns:
         if name not in getattr(table, "columns", ()):
@@ -64,20 +64,21 @@ def check_columns(table: object, columns: Sequence[str]) -> None:
 
 
 def read_curves(table: "pd.DataFrame", graph: Graph, *, least: Widths) -> dict[str, Curve]:
-    """Group name -> its curve, for the groups that the table has.
+    """Return group name -> its curve, for the groups in a table.
 
-    The loss is made non-decreasing in what is removed and is linear between measured widths.
+    Losses are made non-decreasing in the number of removed units, and interpolated linearly between
+    measured widths.
 
     Args:
-        table: what `sensitivity` returns, for units.
-        graph: the network it was measured on.
-        least: group name -> the fewest units it keeps.
+        table: what `sensitivity` returned for units.
+        graph: the graph of the network that was measured.
+        least: group name -> fewest units to keep.
 
     Raises:
-        TypeError: no such table.
-        EditError: it was measured on a network of other widths, or a group cannot be resized.
-        UnknownNameError: something that is no group.
-        ValueError: no rows, or a loss that is not finite.
+        TypeError: the table lacks a column.
+        EditError: the table belongs to other widths, or a group cannot be resized.
+        UnknownNameError: a name in the table is not a group.
+        ValueError: the table has no rows, or a loss is not finite.
     """
     check_columns(table, ("group", "width", "loss"))
     if table.empty:
@@ -94,7 +95,7 @@ def _curve(group: WidthGroup, losses: dict[int, float], least: int) -> Curve:
     measured = sorted(losses, reverse=True)
     if measured[0] != group.width:
         raise EditError(
-            f"curves: {group.name!r} was measured from {measured[0]} units on, but has "
+            f"curves: {group.name!r} had {measured[0]} units when it was measured, but has "
             f"{group.width} now; call sensitivity again"
         )
     raised = np.maximum.accumulate([losses[width] for width in measured])

@@ -1,4 +1,4 @@
-"""`plot_sensitivity`: what each group can spare, drawn."""
+"""`plot_sensitivity`: draw the curves of `sensitivity`."""
 
 from typing import TYPE_CHECKING
 
@@ -11,28 +11,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette, told apart by every kind of colour vision.
+# Okabe & Ito's palette, whose colours differ for every kind of colour vision.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#808000")
 _MUTED, _GRID = "#8b949e", "#d8dde3"
-# Of viridis, without the yellow end, which white hides.
+# The part of viridis without the yellow end, which is hard to see on white.
 _DEPTHS = ("viridis", 0.0, 0.9)
 _MOST_TICKS = 12
 
 
 def plot_sensitivity(curves: "pd.DataFrame") -> "Figure":
-    """Draw the metric against the fraction that is removed, a line for each group.
+    """Draw the metric against the removed fraction, with one line for each group.
 
-    Up to eight groups are named in a legend. Of more, the colour tells how deep in the network
-    they are made.
+    Up to eight groups are named in a legend. If there are more, the colour shows the depth in the
+    network at which the group is produced.
 
     Args:
         curves: what `sensitivity` returned.
 
     Returns:
-        A figure that pyplot does not know of: `figure.savefig("sensitivity.png")`.
+        A figure that is not managed by pyplot. Save it by `figure.savefig("sensitivity.png")`.
 
     Raises:
-        TypeError: no such table.
+        TypeError: the table lacks a column.
 
     Example:
         >>> from dynopt_ray.tasks import load_task
@@ -45,7 +45,7 @@ def plot_sensitivity(curves: "pd.DataFrame") -> "Figure":
     from matplotlib.figure import Figure  # slow to import, and not needed to use the library
 
     check_columns(curves, ("group", "remove_fraction", "metric"))
-    # Not pyplot's: it would be kept until closed, and might look for a display.
+    # Do not use pyplot: it keeps figures until they are closed, and may need a display.
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     axes = figure.subplots()
     lines = {str(name): rows for name, rows in curves.groupby("group", sort=False)}
@@ -65,7 +65,7 @@ def plot_sensitivity(curves: "pd.DataFrame") -> "Figure":
 
 
 def _draw_by_depth(axes: "Axes", lines: "dict[str, pd.DataFrame]") -> None:
-    """Thin lines in the colours of a bar that names some of them."""
+    """Draw thin lines coloured by depth, and a colour bar that names some of the groups."""
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap

@@ -1,4 +1,4 @@
-"""`sensitivity`: what each width group can spare, measured one group and one share at a time."""
+"""`sensitivity`: measure how the loss rises when a single width group loses units."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,45 +58,47 @@ def sensitivity(
     groups: str | Iterable[str] | None = None,
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """Measure what each width group alone can spare: its curve of loss against units removed.
+    """Measure, for each width group alone, the loss as a function of the removed fraction.
 
-    Of one group after the other a share of the least important units is cut, the network is
-    evaluated on validation data without any retraining, and the cut is undone. The network, its
-    masks, its modes and all random state are afterwards as they were, bit for bit, also after an
-    error or Ctrl-C.
+    For each group and each fraction, the least important units of the group are cut, the network is
+    evaluated on validation data without retraining, and the cut is undone. The network, its masks,
+    its train or eval modes and all random states are restored bit for bit, even after an error or
+    Ctrl-C.
 
     Args:
-        model: the network, or its graph (traced with groups fixed, say).
+        model: the network, or its graph (e.g. traced with some groups fixed).
         task: what it has learned.
-        fractions: the shares that are removed, each in (0, 1).
-        criterion: what is important; see `unit_scores`. It scores once, on the network as it is.
-        granularity: "unit" cuts units of width groups, "weight" masks weights of parameters of
-            two or more dimensions; of those not masked yet.
-        compensate: True refits what lost units or weights on 4,096 training samples, as `prune`
-            does, inputs do so on these, None or False leaves it.
+        fractions: the fractions to remove, each in (0, 1).
+        criterion: scores the importance of units; see `unit_scores`. The network is scored once,
+            before the first cut.
+        granularity: "unit" cuts units of width groups. "weight" masks weights of parameters with
+            two or more dimensions; weights that are masked already do not count.
+        compensate: True refits the layers that lost inputs or weights on 4,096 training samples,
+            as `prune` does. Batches of inputs refit them on these inputs instead. None or False
+            disables the refit.
         groups: names of the groups (or parameters) to measure. Default: all.
-        seed: of the choice of training rows. With a criterion that looks at no data, `prune`
-            with the same seed makes the same cuts.
+        seed: seed of the choice of training rows. If the criterion uses no data, `prune` makes the
+            same cuts with the same seed.
 
     Returns:
-        A DataFrame with one row per group and fraction, groups in forward order, and before
-        those of each group one with the fraction 0, the network as it is. Columns: group,
-        remove_fraction (as asked), width (units or weights left), num_removed (the fraction
-        rounded down to whole units, as far as the group's least width allows), loss, metric and
-        confidence on the validation split, and params, nonzero, flops (of one sample) and bytes
-        of the network so cut. Fractions that come to the same number are measured once; each
-        other cut takes a refit and an evaluation.
+        A DataFrame with one row per group and fraction, with groups in forward order. The first
+        row of each group has the fraction 0 and describes the uncut network. Columns: group,
+        remove_fraction (as requested), width (units or weights left), num_removed (the fraction
+        rounded down to whole steps and limited by the group's minimum width), loss, metric and
+        confidence on the validation split, and params, nonzero, flops (of one sample) and bytes of
+        the cut network. Fractions that remove the same number are measured once. Every other cut
+        takes one refit and one evaluation.
 
     Raises:
         UnknownNameError: an unknown criterion, granularity or group.
-        EditError: no group can be resized, or one named cannot.
-        DivergedError: a loss is NaN or infinite; says where.
-        ValueError: no fractions, one that is not in (0, 1), or a pattern as the granularity.
-        TypeError: an argument of another type, or a criterion that is not for weights.
+        EditError: no group can be resized, or a named group cannot.
+        DivergedError: a loss is NaN or infinite. A note says for which cut.
+        ValueError: there are no fractions, one is not in (0, 1), or the granularity is a pattern.
+        TypeError: an argument has the wrong type, or the criterion cannot score weights.
 
     References:
         Li, Kadav, Durdanovic, Samet, Graf 2017, "Pruning Filters for Efficient ConvNets",
-        section 3.2; here with compensation.
+        section 3.2. Here cuts are compensated.
 
     Example:
         >>> from dynopt_ray.tasks import load_task
@@ -108,7 +110,7 @@ def sensitivity(
     check_is_task("sensitivity", task)
     if isinstance(granularity, str) and Pattern.parse(granularity):
         raise ValueError(
-            f"sensitivity: granularity {granularity!r} says by itself how much goes, so there is "
+            f"sensitivity: granularity {granularity!r} determines how much is removed, so there is "
             "no curve to measure; use 'weight'"
         )
     if granularity not in GRANULARITIES:
@@ -132,7 +134,7 @@ def sensitivity(
 
 @dataclass(frozen=True, eq=False)
 class _Scan:
-    """What all cuts share."""
+    """The data that all cuts of one `sensitivity` share."""
 
     graph: Graph
     task: Task
@@ -144,7 +146,7 @@ class _Scan:
     def rows(
         self, name: str, fractions: Sequence[float], start: CostAndMetrics
     ) -> Iterator[dict[str, Any]]:
-        """The curve of one group, from the network as it is."""
+        """Yield the rows of one group, starting with the uncut network."""
         candidates, step = self.pool.candidates, self.steps.get(name, 1)
         size = candidates.sizes[candidates.names.index(name)]
         most = share_of(int(candidates.least({name: size}).sum()), 1.0, step=step)
@@ -156,24 +158,25 @@ class _Scan:
             yield _row(name, fraction, size - number, number, now)
 
     def _without(self, name: str, number: int) -> CostAndMetrics:
-        """The network without the least important of one group."""
+        """Measure the network without the `number` least important candidates of one group."""
         plan = self.pool.plan(self.pool.candidates.least({name: number}))
-        # Around it all once more: there Ctrl-C that meets the end of this one is an error.
+        # `sensitivity` wraps everything in `undone` too: if Ctrl-C interrupts the end of this
+        # context, the outer one still undoes the cut.
         with undone(self.graph):
             self.graph.apply(plan, compensate=self.calibration)
             try:
                 return cost_and_metrics(self.graph, self.task, self.costs)
             except DivergedError as error:
-                error.add_note(f"This was without {number} of the {self.pool.noun} of {name!r}.")
+                error.add_note(f"The cut removed {number} of the {self.pool.noun} of {name!r}.")
                 raise
 
 
 def _names(graph: Graph, granularity: Granularity, groups: str | Iterable[str] | None) -> list[str]:
-    """The groups or parameters to measure, in forward order.
+    """Return the names of the groups or parameters to measure, in forward order.
 
     Raises:
-        EditError: there is none, or one cannot be resized.
-        UnknownNameError: no such group or parameter.
+        EditError: there are none, or one cannot be resized.
+        UnknownNameError: a name is not a group or parameter.
     """
     is_unit = granularity == "unit"
     known = list(graph.widths if is_unit else Evidence(graph).weights)
@@ -203,7 +206,7 @@ def _pool(
     granularity: Granularity,
     generator: torch.Generator,
 ) -> Pool:
-    """What may go, ranked within each group."""
+    """Return the candidates for removal, ranked within each group."""
     batches = sample_batches(task, SCORE_ROWS, generator)
     if granularity == "weight":
         scores = weight_scores(graph, criterion, batches, loss=task.loss)

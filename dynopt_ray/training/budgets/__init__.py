@@ -1,5 +1,6 @@
-"""Budgets and other targets of pruning and growing."""
+"""Budgets and other targets of pruning and growing, and how they are met."""
 
+from dynopt_ray.training.budgets.latency import measured_choices
 from dynopt_ray.training.budgets.nonzero import NonzeroCount, is_nonzero
 from dynopt_ray.training.budgets.targets import (
     Budget,
@@ -30,6 +31,7 @@ __all__ = [
     "fractions_hint",
     "is_nonzero",
     "larger_widths",
+    "measured_choices",
     "share_of",
     "wanted_widths",
     "widths_at",

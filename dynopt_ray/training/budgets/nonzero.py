@@ -1,4 +1,4 @@
-"""How many parameters of a smaller network are not zero, without making it."""
+"""Count the non-zero parameters that a network would have after units are removed."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -9,15 +9,16 @@ from torch import Tensor
 from dynopt_ray.structure import Graph, mask_of
 
 Along = dict[int, list[tuple[str, Tensor]]]
-"""Dimension -> the groups whose units lie along it, each with their positions there."""
+"""Dimension -> (width group, positions of its units) for each group along that dimension."""
 
 
 class NonzeroCount:
-    """Counts the parameters that stay and are not zero, exactly.
+    """Counts exactly the non-zero parameters that remain when some units are removed.
 
     Args:
-        graph: the traced network. It is read once: make a new count when it has changed.
-        lasting: whether only what a mask holds counts as zero, and not what is zero by chance.
+        graph: the traced network. It is read once, so make a new count after every change.
+        lasting: True counts only masked entries as zero. False also counts unmasked entries that
+            happen to be zero.
     """
 
     def __init__(self, graph: Graph, *, lasting: bool) -> None:
@@ -31,25 +32,25 @@ class NonzeroCount:
         ]
 
     def __call__(self, stays: Mapping[str, Tensor]) -> int:
-        """How many there would be.
+        """Return the number of non-zero parameters that would remain.
 
         Args:
-            stays: group name -> bool tensor (width,), for every group.
+            stays: group name -> bool tensor (width,), True for units that stay; for every group.
         """
         return sum(_counted(counts, along, stays) for counts, along in self._parts)
 
 
 def is_nonzero(parameter: Tensor, *, lasting: bool) -> Tensor:
-    """Bool tensor of a parameter's shape: which entries count as not zero."""
+    """Return which entries of a parameter count as non-zero, as a bool tensor of its shape."""
     keep = mask_of(parameter) if lasting else parameter.detach() != 0
     return torch.ones_like(parameter, dtype=torch.bool) if keep is None else keep
 
 
 def _summed(filled: Tensor, along: Along) -> tuple[Tensor, Along]:
-    """Entries that are not zero, added up over the dimensions that no unit lies along."""
+    """Sum the non-zero entries over all dimensions that hold no units."""
     fixed = [dim for dim in range(filled.ndim) if dim not in along]
     counts = filled.sum(fixed) if fixed else filled
-    # Whole numbers have no fast product, and float32 would not be exact above 2^24.
+    # Matrix products of integers are slow, and float32 is not exact above 2^24.
     return counts.double().cpu(), dict(sorted(along.items()))
 
 

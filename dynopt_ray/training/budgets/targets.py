@@ -1,4 +1,4 @@
-"""Targets: how far to prune or to grow."""
+"""Targets: how far to prune or to grow a network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,23 +12,24 @@ COST_KINDS: tuple[CostKind, ...] = get_args(CostKind)
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """A limit on one cost or several: fractions of the starting cost, or figures.
+    """Limits on one or several costs, as fractions of the starting cost or as absolute values.
 
-    `Budget(flops=0.5)` is half of the FLOPs that the network has at the start,
-    `Budget.absolute(latency_ms=3.5)` a figure. All limits named have to hold.
+    `Budget(flops=0.5)` allows half of the network's FLOPs at the start.
+    `Budget.absolute(latency_ms=3.5)` allows 3.5 milliseconds. All limits must hold together.
 
     Attributes:
         params: number of parameters.
-        nonzero: number of parameters that are not zero. Where compensation or training follows,
-            which fill the zeros that no mask holds, only those that one holds count as zero.
-        flops: floating-point operations of one sample's forward pass.
+        nonzero: number of parameters that are not zero. If compensation or training follows, only
+            masked entries count as zero, because both fill unmasked zeros.
+        flops: floating-point operations of the forward pass of one sample.
         bytes: memory of parameters and buffers.
-        latency_ms: milliseconds of one sample's forward pass, measured where the network is.
-        is_absolute: whether the limits are figures instead of fractions.
+        latency_ms: milliseconds of the forward pass of one sample, measured on the network's
+            device.
+        is_absolute: whether the limits are absolute values instead of fractions.
 
     Raises:
-        ValueError: no limit at all, or one that is not finite and > 0.
-        TypeError: a limit that is no number.
+        ValueError: there is no limit, or a limit is not finite and > 0.
+        TypeError: a limit is not a number.
     """
 
     params: float | None = None
@@ -57,7 +58,7 @@ class Budget:
         bytes: float | None = None,
         latency_ms: float | None = None,
     ) -> "Budget":
-        """A budget in figures, e.g. `Budget.absolute(params=100_000)`."""
+        """Return a budget of absolute values, e.g. `Budget.absolute(params=100_000)`."""
         return cls(
             params=params,
             nonzero=nonzero,
@@ -69,18 +70,19 @@ class Budget:
 
     @property
     def kinds(self) -> tuple[CostKind, ...]:
-        """The costs that are limited."""
+        """The kinds of cost that the budget limits."""
         return tuple(self._named)
 
     def limits(self, start: Cost, share: float = 1.0) -> dict[CostKind, float]:
-        """The largest value allowed of each cost that is limited.
+        """Return the largest allowed value of each limited cost.
 
         Args:
-            start: what fractions are of.
-            share: how much of the way from the start to the limit, in [0, 1].
+            start: the cost at the start, which fractions refer to.
+            share: fraction of the way from the start to the limit, in [0, 1].
 
         Raises:
-            ValueError: the start was measured without a latency, and a fraction of it is asked.
+            ValueError: the budget limits the latency, but the latency at the start, which is
+                needed for this, was not measured.
         """
         if self.is_absolute and share == 1:
             return self._named
@@ -108,15 +110,17 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Fraction:
-    """Remove a share of all units (or weights), in each layer or overall as the scope says.
+    """Remove a fraction of all units (or weights).
 
-    Weights that are masked already count as removed; units that went before count no more.
+    The scope of `prune` decides whether the fraction applies to each layer or to the whole network.
+    Weights that are masked already count as removed. Units that were removed before the call do not
+    count at all.
 
     Attributes:
-        remove: the share that goes, in (0, 1).
+        remove: the fraction to remove, in (0, 1).
 
     Raises:
-        ValueError: outside that range.
+        ValueError: the fraction is outside this range.
     """
 
     remove: float
@@ -127,15 +131,15 @@ class Fraction:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Remove everything whose score is below a value.
+    """Remove every unit (or weight) whose score is below a value.
 
-    Scores are those of the criterion, as `unit_scores` and `weight_scores` give them.
+    The scores are those that `unit_scores` and `weight_scores` return for the criterion.
 
     Attributes:
         value: the threshold, > 0.
 
     Raises:
-        ValueError: not a finite number > 0; scores are never below 0.
+        ValueError: the threshold is not a finite number > 0. Scores are never below 0.
     """
 
     value: float
@@ -145,16 +149,16 @@ class Threshold:
 
 
 Target = Budget | Fraction | Threshold | Mapping[str, int]
-"""How far to prune. A mapping gives groups the number of units they keep."""
+"""How far to prune. A mapping is group name -> number of units to keep."""
 
 
 def asks_latency(target: object) -> bool:
-    """Whether a target limits the latency, which has to be measured."""
+    """Return whether a target limits the latency, which then has to be measured."""
     return isinstance(target, Budget) and target.latency_ms is not None
 
 
 def fractions_hint(target: object) -> str:
-    """What to add to an error about a budget whose fractions may have been meant as figures."""
+    """Return a hint for error messages, in case the user meant fractions as absolute values."""
     if isinstance(target, Budget) and not target.is_absolute:
-        return "; its limits are fractions of the start, figures are Budget.absolute(…)"
+        return "; its limits are fractions of the start, absolute values are Budget.absolute(…)"
     return ""

@@ -1,4 +1,4 @@
-"""Growing: where new units pay, how they start, when they come."""
+"""Growing: decide where to add units, how they start, and when they are added."""
 
 from dynopt_ray.training.growing.gain import Ranked, rank_candidates
 from dynopt_ray.training.growing.grower import GrowResult, When, grow, stalled

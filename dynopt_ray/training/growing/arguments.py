@@ -1,4 +1,4 @@
-"""The arguments of `grow`, checked before anything is looked at."""
+"""Checks of the arguments of `grow`."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ from dynopt_ray.training.budgets import Budget
 
 
 def check_grow_target(target: object) -> None:
-    """Refuse what `grow` cannot aim at.
+    """Refuse anything that is not a target of `grow`.
 
     Raises:
-        TypeError: neither a budget nor a mapping.
+        TypeError: the target is neither a budget nor a mapping.
     """
     if not isinstance(target, Budget | Mapping):
         raise TypeError(f"grow: target is {target!r}; pass Budget(params=2.0) or {{'0': 64}}")

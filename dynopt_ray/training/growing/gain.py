@@ -1,10 +1,22 @@
-"""What new units would be worth: how much of the loss's slope they could follow.
+"""The gain of new units: how much they could lower the loss that the present units cannot.
 
-A layer gives z, and the loss would fall if z moved along r = -dLoss/dz. What a new unit can do
-about that is the part of r that is linear in what it gives and that the units there cannot give.
+Let z be the output of a layer that reads the units of a group. The loss falls fastest if z moves
+along r = -dLoss/dz. A change of the layer's weights moves z by a linear function of the layer's
+inputs. The present inputs can follow a part of r, which is its least-squares fit to them; this part
+is left to ordinary training. A new unit can follow more of r only by the part of its output that
+the present inputs do not explain. Its gain is the mean square of the least-squares fit of the rest
+of r to this part. To first order, this is the right measure: among all small changes of z of equal
+mean square that the new unit adds, the change along this fit lowers the loss fastest, in proportion
+to the square root of the gain.
 
-Shapes: G groups of a convolution (or heads), K inputs, O outputs, as in `structure.readers`; N
-inputs that are new, U new units.
+The gains follow from the second moments of inputs and r, which are summed over all batches. The
+rest after a fit to some inputs is a Schur complement (`explained`). Units are ranked greedily: the
+best ones are taken and join the fit, and then the gains of the others are computed again. Therefore
+only one of two units that do the same is ranked high. The candidates have outgoing weights of zero
+while they are judged, so they do not change the network's output.
+
+Shapes: G groups of a convolution (or heads), K inputs, O outputs, as in
+`dynopt_ray.structure.tracing.readers`; R rows, N new inputs, U new units, Q inputs of one unit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +34,11 @@ _NUM_PICKS = 16
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Candidates for one group, best first.
+    """The candidates for one group, best first.
 
     Attributes:
-        order: LongTensor (U,), their numbers among the candidates.
-        gains: Tensor (U,), what each adds to those before it, per sample.
+        order: LongTensor (U,), the indices of the candidates in the draw.
+        gains: Tensor (U,), float64, >= 0, the gain that each adds to those before it, per sample.
     """
 
     order: Tensor
@@ -41,32 +53,34 @@ def rank_candidates(
     *,
     seed: int,
 ) -> dict[str, Ranked]:
-    """Draw new units for some groups, and rank them by how far they could lower the loss.
+    """Draw new units for some groups and rank them by how much they could lower the loss.
 
-    They are added for a moment, with outgoing weights of zero. With g = E r xᵀ about the means, C
-    the covariance of all inputs x of a layer that reads them, and S, g' what is left of both once
-    the inputs there have explained what they can, a unit u is worth
+    The units are added temporarily, with outgoing weights of zero. For a layer that reads them, let
+    x be all of its inputs, C their covariance, and g = E[r xᵀ] about the means. Let S and g' be the
+    remainders of C and g after a least-squares fit to the present inputs. Then a unit u has
 
         gain(u) = Σ_layers places · tr(g'_u S_uu⁻¹ g'_uᵀ)
 
-    The best is taken, explains its part, and the next is chosen. For groups that no linear layer or
-    convolution reads the order is that of the draw and the gains are zero.
+    where `places` is the number of places of a sample (e.g. pixels) to which the layer is applied.
+    The units with the largest gains are taken, about a sixteenth of all at a time, and join the fit
+    for the next ones. If no linear layer or convolution reads a group, its units keep the order of
+    the draw and have gains of zero.
 
     Args:
-        graph: the traced network; not changed.
-        numbers: group name -> how many to draw; each can grow exactly.
+        graph: the traced network; it is restored.
+        numbers: group name -> number of units to draw. Each group must be able to grow exactly.
         batches: training data.
         loss: (output, targets) -> mean loss.
-        seed: `graph.apply` draws the same units from it.
+        seed: seed of the draw. `graph.apply` draws the same units from it.
 
     Raises:
-        MissingGradientError: no samples, or the loss does not depend on a layer.
-        DivergedError: inputs that are not finite.
+        MissingGradientError: there are no samples, or the loss does not depend on a layer.
+        DivergedError: inputs of a layer are not finite.
 
     References:
-        Evci et al. 2022, "GradMax": the norm of the gradient that new weights get, here that of
-        drawn units. Verbockhaven et al. 2024, "Growing Tiny Networks" (TINY): only what the layer
-        cannot do yet counts, in units of what a unit gives.
+        Evci et al. 2022, "GradMax": the norm of the gradient of new weights; here it is that of
+        units that are drawn at random. Verbockhaven et al. 2024, "Growing Tiny Networks" (TINY):
+        only what the layer cannot do yet counts, relative to the size of a unit's output.
     """
     old = {name: graph[name].width for name in numbers}
     with undone(graph):
@@ -80,7 +94,7 @@ def rank_candidates(
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """What is summed up about one weight."""
+    """Sums over all batches for one weight: second moments, and places per sample."""
 
     reader: Reader
     moments: Moments
@@ -103,7 +117,7 @@ def _summed(
 
 
 class _Piece:
-    """One group of one layer: what its new inputs could explain of its slopes."""
+    """One group of one layer: the remainders g' and S for the new units not yet taken."""
 
     def __init__(self, g_ON: Tensor, second_NN: Tensor, units_N: Tensor, places: float) -> None:
         order = units_N.argsort(stable=True)
@@ -111,7 +125,7 @@ class _Piece:
         self._units_N, self._places = units_N[order], places
 
     def add_gains(self, gains_U: Tensor) -> None:
-        """Add what each unit that is left would explain."""
+        """Add the gain of each unit not yet taken to `gains_U`."""
         units = torch.unique(self._units_N)
         k_UQ = torch.arange(len(self._units_N)).reshape(len(units), -1)
         own = self._second_NN[k_UQ[:, :, None], k_UQ[:, None]]
@@ -119,14 +133,14 @@ class _Piece:
         gains_U[units] += self._places * (g_UQO * torch.linalg.solve(own, g_UQO)).sum((1, 2))
 
     def take(self, chosen: Tensor) -> None:
-        """Let some units explain what they can."""
+        """Take some units: reduce g' and S to what these do not explain."""
         goes = torch.isin(self._units_N, chosen)
         g_ON, second_NN = explained(self._g_ON, self._second_NN, goes)
         self._g_ON, self._second_NN, self._units_N = g_ON, second_NN, self._units_N[~goes]
 
 
 def explained(g_ON: Tensor, second_NN: Tensor, by_N: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of slopes and second moments of inputs when others have explained their part."""
+    """Return the remainders of g and of second moments after a fit to the inputs `by_N`."""
     left_N = ~by_N
     solved = torch.linalg.solve(second_NN[by_N][:, by_N], second_NN[by_N][:, left_N])
     g_left = g_ON[:, left_N] - g_ON[:, by_N] @ solved

@@ -1,4 +1,4 @@
-"""`grow`: widen groups in exact steps, training after each, until a target is met."""
+"""`grow`: widen groups without changing the output, and train after each step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,22 +42,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 When = Callable[[Sequence[float]], bool]
-"""Validation losses since the last growth, oldest first -> whether it is time for the next."""
+"""Validation losses since the last growth, oldest first -> whether to grow now."""
 
 
 @dataclass(frozen=True, eq=False)
 class GrowResult:
-    """What growing did.
+    """The result of `grow`.
 
     Attributes:
-        history: a DataFrame with one row per growth; row 0 is the network before. Columns:
+        history: a DataFrame with one row per round; row 0 describes the network before. Columns:
             round, num_added, kept, num_trainings, train_loss, loss, metric and confidence (on
             validation data), the costs, duration_s, and `width/<group>` for each group.
-        before: the network before.
-        after: the network after.
-        test: the final figure, on data that decided nothing; None without a test split.
-        receipts: one per growth; `undo()` the last one first. Their
-            costs count the FLOPs of the inputs that the graph was traced with, two samples or more.
+        before: cost and metrics before growing.
+        after: cost and metrics after growing.
+        test: metrics on the test split, which influenced no decision; None without a test split.
+        receipts: one for each round that was kept and changed the network; `undo()` the last one
+            first. Their costs count the FLOPs of the inputs that the graph was traced with, which
+            are two samples or more.
         graph: the traced network.
     """
 
@@ -70,15 +71,16 @@ class GrowResult:
 
 
 def stalled(*, min_gain: float = 0.01, max_trainings: int = 10) -> When:
-    """It is time when the last training lowered the validation loss by too little.
+    """Return a rule that grows when the last training hardly lowered the validation loss.
 
     Args:
-        min_gain: the least relative gain that is worth another training, >= 0.
-        max_trainings: it is also time after so many of them.
+        min_gain: the smallest decrease of the loss, relative to the loss before, for which
+            training continues; >= 0.
+        max_trainings: number of trainings in a round after which the network grows anyway.
 
     Raises:
-        TypeError: no number.
-        ValueError: a number out of range.
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range.
 
     Example:
         >>> when = stalled(min_gain=0.1)
@@ -111,55 +113,58 @@ def grow(
     optimizer: Optimizer | None = None,
     seed: int = 0,
 ) -> GrowResult:
-    """Grow a network in place until it meets a target, training after every step.
+    """Grow a network in place until it meets a target, with training after every step.
 
-    No step changes the network's output by more than rounding. Groups that could only grow with
-    a change of the output keep their width. New units give nothing at first and have a gradient
-    at once.
+    A growth changes the network's output by no more than rounding. Groups that cannot grow without
+    changing the output keep their width. New units contribute nothing to the output at first, but
+    have a gradient from the first step.
 
     Args:
         model: the network, or its graph.
         task: what it learns.
-        target: `Budget(params=2.0)` is the widest network of at most twice the parameters;
-            a mapping gives groups the width they shall have, whichever of a group's producers
-            names it. Of non-zero weights a budget counts all that no mask holds at zero; a latency
-            is measured before it is settled on.
-        train: optimizer steps of one training, at the optimizer's learning rate; or
+        target: a budget, e.g. `Budget(params=2.0)` for the widest network with at most twice the
+            parameters; or a mapping from a group, named by any of its producers, to its final
+            width. For a budget on non-zero weights, all weights count that are not masked. A
+            latency is measured before widths are accepted.
+        train: number of optimizer steps per training, at the optimizer's learning rate; or a
             `Retraining(num_steps, schedule, …)`. With `restart=False` its schedule spans all
-            trainings. A teacher (`distillation`) is the network as it is now, the small one.
-        criterion: where a budget goes. "even": each group grows by the same fraction of its
-            starting width, as far as whole units go. "gain": where new units could lower the
-            loss most for what they cost, by the gradient they would get; see
-            `rank_candidates`. Or a rule: (graph, task) -> group name -> what the next unit
-            would be worth; it is taken to be worth a quarter once the group has doubled.
-        init: how new units start. "fresh" and "split": see `Grow`. "gradmax": three times as
-            many are drawn, and those stay that could lower the loss most.
-        when: decides after each training whether the network grows next or trains once more,
-            e.g. `stalled()`. Nothing else ends a round. Default: it trains once.
-        rounds: in how many steps the target is approached.
-        schedule: round (1 … rounds) -> share of the way to the target, rising to 1. Default:
-            in equal steps.
-        min_gain: growing ends, and its last step is undone, when a step and its training raise
-            the mean of accuracy and confidence on validation data by less: a difference, not a
-            share as in `stalled`. None goes on to the target.
-        optimizer: over the network's parameters; it follows every edit. Default: Adam with rate
-            0.001. Where it corrects its moments for the steps taken, as Adam does, the count of
-            a parameter that grew begins anew (not RAdam's, which would warm up once more).
-        seed: of all random choices; see `prune`.
+            trainings. With `distillation`, the teacher is the small network before it grows.
+        criterion: how a budget is spread over groups. "even": each group grows by the same
+            fraction of its starting width, rounded to whole units. "gain": groups grow where new
+            units could lower the loss most for their cost, judged by gradients; see
+            `rank_candidates`. Or a rule: (graph, task) -> mapping from group name to the worth of
+            its next unit. The worth is assumed to fall to a quarter when the group has doubled.
+        init: how new units start. "fresh" and "split": see `Grow`. "gradmax": three times as many
+            units are drawn, and those that could lower the loss most are kept.
+        when: decides after each training whether the network grows or trains again, e.g.
+            `stalled()`. Only this rule ends a round, so it must return True at some time.
+            Default: one training per round.
+        rounds: number of steps in which the target is approached.
+        schedule: round (1 … rounds) -> fraction of the way to the target, rising to 1. Default:
+            equal steps.
+        min_gain: growing ends, and its last step is undone, if a step and its training raise the
+            mean of accuracy and confidence on validation data by less than this. It is an absolute
+            difference, unlike in `stalled`. None grows until the target is met.
+        optimizer: the optimizer over the network's parameters; it follows every edit. Default:
+            Adam with learning rate 0.001. If it corrects its moments for the number of steps, as
+            Adam does, this number restarts for parameters that grew (except in RAdam, which would
+            warm up again).
+        seed: seed of all random choices; see `prune`.
 
     Raises:
-        BudgetError: the network is not below the budget as it is, or its cost hardly depends on
-            the widths, as the latency of small networks may.
-        EditError: no group can grow exactly, a width asked for is no larger whole number or
-            cannot be reached exactly, two contradict each other, or the optimizer trains
-            another network.
-        DivergedError: a loss became NaN or infinite; the network is as it was before that round.
-        UnknownNameError: no group, no such criterion, or no such way to start new units.
-        ValueError: a number out of range, a schedule that does not rise to 1, a criterion
-            beside widths, or a rule that does not give every group a worth.
-        TypeError: an argument of another type.
+        BudgetError: the network already exceeds the budget, or its cost hardly depends on the
+            widths, as may happen with the latency of small networks.
+        EditError: no group can grow exactly, a target width is not a larger whole number or cannot
+            be reached exactly, two widths contradict each other, or the optimizer trains another
+            network.
+        DivergedError: a loss became NaN or infinite. The network is as it was before that round.
+        UnknownNameError: an unknown group, criterion, or way to start new units.
+        ValueError: a number is out of range, the schedule does not rise to 1, a criterion is given
+            with target widths, or a rule does not give every group a worth.
+        TypeError: an argument has the wrong type.
 
-        All but DivergedError, and what a rule gives, before anything has changed.
+        Except for DivergedError and errors about a rule's values, all errors are raised before
+        anything has changed.
 
     References:
         Evci et al. 2022, "GradMax: Growing Neural Networks using Gradient Information".
@@ -237,7 +242,7 @@ def _pays(min_gain: float | None, before: CostAndMetrics, after: CostAndMetrics)
 
 @dataclass(eq=False)
 class _Trainer:
-    """Trains once, and goes on until it is time."""
+    """Trains a network until `when` says that it may grow; once if there is no `when`."""
 
     training: Retraining
     task: Task
@@ -266,12 +271,13 @@ class _Trainer:
         return {parameter: parameter.shape for parameter in self.model.parameters()}
 
     def _restart_step_counts(self) -> None:
-        """Let Adam and its kin correct the moments of new entries as those of a first step.
+        """Reset the step counts of Adam and similar optimizers for parameters that grew.
 
-        These moments start at zero. Corrected for the old, large count they would allow steps of
-        up to six times the rate, in entries that are the easiest to spoil. The price is that old
-        entries move at about half of their pace for a while. It is not paid where it buys nothing:
-        Adamax makes small steps with new entries anyway, and RAdam would warm up once more.
+        The moments of new entries start at zero. If they were corrected for the old, large step
+        count, steps of up to six times the learning rate would follow, in entries that are easy to
+        spoil. The price is that old entries move at about half their pace for a while. Adamax and
+        RAdam are left alone: Adamax makes small steps with new entries anyway, and RAdam would
+        warm up again.
         """
         if isinstance(self.optimizer, torch.optim.RAdam):
             return
@@ -280,7 +286,7 @@ class _Trainer:
             state = self.optimizer.state.get(parameter, {})
             if before.get(parameter) != size and "exp_avg_sq" in state and "step" in state:
                 state["step"] = 0 * state["step"]
-                if "mu_product" in state:  # NAdam's own correction of the first moment
+                if "mu_product" in state:  # NAdam corrects the first moment by this product
                     state["mu_product"] = 0 * state["mu_product"] + 1
 
     def _train(self) -> TrainStats:

@@ -1,32 +1,37 @@
-"""Where a network grows: the widths after each round."""
+"""Limits of growth: the widths that a network may have after each round."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.structure import Graph, Grow
-from dynopt_ray.training.budgets import Budget, Widths, fractions_hint, is_nonzero, share_of
+from dynopt_ray.training.budgets import (
+    Budget,
+    Widths,
+    fractions_hint,
+    is_nonzero,
+    measured_choices,
+    share_of,
+)
 from dynopt_ray.training.loop import CostAndMetrics, Costs
 
 Worth = Callable[[tuple[str, ...]], Mapping[str, float]]
-"""Group names -> what the next unit of each would be worth, >= 0; any scale."""
+"""Group names -> (group name -> worth of its next unit, >= 0, on any common scale)."""
 
 _BISECTIONS = 40
 _NUM_PARTS = 8
 _MOST_TIMES = 2**10
-# How often a choice by a latency model is measured and made again.
-_CORRECTIONS = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """What all rounds of one growth share.
+    """The data that all rounds of one `grow` share.
 
     Attributes:
         graph: the traced network.
-        costs: what it costs.
+        costs: the costs of the network.
         start: the network before the first round.
-        target: a budget, or the widths that groups shall have.
+        target: a budget, or group name -> final width.
     """
 
     graph: Graph
@@ -35,46 +40,58 @@ class Growth:
     target: Budget | Widths
 
     def __post_init__(self) -> None:
-        """Refuse a budget that asks for nothing or for what cannot be.
+        """Refuse a budget that cannot be met or leaves no room for growth.
 
         Raises:
-            EditError: that.
-            BudgetError: the network is not below its budget.
+            EditError: no group can grow, or none has room for a further unit.
+            BudgetError: the network already exceeds the budget, or its cost hardly depends on the
+                widths.
         """
         if isinstance(self.target, Budget) and self.evenly(1.0) == self.start.widths:
             raise EditError(
-                f"{self.target!r} adds nothing: no group has room for a unit more. Raise it"
+                f"{self.target!r} adds nothing: no group has room for another unit. Raise it"
             )
 
     def corrected(self, choose: Callable[[], dict[str, int]], share: float) -> dict[str, int]:
-        """The widest choice that a latency budget has room for, measured; others as they are.
+        """Return the widths that `choose` gives, measured first if the budget limits the latency.
 
-        Each measurement corrects the model of the latency, by which the next choice is made. If
-        none of them is within the budget, the network keeps its widths.
+        Each measurement corrects the latency model for the next choice. The widest choice measured
+        within the limit is returned; if there is none, the network keeps its widths.
 
         Args:
-            choose: gives the widths, by the model as it is then.
-            share: how much of the way to the target.
+            choose: gives the widths by the latency model as it is at that moment.
+            share: fraction of the way to the target, in (0, 1].
         """
         if not (isinstance(self.target, Budget) and self.target.latency_ms is not None):
             return choose()
         limit = self.target.limits(self.start.cost, share)["latency_ms"]
-        now = self.graph.widths
-        best, too_slow = now, dict[str, int]()
-        for _ in range(_CORRECTIONS):
-            chosen = {name: min(w, too_slow.get(name, w)) for name, w in choose().items()}
-            added = {name: width - now[name] for name, width in chosen.items()}
-            plan = [Grow(name, units=units) for name, units in added.items() if units > 0]
-            if not plan or chosen in (best, too_slow):
-                break
-            if self.costs.latency_ms_after(plan) > limit:
-                too_slow = chosen
-            elif sum(chosen.values()) > sum(best.values()):
-                best = chosen
+        best, too_slow = self.graph.widths, dict[str, int]()
+
+        def untried() -> dict[str, int] | None:
+            widths = {name: min(w, too_slow.get(name, w)) for name, w in choose().items()}
+            return widths if self._grown(widths) and widths not in (best, too_slow) else None
+
+        def latency_ms(widths: dict[str, int]) -> float:
+            return self.costs.latency_ms_after(self._grown(widths))
+
+        for widths, measured_ms in measured_choices(untried, latency_ms):
+            if measured_ms > limit:
+                too_slow = widths
+            elif sum(widths.values()) > sum(best.values()):
+                best = widths
         return best
 
+    def _grown(self, widths: Widths) -> list[Grow]:
+        """Return the plan that grows each group to its given width, if it is narrower."""
+        added = {name: width - self.graph[name].width for name, width in widths.items()}
+        return [Grow(name, units=units) for name, units in added.items() if units > 0]
+
     def evenly(self, share: float) -> dict[str, int]:
-        """The widths a share of the way to the target, all groups by the same fraction."""
+        """Return the widths at a fraction of the way to the target, for even growth.
+
+        Args:
+            share: fraction of the way to the target, in (0, 1].
+        """
         if isinstance(self.target, Budget):
             return self._widest(self.target, share)
         return {
@@ -83,15 +100,16 @@ class Growth:
         }
 
     def by_worth(self, share: float, worth: Worth) -> dict[str, int]:
-        """The widths a share of the way to a budget, where a unit is worth most for its cost.
+        """Return the widths at a fraction of the way to a budget, for growth where it pays most.
 
-        What a group lacks is taken to fall in proportion to its width, so that a further unit of
-        a group of twice its present width is worth a quarter. No group gets all, therefore, and
-        worth is asked anew in each round.
+        Units are added where they are worth most for their cost. What a group lacks is assumed to
+        be inversely proportional to its width, so the worth of a further unit falls with the square
+        of the width: to a quarter when the group has doubled. Therefore no single group gets the
+        whole budget. The worth is determined again in each round.
 
         Args:
-            share: in (0, 1].
-            worth: what units are worth now.
+            share: fraction of the way to the budget, in (0, 1].
+            worth: gives the present worth of units.
         """
         assert isinstance(self.target, Budget)
         fits = self._fits(self.target, share)
@@ -113,7 +131,7 @@ class Growth:
         return widths
 
     def _rate(self, name: str, widths: Widths, now: Widths, value: float) -> float:
-        """What the next units are worth for what they cost."""
+        """Return the worth of the next units of a group, divided by their relative cost."""
         assert isinstance(self.target, Budget)
         few = self._few(name, widths[name])
         before = self.costs.at(widths)
@@ -129,18 +147,17 @@ class Growth:
     def _check_sane(self, times: float) -> None:
         if times > _MOST_TIMES:
             raise BudgetError(
-                f"grow: {self.target!r} has room for more than {_MOST_TIMES} times the widths: as "
-                "far as it was measured, the cost hardly depends on them. Limit another one, such "
-                "as params"
+                f"grow: {self.target!r} has room for more than {_MOST_TIMES} times the widths: the "
+                "cost, as measured, hardly depends on them. Limit another cost, such as params"
             )
 
     def _few(self, name: str, width: int) -> int:
-        """An eighth of a group, in whole steps."""
+        """Return an eighth of a width in whole steps of its group, at least one step."""
         step = self.graph[name].step
         return max(1, width // _NUM_PARTS // step) * step
 
     def _share(self, name: str, units: int, share: float) -> int:
-        """The most units that a group can grow by, no more than a share of some."""
+        """Return the largest multiple of a group's step that is at most a fraction of `units`."""
         return share_of(units, share, step=self.graph[name].step)
 
     def _able(self) -> list[str]:
@@ -150,14 +167,14 @@ class Growth:
         return able
 
     def _fits(self, budget: Budget, share: float) -> Callable[[Widths], bool]:
-        """Whether widths are within a share of the way to a budget."""
+        """Return a function that tells whether widths are within a share of the way to a budget."""
         limits, start = budget.limits(self.start.cost, share), self.start
         held = [is_nonzero(p, lasting=True) for p in self.graph.model.parameters()]
         num_masked = sum(int((~keep).sum()) for keep in held)
 
         def fits(widths: Widths) -> bool:
             cost = self.costs.at(widths)
-            # Training fills zeros, new and old, but those that a mask holds.
+            # Training fills all zeros, old and new, except masked ones.
             nonzero = cost.params - num_masked
             latency_ms = self.costs.latency_ms_at(widths) if "latency_ms" in limits else None
             cost = replace(cost, nonzero=nonzero, latency_ms=latency_ms)
@@ -171,7 +188,7 @@ class Growth:
         return fits
 
     def _widest(self, budget: Budget, share: float) -> dict[str, int]:
-        """The largest even growth within a budget, found by bisection on its fraction."""
+        """Return the widths of the largest even growth within a budget, found by bisection."""
         able, fits, start = self._able(), self._fits(budget, share), self.start.widths
 
         def grown(fraction: float) -> dict[str, int]:
@@ -186,7 +203,7 @@ class Growth:
             middle = (low + high) / 2
             low, high = (middle, high) if fits(grown(middle)) else (low, middle)
         widths = grown(low)
-        # Groups of equal width step at the same fraction, all or none; some may still fit.
+        # Groups of equal width gain a unit at the same fraction; some may fit though all do not.
         for name in sorted(able, key=lambda name: widths[name] / start[name]):
             if fits(wider := {**widths, name: widths[name] + self.graph[name].step}):
                 widths = wider

@@ -1,4 +1,4 @@
-"""What grows in a round, and how it starts."""
+"""Make the plan of a round of growth: which groups grow, and how new units start."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from dynopt_ray.training.growing.limits import Growth
 from dynopt_ray.training.loop import SCORE_ROWS, sample_batches
 
 GrowthCriterion = Literal["even", "gain"] | Callable[[Graph, Task], Mapping[str, float]]
-"""Where the network grows: a name, or a rule: group name -> what a unit more would be worth."""
+"""Where the network grows: a name, or a rule that maps group names to the worth of a new unit."""
 
 CRITERIA = ("even", "gain")
 
@@ -26,7 +26,7 @@ GrowthInit = Literal["fresh", "split", "gradmax"]
 INITS: tuple[GrowthInit, ...] = get_args(GrowthInit)
 
 _NUM_DRAWN = 3
-# Units that are drawn to learn what those of a group are worth.
+# Number of units that are drawn to estimate the worth of a new unit of a group.
 _NUM_SAMPLED = 16
 
 
@@ -35,11 +35,11 @@ class Planner:
     """Makes the plan of each round.
 
     Attributes:
-        growth: how wide groups may get.
+        growth: the limits of growth.
         task: what the network learns.
-        criterion: where it grows.
+        criterion: where the network grows.
         init: how new units start.
-        generator: draws units and the samples to judge them on.
+        generator: draws seeds of new units, and the samples on which units are judged.
     """
 
     growth: Growth
@@ -49,16 +49,18 @@ class Planner:
     generator: torch.Generator
 
     def plan(self, share: float) -> tuple[list[Edit], int | None]:
-        """What grows, and what its units are drawn from; None leaves that to torch's seed.
+        """Return the plan of a round and the seed of its new units.
+
+        A seed of None leaves the draw to torch's own seed.
 
         Args:
-            share: how far along the way to the target, in (0, 1].
+            share: fraction of the way to the target, in (0, 1].
         """
         graph = self.growth.graph
         if self.criterion == "even":
             wanted = self.growth.corrected(partial(self.growth.evenly, share), share)
         else:
-            # One draw, however often a latency has to be measured.
+            # Estimate the worth once, even if several choices have to be measured.
             choose = partial(self.growth.by_worth, share, cache(self._worth))
             wanted = self.growth.corrected(choose, share)
         added = {n: width - graph[n].width for n, width in wanted.items() if width > graph[n].width}
@@ -67,7 +69,7 @@ class Planner:
         return self._best_drawn(added) if added else ([], None)
 
     def _best_drawn(self, added: Mapping[str, int]) -> tuple[list[Edit], int]:
-        """More units than wanted, of which the best stay."""
+        """Return a plan that draws more units than wanted and keeps the best, and its seed."""
         drawn = {name: _NUM_DRAWN * units for name, units in added.items()}
         ranked, draw = self._ranked(drawn)
         plan: list[Edit] = [Grow(name, units=units) for name, units in drawn.items()]
@@ -77,14 +79,14 @@ class Planner:
         return plan, draw
 
     def _worth(self, names: tuple[str, ...]) -> dict[str, float]:
-        """What the next unit of each group is worth."""
+        """Return the worth of the next unit of each group."""
         graph = self.growth.graph
         if callable(self.criterion):
             given = self.criterion(graph, self.task)
             if not isinstance(given, Mapping):
                 raise ValueError(
                     f"grow: the criterion gives {given!r:.60}; it must give a mapping: group name "
-                    "-> what a unit more would be worth"
+                    "-> worth of a new unit"
                 )
             return {name: _checked(name, given.get(name)) for name in names}
         steps = {name: graph[name].step for name in names}
@@ -93,7 +95,7 @@ class Planner:
         return {name: float(one.gains.mean()) for name, one in ranked.items()}
 
     def _ranked(self, drawn: Mapping[str, int]) -> tuple[dict[str, Ranked], int]:
-        """Candidates, and what they were drawn from."""
+        """Return ranked candidates and the seed that they were drawn from."""
         draw = int(torch.randint(2**31, (), generator=self.generator))
         batches = sample_batches(self.task, SCORE_ROWS, self.generator)
         graph = self.growth.graph

@@ -1,4 +1,4 @@
-"""The loop everything shares, and what it is made of: snapshots, measurements, seeds."""
+"""The shared edit loop and its parts: snapshots, measurements, sampling and seeding."""
 
 from dynopt_ray.training.loop.attempts import Attempt, attempt, in_round, undone
 from dynopt_ray.training.loop.costs_and_metrics import CostAndMetrics, Costs, cost_and_metrics

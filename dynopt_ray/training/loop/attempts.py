@@ -1,4 +1,4 @@
-"""The one loop everything shares: snapshot, edit, recover, judge, keep or roll back."""
+"""The loop that all edits share: snapshot, apply a plan, recover, judge, keep or roll back."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,15 +20,15 @@ Recovered = TypeVar("Recovered")
 
 @dataclass(frozen=True)
 class Attempt(Generic[Judged, Recovered]):
-    """What became of a plan.
+    """The outcome of an attempt to apply a plan.
 
     Attributes:
-        kept: whether the network is in its new state; if not, it is bit for bit as before.
-        before: what the judge said before.
-        after: what the judge said of the new state, kept or not.
-        receipt: that of the plan; None if it was rolled back or there was no plan.
-        recovered: what `recover` returned; None without it.
-        duration_s: seconds that all of it took.
+        kept: whether the new state was kept. If not, the network is bit for bit as it was before.
+        before: the verdict of the judge on the old state.
+        after: the verdict of the judge on the new state, kept or not.
+        receipt: the receipt of the plan; None if it was rolled back or the plan was empty.
+        recovered: what `recover` returned; None without `recover`.
+        duration_s: duration of the whole attempt in seconds.
     """
 
     kept: bool
@@ -41,11 +41,11 @@ class Attempt(Generic[Judged, Recovered]):
 
 @contextmanager
 def in_round(number: int, num_rounds: int) -> Iterator[None]:
-    """Says of a loss that diverges in which round that was."""
+    """Add the number of the round to a `DivergedError` raised inside this context."""
     try:
         yield
     except DivergedError as error:
-        error.add_note(f"This was in round {number} of {num_rounds}, which was undone.")
+        error.add_note(f"The loss diverged in round {number} of {num_rounds}, which was undone.")
         raise
 
 
@@ -62,23 +62,24 @@ def attempt(
     generators: Iterable[torch.Generator] = (),
     seed: int | None = None,
 ) -> Attempt[Judged, Recovered]:
-    """Apply a plan, let the network recover, judge it, and keep it or go back.
+    """Apply a plan, let the network recover, judge the result, and keep it or roll it back.
 
-    Whatever fails on the way (the plan is refused, the loss diverges, the user interrupts) is
-    raised with the network back in its old state: weights, buffers, widths, masks, optimizer and
-    random state, bit for bit.
+    If anything fails on the way (the plan is refused, the loss diverges, the user interrupts), the
+    old state is restored bit for bit before the error is raised. The state comprises weights,
+    buffers, widths, masks, the optimizer and random states.
 
     Args:
         graph: the traced network.
-        plan: the edits; an empty plan only recovers, e.g. retrains on approval.
-        judge: looks at the network as it is; it must not change it.
+        plan: the edits. With an empty plan only `recover` runs, e.g. retraining that is kept only
+            if it helps.
+        judge: returns a verdict on the present network, which it must not change.
         accept: (verdict before, verdict after) -> whether to keep the new state.
-        before: the verdict on the present state, if it is known already.
-        recover: what follows the edits, e.g. retraining.
+        before: the verdict on the present state. Default: call `judge`.
+        recover: called after the edits, e.g. retraining.
         optimizer: follows the plan and is rolled back with the network.
         compensate: see `Graph.apply`.
-        generators: the caller's own random state, rolled back too.
-        seed: what new units are drawn from; see `Graph.apply`.
+        generators: the caller's own random generators, which are rolled back too.
+        seed: seed of the new units; see `Graph.apply`.
 
     Example:
         >>> from dynopt_ray.structure import Shrink, trace
@@ -115,7 +116,10 @@ def attempt(
 
 @contextmanager
 def undone(graph: Graph) -> Iterator[None]:
-    """Takes back what is applied within it; the next new units are drawn as if nothing had been."""
+    """Undo all plans applied inside this context when it ends.
+
+    The count of edits is restored too, so new units are later drawn as if nothing had been applied.
+    """
     num_receipts, num_edits = len(graph.receipts), graph.num_edits
     try:
         yield

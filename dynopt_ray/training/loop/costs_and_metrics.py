@@ -1,4 +1,4 @@
-"""What a network costs per sample, and how well it does."""
+"""Measure what a network costs per sample and how well it performs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,18 +15,19 @@ from dynopt_ray.structure import (
 )
 from dynopt_ray.tasks import Metrics, Task, take_rows
 
-# Budgets ask for smaller networks when pruning, and for larger ones when growing.
+# Widths, relative to the present ones, that the latency model is fitted on. Pruning needs it for
+# smaller networks, growing for larger ones.
 _SHARES = (1 / 8, 2.0)
 
 
 @dataclass(frozen=True)
 class CostAndMetrics:
-    """A network's size and quality at one moment.
+    """The size and quality of a network at one moment.
 
     Attributes:
         widths: group name -> width.
-        cost: what it costs; FLOPs and latency are those of one sample.
-        validation: how well it does on the validation split.
+        cost: the cost of the network; FLOPs and latency are per sample.
+        validation: metrics on the validation split.
     """
 
     widths: Mapping[str, int]
@@ -35,14 +36,14 @@ class CostAndMetrics:
 
 
 class Costs:
-    """Costs of a traced network, its FLOPs counted per sample.
+    """Costs of a traced network, with FLOPs and latency per sample.
 
-    `Graph.cost` counts the FLOPs of the inputs that the graph was traced with, which is at least
-    two samples; an absolute budget needs a figure that does not depend on how many.
+    `Graph.cost` counts the FLOPs of the inputs that the graph was traced with, which are at least
+    two samples. An absolute budget needs a figure that does not depend on their number.
 
     Args:
         graph: the traced network.
-        example_inputs: what it is called with; the first sample counts.
+        example_inputs: inputs of the network; only the first sample is used.
     """
 
     def __init__(self, graph: Graph, example_inputs: Inputs) -> None:
@@ -54,10 +55,10 @@ class Costs:
         self._per_sample = measure(graph.model, self._sample).flops / traced if traced else 1.0
 
     def now(self, *, latency: bool = False) -> Cost:
-        """The cost of the network as it is.
+        """Return the cost of the present network.
 
         Args:
-            latency: also time it.
+            latency: whether to measure the latency too.
         """
         cost = self._scaled(self._graph.cost())
         if latency:
@@ -65,14 +66,15 @@ class Costs:
         return cost
 
     def at(self, widths: Mapping[str, int]) -> Cost:
-        """The cost at other widths, computed; see `Graph.cost`.
+        """Compute the cost at other widths; see `Graph.cost`.
 
-        Searches ask often, so it relies on the network being what it was when it was measured.
+        Searches call this thousands of times. Therefore it does not check first, as `Graph.cost`
+        does, whether the network still has the shapes that the graph knows.
         """
         return self._scaled(self._graph.cost_at(widths))
 
     def latency_ms_at(self, widths: Mapping[str, int]) -> float:
-        """The latency at other widths, by a model that is fitted when first asked."""
+        """Predict the latency at other widths by a model, which the first call fits."""
         if self._latency is None:
             self._latency = fit_latency(
                 self._graph, self._sample, shares=_SHARES, measure_ms=median_ms
@@ -80,9 +82,10 @@ class Costs:
         return self._correction * self._latency(widths)
 
     def latency_ms_after(self, plan: Plan) -> float:
-        """The latency that a plan would leave, measured; the plan is applied and undone.
+        """Measure the latency that the network would have after a plan.
 
-        From then on the model of `latency_ms_at` gives what was measured there.
+        The plan is applied, and undone after the measurement. The measurement also corrects the
+        model behind `latency_ms_at`; see `correct`.
         """
         receipt = self._graph.apply(plan) if plan else None
         try:
@@ -94,7 +97,7 @@ class Costs:
         return latency
 
     def correct(self, widths: Mapping[str, int], latency_ms: float) -> None:
-        """Let the model give what was measured at these widths."""
+        """Scale the latency model so that it agrees with a measurement at these widths."""
         self._correction *= latency_ms / self.latency_ms_at(widths)
 
     def _scaled(self, cost: Cost) -> Cost:
@@ -104,5 +107,5 @@ class Costs:
 def cost_and_metrics(
     graph: Graph, task: Task, costs: Costs, *, latency: bool = False
 ) -> CostAndMetrics:
-    """Widths, cost and validation metrics of a network as it is."""
+    """Measure the widths, the cost and the validation metrics of the present network."""
     return CostAndMetrics(graph.widths, costs.now(latency=latency), task.evaluate(graph.model))

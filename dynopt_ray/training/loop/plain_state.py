@@ -1,4 +1,4 @@
-"""The state of an optimizer as plain data: dicts with string keys, lists, numbers, tensors."""
+"""Optimizer state as plain data: dicts with string keys, lists, numbers and tensors."""
 
 import copy
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()` with string keys and copied tensors, so that JSON can hold it."""
+    """Return `optimizer.state_dict()` with string keys, as JSON needs them, and copied tensors."""
     state = optimizer.state_dict()
     return {
         "state": {
@@ -23,10 +23,10 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Put a state of `optimizer_state` back."""
+    """Load a state that `optimizer_state` returned."""
     groups = []
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
-        # JSON has no tuples; `betas` was one.
+        # JSON turns tuples, such as `betas`, into lists.
         groups.append(
             {
                 key: tuple(value) if isinstance(group.get(key), tuple) else copied(value)
@@ -41,5 +41,5 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
 
 
 def copied(value: Any) -> Any:
-    """A copy that shares nothing with a tensor or with any other value."""
+    """Return a copy that shares no memory with a tensor or with any other value."""
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)

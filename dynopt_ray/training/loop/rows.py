@@ -1,4 +1,4 @@
-"""Histories: one row per round, as a DataFrame."""
+"""History tables of pruning and growing: a DataFrame with one row per round."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def row(after: CostAndMetrics, *, duration_s: float, **facts: Any) -> dict[str, Any]:
-    """One row: what happened, then what the network costs and how well it does.
+    """Return one row of a history: the facts of a round, then the network's cost and metrics.
 
     Args:
         after: the network at the end of the round.
-        duration_s: seconds that the round took.
-        **facts: what happened in it; None where it does not apply.
+        duration_s: duration of the round in seconds.
+        **facts: column -> value for the events of the round; None if a column does not apply.
     """
     cost, validation = after.cost, after.validation
     latency = {} if cost.latency_ms is None else {"latency_ms": cost.latency_ms}
@@ -35,7 +35,7 @@ def row(after: CostAndMetrics, *, duration_s: float, **facts: Any) -> dict[str, 
 
 
 def history_table(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
-    """Rows as a DataFrame, with the columns of the fullest row; NaN where a row has nothing."""
+    """Return rows as a DataFrame with the columns of the longest row; missing values are NaN."""
     import pandas as pd  # slow to import, and not needed to use the library
 
     columns = max((list(facts) for facts in rows), key=len)

@@ -1,4 +1,4 @@
-"""Which training data scores and compensation are computed on."""
+"""Sample the training data that scores and compensation are computed on."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,7 +14,7 @@ CALIBRATION_ROWS = 4096
 
 
 def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> list[Batch]:
-    """Random training batches that hold at least so many rows, or all there are."""
+    """Return random training batches with at least `num_rows` rows, or all rows if fewer."""
     batches: list[Batch] = []
     for batch in task.batches("train", generator=generator):
         batches.append(batch)
@@ -27,10 +27,19 @@ def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> lis
 def calibration_inputs(
     compensate: bool | Iterable[Inputs] | Tensor | None, task: Task, generator: torch.Generator
 ) -> list[Inputs] | None:
-    """What a cut is compensated with: drawn for True, as given, or nothing; see `prune`.
+    """Return the batches of inputs that a cut is compensated with.
+
+    Args:
+        compensate: True draws 4,096 training samples, inputs are used as given, None or False
+            disables compensation; see `prune`.
+        task: where samples are drawn from.
+        generator: draws the samples.
+
+    Returns:
+        The batches; None without compensation.
 
     Raises:
-        TypeError: neither of these.
+        TypeError: `compensate` is none of these.
     """
     if compensate is None or compensate is False:
         return None
@@ -40,7 +49,7 @@ def calibration_inputs(
         return [compensate]
     if isinstance(compensate, str | Mapping) or not isinstance(compensate, Iterable):
         raise TypeError(
-            f"compensate is {compensate!r:.60}; pass True, None, or a list of inputs, each of what "
-            "the network is called with"
+            f"compensate is {compensate!r:.60}; pass True, None, or a list of batches of inputs as "
+            "the network takes them"
         )
     return list(compensate)

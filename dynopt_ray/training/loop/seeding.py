@@ -1,4 +1,4 @@
-"""One seed for everything random, whatever the process did before."""
+"""Seed everything random from one number, independent of earlier random draws."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +12,18 @@ from dynopt_ray.training.numbers import whole
 
 @contextmanager
 def seeded(model: nn.Module, seed: int) -> Iterator[torch.Generator]:
-    """Torch's generators seeded for a while, then as they were; and a generator of one's own.
+    """Seed torch's generators inside this context and yield another generator of the same seed.
 
-    The first decide what layers draw (dropout, new units), the second the order of rows.
+    Torch's generators decide what layers draw (dropout, new units) and are restored afterwards. The
+    yielded generator is for the caller, e.g. for the order of rows.
 
     Args:
-        model: its devices' generators are meant, and the CPU's.
-        seed: the same one gives the same draws.
+        model: the generators of its devices are seeded, and the CPU's.
+        seed: the same seed gives the same draws.
 
     Raises:
-        TypeError: a seed that is no whole number.
-        ValueError: one below 0.
+        TypeError: the seed is not a whole number.
+        ValueError: the seed is below 0.
     """
     seed = whole("seed", seed, least=0)
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})

@@ -1,4 +1,4 @@
-"""Snapshots: everything that training and edits move, kept in memory to go back to."""
+"""Snapshots: an in-memory copy of everything that training and edits change."""
 
 import copy
 from collections.abc import Iterable, Mapping, Set
@@ -13,16 +13,17 @@ from dynopt_ray.structure import Graph, Receipt, mask_of, set_mask
 
 
 class Snapshot:
-    """A network and its optimizer as they are now. Going back is bit-exact.
+    """The present state of a network and its optimizer, which `restore` brings back bit for bit.
 
-    Kept are weights, buffers, gradients, masks, each module's train or eval mode, the optimizer's
-    state and options (learning rates), the random state of torch and of `generators`; with a
-    graph also widths and attributes. Not kept: where a data loader stands.
+    A snapshot holds weights, buffers, gradients, masks, the train or eval mode of each module, the
+    optimizer's state and options (such as learning rates), and the random states of torch and of
+    `generators`. A snapshot of a graph also restores widths and attributes. The position of a data
+    loader is not part of it.
 
     Args:
         network: the graph of a traced network, or a module whose shapes do not change.
-        optimizer: over its parameters.
-        generators: the caller's own, restored too.
+        optimizer: the optimizer over the network's parameters.
+        generators: the caller's own random generators, which are restored too.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -59,12 +60,12 @@ class Snapshot:
         self._cuda_random = torch.cuda.get_rng_state_all() if on_cuda else None
 
     def restore(self) -> None:
-        """Go back, as often as wanted. Plans applied since are undone first, newest first.
+        """Restore the state; this may be repeated. Plans applied since are undone, newest first.
 
         Raises:
-            EditError: what was applied before the snapshot has been undone or committed since,
-                widths have changed for good (`Graph.commit`), or a module taken without its
-                graph has other shapes now. Nothing has been changed.
+            EditError: a plan applied before the snapshot has since been undone or committed, a
+                plan applied after it has been committed (`Graph.commit`) and changed widths, or
+                the snapshot was taken of a module whose shapes have changed. Nothing is changed.
         """
         self._check()
         while self._graph is not None and len(self._graph.receipts) > len(self._receipts):
@@ -74,7 +75,7 @@ class Snapshot:
                 tensor.copy_(value)
                 tensor.grad = _cloned(grad)
         for parameter, keep in self._masks:
-            if mask_of(parameter) is not keep:  # a committed plan's, which nothing undoes
+            if mask_of(parameter) is not keep:  # set by a committed plan, which cannot be undone
                 set_mask(parameter, keep)
         for module, training in self._modes:
             module.training = training
@@ -110,14 +111,14 @@ class Snapshot:
 
 
 class KeptOptions:
-    """Options of an optimizer's parameter group, to go back to.
+    """A copy of the options of an optimizer's parameter group, which can be put back.
 
-    Those that are tensors (a learning rate on the device) go back in place: compiled steps and
-    captured graphs hold the tensor itself.
+    Options that are tensors (such as a learning rate on the device) are restored in place, because
+    compiled steps and captured CUDA graphs hold the tensor itself.
 
     Args:
         group: the parameter group.
-        only: the options to keep. Default: all but the parameters.
+        only: names of the options to keep. Default: all except the parameters.
     """
 
     def __init__(self, group: Mapping[str, Any], only: Set[str] | None = None) -> None:
@@ -127,7 +128,7 @@ class KeptOptions:
         }
 
     def put_back(self, group: dict[str, Any]) -> None:
-        """Go back, as often as wanted; options that have come since go."""
+        """Restore the options; this may be repeated. Options added since are deleted."""
         for added in self._names_in(group) - self._options.keys():
             del group[added]
         for key, (original, value) in self._options.items():
@@ -143,7 +144,7 @@ class KeptOptions:
 
 
 def _widths_undone(graph: Graph, num_receipts: int) -> dict[str, int]:
-    """The widths once all plans but the first so many are undone."""
+    """Return the widths that would remain if all plans but the first `num_receipts` were undone."""
     widths = graph.widths
     for receipt in reversed(graph.receipts[num_receipts:]):
         widths.update({name: before for name, (before, _) in receipt.widths.items()})

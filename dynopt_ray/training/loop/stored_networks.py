@@ -1,4 +1,4 @@
-"""Networks as bytes."""
+"""Convert networks to bytes and back, to send them to workers."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from dynopt_ray.tasks import Task
 
 
 def network_bytes(model: nn.Module) -> bytes:
-    """A network of any widths as `structure.save` writes it, to send to workers."""
+    """Return a network of any widths as the bytes that `structure.save` writes."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "network.safetensors"
         save(path, model)
@@ -18,19 +18,19 @@ def network_bytes(model: nn.Module) -> bytes:
 
 
 def loaded_network(task: Task, network: bytes) -> nn.Module:
-    """The network that `network_bytes` was given, on the task's device.
+    """Return the network that `network_bytes` converted, on the task's device.
 
     Raises:
-        CheckpointError: the bytes are damaged or are not of a network of this task.
+        CheckpointError: the bytes are damaged or do not hold a network of this task.
     """
     return restored(task.new_model(seed=0), network)
 
 
 def restored(model: nn.Module, network: bytes) -> nn.Module:
-    """A freshly made network as the one that `network_bytes` was given; changed in place.
+    """Turn a newly made network, in place, into the one that `network_bytes` converted.
 
     Raises:
-        CheckpointError: the bytes are damaged or are not of such a network.
+        CheckpointError: the bytes are damaged or do not hold such a network.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "network.safetensors"
@@ -40,5 +40,5 @@ def restored(model: nn.Module, network: bytes) -> nn.Module:
 
 
 def traced(task: Task, model: nn.Module) -> Graph:
-    """The graph of a task's network."""
+    """Trace a network with the example inputs of its task and return its graph."""
     return trace(model, task.example_inputs())

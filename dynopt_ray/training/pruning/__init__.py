@@ -1,4 +1,4 @@
-"""Pruning: candidates, selection, rounds, recovery."""
+"""Pruning: candidates for removal, selection, rounds and recovery."""
 
 from dynopt_ray.training.pruning.arguments import check_min_widths
 from dynopt_ray.training.pruning.candidates import Candidates, Pool

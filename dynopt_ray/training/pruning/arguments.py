@@ -1,4 +1,4 @@
-"""The arguments of `prune`, checked before anything is looked at."""
+"""Checks of the arguments of `prune`."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,11 @@ from dynopt_ray.training.pruning.regrowth import Regrowth
 
 
 def check_prune_target(target: object, *, granularity: str, recovery: object) -> Target:
-    """The target, once it is known to be one.
+    """Check a target of `prune` and return it.
 
     Raises:
-        TypeError: no target.
-        EditError: widths as the target, and something that does not go with them.
+        TypeError: the argument is not a target.
+        EditError: the target gives widths, but granularity is not "unit" or a recovery is given.
     """
     if not isinstance(target, Budget | Fraction | Threshold | Mapping):
         raise TypeError(
@@ -24,8 +24,8 @@ def check_prune_target(target: object, *, granularity: str, recovery: object) ->
         return target
     if granularity != "unit":
         raise EditError(
-            f"prune: the target gives widths, which granularity={granularity!r} leaves as they "
-            "are; use granularity='unit', or another target"
+            f"prune: the target gives widths, which granularity={granularity!r} does not change; "
+            "use granularity='unit', or another target"
         )
     if recovery is not None:
         raise EditError(
@@ -36,10 +36,10 @@ def check_prune_target(target: object, *, granularity: str, recovery: object) ->
 
 
 def check_recovery(recovery: object) -> None:
-    """Refuse what gives nothing back, a recovery's class among it.
+    """Refuse anything that is not a recovery, e.g. the class `Random` instead of `Random()`.
 
     Raises:
-        TypeError: no recovery.
+        TypeError: the argument is not a recovery.
     """
     fits = callable(recovery) and hasattr(recovery, "share") and not isinstance(recovery, type)
     if not (recovery is None or isinstance(recovery, Regrowth) or fits):
@@ -49,11 +49,11 @@ def check_recovery(recovery: object) -> None:
 
 
 def check_min_widths(min_widths: object, *, caller: str = "prune") -> None:
-    """Refuse least widths that are no mapping to counts.
+    """Refuse `min_widths` that do not map names to counts.
 
     Raises:
-        TypeError: that.
-        ValueError: a negative width.
+        TypeError: the argument is not a mapping, or a width is not a whole number.
+        ValueError: a width is negative.
     """
     if min_widths is None:
         return

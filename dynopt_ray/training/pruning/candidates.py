@@ -1,4 +1,4 @@
-"""What may be removed from a network, in which order: the view that units and weights share."""
+"""Candidates for removal in the order of their importance: a common view of units and weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,20 @@ from dynopt_ray.structure import CostKind, Edit
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """All units (or weights) of a network in one row, on the CPU.
+    """All n units (or weights) of a network in one sequence, on the CPU.
+
+    Each candidate has an owner: the width group of a unit, or the parameter of a weight. The
+    candidates of one owner are contiguous.
 
     Attributes:
-        names: the groups (or parameters) they belong to; each one's stand together.
-        sizes: how many each has.
-        index: LongTensor (n,), the number of each within its owner.
-        scores: (n,), as the criterion gave them.
-        ranked: (n,), the same made comparable across owners.
-        order: LongTensor, those that may go, least important first.
-        place: int32 (n,), the place of each in that order; n for those that have to stay.
-        num_gone: how many were removed in earlier rounds.
+        names: the names of the owners, in the order of their candidates.
+        sizes: number of candidates of each owner.
+        index: LongTensor (n,), the index of each candidate within its owner.
+        scores: float64 (n,), the scores from the criterion; larger = more important.
+        ranked: float64 (n,), the scores made comparable across owners.
+        order: LongTensor, the candidates that may be removed, least important first.
+        place: int32 (n,), the position of each candidate in `order`; n if it has to stay.
+        num_gone: number of candidates removed in earlier rounds.
     """
 
     names: tuple[str, ...]
@@ -41,15 +44,19 @@ class Candidates:
 
     @cached_property
     def owner(self) -> Tensor:
-        """LongTensor (n,), the number in `names` of what each belongs to."""
+        """LongTensor (n,), the index in `names` of each candidate's owner."""
         return torch.arange(len(self.names)).repeat_interleave(torch.tensor(self.sizes))
 
     def first(self, number: int) -> Tensor:
-        """The removal of so many of the least important: a bool tensor (n,)."""
+        """Return the removal of the `number` least important candidates, a bool tensor (n,)."""
         return self.place < number
 
     def least(self, numbers: Mapping[str, int]) -> Tensor:
-        """The removal of the least important of some owners, each as many as said or may go."""
+        """Return the removal of the least important candidates of some owners, a bool tensor (n,).
+
+        Args:
+            numbers: owner -> number to remove. Fewer are removed if the others have to stay.
+        """
         removed = torch.zeros(len(self), dtype=torch.bool)
         owners = self.owner[self.order]
         for name, number in numbers.items():
@@ -57,66 +64,68 @@ class Candidates:
         return removed
 
     def per_owner(self, values: Tensor) -> dict[str, Tensor]:
-        """Views of a tensor (n,), one per owner."""
+        """Split a tensor (n,) into views, one per owner."""
         return dict(zip(self.names, torch.split(values, list(self.sizes)), strict=True))
 
     def removed_from(self, removed: Tensor) -> dict[str, Tensor]:
-        """The numbers of what is removed, within each owner that loses something."""
+        """Return, for each owner that loses candidates, their indices within the owner."""
         indices = self.per_owner(self.index)
         gone = {name: indices[name][mask] for name, mask in self.per_owner(removed).items()}
         return {name: numbers for name, numbers in gone.items() if len(numbers)}
 
 
 class Pool(Protocol):
-    """What may be removed from one network: its units or its weights.
+    """The candidates of one network, its units or its weights, and what removing them would do.
 
-    A removal is a bool tensor with one entry per candidate.
+    A removal is a bool tensor (n,) with one entry per candidate.
     """
 
     noun: str
     is_even: bool
-    """Whether each candidate costs the same, wherever it is."""
+    """Whether all candidates cost the same."""
 
     @property
     def candidates(self) -> Candidates:
-        """Everything there is to choose from."""
+        """All candidates."""
 
     def doable(self, removed: Tensor) -> Tensor:
-        """The largest part of a removal that edits can carry out; the least important stay in it.
+        """Return the largest part of a removal that edits can carry out.
 
-        Its cost and its plan are those of this part.
+        If something has to be left out, it is the most important candidates. `cost` and `plan`
+        refer to this part.
         """
 
     def plan(self, removed: Tensor) -> list[Edit]:
-        """The edits that carry a removal out."""
+        """Return the edits that carry out a removal."""
 
     def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
-        """What the network would cost."""
+        """Return the costs that the network would have after a removal."""
 
     def obstacles(self, kind: CostKind) -> str:
-        """What keeps this cost from falling further when all candidates are gone."""
+        """Explain why this cost cannot fall further when everything removable is removed."""
 
     def gains(self, gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Tensor:
-        """First-order estimate of how much the loss falls when one removed candidate returns.
+        """Estimate, to first order, how much the loss falls when one removed candidate returns.
 
         Args:
-            gradients: parameter name -> gradient of the loss at the network without a removal,
-                in the layout of the network with everything.
-            held: parameter name -> value with everything.
+            gradients: parameter name -> gradient of the loss after the removal, in the layout of
+                the network before it.
+            held: parameter name -> value before the removal.
 
         Returns:
-            Tensor (n,), larger = better to have back; of meaning only for what was removed.
+            Tensor (n,), larger = better to give back. Only the entries of removed candidates have
+            a meaning.
         """
 
     def embedded(
         self, removed: Tensor, held: Mapping[str, Tensor], cut: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The network without the removed candidates, in the layout of the network with them.
+        """Return the parameters and buffers after a removal, in the layout before it.
 
         Args:
             removed: the removal.
-            held: parameters and buffers with them.
-            cut: the same without them.
+            held: name -> parameter or buffer before the removal.
+            cut: name -> parameter or buffer after the removal.
         """
 
 
@@ -129,15 +138,15 @@ def list_candidates(
     num_gone: Mapping[str, int],
     stays: Mapping[str, Tensor],
 ) -> Candidates:
-    """Put what several owners have in one row and rank it.
+    """Join the candidates of several owners and rank them.
 
     Args:
         scores: owner -> Tensor (number of candidates,).
-        scope: how scores of different owners compare; see `comparable`.
+        scope: how scores of different owners are compared; see `comparable`.
         per: what scores are divided by; see `comparable`.
-        indices: owner -> LongTensor, what its candidates are called within it.
-        num_gone: owner -> how many were removed earlier.
-        stays: owner -> bool tensor (number of candidates,), what cannot go.
+        indices: owner -> LongTensor (number of candidates,), their indices within the owner.
+        num_gone: owner -> number of candidates removed earlier.
+        stays: owner -> bool tensor (number of candidates,), True for those that have to stay.
     """
     ranked = comparable(scores, scope, per=per, num_gone=num_gone)
     row = _joined(list(ranked.values()), torch.float64)
@@ -158,9 +167,9 @@ def list_candidates(
 
 
 def most_important(scores: Tensor, number: int) -> Tensor:
-    """So many of the highest scores, or all: a bool tensor."""
+    """Mark the `number` highest scores, or all if there are fewer, in a bool tensor."""
     most = torch.zeros(len(scores), dtype=torch.bool)
-    # The first of equals goes first, as in the order of candidates.
+    # Of equal scores the first is removed first, as in the order of candidates.
     most[scores.detach().cpu().argsort(stable=True)[max(0, len(scores) - number) :]] = True
     return most
 

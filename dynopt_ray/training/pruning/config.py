@@ -1,4 +1,4 @@
-"""Learning rates, optimizers and recoveries as specs and search spaces write them."""
+"""Build recoveries from their form in specs and search spaces."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,14 @@ RECOVERIES: dict[str, Any] = {"greedy": Greedy, "random": Random, "regrowth": Re
 
 
 def make_recovery(config: str | Mapping[str, Any] | None) -> Recovery | Regrowth | None:
-    """What gives back a part of cuts: a name, a mapping with arguments, or None.
+    """Return the recovery that a configuration describes.
 
-    Names are "greedy", "random" and "regrowth".
+    Args:
+        config: "greedy", "random" or "regrowth", a mapping with such a name and arguments, or None
+            for no recovery.
 
     Raises:
-        SpecError: no such recovery, or arguments that it does not have or refuses.
+        SpecError: an unknown recovery, or arguments that it lacks or refuses.
     """
     if config is None:
         return None

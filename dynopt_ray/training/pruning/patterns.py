@@ -1,4 +1,4 @@
-"""N:M sparsity: of every M weights in a row of inputs, at most N are not zero."""
+"""N:M sparsity: of every M weights for neighbouring inputs, at most N are not zero."""
 
 import re
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True)
 class Pattern:
-    """At most `keep` of every `of` weights that one output reads from neighbouring inputs.
+    """At most `keep` non-zero weights of each output for every `of` neighbouring inputs.
 
-    2:4 is what sparse tensor cores compute twice as fast.
+    Sparse tensor cores compute the pattern 2:4 twice as fast.
 
     References:
         Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks".
@@ -28,10 +28,10 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> "Pattern | None":
-        """The pattern that "2:4" stands for; None if the text is no such pattern.
+        """Return the pattern that a text such as "2:4" describes, or None if it describes none.
 
         Raises:
-            ValueError: one that keeps nothing or everything.
+            ValueError: the pattern keeps nothing or everything.
         """
         found = re.fullmatch(r"(\d+):(\d+)", text)
         if found is None:
@@ -47,27 +47,27 @@ class Pattern:
         return f"{self.keep}:{self.of}"
 
     def must_go(self, scores: Tensor, alive: Tensor, dim: int) -> Tensor:
-        """The least important weights of each block, as many as it has too many.
+        """Return the weights to remove: in each block, all but the `keep` most important ones.
 
         Args:
-            scores: of a parameter's weights.
-            alive: bool tensor of its shape, False where a weight is masked already.
-            dim: the inputs' dimension, whose size is a multiple of `of`.
+            scores: the scores of a parameter's weights, in its shape.
+            alive: bool tensor of the same shape, False for weights that are masked already.
+            dim: the dimension of the inputs; its size is a multiple of `of`.
 
         Returns:
-            Bool tensor of its shape.
+            Bool tensor of the same shape.
         """
         ranked = torch.unflatten(scores.masked_fill(~alive, -torch.inf), dim, (-1, self.of))
-        # Stable, so that of equal scores the last go.
+        # Stable, so that of equal scores the last are removed.
         order = ranked.argsort(dim=dim + 1, descending=True, stable=True)
         rank = order.argsort(dim=dim + 1)
         return torch.flatten(rank >= self.keep, dim, dim + 1) & alive
 
     def dims(self, graph: Graph, weights: Mapping[str, Tensor]) -> dict[str, int]:
-        """Where the inputs lie, of each weight whose inputs come in whole blocks.
+        """Return name -> dimension of the inputs, for each weight with whole blocks of inputs.
 
         Raises:
-            EditError: none does.
+            EditError: there is no such weight.
         """
         dims = {name: _input_dim(graph, name) for name in weights if name in graph.consumers}
         fitting = {
@@ -84,10 +84,10 @@ class Pattern:
 
 
 def _input_dim(graph: Graph, name: str) -> tuple[int | None, int]:
-    """The dimension of a weight that its inputs are summed over, and how often it holds them.
+    """Return the dimension of a weight's inputs, and the number of groups along it.
 
-    The dimension is None if it is not one. A transposed convolution has the inputs of all its
-    groups there, one after the other.
+    The dimension is None if the inputs do not lie along exactly one. Only a transposed convolution
+    has the inputs of all its groups concatenated along this dimension; otherwise the number is 1.
     """
     dims = graph.consumers[name][0].dims
     if dims is None:

@@ -1,4 +1,4 @@
-"""`prune`: score, cut, give back, retrain, compare, round by round, until a target is met."""
+"""`prune`: score, cut, recover, retrain and compare, round by round, until a target is met."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,19 +50,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PruneResult:
-    """What pruning did.
+    """The result of `prune`.
 
     Attributes:
-        history: a DataFrame with one row per round; row 0 is the network before. Columns:
+        history: a DataFrame with one row per round; row 0 describes the network before. Columns:
             round, num_removed, num_returned, params, nonzero, flops (of one sample), bytes,
             latency_ms, cut_loss and cut_metric (right after the cut), train_loss, trained_kept,
             loss, metric and confidence (at the end of the round, on validation data),
             duration_s, and `width/<group>` for each group.
-        before: the network before.
-        after: the network after.
-        test: the final figure, on data that decided nothing; None without a test split.
-        receipts: one per round that changed the network; `undo()` the last one first. Their
-            costs count the FLOPs of the inputs that the graph was traced with, two samples or more.
+        before: cost and metrics before pruning.
+        after: cost and metrics after pruning.
+        test: metrics on the test split, which influenced no decision; None without a test split.
+        receipts: one for each round that changed the network; `undo()` the last one first. Their
+            costs count the FLOPs of the inputs that the graph was traced with, which are two
+            samples or more.
         graph: the traced network.
     """
 
@@ -93,57 +94,58 @@ def prune(
 ) -> PruneResult:
     """Prune a trained network in place until it meets a target.
 
-    Each round scores on training data, cuts what is least important, optionally gives some of
-    it back, retrains, and keeps the retrained network if it does better on validation data than
-    the cut one. Test data are touched once, at the end. Frozen parameters are cut and refitted like
-    all others, and not retrained.
+    Each round scores units (or weights) on training data, cuts the least important ones, optionally
+    gives some of them back, and retrains. The retrained network is kept if it does at least as well
+    on validation data as the cut one. Test data are used once, at the end. Frozen parameters are
+    cut and refitted like all others, but not retrained.
 
     Args:
-        model: the network, or its graph (traced with groups fixed, say).
+        model: the network, or its graph (e.g. traced with some groups fixed).
         task: what it has learned.
-        target: `Budget`, `Fraction` or `Threshold`, or a mapping such as {"0": 16} that gives
-            groups the number of units they keep, whichever of a group's producers names it;
-            `allocate` makes one of a budget. Within each group the least important go, so the
-            scope does not count. None where the granularity says it.
-        criterion: what is important; see `unit_scores`.
-        granularity: "unit" makes tensors smaller, "weight" holds single weights at zero, "2:4"
-            (or another N:M) so many that at most 2 of every 4 are left which an output reads
-            from neighbouring inputs: what sparse tensor cores ask for. Rounds approach it block
-            by block; weights whose inputs are no multiple of 4 stay as they are.
-        scope: "layer" takes the same share of each group (or parameter), "global" the least
-            important wherever they are: units relative to the mean of their group, weights
-            relative to the length of their parameter; see `comparable`.
-        rounds: in how many rounds the target is approached.
-        schedule: round (1 … rounds) -> share of the way to the target, rising to 1. Default:
-            in equal steps.
-        retrain: optimizer steps after each cut, at the optimizer's learning rate; or
-            `Retraining(num_steps, schedule, …)`, which can also stop early, go back to the best
-            state, and learn from the network before pruning.
-        compensate: True refits what reads removed units or lost weights on 4,096 training
-            samples, inputs do so on these, None or False leaves it.
-        recovery: `Random` or `Greedy` give back part of each cut, `Regrowth` weights of any
-            cut. The cut goes further by that part first, so that the target still holds
-            afterwards. Not beside a mapping, which leaves nothing to choose.
-        min_widths: group name -> fewest units to keep; only where units go.
-        optimizer: over the network's parameters; it follows every edit. Default, if there is
-            retraining: Adam with rate 0.001.
-        seed: of all random choices, the order of training rows among them. Torch's generators
-            are seeded for the time and left as they were.
+        target: a `Budget`, `Fraction` or `Threshold`; or a mapping such as {"0": 16} from a group,
+            named by any of its producers, to the number of units to keep. `allocate` makes such a
+            mapping from a budget. Within each group the least important units are removed, so the
+            scope does not matter. None if the granularity is a pattern.
+        criterion: scores importance; see `unit_scores`.
+        granularity: "unit" makes tensors smaller. "weight" holds single weights at zero. "2:4" (or
+            another N:M) holds weights at zero so that each output reads at most 2 of every 4
+            neighbouring inputs, as sparse tensor cores require. Several rounds approach a pattern
+            block by block. Weights whose number of inputs is not a multiple of 4 are left alone.
+        scope: "layer" removes the same fraction of each group (or parameter). "global" removes
+            the least important ones of the whole network, with scores of units relative to the
+            mean of their group and scores of weights relative to the Euclidean norm of the scores
+            of their parameter; see `comparable`.
+        rounds: number of rounds in which the target is approached.
+        schedule: round (1 … rounds) -> fraction of the way to the target, rising to 1. Default:
+            equal steps.
+        retrain: number of optimizer steps after each cut, at the optimizer's learning rate; or a
+            `Retraining(num_steps, schedule, …)`, which can also stop early, restore the best
+            state, and learn from the network before pruning. Default: no retraining.
+        compensate: True refits the layers that lost inputs or weights on 4,096 training samples.
+            Batches of inputs refit them on these inputs instead. None or False disables the refit.
+        recovery: `Random` and `Greedy` give back a part of each cut, `Regrowth` gives back weights
+            of any earlier cut too. Each cut first removes this part in addition, so that the
+            target holds after the recovery. Not allowed if the target is a mapping.
+        min_widths: group name -> fewest units to keep. Only if units are removed.
+        optimizer: the optimizer over the network's parameters; it follows every edit. Default, if
+            the network is retrained: Adam with learning rate 0.001.
+        seed: seed of all random choices, including the order of training rows. Torch's generators
+            are seeded during the call and restored afterwards.
 
     Raises:
-        BudgetError: the target cannot be reached; says the least cost and what stands in the
-            way. Nothing has been changed.
-        EditError: the target asks for nothing, a least width is impossible, or the optimizer
-            trains another network. A mapping with a width that its group cannot keep, with two
-            for one group, or beside a recovery or another granularity than "unit". A threshold
-            that all scores are above is refused too, unless there are rounds to come whose
-            scores retraining will have changed.
+        BudgetError: the target cannot be reached. The message gives the lowest cost and what
+            prevents a lower one. Nothing has been changed.
+        EditError: the target would remove nothing, an entry of `min_widths` is impossible, or the
+            optimizer trains another network; a mapping gives a width that its group cannot keep or
+            two widths for one group, or is combined with a recovery or a granularity other than
+            "unit". A threshold below all scores is refused too, unless retraining may lower
+            scores before later rounds.
         UnknownNameError: an unknown criterion, granularity, scope or group.
-        DivergedError: a loss became NaN or infinite; the network is as it was before the round.
-            Earlier rounds stay, after Ctrl-C too: the graph's receipts undo them.
-        ValueError: a number out of range, a schedule that does not rise to 1, or arguments that
-            exclude each other.
-        TypeError: an argument of another type.
+        DivergedError: a loss became NaN or infinite. The network is as it was before that round.
+            Earlier rounds stay in effect, as after Ctrl-C; the graph's receipts can undo them.
+        ValueError: a number is out of range, the schedule does not rise to 1, or arguments
+            contradict each other.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> import torch
@@ -161,7 +163,7 @@ def prune(
     kind, aim = _aim(granularity, target, recovery)
     check_min_widths(min_widths)
     if min_widths and kind == "weight":
-        raise ValueError("prune: min_widths count units; leave them out where weights go")
+        raise ValueError("prune: min_widths count units; leave them out if weights are removed")
     retraining = as_retraining("prune: retrain", retrain, least=0)
     shares = round_shares("prune", whole("prune: rounds", rounds, least=1), schedule)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
@@ -196,12 +198,13 @@ def prune(
 def _aim(
     granularity: str, target: Target | None, recovery: Recovery | Regrowth | None
 ) -> tuple[Granularity, Target | Pattern]:
-    """What goes and how far.
+    """Check granularity, target and recovery together; return what is removed and how far.
 
     Raises:
-        UnknownNameError: no granularity.
-        ValueError: they exclude each other, or a pattern keeps all.
-        TypeError: no target, or no recovery.
+        UnknownNameError: an unknown granularity.
+        ValueError: the arguments contradict each other, or a pattern keeps nothing or everything.
+        TypeError: the target or the recovery has the wrong type.
+        EditError: see `check_prune_target`.
     """
     check_recovery(recovery)
     for kind in GRANULARITIES:

@@ -1,4 +1,4 @@
-"""Recoveries: giving back some of what a cut removed, before the network retrains."""
+"""Recoveries: give back a part of what a cut removed, before the network is retrained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from dynopt_ray.training.numbers import share, whole
 from dynopt_ray.training.pruning.candidates import Candidates
 from dynopt_ray.training.pruning.selection import Fits
 
-# An idle unit changes a loss by as much, up or down as the processor adds.
+# Relative change of the loss that rounding errors may cause when a unit without effect returns.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A removal that a recovery looks at.
+    """A cut, as a recovery gets it.
 
     Attributes:
-        candidates: everything there was to choose from.
-        removed: bool tensor, one entry per candidate.
-        num_spare: how many may come back.
-        fits: whether another removal still reaches the target.
-        loss: the validation loss after another removal, exactly: it is carried out and undone.
-        gains: for a removal, a first-order estimate of how much the validation loss falls when
-            one of its candidates comes back, for all of them at once.
+        candidates: all units (or weights) of the network before the cut.
+        removed: bool tensor, one entry per candidate, True for those that the cut removes.
+        num_spare: number of removed candidates that may be given back.
+        fits: removal -> whether it still reaches the target.
+        loss: removal -> exact validation loss after it; the removal is carried out and undone.
+        gains: removal -> for each removed candidate, a first-order estimate of how much the
+            validation loss falls if this candidate alone is given back.
         generator: for random choices.
     """
 
@@ -40,29 +40,29 @@ class Cut:
 
 
 class Recovery(Protocol):
-    """Chooses what comes back."""
+    """Chooses what is given back."""
 
     @property
     def share(self) -> float:
-        """The part that comes back of what is removed, or of what stays if that is less.
+        """The fraction to give back: of what is removed, or of what stays if that is less.
 
-        A recovery looks at the network without that part, and if nine tenths go anyway, another
-        tenth more would leave nothing to look at.
+        The cut first removes this fraction in addition. If nine tenths are removed anyway, another
+        tenth of that many would leave nearly nothing.
         """
 
     def __call__(self, cut: Cut) -> Tensor:
-        """What stays removed: a part of `cut.removed` that fits."""
+        """Return what stays removed: a part of `cut.removed` for which `cut.fits` holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random:
-    """Gives back a random share of what was removed.
+    """Gives back a random part of what was removed.
 
     Attributes:
-        share: the part that comes back, in (0, 1); see `Recovery`.
+        share: fraction to give back, in (0, 1); see `Recovery`.
 
     Raises:
-        ValueError: outside that range.
+        ValueError: the fraction is outside this range.
     """
 
     share: float = 0.1
@@ -71,7 +71,7 @@ class Random:
         share("Random: share", self.share)
 
     def __call__(self, cut: Cut) -> Tensor:
-        """Candidates in random order; those that would break the target are passed over."""
+        """Give back candidates in random order, except those whose return would miss the target."""
         removed = cut.removed.nonzero()[:, 0]
         order = removed[torch.randperm(len(removed), generator=cut.generator)]
         return _returned(cut, cut.removed, order, cut.num_spare)
@@ -79,21 +79,21 @@ class Random:
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy:
-    """Gives back, step by step, what lowers the validation loss most.
+    """Gives back, step by step, the candidates that lower the validation loss most.
 
-    In each step a gradient at the cut network estimates for all removed candidates at once how
-    much each would lower the loss. The best are bundled, as many in a bundle as let `num_steps`
-    steps give back the whole share; the losses of the `num_checked` best bundles are measured,
-    and the best of these stays in the network. It ends early when none lowers the loss; the cut,
-    which went further by the share, then stays that far.
+    In each step, a gradient at the cut network estimates for all removed candidates at once how
+    much each would lower the loss. Candidates are bundled in the order of these estimates, in
+    bundles large enough for `num_steps` steps to give back the whole share. The losses of the
+    `num_checked` best bundles are measured, and the best of them is given back. The recovery ends
+    early if none lowers the loss; the rest of the additional cut then stays removed.
 
     Attributes:
-        share: the part that comes back at most, in (0, 1); see `Recovery`.
-        num_steps: steps in which it comes back.
-        num_checked: bundles whose loss is measured in each step.
+        share: largest fraction to give back, in (0, 1); see `Recovery`.
+        num_steps: number of steps in which it is given back, at least 1.
+        num_checked: number of bundles whose loss is measured in each step, at least 1.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an attribute is out of range.
     """
 
     share: float = 0.1
@@ -106,7 +106,7 @@ class Greedy:
             whole(f"Greedy: {name}", getattr(self, name), least=1)
 
     def __call__(self, cut: Cut) -> Tensor:
-        """Estimate, check the best few, keep the best."""
+        """Estimate gains, measure the best bundles, and give back the best one, in each step."""
         removed, left = cut.removed, cut.num_spare
         size = max(1, -(-cut.num_spare // self.num_steps))
         loss = cut.loss(removed)
@@ -121,7 +121,7 @@ class Greedy:
         return removed
 
     def _tried(self, cut: Cut, removed: Tensor, size: int) -> list[Tensor]:
-        """What stays removed, for each of the best bundles."""
+        """Return, for each of the best bundles, what stays removed if it is given back."""
         items = removed.nonzero()[:, 0]
         order = items[cut.gains(removed)[items].argsort(descending=True, stable=True)]
         bundles = torch.split(order, size)[: self.num_checked]
@@ -130,10 +130,11 @@ class Greedy:
 
 
 def _returned(cut: Cut, removed: Tensor, items: Tensor, num_most: int) -> Tensor:
-    """The removal without the first of `items` that may come back, at most so many.
+    """Return the removal after giving back the first `num_most` of `items` that fit.
 
-    Whole runs are tried at once and halved where they do not fit. An owner that cannot get one
-    candidate back gets no other one later, when everything else is wider.
+    Runs of items are tried at once, and halved if they do not fit. If one candidate of an owner
+    does not fit, the others of this owner are skipped: they would cost the same or more later, when
+    the rest of the network is wider.
     """
     blocked = torch.zeros(len(cut.candidates.names), dtype=torch.bool)
     runs, num_left = [items], num_most

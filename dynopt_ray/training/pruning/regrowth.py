@@ -1,4 +1,4 @@
-"""Regrowth: weights come back where the gradient wants them, whenever they were cut."""
+"""Regrowth: give back masked weights with large gradients, whenever they were cut."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,26 +13,27 @@ from dynopt_ray.training.numbers import share
 
 @dataclass(frozen=True, kw_only=True)
 class Regrowth:
-    """Exchanges weights in each round: drops some more, regrows as many by gradient.
+    """Exchanges weights in each round: drops additional ones and regrows as many by gradient.
 
-    Each cut goes further by a share of the weights there are. In exchange, of all masked weights,
-    those of this cut and of earlier ones, as many come back as have the largest gradients of the
-    training loss: the ones that would lower it most if they could move. They start from zero,
-    or, with compensation, from their least-squares fit. Rounds beyond the one in which the
-    schedule reaches 1 exchange weights at constant sparsity.
+    Each cut removes an additional share of weights. In exchange, the same number of masked weights
+    is regrown, whether this cut or an earlier one masked them: those with the largest gradients of
+    the training loss, which would lower it most if they could move. Regrown weights start from
+    zero, or from their least-squares fit with compensation. When the schedule has reached 1, later
+    rounds exchange weights at constant sparsity.
 
-    For `granularity="weight"`. With `scope="layer"` each parameter regrows what it dropped.
+    Only for `granularity="weight"`. With `scope="layer"` each parameter regrows as many weights as
+    it dropped.
 
     Attributes:
-        share: the part of the weights there are, or of those masked if that is less, that is
-            exchanged in each round, in (0, 1).
+        share: fraction to exchange in each round, in (0, 1): of the weights that stay, or of the
+            masked ones if these are fewer.
 
     Raises:
-        ValueError: outside that range.
+        ValueError: the fraction is outside this range.
 
     References:
-        Evci et al. 2020, "Rigging the Lottery" (RigL), section 3, with gradients over many
-        batches instead of one, and a share that does not decay.
+        Evci et al. 2020, "Rigging the Lottery" (RigL), section 3. Here gradients are averaged over
+        many batches instead of one, and the share does not decay.
     """
 
     share: float = 0.1
@@ -49,15 +50,15 @@ def regrown(
     number: int,
     scope: Scope,
 ) -> dict[str, Tensor]:
-    """Masks after some of the largest gradients have come back.
+    """Return the masks after regrowing the masked weights with the largest gradients.
 
     Args:
         keeps: parameter name -> mask after the cut.
-        dropped: parameter name -> what the cut took, a bool tensor of its shape.
-        gradients: parameter name -> gradient of the loss there.
-        number: how many weights come back.
-        scope: "global" takes the largest gradients anywhere, "layer" gives every parameter the
-            same part of what it dropped.
+        dropped: parameter name -> bool tensor of its shape, True for weights that the cut masked.
+        gradients: parameter name -> gradient of the loss after the cut.
+        number: number of weights to regrow.
+        scope: "global" regrows the largest gradients of the whole network. "layer" regrows in each
+            parameter the same fraction of what it dropped.
     """
     sizes = {name: gradients[name].abs().cpu()[~keep] for name, keep in keeps.items()}
     if scope == "global":
@@ -73,12 +74,12 @@ def regrown(
 
 
 def changed_masks(keeps: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[Mask]:
-    """The masks that are not what they were."""
+    """Return the edits for the masks that differ from those before."""
     return [Mask(n, keep=keep) for n, keep in keeps.items() if not torch.equal(keep, before[n])]
 
 
 def _largest(sizes: Mapping[str, Tensor], number: int) -> dict[str, int]:
-    """How many of the largest values overall each owner has."""
+    """Return how many of the `number` largest values overall belong to each owner."""
     owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor([*map(len, sizes.values())]))
     top = torch.cat(list(sizes.values())).topk(number).indices
     counts = owner[top].bincount(minlength=len(sizes)).tolist()
@@ -86,7 +87,7 @@ def _largest(sizes: Mapping[str, Tensor], number: int) -> dict[str, int]:
 
 
 def _parts(dropped: Mapping[str, int], number: int) -> dict[str, int]:
-    """A number in proportion to what was dropped; what is left by rounding goes to the largest."""
+    """Split a number in proportion to `dropped`; the largest remainders are rounded up."""
     total = sum(dropped.values())
     parts = {name: number * count // total for name, count in dropped.items()}
     rest = sorted(parts, key=lambda name: number * dropped[name] % total, reverse=True)

@@ -1,4 +1,4 @@
-"""One round of pruning: score, cut, give back, retrain, compare."""
+"""One round of pruning: score, cut, recover, retrain, compare."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ from dynopt_ray.training.budgets import (
     Threshold,
     asks_latency,
     fractions_hint,
+    measured_choices,
     widths_at,
 )
 from dynopt_ray.training.loop import (
@@ -51,34 +52,31 @@ from dynopt_ray.training.pruning.weights import mask_or_ones, weight_pool
 from dynopt_ray.training.retraining import Retraining
 
 Granularity = Literal["unit", "weight"]
-"""What goes: whole units, or single weights, of which a pattern may say more."""
+"""What is removed: whole units, or single weights. A pattern such as "2:4" removes weights."""
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
-
-# How often a choice by a latency model is measured and made again.
-_CORRECTIONS = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Pruning:
-    """What all rounds of one pruning share.
+    """The data that all rounds of one `prune` share.
 
     Attributes:
         graph: the traced network.
         task: what it learns.
-        costs: what it costs.
+        costs: the costs of the network.
         start: the network before the first round.
-        target: how far to go.
-        criterion: scores what may go.
-        granularity: whether units or single weights go.
-        scope: how scores of different groups compare.
+        target: how far to prune.
+        criterion: scores the candidates for removal.
+        granularity: whether units or single weights are removed.
+        scope: how scores of different groups are compared.
         min_widths: group name -> fewest units to keep.
-        recovery: gives back some of each cut, or None.
-        calibration: inputs that a cut is compensated with, or None.
-        retraining: what follows each cut, or None.
-        optimizer: over the network's parameters, or None.
-        generator: draws the samples to score with, and random choices.
-        added_loss: what retraining adds to the loss, or None.
+        recovery: gives back a part of each cut; None for no recovery.
+        calibration: batches of inputs for compensation; None for no compensation.
+        retraining: the retraining after each cut; None for no retraining.
+        optimizer: the optimizer over the network's parameters, or None.
+        generator: draws the samples for scoring, and makes random choices.
+        added_loss: a loss that retraining adds to the task's, or None.
     """
 
     graph: Graph
@@ -99,11 +97,11 @@ class Pruning:
 
     @property
     def fills_zeros(self) -> bool:
-        """Whether what follows a cut fills the zeros that no mask holds."""
+        """Whether compensation or retraining fills unmasked zeros after a cut."""
         return self.calibration is not None or self.retraining is not None
 
     def measured(self) -> CostAndMetrics:
-        """The network as it is now."""
+        """Measure the present network."""
         return cost_and_metrics(
             self.graph, self.task, self.costs, latency=asks_latency(self.target)
         )
@@ -111,14 +109,14 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did.
+    """The result of one round.
 
     Attributes:
-        num_removed: units (or weights) removed, those given back not counted.
-        num_returned: how many the recovery gave back.
-        cut: the edit, judged before any retraining.
-        retrained: the retraining, kept if it does better than the cut alone, or always where it
-            goes on through all rounds; None without it.
+        num_removed: number of units (or weights) removed, without those given back.
+        num_returned: number of units (or weights) that the recovery gave back.
+        cut: the attempt to cut, judged before any retraining.
+        retrained: the attempt to retrain; None without retraining. It is kept if it does at least
+            as well as the cut alone, or always if its schedule continues through all rounds.
     """
 
     num_removed: int
@@ -128,7 +126,7 @@ class Round:
 
     @property
     def after(self) -> CostAndMetrics:
-        """The network as the round left it."""
+        """The network at the end of the round."""
         if self.retrained is not None and self.retrained.kept:
             return self.retrained.after
         return self.cut.after
@@ -142,23 +140,23 @@ def prune_round(
     num_before: int = 0,
     pool: Pool | None = None,
 ) -> Round:
-    """Go a share of the way from the start to the target.
+    """Prune to a fraction of the way from the start to the target.
 
-    What a recovery gives back is chosen right after the cut and before retraining: then the
-    removed weights still fit the network they return to. The cut is undone and a smaller one
-    made, so they return bit for bit, with their optimizer state, and compensation starts from
-    the right network.
+    A recovery chooses what to give back before retraining, because the removed weights then still
+    fit the network. The recovery only tries cuts and undoes them. A single smaller cut is made at
+    the end, so everything given back is bit for bit as before, with its optimizer state, and
+    compensation starts from the uncut network.
 
     Args:
-        pruning: what all rounds share.
-        share: in (0, 1].
-        before: the network as it is.
-        num_before: how many rounds came before.
-        pool: what may go, if it is known already.
+        pruning: the data that all rounds share.
+        share: fraction of the way to the target, in (0, 1].
+        before: the present network.
+        num_before: number of earlier rounds.
+        pool: the candidates for removal. Default: scored now.
 
     Raises:
-        BudgetError: the target cannot be reached at all; nothing has been changed.
-        DivergedError: a loss is not finite; the network is as it was before the round.
+        BudgetError: the target cannot be reached. Nothing has been changed.
+        DivergedError: a loss is not finite. The network is as it was before the round.
     """
     pool = make_pool(pruning) if pool is None else pool
     selection = _selected(pruning, pool, share)
@@ -184,7 +182,7 @@ def prune_round(
 
 
 def _cut_plan(pruning: Pruning, pool: Pool, selection: Selection) -> tuple[list[Edit], int]:
-    """What is cut after the recovery, and how many came back."""
+    """Return the plan of the cut after recovery, and the number of candidates given back."""
     removed, recovery = selection.removed, pruning.recovery
     if recovery is None or not selection.num_spare:
         return pool.plan(removed), 0
@@ -195,17 +193,18 @@ def _cut_plan(pruning: Pruning, pool: Pool, selection: Selection) -> tuple[list[
 
 
 def _recovered(recovery: Recovery, cut: Cut) -> Tensor:
-    """What a recovery, perhaps of the caller's own, leaves removed.
+    """Call a recovery, check its result, and return what stays removed.
 
     Raises:
-        PluginError: it takes away more, or gives back so much that the target is missed.
+        PluginError: the recovery (e.g. the user's own) returns something other than a removal,
+            removes more than the cut, or gives back so much that the target is missed.
     """
     left = recovery(cut)
     wrong = None
     if not isinstance(left, Tensor) or left.dtype != torch.bool or left.shape != cut.removed.shape:
         wrong = f"{left!r:.60}, not a bool tensor {tuple(cut.removed.shape)}"
     elif bool((left & ~cut.removed).any()):
-        wrong = "a removal that is no part of cut.removed"
+        wrong = "a removal that is not part of cut.removed"
     elif not cut.fits(left):
         wrong = "a removal that misses the target; see cut.fits"
     if wrong:
@@ -214,7 +213,7 @@ def _recovered(recovery: Recovery, cut: Cut) -> Tensor:
 
 
 def _exchanged(pruning: Pruning, pool: Pool, selection: Selection) -> list[Edit]:
-    """The masks of a cut after as many weights as are to spare have grown back."""
+    """Return the masks after a cut and after `selection.num_spare` weights have been regrown."""
     before = {n: mask_or_ones(pruning.graph.model.get_parameter(n)) for n in pool.candidates.names}
     cut = {e.parameter: e.keep for e in pool.plan(selection.removed) if isinstance(e, Mask)}
     keeps = {name: cut.get(name, keep) for name, keep in before.items()}
@@ -232,7 +231,7 @@ def _exchanged(pruning: Pruning, pool: Pool, selection: Selection) -> list[Edit]
 
 
 def make_pool(pruning: Pruning) -> Pool:
-    """Everything that may go, ranked by its scores on some of the training data."""
+    """Score the candidates for removal on a sample of the training data and rank them."""
     batches = sample_batches(pruning.task, SCORE_ROWS, pruning.generator)
     graph, criterion, loss = pruning.graph, pruning.criterion, pruning.task.loss
     compares = getattr(criterion, "compares_across", False)
@@ -265,11 +264,11 @@ def make_pool(pruning: Pruning) -> Pool:
 
 
 def checked_pool(pruning: Pruning, *, num_rounds: int) -> Pool:
-    """What may go from the network as it is, once it is known that the target can be reached.
+    """Return the candidates for removal, after checking that the target can be reached.
 
     Raises:
-        BudgetError: it cannot be reached.
-        EditError: it would remove nothing, in later rounds neither.
+        BudgetError: the target cannot be reached.
+        EditError: the target would remove nothing, not even in later rounds.
     """
     pool = make_pool(pruning)
     if bool(_selected(pruning, pool, 1.0).removed.any()):
@@ -279,7 +278,7 @@ def checked_pool(pruning: Pruning, *, num_rounds: int) -> Pool:
         raise EditError(f"{target!r} removes nothing: the network has no {pool.noun} that may go")
     if isinstance(target, Threshold):
         if num_rounds > 1 and pruning.retraining is not None:
-            return pool  # retraining may bring scores below it
+            return pool  # retraining may lower scores below the threshold
         raise EditError(f"{target!r} removes nothing: {_smallest_score(pool)}")
     if isinstance(target, Fraction):
         per_layer = f"the {pool.noun} of each layer"
@@ -287,11 +286,11 @@ def checked_pool(pruning: Pruning, *, num_rounds: int) -> Pool:
         gone = pool.candidates.num_gone
         raise EditError(
             f"{target!r} removes nothing: it is less than one of {whole}"
-            + (f" beside the {gone} that are masked already" if gone else "")
+            + (f" in addition to the {gone} that are masked already" if gone else "")
             + ". Remove a larger fraction"
         )
     if isinstance(target, Pattern):
-        raise EditError(f"granularity {str(target)!r}: the network's weights are in it already")
+        raise EditError(f"granularity {str(target)!r}: the network's weights follow it already")
     raise EditError(
         f"{target!r} removes nothing: the network of {pruning.start.cost} is within it already. "
         f"Lower the target{fractions_hint(target)}"
@@ -299,10 +298,10 @@ def checked_pool(pruning: Pruning, *, num_rounds: int) -> Pool:
 
 
 def _smallest_score(pool: Pool) -> str:
-    """Why no score is below a threshold."""
+    """Say why no score is below a threshold."""
     candidates = pool.candidates
     if not len(candidates.order):
-        return f"every one of {len(candidates)} {pool.noun} has to stay"
+        return f"all {len(candidates)} {pool.noun} have to stay"
     smallest = candidates.scores[candidates.order].min().item()
     return (
         f"the smallest score of the {pool.noun} that may go is {smallest:.4g}. Raise the threshold"
@@ -310,25 +309,33 @@ def _smallest_score(pool: Pool) -> str:
 
 
 def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
-    target = pruning.target
+    """Select what to remove; measure the selection if the budget limits the latency.
+
+    If no selection is measured within the limit, the last one is returned.
+    """
+    target, start = pruning.target, pruning.start
     if isinstance(target, Mapping):
-        return select_widths(pool, widths_at(pruning.graph, pruning.start.widths, target, share))
-    for _ in range(_CORRECTIONS):
-        selection = select(
-            pool,
-            target,
-            scope=pruning.scope,
-            start=pruning.start.cost,
-            share=share,
-            spare_fraction=0.0 if pruning.recovery is None else pruning.recovery.share,
-            earlier=isinstance(pruning.recovery, Regrowth),
-        )
-        if not isinstance(target, Budget) or target.latency_ms is None:
-            break
-        # A latency is chosen by a model and then measured.
-        latency_ms = pruning.costs.latency_ms_after(pool.plan(selection.removed))
-        if latency_ms <= target.limits(pruning.start.cost, share)["latency_ms"]:
-            break
+        return select_widths(pool, widths_at(pruning.graph, start.widths, target, share))
+    choose = partial(
+        select,
+        pool,
+        target,
+        scope=pruning.scope,
+        start=start.cost,
+        share=share,
+        spare_fraction=0.0 if pruning.recovery is None else pruning.recovery.share,
+        earlier=isinstance(pruning.recovery, Regrowth),
+    )
+    if not isinstance(target, Budget) or target.latency_ms is None:
+        return choose()
+
+    def latency_ms(selection: Selection) -> float:
+        return pruning.costs.latency_ms_after(pool.plan(selection.removed))
+
+    limit = target.limits(start.cost, share)["latency_ms"]
+    for selection, measured_ms in measured_choices(choose, latency_ms):
+        if measured_ms <= limit:
+            return selection
     return selection
 
 
@@ -359,7 +366,7 @@ def _retrained(
 
 
 def _as_cut(pruning: Pruning, pool: Pool, selection: Selection) -> Cut:
-    """A selection as recoveries see it."""
+    """Return a selection in the form that recoveries take."""
     model = pruning.graph.model
 
     def loss(removed: Tensor) -> float:
@@ -388,7 +395,7 @@ def _as_cut(pruning: Pruning, pool: Pool, selection: Selection) -> Cut:
 
 @contextmanager
 def _without(pruning: Pruning, pool: Pool, removed: Tensor) -> Iterator[None]:
-    """The network without some candidates, for a while."""
+    """Remove some candidates inside this context, with compensation, and undo it at its end."""
     with undone(pruning.graph):
         if plan := pool.plan(removed):
             pruning.graph.apply(plan, compensate=pruning.calibration)

@@ -1,4 +1,17 @@
-"""How much to remove: the shortest prefix of the ranking that reaches a target."""
+"""Selection: how many of the least important candidates to remove to reach a target.
+
+For a budget, the shortest sufficient prefix of the ranking by importance is removed. It is found by
+bisection: removing more never costs more, so a prefix fits if and only if it is at least as long as
+the shortest one that does. The number of cost computations is only logarithmic in the number of
+candidates. Units differ in cost, so the last ones of the prefix may save more than needed. Then
+units are given back while the budget still holds, most important first.
+
+A fraction or a pattern also removes a prefix, whose length follows by counting. A threshold removes
+all candidates with lower scores, and target widths remove the least important units of each group.
+
+If a recovery will give back a part of the cut, budgets and fractions are exceeded by this part
+first, so that they hold after the recovery.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,17 +28,17 @@ from dynopt_ray.training.pruning.candidates import Candidates, Pool
 from dynopt_ray.training.pruning.patterns import Pattern
 
 Fits = Callable[[Tensor], bool]
-"""Whether a removal reaches a target."""
+"""Removal -> whether it reaches a target."""
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What to remove.
+    """The candidates selected for removal.
 
     Attributes:
         removed: bool tensor, one entry per candidate.
-        num_spare: how many of them a recovery may give back.
-        fits: whether another removal would still reach the target.
+        num_spare: number of candidates that a recovery may give back.
+        fits: removal -> whether it still reaches the target.
     """
 
     removed: Tensor
@@ -43,29 +56,27 @@ def select(
     spare_fraction: float = 0.0,
     earlier: bool = False,
 ) -> Selection:
-    """The least important candidates, as many as the target wants.
+    """Select as many of the least important candidates as the target requires.
 
-    The cost falls with every candidate removed, so the shortest sufficient prefix of the ranking
-    is found by bisection. The last one may have been dearer than needed; then what would fit is
-    given back, most important first, until no group can get its next unit back. So a budget is
-    missed by less than the cheapest of these.
+    For a budget without recovery, units are given back until no group can get back its next unit.
+    The unused part of the budget is then smaller than the cost of the cheapest of these units.
 
     Args:
-        pool: what may go.
-        target: how far to go; a pattern takes all that the pool lets go.
-        scope: whether `Fraction` counts in each layer or overall.
-        start: what fractions of costs are of.
-        share: how much of the way from the start to the target, in (0, 1].
-        spare_fraction: the part of what goes, or of what stays if that is less, that a recovery
-            will give back. Budgets and fractions are exceeded by it, so that they hold after the
-            recovery.
-        earlier: whether what went in earlier rounds may come back, too.
+        pool: the candidates for removal.
+        target: how far to prune. A pattern finally removes everything that the pool allows.
+        scope: whether a `Fraction` applies to each layer or to the whole network.
+        start: the cost at the start, which fractions refer to.
+        share: fraction of the way from the start to the target, in (0, 1].
+        spare_fraction: fraction that a recovery will give back: of what is removed, or of what
+            stays if that is less. Budgets and fractions are exceeded by it, so that they hold
+            after the recovery.
+        earlier: whether candidates removed in earlier rounds may be given back too.
 
     Raises:
         BudgetError: the target cannot be reached.
     """
     if isinstance(target, Pattern):
-        # What has to stay is no part of the order, so all of it goes in the end.
+        # `order` does not contain weights that have to stay, so the last round removes all of it.
         candidates = pool.candidates
         total = (len(candidates) + candidates.num_gone) * (target.of - target.keep) / target.of
         num_cut = max(0, len(candidates.order) - math.floor((1 - share) * total + ROUNDING))
@@ -94,11 +105,11 @@ def select(
 
 
 def select_widths(pool: Pool, widths: Widths) -> Selection:
-    """The least important of each group, as many as leave it a width.
+    """Select the least important units of each group so that it keeps a given width.
 
     Args:
-        pool: the units there are.
-        widths: group name -> units to keep; groups not named keep theirs.
+        pool: the units of the network.
+        widths: group name -> number of units to keep. Groups that are not named keep their width.
     """
     sizes = dict(zip(pool.candidates.names, pool.candidates.sizes, strict=True))
     removed = pool.candidates.least({name: sizes[name] - width for name, width in widths.items()})
@@ -108,14 +119,14 @@ def select_widths(pool: Pool, widths: Widths) -> Selection:
 def _num_spare(
     candidates: Candidates, num_removed: int, spare_fraction: float, num_gone: int
 ) -> int:
-    """How many a recovery gives back: at least one, if it gives back any and any is gone."""
+    """Return how many candidates a recovery gives back: at least one, if any can be given back."""
     if not spare_fraction or not num_removed + num_gone:
         return 0
     return max(1, int(spare_fraction * min(num_removed + num_gone, len(candidates) - num_removed)))
 
 
 def _within(pool: Pool, budget: Budget, start: Cost, share: float) -> Fits:
-    """Whether a removal is within the limits."""
+    """Return a function that tells whether a removal is within the limits of a budget."""
     limits = budget.limits(start, share)
 
     def fits(removed: Tensor) -> bool:
@@ -130,7 +141,7 @@ def _at_least(pool: Pool, number: int) -> Fits:
 
 
 def _shortest(candidates: Candidates, fits: Fits) -> int | None:
-    """Length of the shortest prefix that fits; None if all is not enough."""
+    """Return the length of the shortest prefix that fits, or None if even the longest does not."""
     low, high = 0, len(candidates.order)
     if not fits(candidates.first(high)):
         return None
@@ -144,11 +155,11 @@ def _shortest(candidates: Candidates, fits: Fits) -> int | None:
 
 
 def _filled(candidates: Candidates, removed: Tensor, fits: Fits) -> Tensor:
-    """Give back what fits, most important first.
+    """Give back candidates that fit, most important first.
 
-    A unit costs more the wider the rest is, so a unit that once could not come back never can
-    later. The group then gets none of its others either: they cost the same, or, in non-zero
-    weights, nearly so, and each trial takes a count over the whole network.
+    A unit costs more the wider the rest of the network is, so a unit that does not fit once will
+    not fit later. Its group then gets back no other unit either: these cost the same (or nearly the
+    same, in non-zero weights), and each trial counts over the whole network.
     """
     removed = removed.clone()
     blocked: set[int] = set()
@@ -167,7 +178,7 @@ def _filled(candidates: Candidates, removed: Tensor, fits: Fits) -> Tensor:
 
 
 def _count(pool: Pool, target: Fraction, scope: Scope, share: float) -> int:
-    """How many candidates a fraction of all that were there at the start are."""
+    """Return how many candidates to remove now to reach a fraction of those at the start."""
     candidates = pool.candidates
     fraction = target.remove * share
     if scope == "layer":
@@ -191,7 +202,7 @@ def unreachable(
     *,
     obstacles: Callable[[CostKind], str],
 ) -> BudgetError:
-    """That a budget cannot be met, with the lowest costs and what stands in the way."""
+    """Return the error for a budget that cannot be met, with the lowest costs and obstacles."""
     missed = [
         f"the lowest reachable {kind} is {lowest[kind]:g} "
         f"({lowest[kind] / max(getattr(start, kind) or 0, 1e-12):.3g} of the start), above the "

@@ -19,12 +19,12 @@ _NUM_NAMED = 3
 
 @dataclass(frozen=True, eq=False)
 class UnitPool:
-    """The units of a network's width groups; see `Pool`.
+    """The pool of the units of a network's width groups; see `Pool`.
 
     Attributes:
         graph: the traced network.
-        costs: what it costs.
-        candidates: all its units.
+        costs: the costs of the network.
+        candidates: all units.
         lasting: see `NonzeroCount`.
     """
 
@@ -36,7 +36,7 @@ class UnitPool:
     is_even = False
 
     def doable(self, removed: Tensor) -> Tensor:
-        """Without what a group loses beyond its steps, most important first."""
+        """Keep the most important units that a group would lose beyond a multiple of its step."""
         steps = {group.name: group.step for group in self.graph if group.step > 1}
         if not steps:
             return removed
@@ -50,19 +50,19 @@ class UnitPool:
         return removed
 
     def plan(self, removed: Tensor) -> list[Edit]:
-        """One `Shrink` per group that loses units."""
+        """Return one `Shrink` for each group that loses units."""
         plan: list[Edit] = []
         for name, units in self.candidates.removed_from(self.doable(removed)).items():
             plan.append(Shrink(name, remove=units.tolist()))
         return plan
 
     def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
-        """Computed from what stays; a latency by a model of it."""
+        """Compute the costs from the units that stay; a latency is predicted by a model."""
         left = self.candidates.per_owner(~self.doable(removed))
         return {kind: self._computed(left, kind) for kind in kinds}
 
     def obstacles(self, kind: CostKind) -> str:
-        """The groups that hold most of the cost at their least widths."""
+        """Name the groups that hold most of the cost at their minimum widths."""
         left = self.candidates.per_owner(~self.candidates.first(len(self.candidates)))
         least = {name: int(kept.sum()) for name, kept in left.items()}
         total = self._computed(left, kind)
@@ -85,7 +85,7 @@ class UnitPool:
         return float(getattr(self.costs.at(widths), kind))
 
     def gains(self, gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Tensor:
-        """−Σ gradient · weight over what reads the unit."""
+        """Return −Σ gradient · weight, over the weights that read the unit."""
         products = {name: -(gradient * held[name]) for name, gradient in gradients.items()}
         parts = [
             sum_over_units(self.graph[name], products, roles=reading_roles(self.graph[name]))
@@ -96,7 +96,7 @@ class UnitPool:
     def embedded(
         self, removed: Tensor, held: Mapping[str, Tensor], cut: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What is left at its old place; what reads removed units is zero."""
+        """Return the rest at its old places; weights that read removed units are zero."""
         kept: dict[str, dict[int, Tensor]] = {}
         read: list[tuple[str, int, Tensor]] = []
         for name, units in self.candidates.removed_from(removed).items():
@@ -135,21 +135,21 @@ def unit_pool(
     min_widths: Widths,
     lasting: bool = False,
 ) -> UnitPool:
-    """The units of a network, ranked.
+    """Rank the units of a network and return them as a pool.
 
     Args:
         graph: the traced network.
-        costs: what it costs.
+        costs: the costs of the network.
         scores: group name -> Tensor (width,).
-        scope: how scores of different groups compare.
+        scope: how scores of different groups are compared.
         per: what scores are divided by; see `comparable`.
         start_widths: group name -> width before the first round.
-        min_widths: group name -> fewest units to keep, where more than the group itself needs.
-        lasting: whether only zeros that masks hold count as zero.
+        min_widths: group name -> fewest units to keep, if more than the group itself requires.
+        lasting: whether only masked entries count as zero; see `NonzeroCount`.
 
     Raises:
-        EditError: a least width that is below 1 or above the width there is.
-        UnknownNameError: a least width for something that is no group.
+        EditError: an entry of `min_widths` is below 1 or above the width at the start.
+        UnknownNameError: a name in `min_widths` is not a group.
     """
     fewest = least_widths(graph, start_widths=start_widths, min_widths=min_widths)
     candidates = list_candidates(
@@ -164,7 +164,7 @@ def unit_pool(
 
 
 def least_widths(graph: Graph, *, start_widths: Widths, min_widths: Widths) -> dict[str, int]:
-    """Group name -> the fewest units it keeps; see `unit_pool`."""
+    """Return group name -> fewest units to keep; see `unit_pool`."""
     fewest = {group.name: group.min_width for group in graph}
     for name, width in min_widths.items():
         group = graph[name]
@@ -178,17 +178,17 @@ def least_widths(graph: Graph, *, start_widths: Widths, min_widths: Widths) -> d
 
 
 def most_held(least: Widths, held: Mapping[str, float]) -> str:
-    """What keeps a cost from falling further: the groups that hold most of it.
+    """Explain why a cost cannot fall further: name the groups that hold most of it.
 
     Args:
-        least: group name -> its least width.
-        held: group name -> the cost that goes if all of the group does.
+        least: group name -> its minimum width.
+        held: group name -> the cost that would vanish with the group.
     """
     if not least:
-        return "there is no group"
+        return "there is no group to shrink"
     most = sorted(least, key=lambda name: -held[name])[:_NUM_NAMED]
     return (
-        "every group is at its least width, and those that hold most of what is left are "
+        "every group is at its minimum width, and those that hold most of what is left are "
         f"{_listed({name: least[name] for name in most})}"
     )
 

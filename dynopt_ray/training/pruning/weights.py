@@ -17,14 +17,14 @@ _FEWEST = 1
 
 @dataclass(frozen=True, eq=False)
 class WeightPool:
-    """The weights of a network that are not masked yet; see `Pool`.
+    """The pool of the weights of a network that are not masked yet; see `Pool`.
 
     Attributes:
         graph: the traced network.
-        cost_now: what it costs.
-        candidates: its weights.
-        nonzero: bool tensor beside the candidates, whether the weight counts as not zero.
-        num_nonzero: how many parameters do, those that are no candidates among them.
+        cost_now: the present cost of the network.
+        candidates: its unmasked weights.
+        nonzero: bool tensor, one entry per candidate, whether the weight counts as non-zero.
+        num_nonzero: number of non-zero parameters, including those that are not candidates.
     """
 
     graph: Graph
@@ -36,11 +36,11 @@ class WeightPool:
     is_even = True
 
     def doable(self, removed: Tensor) -> Tensor:
-        """All of it."""
+        """Return the whole removal, because masks can remove any weights."""
         return removed
 
     def plan(self, removed: Tensor) -> list[Edit]:
-        """One `Mask` per parameter that loses weights; earlier masks go on holding."""
+        """Return one `Mask` for each parameter that loses weights; earlier masks are included."""
         plan: list[Edit] = []
         for name, gone in self.candidates.removed_from(removed).items():
             keep = mask_or_ones(self.graph.model.get_parameter(name)).clone()
@@ -49,23 +49,23 @@ class WeightPool:
         return plan
 
     def cost(self, removed: Tensor, kinds: Sequence[CostKind]) -> dict[CostKind, float]:
-        """Only the number of non-zero weights falls."""
+        """Return the present costs, of which only the number of non-zero weights falls."""
         values: dict[CostKind, float] = {kind: getattr(self.cost_now, kind) for kind in kinds}
         if "nonzero" in values:
             values["nonzero"] = self.num_nonzero - int((removed & self.nonzero).sum())
         return values
 
     def obstacles(self, kind: CostKind) -> str:
-        """What masks cannot reach."""
+        """Say which costs or parameters masks cannot reduce."""
         if kind != "nonzero":
             return (
-                "masked weights stay in their tensors, so this cost stays as it is. Use "
+                "masked weights stay in their tensors, so this cost does not change. Use "
                 "granularity='unit', or limit nonzero"
             )
-        return "what is left are biases, normalisation scales and one weight per parameter"
+        return "only biases, normalisation scales and one weight per parameter are left"
 
     def gains(self, gradients: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Tensor:
-        """−gradient · weight."""
+        """Return −gradient · weight."""
         parts = [
             -(gradients[name] * held[name]).flatten().cpu()[index]
             for name, index in self.candidates.per_owner(self.candidates.index).items()
@@ -75,7 +75,7 @@ class WeightPool:
     def embedded(
         self, removed: Tensor, held: Mapping[str, Tensor], cut: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """A mask changes no layout."""
+        """Return the parameters and buffers as they are, because masks do not change the layout."""
         del removed, held
         return dict(cut)
 
@@ -90,19 +90,19 @@ def weight_pool(
     pattern: Pattern | None = None,
     lasting: bool = False,
 ) -> WeightPool:
-    """The weights of a network that are not masked yet, ranked.
+    """Rank the weights of a network that are not masked yet and return them as a pool.
 
     Args:
         graph: the traced network.
-        cost_now: what it costs.
+        cost_now: the present cost of the network.
         scores: parameter name -> tensor of its shape.
-        scope: how scores of different parameters compare.
+        scope: how scores of different parameters are compared.
         per: what scores are divided by; see `comparable`.
-        pattern: then only the weights that are too many in it may go.
-        lasting: whether only zeros that masks hold count as zero.
+        pattern: if given, only the weights that exceed it may be removed.
+        lasting: whether only masked entries count as zero; see `NonzeroCount`.
 
     Raises:
-        EditError: no weights are in that pattern's blocks.
+        EditError: no weight has whole blocks of inputs for the pattern.
     """
     scores = {name: score.detach().cpu() for name, score in scores.items()}
     if pattern is not None:
@@ -135,7 +135,7 @@ def weight_pool(
 
 
 def mask_or_ones(parameter: Tensor) -> Tensor:
-    """The mask of a parameter on the CPU, contiguous; all True where it has none."""
+    """Return the mask of a parameter, contiguous and on the CPU; all True if it has none."""
     keep = mask_of(parameter)
     if keep is None:
         return torch.ones(parameter.shape, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Learning rates that follow what training shows."""
+"""Learning rates that adapt to the progress of training."""
 
 from dynopt_ray.training.rates.cocob import Cocob
 from dynopt_ray.training.rates.config import Rate, make_rate, make_schedule

@@ -1,4 +1,4 @@
-"""COCOB: an optimizer without a learning rate, by betting on coins."""
+"""COCOB: an optimizer without a learning rate, based on coin betting."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -11,25 +11,26 @@ _STATE = ("start", "largest", "total", "reward", "sum")
 
 
 class Cocob(Optimizer):
-    """Continuous coin betting through backpropagation: no learning rate to choose.
+    """Continuous coin betting by backpropagation, which needs no learning rate.
 
-    Each weight bets on the sign of its next gradient, starting from an endowment of its largest
-    gradient so far. With g the negative gradient of one weight, all operations elementwise:
+    Each weight bets on the sign of its next gradient. Its initial endowment is its largest gradient
+    so far. With g the negative gradient of one weight, w₁ its initial value, and all operations
+    elementwise:
 
         L = max(L, |g|)     G = G + |g|     R = max(R + (w - w₁) g, 0)     θ = θ + g
         w = w₁ + θ / (L max(G + L, α L)) · (L + R)
 
-    Weights that have never had a gradient stay. New units of a network that grows start with a
-    history of their own, at their own w₁.
+    Weights that have never had a gradient do not move. When a network grows, its new units start
+    their own history at their own w₁.
 
     Args:
-        params: as for any optimizer.
-        lr: scales every step, as schedules and searches expect of an optimizer; 1 is the paper's
-            algorithm.
-        alpha: α, how slowly the first bets grow, > 0.
+        params: parameters or parameter groups, as for any torch optimizer.
+        lr: factor for every step, >= 0, because schedules and searches expect an optimizer to have
+            one; 1 is the paper's algorithm.
+        alpha: α, > 0; the larger it is, the more slowly the first bets grow.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: an argument is out of range.
 
     References:
         Orabona & Tommasi 2017, "Training Deep Networks without Learning Rates Through Coin
@@ -51,7 +52,7 @@ class Cocob(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Place the next bets."""
+        """Take one optimizer step, i.e. place the next bets."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Learning rates as specs and search spaces write them."""
+"""Build learning rates from their form in specs and search spaces."""
 
 import inspect
 from collections.abc import Mapping
@@ -22,13 +22,15 @@ _POPULATION = "population"
 
 @dataclass(frozen=True)
 class Rate:
-    """A learning rate: a schedule, or where one begins that follows training.
+    """A learning rate that follows a schedule, a controller or a population.
+
+    Exactly one of `schedule`, `controller` and `population` is given.
 
     Attributes:
         initial: the rate at the start.
-        schedule: the rate at each step.
-        controller: makes what sets the rate instead.
-        population: makes the members whose rates are bred instead.
+        schedule: step -> rate.
+        controller: makes the controller that sets the rate.
+        population: makes the population whose members' rates are selected and varied.
     """
 
     initial: float
@@ -38,16 +40,17 @@ class Rate:
 
 
 def make_rate(value: float | Mapping[str, Any], num_steps: int) -> Rate:
-    """The learning rate that a number or a mapping stands for, which may follow training.
+    """Return the learning rate that a number or a mapping describes; it may adapt to training.
 
     Args:
-        value: what `make_schedule` takes, or the name of one of the lr_controllers, or
-            "population", with `initial`, the rate it starts from, and its arguments.
-        num_steps: the length of the training.
+        value: anything that `make_schedule` takes; or a mapping with the name of an LR controller
+            or the name "population", with `initial`, the rate to start from, and with its other
+            arguments.
+        num_steps: length of the training in steps.
 
     Raises:
-        SpecError: neither, or arguments that it does not have or refuses.
-        UnknownNameError: no schedule and no controller of this name.
+        SpecError: the value is neither, or has arguments that are unknown or refused.
+        UnknownNameError: no schedule and no LR controller has this name.
 
     Example:
         >>> make_rate({"name": "plateau", "initial": 0.1, "patience": 2}, num_steps=200).initial
@@ -63,23 +66,23 @@ def make_rate(value: float | Mapping[str, Any], num_steps: int) -> Rate:
     if value["name"] == _POPULATION:
         return Rate(initial, population=make_by_name(options, "lr", {_POPULATION: PopulationStart}))
     controller = partial(_controller, options)
-    # Made once for another network, wrong arguments show before anything starts.
+    # Make it once for a dummy network, so that wrong arguments are found before training starts.
     some = nn.Linear(1, 1)
     controller(some, torch.optim.SGD(some.parameters(), lr=initial)).detach()
     return Rate(initial, controller=controller)
 
 
 def make_schedule(value: float | Mapping[str, Any], num_steps: int) -> Schedule:
-    """The learning rate that a number or a mapping stands for.
+    """Return the learning-rate schedule that a number or a mapping describes.
 
     Args:
-        value: a rate, or a schedule's name and arguments.
-        num_steps: the length of the training; schedules with an end take it unless `value`
-            names another.
+        value: a constant rate, or a mapping with the name and the arguments of a schedule.
+        num_steps: length of the training in steps. Schedules of finite length use it unless
+            `value` gives its own `num_steps`.
 
     Raises:
-        SpecError: neither, or arguments that the schedule refuses.
-        UnknownNameError: no schedule of this name.
+        SpecError: the value is neither, or the schedule refuses its arguments.
+        UnknownNameError: no schedule has this name.
 
     Example:
         >>> make_schedule({"name": "cosine", "initial": 0.1}, num_steps=200)
@@ -96,10 +99,10 @@ def make_schedule(value: float | Mapping[str, Any], num_steps: int) -> Schedule:
 
 
 def _follows_training(name: object) -> bool:
-    """Whether a rate's name is a controller's or the population's, and not a schedule's."""
+    """Return whether a name stands for an LR controller or the population, not a schedule."""
     if not isinstance(name, str) or name == _POPULATION:
         return name == _POPULATION
-    if ":" in name:  # either may be written so; controllers are made for an optimizer
+    if ":" in name:  # "module:name" may be either; only controllers take an optimizer
         return "optimizer" in inspect.signature(plugins.load("lr_controllers", name)).parameters
     controllers, schedules = plugins.names("lr_controllers"), plugins.names("schedules")
     if name not in (*controllers, *schedules):
@@ -121,7 +124,7 @@ def _with_length(config: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
     name = config.get("name")
     if isinstance(name, str):
         parameters = inspect.signature(plugins.load("schedules", name)).parameters
-        # In wrappers (warm-up) `num_steps` is the length of something else.
+        # In schedules that wrap another one, `num_steps` is the length of the warm-up, for example.
         if "num_steps" in parameters and "schedule" not in parameters:
             return {"num_steps": num_steps, **config}
     return dict(config)

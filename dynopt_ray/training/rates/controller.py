@@ -1,4 +1,4 @@
-"""What learning rates that follow training have in common."""
+"""The protocol of LR controllers, which adapt learning rates to training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -10,32 +10,32 @@ from torch.optim import Optimizer
 
 @runtime_checkable
 class RateController(Protocol):
-    """Sets the learning rates of an optimizer by what training shows.
+    """Sets the learning rates of an optimizer according to the progress of training.
 
-    It belongs to one network and its optimizer, whose rates are its own from then on: a schedule
-    beside it would be overruled. One that never looks at losses says so with an attribute
-    `observes_losses = False`; the others are refused where nothing would be observed.
+    A controller belongs to one network and its optimizer and alone sets the optimizer's rates: it
+    would overrule a schedule. A controller that ignores losses has the attribute
+    `observes_losses = False`. All other controllers are refused if no loss would be observed.
     """
 
     def observe(self, loss: float, /) -> object:
-        """Take a loss: of validation data, or of a stream's events before they are learned."""
+        """Take a loss of validation data, or of events of a stream before they are learned."""
 
     def detach(self) -> None:
-        """Leave the optimizer alone from now on, at the rate it has."""
+        """Stop controlling the optimizer, which keeps its present rates."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state but the optimizer's: numbers, strings, lists and tensors."""
+        """Return the state without the optimizer's: numbers, strings, lists and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly as the controller that gave `state` would."""
+        """Continue exactly as the controller whose `state_dict` this is."""
 
 
 ControllerFactory = Callable[[nn.Module, Optimizer], RateController]
-"""Makes the controller of a network and its optimizer."""
+"""(network, its optimizer) -> a controller for them."""
 
 
 def set_rates(optimizer: Optimizer, change: Callable[[float], float]) -> None:
-    """Change every group's learning rate; one that is a tensor stays the same tensor."""
+    """Apply a function to the learning rate of every group; tensors are changed in place."""
     for group in optimizer.param_groups:
         rate = change(float(group["lr"]))
         if isinstance(group["lr"], Tensor):
@@ -45,6 +45,6 @@ def set_rates(optimizer: Optimizer, change: Callable[[float], float]) -> None:
 
 
 def shapes(state: Mapping[str, Any]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shapes and dtypes of a network's state; what else its modules keep there has none."""
+    """Return the shape and dtype of every tensor in a state dict; other entries are skipped."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

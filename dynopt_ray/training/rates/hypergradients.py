@@ -1,4 +1,4 @@
-"""Hypergradient descent: the learning rate follows its own gradient."""
+"""Hypergradient descent: gradient descent on the learning rate itself."""
 
 import math
 from typing import Any
@@ -14,31 +14,34 @@ _LEAST_SHARE = 1e-3
 
 
 class Hypergradient:
-    """Raises an optimizer's rate while gradients agree with its last steps, and lowers it else.
+    """Raises the learning rate while gradients agree with the last step, and lowers it otherwise.
 
-    With g the gradient of a step and d the direction of the step before, w = w - α d:
+    With α the rate, g the gradient of a step and d the direction of the step before, w = w - α d:
 
         α = α + β · Σ g d                     (additive)
         α = α (1 + β · Σ g d / (|g| |d|))     (multiplicative)
 
-    The direction is read off the weights, so this is the paper's form for each optimizer: d is the
-    last gradient for SGD, m̂ / (√v̂ + ε) for Adam. The rate changes before the step that it is used
-    in. After an edit that resizes a parameter, the sum goes over the others for one step.
+    The direction d is computed from the change of the weights. Therefore this is the paper's form
+    for every optimizer: d is the last gradient for SGD, and m̂ / (√v̂ + ε) for Adam. The rate is
+    updated before the step that uses it. After an edit that resizes a parameter, the sum leaves
+    that parameter out for one step.
 
     Args:
-        optimizer: whose first group's rate is learned; the other groups keep their ratio to it.
-        hyper_lr: β, > 0. The additive form's depends on the size of gradients; the
-            multiplicative one's is a share, e.g. 0.02.
-        multiplicative: which of the two forms.
-        min_lr: the rate never falls below; None for a thousandth of the rate at the start. At
-            zero no step would be taken any more, and so no direction be known to rise by.
+        optimizer: the optimizer. The rate of its first group is learned, and the other groups keep
+            their ratio to it.
+        hyper_lr: β, > 0. For the additive form it depends on the size of the gradients; for the
+            multiplicative form it is a relative change, e.g. 0.02.
+        multiplicative: whether to use the multiplicative form instead of the additive one.
+        min_lr: lower bound of the rate, >= 0. Default: a thousandth of the rate at the start. At a
+            rate of zero the weights would not move, so d would be unknown and the rate could never
+            rise again.
 
     Raises:
-        ValueError: a number out of range, or an optimizer that maximises.
+        ValueError: an argument is out of range, or the optimizer maximises.
 
     References:
         Baydin et al. 2018, "Online Learning Rate Adaptation with Hypergradient Descent": SGD-HD and
-        Adam-HD; its multiplicative form, here with the cosine of the two directions.
+        Adam-HD. The multiplicative form differs: it uses the cosine of the two directions.
     """
 
     observes_losses = False
@@ -54,8 +57,8 @@ class Hypergradient:
         positive("Hypergradient: hyper_lr", hyper_lr)
         if any(group.get("maximize") for group in optimizer.param_groups):
             raise ValueError(
-                "Hypergradient: the optimizer maximises, and rates would change the wrong way; let "
-                "it minimise the negated objective"
+                "Hypergradient: the optimizer maximises, so rates would change in the wrong "
+                "direction; let it minimise the negated objective"
             )
         if min_lr is not None:
             not_negative("Hypergradient: min_lr", min_lr)
@@ -71,23 +74,23 @@ class Hypergradient:
 
     @property
     def lr(self) -> float:
-        """The rate of the first group."""
+        """The learning rate of the first group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def observe(self, loss: float) -> None:
-        """Nothing: it follows the gradients alone."""
+        """Do nothing, because the rate depends on gradients alone."""
 
     def detach(self) -> None:
-        """Leave the optimizer alone from now on, at the rate it has."""
+        """Stop controlling the optimizer, which keeps its present rates."""
         for handle in self._handles:
             handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """The last directions; the rate itself is the optimizer's."""
+        """Return the last directions. The rate itself is part of the optimizer's state."""
         return {"directions": [None if d is None else d.clone() for d in self._directions]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the one that gave `state`."""
+        """Continue as the controller whose `state_dict` this is."""
         self._directions = [None if d is None else d.clone() for d in state["directions"]]
 
     @torch.no_grad()
@@ -103,7 +106,7 @@ class Hypergradient:
         self._before = [p.detach().clone() for p in parameters]
 
     def _agreement(self, parameters: list[Tensor]) -> float:
-        """Σ g d, or its cosine."""
+        """Return Σ g d, or the cosine in the multiplicative form."""
         product = gradients = directions = 0.0
         for p, d in zip(parameters, self._directions, strict=False):
             if p.grad is not None and d is not None and d.shape == p.grad.shape:
@@ -116,7 +119,7 @@ class Hypergradient:
 
     @torch.no_grad()
     def _note(self, *_: Any) -> None:
-        """The direction of the step that was just taken."""
+        """Compute the directions of the step that was just taken."""
         self._directions = []
         rates = [g["lr"] for g in self.optimizer.param_groups for _ in g["params"]]
         for p, before, rate in zip(self._parameters(), self._before, rates, strict=True):
@@ -128,12 +131,12 @@ class Hypergradient:
 
 
 def hypergradient(
-    model: nn.Module,  # noqa: ARG001 - what factories of controllers are given
+    model: nn.Module,  # noqa: ARG001 - controller factories get the network too
     optimizer: Optimizer,
     *,
     hyper_lr: float,
     multiplicative: bool = False,
     min_lr: float | None = None,
 ) -> Hypergradient:
-    """`Hypergradient`, made as controllers are; the network itself does not matter to it."""
+    """Return a `Hypergradient`. The network is ignored; controller factories must accept it."""
     return Hypergradient(optimizer, hyper_lr=hyper_lr, multiplicative=multiplicative, min_lr=min_lr)

@@ -1,4 +1,4 @@
-"""Plateau: a rate that is cut when the loss stops falling, from the best weights on."""
+"""Plateau: cut the learning rate and return to the best weights when the loss stops falling."""
 
 import math
 from typing import Any
@@ -13,24 +13,25 @@ from dynopt_ray.training.rates.controller import set_rates, shapes
 
 
 class Plateau:
-    """Cuts the rate and goes back to the best weights where the loss has stopped falling.
+    """Cuts the learning rate and restores the best weights when the loss has stopped falling.
 
-    torch's `ReduceLROnPlateau` cuts the rate only; what was lost since the best state has to be
-    learned again, at the smaller rate. After an edit that resizes the network or masks weights the
-    best state no longer fits, and the search for one begins anew.
+    In contrast, torch's `ReduceLROnPlateau` only cuts the rate, so the network must recover at the
+    smaller rate what it lost since its best state. When an edit resizes the network or masks
+    weights, the best state no longer fits; it is forgotten and the search starts again.
 
     Args:
         model: the network.
-        optimizer: its optimizer; all groups' rates are cut.
-        factor: what rates are multiplied with, in (0, 1).
-        patience: losses without a new best one before a cut, at least 1.
-        min_gain: how much lower a loss must be to be a new best, relative to the best, >= 0.
-        min_lr: rates never fall below.
-        backtrack: whether to go back to the best weights and optimizer state.
+        optimizer: its optimizer; the rates of all groups are cut.
+        factor: factor by which rates are multiplied, in (0, 1).
+        patience: number of consecutive losses without a new best before a cut, at least 1.
+        min_gain: how much lower than the best a loss must be to become the new best, relative to
+            the best, >= 0.
+        min_lr: rates are never cut below this, >= 0.
+        backtrack: whether to restore the best weights and optimizer state at a cut.
 
     Raises:
-        TypeError: no number, or patience that is no whole number.
-        ValueError: a number out of range.
+        TypeError: an argument is not a number, or patience is not a whole number.
+        ValueError: an argument is out of range.
 
     Example:
         >>> import torch
@@ -65,10 +66,10 @@ class Plateau:
         self._best: dict[str, Any] | None = None
 
     def observe(self, loss: float) -> bool:
-        """Take a loss, of validation data say; NaN and infinity count as worse than any.
+        """Take a loss, e.g. of validation data. NaN and infinity never count as a new best.
 
         Returns:
-            Whether the rate was cut.
+            True if the rate was cut.
         """
         if self._best is not None and not self._fits(self._best["model"]):
             self.detach()
@@ -88,11 +89,11 @@ class Plateau:
         return True
 
     def detach(self) -> None:
-        """Let go of the best state."""
+        """Forget the best loss and state."""
         self.best_loss, self.num_bad, self._best = math.inf, 0, None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best loss and state, and how long ago that was."""
+        """Return the best loss, the best state, and the number of losses since."""
         return {
             "best_loss": self.best_loss,
             "num_bad": self.num_bad,
@@ -100,7 +101,7 @@ class Plateau:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the one that gave `state`."""
+        """Continue as the controller whose `state_dict` this is."""
         self.best_loss, self.num_bad = state["best_loss"], state["num_bad"]
         self._best = copied(state["best"])
 

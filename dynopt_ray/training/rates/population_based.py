@@ -1,4 +1,14 @@
-"""Population: rates that are bred, as in population based training."""
+"""Population-based learning rates: members that lag copy better ones and vary their rate.
+
+Several networks of equal shapes train in parallel, each at its own learning rate. In each
+observation they are ranked by loss. Each of the worst members copies weights, masks, optimizer
+state and rate from one of the best, and multiplies the copied rate by a random factor. Bad rates
+die out, and good rates are tried with variations, so a single training finds not only a rate but a
+sequence of rates. A replaced member continues from the exact state of its source at another rate,
+so its later losses judge this rate. At most half of the members are replaced at once, so no source
+is overwritten in the same observation. All draws come from a separate random generator and leave
+torch's generators alone.
+"""
 
 import copy
 import random
@@ -18,17 +28,19 @@ from dynopt_ray.training.rates.controller import set_rates, shapes
 
 @dataclass(frozen=True)
 class PopulationStart:
-    """A population of copies of one network, at rates around its optimizer's.
+    """Makes a population of copies of one network, with rates around its optimizer's.
 
     Attributes:
-        num_members: how many, the network itself among them; two or more.
-        spread: the highest rate over the middle one, and that over the lowest; > 1.
+        num_members: number of members including the network itself, at least 2.
+        spread: ratio of the highest rate to the middle one, and of the middle one to the lowest,
+            > 1.
         share: see `PopulationBasedRate`.
         factors: see `PopulationBasedRate`.
         seed: see `PopulationBasedRate`.
 
     Raises:
-        ValueError: a number out of range.
+        TypeError: an attribute has the wrong type.
+        ValueError: an attribute is out of range.
     """
 
     num_members: int = 4
@@ -45,10 +57,10 @@ class PopulationStart:
         self._of(some, [torch.optim.SGD(model.parameters()) for model in some])
 
     def __call__(self, model: nn.Module, optimizer: Optimizer) -> "PopulationBasedRate":
-        """Its members: the network as the first, at the lowest rate, and copies of it."""
+        """Return the population: first the network itself, at the lowest rate, then its copies."""
         pairs = [(model, optimizer)]
         for _ in range(self.num_members - 1):
-            # Together, so that the copied optimizer trains the copied network.
+            # Copy both in one call, so that the copied optimizer refers to the copied network.
             pairs.append(copy.deepcopy((model, optimizer)))
             for parameter, keep in masked_parameters(model).items():
                 set_mask(pairs[-1][0].get_parameter(parameter), keep)
@@ -65,24 +77,27 @@ class PopulationStart:
 
 
 class PopulationBasedRate:
-    """Trainings that lag take over from those ahead, and vary their learning rate.
+    """Lets the worst members copy the best ones and vary the copied learning rate.
 
-    Of n members, trained side by side at rates of their own, the last ⌊share · n⌋ by loss (at
-    least one) each copy the weights and the optimizer of one of as many at the top, drawn at
-    random, and multiply its rate by one of two factors, drawn too.
+    The n members train in parallel at their own rates. In each observation, the ⌊share · n⌋
+    members with the largest losses (at least one) each copy the weights and the optimizer of a
+    member drawn from equally many with the smallest losses. They then multiply its rate by one of
+    the two factors, also drawn at random.
 
     Args:
         models: the networks, of equal shapes; two or more.
-        optimizers: one over each, of the same kind; all groups' rates are varied alike.
-        share: of the members that take over, in (0, 0.5].
-        factors: what a rate is multiplied with, each > 0.
-        seed: of what is drawn.
+        optimizers: one for each network, all of the same kind. The rates of all groups of an
+            optimizer are multiplied by the same factor.
+        share: fraction of the members that are replaced, in (0, 0.5].
+        factors: two factors for rates, each > 0.
+        seed: seed of the random draws.
 
     Raises:
-        TypeError: a seed that is no whole number, or factors that are no numbers.
-        EditError: an optimizer that does not train its network.
-        ValueError: fewer than two networks, another number of optimizers, one of them twice,
-            networks of other shapes, optimizers of other kinds or groups, or a number out of range.
+        TypeError: the seed is not a whole number, or a factor is not a number.
+        EditError: an optimizer does not train its network.
+        ValueError: there are fewer than two networks, the number of optimizers differs, a network
+            or optimizer is given twice, networks differ in shape, optimizers differ in kind or
+            groups, or a number is out of range.
 
     References:
         Jaderberg et al. 2017, "Population Based Training of Neural Networks": truncation selection
@@ -110,20 +125,24 @@ class PopulationBasedRate:
     ) -> None:
         if len(models) < 2 or len(models) != len(optimizers):
             raise ValueError(
-                f"Population: {len(models)} networks and {len(optimizers)} optimizers; give two or "
-                "more networks, and an optimizer for each"
+                f"PopulationBasedRate: {len(models)} networks and {len(optimizers)} optimizers; "
+                "give two or more networks, and an optimizer for each"
             )
         if len({id(one) for one in [*models, *optimizers]}) < 2 * len(models):
-            raise ValueError("Population: a network or an optimizer is there twice; give copies")
+            raise ValueError(
+                "PopulationBasedRate: a network or an optimizer is given twice; give copies"
+            )
         if not 0 < share <= 0.5:
-            raise ValueError(f"Population: share is {share!r}; it must be above 0 and at most 0.5")
+            raise ValueError(
+                f"PopulationBasedRate: share is {share!r}; it must be above 0 and at most 0.5"
+            )
         if not isinstance(factors, Sequence) or len(factors) != 2:
-            raise ValueError(f"Population: factors are {factors!r}; give two numbers > 0")
+            raise ValueError(f"PopulationBasedRate: factors are {factors!r}; give two numbers > 0")
         for factor in factors:
-            positive("Population: one of the factors", factor)
+            positive("PopulationBasedRate: one of the factors", factor)
         self.models, self.optimizers = tuple(models), tuple(optimizers)
         self.share, self.factors = share, factors
-        self._random = random.Random(whole("Population: seed", seed, least=0))
+        self._random = random.Random(whole("PopulationBasedRate: seed", seed, least=0))
         self._check_members()
 
     @property
@@ -133,22 +152,26 @@ class PopulationBasedRate:
 
     @property
     def lrs(self) -> list[float]:
-        """The rate of each member's first group."""
+        """The learning rate of each member's first group."""
         return [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers]
 
     def observe(self, losses: Sequence[float]) -> list[int]:
-        """Take a loss of each member, of validation data say; NaN counts as worse than any.
+        """Take one loss per member, e.g. of validation data, and replace the worst members.
+
+        NaN counts as worse than any number.
 
         Returns:
-            For each member whom it goes on from; itself where it stays.
+            For each member, the index of the member whose state it has now: its own if it was not
+            replaced.
 
         Raises:
-            ValueError: another number of losses, or shapes or optimizers that differ since an edit.
-                Nothing has been changed.
+            ValueError: the number of losses is wrong, or the shapes or optimizers of members
+                differ since an edit. Nothing is changed.
         """
         if len(losses) != len(self.models):
             raise ValueError(
-                f"Population: {len(losses)} losses for {len(self.models)} members; give one each"
+                f"PopulationBasedRate: {len(losses)} losses for {len(self.models)} members; give "
+                "one for each"
             )
         self._check_members()
         sources = list(range(len(losses)))
@@ -164,17 +187,17 @@ class PopulationBasedRate:
         return sources
 
     def state_dict(self) -> dict[str, Any]:
-        """What later draws depend on; networks and optimizers have states of their own."""
+        """Return the random state. Networks and optimizers have states of their own."""
         return {"random": self._random.getstate()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the one that gave `state`."""
+        """Continue as the population whose `state_dict` this is."""
         version, numbers, gauss = state["random"]
         self._random.setstate((version, tuple(numbers), gauss))
 
     @torch.no_grad()
     def copy(self, source: int, member: int) -> None:
-        """Make a member equal another, in weights, masks, optimizer and rate."""
+        """Copy weights, masks, optimizer state and rate from one member (`source`) to another."""
         self.models[member].load_state_dict(self.models[source].state_dict())
         masks = masked_parameters(self.models[source])
         for name in masks.keys() | masked_parameters(self.models[member]).keys():
@@ -182,7 +205,7 @@ class PopulationBasedRate:
         load_optimizer_state(self.optimizers[member], optimizer_state(self.optimizers[source]))
 
     def _check_members(self) -> None:
-        """Members that can take over each other's weights and optimizer states."""
+        """Refuse members that cannot copy each other's weights and optimizer states."""
         for model, optimizer in self.members:
             check_trains(optimizer, model)
         kinds = [
@@ -192,13 +215,14 @@ class PopulationBasedRate:
         for number, kind in enumerate(kinds):
             if kind != kinds[0]:
                 raise ValueError(
-                    f"Population: optimizer {number} is {kind[0]} over groups of {kind[1]} "
-                    f"parameters, the first {kinds[0][0]} over {kinds[0][1]}; make them alike"
+                    f"PopulationBasedRate: optimizer {number} is {kind[0]} over groups of "
+                    f"{kind[1]} parameters, but the first is {kinds[0][0]} over {kinds[0][1]}; "
+                    "make them alike"
                 )
         first, *others = (shapes(model.state_dict()) for model in self.models)
         for number, other in enumerate(others, start=1):
             if other != first:
                 raise ValueError(
-                    f"Population: network {number} has other shapes than the first; members take "
-                    "over each other's weights, so resize all of them alike"
+                    f"PopulationBasedRate: network {number} has other shapes than the first; "
+                    "members copy each other's weights, so resize all of them alike"
                 )

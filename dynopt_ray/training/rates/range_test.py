@@ -20,23 +20,23 @@ from dynopt_ray.training.numbers import positive, whole
 if TYPE_CHECKING:
     import pandas as pd
 
-# In units of the first loss, so that it does not matter whether losses can be negative.
+# Relative to the first loss's absolute value, so that losses may be negative.
 _BLOWN_UP = 3.0
 _LEAST_FALL = 0.01
 _FEWEST = 10  # steps
-_ROWS = 512  # to judge every step on
-_WINDOW = 7  # steps to average over
+_ROWS = 512  # rows on which every step is judged
+_WINDOW = 7  # steps in the moving average
 
 
 @dataclass(frozen=True, eq=False)
 class RateRange:
-    """What the range test found.
+    """The result of the range test.
 
     Attributes:
-        suggestion: the rate at which the loss fell fastest.
-        largest: the rate with the least loss; beyond it training becomes unstable.
-        history: a DataFrame with one row per step: lr, loss (after the step, always of the same
-            training rows) and smooth_loss (its mean over seven steps).
+        suggestion: the learning rate at which the loss fell fastest.
+        largest: the learning rate with the smallest loss; above it training becomes unstable.
+        history: a DataFrame with one row per step: lr, loss (after the step, always on the same
+            training rows) and smooth_loss (the mean of the loss over seven steps).
     """
 
     suggestion: float
@@ -54,28 +54,29 @@ def find_rate(
     num_steps: int = 100,
     seed: int = 0,
 ) -> RateRange:
-    """Try rising learning rates, one step each; the network and its optimizer are as before.
+    """Train at increasing learning rates, one step each, and return which rates work.
 
-    The rate rises by the same factor from step to step until the loss is above the least one by
-    three times the first one. The suggestion is the rate at which it fell fastest per factor. The
-    loss is that of the same 512 training rows after every step: batches differ by more than a
-    trained network can still gain.
+    The rate increases by the same factor in every step. The test ends after `num_steps`, or when
+    the loss exceeds the smallest loss so far by three times the first loss. The suggestion is the
+    rate at which the loss fell fastest per step. The loss is measured after every step on the same
+    512 training rows, because losses of different batches differ by more than a trained network
+    can still improve. Afterwards, the network and its optimizer are restored.
 
     Args:
-        model: the network (or its graph), as training shall start from it.
+        model: the network (or its graph), in the state from which training will start.
         task: what it learns.
-        optimizer: over its parameters. Rates are those of its first group, to which the others
-            keep their ratio.
+        optimizer: the optimizer over the network's parameters. The rates are those of its first
+            group; the other groups keep their ratio to it.
         lowest: the first rate, > 0.
-        highest: the last one.
-        num_steps: steps, at least 10.
-        seed: of dropout, and of the order of rows where a loader does not decide that itself.
+        highest: the last rate, above `lowest`.
+        num_steps: number of steps, at least 10.
+        seed: seed of dropout, and of the order of rows unless a data loader decides it.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
         DivergedError: the loss is not finite at the start, or never falls by more than 1 %.
         EditError: all parameters are frozen, or the optimizer trains another network.
-        TypeError: no task, or no numbers.
+        TypeError: an argument has the wrong type.
 
     References:
         Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3.
@@ -117,7 +118,11 @@ def find_rate(
 
 
 def _loss(model: nn.Module, task: Task, batches: Sequence[Batch], seed: int) -> float:
-    """Of the same rows, in training mode: averages that normalise lag behind the weights."""
+    """Return the mean loss of some batches.
+
+    The network is in training mode, because running averages of normalisation layers lag behind the
+    weights.
+    """
     losses, num_rows = 0.0, 0
     with seeded(model, seed), undisturbed(model, training=True), buffers_kept(model):
         for inputs, targets in batches:
@@ -131,11 +136,11 @@ def _loss(model: nn.Module, task: Task, batches: Sequence[Batch], seed: int) -> 
 
 def _never_falls(start: float, lowest: float, rows: Sequence[Mapping[str, float]]) -> str:
     if not rows:
-        return f"find_rate: the loss only rises, from the rate {lowest:g} on; begin lower"
+        return f"find_rate: the loss only rises, even at the rate {lowest:g}; give a smaller lowest"
     return (
         f"find_rate: from {start:.4g} the loss falls by less than {_LEAST_FALL:.0%} at any rate "
-        f"from {lowest:g} to {rows[-1]['lr']:g}. The network has learned the task already; or "
-        "search other rates"
+        f"from {lowest:g} to {rows[-1]['lr']:g}. Either the network has learned the task already, "
+        "or other rates are needed: change lowest and highest"
     )
 
 

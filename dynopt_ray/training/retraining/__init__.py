@@ -1,4 +1,4 @@
-"""Retraining between edits, with or without a teacher."""
+"""Retraining between edits, optionally with distillation from a teacher."""
 
 from dynopt_ray.training.retraining.distillation import Distillation
 from dynopt_ray.training.retraining.measured_parts import trained_in_parts

@@ -1,4 +1,4 @@
-"""Distillation: learning from the outputs of the network before it was pruned."""
+"""Distillation: learn from the outputs of the network before it was pruned."""
 
 import copy
 from dataclasses import dataclass
@@ -16,16 +16,17 @@ from dynopt_ray.training.numbers import positive
 class Distillation:
     """Adds the distance from a teacher's outputs to the loss.
 
-    For labels that is weight · T² · KL(softmax(teacher / T) ‖ softmax(output / T)), for numbers
-    weight · mean squared difference. T² keeps the size of its gradient independent of T. One logit
-    z stands for two classes with the outputs 0 and z.
+    For labels, the distance is weight · T² · KL(softmax(teacher / T) ‖ softmax(output / T)). For
+    numbers, it is weight · mean squared difference. The factor T² keeps the size of the gradient
+    independent of T. A single logit z stands for two classes with the outputs 0 and z.
 
     Attributes:
-        weight: how much it counts beside the task's loss, > 0.
-        temperature: T, how much of the teacher's doubt is learned, > 0.
+        weight: weight of the distance relative to the task's loss, > 0.
+        temperature: T, > 0. Higher values make the student learn more of the small probabilities
+            that the teacher gives to other classes.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
 
     References:
         Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network".
@@ -39,11 +40,11 @@ class Distillation:
             positive(f"Distillation: {name}", getattr(self, name))
 
     def from_teacher(self, teacher: nn.Module, *, outputs: OutputKind) -> AddedLoss:
-        """The loss that a student adds; the teacher is copied as it is now.
+        """Return the loss to add when training a student.
 
         Args:
-            teacher: the network to learn from.
-            outputs: what it gives; see `Task.outputs`.
+            teacher: the network to learn from. It is copied now, so it may change afterwards.
+            outputs: the kind of its outputs; see `Task.outputs`.
         """
         teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
 
@@ -60,7 +61,7 @@ class Distillation:
         return added_loss
 
     def _log_probabilities(self, output: Tensor, outputs: OutputKind) -> Tensor:
-        """Of classes, along dimension 1."""
+        """Return the log probabilities of the classes, along dimension 1."""
         if outputs == "logits":
             output = torch.stack([torch.zeros_like(output), output], dim=1)
         return F.log_softmax(output / self.temperature, dim=1)

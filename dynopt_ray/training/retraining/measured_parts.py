@@ -1,4 +1,4 @@
-"""Training in parts, with a measurement after each."""
+"""Train in parts, with a measurement after each part."""
 
 from collections.abc import Iterator
 
@@ -23,25 +23,26 @@ def trained_in_parts(
     num_parts: int,
     seed: int,
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train; after each part, the steps so far and the figures.
+    """Train a network in parts and yield measurements after each part.
 
     Args:
-        model: trained in place.
+        model: the network, which is trained in place.
         task: what it learns.
-        optimizer: over its parameters.
-        rate: the learning rate; a controller observes the validation loss of each part, a
-            population breeds by it. Of a population the figures are the best member's, whose
-            weights the network has in the end.
-        num_steps: optimizer steps in all.
-        num_parts: parts, as even as may be; no more than steps.
-        seed: of the order of training rows.
+        optimizer: the optimizer over the network's parameters.
+        rate: the learning rate. A controller observes the validation loss of each part, and a
+            population selects its members by it. For a population, the measurements are those of
+            the best member, whose weights the network gets at the end.
+        num_steps: total number of optimizer steps.
+        num_parts: number of parts of nearly equal length. At most `num_steps` parts are made.
+        seed: seed of the order of training rows.
 
     Yields:
-        (steps so far, {"loss", "lr", "validation_loss", "accuracy"}): the mean training loss and
-        the last rate of the part, and the task's metric on validation data after it.
+        (number of steps so far, {"loss", "lr", "validation_loss", "accuracy"}): the mean training
+        loss and the last learning rate of the part, and then the validation loss and the task's
+        metric on validation data after it.
 
     Raises:
-        DivergedError: the loss is NaN or infinite; says after how many steps.
+        DivergedError: the loss is NaN or infinite. The message says after how many steps.
     """
     scheduler = None if rate.schedule is None else to_torch(rate.schedule, optimizer)
     controller = rate.controller and rate.controller(model, optimizer)
@@ -81,7 +82,7 @@ def _trained(
     num_steps: int,
     scheduler: LRScheduler | None,
 ) -> dict[str, float]:
-    """Train one network for a part; its figures."""
+    """Train one network for one part and return its measurements."""
     stats = task.train_steps(model, optimizer, num_steps, generator=generator, schedule=scheduler)
     metrics = task.evaluate(model)
     return {

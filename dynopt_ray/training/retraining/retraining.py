@@ -1,4 +1,4 @@
-"""Retraining between edits."""
+"""Retrain a network between edits."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,37 +24,39 @@ _RATE_KEYS = {"lr", "initial_lr"}
 
 
 def default_optimizer(model: nn.Module) -> Optimizer:
-    """What trains where the caller brings no optimizer: Adam with rate 0.001."""
+    """Return the optimizer used if the caller gives none: Adam with learning rate 0.001."""
     is_half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-    # Torch's own eps is 0 in float16, and so is the square of a small gradient.
+    # Torch's default eps rounds to 0 in float16, and so does the square of a small gradient.
     eps = _FLOAT16_EPS if is_half else _EPS
     return torch.optim.Adam(model.parameters(), lr=_LR, eps=eps)
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """Some optimizer steps on a task's training data.
+    """Trains a network for a number of steps, with optional checks on validation data.
 
     Attributes:
-        num_steps: how many, at least 1.
-        schedule: the learning rate; None keeps the optimizer's.
-        controller: makes what sets the rate instead, anew for each retraining, from the network
-            and its optimizer: `Plateau`, or `partial(hypergradient, hyper_lr=0.01)`. It observes
-            the validation loss at every check, so `Plateau` needs some.
-        restart: whether the schedule begins anew after each edit. If not, it goes on where it
-            was, as in gradual pruning during one training: what was trained is then kept even
-            where the network was better before it.
-        num_checks: how often the network is judged on validation data, at even distances. From
-            two on the best of these states is what remains.
-        patience: training stops after so many checks without a better state; None never stops it.
-        distillation: learn from the network before pruning, too.
+        num_steps: number of optimizer steps, at least 1.
+        schedule: step -> learning rate; None keeps the optimizer's rate.
+        controller: (network, optimizer) -> an LR controller, which sets the rate instead of a
+            schedule, e.g. `Plateau` or `partial(hypergradient, hyper_lr=0.01)`. A new one is made
+            for each retraining. It observes the validation loss at every check, so `Plateau` needs
+            at least two checks.
+        restart: whether the schedule restarts after each edit. If False, it continues through all
+            rounds, as in gradual pruning during a single training. The trained weights are then
+            kept even if the network was better before the retraining.
+        num_checks: number of evaluations on validation data, evenly spaced. With two or more, the
+            network is left in the best of the evaluated states.
+        patience: number of consecutive checks without a better state after which training stops;
+            None never stops early.
+        distillation: also learn from the network before pruning; None disables it.
 
-    `schedule=rewind(training_schedule, to_step=…)` retrains at the rates of the training's end.
+    `schedule=rewind(training_schedule, to_step=…)` retrains at the rates from the end of training.
 
     Raises:
-        TypeError: a number that is not whole, no schedule, no controller, or no distillation.
-        ValueError: a number below 1, more checks than steps, patience without checks, or a
-            controller beside a schedule.
+        TypeError: an attribute has the wrong type.
+        ValueError: a number is below 1, there are more checks than steps, there are too few checks
+            for the patience, or both a schedule and a controller are given.
     """
 
     num_steps: int
@@ -72,7 +74,7 @@ class Retraining:
             "Retraining: controller", self.controller, "a function of model and optimizer, or None"
         )
         if self.schedule is not None and self.controller is not None:
-            raise ValueError("Retraining: give a schedule or a controller; each would set the rate")
+            raise ValueError("Retraining: give a schedule or a controller; both would set the rate")
         whole("Retraining: num_checks", self.num_checks, least=1)
         if self.num_checks > self.num_steps:
             raise ValueError(
@@ -103,26 +105,26 @@ class Retraining:
         added_loss: AddedLoss | None = None,
         num_before: int = 0,
     ) -> TrainStats:
-        """Train; the optimizer's learning rates are afterwards what they were.
+        """Train the network, then restore the optimizer's learning rates.
 
-        A schedule that ends at zero would otherwise leave the next one no rates to keep the
-        ratio of.
+        Schedules keep the ratios between the rates of parameter groups. If a schedule that ends at
+        zero left its rates in place, the next one would have no ratios to keep.
 
         Args:
-            task: what to learn.
+            task: what the network learns.
             model: the network.
-            optimizer: over its parameters.
+            optimizer: the optimizer over its parameters.
             generator: draws the order of rows.
             added_loss: see `Task.train_steps`.
-            num_before: how many such trainings came before, in earlier rounds.
+            num_before: number of retrainings in earlier rounds.
 
         Returns:
-            What all steps did, also those after the state that remains.
+            Statistics of all steps, including those after the state that is kept.
 
         Raises:
-            DivergedError: the loss is NaN or infinite, with the step.
-            TypeError: what `controller` made is no controller.
-            ValueError: it follows losses, and there is only one check.
+            DivergedError: the loss is NaN or infinite. The message names the step.
+            TypeError: `controller` did not return an LR controller.
+            ValueError: the controller follows losses, but there is only one check.
         """
         schedule = self.schedule
         if schedule is not None and not self.restart:
@@ -153,7 +155,7 @@ class Retraining:
         controller = self.controller(model, optimizer)
         if not isinstance(controller, RateController):
             raise TypeError(
-                f"Retraining: controller made {controller!r:.60}; it must give a RateController"
+                f"Retraining: controller gave {controller!r:.60}; it must return a RateController"
             )
         if self.num_checks == 1 and getattr(controller, "observes_losses", True):
             controller.detach()
@@ -164,7 +166,7 @@ class Retraining:
         return controller
 
     def teacher_loss(self, model: nn.Module, task: Task) -> AddedLoss | None:
-        """What it adds to learn from a network as it is now; None without distillation."""
+        """Return the distillation loss from the present network; None without distillation."""
         if self.distillation is None:
             return None
         return self.distillation.from_teacher(model, outputs=task.outputs)
@@ -177,7 +179,7 @@ class Retraining:
         optimizer: Optimizer,
         controller: RateController | None,
     ) -> TrainStats:
-        """Train in parts and go back to the best of the states between them."""
+        """Train in parts, evaluate after each, and restore the best of these states."""
         parts: list[TrainStats] = []
         best, best_smooth, since = Snapshot(model, optimizer), -math.inf, 0
         done = 0
@@ -201,11 +203,11 @@ class Retraining:
 
 
 def as_retraining(name: str, value: int | Retraining | None, *, least: int) -> Retraining | None:
-    """The retraining that an argument stands for; None for None and for no steps.
+    """Convert an argument to a `Retraining`. If `least` is 0, None and 0 return None.
 
     Raises:
-        TypeError: neither a number of steps nor a retraining.
-        ValueError: fewer steps than the least.
+        TypeError: the value is neither a number of steps nor a `Retraining`.
+        ValueError: the number of steps is below `least`.
     """
     if isinstance(value, Retraining) or (value is None and not least):
         return value
@@ -219,7 +221,7 @@ def as_retraining(name: str, value: int | Retraining | None, *, least: int) -> R
 
 
 def _joined(parts: Sequence[TrainStats]) -> TrainStats:
-    """What several trainings did together."""
+    """Combine the statistics of consecutive parts of a training."""
     num_steps = sum(part.num_steps for part in parts)
     return TrainStats(
         mean_loss=math.fsum(part.mean_loss * part.num_steps for part in parts) / num_steps,

@@ -113,7 +113,7 @@ def adapted(
             budget=as_budget(settings.budget),
             horizon=settings.horizon,
             train_steps=settings.train_steps,
-            actions=ActionSet(**settings.actions.model_dump()),
+            actions=ActionSet(settings.actions),
             optimizer=make_optimizer(optimizer, model, lr=settings.lr),
             seed=seed,
         )

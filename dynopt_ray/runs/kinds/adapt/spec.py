@@ -2,19 +2,17 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dynopt_ray.policies import ChargedCost
-from dynopt_ray.runs.spec import CostFractions, NetworkSpec, PolicyField, Strict
-
-
-class Actions(Strict):
-    """How much each decision changes."""
-
-    grow_fraction: float = Field(default=0.3, gt=0, le=1)
-    shrink_fraction: float = Field(default=0.3, gt=0, le=1)
-    prune_fraction: float = Field(default=0.3, gt=0, le=1)
-    max_growth: float = Field(default=1.5, ge=1)
+from dynopt_ray.policies import DEFAULT_ACTIONS, adapt, check_adaptation
+from dynopt_ray.runs.spec import (
+    ActionsField,
+    CostFractions,
+    PolicyField,
+    Strict,
+    UtilitySpec,
+    default_of,
+)
 
 
 class AdaptSettings(Strict):
@@ -24,30 +22,33 @@ class AdaptSettings(Strict):
         horizon: decisions at most.
         train_steps: optimizer steps after each.
         lr: their learning rate.
-        actions: how much each decision changes.
+        actions: what the policy chooses among: names, or mappings with `name` and arguments.
         budget: limits that must hold in the end, as fractions of the start.
     """
 
-    horizon: int = Field(default=16, ge=1)
-    train_steps: int = Field(default=20, ge=1)
+    horizon: int = default_of(adapt, "horizon")
+    train_steps: int = default_of(adapt, "train_steps")
     lr: float = Field(default=1e-3, gt=0)
-    actions: Actions = Actions()
+    actions: ActionsField = DEFAULT_ACTIONS.labels
     budget: CostFractions | None = None
 
+    @model_validator(mode="after")
+    def _in_range(self) -> "AdaptSettings":
+        check_adaptation(
+            cost_weight=0.0, cost="params", horizon=self.horizon, train_steps=self.train_steps
+        )
+        return self
 
-class AdaptSpec(NetworkSpec):
+
+class AdaptSpec(UtilitySpec):
     """Let a policy, learned or a rule, change one trained network.
 
     Attributes:
         policy: a rule's name, a mapping with `name` and its arguments, or a run directory of
             `kind: policy` or the file of a learned policy.
-        cost_weight: λ of utility = accuracy − λ · relative cost.
-        cost: the cost that utility charges for.
         adapt: how.
     """
 
     kind: Literal["adapt"]
     policy: PolicyField = Field(description="a rule's name, or where a learned policy is")
-    cost_weight: float = Field(default=0.1, ge=0)
-    cost: ChargedCost = "nonzero"
     adapt: AdaptSettings = AdaptSettings()

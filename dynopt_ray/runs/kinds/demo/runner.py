@@ -55,7 +55,7 @@ def _environment(spec: DemoSpec) -> dict[str, Any]:
         "cost": spec.cost,
         "horizon": spec.adapt.horizon,
         "train_steps": spec.adapt.train_steps,
-        **spec.adapt.actions.model_dump(),
+        "actions": list(spec.adapt.actions),
     }
 
 

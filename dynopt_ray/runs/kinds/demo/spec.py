@@ -4,21 +4,20 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dynopt_ray.policies import ChargedCost
+from dynopt_ray.policies import DQNSettings
 from dynopt_ray.runs.kinds.adapt import AdaptSettings
-from dynopt_ray.runs.kinds.policy import PolicySettings
+from dynopt_ray.runs.kinds.policy import PolicyTraining
 from dynopt_ray.runs.kinds.search import SearchSettings, SearchSpace, check_space
 from dynopt_ray.runs.kinds.stream import LearnerSettings, StreamSettings
-from dynopt_ray.runs.spec import NetworkSpec
+from dynopt_ray.runs.spec import UtilitySpec
 
 
-class DemoSpec(NetworkSpec):
+class DemoSpec(UtilitySpec):
     """Everything, one after the other: policy, adaptation, search, stream.
 
     Attributes:
         cost_weight: λ of utility = accuracy − λ · relative cost, the same everywhere. The
             policy's rewards and decisions take the smoother `Metrics.smooth` for accuracy.
-        cost: the cost that utility charges for.
         policy: how the structure policy learns, on networks of this task.
         num_episodes: episodes in which it is compared with a random one.
         adapt: how it changes the trained network.
@@ -29,9 +28,7 @@ class DemoSpec(NetworkSpec):
     """
 
     kind: Literal["demo"]
-    cost_weight: float = Field(default=0.1, ge=0)
-    cost: ChargedCost = "nonzero"
-    policy: PolicySettings = PolicySettings()
+    policy: PolicyTraining = DQNSettings()
     num_episodes: int = Field(default=32, ge=1)
     adapt: AdaptSettings = AdaptSettings()
     search: SearchSettings

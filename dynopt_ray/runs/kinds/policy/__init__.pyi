@@ -1,10 +1,10 @@
 from .runner import POLICY_FILE, check_environment, compared, learned, prepare
-from .spec import PolicySettings, PolicySpec
+from .spec import PolicySpec, PolicyTraining
 
 __all__ = [
     "POLICY_FILE",
-    "PolicySettings",
     "PolicySpec",
+    "PolicyTraining",
     "check_environment",
     "compared",
     "learned",

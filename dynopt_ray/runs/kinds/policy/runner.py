@@ -1,6 +1,7 @@
 """`kind: policy`: learn a structure policy, and compare it with a random one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,9 +10,16 @@ import pandas as pd
 
 from dynopt_ray.cluster import PolicyProgress, train_policy
 from dynopt_ray.errors import DynoptError, SpecError
-from dynopt_ray.policies import ENVIRONMENT, DQNPolicy, Policy, RandomPolicy, evaluate_policy
+from dynopt_ray.policies import (
+    ENVIRONMENT,
+    DQNPolicy,
+    DQNSettings,
+    Policy,
+    RandomPolicy,
+    evaluate_policy,
+)
 from dynopt_ray.runs.kind import PreparedRun
-from dynopt_ray.runs.kinds.policy.spec import PolicySettings, PolicySpec
+from dynopt_ray.runs.kinds.policy.spec import PolicySpec
 from dynopt_ray.runs.run import Run
 
 POLICY_FILE = "policy/policy.safetensors"
@@ -67,7 +75,7 @@ def _run(spec: PolicySpec, run: Run) -> None:
 
 
 def learned(
-    run: Run, settings: PolicySettings, *, env_id: str, env: Mapping[str, Any], seed: int
+    run: Run, settings: DQNSettings, *, env_id: str, env: Mapping[str, Any], seed: int
 ) -> DQNPolicy:
     """A policy, learned with progress; it is kept in the run's directory.
 
@@ -90,7 +98,7 @@ def learned(
             points.append({"steps": progress.num_steps, "episode_return": progress.mean_return})
 
         policy = train_policy(
-            {**settings.model_dump(), "env_id": env_id, "env_kwargs": dict(env), "seed": seed},
+            replace(settings, env_id=env_id, env_kwargs=dict(env), seed=seed),
             directory=run.directory.path / "policy",
             on_progress=on_progress,
             address=run.address,

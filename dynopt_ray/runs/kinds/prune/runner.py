@@ -14,7 +14,6 @@ from dynopt_ray.runs.origin import Curves, Origin, as_budget, figures, keep_netw
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.spec import Phase
 from dynopt_ray.training import (
-    Distillation,
     Fraction,
     PruneResult,
     Rate,
@@ -116,9 +115,7 @@ def _pruned(spec: PruneSpec, origin: Origin, model: nn.Module) -> PruneResult:
 
 
 def _retraining(settings: PruneSettings, num_steps: int, rate: Rate) -> Retraining:
-    teacher = None
-    if settings.distillation is not None:
-        teacher = Distillation(**settings.distillation.model_dump())
+    teacher = settings.distillation
     if rate.controller is None:
         return Retraining(num_steps, rate.schedule, distillation=teacher)
     num_checks = min(num_steps, _NUM_CHECKS)

@@ -9,6 +9,7 @@ from dynopt_ray.runs.spec import (
     ByName,
     CostFractions,
     CriterionField,
+    Fills,
     NetworkSpec,
     Phase,
     RecoveryField,
@@ -53,18 +54,6 @@ class TargetSpec(Strict):
         return self
 
 
-class DistillationSpec(Strict):
-    """Learning from the outputs of the network before pruning.
-
-    Attributes:
-        weight: how much that counts beside the task's loss.
-        temperature: how much of the teacher's doubt is learned.
-    """
-
-    weight: float = Field(default=Distillation.weight, gt=0)
-    temperature: float = Field(default=Distillation.temperature, gt=0)
-
-
 def prune_schedule(config: ByName | None, rounds: int) -> Schedule | None:
     """The schedule of rounds that plain data describe; None is in equal steps.
 
@@ -105,7 +94,7 @@ class PruneSettings(Strict):
     schedule: ByName | None = None
     min_widths: dict[str, Annotated[int, Field(ge=1)]] | None = None
     retrain: Phase | None = None
-    distillation: DistillationSpec | None = None
+    distillation: Annotated[Distillation, Fills(Distillation)] | None = None
     compensate: bool = True
     recovery: RecoveryField = None
 

@@ -1,6 +1,6 @@
 """`kind: search`: trials of pruning and retraining from one trained network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,8 @@ from dynopt_ray.cluster import (
     SearchResult,
     Space,
     TrialLog,
-    beginning_with,
-    count_trials,
+    draws,
     make_scheduler,
-    make_searcher,
     rate_range,
     search,
 )
@@ -37,8 +35,6 @@ from dynopt_ray.runs.run import Run
 from dynopt_ray.structure import Cost
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import loaded_network, network_bytes
-
-SpaceConfig = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def prepare(spec: SearchSpec) -> PreparedRun:
@@ -112,29 +108,22 @@ def add_best_curve(curves: Curves, result: SearchResult) -> None:
         )
 
 
-def check_plugins(settings: SearchSettings, space: SpaceConfig) -> None:
+def check_plugins(settings: SearchSettings, space: Space) -> None:
     """Make the searcher and the scheduler once, to see that they take their arguments.
 
     Raises:
         SpecError: one does not, the number of trials is missing, or the search shall begin at
             the rate of the range test and cannot.
     """
-    _num_trials(settings, space)
-    if settings.find_rate:
-        parsed = Space.parse(space)
-        if rate_range(parsed) is None:
-            raise SpecError(
-                "search.find_rate: the space has no range of rates to begin in; give lr one, e.g. "
-                "lr: {name: cosine, initial: {low: 1e-4, high: 0.1, log: true}}"
-            )
-        # Whether it can: which point it is does not matter.
-        beginning_with(make_searcher(settings.searcher, seed=0), [{}], parsed)
+    if settings.find_rate and rate_range(space) is None:
+        raise SpecError(
+            "search.find_rate: the space has no range of rates to begin in; give lr one, e.g. "
+            "lr: {name: cosine, initial: {low: 1e-4, high: 0.1, log: true}}"
+        )
+    # Which point it begins with does not matter here.
+    first: list[Flat] = [{}] if settings.find_rate else []
+    draws(settings.searcher, space, num_trials=settings.num_trials, first=first)
     make_scheduler(settings.scheduler, num_reports=settings.num_reports)
-
-
-def _num_trials(settings: SearchSettings, space: SpaceConfig) -> int:
-    searcher = make_searcher(settings.searcher, seed=0)
-    return count_trials(searcher, Space.parse(space), settings.num_trials)
 
 
 def _first(run: Run, trial: PruneTrial, space: Space) -> list[Flat]:
@@ -162,7 +151,7 @@ def searched(
     settings: SearchSettings,
     cost_weight: float,
     cost: str,
-    space: SpaceConfig,
+    space: Space,
     optimizer: str | Mapping[str, Any],
     seed: int,
     start: Cost | None = None,
@@ -191,8 +180,9 @@ def searched(
         start=start,
         seed=seed,
     )
-    first = _first(run, trial, Space.parse(space)) if settings.find_rate else []
-    with run.progress.stage("search", _num_trials(settings, space)) as stage:
+    first = _first(run, trial, space) if settings.find_rate else []
+    _, num_trials = draws(settings.searcher, space, num_trials=settings.num_trials)
+    with run.progress.stage("search", num_trials) as stage:
 
         def on_end(log: TrialLog) -> None:
             best = log.best_so_far

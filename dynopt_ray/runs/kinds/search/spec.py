@@ -2,26 +2,28 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
-from dynopt_ray.policies import ChargedCost
+from dynopt_ray.cluster import PruneTrial, Space, check_config, check_limits, search
+from dynopt_ray.errors import SpecError
 from dynopt_ray.runs.spec import (
-    ByName,
-    NetworkSpec,
     SchedulerField,
     SearcherField,
     Strict,
+    UtilitySpec,
     checked_by,
+    default_of,
 )
 
 
-def _space(value: Any) -> Any:
-    from dynopt_ray.cluster import Space
+def _space(value: Any) -> Space:
+    try:
+        return Space.parse(value)
+    except SpecError as error:
+        raise ValueError(str(error)) from None  # pydantic collects ValueErrors only
 
-    return checked_by(Space.parse)(value)
 
-
-SearchSpace = Annotated[ByName | list[ByName], PlainValidator(_space)]
+SearchSpace = Annotated[Space, PlainValidator(_space), PlainSerializer(lambda space: space.plain)]
 """Lists are choices, {low, high, log} ranges, everything else is fixed; a list is a union."""
 
 
@@ -42,31 +44,38 @@ class SearchSettings(Strict):
         local: run them in this process, one after the other, on no cluster.
     """
 
-    num_trials: int | None = Field(default=None, ge=1)
-    searcher: SearcherField = "optuna"
-    scheduler: SchedulerField | None = None
+    num_trials: int | None = default_of(search, "num_trials")
+    searcher: SearcherField = default_of(search, "searcher")
+    scheduler: SchedulerField | None = default_of(search, "scheduler")
     find_rate: bool = False
-    retrain_steps: int = Field(default=200, ge=1)
-    num_reports: int = Field(default=10, ge=1)
-    cpus_per_trial: float = Field(default=1, gt=0)
-    gpus_per_trial: float = Field(default=0, ge=0)
-    max_concurrent: int | None = Field(default=None, ge=1)
-    local: bool = False
+    retrain_steps: int = Field(default=PruneTrial.retrain_steps, ge=1)
+    num_reports: int = default_of(search, "num_reports")
+    cpus_per_trial: float = default_of(search, "cpus_per_trial")
+    gpus_per_trial: float = default_of(search, "gpus_per_trial")
+    max_concurrent: int | None = default_of(search, "max_concurrent")
+    local: bool = default_of(search, "local")
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "SearchSettings":
+        check_limits(
+            num_trials=self.num_trials,
+            num_reports=self.num_reports,
+            cpus_per_trial=self.cpus_per_trial,
+            gpus_per_trial=self.gpus_per_trial,
+            max_concurrent=self.max_concurrent,
+        )
+        return self
 
 
-class SearchSpec(NetworkSpec):
+class SearchSpec(UtilitySpec):
     """Search pruning and retraining of one trained network for the best utility.
 
     Attributes:
-        cost_weight: λ of utility = accuracy − λ · relative cost.
-        cost: the cost that utility charges for.
         search: how to search.
         space: what trials may be given; see `PruneSettings` in `dynopt_ray.cluster`.
     """
 
     kind: Literal["search"]
-    cost_weight: float = Field(default=0.1, ge=0)
-    cost: ChargedCost = "nonzero"
     search: SearchSettings
     space: SearchSpace
 
@@ -76,13 +85,11 @@ class SearchSpec(NetworkSpec):
         return self
 
 
-def check_space(space: ByName | list[ByName], retrain_steps: int) -> None:
+def check_space(space: Space, retrain_steps: int) -> None:
     """Refuse a space with settings that trials do not have or cannot run.
 
     Raises:
         ValueError: says where it is wrong.
     """
-    from dynopt_ray.cluster import Space, check_config
-
-    for config in Space.parse(space).probes():
+    for config in space.probes():
         checked_by(lambda probe: check_config(probe, retrain_steps))(config)

@@ -11,7 +11,7 @@ from torch import nn
 
 from dynopt_ray.cluster import RemoteLearner
 from dynopt_ray.errors import SpecError
-from dynopt_ray.online import BuildLearner, DurableLearner, Event, Guard, LearnResult, OnlineLearner
+from dynopt_ray.online import BuildLearner, DurableLearner, Event, LearnResult, OnlineLearner
 from dynopt_ray.plugins import build
 from dynopt_ray.runs.kinds.stream.spec import LearnerSettings
 from dynopt_ray.training import make_optimizer, make_rate, restored
@@ -103,14 +103,13 @@ def _build(
 ) -> OnlineLearner:
     model = restored(factory(), network)
     rate = make_rate(settings.lr, num_events)
-    guard = settings.guard
     optimizer = make_optimizer(settings.optimizer, model, lr=rate.initial)
     return OnlineLearner(
         model,
         optimizer,
         lr=rate.controller(model, optimizer) if rate.controller else rate.schedule,
         detector=_detector(settings),
-        guard=Guard(**guard.model_dump()) if guard else None,
+        guard=settings.guard,
         reactions=_reactions(settings),
         seed=seed,
     )

@@ -15,7 +15,7 @@ from torch import nn
 
 from dynopt_ray.cluster import session
 from dynopt_ray.errors import DataError, SpecError, UnknownNameError
-from dynopt_ray.online import ArrayStream, BuildLearner, Drift, LearnResult, evaluate
+from dynopt_ray.online import ArrayStream, BuildLearner, LearnResult, evaluate
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.stream.learners import (
     LearnedEvent,
@@ -58,7 +58,7 @@ def make_stream(task: Task, settings: StreamSettings, *, seed: int) -> ArrayStre
             np.concatenate([x for x, _ in parts]),
             np.concatenate([y for _, y in parts]),
             num_events=settings.num_events,
-            drifts=[Drift(**drift.model_dump()) for drift in settings.drifts],
+            drifts=settings.drifts,
             seed=seed,
         )
     except KeyError as error:

@@ -1,12 +1,14 @@
 """`kind: stream`."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from dynopt_ray.errors import SpecError
+from dynopt_ray.online import Drift, Guard
 from dynopt_ray.runs.spec import (
     DetectorField,
+    Fills,
     NetworkSpec,
     OptimizerField,
     RateField,
@@ -16,22 +18,13 @@ from dynopt_ray.runs.spec import (
 )
 
 
-class DriftSpec(Strict):
-    """A change of the concept; see `dynopt_ray.online.Drift`."""
-
-    at: int = Field(ge=0, description="the first event that may be changed")
-    kind: Literal["labels", "features", "rotation"] = "labels"
-    width: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0)
-
-
 class StreamSettings(Strict):
     """A stream made of a task's rows.
 
     Attributes:
         splits: whose rows come; those that the network was not trained on tell the truth.
         num_events: how many; every row comes once before any comes again. None is one pass.
-        drifts: where the concept changes.
+        drifts: changes of the concept; see `dynopt_ray.online.Drift`.
         window: events per measurement.
     """
 
@@ -39,16 +32,8 @@ class StreamSettings(Strict):
         default=("validation", "test"), min_length=1, strict=False
     )
     num_events: int | None = Field(default=None, ge=1)
-    drifts: tuple[DriftSpec, ...] = Field(default=(), strict=False)
+    drifts: tuple[Annotated[Drift, Fills(Drift)], ...] = Field(default=(), strict=False)
     window: int = Field(default=100, ge=1)
-
-
-class GuardSpec(Strict):
-    """What judges updates; see `dynopt_ray.online.Guard`."""
-
-    window: int = Field(default=64, ge=1)
-    tolerance: float = Field(default=0.05, ge=0)
-    max_halvings: int = Field(default=5, ge=0)
 
 
 class LearnerSettings(Strict):
@@ -59,7 +44,8 @@ class LearnerSettings(Strict):
         lr: a number, a schedule over updates, or a controller.
         detector: what watches for drift, or None.
         reactions: what to do when there is drift.
-        guard: judges every update by the loss on the latest events, or None.
+        guard: judges every update by the loss on the latest events, or None; see
+            `dynopt_ray.online.Guard`.
         snapshot_every: events between snapshots.
         local: learn in this process instead of in a Ray actor.
     """
@@ -68,7 +54,7 @@ class LearnerSettings(Strict):
     lr: RateField = 0.01
     detector: DetectorField | None = "adwin"
     reactions: tuple[ReactionField, ...] = Field(default=("raise_rate",), strict=False)
-    guard: GuardSpec | None = GuardSpec()
+    guard: Annotated[Guard, Fills(Guard)] | None = Guard()
     snapshot_every: int = Field(default=1_000, ge=1)
     local: bool = False
 

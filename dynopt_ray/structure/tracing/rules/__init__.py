@@ -1,7 +1,7 @@
-"""How unit ids flow through each operation: importing this package fills `registry.RULES`.
+"""Rules for how unit ids flow through operations. Importing them fills `registry.RULES`.
 
-A rule is one function in one of these files. It receives the trace, the operation's output and
-the operation's own arguments, ties the ids that must be equal and labels the output.
+A rule is a function that receives the trace, the operation's output and the operation's own
+arguments. It ties ids that must belong to the same unit and labels the output.
 """
 
 from dynopt_ray.structure.tracing.rules import (

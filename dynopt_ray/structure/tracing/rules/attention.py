@@ -1,4 +1,4 @@
-"""Attention, traced through an equivalent written in simple operations."""
+"""Rules for attention, which is traced as equivalent simple operations."""
 
 from typing import Any
 
@@ -22,17 +22,17 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> None:
-    """Heads are the third dimension from the end; fewer key heads serve several query heads."""
+    """Attention with heads in dimension -3. With `enable_gqa`, query heads share key heads."""
     if scale is None and trace.heads == "dims":
-        # The scores are divided by the root of the number of coordinates.
+        # The scores are divided by the square root of the number of coordinates.
         for label in trace.labels(query):
             if query.ndim - 1 in label.dims:
                 trace.mix(label.ids)
     if attn_mask is not None and attn_mask.ndim > 2:
         mask = covering(trace.labels(attn_mask), attn_mask.ndim - 3)
         if mask is not None and attn_mask.shape[-3] == 1 == query.shape[-3]:
-            # With more of it than there are heads, the operation runs on some devices only.
-            trace.pin(mask.ids, "one mask for all heads")
+            # A mask for more heads than there are is accepted on some devices only.
+            trace.pin(mask.ids, "one attention mask serves all heads")
     with trace:
         if enable_gqa:
             times = query.shape[-3] // key.shape[-3]
@@ -46,10 +46,10 @@ def scaled_dot_product_attention(
 
 @rule("multi_head_attention_forward")
 def multi_head_attention(trace: Trace, out: Any, query: Tensor, *_: Any, **__: Any) -> None:
-    """Its steps have been followed one by one; this adds what `nn.MultiheadAttention` keeps.
+    """Link the attributes of `nn.MultiheadAttention`. Its steps have been traced one by one.
 
-    It asks that heads times coordinates equal the width of its input, so its heads come and go
-    together with as many coordinates of what it reads.
+    The module requires that heads times coordinates equal the width of its input. So its heads can
+    only be resized together with the coordinates of the input.
     """
     del out
     read = trace.units(query, -1)

@@ -1,4 +1,4 @@
-"""Convolutions, pooling and other operations over space."""
+"""Rules for convolutions, pooling and other operations over space."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> None:
-    """Reads the channels of `input` by weight dimension 1, makes those of dimension 0.
+    """Dimension 1 of the weight reads the channels of `input`; dimension 0 makes channels.
 
-    A grouped convolution keeps its number of groups: channel i of every group is one unit.
-    A depthwise one has as many groups as channels: it scales its input's units.
+    A grouped convolution keeps its number of groups, so channel i of every group is one unit. A
+    depthwise convolution has as many groups as channels, and scales the units of its input.
     """
     channel = out.ndim - weight.ndim + 1
     num_channels = input.shape[channel]
@@ -75,7 +75,7 @@ def transposed_convolution(
     groups: int = 1,
     dilation: Any = 1,
 ) -> None:
-    """Reads the channels of `input` by weight dimension 0, makes those of dimension 1."""
+    """Dimension 0 of the weight reads the channels of `input`; dimension 1 makes channels."""
     channel = out.ndim - weight.ndim + 1
     trace.hide(weight, range(2, weight.ndim))
     trace.use(weight, "in", "out")
@@ -106,7 +106,7 @@ def transposed_convolution(
     "max_pool1d_with_indices",
 )
 def over_one_dim(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
-    """Pooled along the last dimension."""
+    """The last dimension is pooled."""
     _over_space(trace, out, input, 1)
 
 
@@ -115,7 +115,7 @@ def over_one_dim(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> N
     "max_pool2d_with_indices",
 )
 def over_two_dims(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
-    """Pooled along the last two dimensions."""
+    """The last two dimensions are pooled."""
     _over_space(trace, out, input, 2)
 
 
@@ -124,27 +124,27 @@ def over_two_dims(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> 
     "max_pool3d_with_indices",
 )
 def over_three_dims(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
-    """Pooled along the last three dimensions."""
+    """The last three dimensions are pooled."""
     _over_space(trace, out, input, 3)
 
 
 @rule("interpolate", "upsample")
 def resampled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """Another size of space; channels lie along dimension 1."""
+    """The dimensions of space are resampled; channels lie along dimension 1."""
     _over_space(trace, out, input, input.ndim - 2)
 
 
 @rule("local_response_norm")
 def local_response_norm(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """Divided by what lies in neighbouring channels, which an edit would make others."""
+    """Each channel is normalised over its neighbours, which an edit would change."""
     for label in trace.labels(input):
         if 1 in label.dims:
-            trace.pin(label.ids, "normalised over its neighbours")
+            trace.pin(label.ids, "it is normalised over neighbouring channels")
     trace.set(out, trace.labels(input))
 
 
 def _over_space(trace: Trace, out: Any, input: Tensor, num_dims: int) -> None:
-    """Each channel by itself; units along space are used up in an unknown way."""
+    """Keep the labels of channels, and pin units along space."""
     for tensor in tensors_in(out):
         kept = []
         for label in trace.labels(input):
@@ -152,18 +152,18 @@ def _over_space(trace: Trace, out: Any, input: Tensor, num_dims: int) -> None:
             if before and all(tensor.shape[d] == input.shape[d] for d in label.dims):
                 kept.append(label)
             else:
-                trace.pin(label.ids, "pooled or resampled along this dimension")
+                trace.pin(label.ids, "it is pooled or resampled along this dimension")
         trace.set(tensor, tuple(kept))
 
 
 def _along_space(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> Labels:
-    """Units along the batch stay; of units along space, each result mixes neighbours."""
+    """Return the labels that remain along batch and space; results along space mix neighbours."""
     channel = out.ndim - weight.ndim + 1
     kept = []
     for label in without(trace.labels(input), channel):
         moved = [d for d in label.dims if d > channel and weight.shape[d - out.ndim] > 1]
         if any(out.shape[d] != input.shape[d] for d in label.dims):
-            trace.pin(label.ids, "convolved to another size along this dimension")
+            trace.pin(label.ids, "a convolution changes its size along this dimension")
             continue
         if moved:
             trace.mix(label.ids)
@@ -172,7 +172,7 @@ def _along_space(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> La
 
 
 def _depthwise(trace: Trace, input: Tensor, weight: Tensor, channel: int, groups: int) -> None:
-    """Channel j of the input makes the channels j·m … j·m + m - 1."""
+    """Tie channel j of the input to the channels j·m … j·m + m - 1 that are made from it."""
     made = trace.units(weight, 0)
     if made is None:
         trace.match(input, channel, None)

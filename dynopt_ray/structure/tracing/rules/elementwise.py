@@ -1,4 +1,4 @@
-"""Operations that treat every coordinate alike."""
+"""Rules for operations that treat all coordinates alike, and for new tensors."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ keeps_zeros(
     *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
 )
 def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Tie the units that meet; parameters among the operands take part like any tensor."""
+    """Units that meet are tied; parameters are operands like any other tensor."""
     _valued((*args, *kwargs.values()))
     operands = list(tensors_in((args, kwargs)))
     for tensor in operands:
@@ -58,7 +58,7 @@ def elementwise(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
 
 @rule("add", "add_", "__add__", "__radd__", "__iadd__")
 def add(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Like any elementwise operation; a vector of parameters added to a product is its bias."""
+    """An elementwise operation. A vector of parameters added to a product is its bias."""
     elementwise(trace, out, *args, **kwargs)
     operands = list(tensors_in(args))
     if len(operands) == 2 and not kwargs:
@@ -69,7 +69,7 @@ def add(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
 
 @rule("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__")
 def multiply(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Like any elementwise operation; a parameter among the factors scales units."""
+    """An elementwise operation. A parameter among the factors scales units."""
     for tensor in tensors_in((args, kwargs)):
         scales: list[Role] = ["scale"] * tensor.ndim
         trace.use(tensor, *scales)
@@ -83,7 +83,7 @@ def prelu(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> None:
     if weight.numel() > 1:
         trace.match(input, 1 if input.ndim > 1 else 0, trace.units(weight, 0))
     else:
-        trace.pin(trace.labels(weight), "one slope for all channels")
+        trace.pin(trace.labels(weight), "it is one slope for all channels")
     trace.set(out, trace.labels(input))
 
 
@@ -92,7 +92,7 @@ def prelu(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> None:
     *("bernoulli", "bernoulli_", "normal_", "uniform_", "zero_", "fill_"),
 )
 def filled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """A tensor of another's shape has that tensor's units."""
+    """A new or refilled tensor of the input's shape has the units of the input."""
     trace.set(out, trace.labels(input))
 
 
@@ -101,9 +101,9 @@ def filled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None
     *("new_empty", "new_full", "new_ones", "new_zeros"),
 )
 def made_here(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
-    """A tensor made inside forward: some of its sizes may follow a width.
+    """A tensor is created inside forward, and some of its sizes may follow a width.
 
-    What such a dimension meets has the same units; which ones, the size itself may know.
+    Such a dimension gets new ids. They are tied to the units that it meets or that its size counts.
     """
     given = [a for a in (*args, *kwargs.values()) if isinstance(a, int | tuple | list)]
     sizes = next((list(a) for a in given if not isinstance(a, int)), given)[: out.ndim]
@@ -120,20 +120,20 @@ def made_here(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
 
 @rule("arange", "eye", "meshgrid", "one_hot", "randperm", "tril_indices", "triu_indices")
 def data(trace: Trace, out: Any, *_: Any, **__: Any) -> None:
-    """A tensor made inside forward whose values depend on where they stand: data without units."""
+    """A tensor created inside forward whose values depend on their position: data without units."""
     for tensor in tensors_in(out):
         trace.set(tensor, ())
 
 
 @rule("linspace", "logspace", "tensor", "as_tensor", "scalar_tensor", "new_tensor")
 def numbers(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
-    """A tensor of given numbers; sizes among them are values."""
+    """A tensor is made from numbers; sizes among them are used as values."""
     _valued((args, *kwargs.values()))
     data(trace, out)
 
 
 def _valued(given: Any) -> None:
-    """What is a size among some arguments has a part in the values."""
+    """Note that all sizes among the arguments are used as values."""
     if isinstance(given, Tracked):
         given.as_value()
     elif isinstance(given, list | tuple):
@@ -143,9 +143,9 @@ def _valued(given: Any) -> None:
 
 @rule("tril", "triu", "tril_", "triu_")
 def triangle(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """Zero on one side of the diagonal: what a unit gives depends on where it stands."""
+    """One side of the diagonal is set to zero, so the result depends on the position of units."""
     trace.use(input)
     for label in trace.labels(input):
         if {input.ndim - 2, input.ndim - 1} & set(label.dims):
-            trace.pin(label.ids, "cut to a triangle")
+            trace.pin(label.ids, "it is cut to a triangle")
     trace.set(out, trace.labels(input))

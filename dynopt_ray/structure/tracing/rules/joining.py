@@ -1,4 +1,4 @@
-"""What happens where several tensors meet: elementwise, in products and in sums."""
+"""Labels of results that combine several tensors: elementwise, in products and in sums."""
 
 from collections.abc import Collection, Sequence
 
@@ -17,11 +17,11 @@ from dynopt_ray.structure.units import (
 )
 
 Operand = tuple[Tensor, Sequence[int]]
-"""A tensor and, for each of its dimensions, the dimension of the joint space it lies on."""
+"""A tensor and, for each of its dimensions, the corresponding dimension of the joint space."""
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], out: Tensor) -> Labels:
-    """Labels of an elementwise result whose shape the tensors broadcast to."""
+    """Return the labels of an elementwise result, to whose shape the tensors broadcast."""
     operands = [(t, range(out.ndim - t.ndim, out.ndim)) for t in tensors]
     return join(trace, operands, out.shape)
 
@@ -33,7 +33,7 @@ def contract(
     out_dims: Sequence[int],
     bias: Tensor | None = None,
 ) -> None:
-    """A sum of products (`einsum`): multiply in the joint space, sum what `out_dims` leaves out."""
+    """Trace a sum of products (`einsum`), summed over the joint dimensions not in `out_dims`."""
     sizes: dict[int, int] = {}
     for tensor, dims in operands:
         for dim, size in zip(dims, tensor.shape, strict=True):
@@ -59,7 +59,7 @@ def _note_consumer(
     out_dims: Sequence[int],
     bias: Tensor | None,
 ) -> None:
-    """If one of two factors is a parameter, the result is linear in the other."""
+    """Note a consumer if exactly one of two factors is a parameter."""
     named = [trace.name(tensor) is not None for tensor, _ in operands]
     if named.count(True) == 1:
         (_, read), (weight, own) = operands if named[1] else operands[::-1]
@@ -68,14 +68,14 @@ def _note_consumer(
 
 
 def _note_reader(trace: Trace, operands: Sequence[Operand], dim: int) -> None:
-    """Who weights the units along a dimension that is summed over: the last parameter there."""
+    """Note the tensor that weights the units along a summed dimension: the last weight, if any."""
     tensors = [(t, list(dims).index(dim)) for t, dims in operands if dim in dims]
     weights = [(t, own) for t, own in tensors if trace.is_weight(t)]
     trace.reads(*(weights or tensors)[-1])
 
 
 def _note_makers(trace: Trace, operands: Sequence[Operand], out_dims: Sequence[int]) -> None:
-    """A weight makes the units that only it brings."""
+    """Note that a weight makes the units along output dimensions that no other operand has."""
     for weight, dims in operands:
         if len(operands) > 1 and trace.is_weight(weight):
             others = {d for tensor, their in operands if tensor is not weight for d in their}
@@ -85,9 +85,9 @@ def _note_makers(trace: Trace, operands: Sequence[Operand], out_dims: Sequence[i
 
 
 def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Labels:
-    """Labels in the joint space of some tensors; ties the units that meet.
+    """Return the labels in the joint space of some tensors, after tying the units that meet.
 
-    Units that meet data without units become fixed: the data has the size it has.
+    Units that meet data without units are pinned, because the size of data cannot change.
     """
     result: list[Label] = []
     for tensor, dims in operands:
@@ -100,10 +100,12 @@ def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Lab
             (label,) = renumbered((label,), dims)
             plain = _plain_dims(trace, label, operands, sizes)
             if plain.issuperset(label.dims):
-                trace.pin(label.ids, "combined with data that has no units along this dimension")
+                trace.pin(
+                    label.ids, "it is combined with data that has no units along this dimension"
+                )
                 continue
             for axis, dim in enumerate(label.dims):
-                if dim in plain:  # rotary angles: the coordinates of each head stay together
+                if dim in plain:  # rotary angles tie the coordinates of each head
                     trace.tie(label.ids, label.ids.take([0], axis=axis))
             label = _apart(label, plain)
             result = _merge(trace, result, label, sizes)
@@ -111,10 +113,10 @@ def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Lab
 
 
 def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
-    """Labels after a sum over `dim`, whose units are thereby used up.
+    """Return the labels after a sum over `dim`.
 
-    Of units spread over several dimensions (heads × coordinates), whole heads are left: the
-    coordinates summed over are tied within each head.
+    If a label covers `dim` and other dimensions (heads × coordinates), the coordinates along `dim`
+    are tied, so whole heads remain as units along the others.
     """
     label = covering(labels, dim)
     if label is None:
@@ -127,13 +129,13 @@ def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
 
 
 def _apart(label: Label, dims: Collection[int]) -> Label:
-    """The label without dimensions along which its units do not differ."""
+    """Return the label without some dimensions, along which its units do not differ."""
     kept = tuple(d for d in label.dims if d not in dims)
     return label if len(kept) == len(label.dims) else Label(kept, along(label, *kept))
 
 
 def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]) -> list[Label]:
-    """Add one label to those found so far, tying it to every label it overlaps."""
+    """Return the labels with one more, after tying it to every label that it overlaps."""
     apart = [other for other in result if set(other.dims).isdisjoint(label.dims)]
     for other in result:
         if set(other.dims).isdisjoint(label.dims):
@@ -149,8 +151,8 @@ def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]
             trace.tie(ids, spread(narrow, dims, extents))
             wide = Label(tuple(dims), ids)
         else:
-            # One coordinate for all heads (a norm over each head): heads stay the units.
-            trace.pin(narrow.ids, "shared by all heads")
+            # One scale serves all heads (after a norm over each head); heads stay the units.
+            trace.pin(narrow.ids, "it is shared by all heads")
         label = wide
     return [*apart, label]
 
@@ -158,7 +160,7 @@ def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]
 def _plain_dims(
     trace: Trace, label: Label, operands: Sequence[Operand], sizes: Sequence[int]
 ) -> set[int]:
-    """The label's dimensions that another operand has in full, but without units."""
+    """Return the dimensions of a label that another operand has in full, but without units."""
     plain = set()
     for tensor, dims in operands:
         labels = trace.labels(tensor)

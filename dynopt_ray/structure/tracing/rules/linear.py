@@ -1,4 +1,4 @@
-"""Linear layers, embeddings and matrix products."""
+"""Rules for linear layers, embeddings and matrix products."""
 
 from collections import Counter
 from typing import Any
@@ -16,7 +16,7 @@ from dynopt_ray.structure.units import Label, Labels
 def linear(
     trace: Trace, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> None:
-    """`input @ weight.T + bias`: reads units by weight dimension 1, makes those of dimension 0."""
+    """`input @ weight.T + bias`. Dimension 1 of the weight reads units; dimension 0 makes units."""
     trace.use(weight, "out", "in")
     trace.use(bias, "out")
     rows = list(range(input.ndim - 1))
@@ -43,12 +43,12 @@ def embedding(
     *_: Any,
     **__: Any,
 ) -> None:
-    """Row `input` of a table: one row per index, so only the columns are units."""
+    """Row `input` of a table. There is one row per index, so only columns can be resized."""
     del padding_idx
     trace.use(weight, "in", "out")
     rows, columns = trace.units(weight, 0), trace.units(weight, 1)
     if rows is not None:
-        trace.pin(rows, "one row for each index that the data may hold")
+        trace.pin(rows, "it has one row for each index that the data may hold")
     made: Labels = ()
     if columns is not None:
         trace.link("embedding_dim", columns, owner=weight)
@@ -87,11 +87,11 @@ def reversed_matmul(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> No
 
 @rule("addmm", "baddbmm", "addbmm", "addmv")
 def add_matmul(trace: Trace, out: Tensor, *args: Tensor, **kwargs: Any) -> None:
-    """`input + one @ other`, whose names differ from one of these operations to the next."""
+    """`input + one @ other`. The names of the arguments differ between these operations."""
     input, one, other = list(tensors_in((args, kwargs)))[:3]
     matmul(trace, out, one, other)
     if {"alpha", "beta"} & kwargs.keys():
-        trace.forget_consumer(out)  # it is scaled besides
+        trace.forget_consumer(out)  # the product is scaled
     trace.use(input)
     trace.set(out, broadcast(trace, [out, input], out))
 
@@ -100,22 +100,22 @@ def add_matmul(trace: Trace, out: Tensor, *args: Tensor, **kwargs: Any) -> None:
 def grouped_matmul(
     trace: Trace, out: Tensor, one: Tensor, other: Tensor, *_: Any, **__: Any
 ) -> None:
-    """Each row times the matrix of its own expert; experts are nobody's width."""
+    """Each row is multiplied by the matrix of its expert. The number of experts is fixed."""
     if one.ndim == 2 and other.ndim == 3:
         experts = trace.units(other, 0)
         if experts is not None:
-            trace.pin(experts, "one matrix for each expert")
+            trace.pin(experts, "it has one matrix for each expert")
         with trace:
             matrix = other[0]
         matmul(trace, out, one, matrix)
     else:
         for tensor in (one, other):
-            trace.pin(trace.labels(tensor), "several products of different sizes")
+            trace.pin(trace.labels(tensor), "it takes part in several products of different sizes")
 
 
 @rule("einsum")
 def einsum(trace: Trace, out: Tensor, equation: str, *operands: Any) -> None:
-    """Sums of products in Einstein's notation."""
+    """Sums of products in Einstein notation."""
     tensors = list(operands[0]) if isinstance(operands[0], tuple | list) else list(operands)
     for tensor in tensors:
         trace.use(tensor)

@@ -1,4 +1,4 @@
-"""Losses: what the network gives is compared with labels, or with what another part gives."""
+"""Rules for losses, which compare outputs with labels or with other outputs."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from dynopt_ray.structure.tracing.tracer import Trace
 
 @rule("cross_entropy", "nll_loss", "multi_margin_loss", "ctc_loss", "multilabel_margin_loss")
 def over_classes(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Labels name single classes."""
+    """The loss compares classes with labels, so the number of classes is fixed."""
     for tensor in tensors_in((args, kwargs)):
         trace.use(tensor)
         trace.pin(trace.labels(tensor), "it is compared with labels")
@@ -26,7 +26,7 @@ def over_classes(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
 def elementwise_loss(
     trace: Trace, out: Tensor, input: Tensor, target: Tensor, *args: Any, **kwargs: Any
 ) -> None:
-    """Elementwise, then a mean or a sum of everything."""
+    """An elementwise operation, followed by a mean or sum over everything."""
     operands = [input, target, *tensors_in((args, kwargs))]
     for tensor in operands:
         trace.use(tensor)

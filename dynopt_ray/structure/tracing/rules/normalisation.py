@@ -1,4 +1,4 @@
-"""Normalisation layers."""
+"""Rules for normalisation layers."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def batch_norm(
     *_: object,
     **__: object,
 ) -> None:
-    """Every channel by itself, so channels can come and go without touching the others."""
+    """Each channel is normalised separately, so a channel does not affect the others."""
     channels = _scaled_by(trace, input, 1, (weight, bias, running_mean, running_var))
     if channels is not None:
         trace.link("num_features", channels)
@@ -40,18 +40,18 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float | None = None,
 ) -> None:
-    """Mean and variance over the last dimensions: they depend on the number of units there."""
+    """Mean and variance over the last dimensions, which depend on the number of units there."""
     del eps
     first = input.ndim - len(normalized_shape)
     for index in range(len(normalized_shape)):
         label = covering(trace.labels(input), first + index)
         if label is not None and len(label.dims) > 1 and label.dims[0] < first:
-            # Over the coordinates of each head, with one scale for all heads.
+            # A norm over the coordinates of each head, with one scale for all heads.
             trace.mix(label.ids, label.dims.index(first + index))
             for parameter in (weight, bias):
                 if parameter is not None:
                     trace.use(parameter)
-                    trace.pin(trace.labels(parameter), "shared by all heads")
+                    trace.pin(trace.labels(parameter), "it is shared by all heads")
             continue
         units = _scaled_by(trace, input, first + index, (weight, bias), index)
         if units is not None:
@@ -72,8 +72,8 @@ def group_norm(
 ) -> None:
     """Mean and variance within each group of channels.
 
-    Whole groups come and go, which leaves the others' statistics alone; with a single group the
-    channels do, as in a LayerNorm.
+    Units are whole groups, which do not affect the statistics of other groups. With a single group,
+    units are channels, and the statistics depend on their number as in a LayerNorm.
     """
     del eps
     channels = _scaled_by(trace, input, 1, (weight, bias))
@@ -94,7 +94,7 @@ keeps_zeros("_weight_norm")
 
 @rule("_weight_norm")
 def weight_norm(trace: Trace, out: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> None:
-    """A direction over its length, times a length of its own for each coordinate of `dim`."""
+    """Weight normalisation: `g * v / |v|`, with one norm per coordinate of `dim`."""
     dim %= v.ndim
     trace.use(v)
     trace.use(g, *["scale" if d == dim else None for d in range(g.ndim)])
@@ -108,7 +108,7 @@ def weight_norm(trace: Trace, out: Tensor, v: Tensor, g: Tensor, dim: int = 0) -
 
 
 def _mix_all_but(trace: Trace, input: Tensor, dim: int) -> None:
-    """Statistics over all other dimensions depend on how many units lie there."""
+    """Note that statistics over all other dimensions depend on the number of units there."""
     for label in trace.labels(input):
         if label.dims != (dim,):
             trace.mix(label.ids)
@@ -121,7 +121,7 @@ def _scaled_by(
     parameters: Sequence[Tensor | None],
     own_dim: int = 0,
 ) -> IdArray | None:
-    """Tie one dimension of the input to its scales, shifts and statistics; its units."""
+    """Tie one dimension of the input to its scales, shifts and statistics; return its ids."""
     units = trace.units(input, dim)
     for parameter in parameters:
         if parameter is not None:

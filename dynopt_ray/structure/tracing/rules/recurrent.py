@@ -1,4 +1,4 @@
-"""Recurrent layers: the gates of one unit lie one width apart."""
+"""Rules for recurrent layers, in which the gates of a unit lie one width apart."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from dynopt_ray.structure.units import IdArray, Label, Work
 
 @rule("lstm")
 def lstm(trace: Trace, out: Any, input: Tensor, hx: Any, params: Any, *rest: Any) -> None:
-    """Four gates; all layers and directions of one module have the same hidden width."""
+    """Four gates. All layers and directions of a module share one hidden width."""
     _recurrent(trace, out, input, hx, params, rest, num_gates=4)
 
 
@@ -26,7 +26,7 @@ def gru(trace: Trace, out: Any, input: Tensor, hx: Any, params: Any, *rest: Any)
 
 @rule("rnn_tanh", "rnn_relu")
 def rnn(trace: Trace, out: Any, input: Tensor, hx: Any, params: Any, *rest: Any) -> None:
-    """No gates: the unit itself."""
+    """No gates: one row per unit."""
     _recurrent(trace, out, input, hx, params, rest, num_gates=1)
 
 
@@ -84,7 +84,7 @@ def _recurrent(
     *,
     num_gates: int,
 ) -> None:
-    # Packed sequences come in another order: the second is how many go on at each step.
+    # Packed sequences have other arguments: the second is the batch size at each step.
     if not isinstance(params, tuple | list) or (num_gates == 4 and isinstance(hx, Tensor)):
         _packed(trace, out, (input, hx, params, rest))
         return
@@ -139,7 +139,7 @@ def _cell(
     has_biases: bool,
     projected: bool,
 ) -> None:
-    """One layer in one direction: w_ih, w_hh, b_ih, b_hh, w_hr."""
+    """Trace one layer in one direction. Its parameters are w_ih, w_hh, b_ih, b_hh and w_hr."""
     gates = np.tile(hidden, num_gates)
     input_weight, hidden_weight = cell[:2]
     for weight in (input_weight, hidden_weight):
@@ -161,7 +161,7 @@ def _cell(
 
 
 def _units(trace: Trace, weight: Tensor, num_gates: int) -> IdArray:
-    """One id per unit along the rows of a weight; the gates of a unit are tied."""
+    """Tie the gates of each unit along the rows of a weight, and return one id per unit."""
     rows = trace.units(weight, 0)
     if rows is None:
         return trace.record.fresh(weight.shape[0] // num_gates)
@@ -174,6 +174,6 @@ def _units(trace: Trace, weight: Tensor, num_gates: int) -> IdArray:
 def _packed(trace: Trace, out: Any, read: Any) -> None:
     for tensor in tensors_in(read):
         trace.use(tensor)
-        trace.pin(trace.labels(tensor), "packed sequences are not followed")
+        trace.pin(trace.labels(tensor), "packed sequences are not traced")
     for tensor in tensors_in(out):
         trace.set(tensor, ())

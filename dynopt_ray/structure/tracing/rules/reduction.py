@@ -1,4 +1,4 @@
-"""Sums, means, extremes and distributions over dimensions."""
+"""Rules for sums, means, extremes, norms and distributions over dimensions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from dynopt_ray.structure.units import covering, renumbered
     *("nanmean", "median", "all", "any", "argmax", "argmin", "std_mean", "var_mean", "aminmax"),
 )
 def reduce(trace: Trace, out: Any, input: Tensor, dim: Any = None, *_: Any, **kwargs: Any) -> None:
-    """Dimensions disappear; the result depends on how many units there were in them."""
+    """Dimensions are reduced; the result depends on the number of units along them."""
     dim = kwargs.get("axis", dim)
     if isinstance(dim, Tensor) or "other" in kwargs:  # max(a, b) is elementwise
         other = kwargs.get("other", dim)
@@ -36,7 +36,7 @@ def reduce(trace: Trace, out: Any, input: Tensor, dim: Any = None, *_: Any, **kw
 def norm(
     trace: Trace, out: Tensor, input: Tensor, p: Any = "fro", dim: Any = None, *_: Any, **__: Any
 ) -> None:
-    """The size of what lies along some dimensions."""
+    """The norm over some dimensions."""
     del p
     reduce(trace, out, input, dim)
 
@@ -45,7 +45,7 @@ def norm(
 def vector_norm(
     trace: Trace, out: Tensor, input: Tensor, ord: Any = 2, dim: Any = None, *_: Any, **__: Any
 ) -> None:
-    """The size of what lies along some dimensions."""
+    """The norm over some dimensions."""
     del ord
     reduce(trace, out, input, dim)
 
@@ -54,9 +54,9 @@ def vector_norm(
 def along(
     trace: Trace, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any
 ) -> None:
-    """The shape stays, but each unit's value depends on the others along the dimension."""
+    """The shape stays, but each value depends on the other units along the dimension."""
     trace.use(input)
-    if dim is None:  # what torch takes where softmax is given none
+    if dim is None:  # the default of torch's softmax
         dim = 0 if input.ndim in (0, 1, 3) else 1
     label = covering(trace.labels(input), dim % input.ndim)
     if label is not None:
@@ -68,7 +68,7 @@ def along(
 def normalize(
     trace: Trace, out: Tensor, input: Tensor, p: float = 2.0, dim: int = 1, *_: Any, **__: Any
 ) -> None:
-    """Divided by the norm along a dimension."""
+    """The input is divided by its norm along a dimension."""
     del p
     along(trace, out, input, dim)
 

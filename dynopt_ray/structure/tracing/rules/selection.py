@@ -1,4 +1,4 @@
-"""Operations that choose among a tensor's coordinates."""
+"""Rules for operations that select, reorder or pad the coordinates of a tensor."""
 
 from collections.abc import Iterable, Sequence
 from types import EllipsisType
@@ -24,7 +24,7 @@ def getitem(trace: Trace, out: Tensor, input: Tensor, index: Any) -> None:
 
 @rule("__setitem__")
 def setitem(trace: Trace, out: None, input: Tensor, index: Any, value: Any) -> None:
-    """What is written must match what it replaces."""
+    """The units of the written value must match those that it replaces."""
     del out
     if not isinstance(value, Tensor):
         indexed(trace, input, index, input)
@@ -35,18 +35,18 @@ def setitem(trace: Trace, out: None, input: Tensor, index: Any, value: Any) -> N
         covered = {dim for label in target for dim in label.dims}
         for label in trace.labels(value):
             if not covered.intersection(label.dims):
-                trace.pin(label.ids, "written into a tensor without units of its own")
+                trace.pin(label.ids, "it is written into a tensor that has no units")
         for label in target:
             twin = next((o for o in trace.labels(value) if o.dims == label.dims), None)
             if twin is not None and twin.ids.shape == label.ids.shape:
                 trace.tie(label.ids, twin.ids)
             else:
-                trace.pin(label.ids, "overwritten with data that has no units")
+                trace.pin(label.ids, "it is overwritten with data that has no units")
 
 
 @rule("select")
 def select(trace: Trace, out: Tensor, input: Tensor, dim: int, index: int) -> None:
-    """One coordinate of a dimension."""
+    """One coordinate of a dimension is selected."""
     trace.use(input)
     trace.set(
         out,
@@ -59,7 +59,7 @@ def select(trace: Trace, out: Tensor, input: Tensor, dim: int, index: int) -> No
 
 @rule("narrow")
 def narrow(trace: Trace, out: Tensor, input: Tensor, dim: int, start: int, length: int) -> None:
-    """A run of coordinates."""
+    """A run of coordinates is selected."""
     trace.use(input)
     labels = _sliced(trace, trace.labels(input), dim % input.ndim, slice(start, start + length))
     _counted_along(trace, labels, dim % input.ndim, length)
@@ -68,7 +68,7 @@ def narrow(trace: Trace, out: Tensor, input: Tensor, dim: int, start: int, lengt
 
 @rule("chunk", "tensor_split")
 def chunk(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any, dim: int = 0) -> None:
-    """So many parts, or parts that end at given places."""
+    """A dimension is cut into a number of parts, or at given indices."""
     if isinstance(parts, int) and len(out) == parts:
         split(trace, out, input, out[0].shape[dim], dim)
     else:
@@ -77,7 +77,7 @@ def chunk(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any, dim: i
 
 @rule("glu")
 def gated(trace: Trace, out: Tensor, input: Tensor, dim: int = -1) -> None:
-    """One half, gated by the other."""
+    """One half of a dimension, gated by the other half."""
     dim %= input.ndim
     halves = [_sliced(trace, trace.labels(input), dim, part) for part in _halves(input, dim)]
     trace.use(input)
@@ -93,7 +93,7 @@ def _halves(input: Tensor, dim: int) -> tuple[slice, slice]:
 
 @rule("split", "split_with_sizes")
 def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: int = 0) -> None:
-    """Consecutive parts. Equal parts stay equal at another width, so their units are tied."""
+    """Consecutive parts. Equal parts must stay equal at other widths, so their units are tied."""
     trace.use(input)
     dim %= input.ndim
     label = covering(trace.labels(input), dim)
@@ -103,7 +103,7 @@ def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: i
     asked = sizes if isinstance(sizes, tuple | list) else [sizes] * len(out)
     found = _parts(trace, out, input, dim)
     for size, labels in zip(asked, found, strict=False):
-        # Of a size that was divided, all parts together are the whole.
+        # If the size is a quotient of a count, that count belongs to all parts together.
         whole = isinstance(size, Size) and size.divisor == len(out)
         _counted_along(trace, trace.labels(input) if whole else labels, dim, size)
         if isinstance(size, Kept) and size.less:
@@ -111,7 +111,7 @@ def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: i
 
 
 def _parts(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int) -> list[Labels]:
-    """Consecutive parts of a dimension; their labels, which they have got."""
+    """Label consecutive parts of a dimension, and return their labels."""
     trace.use(input)
     dim %= input.ndim
     found = []
@@ -126,7 +126,7 @@ def _parts(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int) -> list
 
 @rule("unbind")
 def unbind(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int = 0) -> None:
-    """Every coordinate of a dimension by itself."""
+    """Each coordinate of a dimension becomes a tensor of its own."""
     trace.use(input)
     dim %= input.ndim
     for index, part in enumerate(out):
@@ -136,14 +136,14 @@ def unbind(trace: Trace, out: Sequence[Tensor], input: Tensor, dim: int = 0) -> 
 
 @rule("unfold")
 def unfold(trace: Trace, out: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Windows along one dimension, or each channel's windows over space (`F.unfold`)."""
+    """Windows along one dimension, or windows of each channel over space (`F.unfold`)."""
     trace.use(input)
     windows = out.ndim == input.ndim + 1
     dims = {kwargs.get("dimension", [*args, 0][0]) % input.ndim} if windows else {2, 3}
     kept: list[Label] = []
     for label in trace.labels(input):
         if dims.intersection(label.dims):
-            trace.pin(label.ids, "cut into windows")
+            trace.pin(label.ids, "it is cut into windows")
         elif not windows and label.dims == (1,):
             kept.append(Label((1,), label.ids.repeat(out.shape[1] // input.shape[1])))
         else:
@@ -153,7 +153,7 @@ def unfold(trace: Trace, out: Tensor, input: Tensor, *args: Any, **kwargs: Any) 
 
 @rule("fold")
 def fold(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """Each channel's windows over space, added up."""
+    """The windows of each channel over space are summed."""
     trace.use(input)
     kept: list[Label] = []
     for label in trace.labels(input):
@@ -164,13 +164,13 @@ def fold(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
         elif label.dims == (0,):
             kept.append(label)
         else:
-            trace.pin(label.ids, "cut into windows")
+            trace.pin(label.ids, "it is cut into windows")
     trace.set(out, tuple(kept))
 
 
 @rule("index_select", "gather")
 def gather(trace: Trace, out: Tensor, input: Tensor, dim: int, *_: Any, **__: Any) -> None:
-    """Chosen coordinates of one dimension."""
+    """Some coordinates of one dimension are selected."""
     _reordered(trace, out, input, [dim])
 
 
@@ -178,20 +178,20 @@ def gather(trace: Trace, out: Tensor, input: Tensor, dim: int, *_: Any, **__: An
 def take_along_dim(
     trace: Trace, out: Tensor, input: Tensor, indices: Tensor, dim: int | None = None
 ) -> None:
-    """Chosen coordinates of one dimension, or of all."""
+    """Some coordinates of one dimension, or of all dimensions, are selected."""
     del indices
     _reordered(trace, out, input, range(input.ndim) if dim is None else [dim])
 
 
 @rule("flip")
 def flip(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> None:
-    """Dimensions backwards."""
+    """Dimensions are reversed."""
     _reordered(trace, out, input, listed(kwargs.get("dims", dims)))
 
 
 @rule("roll")
 def roll(trace: Trace, out: Tensor, input: Tensor, shifts: Any, dims: Any = ()) -> None:
-    """Dimensions shifted in a circle; all at once without `dims`."""
+    """Dimensions are shifted cyclically, or the flattened tensor if there are no `dims`."""
     del shifts
     dims = [dims] if isinstance(dims, int) else dims
     _reordered(trace, out, input, dims or range(input.ndim))
@@ -199,26 +199,26 @@ def roll(trace: Trace, out: Tensor, input: Tensor, shifts: Any, dims: Any = ()) 
 
 @rule("topk")
 def topk(trace: Trace, out: Any, input: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> None:
-    """The largest along a dimension."""
+    """The largest values along a dimension."""
     del k
     _reordered(trace, out, input, [dim])
 
 
 @rule("sort", "argsort")
 def sort(trace: Trace, out: Any, input: Tensor, *args: Any, **kwargs: Any) -> None:
-    """In order along a dimension."""
-    numbers = [a for a in args if type(a) is not bool]  # sort(stable=…) has it elsewhere
+    """Values are sorted along a dimension."""
+    numbers = [a for a in args if type(a) is not bool]  # `stable` may come before `dim`
     _reordered(trace, out, input, [kwargs.get("dim", *numbers[:1] or [-1])])
 
 
 def _reordered(trace: Trace, out: Any, input: Tensor, dims: Iterable[int]) -> None:
-    """Coordinates in another order: dimensions that change may not be resized."""
+    """Pin units along dimensions whose coordinates are reordered."""
     trace.use(input)
     labels = trace.labels(input)
     for dim in dims:
         label = covering(labels, dim % max(input.ndim, 1))
         if label is not None:
-            trace.pin(label.ids, "its units are put in another order")
+            trace.pin(label.ids, "its units are put into another order")
             labels = tuple(other for other in labels if other is not label)
     for tensor in tensors_in(out):
         trace.set(tensor, labels)
@@ -234,13 +234,13 @@ def pad(
     *_: Any,
     **__: Any,
 ) -> None:
-    """Constant coordinates around the others; those in front of units cannot be resized."""
+    """Constant coordinates are added around the others, and their number is fixed."""
     trace.use(input)
     labels: list[Label] = []
     for label in trace.labels(input):
         ids = label.ids
         if mode != "constant" and any(_padding(pad, input.ndim, dim) for dim in label.dims):
-            trace.pin(label.ids, "padded with others of its units")
+            trace.pin(label.ids, "it is padded with copies of its own units")
             continue
         for axis, dim in enumerate(label.dims):
             before, after = _padding(pad, input.ndim, dim) or (0, 0)
@@ -251,14 +251,14 @@ def pad(
 
 
 def _padding(pad: Sequence[int], ndim: int, dim: int) -> tuple[int, int] | None:
-    """What is added before and after one dimension; None for nothing."""
+    """Return the number of coordinates added before and after in a dimension; None for none."""
     offset = 2 * (ndim - 1 - dim)
     before, after = (*pad[offset : offset + 2], 0, 0)[:2]
     return (before, after) if before or after else None
 
 
 def indexed(trace: Trace, input: Tensor, index: Any, out: Tensor) -> Labels:
-    """Labels of `input[index]`, which `out` has the shape of."""
+    """Return the labels of `input[index]`, which has the shape of `out`."""
     items = list(index) if isinstance(index, tuple) else [index]
     taken = sum(_dims_taken(item) for item in items)
     if Ellipsis not in [item for item in items if isinstance(item, EllipsisType)]:
@@ -286,9 +286,10 @@ def indexed(trace: Trace, input: Tensor, index: Any, out: Tensor) -> Labels:
 
 
 def _indexed_by_tensors(trace: Trace, input: Tensor, items: Sequence[Any], out_ndim: int) -> Labels:
-    """Index tensors pick whole coordinates; dimensions that they leave alone keep their ids.
+    """Return the labels of a tensor indexed by tensors; dimensions without an index keep their ids.
 
-    What they pick lies where they stand side by side, else in front of all other dimensions.
+    The dimensions of the index tensors replace the indexed ones if these are adjacent. Otherwise
+    they come first.
     """
     chosen = [i for i, item in enumerate(items) if not (item is None or isinstance(item, slice))]
     together = chosen[-1] - chosen[0] == len(chosen) - 1
@@ -308,7 +309,7 @@ def _indexed_by_tensors(trace: Trace, input: Tensor, items: Sequence[Any], out_n
     kept: list[Label] = []
     for label in labels:
         if any(position[d] < 0 for d in label.dims):
-            trace.pin(label.ids, "indexed by a tensor")
+            trace.pin(label.ids, "it is indexed by a tensor")
         else:
             kept.append(label)
     return renumbered(tuple(kept), position)
@@ -329,7 +330,7 @@ def _sliced(trace: Trace, labels: Labels, dim: int, part: slice) -> Labels:
     for edge in (part.start, part.stop):
         _counted_along(trace, _cut(labels, dim, slice(edge)), dim, edge)
         if isinstance(edge, Size) and edge.divisor > 1 and edge.undivided == label.ids.size:
-            # A half (a third) of the units: another one belongs to each.
+            # If the edge is a half (or third) of the units, tie corresponding units of all parts.
             trace.record.factors.append(label.ids.reshape(edge.divisor, -1))
     cut = _cut(labels, dim, part)
     kept = covering(cut, dim)
@@ -348,14 +349,14 @@ def _cut(labels: Labels, dim: int, part: slice) -> Labels:
 
 
 def _counted_along(trace: Trace, labels: Labels, dim: int, size: Any) -> None:
-    """This many coordinates along `dim` were asked for."""
+    """Note that `size` was given as the number of coordinates along `dim`."""
     label = covering(labels, dim)
     if label is not None:
         trace.counts(size, along(label, dim))
 
 
 def _picked(trace: Trace, out: Tensor, labels: Labels, dim: int, index: int) -> Labels:
-    """Labels after one coordinate of `dim` was chosen; `dim` is gone but not yet renumbered."""
+    """Return the labels after one coordinate of `dim` was selected, before renumbering."""
     kept = []
     for label in labels:
         if dim not in label.dims:
@@ -376,7 +377,7 @@ def _gap(ndim: int, dim: int) -> list[int]:
 
 def _padded(trace: Trace, ids: Any, axis: int, before: int, after: int) -> Any:
     if axis > 0:
-        # Coordinates of a head come in front of or behind its others.
+        # Padding before or after the coordinates of a head belongs to the head.
         amounts = [
             (max(before, 0), max(after, 0)) if a == axis else (0, 0) for a in range(ids.ndim)
         ]
@@ -390,7 +391,7 @@ def _padded(trace: Trace, ids: Any, axis: int, before: int, after: int) -> Any:
             shape = list(ids.shape)
             shape[axis] = amount
             fresh = trace.record.fresh(int(np.prod(shape))).reshape(shape)
-            trace.pin(fresh, "padding of a constant size")
+            trace.pin(fresh, "it is padding of a constant size")
             parts.append(fresh)
     joined = np.concatenate(parts, axis=axis)
     start, stop = max(-before, 0), joined.shape[axis] - max(-after, 0)

@@ -1,4 +1,4 @@
-"""Operations that rearrange a tensor without choosing among its coordinates."""
+"""Rules for operations that rearrange, repeat or join tensors without selecting coordinates."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,13 +32,13 @@ keeps_zeros(
 
 @rule("view", "reshape", "flatten", "view_as", "reshape_as", "ravel")
 def reshape(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> None:
-    """Any row-major view: 8 channels of 3 × 3 flatten to 72 coordinates of 8 units."""
+    """Any row-major view. Flattening 8 channels of 3 × 3 gives 72 coordinates of 8 units."""
     trace.use(input)
     old = trace.labels(input)
     labels = []
     for before, after in zip(old, reshaped(old, input.shape, out.shape), strict=True):
         if len(after.dims) > len(before.dims):
-            # The view must stay rectangular: whole rows or whole columns come and go.
+            # The view must stay rectangular, so whole rows or whole columns are units.
             trace.record.factors.append(after.ids)
             labels.append(after if trace.heads == "heads" else _columns(trace, after))
         else:
@@ -49,7 +49,7 @@ def reshape(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) ->
 
 @rule("unflatten")
 def unflatten(trace: Trace, out: Tensor, input: Tensor, dim: int, sizes: Sequence[int]) -> None:
-    """One dimension becomes several."""
+    """One dimension is split into several."""
     before = dim % input.ndim
     untouched = [-1] * (out.ndim - before - len(sizes))
     reshape(trace, out, input, *[-1] * before, *sizes, *untouched)
@@ -57,7 +57,7 @@ def unflatten(trace: Trace, out: Tensor, input: Tensor, dim: int, sizes: Sequenc
 
 @rule("permute")
 def permute(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> None:
-    """Dimensions in another order."""
+    """Dimensions are reordered."""
     order = kwargs.get("dims", dims)
     if len(order) == 1 and not isinstance(order[0], int):
         order = order[0]
@@ -66,7 +66,7 @@ def permute(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any)
 
 @rule("transpose", "swapaxes", "swapdims", "transpose_")
 def transpose(trace: Trace, out: Tensor, input: Tensor, dim0: int, dim1: int) -> None:
-    """Two dimensions change places."""
+    """Two dimensions are swapped."""
     order = list(range(out.ndim))
     order[dim0], order[dim1] = order[dim1], order[dim0]
     _reorder(trace, out, input, order)
@@ -74,7 +74,7 @@ def transpose(trace: Trace, out: Tensor, input: Tensor, dim0: int, dim1: int) ->
 
 @rule("t", "T", "mT")
 def matrix_transpose(trace: Trace, out: Tensor, input: Tensor) -> None:
-    """The last two dimensions change places (all of them, for at most two)."""
+    """The last two dimensions are swapped; a vector stays as it is."""
     order = list(range(out.ndim))
     order[-2:] = order[-2:][::-1]
     _reorder(trace, out, input, order)
@@ -82,7 +82,7 @@ def matrix_transpose(trace: Trace, out: Tensor, input: Tensor) -> None:
 
 @rule("movedim", "moveaxis")
 def movedim(trace: Trace, out: Tensor, input: Tensor, source: Any, destination: Any) -> None:
-    """Some dimensions move, the others keep their order."""
+    """Some dimensions move; the others keep their order."""
     from_, to = ([d] if isinstance(d, int) else d for d in (source, destination))
     places = dict(zip([d % input.ndim for d in to], [d % input.ndim for d in from_], strict=True))
     rest = iter([d for d in range(input.ndim) if d not in places.values()])
@@ -93,7 +93,7 @@ def movedim(trace: Trace, out: Tensor, input: Tensor, source: Any, destination: 
 
 @rule("unsqueeze", "unsqueeze_")
 def unsqueeze(trace: Trace, out: Tensor, input: Tensor, dim: int) -> None:
-    """A new dimension of size 1."""
+    """A dimension of size 1 is inserted."""
     trace.use(input)
     new_dim = dim % out.ndim
     trace.set(out, renumbered(trace.labels(input), [d + (d >= new_dim) for d in range(input.ndim)]))
@@ -101,7 +101,7 @@ def unsqueeze(trace: Trace, out: Tensor, input: Tensor, dim: int) -> None:
 
 @rule("squeeze", "squeeze_")
 def squeeze(trace: Trace, out: Tensor, input: Tensor, dim: Any = None) -> None:
-    """Dimensions of size 1 disappear; a unit that stands alone cannot be squeezed away."""
+    """Dimensions of size 1 are removed. A dimension with a single unit becomes fixed."""
     trace.use(input)
     dims = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     gone = {d % input.ndim for d in dims if input.shape[d] == 1}
@@ -111,7 +111,7 @@ def squeeze(trace: Trace, out: Tensor, input: Tensor, dim: Any = None) -> None:
     for d in gone:
         label = covering(labels, d)
         if label is not None:
-            trace.pin(label.ids, "a dimension of one unit is squeezed away")
+            trace.pin(label.ids, "a dimension with a single unit is squeezed away")
             labels = tuple(other for other in labels if other is not label)
     position = np.cumsum([d not in gone for d in range(input.ndim)]) - 1
     trace.set(out, renumbered(labels, position.tolist()))
@@ -119,12 +119,12 @@ def squeeze(trace: Trace, out: Tensor, input: Tensor, dim: Any = None) -> None:
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> None:
-    """Dimensions of size 1 are repeated; as often as there are units, if a width says how often."""
+    """Dimensions of size 1 are repeated. If the new size follows a width, the copies are units."""
     trace.use(input)
     labels = list(broadcast(trace, [input], out))
     asked = listed(sizes)
     for dim, size in enumerate(asked if len(asked) == out.ndim else ()):
-        # Whoever meets these copies is tied to them.
+        # The copies get new ids, which are tied to the units that they meet.
         old = dim - out.ndim + input.ndim
         if isinstance(size, Size) and (old < 0 or input.shape[old] == 1):
             labels.append(Label((dim,), trace.record.fresh(out.shape[dim])))
@@ -134,7 +134,7 @@ def expand(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> 
 
 @rule("repeat", "tile")
 def repeat(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
-    """The whole tensor is repeated along some dimensions."""
+    """The whole tensor is repeated along some dimensions, block by block."""
     trace.use(input)
     offset = out.ndim - input.ndim
     labels = []
@@ -152,12 +152,12 @@ def repeat(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None
 def repeat_interleave(
     trace: Trace, out: Tensor, input: Tensor, repeats: Any, dim: int | None = None, **_: Any
 ) -> None:
-    """Each coordinate is repeated where it stands."""
+    """Each coordinate is repeated in place."""
     trace.use(input)
     labels = []
     for label in trace.labels(input):
         if dim is None or not isinstance(repeats, int):
-            trace.pin(label.ids, "repeated a number of times that data decide")
+            trace.pin(label.ids, "it is repeated a number of times that depends on data")
         elif dim % input.ndim in label.dims:
             axis = label.dims.index(dim % input.ndim)
             labels.append(Label(label.dims, label.ids.repeat(repeats, axis=axis)))
@@ -168,19 +168,19 @@ def repeat_interleave(
 
 @rule("pixel_shuffle")
 def pixel_shuffle(trace: Trace, out: Tensor, input: Tensor, upscale_factor: int) -> None:
-    """Neighbouring channels, r × r of them, become one channel of r × r pixels."""
+    """Each r × r consecutive channels become one channel with r × r times the pixels."""
     _regroup(trace, out, input, lambda ids: ids.reshape(-1, upscale_factor**2))
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(trace: Trace, out: Tensor, input: Tensor, downscale_factor: int) -> None:
-    """Pixels of a square become as many neighbouring channels."""
+    """The pixels of each r × r square become r × r consecutive channels."""
     _regroup(trace, out, input, lambda ids: ids.repeat(downscale_factor**2)[:, None])
 
 
 @rule("channel_shuffle")
 def channel_shuffle(trace: Trace, out: Tensor, input: Tensor, groups: int) -> None:
-    """Channel i of every group, then channel i + 1."""
+    """Channels are reordered: channel i of every group comes before channel i + 1 of any group."""
     label = covering(trace.labels(input), input.ndim - 3)
     if label is not None:
         trace.record.factors.append(label.ids.reshape(groups, -1))
@@ -190,7 +190,7 @@ def channel_shuffle(trace: Trace, out: Tensor, input: Tensor, groups: int) -> No
 def _regroup(
     trace: Trace, out: Tensor, input: Tensor, regroup: Callable[[IdArray], IdArray]
 ) -> None:
-    """Channels in new rows: those of one row are tied and become one channel."""
+    """Arrange channels in rows; the channels of a row are tied and become one channel."""
     trace.use(input)
     channel = input.ndim - 3
     labels = []
@@ -202,13 +202,13 @@ def _regroup(
         elif channel - 1 in label.dims and len(label.dims) == 1:
             labels.append(label)
         else:
-            trace.pin(label.ids, "pixels and units change places")
+            trace.pin(label.ids, "a shuffle of pixels or channels moves its units")
     trace.set(out, tuple(labels))
 
 
 @rule("cat", "concat", "concatenate")
 def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0, **__: Any) -> None:
-    """Units lie one after the other along `dim`; along other dimensions they must match."""
+    """Units are concatenated along `dim`; along other dimensions they must match."""
     tensors = [t for t in tensors if t.numel() or t.ndim == out.ndim]
     dim %= out.ndim
     for tensor in tensors:
@@ -222,7 +222,7 @@ def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0, **__
 
 @rule("stack")
 def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
-    """A new dimension in front of which all tensors must match."""
+    """Tensors, whose units must match, are stacked along a new dimension."""
     dim %= out.ndim
     first, *others = [trace.labels(tensor) for tensor in tensors]
     for other in others:
@@ -231,35 +231,35 @@ def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) ->
 
 
 def _columns(trace: Trace, label: Label) -> Label:
-    """Tie units across all dimensions but the last, which then counts them."""
+    """Tie units across all dimensions except the last, along which they then lie."""
     row = label.ids[(0,) * (label.ids.ndim - 1)]
     trace.tie(label.ids, row)
     return Label(label.dims[-1:], row)
 
 
 def _reorder(trace: Trace, out: Tensor, input: Tensor, order: Sequence[int]) -> None:
-    """Dimension `order[i]` becomes dimension i."""
+    """Label an output whose dimension i is dimension `order[i]` of the input."""
     trace.use(input)
     new_dim = np.argsort([d % input.ndim for d in order])
     trace.set(out, renumbered(trace.labels(input), new_dim.tolist()))
 
 
 def _join(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Labels:
-    """The label along the dimension of a concatenation; parts without units get pinned ids."""
+    """Return the label along the concatenated dimension; parts without units get pinned ids."""
     labels = [covering(trace.labels(tensor), dim) for tensor in tensors]
     dims = tuple(sorted({d for label in labels if label is not None for d in label.dims}))
     if not dims:
         return ()
     given = [label for label in labels if label is not None]
     if len(given) < len(labels) and all(label.ids.size == 1 for label in given):
-        for alone in given:  # a class token in front of others
-            trace.pin(alone.ids, "it is put beside data without units")
+        for alone in given:  # a class token before the tokens of the data
+            trace.pin(alone.ids, "it is concatenated with data that has no units")
         return ()
     parts = []
     for tensor, label in zip(tensors, labels, strict=True):
         if label is None:
             plain = trace.record.fresh(tensor.shape[dim])
-            trace.pin(plain, "data without units is part of a concatenation")
+            trace.pin(plain, "it lies along data without units in a concatenation")
             label = Label((dim,), plain)
         parts.append(spread(label, dims, [tensor.shape[d] for d in dims]))
     return (Label(dims, np.concatenate(parts, axis=dims.index(dim))),)
@@ -270,16 +270,16 @@ def _apart_from(trace: Trace, tensor: Tensor, dim: int) -> Labels:
 
 
 def _matched(trace: Trace, one: Labels, other: Labels) -> Labels:
-    """Labels that must be equal; those without a counterpart are pinned and dropped."""
+    """Tie labels that must match and return them; pin and drop those without a counterpart."""
     kept = []
     for label in one:
         twin = next((o for o in other if o.dims == label.dims), None)
         if twin is None:
-            trace.pin(label.ids, "combined with data that has no units along this dimension")
+            trace.pin(label.ids, "it is combined with data that has no units along this dimension")
         else:
             trace.tie(label.ids, twin.ids)
             kept.append(label)
     for label in other:
         if all(label.dims != k.dims for k in one):
-            trace.pin(label.ids, "combined with data that has no units along this dimension")
+            trace.pin(label.ids, "it is combined with data that has no units along this dimension")
     return tuple(kept)

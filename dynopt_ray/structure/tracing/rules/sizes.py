@@ -1,4 +1,4 @@
-"""Sizes that an operation is asked for: some know which units they count, or who keeps them."""
+"""The sizes passed to operations: some count units, others are attributes of modules."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from dynopt_ray.structure.units import Label, along, covering
 
 
 def counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
-    """Tie dimensions whose sizes were computed from a number of units to those units.
+    """Tie dimensions whose sizes were computed from a count of units to these units.
 
-    `C` ties a dimension to the C units, and `h, C // h` the two together. A dimension that holds
-    these very units already, in whatever order, has their number anyway.
+    A size `C` ties its dimension to the C units. Sizes `h, C // h` tie the two dimensions together
+    to the C units. A dimension along which these units already lie, in any order, needs no tie.
     """
     if len(sizes) != out.ndim:
         return
@@ -36,14 +36,14 @@ def counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
 
 
 def listed(sizes: Sequence[Any]) -> Sequence[Any]:
-    """Sizes given one by one or as one list."""
+    """Return sizes as a sequence, given one by one or as one list."""
     return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
 
 
 def _kept(trace: Trace, out: Tensor, label: Label, dim: int, size: Kept) -> None:
-    """A size that a module keeps follows the units along the dimension.
+    """Note that a size that a module keeps follows the units along the dimension.
 
-    Of `h, C // h` with a kept C, that is all units of the two dimensions.
+    For sizes `h, C // h` with a kept C, it follows the units of both dimensions.
     """
     axes = {dim}
     for other in sorted(label.dims, key=lambda d: abs(d - dim))[1:]:
@@ -53,7 +53,7 @@ def _kept(trace: Trace, out: Tensor, label: Label, dim: int, size: Kept) -> None
 
 
 def _tie_factors(trace: Trace, out: Tensor, label: Label, dim: int, size: UnitCount) -> None:
-    """Of `h, C // h`: the two dimensions together are the C units."""
+    """For sizes `h, C // h`, tie the two dimensions together to the C units."""
     for other in sorted(label.dims, key=lambda d: abs(d - dim))[1:]:
         if out.shape[other] * out.shape[dim] == size.ids.size:
             shape = [out.shape[d] if d in (other, dim) else 1 for d in label.dims]

@@ -1,0 +1,66 @@
+"""Adding units."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from dynopt_ray.arrays import BoolArray, IntArray
+from dynopt_ray.policies.actions.amounts import at_least_one, check_fraction
+from dynopt_ray.policies.descriptors import Descriptors
+from dynopt_ray.population import Population, grow
+from dynopt_ray.structure import CostKind, Edit, Graph, Grow
+
+
+@dataclass(frozen=True)
+class GrowUnits:
+    """Add units, exactly where the group allows that.
+
+    Attributes:
+        fraction: the units added, as a fraction of the group's present width, in (0, 1].
+        max_growth: the largest width, as a multiple of the group's width at the start, >= 1.
+        label: what tables and messages call it.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    fraction: float = 0.3
+    max_growth: float = 1.5
+    label: str = "grow"
+    ends = False
+    lowers: frozenset[CostKind] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_fraction("grow", self.fraction)
+        if not self.max_growth >= 1:
+            raise ValueError(f"grow: max_growth is {self.max_growth}; it must be at least 1")
+
+    def units(self, networks: Descriptors) -> IntArray:
+        """The units to add, (N,), a multiple of the group's step; 0 if it is at its limit."""
+        width, step = networks.width, networks.step
+        room = np.floor(self.max_growth * networks.start_width).astype(np.int64) - width
+        wanted = at_least_one(self.fraction * width / step)
+        return np.asarray(step * np.clip(np.minimum(wanted, room // step), 0, None))
+
+    def legal(self, networks: Descriptors) -> BoolArray:
+        """Where there is room for units."""
+        return self.units(networks) > 0
+
+    def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
+        """Grow the group under the cursor."""
+        group = graph.groups[int(network.cursor[0])]
+        units = int(self.units(network)[0])
+        return [Grow(group.name, units=units, exact=group.exact_growth)]
+
+    def apply_stacked(
+        self,
+        population: Population,
+        layer: int,
+        members: IntArray,
+        networks: Descriptors,
+        inputs: Tensor,  # noqa: ARG002
+    ) -> None:
+        """Grow the layer of each member."""
+        units = self.units(networks)
+        grow(population, layer, {int(member): int(units[member]) for member in members})

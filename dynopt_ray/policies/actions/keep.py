@@ -1,0 +1,13 @@
+"""Keeping the network as it is."""
+
+from dataclasses import dataclass
+
+from dynopt_ray.policies.actions.action import Unchanging
+
+
+@dataclass(frozen=True)
+class Keep(Unchanging):
+    """Change nothing; only train."""
+
+    label: str = "keep"
+    ends: bool = False

@@ -1,0 +1,74 @@
+"""Removing units."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynopt_ray.arrays import BoolArray, IntArray
+from dynopt_ray.policies.actions.amounts import at_least_one, check_fraction
+from dynopt_ray.policies.descriptors import Descriptors
+from dynopt_ray.policies.unit_scores import group_scores, lowest, stacked_scores
+from dynopt_ray.population import Population, shrink
+from dynopt_ray.structure import CostKind, Edit, Graph, Shrink
+
+
+@dataclass(frozen=True)
+class ShrinkUnits:
+    """Remove the units with the lowest scores; what reads them is refitted.
+
+    Attributes:
+        fraction: the units removed, as a fraction of the group's present width, in (0, 1].
+        label: what tables and messages call it.
+
+    Raises:
+        ValueError: a fraction out of its range.
+    """
+
+    fraction: float = 0.3
+    label: str = "shrink"
+    ends = False
+    lowers: frozenset[CostKind] = frozenset({"params", "nonzero", "flops", "bytes", "latency_ms"})
+
+    def __post_init__(self) -> None:
+        check_fraction("shrink", self.fraction)
+
+    def units(self, networks: Descriptors) -> IntArray:
+        """The units to remove, (N,), a multiple of the group's step; 0 if none can go."""
+        wanted = at_least_one(self.fraction * networks.width / networks.step)
+        room = (networks.width - networks.min_width) // networks.step
+        return np.asarray(networks.step * np.clip(np.minimum(wanted, room), 0, None))
+
+    def legal(self, networks: Descriptors) -> BoolArray:
+        """Where units can go."""
+        return self.units(networks) > 0
+
+    def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
+        """Shrink the group under the cursor."""
+        group = graph.groups[int(network.cursor[0])]
+        scores_NU = group_scores(graph, group)[None]
+        count_N = torch.from_numpy(self.units(network))
+        gone_NU = lowest(scores_NU, torch.tensor([group.width]), count_N)
+        return [Shrink(group.name, remove=torch.nonzero(gone_NU[0]).flatten().tolist())]
+
+    def apply_stacked(
+        self,
+        population: Population,
+        layer: int,
+        members: IntArray,
+        networks: Descriptors,
+        inputs: Tensor,
+    ) -> None:
+        """Shrink the layer of each member."""
+        widths = population.widths[members, layer]
+        gone_NU = lowest(
+            stacked_scores(population, layer, members),
+            torch.from_numpy(widths),
+            torch.from_numpy(self.units(networks)[members]),
+        )
+        keep = {
+            int(member): ~gone_U[: int(width)]
+            for member, gone_U, width in zip(members, gone_NU, widths, strict=True)
+        }
+        shrink(population, layer, keep, compensate_NI=inputs)

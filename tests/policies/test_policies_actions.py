@@ -1,0 +1,139 @@
+"""Actions: how much they change, worked out by hand, and what every one of them must hold."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dynopt_ray import plugins
+from dynopt_ray.errors import SpecError, UnknownNameError
+from dynopt_ray.policies import (
+    DEFAULT_ACTIONS,
+    ActionSet,
+    Descriptors,
+    GrowUnits,
+    Keep,
+    PruneWeights,
+    ShrinkUnits,
+    Stop,
+    describe_graph,
+    legal_action,
+)
+from dynopt_ray.structure import Grow, Mask, Shrink
+from dynopt_ray.testing import check_action
+from tests.policies.small_networks import described, network
+
+NAMES = [p.name for p in plugins.plugins("actions") if p.source == "built in"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_built_in_action_passes_the_kit(name: str) -> None:
+    check_action(plugins.load("actions", name))
+
+
+def of_width(width: int, *, start: int = 10, least: int = 1, step: int = 1) -> Descriptors:
+    one = described(network())
+    return replace(
+        one,
+        widths=np.array([[width, 6]]),
+        start_widths=np.array([[start, 6]]),
+        min_width=np.array([least]),
+        step=np.array([step]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "grown", "shrunk"), [(10, 3, 3), (14, 1, 4), (15, 0, 4), (2, 1, 1), (1, 1, 0)]
+)
+def test_how_many_units_come_and_go(width: int, grown: int, shrunk: int) -> None:
+    now = of_width(width)
+    grow, shrink = GrowUnits(fraction=0.3, max_growth=1.5), ShrinkUnits(fraction=0.3)
+    assert grow.units(now).tolist() == [grown]
+    assert shrink.units(now).tolist() == [shrunk]
+    assert (grow.legal(now)[0], shrink.legal(now)[0]) == (grown > 0, shrunk > 0)
+
+
+def test_units_come_and_go_in_whole_steps_and_down_to_the_least_width() -> None:
+    assert GrowUnits().units(of_width(16, start=16, step=4)).tolist() == [4]
+    assert ShrinkUnits().units(of_width(16, start=16, least=8, step=4)).tolist() == [4]
+    assert ShrinkUnits().units(of_width(16, start=16, least=14, step=4)).tolist() == [0]
+
+
+def test_pruning_counts_by_parameter_and_never_takes_the_last_weight() -> None:
+    networks = replace(described(network()), num_unmasked_each=np.array([[3, 4, 10, 0]]))
+    assert PruneWeights(fraction=0.3).weights(networks).tolist() == [[0, 1, 3, 0]]
+    few = replace(networks, num_unmasked_each=np.array([[5]]))
+    assert PruneWeights(fraction=1.0).weights(few).tolist() == [[0]]
+    assert not PruneWeights(fraction=1.0).legal(few)[0]
+
+
+def test_plans_take_what_matters_least() -> None:
+    graph = network()
+    with torch.no_grad():
+        weight = graph.model.get_parameter("0.weight")
+        weight[3] *= 1e-3
+        weight[6] *= 2e-3
+        graph.model.get_parameter("0.bias")[[3, 6]] = 0
+    here = described(graph)
+    assert ShrinkUnits(fraction=0.25).plan(graph, here) == [Shrink("0", remove=[3, 6])]
+    (mask,) = PruneWeights(fraction=0.25).plan(graph, here)
+    assert isinstance(mask, Mask)
+    assert set((~mask.keep).nonzero()[:, 0].tolist()) == {3, 6}
+    assert GrowUnits(fraction=0.5).plan(graph, here) == [Grow("0", units=4)]
+    assert Keep().plan(graph, here) == Stop().plan(graph, here) == []
+
+
+def test_masks_say_what_is_legal() -> None:
+    graph = network()
+    graph.apply(
+        [Shrink("0", keep=[0]), Mask("0.weight", keep=torch.tensor([[True, *[False] * 3]]))]
+    )
+    start = {"0": 1, "2": 6}
+    here = describe_graph(graph, 0, start_widths=start, start_cost=graph.cost(start))
+    # One unit is left, and may not be doubled; one weight is left.
+    assert DEFAULT_ACTIONS.mask(here).tolist() == [[1, 0, 0, 0, 1]]
+    assert DEFAULT_ACTIONS.mask(described(network(), 1)).tolist() == [[1, 1, 1, 1, 1]]
+
+
+def test_sets_are_made_of_names_mappings_and_objects() -> None:
+    half = ShrinkUnits(fraction=0.5, label="halve")
+    actions = ActionSet(["keep", {"name": "shrink", "fraction": 0.25}, half])
+    assert actions.labels == ("keep", "shrink", "halve")
+    assert actions[1] == ShrinkUnits(fraction=0.25)
+    assert list(actions)[2] is half
+    assert actions.place("halve") == 2
+    assert actions != DEFAULT_ACTIONS
+    assert ActionSet(DEFAULT_ACTIONS.labels) == DEFAULT_ACTIONS
+    assert DEFAULT_ACTIONS.labels == ("keep", "grow", "shrink", "prune", "stop")
+
+
+def test_sets_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match=r"no action 'shrnk'\. Did you mean 'shrink'"):
+        ActionSet(["keep", "shrnk"])
+    with pytest.raises(SpecError, match="two have one label in shrink, shrink"):
+        ActionSet(["shrink", "shrink"])
+    with pytest.raises(SpecError, match="give at least one"):
+        ActionSet([])
+    with pytest.raises(SpecError, match="fraction is 0; it must be in"):
+        ActionSet([{"name": "grow", "fraction": 0}])
+    with pytest.raises(SpecError, match=r"max_growth is 0.5; it must be at least 1"):
+        ActionSet([{"name": "grow", "max_growth": 0.5}])
+    with pytest.raises(UnknownNameError, match="no action 'grown'"):
+        DEFAULT_ACTIONS.place("grown")
+
+
+@pytest.mark.parametrize(
+    ("preferred", "mask", "chosen"),
+    [
+        ("grow", [1, 1, 1, 1, 1], "grow"),
+        ("grow", [1, 0, 1, 1, 1], "keep"),
+        ("grow", [0, 0, 1, 1, 0], "shrink"),  # above a budget
+        ("stop", [0, 0, 0, 1, 0], "prune"),
+    ],
+)
+def test_the_preferred_action_or_the_next_best(
+    preferred: str, mask: list[int], chosen: str
+) -> None:
+    place = legal_action(preferred, np.array(mask, dtype=np.int8))
+    assert DEFAULT_ACTIONS.labels[place] == chosen
