@@ -28,8 +28,8 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind:
     """Write nested dicts and lists of JSON-able values and tensors to one file.
 
     The file is a plain safetensors file. Its metadata hold everything that is not a tensor, as
-    JSON, and a SHA-256 of the whole state. A temporary file next to `path` is written, synced and
-    renamed, so a crash or a full disk leaves the previous content of `path`.
+    JSON, and a SHA-256 of the whole state. It is written to a temporary file next to `path`, synced
+    and renamed, so `path` keeps its previous content after a crash or with a full disk.
 
     Args:
         path: the file to write.

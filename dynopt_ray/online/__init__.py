@@ -1,4 +1,4 @@
-"""Learning on a stream, in one process: predict, then learn, from event one.
+"""Online learning in one process: predict each event of a stream, then learn from it.
 
 Example:
     >>> import torch

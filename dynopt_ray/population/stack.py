@@ -144,7 +144,7 @@ class Population:
             assert isinstance(linear, nn.Linear)
             outputs, inputs = (int(size[member]) for size in self.sizes(layer))
             linear.out_features, linear.in_features = outputs, inputs
-            # Another size needs a new parameter. Nobody else holds the template copy's parameters.
+            # A new size needs new parameters; nothing else refers to those of the copied template.
             linear.weight = nn.Parameter(self.weights[layer][member, :outputs, :inputs].clone())
             linear.bias = nn.Parameter(self.biases[layer][member, :outputs].clone())
             keep = self.masks[layer]

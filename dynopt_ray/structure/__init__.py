@@ -22,7 +22,7 @@ from dynopt_ray.structure.plans import (
     plan_to_json,
     seeded,
 )
-from dynopt_ray.structure.preserve import Surroundings, mask_of, masked_parameters, set_mask
+from dynopt_ray.structure.preserve import Surroundings, mask_of, masked_parameters, set_mask, within
 from dynopt_ray.structure.refit import (
     RIDGE,
     Moments,
@@ -101,5 +101,6 @@ __all__ = [
     "set_mask",
     "trace",
     "undisturbed",
+    "within",
     "without",
 ]

@@ -20,7 +20,7 @@ from dynopt_ray.structure.plans import (
     redo,
     to_state,
 )
-from dynopt_ray.structure.preserve import Transaction, masked_parameters
+from dynopt_ray.structure.preserve import Transaction, masked_parameters, within
 from dynopt_ray.structure.tracing import named_tensors
 
 _KIND = "network"
@@ -86,12 +86,15 @@ def load(
     state = read_state(path, kind=_KIND)
     optimizers = each_optimizer(optimizer)
     transaction = Transaction(model, optimizers)
+
+    def loaded() -> None:
+        _load_model(path, transaction, model, optimizers, state)
+        if optimizers:
+            _load_optimizers(path, transaction, model, optimizers, state["optimizer"])
+
     try:
         metadata = dict(state["metadata"])
-        with transaction, transaction:
-            _load_model(path, transaction, model, optimizers, state)
-            if optimizers:
-                _load_optimizers(path, transaction, model, optimizers, state["optimizer"])
+        within(transaction, loaded)
     except DAMAGE as error:
         if isinstance(error, CheckpointError):
             raise

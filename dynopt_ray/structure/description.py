@@ -16,10 +16,12 @@ from torch.nn.parameter import is_lazy
 
 from dynopt_ray.errors import TraceError, UnknownNameError
 from dynopt_ray.structure.costs import CostModel
-from dynopt_ray.structure.preserve import CollectorPaused, Surroundings
+from dynopt_ray.structure.preserve import CollectorPaused, Surroundings, within
 from dynopt_ray.structure.tracing import (
     Heads,
     Inputs,
+    Passes,
+    Verified,
     Verifier,
     named_tensors,
     trace_at_own_sizes,
@@ -55,7 +57,8 @@ class Description:
         groups: the width groups that can be resized, in forward order.
         index: name of a group, or of a module or parameter that produces it -> position in
             `groups`. Edits change the contents of a group, never its name or position.
-        fixed: the modules and parameters whose width cannot be resized: name -> reason.
+        fixed: the modules, parameters and dimensions of parameters that cannot be resized:
+            name -> reason.
         attributes: integer attributes of modules that follow a width.
         caches: (module, attribute) pairs: the dicts in which modules keep tensors of an earlier
             pass.
@@ -83,12 +86,15 @@ def describe(model: nn.Module, asked: Asked) -> Description:
     _check_model(model)
     tensors = named_tensors(model)
     pinned = {_produced_by(tensors, name): _BY_CALLER for name in asked.fixed}
-    surroundings = Surroundings(model)
-    paused = CollectorPaused()
-    with paused, paused, surroundings, surroundings:
+
+    def proven() -> tuple[Passes, Verified]:
         passes = trace_at_own_sizes(model, asked.example_inputs, tensors, asked.heads, pinned)
         _warn_of_other_ways(passes.record, tensors)
-        verdict = Verifier(model, asked.example_inputs, tensors, passes, asked.heads).verdict()
+        verifier = Verifier(model, asked.example_inputs, tensors, passes, asked.heads)
+        return passes, verifier.verdict()
+
+    surroundings = Surroundings(model)
+    passes, verdict = within(CollectorPaused(), lambda: within(surroundings, proven))
     groups = tuple(verdict.groups)
     # A group's own name takes precedence. The name of a module that produces several groups means
     # the first of them.
@@ -142,7 +148,7 @@ def _warn_of_other_ways(record: Record, tensors: Mapping[str, Tensor]) -> None:
             f"the forward pass branches on values, and these inputs did not reach {modules}. "
             "Which widths those modules read is not known: trace with inputs that reach them, or "
             "name the widths that they read in `fixed`",
-            stacklevel=4,  # the caller of `trace`
+            stacklevel=8,  # the caller of `trace`
         )
 
 

@@ -16,7 +16,8 @@ class Graph(Network):
     Attributes:
         model: the network itself; edits change it in place.
         groups: the width groups that can be resized, in forward order.
-        fixed: the modules and parameters whose width cannot be resized: name -> reason.
+        fixed: the modules, parameters and dimensions of parameters that cannot be resized:
+            name -> reason.
         blocks: the modules that `Remove` can take out: name -> number of outputs after the first,
             or None if the module returns a single tensor. Such a module takes a tensor as its
             first argument and returns one of the same shape, once per forward pass.
@@ -67,8 +68,8 @@ def trace(
     Args:
         model: any network.
         example_inputs: the inputs of one forward pass: a tensor, a tuple of arguments or a dict
-            of keyword arguments. A batch of one is enough unless modules that run in training
-            mode only need more (BatchNorm in an auxiliary classifier).
+            of keyword arguments. A batch of one is enough, unless modules that run only in
+            training mode need more samples (BatchNorm in an auxiliary classifier).
         fixed: names of modules or parameters whose outputs must keep their width; a single name
             may be passed as a string.
         heads: what a unit of attention is: a whole head ("heads") or one coordinate of all heads

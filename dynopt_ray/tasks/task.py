@@ -231,8 +231,8 @@ class Task:
         """A new network of the starting size, on the task's device.
 
         Args:
-            seed: seed of the weights; the states of torch's generators are restored afterwards.
-                Without it the weights are drawn from torch's global generator.
+            seed: the same seed gives the same weights, and the states of torch's generators are
+                restored. Without it the weights are drawn from torch's global generator.
 
         Raises:
             TypeError: the factory does not return a module.
@@ -296,7 +296,7 @@ class Task:
             added_loss: (inputs, output) -> scalar that is added to each batch's loss.
 
         Raises:
-            DivergedError: the loss is NaN or infinite at a step, which is then not taken.
+            DivergedError: the loss is NaN or inf; the step, which the message names, is not taken.
             DataError: the model's output does not fit the targets, or a loader's batch is bad.
             ValueError: `num_steps` < 1, the optimizer trains none of the model's parameters, or
                 the torch scheduler is for another optimizer.

@@ -112,7 +112,7 @@ def test_a_lost_record_in_the_middle_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [[2], [1, 3], [0], [2, 1]])
 def test_entries_out_of_sequence_are_refused(wrong: list[int], tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
-        with pytest.raises(LearnerError, match="goes on with sequence 1"):
+        with pytest.raises(LearnerError, match="the next sequence of the journal is 1"):
             journal.append([entry(sequence) for sequence in wrong])
         journal.append([entry(1)])
         assert journal.last == 1

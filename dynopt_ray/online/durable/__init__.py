@@ -1,4 +1,4 @@
-"""Learners that survive the death of their process: journals and snapshots."""
+"""Learners that survive the death of their process, with a snapshot and a journal on disk."""
 
 from dynopt_ray.online.durable.durable_learner import Ack, BuildLearner, DurableLearner, Event
 from dynopt_ray.online.durable.journal import Entry, Journal, storable

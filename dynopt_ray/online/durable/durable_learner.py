@@ -1,4 +1,23 @@
-"""A learner that survives the death of its process: a snapshot and a journal in a directory."""
+"""A learner that survives the death of its process, with a snapshot and a journal in a directory.
+
+An `OnlineLearner` is deterministic: its state after event n follows, bit for bit, from its state
+after an earlier event s and the events s + 1 … n. The directory holds both parts: the snapshot is
+the state after event s, and the journal has the events that came later. The order of writing keeps
+this true whenever the process dies:
+
+- An event is synced to the journal before it is learned and acknowledged. So every acknowledged
+  event can be replayed.
+- A snapshot is written completely before the journal is emptied. A crash between the two leaves
+  events in the journal that the snapshot covers; their sequence numbers tell, and replaying skips
+  them.
+
+A sender that has received no acknowledgement sends its events again. Sequence numbers that were
+already learned are ignored and gaps are refused, so each event takes effect exactly once.
+
+Events that the learner quarantines, and events at which it reports divergence, have the same
+outcome in a replay. After any other error the network may be half updated, so the object refuses
+further events. Only building it again, from snapshot and journal, restores a valid state.
+"""
 
 import contextlib
 import fcntl
@@ -19,7 +38,7 @@ Event = tuple[NDArray[Any], NDArray[Any]]
 """x and y of one call of `learn`, as arrays."""
 
 BuildLearner = Callable[[], OnlineLearner]
-"""Makes a learner, the same one at every call: what it draws is seeded."""
+"""Builds a learner. Every call must build the same one, so its random draws must be seeded."""
 
 _CLOSED = "the learner was closed"
 _KIND = "durable learner"
@@ -27,14 +46,14 @@ _KIND = "durable learner"
 
 @dataclass(frozen=True)
 class Ack:
-    """What is durable, and what learning gave.
+    """The acknowledgement of a call of `DurableLearner.learn`.
 
     Attributes:
         sequence: the last sequence number that is on disk and learned.
-        results: one per event sent. None for a duplicate, which was learned before, and a
-            `DivergedError` for an event that met a network beyond repair.
-        snapshot_error: why the latest periodic snapshot failed, or None. Nothing is lost then:
-            the journal keeps growing until one succeeds.
+        results: one result per event sent. None for a duplicate, which was learned before, and a
+            `DivergedError` for an event that came when the network had diverged.
+        snapshot_error: why the latest periodic snapshot failed, or None. A failure loses nothing:
+            the journal grows until a snapshot succeeds.
     """
 
     sequence: int
@@ -46,23 +65,24 @@ class DurableLearner:
     """An online learner with exactly-once effect.
 
     Events carry sequence numbers 1, 2, 3 … Each is journaled and synced before it is learned
-    and acknowledged; one that comes again is ignored, and one that leaves a gap is refused.
-    Built again on the same directory after a crash, it loads the snapshot, replays the journal
-    and is, bit for bit, the learner that never died.
+    and acknowledged. An event that was already learned is ignored, and one that leaves a gap is
+    refused. When this object is built again on the same directory after a crash, it loads the
+    snapshot and replays the journal. It then equals, bit for bit, a learner that never died.
 
     Args:
-        build: makes the learner, the same one every time: seed what it draws.
-        directory: holds `snapshot.safetensors`, `journal` and `lock`; made when missing.
-        snapshot_every: events between snapshots. More of them make restarts faster and
-            learning slower.
+        build: builds the learner. Every call must build the same one, so seed its random draws.
+        directory: holds `snapshot.safetensors`, `journal` and `lock`; it is created if missing.
+        snapshot_every: number of events between snapshots, >= 1. A smaller number makes restarts
+            faster and learning slower.
 
     Raises:
-        CheckpointError: what the directory holds is damaged or of another kind of learner.
+        CheckpointError: the content of the directory is damaged, or belongs to another kind of
+            learner.
         LearnerError: another process has the directory open.
-        ValueError: `snapshot_every` below 1.
+        ValueError: `snapshot_every` is below 1.
 
     Attributes:
-        learner: the learner; do not let it learn behind this object's back.
+        learner: the learner. Do not call its `learn` directly: the event would not be journaled.
         sequence: the last sequence number that is on disk and learned.
     """
 
@@ -90,22 +110,23 @@ class DurableLearner:
             on_failure.pop_all()
 
     def learn(self, first: int, events: Sequence[Event]) -> Ack:
-        """Journal events, then learn from them one after the other.
+        """Journal events, then learn from them in order.
 
-        What the network cannot learn from is quarantined, and a diverged network is reported
-        per event; see `OnlineLearner.learn`. Any other error leaves the events in the journal and
-        this object refusing more: correct the optimizer, reaction or whatever raised it and build
-        the learner again, which replays them.
+        Events that the network cannot learn from are quarantined, and a diverged network is
+        reported per event; see `OnlineLearner.learn`. After any other error, the events stay in
+        the journal and this object refuses further ones. Correct the cause, such as the optimizer
+        or a reaction, and build this object again; it then replays the events.
 
         Args:
-            first: the sequence number of the first of them; the others follow on.
-            events: x and y of each.
+            first: sequence number of the first event; the others follow without gaps.
+            events: x and y of each event.
 
         Raises:
-            LearnerError: a gap before `first`, a full disk, or a learner that failed before.
-                Nothing of this call was learned; send it again when the cause is gone.
-            DataError: an event is not numbers of a type that the journal can keep. Nothing of
-                this call was learned.
+            LearnerError: events before `first` are missing, the disk is full, or the learner
+                failed earlier or was closed. No event of this call was learned; send them again
+                once the cause is removed.
+            DataError: an event does not consist of numbers, or their type cannot be kept in a
+                journal. No event of this call was learned.
         """
         self._refuse_if_broken()
         if first > self.sequence + 1:
@@ -129,23 +150,24 @@ class DurableLearner:
         """Write the whole state, then empty the journal.
 
         Raises:
-            CheckpointError: it could not be written; the one before and the journal are valid.
-            LearnerError: the learner failed at an event before, or was closed.
+            CheckpointError: the snapshot could not be written, or the journal could not be
+                emptied. The files in the directory are still valid.
+            LearnerError: the learner failed at an earlier event, or was closed.
         """
         self._refuse_if_broken()
         state = {"sequence": self.sequence, "learner": self.learner.state_dict()}
         write_state(self._directory / "snapshot.safetensors", state, kind=_KIND)
         self._covered = self.sequence
         self._snapshot_error = None
-        # A crash in between leaves entries that the snapshot covers; catching up skips them.
+        # A crash at this point leaves entries that the snapshot covers; `_catch_up` skips them.
         self._journal.restart(self.sequence)
 
     def freeze(self) -> Predictor:
-        """The network as it is now, as an immutable copy that only predicts."""
+        """Return an immutable copy of the present network, which can only predict."""
         return self.learner.freeze()
 
     def close(self) -> None:
-        """Let go of the directory; everything acknowledged is on disk already."""
+        """Release the directory. All acknowledged events are on disk already."""
         if self._broken != _CLOSED:
             self._broken = _CLOSED
             self._journal.close()
@@ -173,8 +195,9 @@ class DurableLearner:
     def _catch_up(self) -> None:
         if self._journal.base > self.sequence:
             raise CheckpointError(
-                f"{self._directory}: the journal begins after event {self._journal.base} but the "
-                f"snapshot ends at {self.sequence}; restore the snapshot that belongs to it"
+                f"{self._directory}: the journal begins after event {self._journal.base}, but the "
+                f"snapshot ends at event {self.sequence}; restore the snapshot that belongs to "
+                "this journal"
             )
         for entry in self._journal.entries(after=self.sequence):
             self._apply(entry)
@@ -185,12 +208,13 @@ class DurableLearner:
         try:
             result: LearnResult | DivergedError = self.learner.learn(entry.x, entry.y)
         except DivergedError as error:
-            # The learner guarantees that nothing changed, so a replay comes out the same.
+            # The learner guarantees that it is unchanged, so a replay has the same outcome.
             result = error
         except BaseException as error:
             self._broken = (
                 f"learning event {entry.sequence} failed with {type(error).__name__}: {error}; "
-                "the event is in the journal, so correct the network or loss and start again"
+                "the event is in the journal; correct the network or the loss and build the "
+                "learner again, which replays it"
             )
             raise
         self.sequence = entry.sequence
@@ -204,7 +228,7 @@ class DurableLearner:
 
 
 def _locked(path: Path) -> int:
-    """An exclusive lock that ends with the process, however it ends."""
+    """Return the descriptor of an exclusive lock, which is released however the process ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,6 +236,6 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
         raise LearnerError(
             f"{path.parent} is in use by another process; two learners on one journal would "
-            "overwrite each other: end that one, or choose another directory"
+            "overwrite each other's events. End that process or choose another directory"
         ) from None
     return descriptor

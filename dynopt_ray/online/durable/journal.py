@@ -1,4 +1,16 @@
-"""The journal: events on disk before they are acknowledged.
+"""The journal: an append-only file of events, written before they are acknowledged.
+
+A learner whose process has died is rebuilt from its last snapshot and the events after it. The
+journal holds these events. Three rules ensure that no acknowledged event is lost in a crash:
+
+- `append` writes one record and syncs it. Its events are acknowledged only after the sync.
+- The next record is written only after the sync of the one before. So a crash or power failure
+  can damage only the last record, whose events were not acknowledged. Checksums detect the
+  damage. On opening, a bad record at the end of the file is considered a torn write and is
+  dropped. A bad record with good ones behind it is corruption, and the file is refused.
+- `restart` replaces the file with an empty one by a single rename, once a snapshot covers all
+  entries. No event is appended until the rename is on disk. Otherwise a power failure could bring
+  back the old file, without the events that were appended to the new one.
 
 Layout, all little-endian:
 
@@ -7,10 +19,6 @@ Layout, all little-endian:
     record = marker (4) | body length (u32) | first sequence (u64) | events (u32)
              | CRC-32 of the body (u32) | CRC-32 of the 24 bytes before (u32) | body
     body   = (x y)*, each an array: type (u8) | dimensions (u8) | sizes (u32 each) | bytes
-
-One `append` is one record and one sync. The next is only written after it, so a crash or power
-failure can damage the last record alone: a bad record at the end is a torn write and is
-dropped; a bad record with good ones behind it is corruption and is refused.
 """
 
 import os
@@ -36,16 +44,16 @@ _MARKER = b"\xd5REC"
 _RECORD = struct.Struct("<4sIQIII")
 _TYPES = ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "u2", "u4")
 _CODES = {np.dtype(name): code for code, name in enumerate(_TYPES)}
-_ADVICE = f"convert it to one of {', '.join(_TYPES)}"
+_ADVICE = f"convert it to one of the NumPy types {', '.join(_TYPES)}"
 _MAX_BODY_BYTES = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One call of `learn`, as the journal keeps it.
+    """The event or mini-batch of one call of `learn`, as the journal stores it.
 
     Attributes:
-        sequence: its number in the stream, from 1.
+        sequence: number of the call in the stream, from 1.
         x: the event or mini-batch.
         y: its target or targets.
     """
@@ -56,17 +64,17 @@ class Entry:
 
 
 class Journal:
-    """An append-only file of events since the last snapshot.
+    """An append-only file of the events since the last snapshot.
 
     Args:
-        path: the file; it is made when missing. A torn last record is dropped on opening.
+        path: the file; it is created if it is missing. A torn last record is dropped on opening.
 
     Attributes:
-        base: the sequence number before the first entry.
-        last: the sequence number of the last entry, or `base` where there is none.
+        base: the sequence number before that of the first entry.
+        last: the sequence number of the last entry, or `base` if there is none.
 
     Raises:
-        CheckpointError: the file is not a journal or is damaged in the middle.
+        CheckpointError: the file is not a journal, or it is damaged before its last record.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -87,8 +95,10 @@ class Journal:
         """Write entries and wait until the disk has them.
 
         Raises:
-            LearnerError: they are out of sequence, or the disk refused them; the journal is as
-                it was and the entries must not be acknowledged.
+            LearnerError: the entries are out of sequence or too large, they could not be written,
+                or the journal is closed. The journal is unchanged, and the entries must not be
+                acknowledged.
+            DataError: an entry holds data of a type that the journal cannot keep.
         """
         if not entries:
             return
@@ -96,11 +106,11 @@ class Journal:
         sequences = [entry.sequence for entry in entries]
         if sequences != list(range(self.last + 1, self.last + 1 + len(entries))):
             raise LearnerError(
-                f"the journal goes on with sequence {self.last + 1}; got {_range(sequences)}"
+                f"the next sequence of the journal is {self.last + 1}; got {_range(sequences)}"
             )
         body = b"".join(_encode(entry.x) + _encode(entry.y) for entry in entries)
         if len(body) > _MAX_BODY_BYTES:
-            raise LearnerError(f"{len(entries)} events take {len(body)} bytes; send fewer at once")
+            raise LearnerError(f"{len(entries)} events take {len(body)} bytes; send fewer at a time")
         try:
             self._settle()
             self._file.seek(self._end)
@@ -113,13 +123,13 @@ class Journal:
                 self._take_back(error)
             raise LearnerError(
                 f"cannot write journal {self._path}: {error.strerror}; events "
-                f"{_range(sequences)} were not accepted, send them again once there is room"
+                f"{_range(sequences)} were not accepted; send them again once there is room"
             ) from error
         self._end += _RECORD.size + len(body)
         self.last = sequences[-1]
 
     def entries(self, *, after: int = 0) -> Iterator[Entry]:
-        """The entries with sequence numbers above `after`, in order."""
+        """Yield the entries with sequence numbers above `after`, in order."""
         position = _HEADER.size
         while position < self._end:
             first, count, body, position = self._record_at(position)
@@ -127,18 +137,23 @@ class Journal:
                 yield from (e for e in _decode(first, count, body) if e.sequence > after)
 
     def restart(self, sequence: int) -> None:
-        """Forget all entries up to `sequence`, which a durable snapshot now covers.
+        """Discard all entries, because a snapshot on disk now covers them.
+
+        Args:
+            sequence: sequence number of the last event that the snapshot covers; the next entry
+                follows it.
 
         Raises:
-            LearnerError: it is not the last entry's sequence, so some would be lost.
-            CheckpointError: the disk refused it; no entry is lost, and appending goes on as soon
-                as the disk allows it.
+            LearnerError: `sequence` is below that of the last entry, so entries would be lost, or
+                the journal is closed.
+            CheckpointError: the new file could not be written. No entry is lost, and appending
+                is possible again as soon as the disk allows it.
         """
         self._refuse_if_broken()
         if sequence < self.last:
             raise LearnerError(f"restarting at {sequence} would lose entries up to {self.last}")
-        # Whatever ends this early, the path may lead to a new file by then, and what was appended
-        # to the old one would be lost.
+        # If this is interrupted, the path may already lead to the new file, and records appended
+        # to the old one would be lost. So the next append first reopens the file.
         self._is_settled = False
         try:
             self._write_empty(sequence)
@@ -149,7 +164,7 @@ class Journal:
             ) from error
 
     def close(self) -> None:
-        """Close the file; everything appended is on disk already."""
+        """Close the file. All appended entries are on disk already."""
         self._file.close()
         self._broken = "it was closed"
 
@@ -161,10 +176,10 @@ class Journal:
 
     def _refuse_if_broken(self) -> None:
         if self._broken:
-            raise LearnerError(f"journal {self._path} is closed: {self._broken}; open it anew")
+            raise LearnerError(f"cannot use journal {self._path}: {self._broken}; open it again")
 
     def _settle(self) -> None:
-        """After a restart, make sure of the file that the path leads to and go on with it."""
+        """After a restart, sync the directory and reopen the file that the path leads to."""
         if self._is_settled:
             return
         sync_directory(self._path.parent)
@@ -174,7 +189,7 @@ class Journal:
         self._is_settled = True
 
     def _reopened(self) -> FileIO:
-        # Unbuffered: after a failed write, nothing may be left over that a later one would write.
+        # Unbuffered: after a failed write, no bytes may remain that a later write would flush.
         return FileIO(self._path, "r+")
 
     def _write_empty(self, base: int) -> None:
@@ -187,7 +202,7 @@ class Journal:
         replace_file(self._path, write)
 
     def _read(self) -> None:
-        """Read the header, verify every record, and cut off a torn last one."""
+        """Read the header, verify every record and cut off a torn last record."""
         self._end = _HEADER.size
         head = self._file.read(_HEADER.size)
         if len(head) < _HEADER.size or head[:8] != _MAGIC:
@@ -210,7 +225,7 @@ class Journal:
             self.last, self._end = first + count - 1, end
 
     def _record_at(self, position: int) -> tuple[int, int, bytes, int]:
-        """(first sequence, count, body, end) of the record at a position of the file."""
+        """Return (first sequence, count, body, end) of the record at a position of the file."""
         self._file.seek(position)
         head = self._file.read(_RECORD.size)
         if len(head) == _RECORD.size:
@@ -222,7 +237,7 @@ class Journal:
         raise CheckpointError(f"journal {self._path} is damaged at byte {position}")
 
     def _drop_torn(self, size: int) -> None:
-        """Cut off what follows the last good record, unless a good record lies behind it."""
+        """Cut off the damaged end of the file; refuse the file if a good record lies behind it."""
         self._file.seek(self._end)
         rest = self._file.read()
         place = rest.find(_MARKER, 1)
@@ -234,7 +249,7 @@ class Journal:
                 continue
             raise CheckpointError(
                 f"journal {self._path} is damaged after sequence {self.last}, at byte "
-                f"{self._end} of {size}: events up to {first - 1} are lost, later ones are there"
+                f"{self._end} of {size}: events up to {first - 1} are lost, but later ones are there"
             )
         self._file.truncate(self._end)
         os.fsync(self._file.fileno())
@@ -248,17 +263,19 @@ class Journal:
 
 
 def storable(name: str, value: Any) -> NDArray[Any]:
-    """A number, list, array or tensor as the journal gives it back: a copy, native, row by row.
+    """Return a copy of a value as the array that the journal would give back.
 
-    Both who learns now and who replays later then compute with the same bytes in the same
-    layout, or they might round differently.
+    The copy has native byte order and row-major layout. A learner that learns an event now and
+    one that replays it later then compute with the same bytes in the same layout. Otherwise they
+    might round differently.
 
     Args:
-        name: what it is, for the error.
-        value: bfloat16 becomes float32, which holds the same numbers.
+        name: name of the value in error messages.
+        value: a number, list, array or tensor. bfloat16 becomes float32, which holds the same
+            numbers.
 
     Raises:
-        DataError: it is not an array of numbers of a type that the journal can keep.
+        DataError: the value is not an array of numbers, or its type cannot be kept in a journal.
     """
     try:
         if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""Snapshots: a learner's whole state in one file."""
+"""Snapshots: the whole state of a learner in one file."""
 
 import os
 from typing import TYPE_CHECKING
@@ -12,19 +12,19 @@ _KIND = "learner"
 
 
 def save(path: str | os.PathLike[str], learner: "OnlineLearner") -> None:
-    """Write a learner's whole state to `path`, without pickle, whole or not at all.
+    """Write the whole state of a learner to `path`, atomically and without pickle.
 
     Raises:
-        CheckpointError: it could not be written; what `path` held before is still there.
+        CheckpointError: the state could not be written; `path` keeps its previous content.
     """
     write_state(path, learner.state_dict(), kind=_KIND)
 
 
 def load(path: str | os.PathLike[str], learner: "OnlineLearner") -> None:
-    """Put the state in `path` into a learner that is built as the saved one was.
+    """Load the state in `path` into a learner that was built like the saved one.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered or foreign, or is the state of
-            another kind of learner; the learner is as it was.
+        CheckpointError: the file is missing, truncated, altered or foreign, or it holds the state
+            of another kind of learner. The learner has not been changed.
     """
     learner.load_state_dict(read_state(path, kind=_KIND))

@@ -1,4 +1,4 @@
-"""Testing a network on what a stream brings, and sorting out what it cannot learn from."""
+"""Tests a network on the events of a stream and finds those that it cannot learn from."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from dynopt_ray.online.learner.events import (
 from dynopt_ray.tasks import LossFunction, is_classification
 
 _OUTPUT = "the network's output"
-# torch has the second since 2.8.
+# AcceleratorError exists since torch 2.8.
 _OF_THE_DEVICE = (
     torch.OutOfMemoryError,
     getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
@@ -29,14 +29,14 @@ _OF_THE_DEVICE = (
 
 @dataclass(frozen=True)
 class Tested:
-    """Good events and what the network makes of them before it learns from them.
+    """Good events with the network's outputs and errors from before it learns from them.
 
     Attributes:
         x: inputs, (events, …).
         y: targets, (events, …); classes are int64.
         output: the network's outputs in eval mode, (events, …).
-        loss: their mean loss; NaN where there are no events.
-        errors: one error per event.
+        loss: mean loss of the events; NaN if there are none.
+        errors: one error per event; see `event_errors`.
     """
 
     x: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -48,13 +48,13 @@ class Tested:
 
 @dataclass(frozen=True)
 class Admitted:
-    """The events of one call, good ones tested and bad ones explained.
+    """The events of one call: test results of the good ones and reasons for the bad ones.
 
     Attributes:
-        num_events: how many events the call held.
-        tested: the good ones.
-        reasons: row -> why it cannot be learned from.
-        overflowed: whether the network's output was not finite for a finite event.
+        num_events: the number of events in the call.
+        tested: the good events.
+        reasons: row of a bad event -> why the network cannot learn from it.
+        overflowed: whether the network's output was not finite although the events were.
     """
 
     num_events: int
@@ -64,28 +64,29 @@ class Admitted:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The good rows, ascending."""
+        """The rows of the good events, ascending."""
         return tuple(row for row in range(self.num_events) if row not in self.reasons)
 
     def refused(self, reason: str) -> "Admitted":
-        """The same events with none of them good, the good ones for this reason."""
+        """Return the same events, all of them bad; `reason` applies to those that were good."""
         reasons = dict.fromkeys(range(self.num_events), reason) | self.reasons
         return Admitted(self.num_events, Tested(), reasons, self.overflowed)
 
 
 @dataclass(frozen=True)
 class Admission:
-    """Tells good events from bad ones by testing the network on them; changes nothing.
+    """Separates good events from bad ones by testing the network on them; changes nothing.
 
-    A row is bad when it is not numeric, not finite, of the wrong shape, labelled outside the
-    classes, refused by the network or the loss, or gives an output or loss that is not finite.
+    An event is bad if it is not numeric, not finite or of the wrong shape, if its label is outside
+    the classes, if the network or the loss raises an error, or if the output or the loss is not
+    finite.
 
     Attributes:
         forward: mini-batch -> outputs, in eval mode.
         loss: (output, target) -> mean loss.
         dtype: the floating type of the network.
-        device: where it computes.
-        needs_classes: whether the loss is for classes only.
+        device: the device of the network.
+        needs_classes: whether the loss accepts only classes as targets.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -98,9 +99,9 @@ class Admission:
         """Test one event or mini-batch.
 
         Args:
-            x: one event, or a mini-batch with events first.
-            y: its target, or one per event.
-            event_shape: the stream's shape; None while no event has shown it.
+            x: one event, or a mini-batch whose first dimension counts the events.
+            y: the target of the event, or one target per event.
+            event_shape: the shape of one event; None if the stream has had no good event yet.
         """
         try:
             batch_x, batch_y = pair_batch(self._tensor(x), self._tensor(y), event_shape)
@@ -112,13 +113,13 @@ class Admission:
         if isinstance(tested, Tested):
             return Admitted(len(batch_x), tested, {})
         overflowed = tested.startswith(_OUTPUT)
-        # One bad row must not cost the others: find it by testing each alone.
+        # One bad row must not exclude the others, so test each row alone.
         alone = [self._test(batch_x[r : r + 1], batch_y[r : r + 1]) for r in range(len(batch_x))]
         reasons = {row: result for row, result in enumerate(alone) if isinstance(result, str)}
         good = [row for row in range(len(batch_x)) if row not in reasons]
         tested = self._test(batch_x[good], batch_y[good]) if good else tested
         if isinstance(tested, str):
-            # Each row is fine alone, but the network refuses them together.
+            # Each row alone is good, but the network refuses them together.
             return Admitted(len(batch_x), Tested(), {}, overflowed).refused(tested)
         return Admitted(len(batch_x), tested, reasons, overflowed)
 
@@ -126,7 +127,7 @@ class Admission:
         return event_tensor(value, dtype=self.dtype, device=self.device)
 
     def _test(self, x: Tensor, y: Tensor) -> Tested | str:
-        """The test of a mini-batch, or what is wrong with it."""
+        """Return the test results of a mini-batch, or what is wrong with it."""
         problem = non_finite_problem("x", x) or non_finite_problem("y", y)
         if problem:
             return problem
@@ -154,15 +155,15 @@ class Admission:
 
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Make a `DataError` of what a network or loss raises at events that it cannot take.
+    """Convert an error that a network or a loss raises on unsuitable events into a `DataError`.
 
     Args:
-        what: the beginning of the error's message.
+        what: the beginning of the error message.
     """
     try:
         yield
     except _OF_THE_DEVICE:
-        # No fault of the events, and a replay may have the memory.
+        # The device failed, not the events. A replay may find enough memory and succeed.
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise DataError(f"{what}: {error}") from error

@@ -1,4 +1,4 @@
-"""The error of each event, which drift detectors watch."""
+"""The error of each event, which drift detectors monitor."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ from dynopt_ray.tasks import LossFunction, is_classification
 
 
 def event_errors(loss: LossFunction, output: Tensor, target: Tensor) -> list[float]:
-    """One error per event: the share misclassified, or for other targets the loss.
+    """Return one error per event: the fraction of wrong classes, or the loss of other targets.
 
     Args:
-        loss: the stream's loss.
-        output: (events, …) of the network before it learns from them.
-        target: (events, …).
+        loss: the loss function of the stream.
+        output: (events, …), the network's outputs before it learns from the events.
+        target: (events, …), the classes or other targets.
 
     Returns:
-        A float per event, >= 0 for the usual losses; larger = worse.
+        One float per event, >= 0 for the usual losses; larger = worse.
     """
     if is_classification(output, target):
         wrong = output.argmax(dim=1) != target

@@ -1,4 +1,16 @@
-"""The guard: the fourth step of online gradient descent."""
+"""The guard checks each update on the latest events, then accepts it, shrinks it or undoes it.
+
+This is the last step of online gradient descent: evaluate, then adjust. The guard measures the
+mean loss V on a window of the latest events before and after each optimizer step. The step stands
+if V has risen by at most a small tolerance. Otherwise the step is halved, several times if
+necessary, and finally undone. So no single step can raise V by more than the tolerance.
+
+Why this detects harmful steps: every event is predicted first, then learned, and only then enters
+the window. The step under test was not computed from the window, so a rise of V means that the
+step damages what the network has learned before. Earlier steps have seen the window, so V
+underestimates the true error. This does no harm, because V is only compared with itself. Holding
+events out of learning altogether would remove this bias, but would cost a share of the stream.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,43 +22,39 @@ from torch import nn
 from dynopt_ray.training import copied
 
 Verdict = Literal["accepted", "shrunk", "rolled back"]
-"""What became of an update."""
+"""What the guard did with an update."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Judges each update by what it did to the loss on the latest events.
+    """Judges each update by its effect on the loss of the latest events.
 
-    With V(θ) the mean loss of weights θ over the `window` events before the present one, in
-    eval mode, and Δ the step the optimizer proposes, the weights become
+    Let V(θ) be the mean loss of weights θ over the `window` events before the present one, in
+    eval mode, and let Δ be the step that the optimizer proposes. The weights become
 
         θ + 2⁻ᵏ·Δ  for the smallest k in 0 … max_halvings with
         V(θ + 2⁻ᵏ·Δ) <= V(θ) + tolerance·|V(θ)|,
 
-    and stay θ when there is no such k. So an update is accepted (k = 0), shrunk or rolled back.
+    and stay θ if there is no such k. So an update is accepted (k = 0), shrunk or rolled back.
 
-    Every event is predicted first, then learned, and only then enters the window: the update
-    under judgement has not seen the window, although earlier ones have. Holding events out of
-    learning altogether would make V unbiased, but costs a share of the stream; here V has to
-    tell a step that breaks what was learned, not to estimate the error.
-
-    A window that is not full yet judges too, because a rate that is too high kills a network in
-    its first steps; before event one there is no window, and the event itself judges. A shrunk
-    step keeps the optimizer's new state (its moments have seen the gradient)
-    and BatchNorm statistics; a rolled-back one restores both, bit for bit.
+    The window is used even before it is full, because a rate that is too high ruins a network in
+    its first steps. At the first event the window is empty, and V is measured on the event itself.
+    A shrunk step keeps the optimizer's new state (its moments have seen the gradient) and the new
+    BatchNorm statistics. Rolling back restores both, bit for bit.
 
     Attributes:
-        window: W, the number of events V is measured on.
-        tolerance: the relative rise of V that is accepted. A step on one event raises the loss
-            of others a little even when it is right, so 0 would refuse most of them.
-        max_halvings: how often a step is halved before it is rolled back.
+        window: the number of events on which V is measured, >= 1.
+        tolerance: the accepted relative rise of V, >= 0. A step on one event raises the loss of
+            others a little even if it is right, so 0 would reject most steps.
+        max_halvings: the number of times a step is halved before it is rolled back, >= 0.
 
     Raises:
-        ValueError: a window or number below its minimum.
+        ValueError: an argument is below its minimum.
 
     References:
-        The step "evaluate, then adjust" of online gradient descent; halving is backtracking
-        line search (Armijo 1966) with an acceptance test on held-back loss instead of descent.
+        The step "evaluate, then adjust" of online gradient descent. Halving is backtracking line
+        search (Armijo 1966); its acceptance test uses the loss on the window instead of sufficient
+        descent.
     """
 
     window: int = 64
@@ -62,16 +70,16 @@ class Guard:
             raise ValueError(f"Guard: max_halvings is {self.max_halvings}; it must be >= 0")
 
     def accepts(self, *, before: float, after: float) -> bool:
-        """Whether a step that took V from `before` to `after` may stand; NaN may not."""
+        """Whether a step that changed V from `before` to `after` is accepted; never if it is NaN."""
         return math.isfinite(after) and after <= before + self.tolerance * abs(before)
 
 
 class Restore:
-    """A network and its optimizer as they are now, to go back to or half-way back to.
+    """A copy of a network and its optimizer, to undo a step completely or by half.
 
     Args:
-        model: the network; parameters and buffers are copied.
-        optimizer: the optimizer; the state of every parameter is copied.
+        model: the network; its parameters and buffers are copied.
+        optimizer: its optimizer; the state of every parameter is copied.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -85,14 +93,14 @@ class Restore:
 
     @torch.no_grad()
     def halve_step(self) -> None:
-        """Move every parameter half-way back to where it was."""
+        """Move every parameter half-way back to its copied value."""
         for parameter, before in self._parameters:
             if parameter.is_floating_point():
                 parameter.lerp_(before, 0.5)
 
     @torch.no_grad()
     def roll_back(self) -> None:
-        """Put weights, buffers and optimizer state back, bit for bit."""
+        """Restore parameters, buffers and optimizer state, bit for bit."""
         for tensor, before in (*self._parameters, *self._buffers):
             tensor.copy_(before)
         self._optimizer.state.clear()

@@ -1,4 +1,4 @@
-"""What keeps a learner apart from the process around it: random numbers and module modes."""
+"""Isolates a learner from the rest of the process: random numbers and modes of modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,18 +9,19 @@ from torch import nn
 
 @contextmanager
 def own_randomness(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Run a block whose random draws leave torch's global generators as they were.
+    """Run a block, then restore torch's global random generators.
 
     Args:
-        device: where the block computes; its generator is kept too when it is a CUDA device.
-        seed: what the generators are seeded with inside the block; None goes on from the
-            present state. Seeding by a counter makes the randomness of an update a function of
-            its number, so a snapshot needs no generator state.
+        device: the device on which the block computes. If it is a CUDA device, its generator is
+            restored too.
+        seed: the seed of the generators inside the block; None continues from their present
+            state. If the seed is derived from the number of an update, so is all randomness of
+            the update, and a snapshot needs no generator state.
     """
     cpu_state = torch.get_rng_state()
     device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     if seed is not None:
-        # Not torch.manual_seed: it also visits every accelerator, which takes 70 µs.
+        # Not torch.manual_seed: it also seeds every accelerator, which takes 70 µs.
         torch.default_generator.manual_seed(seed)
         if device_state is not None:
             torch.cuda.manual_seed(seed)
@@ -34,9 +35,9 @@ def own_randomness(device: torch.device, seed: int | None = None) -> Iterator[No
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run a block with every module in eval mode, then put each back into its own mode."""
+    """Run a block with every module in eval mode, then restore the mode of each module."""
     training = [module for module in model.modules() if module.training]
-    # Past nn.Module's own, which looks among parameters first and costs more than the forward.
+    # nn.Module.__setattr__ searches the parameters first and takes longer than a forward pass.
     set_mode = object.__setattr__
     for module in training:
         set_mode(module, "training", False)
@@ -48,7 +49,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def mix_seed(seed: int, counter: int) -> int:
-    """A seed for the `counter`-th use of `seed`: far apart even for neighbouring counters."""
+    """Return the seed for the `counter`-th use of `seed`; neighbouring counters differ widely."""
     value = (seed * 0x9E3779B97F4A7C15 + counter * 0xBF58476D1CE4E5B9 + 1) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     return (value ^ (value >> 31)) >> 1

@@ -1,4 +1,4 @@
-"""A frozen copy of a learner's network, for predictions while learning goes on."""
+"""A frozen copy of a learner's network, for predictions while the learner continues to learn."""
 
 import copy
 from typing import Any
@@ -10,14 +10,14 @@ from dynopt_ray.online.learner.events import as_batch, event_tensor
 
 
 class Predictor:
-    """Predicts with the network as it was when this was made; safe to share between threads.
+    """Predicts with a copy of a network as it is now. Safe to share between threads.
 
     Args:
         model: the network; it is copied.
-        event_shape: the shape of one event, or None while the stream has shown none.
-        dtype: the floating type the network computes in.
-        device: where it computes.
-        events: how many events it has learned from.
+        event_shape: the shape of one event, or None if the stream has had no good event yet.
+        dtype: the floating type in which the network computes.
+        device: the device of the network.
+        events: the number of events that the learner has received, including quarantined ones.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class Predictor:
         self.events = events
 
     def predict(self, x: Any) -> Tensor:
-        """The network's output for one event, or for a mini-batch of events.
+        """Return the network's output for one event or for a mini-batch of events.
 
-        A network that draws random numbers even in eval mode is not served purely here: the
-        generator is shared by all threads. `OnlineLearner.predict` is pure for it too.
+        If the network draws random numbers even in eval mode, this call advances torch's global
+        generator, which all threads share. `OnlineLearner.predict` has no such side effect.
 
         Raises:
-            DataError: x does not have the stream's shape.
+            DataError: x does not have the shape of the stream's events.
         """
         batch, single = as_batch(
             event_tensor(x, dtype=self._dtype, device=self._device), self._event_shape

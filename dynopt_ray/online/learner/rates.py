@@ -1,4 +1,4 @@
-"""The learning rate of each update: the optimizer's own or computed, times a boost."""
+"""The learning rate of each update: the optimizer's own or a computed rate, times a boost."""
 
 import math
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ from dynopt_ray.schedules import Schedule, constant
 from dynopt_ray.training import RateController
 
 RateConfig = float | Schedule | RateController | str | Mapping[str, Any]
-"""What a learner takes as its learning rate."""
+"""The values that a learner accepts as `lr`; see `Rates`."""
 
 
 class Rates:
-    """Sets the rates of an optimizer's parameter groups before each update.
+    """Sets the learning rates of an optimizer's parameter groups before each update.
 
     Args:
         model: the network that learns.
-        optimizer: whose rates are set.
-        lr: the rate of every group, update number -> that rate, a controller of this optimizer,
-            or the name of one (with its arguments); None keeps the groups' own rates as they are
-            now.
+        optimizer: the optimizer whose rates are set.
+        lr: one rate for all groups, a schedule (update number -> rate for all groups), a
+            controller of this optimizer, or the name of a controller, with its arguments if it
+            needs any. None keeps the present rate of each group.
 
     Raises:
-        ValueError: a rate that is negative or not finite.
-        UnknownNameError: no controller of this name.
-        SpecError: the controller refuses its arguments.
+        ValueError: a rate is negative or not finite.
+        UnknownNameError: no controller has this name.
+        SpecError: the controller does not accept its arguments.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class Rates:
         self._own = [float(group["lr"]) for group in optimizer.param_groups]
         self._applied = 1.0
         self.boost = 1.0
-        """What every rate is multiplied with; reactions raise it on drift."""
+        """The factor by which every rate is multiplied; reactions raise it on drift."""
 
     def set(self, update: int) -> None:
-        """Set the rates for the update of this number (from 0).
+        """Set the rates for an update, which is given by its number (from 0).
 
         Raises:
-            ValueError: the schedule gives a rate that is negative or not finite.
+            ValueError: the schedule returns a rate that is negative or not finite.
         """
         if self.controller is not None:
             self._boost_those_there_are()
             return
         if self._schedule is None and self.boost == self._applied == 1:
-            # The optimizer's rates are then the user's to change, by hand or by a scheduler.
+            # Leave the optimizer's rates alone: the user may change them, by hand or with a scheduler.
             return
         wanted = None if self._schedule is None else self._schedule(update)
         if wanted is not None:
@@ -68,12 +68,12 @@ class Rates:
         self._applied = self.boost
 
     def observe(self, loss: float) -> None:
-        """Show a controller the loss of the latest events; nothing else looks at it."""
+        """Pass the loss of the latest events to the controller, if there is one."""
         if self.controller is not None:
             self.controller.observe(loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """The groups' own rates, the boost and the controller's state."""
+        """Return the groups' own rates, the boost and the controller's state."""
         return {
             "own": list(self._own),
             "boost": self.boost,
@@ -82,7 +82,7 @@ class Rates:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace them."""
+        """Replace the groups' own rates, the boost and the controller's state."""
         self._own = list(state["own"])
         self.boost = state["boost"]
         self._applied = state["applied"]
@@ -90,7 +90,7 @@ class Rates:
             self.controller.load_state_dict(state["controller"])
 
     def _boost_those_there_are(self) -> None:
-        """A controller's rates are in the optimizer, as boosted as they were for its last step."""
+        """Replace the last boost, which the optimizer's rates still contain, by the present one."""
         if self.boost != self._applied:
             for group in self._optimizer.param_groups:
                 group["lr"] = group["lr"] * (self.boost / self._applied)

@@ -11,12 +11,12 @@ from dynopt_ray.errors import DataError
 class Memory:
     """The latest `capacity` events, in order of arrival.
 
-    The buffers hold twice the capacity, so the latest events are always one contiguous slice:
-    a ring of exactly the capacity would gather rows at every read, and the guard reads it at
-    every event.
+    The buffers have room for twice the capacity, so the latest events are always one contiguous
+    slice. A ring buffer of exactly the capacity would have to gather rows at every read, and the
+    guard reads at every event.
 
     Args:
-        capacity: how many events to keep; 0 keeps none.
+        capacity: the largest number of events kept; 0 keeps none.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -29,11 +29,11 @@ class Memory:
         return min(self._end, self.capacity)
 
     def check(self, x: Tensor, y: Tensor) -> None:
-        """See that a mini-batch can be kept beside what is there.
+        """Check that a mini-batch can be added to the events that are already kept.
 
         Raises:
-            DataError: its events or targets are of another shape, or of a type that would have
-                to be rounded.
+            DataError: its events or targets have another shape, or a type that cannot be
+                converted without loss.
         """
         for name, new, kept in (("x", x, self._x), ("y", y, self._y)):
             if kept is None:
@@ -50,7 +50,7 @@ class Memory:
                 )
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Append a mini-batch; the oldest events make room. The tensors are copied."""
+        """Append copies of a mini-batch and drop the oldest events if the capacity is exceeded."""
         if not self.capacity:
             return
         x, y = x[-self.capacity :], y[-self.capacity :]
@@ -68,10 +68,10 @@ class Memory:
         self._end += len(x)
 
     def latest(self, num_events: int) -> tuple[Tensor, Tensor]:
-        """The latest `num_events` (or fewer, where fewer are kept), oldest first.
+        """Return the latest `num_events` events, or all if fewer are kept; oldest first.
 
         Returns:
-            Views of x and y that the next `add` may overwrite: use them at once.
+            Views of x and y. The next `add` may overwrite them, so use them at once.
         """
         if self._x is None or self._y is None:
             return torch.empty(0), torch.empty(0)
@@ -79,14 +79,14 @@ class Memory:
         return self._x[start : self._end], self._y[start : self._end]
 
     def state_dict(self) -> dict[str, Any]:
-        """The events kept, as copies."""
+        """Return copies of the kept events."""
         if self._x is None:
             return {}
         x, y = self.latest(self.capacity)
         return {"x": x.clone(), "y": y.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace what is kept."""
+        """Replace the kept events."""
         self._x = self._y = None
         self._end = 0
         if state:

@@ -1,4 +1,4 @@
-"""Actions: what a policy may do to the width group under its cursor, one class a file."""
+"""Actions: what a policy can do to the width group under the cursor, one class per file."""
 
 from dynopt_ray.policies.actions.action import Action, ActionMask
 from dynopt_ray.policies.actions.action_set import (

@@ -1,4 +1,4 @@
-"""What an action is: one thing that a policy may do to the width group under its cursor."""
+"""The `Action` protocol: one way to change the width group under the cursor."""
 
 from typing import Protocol
 
@@ -12,43 +12,42 @@ from dynopt_ray.population import Population
 from dynopt_ray.structure import CostKind, Edit, Graph
 
 ActionMask = NDArray[np.int8]
-"""1 where an action is legal, 0 elsewhere."""
+"""1 if an action is legal, else 0."""
 
 
 class Action(Protocol):
-    """A change of known kind and amount, for real networks and for stacked ones.
+    """A change of a fixed kind and amount, for real and for stacked networks.
 
-    Shapes: N networks. The networks that an action is given have their cursor on the group that
-    it changes.
+    An action changes the width group under each network's cursor. Shapes: N networks.
     """
 
     @property
     def label(self) -> str:
-        """What tables and messages call it; no two actions of a set share a label."""
+        """The action's name in tables and messages, unique within an action set."""
 
     @property
     def ends(self) -> bool:
-        """Whether it ends the episode instead of changing the network."""
+        """Whether the action ends the episode instead of changing the network."""
 
     @property
     def lowers(self) -> frozenset[CostKind]:
-        """The kinds of cost that it can lower."""
+        """The kinds of cost that the action can lower."""
 
     def legal(self, networks: Descriptors) -> BoolArray:
-        """Which networks it may be applied to, (N,): those that it would change.
+        """Return for which networks the action is legal, (N,): those that it would change.
 
-        Keeping and stopping are always legal.
+        Keep and stop are always legal.
         """
 
     def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
-        """The edits that it stands for.
+        """Return the edits that carry out the action on one network.
 
         Args:
-            graph: a network.
-            network: the descriptors of this very network, on which the action is legal.
+            graph: the network.
+            network: the descriptors of this network alone. The action must be legal on it.
 
         Returns:
-            No edits if the network stays as it is.
+            The edits; empty if the action does not change the network.
         """
 
     def apply_stacked(
@@ -59,28 +58,28 @@ class Action(Protocol):
         networks: Descriptors,
         inputs: Tensor,
     ) -> None:
-        """Change stacked networks in place, as `plan` would change each of them.
+        """Change stacked networks in place, just as the edits of `plan` would change each of them.
 
         Args:
             population: all networks.
             layer: the hidden layer under the cursor of `members`.
-            members: which networks change; the action is legal on them.
+            members: indices of the networks to change. The action must be legal on them.
             networks: the descriptors of all networks of the population.
-            inputs: training rows (rows, features), for refits.
+            inputs: training rows (rows, features) for refits.
         """
 
 
 class Unchanging:
-    """What `Keep` and `Stop` share: they change nothing and are always legal."""
+    """The base of `Keep` and `Stop`, which change nothing and are always legal."""
 
     lowers: frozenset[CostKind] = frozenset()
 
     def legal(self, networks: Descriptors) -> BoolArray:
-        """All networks."""
+        """Return True for all networks."""
         return np.ones(len(networks.cursor), dtype=np.bool_)
 
     def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:  # noqa: ARG002
-        """No edits."""
+        """Return no edits."""
         return []
 
     def apply_stacked(
@@ -91,4 +90,4 @@ class Unchanging:
         networks: Descriptors,
         inputs: Tensor,
     ) -> None:
-        """Change nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""The actions that a policy chooses among."""
+"""Action sets: the actions that a policy chooses from."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
@@ -11,21 +11,22 @@ from dynopt_ray.policies.actions.action import Action, ActionMask
 from dynopt_ray.policies.descriptors import Descriptors
 
 ActionConfig = str | Mapping[str, Any] | Action
-"""An action's name, a mapping of its name and arguments, or the action itself."""
+"""An action: its name, a mapping of its name and arguments, or the action itself."""
 
 _DEFAULT = ("keep", "grow", "shrink", "prune", "stop")
 
 
 class ActionSet(Sequence[Action]):
-    """Actions in a fixed order: a policy names one by its place.
+    """A fixed sequence of actions. A policy chooses one by its place, an index from 0.
 
     Args:
-        actions: the actions; each by name, as a mapping of `name` and its arguments, or as an
-            object. The default is keep, grow, shrink, prune and stop.
+        actions: each action by name, as a mapping of `name` and its arguments, or as an object.
+            Default: keep, grow, shrink, prune and stop.
 
     Raises:
-        UnknownNameError: there is no action of this name; with the closest match.
-        SpecError: an action refuses its arguments, or two have one label.
+        UnknownNameError: no action has this name; the message gives the closest match.
+        SpecError: an action refuses its arguments, two actions have the same label, or there are
+            no actions.
 
     Example:
         >>> actions = ActionSet(["keep", {"name": "shrink", "fraction": 0.5}, "stop"])
@@ -37,9 +38,12 @@ class ActionSet(Sequence[Action]):
         self._actions = tuple(map(_built, actions))
         self.labels = tuple(action.label for action in self._actions)
         if len(set(self.labels)) < len(self.labels):
-            raise SpecError(f"actions: two have one label in {', '.join(self.labels)}")
+            raise SpecError(
+                f"actions: two actions have the same label in {', '.join(self.labels)}; give each "
+                "its own label"
+            )
         if not self._actions:
-            raise SpecError("actions: give at least one")
+            raise SpecError("actions is empty; give at least one action")
 
     @overload
     def __getitem__(self, place: int) -> Action: ...
@@ -64,20 +68,20 @@ class ActionSet(Sequence[Action]):
         return hash(self._actions)
 
     def place(self, label: str) -> int:
-        """The place of the action of this label.
+        """Return the place of the action with this label.
 
         Raises:
-            UnknownNameError: there is none.
+            UnknownNameError: no action has this label.
         """
         if label not in self.labels:
             raise UnknownNameError("action", label, self.labels)
         return self.labels.index(label)
 
     def mask(self, networks: Descriptors) -> ActionMask:
-        """Which actions are legal.
+        """Return which actions are legal for each network.
 
         Returns:
-            int8 (N, actions), 1 where legal.
+            int8 (N, actions), 1 if the action is legal, else 0.
         """
         return np.stack([action.legal(networks) for action in self], axis=1).astype(np.int8)
 
@@ -96,15 +100,15 @@ DEFAULT_ACTIONS = ActionSet()
 def legal_action(
     preferred: str, action_mask: ActionMask, actions: ActionSet = DEFAULT_ACTIONS
 ) -> int:
-    """The place of the preferred action if it is legal, else that of keep, else any legal one.
+    """Return the place of the preferred action if it is legal, else of keep, else of any legal one.
 
     Above a budget only actions that lower a cost are legal, so the last case makes the network
-    smaller.
+    cheaper.
 
     Args:
         preferred: the label of an action.
-        action_mask: 1 where an action is legal; at least one is.
-        actions: what the mask is about.
+        action_mask: 1 if an action is legal, else 0. At least one must be legal.
+        actions: the actions that the mask refers to.
     """
     for label in (preferred, "keep"):
         if label in actions.labels and action_mask[actions.place(label)]:

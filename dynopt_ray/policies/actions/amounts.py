@@ -1,4 +1,4 @@
-"""How much actions change, counted in whole steps."""
+"""Amounts of change: rounding and checking."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from dynopt_ray.arrays import FloatArray, IntArray
 
 
 def at_least_one(count: FloatArray) -> IntArray:
-    """Counts rounded to whole numbers, at least 1."""
+    """Round counts to whole numbers of at least 1."""
     return np.maximum(1, np.rint(count)).astype(np.int64)
 
 
@@ -14,7 +14,7 @@ def check_fraction(action: str, fraction: float) -> None:
     """Refuse a fraction outside (0, 1].
 
     Raises:
-        ValueError: that.
+        ValueError: the fraction is outside (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"{action}: fraction is {fraction}; it must be in (0, 1]")

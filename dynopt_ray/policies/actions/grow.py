@@ -1,4 +1,4 @@
-"""Adding units."""
+"""The action that adds units."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ from dynopt_ray.structure import CostKind, Edit, Graph, Grow
 
 @dataclass(frozen=True)
 class GrowUnits:
-    """Add units, exactly where the group allows that.
+    """Add units, without changing the network's output if the group allows that.
 
     Attributes:
-        fraction: the units added, as a fraction of the group's present width, in (0, 1].
+        fraction: number of units to add, as a fraction of the group's present width, in (0, 1].
         max_growth: the largest width, as a multiple of the group's width at the start, >= 1.
-        label: what tables and messages call it.
+        label: the action's name in tables and messages.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of its range.
     """
 
     fraction: float = 0.3
@@ -37,18 +37,18 @@ class GrowUnits:
             raise ValueError(f"grow: max_growth is {self.max_growth}; it must be at least 1")
 
     def units(self, networks: Descriptors) -> IntArray:
-        """The units to add, (N,), a multiple of the group's step; 0 if it is at its limit."""
+        """Return the number of units to add, (N,), a multiple of the group's step; 0 at its limit."""
         width, step = networks.width, networks.step
         room = np.floor(self.max_growth * networks.start_width).astype(np.int64) - width
         wanted = at_least_one(self.fraction * width / step)
         return np.asarray(step * np.clip(np.minimum(wanted, room // step), 0, None))
 
     def legal(self, networks: Descriptors) -> BoolArray:
-        """Where there is room for units."""
+        """Return which networks have room for more units, (N,)."""
         return self.units(networks) > 0
 
     def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
-        """Grow the group under the cursor."""
+        """Return the edit that grows the group under the cursor."""
         group = graph.groups[int(network.cursor[0])]
         units = int(self.units(network)[0])
         return [Grow(group.name, units=units, exact=group.exact_growth)]
@@ -61,6 +61,6 @@ class GrowUnits:
         networks: Descriptors,
         inputs: Tensor,  # noqa: ARG002
     ) -> None:
-        """Grow the layer of each member."""
+        """Grow the layer in each of the members."""
         units = self.units(networks)
         grow(population, layer, {int(member): int(units[member]) for member in members})

@@ -1,4 +1,4 @@
-"""Keeping the network as it is."""
+"""The action that keeps the network as it is."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dynopt_ray.policies.actions.action import Unchanging
 
 @dataclass(frozen=True)
 class Keep(Unchanging):
-    """Change nothing; only train."""
+    """Change nothing; the network is only trained."""
 
     label: str = "keep"
     ends: bool = False

@@ -1,4 +1,4 @@
-"""Holding weights at zero."""
+"""The action that masks weights."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,15 @@ from dynopt_ray.structure import CostKind, Edit, Graph, Mask, mask_of
 
 @dataclass(frozen=True)
 class PruneWeights:
-    """Hold the smallest weights that make the group's units at zero.
+    """Mask the smallest weights that produce the group's units, which holds them at zero.
 
     Attributes:
-        fraction: the weights masked in each parameter, as a fraction of those not masked yet, in
-            (0, 1]; one always stays.
-        label: what tables and messages call it.
+        fraction: number of weights to mask in each parameter, as a fraction of its unmasked
+            weights, in (0, 1]. A parameter that would lose its last unmasked weight is skipped.
+        label: the action's name in tables and messages.
 
     Raises:
-        ValueError: a fraction out of its range.
+        ValueError: the fraction is out of its range.
     """
 
     fraction: float = 0.3
@@ -35,17 +35,17 @@ class PruneWeights:
         check_fraction("prune", self.fraction)
 
     def weights(self, networks: Descriptors) -> IntArray:
-        """The weights to mask in each parameter that makes the group's units, (N, parameters)."""
+        """Return how many weights to mask in each parameter that produces the group, (N, P)."""
         unmasked = networks.num_unmasked_each
         count = np.floor(self.fraction * unmasked).astype(np.int64)
         return np.where(count < unmasked, count, 0)
 
     def legal(self, networks: Descriptors) -> BoolArray:
-        """Where a weight can be masked."""
+        """Return which networks have a weight that can be masked, (N,)."""
         return np.asarray(self.weights(networks).sum(1) > 0)
 
     def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
-        """Mask the parameters that make the group under the cursor."""
+        """Return the edits that mask weights of the group under the cursor."""
         group = graph.groups[int(network.cursor[0])]
         parameters = producing_weights(graph, group)
         counts = self.weights(network)[0]  # 0 beyond the last parameter
@@ -63,15 +63,15 @@ class PruneWeights:
         networks: Descriptors,
         inputs: Tensor,  # noqa: ARG002
     ) -> None:
-        """Mask the layer's weights in each member."""
+        """Mask weights of the layer in each of the members."""
         counts = self.weights(networks)[:, 0]
         outputs, inputs_of = population.sizes(layer)
         for member in members:
             rows, columns = int(outputs[member]), int(inputs_of[member])
-            held = population.masks[layer]
+            masks = population.masks[layer]
             kept_OI = pruned(
                 population.weights[layer][member, :rows, :columns],
-                None if held is None else held[member, :rows, :columns],
+                None if masks is None else masks[member, :rows, :columns],
                 int(counts[member]),
             )
             population.set_mask(layer, int(member), kept_OI)

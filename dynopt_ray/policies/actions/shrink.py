@@ -1,4 +1,4 @@
-"""Removing units."""
+"""The action that removes units."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ from dynopt_ray.structure import CostKind, Edit, Graph, Shrink
 
 @dataclass(frozen=True)
 class ShrinkUnits:
-    """Remove the units with the lowest scores; what reads them is refitted.
+    """Remove the units with the lowest scores; the layers that read them are refitted.
 
     Attributes:
-        fraction: the units removed, as a fraction of the group's present width, in (0, 1].
-        label: what tables and messages call it.
+        fraction: number of units to remove, as a fraction of the group's present width, in (0, 1].
+        label: the action's name in tables and messages.
 
     Raises:
-        ValueError: a fraction out of its range.
+        ValueError: the fraction is out of its range.
     """
 
     fraction: float = 0.3
@@ -35,17 +35,17 @@ class ShrinkUnits:
         check_fraction("shrink", self.fraction)
 
     def units(self, networks: Descriptors) -> IntArray:
-        """The units to remove, (N,), a multiple of the group's step; 0 if none can go."""
+        """Return the number of units to remove, (N,), a multiple of the group's step, at least 0."""
         wanted = at_least_one(self.fraction * networks.width / networks.step)
         room = (networks.width - networks.min_width) // networks.step
         return np.asarray(networks.step * np.clip(np.minimum(wanted, room), 0, None))
 
     def legal(self, networks: Descriptors) -> BoolArray:
-        """Where units can go."""
+        """Return which networks have units that can be removed, (N,)."""
         return self.units(networks) > 0
 
     def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
-        """Shrink the group under the cursor."""
+        """Return the edit that shrinks the group under the cursor."""
         group = graph.groups[int(network.cursor[0])]
         scores_NU = group_scores(graph, group)[None]
         count_N = torch.from_numpy(self.units(network))
@@ -60,7 +60,7 @@ class ShrinkUnits:
         networks: Descriptors,
         inputs: Tensor,
     ) -> None:
-        """Shrink the layer of each member."""
+        """Shrink the layer in each of the members."""
         widths = population.widths[members, layer]
         gone_NU = lowest(
             stacked_scores(population, layer, members),

@@ -1,4 +1,4 @@
-"""Ending the episode."""
+"""The action that ends the episode."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dynopt_ray.policies.actions.action import Unchanging
 
 @dataclass(frozen=True)
 class Stop(Unchanging):
-    """End here, without further training."""
+    """End the episode now, without further training."""
 
     label: str = "stop"
     ends: bool = True

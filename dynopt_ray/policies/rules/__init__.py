@@ -1,4 +1,4 @@
-"""Rules: policies written by hand, which a learned policy has to beat."""
+"""Rules: hand-written policies, which a learned policy has to beat."""
 
 from dynopt_ray.policies.rules.data_sized_widths import DataSizedWidths
 from dynopt_ray.policies.rules.rule import Rule

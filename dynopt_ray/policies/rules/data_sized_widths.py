@@ -1,4 +1,4 @@
-"""A rule that sets widths from the size of the data."""
+"""A rule that fits widths to the size of the data."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,15 @@ from dynopt_ray.policies.observation import Observation, feature
 
 @dataclass(frozen=True)
 class DataSizedWidths:
-    """Set widths from the data's size: so many training samples for each weight.
+    """Shrink or grow until the data has about a given number of samples per weight.
 
     Attributes:
-        samples_per_weight: shrink while there are fewer samples per non-zero weight than this.
-        slack: grow while there are more than `slack` times as many.
+        samples_per_weight: shrink while there are fewer training samples per non-zero weight than
+            this; above 0.
+        slack: grow while there are more than `slack` times as many samples per weight; above 1.
 
     Raises:
-        ValueError: `samples_per_weight` is not above 0, or `slack` not above 1.
+        ValueError: `samples_per_weight` is not above 0, or `slack` is not above 1.
     """
 
     samples_per_weight: float = 0.5
@@ -27,11 +28,11 @@ class DataSizedWidths:
             raise ValueError(f"samples_per_weight is {self.samples_per_weight}; it must be above 0")
         if not self.slack > 1:
             raise ValueError(
-                f"slack is {self.slack}; it must be above 1, or widths would go to and fro"
+                f"slack is {self.slack}; it must be above 1, or widths would oscillate"
             )
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:
-        """Shrink, grow or keep."""
+        """Return shrink, grow or keep."""
         have = feature(observation, "samples_per_weight")
         wanted = math.log10(self.samples_per_weight)
         if have < wanted:

@@ -1,4 +1,4 @@
-"""`Rule`: a policy from a rule's name, or from a plain function."""
+"""`Rule`: a policy made from a rule's name or from a plain function."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +12,17 @@ Decide = Callable[[Observation, ActionMask], int]
 
 
 class Rule:
-    """A policy written by hand.
+    """A hand-written policy.
 
     Args:
-        rule: the name of a rule (`dynopt plugins` lists them), `module:attribute`, or a function
-            of an observation and an action mask.
+        rule: the name of a rule (`dynopt plugins` lists them), a path `module:attribute`, or a
+            function (observation, action mask) -> place of the chosen action.
         options: arguments of the named rule.
 
     Raises:
-        UnknownNameError: no rule of this name, with the closest match.
-        SpecError: an option that the rule does not have or refuses.
-        TypeError: options for a function, which takes none.
+        UnknownNameError: no rule has this name; the message gives the closest match.
+        SpecError: the rule has no such option, or refuses its value.
+        TypeError: options are given for a function, which takes none.
 
     Example:
         >>> rule = Rule("useless_shrinking", smallest_share=0.2)
@@ -39,5 +39,5 @@ class Rule:
             self._decide = rule
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:
-        """What the rule decides."""
+        """Return the rule's decision."""
         return int(self._decide(observation, action_mask))

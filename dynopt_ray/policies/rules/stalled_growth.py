@@ -1,4 +1,4 @@
-"""A rule that grows when training has stalled."""
+"""A rule that grows groups when training has stalled."""
 
 import math
 from dataclasses import dataclass
@@ -11,16 +11,17 @@ from dynopt_ray.policies.observation import Observation, feature
 class StalledGrowth:
     """Grow when the training loss has stalled and the gap to validation is small.
 
-    A loss that no longer falls shows that the network has learned what it can; a small gap shows
-    that more capacity would not only be used to memorise.
+    A training loss that no longer falls shows that the network has learned what it can. A small gap
+    shows that more capacity would not just serve to memorise the training data.
 
     Attributes:
-        stall: the loss has stalled when it fell by less than this share since the last decision.
-        largest_gap: the largest validation loss − training loss at which growing makes sense.
-        good_loss: below this training loss there is nothing left to gain.
+        stall: the training loss has stalled if it fell by less than this fraction since the
+            previous decision.
+        largest_gap: the largest difference validation loss − training loss at which to grow.
+        good_loss: at or below this training loss, growing has nothing left to gain.
 
     Raises:
-        ValueError: a number that is negative or not finite.
+        ValueError: a number is negative or not finite.
     """
 
     stall: float = 0.02
@@ -32,7 +33,7 @@ class StalledGrowth:
             _check_at_least_zero(name, getattr(self, name))
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:
-        """Grow or keep."""
+        """Return grow or keep."""
         stalled = feature(observation, "train_loss_change") > -self.stall
         general = feature(observation, "loss_gap") <= self.largest_gap
         unfinished = feature(observation, "train_loss") > math.log1p(self.good_loss)

@@ -1,4 +1,4 @@
-"""A rule that shrinks where units are useless."""
+"""A rule that shrinks groups with useless units."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from dynopt_ray.policies.observation import Observation, feature
 
 @dataclass(frozen=True)
 class UselessShrinking:
-    """Shrink where many units are dead or redundant.
+    """Shrink the group under the cursor if many of its units are dead or redundant.
 
     Attributes:
-        smallest_share: shrink when at least this share of the group's units is dead or points
-            the same way as another.
+        smallest_share: shrink if at least this fraction of the group's units is dead or redundant
+            (points the same way as another unit), in (0, 1].
 
     Raises:
-        ValueError: a share outside (0, 1].
+        ValueError: the fraction is outside (0, 1].
     """
 
     smallest_share: float = 0.1
@@ -25,7 +25,7 @@ class UselessShrinking:
             raise ValueError(f"smallest_share is {self.smallest_share}; it must be in (0, 1]")
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:
-        """Shrink or keep."""
+        """Return shrink or keep."""
         share = feature(observation, "dead") + feature(observation, "redundant")
         shrinks = share >= self.smallest_share
         return legal_action("shrink" if shrinks else "keep", action_mask)

@@ -34,7 +34,7 @@ from dynopt_ray.structure.plans.initialisation import Draw
 from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerState, each_optimizer
 from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.plans.stages import Masking, PlanStage, check_plan
-from dynopt_ray.structure.preserve import Transaction, masked_parameters
+from dynopt_ray.structure.preserve import Transaction, masked_parameters, within
 from dynopt_ray.structure.refit import Replacement, compensated, reading_removed
 from dynopt_ray.structure.tracing import Inputs
 from dynopt_ray.structure.units import Change, moved_group, new_axes
@@ -135,7 +135,8 @@ def apply_plan(
     batches = _batches(compensate)
     before, old_widths = network.cost(), network.widths
     transaction = Transaction(network.model, optimizers)
-    with transaction, transaction:
+
+    def applied() -> Receipt:
         refitted = _apply_stages(network, stages, rest, states, batches, seed, transaction)
         widths = _changed(old_widths, network.widths)
         transaction.set_attribute(network, "shapes", network.shapes_now())
@@ -145,7 +146,9 @@ def apply_plan(
         )
         transaction.set_item(HISTORIES, network.model, history)
         transaction.set_attribute(network, "receipts", [*network.receipts, receipt])
-    return receipt
+        return receipt
+
+    return within(transaction, applied)
 
 
 def _changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:

@@ -1,6 +1,7 @@
 """State that edits and forward passes must preserve: masks, modes, random state, torch settings."""
 
 from dynopt_ray.structure.preserve.collector import CollectorPaused
+from dynopt_ray.structure.preserve.entered_twice import within
 from dynopt_ray.structure.preserve.masks import mask_of, masked_parameters, set_mask
 from dynopt_ray.structure.preserve.surroundings import RandomState, Surroundings
 from dynopt_ray.structure.preserve.transaction import Transaction
@@ -13,4 +14,5 @@ __all__ = [
     "mask_of",
     "masked_parameters",
     "set_mask",
+    "within",
 ]

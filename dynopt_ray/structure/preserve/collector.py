@@ -7,8 +7,8 @@ class CollectorPaused:
     """Pauses garbage collection while the context is active.
 
     A trace makes many small long-lived objects, which triggers collections of all objects of the
-    process. With torch loaded, these take longer than the trace itself. Enter the context twice,
-    `with paused, paused:`, so that Ctrl-C cannot leave the collector off.
+    process. With torch loaded, these take longer than the trace itself. Use it through `within`,
+    so that Ctrl-C cannot leave the collector off.
     """
 
     def __init__(self) -> None:

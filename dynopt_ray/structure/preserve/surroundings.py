@@ -52,11 +52,10 @@ class Surroundings:
     A forward pass may store results in attributes (flattened weights, rotary tables). Parameters
     that `functional_call` replaced stay replaced if Ctrl-C interrupts its cleanup.
 
-    As a context, it restores all of this on exit. Entered twice, `with it, it:`, it does so even
-    if Ctrl-C interrupts the inner exit. The snapshot covers the attributes of all modules, the
-    contents of those attributes that are dicts, lists or sets (which include parameters, buffers,
-    children and hooks), masks, and hooks on parameters and optimizers. It does not cover the
-    values in tensors.
+    As a context, it restores all of this on exit; use it through `within`. The snapshot covers the
+    attributes of all modules, the contents of those attributes that are dicts, lists or sets (which
+    include parameters, buffers, children and hooks), masks, and hooks on parameters and optimizers.
+    It does not cover the values in tensors.
 
     Args:
         model: the network.

@@ -17,9 +17,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 class Transaction:
     """A log of assignments. As a context manager it undoes them if its body fails.
 
-    Enter it twice, `with transaction, transaction:`. If Ctrl-C interrupts the inner exit while it
-    undoes assignments, even before its first line runs, the outer exit treats that as an error and
-    continues the rollback.
+    Use it through `within`, so that Ctrl-C cannot interrupt the rollback.
 
     Args:
         model: the network to change.

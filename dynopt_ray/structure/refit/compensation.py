@@ -13,9 +13,9 @@ is solved for the correction W' - W_K, which has to explain the residual: y minu
 consumer in the cut network. Small corrections are preferred, so inputs that hardly vary on these
 batches do not get arbitrary weights.
 
-Consumers are refitted in forward order. Each is fitted to its outputs in the original network, on
-the inputs that it gets after the consumers before it were refitted. So it also corrects the errors
-that those leave.
+Consumers are refitted in forward order, in large networks several at a time. Each is fitted to its
+outputs in the original network, on the inputs that it gets after the consumers before it were
+refitted. So it also corrects the errors that those leave.
 
 The constant b' needs a place that serves only this weight: its bias, or else the running mean of
 the BatchNorm that follows. Without one, the regression has no intercept. The ridge is chosen by

@@ -17,7 +17,7 @@ from dynopt_ray.structure.tracing.passes import Passes, trace_at_own_sizes, unus
 from dynopt_ray.structure.tracing.readers import Convolution, Reader, SumOfProducts, as_products
 from dynopt_ray.structure.tracing.registry import rule
 from dynopt_ray.structure.tracing.tracer import Heads, Trace
-from dynopt_ray.structure.tracing.verification import Verifier
+from dynopt_ray.structure.tracing.verification import Verified, Verifier
 
 __all__ = [
     "OPENED",
@@ -29,6 +29,7 @@ __all__ = [
     "Reader",
     "SumOfProducts",
     "Trace",
+    "Verified",
     "Verifier",
     "as_products",
     "buffers_kept",

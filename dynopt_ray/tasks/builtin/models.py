@@ -73,7 +73,7 @@ def vgg_factory(
 
     Raises:
         TypeError: a width is not a whole number.
-        ValueError: a width is below 1, or there are more blocks than the image can be halved.
+        ValueError: a width is below 1, or the image cannot be halved once per block.
     """
     widths = _widths("channels", channels)
     if image_size >> len(widths) < 1:

@@ -16,7 +16,7 @@ from dynopt_ray.criteria import (
     weight_scores,
 )
 from dynopt_ray.errors import DivergedError, EditError, UnknownNameError
-from dynopt_ray.structure import Graph, Inputs, Surroundings, buffers_kept, trace
+from dynopt_ray.structure import Graph, Inputs, Surroundings, buffers_kept, trace, within
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.allocation.arguments import check_fractions
 from dynopt_ray.training.arguments import check_is_task
@@ -119,17 +119,20 @@ def sensitivity(
     criterion = build_criterion(criterion)
     graph = model if isinstance(model, Graph) else trace(model, task.example_inputs())
     names = _names(graph, granularity, groups)
-    surroundings = Surroundings(graph.model)
-    kept = buffers_kept(graph.model)
-    with surroundings, surroundings, kept, seeded(graph.model, seed) as generator, undone(graph):
-        calibration = calibration_inputs(compensate, task, generator)
-        is_unit = granularity == "unit"
-        steps = {group.name: group.step for group in graph} if is_unit else {}
-        costs = Costs(graph, task.example_inputs())
-        start = cost_and_metrics(graph, task, costs)
-        pool = _pool(graph, task, costs, criterion, granularity, generator)
-        scan = _Scan(graph, task, costs, pool, calibration, steps)
-        return history_table([row for name in names for row in scan.rows(name, shares, start)])
+
+    def scanned() -> "pd.DataFrame":
+        kept = buffers_kept(graph.model)
+        with kept, seeded(graph.model, seed) as generator, undone(graph):
+            calibration = calibration_inputs(compensate, task, generator)
+            steps = {g.name: g.step for g in graph} if granularity == "unit" else {}
+            costs = Costs(graph, task.example_inputs())
+            start = cost_and_metrics(graph, task, costs)
+            pool = _pool(graph, task, costs, criterion, granularity, generator)
+            scan = _Scan(graph, task, costs, pool, calibration, steps)
+            rows = [row for name in names for row in scan.rows(name, shares, start)]
+            return history_table(rows)
+
+    return within(Surroundings(graph.model), scanned)
 
 
 @dataclass(frozen=True, eq=False)
