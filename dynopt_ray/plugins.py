@@ -1,8 +1,9 @@
-"""Plugins: every family of things a user may add to, found by name.
+"""Plugins: families of components that users can extend, looked up by name.
 
-A plugin is named in one of four ways, tried in this order: registered in code, built in,
-an installed package's entry point in the group `dynopt_ray.<family>`, or `module:attribute`.
-Nothing is imported before its first use, so a broken plugin breaks only itself.
+A name is looked up among the plugins registered in code, the built-in plugins, and the entry points
+of installed packages in the group `dynopt_ray.<family>`, in this order. A path `module:attribute`
+can be given instead of a name. Nothing is imported before its first use, so a broken plugin breaks
+nothing else.
 """
 
 import importlib
@@ -29,7 +30,7 @@ Family = Literal[
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
-# One line per built-in member: name -> where it lives.
+# One line per built-in plugin: name -> module:attribute.
 _BUILT_IN: dict[Family, dict[str, str]] = {
     "criteria": {
         "activation": "dynopt_ray.criteria.activation_energy:activation",
@@ -107,11 +108,11 @@ class Plugin:
     """One member of a family, as `dynopt plugins` lists it.
 
     Attributes:
-        family: the family it belongs to.
-        name: what specs and functions call it.
-        target: `module:attribute`, or the object's repr when registered in code.
-        source: "code", "built in" or the name of the distribution that brings it.
-        error: why it cannot be loaded, or None. Filled in by `check`.
+        family: the family that the plugin belongs to.
+        name: its name in specs and function arguments.
+        target: `module:attribute`, or the object's repr if it was registered in code.
+        source: "code", "built in" or the name of the distribution that provides it.
+        error: why it cannot be loaded, or None. `check` fills it in.
     """
 
     family: Family
@@ -121,7 +122,7 @@ class Plugin:
     error: str | None = None
 
     def check(self) -> "Plugin":
-        """The same plugin, loaded once, with `error` telling whether that worked."""
+        """Try to load the plugin; return a copy with `error` set if that failed, else itself."""
         try:
             load(self.family, self.name)
         except PluginError as error:
@@ -130,25 +131,33 @@ class Plugin:
 
 
 def register(family: Family, name: str, plugin: Any) -> None:
-    """Make `plugin` known as `name` in this process.
+    """Register `plugin` under `name` in this process.
 
-    Workers do not see it: give them `module:attribute`, or install an entry point.
+    Workers do not see it. To use it there, name it as `module:attribute` or install an entry point.
 
     Raises:
-        UnknownNameError: no such family.
-        ValueError: another plugin already has this name.
+        UnknownNameError: there is no such family.
+        ValueError: another plugin already has this name, or the name contains a colon.
     """
     _check_family(family)
     if ":" in name:
-        raise ValueError(f"plugin name {name!r} contains ':', which marks a module:attribute path")
+        raise ValueError(
+            f"plugin name {name!r} contains ':', which only module:attribute paths may"
+        )
     for known in plugins(family):
         if known.name == name and _registered.get((family, name)) is not plugin:
-            raise ValueError(f"{family} already has a {name!r} ({known.target}); choose another")
+            raise ValueError(
+                f"{family} already has a {name!r} ({known.target}); choose another name"
+            )
     _registered[family, name] = plugin
 
 
 def unregister(family: Family, name: str) -> None:
-    """Forget what `register` made known; a name that is not known is an error."""
+    """Remove a plugin that `register` added.
+
+    Raises:
+        UnknownNameError: no plugin is registered under this name.
+    """
     if (family, name) not in _registered:
         raise UnknownNameError(
             f"registered plugin of {family}", name, (n for f, n in _registered if f == family)
@@ -157,11 +166,11 @@ def unregister(family: Family, name: str) -> None:
 
 
 def load(family: Family, name: str) -> Any:
-    """The plugin called `name`: a known name or `module:attribute`.
+    """Return the plugin called `name`, which may be a path `module:attribute`.
 
     Raises:
-        UnknownNameError: no plugin of this name, with the closest match.
-        PluginError: it exists but cannot be imported.
+        UnknownNameError: no plugin has this name; the message gives the closest match.
+        PluginError: the plugin exists but cannot be imported.
     """
     _check_family(family)
     if (family, name) in _registered:
@@ -175,11 +184,11 @@ def load(family: Family, name: str) -> Any:
 
 
 def check_name(family: Family, name: str) -> None:
-    """Refuse a name that `load` would refuse. Built-in plugins are not imported for this.
+    """Refuse a name that `load` would refuse, without importing built-in plugins.
 
     Raises:
-        UnknownNameError: no plugin of this name, with the closest match.
-        PluginError: it exists but cannot be imported.
+        UnknownNameError: no plugin has this name; the message gives the closest match.
+        PluginError: the plugin exists but cannot be imported.
     """
     _check_family(family)
     if name not in _BUILT_IN[family]:
@@ -187,12 +196,12 @@ def check_name(family: Family, name: str) -> None:
 
 
 def names(family: Family) -> list[str]:
-    """All names known in a family, sorted."""
+    """Return the names of all plugins of a family, sorted."""
     return sorted(plugin.name for plugin in plugins(family))
 
 
 def plugins(family: Family) -> Iterator[Plugin]:
-    """All plugins of a family, none of them loaded."""
+    """Yield all plugins of a family without loading them."""
     _check_family(family)
     for (registered_family, name), plugin in _registered.items():
         if registered_family == family:
@@ -205,7 +214,7 @@ def plugins(family: Family) -> Iterator[Plugin]:
 
 
 def import_attribute(path: str) -> Any:
-    """What `module:attribute` names; attributes may be dotted.
+    """Import the object that `module:attribute` names; the attribute may be dotted.
 
     Raises:
         PluginError: the module cannot be imported or lacks the attribute.
@@ -218,7 +227,7 @@ def import_attribute(path: str) -> Any:
     try:
         value: Any = importlib.import_module(module_name)
     except Exception as error:
-        # Whatever a user's module raises while it is imported, the cause is named and kept.
+        # A user's module can raise anything while it is imported.
         raise PluginError(
             f"cannot import {module_name!r} for {path!r}: {type(error).__name__}: {error}"
         ) from error
@@ -233,18 +242,18 @@ def import_attribute(path: str) -> Any:
 
 
 def build(family: Family, config: str | Mapping[str, Any], /, **more: Any) -> Any:
-    """What a factory makes of its arguments.
+    """Call a factory, given by its name, with its arguments and return the result.
 
     Args:
-        family: where the name is looked up.
+        family: the family of the factory.
         config: the factory's name, or a mapping of `name` and its keyword arguments.
-        **more: further arguments; none may be in the mapping too.
+        **more: further keyword arguments, which must not be in the mapping too.
 
     Raises:
-        UnknownNameError: no plugin of this name, with the closest match.
-        SpecError: no `name`; an argument that the factory does not have (with the closest
-            match), that is missing, given twice, or that it refuses with TypeError or
-            ValueError.
+        UnknownNameError: no plugin has this name; the message gives the closest match.
+        SpecError: `config` has no `name`; an argument is unknown (the message gives the closest
+            match), missing or given twice; or the factory refuses its arguments with a TypeError
+            or ValueError.
         PluginError: the plugin cannot be imported or cannot be called.
 
     Example:
@@ -275,7 +284,7 @@ def build(family: Family, config: str | Mapping[str, Any], /, **more: Any) -> An
     try:
         return factory(**arguments)
     except DynoptError:
-        raise  # these say it all, and callers tell them apart
+        raise  # our own errors are clear already, and callers distinguish their types
     except (TypeError, ValueError) as error:
         raise SpecError(f"{name!r} refuses its arguments: {error}") from error
 
@@ -300,10 +309,10 @@ def _check_family(family: str) -> None:
 
 
 def _check_arguments(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Unknown and missing arguments, found before the call so that they can be named."""
+    """Refuse unknown and missing arguments before the call, so that the message can name them."""
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except ValueError as error:  # some functions written in C have none
+    except ValueError as error:  # some functions written in C have no signature
         raise PluginError(f"{name!r} is not a factory that can be inspected: {error}") from error
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     known = [p.name for p in named]

@@ -1,4 +1,4 @@
-"""Everything that runs on Ray: sessions, searches, policy training, and learners as actors."""
+"""Everything that runs on Ray: sessions, searches, policy training, and learners in actors."""
 
 import lazy_loader
 

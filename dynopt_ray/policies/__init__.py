@@ -1,4 +1,4 @@
-"""Policies: what decides which structure a network should have, and `adapt`, which lets one."""
+"""Policies, which decide how a network's structure changes, and `adapt`, which runs one."""
 
 from dynopt_ray.policies.actions import (
     DEFAULT_ACTIONS,

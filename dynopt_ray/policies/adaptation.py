@@ -1,4 +1,4 @@
-"""`adapt`: a policy changes the structure of the user's own network."""
+"""`adapt`: let a policy change the structure of the user's own network."""
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -46,17 +46,19 @@ class AdaptResult:
     Attributes:
         history: a DataFrame with one row per decision; row 0 is the network before. Columns: step,
             group, action, kept, utility, smooth_utility, train_loss, loss, metric and confidence
-            (on validation data), the costs, duration_s, and `width/<group>` for each group. Rows
-            of decisions that were rolled back show what they led to.
-        before: the network before.
-        after: the network as it is now.
-        best_step: the step of the history whose network this is.
+            (on validation data), the costs, duration_s, and `width/<group>` for each group. The
+            row of a decision that was rolled back shows the network before the rollback.
+        before: cost and metrics of the network before.
+        after: cost and metrics of the network now.
+        best_step: the step in `history` whose network was kept in the end.
         utility_before: U = metric − λ · relative cost before.
         utility_after: U now.
-        smooth_utility_before: the same before, of `Metrics.smooth` instead of the metric.
-        smooth_utility_after: the same now, never less than before unless the budget demanded it.
-        test: the final figure, on data that decided nothing; None without a test split.
-        receipts: of the plans that are in the network; `undo()` the last one first.
+        smooth_utility_before: U before, with `Metrics.smooth` instead of the metric.
+        smooth_utility_after: U now, with `Metrics.smooth` instead of the metric. It is never less
+            than before unless the budget demanded it.
+        test: the final metrics on the test split, which influenced no decision; None if the task
+            has no test split.
+        receipts: receipts of the plans that are still applied; `undo()` the last one first.
         graph: the traced network.
     """
 
@@ -89,33 +91,37 @@ def adapt(
 ) -> AdaptResult:
     """Let a policy change a network in place, decision by decision, with training in between.
 
-    A cursor visits the width groups in forward order. Every decision is judged on validation
-    data and rolled back, bit for bit, if it breaks the budget. While the network is above the
-    budget the policy may choose only among what lowers it. In the end the network is put back
-    into the best state that it was in: within the budget first, then the largest smooth utility,
-    `Metrics.smooth` − λ · relative cost. Accuracy moves in steps of one row, so it judges small
-    changes worse; utility itself may therefore end a row or two below where it began.
+    A cursor visits the width groups in forward order. Every decision is judged on validation data
+    and rolled back, bit for bit, if it breaks the budget. While the network is above the budget,
+    only actions that lower an exceeded cost are legal.
+
+    In the end the best state is restored. States within the budget come first; among them, the one
+    with the largest smooth utility, `Metrics.smooth` − λ · relative cost, is best. Accuracy is too
+    coarse to judge small changes, because it moves in steps of one row. Utility itself may
+    therefore end slightly, by a row or two, below its value at the start.
 
     Args:
-        model: the network, or its graph; usually trained already.
-        task: what it learns.
-        policy: decides.
-        cost_weight: λ, what the whole cost at the start is worth.
+        model: the network or its graph, usually trained already.
+        task: the task that the network learns.
+        policy: makes the decisions.
+        cost_weight: λ, the price of the whole cost at the start in units of the metric.
         cost: the cost that utility charges for.
-        budget: limits on any costs; None for no limit.
-        horizon: decisions at most.
-        train_steps: optimizer steps after each.
-        actions: how much each action changes.
-        optimizer: over the network's parameters; it follows every edit. Default: Adam with rate
-            0.001.
-        seed: of all random choices.
+        budget: limits on any costs; None means no limits.
+        horizon: the largest number of decisions.
+        train_steps: number of optimizer steps after each decision.
+        actions: the actions that the policy chooses from. Default: `ActionSet()`.
+        optimizer: an optimizer over the network's parameters; it follows every edit. Default: Adam
+            with a learning rate of 0.001.
+        seed: seed of all random choices.
 
     Raises:
-        BudgetError: the budget was not met within the horizon; the network is as it was.
-        EditError: no width of the network can be resized.
-        DivergedError: the loss became NaN or infinite; the network is as it was before that
+        BudgetError: the budget was not met within the horizon. The network is unchanged.
+        EditError: no width of the network can be resized, or the policy chose an illegal action. In
+            the latter case the network is as it was before that decision.
+        DivergedError: the loss became NaN or infinite. The network is as it was before that
             decision.
-        ValueError: a number out of its range.
+        UnknownNameError: utility cannot charge for this cost.
+        ValueError: a number is out of its range.
 
     Example:
         >>> from dynopt_ray.policies import DataSizedWidths
@@ -167,7 +173,7 @@ def adapt(
 
 @dataclass(eq=False)
 class _Run:
-    """One adaptation while it goes on."""
+    """One adaptation in progress."""
 
     graph: Graph
     task: Task
@@ -186,7 +192,8 @@ class _Run:
     def __post_init__(self) -> None:
         self.costs = Costs(self.graph, self.task.example_inputs())
         self.start = self.now = self.best = self._judge()
-        # What readings compare with; `Costs` counts FLOPs per sample, a graph those of its inputs.
+        # Descriptors are relative to this. `self.start.cost` has FLOPs per sample, but graphs count
+        # the FLOPs of their example inputs.
         self._start_cost = self.graph.cost()
         self._limits = {} if self.budget is None else self.budget.limits(self.start.cost)
         self._compensation: list[Inputs] = compensation_inputs(self.task)
@@ -197,11 +204,11 @@ class _Run:
         self.rows.append(self._row(self.now, 0, None, None, kept=True, duration_s=0.0))
 
     def to_the_end(self) -> None:
-        """All decisions, and then back to the best state."""
+        """Take all decisions, then restore the best state."""
         for step in range(self.horizon):
             networks = self._describe(step)
-            seen = self._situation(networks, step)
-            action = self._chosen(seen.observation[0], seen.action_mask[0])
+            current = self._situation(networks, step)
+            action = self._chosen(current.observation[0], current.action_mask[0])
             if action.ends:
                 break
             self._decide(step, networks, action)
@@ -212,11 +219,11 @@ class _Run:
             self._best_state.restore()
 
     def utility(self, measurement: CostAndMetrics) -> float:
-        """U of a state of the network."""
+        """Return U for a state of the network."""
         return self._utility_of(measurement.validation.metric, measurement)
 
     def smooth_utility(self, measurement: CostAndMetrics) -> float:
-        """What states are compared by."""
+        """Return U with `Metrics.smooth`, by which states are compared."""
         return self._utility_of(measurement.validation.smooth, measurement)
 
     def _utility_of(self, metric: float, measurement: CostAndMetrics) -> float:
@@ -224,13 +231,13 @@ class _Run:
         return utility(metric, relative, self.cost_weight)
 
     def _chosen(self, observation: Observation, action_mask: ActionMask) -> Action:
-        """The action that the policy takes."""
+        """Return the action that the policy chooses; refuse an illegal one."""
         place = int(self.policy.act(observation, action_mask))
         if 0 <= place < len(self.actions) and action_mask[place]:
             return self.actions[place]
         chosen = self.actions[place].label if 0 <= place < len(self.actions) else f"number {place}"
         legal = ", ".join(self.actions[int(i)].label for i in np.flatnonzero(action_mask))
-        raise EditError(f"the policy chose {chosen}, which its mask forbids; it allows {legal}")
+        raise EditError(f"the policy chose {chosen}, but its action mask allows only {legal}")
 
     def _decide(self, step: int, networks: Descriptors, action: Action) -> None:
         training = Retraining(self.train_steps)
@@ -283,7 +290,7 @@ class _Run:
         )
 
     def _situation(self, networks: Descriptors, step: int) -> Situation:
-        seen = situation(
+        current = situation(
             networks,
             now=self._performance,
             before=self._performance_before,
@@ -292,10 +299,10 @@ class _Run:
             steps_left=np.array([1 - step / self.horizon]),
             actions=self.actions,
         )
-        return replace(seen, action_mask=self._within_reach(seen.action_mask))
+        return replace(current, action_mask=self._within_reach(current.action_mask))
 
     def _within_reach(self, action_mask: ActionMask) -> ActionMask:
-        """Above the budget only what lowers an exceeded cost is legal, or else keeping."""
+        """Above the budget, allow only actions that lower an exceeded cost, or else only keep."""
         exceeded = self._excess(self.now).keys()
         if not exceeded:
             return action_mask
@@ -307,7 +314,7 @@ class _Run:
         return action_mask
 
     def _excess(self, measurement: CostAndMetrics) -> dict[CostKind, float]:
-        """Costs above their limit, and by what share of it."""
+        """Return the costs above their limit -> the excess as a fraction of the limit."""
         costs = {kind: float(getattr(measurement.cost, kind)) for kind in self._limits}
         return {
             kind: costs[kind] / limit - 1
@@ -316,7 +323,7 @@ class _Run:
         }
 
     def _within_budget(self, before: CostAndMetrics, after: CostAndMetrics) -> bool:
-        """No cost may go above its limit, or further above it."""
+        """Return whether no cost rises above its limit, or further above it."""
         old = self._excess(before)
         return all(value <= old.get(kind, 0.0) for kind, value in self._excess(after).items())
 
@@ -331,7 +338,7 @@ class _Run:
         return (
             f"{self.budget} was not met in {self.horizon} decisions; the lowest reached is "
             f"{reached}, at widths {dict(self.best.widths)}. Allow more decisions (horizon), "
-            f"larger ones (actions), or a larger budget; the network is as it was"
+            f"larger changes (actions), or a larger budget; the network is unchanged"
         )
 
     def _row(
@@ -362,8 +369,8 @@ def check_adaptation(*, cost_weight: float, cost: str, horizon: int, train_steps
     """Refuse arguments of `adapt` that are out of their ranges.
 
     Raises:
-        ValueError: a number out of its range.
-        UnknownNameError: a cost that utility cannot charge for.
+        ValueError: a number is out of its range.
+        UnknownNameError: utility cannot charge for this cost.
     """
     if not (np.isfinite(cost_weight) and cost_weight >= 0):
         raise ValueError(f"cost_weight is {cost_weight}; it must be a finite number of at least 0")

@@ -1,4 +1,4 @@
-"""What a decision is made on: the same for `adapt` and for the episodes of an environment."""
+"""The input of a decision, computed the same way in `adapt` and in environments."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from dynopt_ray.policies.observation import EpisodeProgress, Observation, Perfor
 
 @dataclass(frozen=True, eq=False)
 class Situation:
-    """What a policy is shown before it decides, for N networks.
+    """The input of a policy's decision, for N networks.
 
     Attributes:
         observation: (N, features).
-        action_mask: (N, actions), 1 where an action is legal.
+        action_mask: (N, actions), 1 if an action is legal, else 0.
     """
 
     observation: Observation
@@ -31,16 +31,16 @@ def situation(
     steps_left: FloatArray,
     actions: ActionSet,
 ) -> Situation:
-    """Put together what a policy is shown.
+    """Return the input of a policy's decision.
 
     Args:
-        networks: the networks, each with its cursor on the group that the decision is about.
-        now: how they do.
-        before: how they did at the decision before; the same as `now` at the first one.
-        num_samples: training rows.
+        networks: the descriptors of the networks. Each cursor is on the group to decide about.
+        now: the networks' performance.
+        before: their performance at the previous decision; equal to `now` at the first one.
+        num_samples: number of training rows.
         cost_weight: λ, (N,).
         steps_left: fraction of the episode's decisions that remain, (N,).
-        actions: what the policy chooses among.
+        actions: the actions that the policy chooses from.
     """
     progress = EpisodeProgress(now, before, num_samples, cost_weight, steps_left)
     return Situation(observe(networks, progress), actions.mask(networks))

@@ -1,4 +1,4 @@
-"""What is read off networks before a decision: plain arrays, one row per network."""
+"""Descriptors of networks before a decision: plain arrays with one row per network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,38 +8,41 @@ import numpy as np
 from dynopt_ray.arrays import FloatArray, IntArray
 
 KINDS = ("linear", "convolution", "other")
-"""What produces a width group."""
+"""The kinds of layers that can produce a width group."""
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Of the unit scores of a group."""
+"""The quantiles of a group's unit scores that describe it."""
 
 DEAD_SCORE = 0.01
-"""A unit is dead when its score is at most this fraction of the group's mean score."""
+"""A unit is dead if its score is at most this fraction of the group's mean score."""
 
 REDUNDANT_COSINE = 0.95
-"""A unit is redundant when an earlier unit's incoming weights point the same way, up to this."""
+"""A unit is redundant if its incoming weights have at least this cosine with an earlier unit's."""
 
 
 @dataclass(frozen=True, eq=False)
 class Descriptors:
-    """Networks and the group under each one's cursor. N networks, G groups.
+    """Descriptors of N networks, and of the group under each network's cursor ("the group").
+
+    Shapes: N networks, G groups, P parameters that produce the group's units.
 
     Attributes:
-        widths: (N, G) widths.
-        start_widths: (N, G) widths at the start.
+        widths: (N, G) widths of all groups.
+        start_widths: (N, G) widths of all groups at the start.
         cursor: (N,) index of the group.
-        min_width: (N,) the fewest units the group can have.
-        step: (N,) the multiple in which its units come and go.
+        min_width: (N,) the fewest units that the group can have.
+        step: (N,) units of the group are added and removed in multiples of this.
         kind: (N,) index into `KINDS`.
-        quantiles: (N, 5) `QUANTILES` of the unit scores over their mean.
-        dead: (N,) share of the group's units that are dead.
-        redundant: (N,) share of its units that are redundant.
-        num_weights: (N,) weights that make the group's units.
-        num_unmasked_each: (N, P) those of them that are not masked, in each of the parameters
-            that they lie in; 0 beyond a group's last parameter.
-        cost_share: (N,) share of the non-zero weights that lies in the group's tensors.
-        costs: (N, 4) costs relative to the start, in the order of `COST_KINDS`.
-        nonzero: (N,) non-zero weights.
+        quantiles: (N, 5) `QUANTILES` of the group's unit scores over their mean.
+        dead: (N,) fraction of the group's units that are dead.
+        redundant: (N,) fraction of the group's units that are redundant.
+        num_weights: (N,) number of weights that produce the group's units.
+        num_unmasked_each: (N, P) number of unmasked weights in each parameter that produces the
+            group's units; 0 beyond a group's last parameter.
+        cost_share: (N,) fraction of the network's non-zero weights that lie in the group's
+            parameters.
+        costs: (N, 4) costs relative to the start, in the order of `CHARGED_COSTS`.
+        nonzero: (N,) number of the network's non-zero weights.
     """
 
     widths: IntArray
@@ -64,16 +67,16 @@ class Descriptors:
 
     @property
     def start_width(self) -> IntArray:
-        """(N,) its width at the start."""
+        """(N,) width of the group under the cursor at the start."""
         return self._under_cursor(self.start_widths)
 
     @property
     def num_unmasked(self) -> IntArray:
-        """(N,) weights that make the group's units and are not masked."""
+        """(N,) number of unmasked weights that produce the group's units."""
         return np.asarray(self.num_unmasked_each.sum(1))
 
     def row(self, network: int) -> "Descriptors":
-        """The reading of one of the networks."""
+        """Return the descriptors of one of the networks, with arrays of one row."""
         return Descriptors(
             **{f.name: getattr(self, f.name)[[network]] for f in fields(Descriptors)}
         )
@@ -83,7 +86,7 @@ class Descriptors:
 
 
 def stack_descriptors(several: Sequence[Descriptors]) -> Descriptors:
-    """One reading of all the networks of several; they must have the same number of groups."""
+    """Concatenate descriptors of networks, which must all have the same number of groups."""
     most = max(one.num_unmasked_each.shape[1] for one in several)
     columns = {
         field.name: [getattr(one, field.name) for one in several] for field in fields(Descriptors)

@@ -1,4 +1,4 @@
-"""How good a policy is: episodes of its own decisions, on starts that only the seed decides."""
+"""Evaluating a policy in episodes whose starts depend on the seed alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dynopt_ray.arrays import FloatArray
 from dynopt_ray.policies.policy import Policy
 
 ENVIRONMENT = "dynopt_envs:dynopt/Architecture-v0"
-"""The environment that policies are trained and evaluated in unless asked otherwise."""
+"""The default environment for training and evaluating policies."""
 
 _LARGEST_STACK = 64
 _FINAL = ("utility", "smooth_utility", "metric", "relative_cost")
@@ -19,16 +19,17 @@ _FINAL = ("utility", "smooth_utility", "metric", "relative_cost")
 
 @dataclass(frozen=True, eq=False)
 class PolicyEvaluation:
-    """What a policy reached, one entry per episode.
+    """The results of a policy, one entry per episode.
+
+    Figures that the environment does not report are NaN.
 
     Attributes:
-        returns: sum of rewards.
-        utility: U = metric − λ · relative cost at the end; NaN where the environment does not
-            report it.
-        smooth_utility: the same of the smoother metric that rewards are made of, likewise.
-        metric: the validation metric at the end, likewise.
-        relative_cost: the cost at the end over that at the start, likewise.
-        num_steps: decisions taken.
+        returns: sum of the episode's rewards.
+        utility: U = metric − λ · relative cost at the end.
+        smooth_utility: U at the end with the smooth metric, which rewards are computed from.
+        metric: the validation metric at the end.
+        relative_cost: the cost at the end over the cost at the start.
+        num_steps: number of decisions.
     """
 
     returns: FloatArray
@@ -63,18 +64,18 @@ def evaluate_policy(
     num_episodes: int = 32,
     seed: int = 0,
 ) -> PolicyEvaluation:
-    """Run a policy for some episodes.
+    """Run a policy for some episodes and return its results.
 
-    Episode i starts from seed + i whatever the policy does, so two policies evaluated with one
-    seed meet the same starting networks, λ and batches.
+    Episode i starts from seed + i, whatever the policy does. Two policies that are evaluated with
+    the same seed therefore meet the same starting networks, λ and batches.
 
     Args:
-        policy: decides; greedily or not is up to it.
+        policy: makes the decisions; whether it explores is its own choice.
         env_id: a Gymnasium id with `vector_entry_point`, whose observations are
             `Dict(observations, action_mask)`.
-        env_kwargs: what `gymnasium.make_vec` is given besides.
-        num_episodes: how many.
-        seed: of the first episode.
+        env_kwargs: further keyword arguments of `gymnasium.make_vec`.
+        num_episodes: number of episodes, at least 1.
+        seed: seed of the first episode.
 
     Raises:
         ValueError: `num_episodes` is less than 1.
@@ -99,25 +100,25 @@ def evaluate_policy(
 
 
 def _run(policy: Policy, env: gymnasium.vector.VectorEnv[Any, Any, Any], seed: int) -> Any:
-    """One episode in each of the environments, until the last is over."""
+    """Run one episode in each of the environments until all are over."""
     observation, info = env.reset(seed=seed)
     count = env.num_envs
-    going = np.ones(count, dtype=np.bool_)
+    running = np.ones(count, dtype=np.bool_)
     final = {name: np.full(count, np.nan) for name in _FINAL}
     returns, num_steps = np.zeros((2, count))
-    while going.any():
+    while running.any():
         features, mask = observation["observations"], observation["action_mask"]
-        # Those that are over start anew by themselves; their actions need only be legal.
+        # Environments whose episode is over reset themselves. Any legal action will do for them.
         actions = np.array(
             [
-                policy.act(features[i], mask[i]) if going[i] else mask[i].argmax()
+                policy.act(features[i], mask[i]) if running[i] else mask[i].argmax()
                 for i in range(count)
             ]
         )
         observation, rewards, terminated, truncated, info = env.step(actions)
-        returns[going] += rewards[going]
-        num_steps[going] += 1
+        returns[running] += rewards[running]
+        num_steps[running] += 1
         for name in final.keys() & info.keys():
-            final[name][going] = np.asarray(info[name])[going]
-        going &= ~(terminated | truncated)
+            final[name][running] = np.asarray(info[name])[running]
+        running &= ~(terminated | truncated)
     return PolicyEvaluation(returns=returns, num_steps=num_steps, **final)

@@ -1,4 +1,4 @@
-"""Descriptors of a real network."""
+"""Computing the descriptors of a real network."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,14 @@ def describe_graph(
     start_widths: Mapping[str, int],
     start_cost: Cost,
 ) -> Descriptors:
-    """The reading of one network with the cursor on its group number `cursor`."""
+    """Return the descriptors of one network.
+
+    Args:
+        graph: the network.
+        cursor: index of the group under the cursor.
+        start_widths: group name -> width at the start.
+        start_cost: the network's cost at the start.
+    """
     group = graph.groups[cursor]
     weights = producing_weights(graph, group)
     quantiles, dead, redundant = summarise(
@@ -53,7 +60,7 @@ def describe_graph(
 
 
 def _incoming(graph: Graph, group: WidthGroup) -> Tensor:
-    """Each unit's weights in the first parameter that makes it, (width, D)."""
+    """Return each unit's weights in the first parameter that produces the group, (width, D)."""
     for s in group.slices:
         weight = producing_weights(graph, group).get(s.parameter)
         if s.role == "out" and weight is not None:

@@ -1,7 +1,7 @@
-"""What a policy sees: a vector of fixed length, whatever the depth and kind of the network.
+"""Observations: feature vectors of one fixed length for networks of any depth and kind.
 
-Every feature is relative (to the start, to the group's mean, to the episode's length), so one
-policy serves networks of any size.
+Features are relative (to the start, to the group's mean, to the episode's length), so one policy
+works for networks of any size.
 """
 
 from collections.abc import Sequence
@@ -20,43 +20,43 @@ LIMIT = 10.0
 """Features are clipped to [-LIMIT, LIMIT]."""
 
 FEATURES: tuple[str, ...] = (
-    "width",  # log2 of the width of the group under the cursor over its width at the start
-    "width_before",  # of the group before it, likewise; 0 where there is none
-    "width_after",
-    "depth",  # of the group: 0 is the first, 1 the last
+    "width",  # of the group under the cursor: log2(width / width at the start)
+    "width_before",  # the same for the previous group; 0 if there is none
+    "width_after",  # the same for the next group; 0 if there is none
+    "depth",  # position of the group: 0 for the first, 1 for the last
     *(f"kind_{kind}" for kind in KINDS),
     *(f"score_quantile_{quantile}" for quantile in QUANTILES),
-    "dead",  # share of the group's units
-    "redundant",
-    "sparsity",  # share of the weights that make its units which are masked
-    "cost_share",  # share of the network's non-zero weights in the group's tensors
+    "dead",  # fraction of the group's units
+    "redundant",  # fraction of the group's units
+    "sparsity",  # fraction of the weights that produce the group's units which is masked
+    "cost_share",  # fraction of the network's non-zero weights that lie in the group's parameters
     *(f"cost_{kind}" for kind in CHARGED_COSTS),  # relative to the start
-    "mean_width",  # over all groups, likewise
-    "smallest_width",
-    "largest_width",
+    "mean_width",  # mean of log2(width / width at the start) over all groups
+    "smallest_width",  # the minimum of the same
+    "largest_width",  # the maximum of the same
     "metric",  # `Metrics.smooth` on validation data
-    "metric_change",  # since the decision before
+    "metric_change",  # since the previous decision
     "loss",  # log(1 + validation loss)
     "train_loss",  # log(1 + training loss)
-    "train_loss_change",  # (this training loss - the one before) / the one before
+    "train_loss_change",  # (training loss - previous one) / previous one
     "loss_gap",  # validation loss - training loss
     "samples_per_weight",  # log10(training samples / non-zero weights)
     "cost_weight",  # λ
-    "steps_left",  # share of the episode
+    "steps_left",  # fraction of the episode's decisions that remain
 )
-"""The features in order."""
+"""The names of the features, in order."""
 
 
 @dataclass(frozen=True, eq=False)
 class Performance:
-    """How N networks do; all (N,).
+    """The performance of N networks; every field is (N,).
 
     Attributes:
         metric: the task's metric on validation data.
-        smooth: the smoother `Metrics.smooth`, which rewards are made of.
+        smooth: `Metrics.smooth` on validation data, which rewards are computed from.
         loss: validation loss.
-        train_loss: mean loss over the latest training batches, each before its step; at the start
-            the loss on the training split.
+        train_loss: mean loss of the latest training batches, each computed before its step. At
+            the start, the loss on the training split.
     """
 
     metric: FloatArray
@@ -65,11 +65,11 @@ class Performance:
     train_loss: FloatArray
 
     def copy(self) -> "Performance":
-        """The same figures in arrays of their own."""
+        """Return a copy with its own arrays."""
         return Performance(*(getattr(self, field.name).copy() for field in fields(self)))
 
     def replaced(self, members: Sequence[int], new: "Performance") -> "Performance":
-        """A copy in which some members have their figures of `new`."""
+        """Return a copy in which some members have the figures of `new`."""
         copy = self.copy()
         for field in fields(self):
             getattr(copy, field.name)[members] = getattr(new, field.name)[members]
@@ -78,12 +78,12 @@ class Performance:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeProgress:
-    """How training and the episode stand.
+    """The progress of training and of the episode, for N networks.
 
     Attributes:
-        now: how the networks do.
-        before: how they did at the decision before.
-        num_samples: training rows.
+        now: the networks' performance.
+        before: their performance at the previous decision.
+        num_samples: number of training rows.
         cost_weight: λ, (N,).
         steps_left: fraction of the episode's decisions that remain, (N,).
     """
@@ -95,16 +95,16 @@ class EpisodeProgress:
     steps_left: FloatArray
 
 
-def observe(reading: Descriptors, progress: EpisodeProgress) -> Observation:
-    """The features of N networks.
+def observe(networks: Descriptors, progress: EpisodeProgress) -> Observation:
+    """Return the features of N networks.
 
     Returns:
         float32 (N, len(FEATURES)), each in [-LIMIT, LIMIT].
     """
-    # Logarithms: one unit less of four matters as much as sixteen less of sixty-four.
-    relative = np.log2(reading.widths / reading.start_widths)
+    # Logarithms, because losing 1 of 4 units matters as much as losing 16 of 64.
+    relative = np.log2(networks.widths / networks.start_widths)
     rows, last = np.arange(len(relative)), relative.shape[1] - 1
-    cursor = reading.cursor
+    cursor = networks.cursor
     now, before = progress.now, progress.before
     change = now.train_loss - before.train_loss
     columns = [
@@ -112,13 +112,13 @@ def observe(reading: Descriptors, progress: EpisodeProgress) -> Observation:
         np.where(cursor > 0, relative[rows, np.maximum(cursor - 1, 0)], 0.0),
         np.where(cursor < last, relative[rows, np.minimum(cursor + 1, last)], 0.0),
         cursor / max(last, 1),
-        *np.eye(len(KINDS))[reading.kind].T,
-        *reading.quantiles.T,
-        reading.dead,
-        reading.redundant,
-        1 - reading.num_unmasked / np.maximum(reading.num_weights, 1),
-        reading.cost_share,
-        *reading.costs.T,
+        *np.eye(len(KINDS))[networks.kind].T,
+        *networks.quantiles.T,
+        networks.dead,
+        networks.redundant,
+        1 - networks.num_unmasked / np.maximum(networks.num_weights, 1),
+        networks.cost_share,
+        *networks.costs.T,
         relative.mean(1),
         relative.min(1),
         relative.max(1),
@@ -128,7 +128,7 @@ def observe(reading: Descriptors, progress: EpisodeProgress) -> Observation:
         np.log1p(now.train_loss),
         change / np.maximum(before.train_loss, 1e-6),
         now.loss - now.train_loss,
-        np.log10(progress.num_samples / np.maximum(reading.nonzero, 1)),
+        np.log10(progress.num_samples / np.maximum(networks.nonzero, 1)),
         progress.cost_weight,
         progress.steps_left,
     ]
@@ -136,5 +136,5 @@ def observe(reading: Descriptors, progress: EpisodeProgress) -> Observation:
 
 
 def feature(observation: Observation, name: str) -> float:
-    """One feature of an observation by name."""
+    """Return one feature of an observation by name."""
     return float(observation[FEATURES.index(name)])

@@ -1,4 +1,4 @@
-"""Policies: from an observation to an action."""
+"""The `Policy` protocol, and the two simplest policies."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,23 +10,23 @@ from dynopt_ray.policies.observation import Observation
 
 
 class Policy(Protocol):
-    """Anything that decides: a rule, a Q-table or a DQN."""
+    """Anything that chooses an action for an observation: a rule, a Q-table or a DQN."""
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:
-        """The action for one observation.
+        """Return the place of the chosen action in the action set.
 
         Args:
             observation: the features of one network.
-            action_mask: 1 where an action is legal; at least one is.
+            action_mask: 1 if an action is legal, else 0. At least one is legal.
         """
 
 
 @dataclass
 class RandomPolicy:
-    """Draws uniformly among the legal actions: what every learned policy must beat.
+    """Draws uniformly from the legal actions. Every learned policy must beat it.
 
     Attributes:
-        seed: of the draws.
+        seed: seed of the random draws.
     """
 
     seed: int = 0
@@ -36,20 +36,20 @@ class RandomPolicy:
         self._generator = np.random.default_rng(self.seed)
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
-        """Any legal action."""
+        """Return a random legal action."""
         return int(self._generator.choice(np.flatnonzero(action_mask)))
 
 
 @dataclass(frozen=True)
 class ConstantPolicy:
-    """Always takes the same action; where that is illegal it keeps, or else gets smaller.
+    """Always takes the same action; if it is illegal, the one that `legal_action` falls back to.
 
     Attributes:
         action: the label of the action.
-        actions: the set that it is chosen from.
+        actions: the action set that contains it.
 
     Raises:
-        UnknownNameError: the set has no action of this label.
+        UnknownNameError: the action set has no action with this label.
     """
 
     action: str
@@ -59,5 +59,5 @@ class ConstantPolicy:
         self.actions.place(self.action)
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
-        """The action, if it is legal."""
+        """Return the action if it is legal, else the fallback."""
         return legal_action(self.action, action_mask, self.actions)

@@ -1,4 +1,4 @@
-"""What policies need to know of a task's data."""
+"""What policies need to know about a task's data."""
 
 from itertools import islice
 
@@ -6,11 +6,11 @@ from dynopt_ray.structure import Inputs
 from dynopt_ray.tasks import Task
 
 NUM_COMPENSATION_ROWS = 512
-"""Training rows that refits after a shrink look at."""
+"""The number of training rows that refits after a shrink use."""
 
 
 def compensation_inputs(task: Task) -> list[Inputs]:
-    """The inputs of the first training batches: `NUM_COMPENSATION_ROWS` rows or a few more."""
+    """Return inputs of the first training batches: `NUM_COMPENSATION_ROWS` rows or a few more."""
     batches = task.batches("train")
     inputs, targets = next(batches)
     num_more = -(-NUM_COMPENSATION_ROWS // len(targets)) - 1
@@ -18,5 +18,5 @@ def compensation_inputs(task: Task) -> list[Inputs]:
 
 
 def num_training_rows(task: Task) -> int:
-    """How many rows there are to learn from."""
+    """Return the number of training rows."""
     return sum(len(targets) for _, targets in task.batches("train"))

@@ -1,7 +1,9 @@
-"""What policies know and do about single units and weights; the same for real and stacked networks.
+"""Scores of units and weights, computed the same way for real and for stacked networks.
 
-A unit's score is the norm of what it reads times the norm of what reads it: 0 for a unit that
-nothing reads, whatever it computes. Shapes: N networks, U units, D incoming weights.
+A unit's score is the norm of its incoming weights and bias times the norm of its outgoing weights.
+A unit that nothing reads scores 0, whatever it computes.
+
+Shapes: N networks, U units, D incoming weights.
 """
 
 import torch
@@ -15,12 +17,12 @@ from dynopt_ray.structure import Graph, WidthGroup, mask_of
 
 
 def scores_of(incoming_squares: Tensor, outgoing_squares: Tensor) -> Tensor:
-    """Scores from sums of squares; larger = more important."""
+    """Return scores from sums of squared weights; larger = more important."""
     return (incoming_squares * outgoing_squares).sqrt()
 
 
 def group_scores(graph: Graph, group: WidthGroup) -> Tensor:
-    """The scores (group.width,) of a group's units."""
+    """Return the scores of a group's units, (group.width,), on the CPU."""
     squares = {
         s.parameter: graph.model.get_parameter(s.parameter).detach().square()
         for s in group.slices
@@ -32,14 +34,14 @@ def group_scores(graph: Graph, group: WidthGroup) -> Tensor:
 
 
 def stacked_scores(population: Population, layer: int, members: IntArray) -> Tensor:
-    """The scores (members, units) of the units of one hidden layer, padded."""
+    """Return the scores of the units of one hidden layer, (members, units), padded."""
     weights, biases = population.weights, population.biases
     incoming = weights[layer][members].square().sum(2) + biases[layer][members].square()
     return scores_of(incoming, weights[layer + 1][members].square().sum(1))
 
 
 def producing_weights(graph: Graph, group: WidthGroup) -> dict[str, Tensor]:
-    """The parameters of two or more dimensions that make the group's units, by name."""
+    """Return the parameters of two or more dimensions that produce the group's units, by name."""
     parameters = dict(graph.model.named_parameters())
     return {
         s.parameter: parameters[s.parameter]
@@ -49,21 +51,21 @@ def producing_weights(graph: Graph, group: WidthGroup) -> dict[str, Tensor]:
 
 
 def num_unmasked(weight: Tensor) -> int:
-    """How many entries of a parameter are not held at zero."""
+    """Return how many entries of a parameter are not masked."""
     keep = mask_of(weight)
     return weight.numel() if keep is None else int(keep.sum())
 
 
 def lowest(scores_NU: Tensor, width_N: Tensor, count_N: Tensor) -> Tensor:
-    """Which units have the lowest scores; of equal ones the first.
+    """Choose the units with the lowest scores; of equal scores the first.
 
     Args:
         scores_NU: scores, padded.
-        width_N: how many units each network has.
-        count_N: how many to choose.
+        width_N: number of units of each network.
+        count_N: number of units to choose in each network.
 
     Returns:
-        bool (N, U).
+        bool (N, U), True for the chosen units.
     """
     unit = torch.arange(scores_NU.shape[1], device=scores_NU.device)
     padded = scores_NU.masked_fill(unit >= width_N[:, None], torch.inf)
@@ -73,15 +75,20 @@ def lowest(scores_NU: Tensor, width_N: Tensor, count_N: Tensor) -> Tensor:
 
 
 def pruned(weight: Tensor, keep: Tensor | None, count: int) -> Tensor:
-    """The mask after `count` more weights, the smallest of those kept, are removed.
+    """Return a mask that also removes the `count` smallest of the weights kept so far.
+
+    Args:
+        weight: the weights.
+        keep: the mask so far; None keeps all weights.
+        count: number of weights to remove.
 
     Returns:
-        bool of the weight's shape, False where held at zero.
+        bool of the weight's shape, False for weights that are held at zero.
     """
     kept = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep
     kept = kept.clone(memory_format=torch.contiguous_format)
     size = weight.detach().abs().masked_fill(~kept, torch.inf)
-    # NumPy sorts stably four times as fast.
+    # NumPy's stable sort is four times as fast as torch's.
     smallest = size.flatten().cpu().numpy().argsort(kind="stable")[:count]
     kept.view(-1)[torch.from_numpy(smallest)] = False
     return kept
@@ -90,12 +97,16 @@ def pruned(weight: Tensor, keep: Tensor | None, count: int) -> Tensor:
 def summarise(
     scores_NU: Tensor, incoming_NUD: Tensor, width_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantiles of the scores over their mean (N, 5), and the shares of dead and redundant units.
+    """Summarise each network's units.
 
     Args:
         scores_NU: scores, padded.
         incoming_NUD: each unit's incoming weights, padded.
-        width_N: how many units each network has.
+        width_N: number of units of each network.
+
+    Returns:
+        `QUANTILES` of the scores over their mean, (N, 5); the fraction of dead units, (N,); the
+        fraction of redundant units, (N,). See `DEAD_SCORE` and `REDUNDANT_COSINE`.
     """
     unit = torch.arange(scores_NU.shape[1], device=scores_NU.device)
     absent = unit >= width_N[:, None]

@@ -1,4 +1,4 @@
-"""Utility: what policies and searches maximise, and what reports show."""
+"""Utility: the metric of a network minus the price of its cost."""
 
 from typing import Literal, TypeVar, get_args
 
@@ -14,15 +14,15 @@ Number = TypeVar("Number", float, NDArray[np.float64])
 
 
 def utility(metric: Number, relative_cost: Number, cost_weight: Number) -> Number:
-    """U = metric − λ · relative cost.
+    """Return U = metric − λ · relative cost.
 
-    What is called utility, in tables, searches and reports, is that of the task's metric
-    (accuracy). Smooth utility is that of `Metrics.smooth`: it has less noise on small splits, so
-    rewards and the decisions of `adapt` are made of it.
+    Tables, searches and reports call U "utility" if the metric is the task's own, such as
+    accuracy, and "smooth utility" if it is `Metrics.smooth`. Smooth utility has less noise on
+    small splits. Rewards and the decisions of `adapt` are therefore based on it.
 
     Args:
-        metric: on the validation split; larger is better.
+        metric: a metric on the validation split; larger is better.
         relative_cost: the network's cost over its cost at the start.
-        cost_weight: λ, what the starting network's whole cost is worth.
+        cost_weight: λ, the price of the whole starting cost in units of the metric.
     """
     return metric - cost_weight * relative_cost

@@ -14,7 +14,7 @@ Example:
 """
 
 from dynopt_ray.runs.directory import RunDirectory, default_path
-from dynopt_ray.runs.kinds import KINDS, PruneSpec, check_address, prepare
+from dynopt_ray.runs.kinds import KINDS, check_address, prepare
 from dynopt_ray.runs.loading import check_spec, load_spec, packaged, spec_text
 from dynopt_ray.runs.progress import Lines, Live, Progress, Silent
 from dynopt_ray.runs.report import write_comparison, write_report
@@ -26,7 +26,6 @@ __all__ = [
     "Lines",
     "Live",
     "Progress",
-    "PruneSpec",
     "Run",
     "RunDirectory",
     "Silent",

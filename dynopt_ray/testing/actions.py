@@ -40,7 +40,9 @@ def check_action(make: Callable[[], Action]) -> None:
         >>> check_action(ShrinkUnits)
     """
     action = make()
-    require(isinstance(action.label, str) and bool(action.label), "label must be a non-empty text")
+    require(
+        isinstance(action.label, str) and bool(action.label), "label must be a non-empty string"
+    )
     require(
         pickle.loads(pickle.dumps(action)) == action,
         "the action is not equal to its pickled copy: use a frozen dataclass",
@@ -75,7 +77,7 @@ def _carry_out(action: Action, graph: Graph, network: Descriptors, rows: Tensor)
     if not plan:
         require(not action.lowers, "the action is legal and lowers costs, but its plan is empty")
         return
-    require(not action.ends, "an action that ends the episode changes nothing")
+    require(not action.ends, "an action that ends the episode must have no edits")
     masks = any(type(edit).__name__ == "Mask" for edit in plan)
     graph.apply(plan_from_json(plan_to_json(plan)), compensate=None if masks else rows)
     after = graph.cost()

@@ -63,9 +63,9 @@ def _decide(rule: Policy, case: int, observation: Observation, mask: ActionMask)
 
 
 def _cases() -> list[tuple[Observation, ActionMask]]:
-    """Random observations from their whole range, with masks like those of the environments.
+    """Return random observations from their whole range, with masks as environments give them.
 
-    Either keep and stop are legal, or, as above a budget, only an action that lowers the cost.
+    Either keep and stop are legal, or only shrink, as if the network were above a budget.
     """
     generator = np.random.default_rng(0)
     observations = generator.uniform(-LIMIT, LIMIT, (_NUM_CASES, len(FEATURES)))

@@ -1,4 +1,4 @@
-"""Gymnasium environments of dynopt_ray, found by id.
+"""Gymnasium environments of dynopt_ray, made by their id.
 
 Example:
     >>> import gymnasium

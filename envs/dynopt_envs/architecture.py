@@ -1,4 +1,4 @@
-"""`dynopt/Architecture-v0`: change the structure of a network while it learns."""
+"""`dynopt/Architecture-v0`: change the structure of a network while it trains."""
 
 import operator
 import os
@@ -22,49 +22,51 @@ from dynopt_ray.tasks import Task
 
 ObservationDict = dict[str, NDArray[Any]]
 
-# A forked process (`vectorization_mode="async"`) has none of the threads that torch computed with
-# before, and would wait for them for ever.
+# With `vectorization_mode="async"` environments run in forked processes. A forked process does not
+# inherit torch's threads and would wait for them forever.
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
-    """One network, changed decision by decision and trained in between.
+    """One network, which the agent changes step by step while it trains.
 
     ## Description
-    An episode starts from a trained network of the task. A cursor visits its width groups in
-    forward order, over and over. At each step the agent changes the group under the cursor, the
-    network is trained for `train_steps` optimizer steps, and its utility
-    U = accuracy − λ · relative cost is measured on the whole validation split.
+    An episode starts from a trained network of the task. A cursor visits the network's width groups
+    in forward order, again and again. In each step the action changes the group under the cursor,
+    then the network is trained for `train_steps` optimizer steps, and its utility
+    U = metric − λ · relative cost is measured on the whole validation split.
 
     ## Action space
-    `Discrete(number of actions)`. By default there are five: 0 keep, 1 grow, 2 shrink (lowest
-    scores first, with compensation), 3 prune (mask the smallest weights that make the group),
-    4 stop; the option `actions` replaces them. Illegal actions, those that would
-    change nothing, are 0 in `info["action_mask"]` and raise; keep and stop are always legal.
+    `Discrete(number of actions)`. By default there are five: 0 keep, 1 grow, 2 shrink (remove the
+    units with the lowest scores and refit the layers that read them), 3 prune (mask the smallest
+    weights that produce the group) and 4 stop. The option `actions` replaces them. An action that
+    would change nothing is illegal: it is 0 in `info["action_mask"]`, and taking it raises an
+    error. Keep and stop are always legal.
 
     ## Observation space
     `Dict(observations=Box, action_mask=Box)`. The features are listed in
-    `dynopt_ray.policies.observation.FEATURES`; their number and meaning are the same for all
-    networks, whatever their depth and kind.
+    `dynopt_ray.policies.observation.FEATURES`. Their number and meaning are the same for networks
+    of any depth and kind.
 
     ## Rewards
-    `reward="gain"`: S_t − S_{t−1}; `reward="level"`: S_t. S is the smooth utility: U with the
-    mean of accuracy and of the probability given to the right class in place of accuracy, which
-    moves in steps of one row. `info` has both, as "utility" and "smooth_utility". Stopping
-    changes nothing and trains nothing.
+    S_t − S_{t−1} with `reward="gain"`, S_t with `reward="level"`. S is the smooth utility: U with
+    `Metrics.smooth` in place of the metric. `Metrics.smooth` is the mean of accuracy and of the
+    probability given to the right class, because accuracy alone moves in steps of one row. `info`
+    has both, as "utility" and "smooth_utility". The stop action neither changes nor trains the
+    network.
 
     ## Starting state
-    One of `num_starts` networks that are trained once per process, the k-th from seed k. λ is
-    `cost_weight`, or drawn anew between 0.05 and 0.75. Both, the batches and all new weights
-    depend on the environment's seed alone.
+    One of `num_starts` networks, which are trained once per process, network k from seed k. λ is
+    `cost_weight` if given, else drawn between 0.05 and 0.75 for each episode. The starting network,
+    λ, the batches and all new weights depend only on the environment's seed.
 
     ## Episode end
-    Terminates after `stop` or `horizon` decisions; the steps left are observed, so the horizon
-    is part of the task and no truncation.
+    The episode terminates after `stop` or after `horizon` steps. Reaching the horizon is not a
+    truncation, because the observation contains the steps left.
 
     ## Arguments
-    `task` (name, mapping or `Task`), `backend` ("auto", "population", "module"), and the fields of
-    `EpisodeConfig` and `StartConfig` by name.
+    `task` (name, mapping or `Task`), `backend` ("auto", "population" or "module"), and the fields
+    of `EpisodeConfig` and `StartConfig` by name.
 
     ## Version history
     v0: first version.
@@ -90,7 +92,7 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ObservationDict, dict[str, Any]]:
-        """Begin an episode; there are no options."""
+        """Start an episode; `options` must be empty."""
         super().reset(seed=seed)
         _check_options(options)
         self._over = False
@@ -99,20 +101,20 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
         return self._seen(), self._info()
 
     def step(self, action: np.int64) -> tuple[ObservationDict, float, bool, bool, dict[str, Any]]:
-        """Take one decision.
+        """Carry out one action and train the network.
 
         Raises:
-            InvalidAction: it is no whole number.
-            EditError: its mask forbids it.
-            ResetNeeded: the episode is over, or none has begun.
+            InvalidAction: the action is not a whole number.
+            EditError: the action is illegal.
+            ResetNeeded: the episode is over, or none has started.
         """
         if self._over:
-            raise ResetNeeded("the episode is over, or none has begun; call reset() first")
+            raise ResetNeeded("the episode is over, or none has started; call reset() first")
         try:
-            chosen = operator.index(action)  # arrays of one whole number are in the space too
+            chosen = operator.index(action)  # the space also contains arrays of one whole number
         except TypeError as error:
             raise InvalidAction(
-                f"{action!r} is no action; they are 0 to {self._num_actions - 1}"
+                f"{action!r} is not an action; actions are 0 to {self._num_actions - 1}"
             ) from error
         rewards, over = self._episodes.step(np.array([chosen]), np.array([True]))
         self._over = bool(over[0])
@@ -129,20 +131,20 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
 
 
 class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArray[Any]]):
-    """Many networks at once, as one stack of tensors where the task allows it.
+    """Many environments at once, as one stack of tensors if the task allows it.
 
-    Each is what `ArchitectureEnv` is with the same seed. An episode that is over starts anew at
-    the step after (its action then does not count), as `AutoresetMode.NEXT_STEP` says.
+    Each environment behaves as an `ArchitectureEnv` with the same seed. When an episode is over,
+    the next step ignores its action and starts a new episode (`AutoresetMode.NEXT_STEP`).
 
     Args:
-        num_envs: networks.
-        task: see `ArchitectureEnv`, as for the other arguments.
-        backend: see there.
-        render_mode: there is none.
-        options: see there.
+        num_envs: number of environments, each with one network.
+        task: see `ArchitectureEnv`.
+        backend: see `ArchitectureEnv`.
+        render_mode: must be None; nothing can be rendered.
+        options: fields of `EpisodeConfig` and `StartConfig` by name.
 
     Attributes:
-        horizon: decisions per episode.
+        horizon: the largest number of steps of an episode.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}  # noqa: RUF012
@@ -174,7 +176,7 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[ObservationDict, dict[str, Any]]:
-        """Begin all episodes; a single seed s gives environment i the seed s + i."""
+        """Start all episodes; a single seed s gives environment i the seed s + i."""
         _check_options(options)
         seeds = range(seed, seed + self.num_envs) if isinstance(seed, int) else seed
         for index, own in enumerate(seeds or ()):
@@ -188,16 +190,16 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[ObservationDict, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Take one decision in each; episodes that were over start anew instead.
+        """Carry out one action in each environment; episodes that were over restart instead.
 
         Raises:
-            InvalidAction: they are not one whole number per environment.
-            EditError: a mask forbids one of them.
+            InvalidAction: the actions are not one whole number per environment.
+            EditError: an action is illegal.
         """
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise InvalidAction(
-                f"actions have the shape {actions.shape} and the type {actions.dtype}; give "
+                f"actions have the shape {actions.shape} and the dtype {actions.dtype}; give "
                 f"{self.num_envs} whole numbers from 0 to {self._num_actions - 1}"
             )
         starting = np.flatnonzero(self._over)
@@ -215,14 +217,14 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
         )
 
     def _info(self) -> dict[str, Any]:
-        """Arrays, each beside `_name`: which environments have it, as Gymnasium wants it."""
+        """Return the info arrays, each with Gymnasium's mask `_name`, which is True everywhere."""
         values = {name: value.copy() for name, value in info(self._episodes).items()}
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         return {**values, **{f"_{name}": everywhere for name in values}}
 
 
 def observation_space(actions: ActionSet) -> spaces.Dict:
-    """The space of one environment's observations."""
+    """Return the observation space of one environment."""
     return spaces.Dict(
         {
             "observations": spaces.Box(-LIMIT, LIMIT, (len(FEATURES),), np.float32),
@@ -232,7 +234,7 @@ def observation_space(actions: ActionSet) -> spaces.Dict:
 
 
 def seen(episodes: Episodes) -> ObservationDict:
-    """The observations of all episodes."""
+    """Return copies of the observations of all episodes."""
     return {
         "observations": episodes.observation.copy(),
         "action_mask": episodes.action_mask.copy(),
@@ -240,7 +242,7 @@ def seen(episodes: Episodes) -> ObservationDict:
 
 
 def info(episodes: Episodes) -> dict[str, NDArray[Any]]:
-    """What reports need beside the observation, of all episodes."""
+    """Return the figures of all episodes that reports need in addition to observations."""
     return {
         "action_mask": episodes.action_mask,
         "utility": episodes.utility,
@@ -254,6 +256,6 @@ def info(episodes: Episodes) -> dict[str, NDArray[Any]]:
 def _check_options(options: dict[str, Any] | None) -> None:
     if options:
         raise ValueError(
-            f"reset takes no options, got {', '.join(options)}; give cost_weight and the others to "
-            "gymnasium.make"
+            f"reset takes no options, got {', '.join(options)}; pass cost_weight and other options "
+            "to gymnasium.make"
         )

@@ -1,4 +1,4 @@
-"""What episodes need of the networks they run on; implemented stacked and one by one."""
+"""The `Backend` protocol: what episodes need from the networks that they change and train."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,40 +10,40 @@ from dynopt_ray.arrays import IntArray
 from dynopt_ray.policies import Descriptors, Performance
 
 NOTHING = -1
-"""The place of no action: the network stays as it is."""
+"""In place of an action: leave the network as it is."""
 
 
 class Backend(Protocol):
-    """N networks of one task that change and learn."""
+    """N networks of one task, stacked or one by one, which can be changed and trained."""
 
     num_samples: int
-    """Training rows."""
+    """The number of training rows."""
 
     num_groups: int
-    """Width groups of each network."""
+    """The number of width groups of each network."""
 
     def start(self, members: Sequence[int], starts: Sequence[int], seeds: Sequence[int]) -> None:
-        """Make members copies of networks of the pool.
+        """Replace members by copies of networks of the pool.
 
         Args:
-            members: which networks start over.
-            starts: which network of the pool each becomes.
-            seeds: what each one's batches and new weights are drawn from.
+            members: indices of the networks to replace.
+            starts: for each member, the index of the network of the pool to copy.
+            seeds: for each member, the seed of its batches and new weights.
         """
 
     def describe(self, cursor: IntArray) -> Descriptors:
-        """Describe all networks, each at its own group."""
+        """Return the descriptors of all networks; `cursor` (N,) is the group of each network."""
 
     def apply(self, networks: Descriptors, actions: IntArray) -> None:
         """Carry out one legal action on each network.
 
         Args:
-            networks: what `describe` said of them.
+            networks: the descriptors of all networks, from `describe`.
             actions: (N,), places in the action set, or `NOTHING`.
         """
 
     def train(self, active: NDArray[np.bool_]) -> None:
-        """Train at least the networks that are active; the others will start over."""
+        """Train at least the active networks. Others may be trained too; they will restart."""
 
     def measure(self) -> Performance:
-        """How all networks do now."""
+        """Return the present performance of all networks."""

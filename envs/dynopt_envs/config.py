@@ -1,4 +1,4 @@
-"""What an episode of structure changes is made of."""
+"""The configuration of episodes."""
 
 import math
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ RewardKind = Literal["gain", "level"]
 BackendKind = Literal["auto", "population", "module"]
 
 COST_WEIGHTS = (0.05, 0.75)
-"""Between these λ is drawn, uniformly, where it is not given."""
+"""λ is drawn uniformly between these if it is not given."""
 
 
 @dataclass(frozen=True)
 class StartConfig:
-    """How the starting networks are made: a pool of them is trained once and copied ever after.
+    """How the pool of starting networks is trained; episodes start from copies of its networks.
 
     Attributes:
-        num_starts: networks in the pool, from seeds 0, 1, …; each episode starts from one of them.
-        start_steps: optimizer steps they are trained for: from half as many to twice as many, so
-            that policies meet networks that have just begun and such that have settled.
-        batch_size: rows per batch, here and in the episodes.
-        learning_rate: of SGD, likewise.
-        momentum: of SGD, likewise.
+        num_starts: number of networks in the pool, from seeds 0, 1, ….
+        start_steps: number of optimizer steps, from half of this for the first network of the pool
+            to twice this for the last. Policies thus meet barely trained and converged networks.
+        batch_size: rows per batch, for the pool and in episodes.
+        learning_rate: learning rate of SGD, for the pool and in episodes.
+        momentum: momentum of SGD, for the pool and in episodes.
     """
 
     num_starts: int = 8
@@ -35,23 +35,28 @@ class StartConfig:
     momentum: float = 0.9
 
     def steps_of(self, index: int) -> int:
-        """Optimizer steps of one network of the pool."""
+        """Return the number of optimizer steps for one network of the pool."""
         place = index / (self.num_starts - 1) if self.num_starts > 1 else 0.5
         return max(1, round(self.start_steps * 2 ** (2 * place - 1)))
 
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """All that an episode is made of, but the task.
+    """The configuration of an episode, except for the task.
 
     Attributes:
-        cost_weight: λ; None draws it anew for each episode between `COST_WEIGHTS`.
+        cost_weight: λ; None draws it between `COST_WEIGHTS` for each episode.
         cost: the cost that utility charges for.
-        horizon: decisions per episode.
-        train_steps: optimizer steps after each decision.
-        reward: "gain" pays U_t − U_{t−1}, so the return is the whole gain; "level" pays U_t.
-        actions: what policies choose among; by name, as mappings with arguments, or as objects.
-        start: how the starting networks are made.
+        horizon: the largest number of decisions of an episode.
+        train_steps: number of optimizer steps after each decision.
+        reward: with "gain" the reward is S_t − S_{t−1}, so that the return is the gain of the
+            whole episode; with "level" it is S_t. S is the smooth utility.
+        actions: the actions that policies choose from.
+        start: how the starting networks are trained.
+
+    Raises:
+        UnknownNameError: there is no such reward or cost.
+        ValueError: a number is out of its range.
     """
 
     cost_weight: float | None = None
@@ -79,11 +84,17 @@ class EpisodeConfig:
 
 
 def episode_config(options: Mapping[str, Any]) -> EpisodeConfig:
-    """The configuration that keyword arguments of `gymnasium.make` describe.
+    """Return the configuration that keyword arguments of `gymnasium.make` describe.
+
+    Args:
+        options: fields of `EpisodeConfig` and `StartConfig` by name. `actions` may also be a list
+            of actions as `ActionSet` takes them.
 
     Raises:
-        SpecError: an unknown option, with the closest known one, or an action that cannot be made.
-        UnknownNameError: there is no action of a name.
+        SpecError: an option is unknown (the message gives the closest match), or an action cannot
+            be made.
+        UnknownNameError: there is no such action, reward or cost.
+        ValueError: a number is out of its range.
     """
     of_start = {field.name for field in fields(StartConfig)}
     of_episode = {field.name for field in fields(EpisodeConfig)} - {"start"}

@@ -1,4 +1,19 @@
-"""Many episodes at once: the rules of the game, whatever networks it is played on."""
+"""Many episodes at once: their starts, steps, rewards and ends, on any backend.
+
+An episode starts from a copy of a trained network. In each step an action changes the group under
+the cursor, the backend trains and measures the network, the cursor moves to the next group, and the
+policy's next observation and action mask are computed. The episode is over after an action that
+ends it or after `horizon` steps.
+
+With `reward="gain"` the reward is the change of smooth utility. The rewards of an episode add up to
+its final smooth utility minus its initial one. The initial one does not depend on the policy, so
+maximising the undiscounted return maximises the final smooth utility.
+
+All episodes advance together, so that a backend can train N networks at once, but they start and
+end at different times. Every figure is therefore an array with one entry per episode, and the
+figures of an episode that is over do not change until it is started again. Each episode draws its
+starting network, λ and seed from its own generator, so it does not depend on the other episodes.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,20 +43,20 @@ _LARGEST_SEED = 2**31 - 1
 
 
 class Episodes:
-    """N episodes that advance together, each from its own start and with its own λ.
+    """N episodes that advance together, each with its own starting network and λ.
 
     Args:
-        backend: the networks.
-        config: the rules.
-        num_members: N.
+        backend: holds, changes and trains the networks.
+        config: the configuration of the episodes.
+        num_members: number of episodes, N.
 
     Attributes:
-        observation: (N, features) what the policy sees.
-        action_mask: (N, actions) what it may do.
-        utility: (N,) U now, of the task's metric.
-        smooth_utility: (N,) the same of the smoother metric; what rewards are made of.
-        metric: (N,) the task's metric.
-        relative_cost: (N,) its cost.
+        observation: (N, features) the observations.
+        action_mask: (N, actions) 1 if an action is legal, else 0.
+        utility: (N,) the present utility U, with the task's metric.
+        smooth_utility: (N,) the present U with `Metrics.smooth`, which rewards are computed from.
+        metric: (N,) the task's metric on validation data.
+        relative_cost: (N,) the network's cost over its cost at the start.
         cost_weight: (N,) λ.
     """
 
@@ -66,11 +81,11 @@ class Episodes:
         return self._now.metric
 
     def start(self, members: Sequence[int], generators: Sequence[np.random.Generator]) -> None:
-        """Begin new episodes.
+        """Start new episodes; `look` must follow.
 
         Args:
-            members: which episodes begin.
-            generators: of each: it draws the starting network, λ and the episode's seed.
+            members: indices of the episodes to start.
+            generators: for each member, the generator that draws its starting network, λ and seed.
         """
         starts, seeds = [], []
         for member, generator in zip(members, generators, strict=True):
@@ -87,42 +102,43 @@ class Episodes:
         self._before = self._before.replaced(chosen, self._now)
 
     def step(self, actions: IntArray, active: BoolArray) -> tuple[FloatArray, BoolArray]:
-        """One decision in each active episode.
+        """Carry out one action in each active episode.
 
         Args:
-            actions: (N,) one per episode; those of episodes that are not active do not count.
-            active: (N,) which episodes take part; the others must be started before they do.
+            actions: (N,) one action per episode. Those of inactive episodes are ignored.
+            active: (N,) which episodes take part. Inactive episodes must be started before they
+                can take part again.
 
         Returns:
-            Rewards and whether an episode is over, (N,) each; 0 and False where not active.
+            The rewards and whether each episode is over, (N,) each; 0 and False if inactive.
 
         Raises:
-            EditError: an action that its mask forbids.
+            EditError: an action of an active episode is illegal.
         """
         assert self._networks is not None, "step before start and look"
         self._check_legal(actions, active)
         ends = np.array([action.ends for action in self._config.actions])
         stops = active & ends[np.where(active, actions, 0)]
-        goes_on = active & ~stops
+        changing = active & ~stops
         before = self.smooth_utility
         self._before = self._now
-        self._backend.apply(self._networks, np.where(goes_on, actions, NOTHING))
-        if goes_on.any():
-            self._backend.train(goes_on)
-            trained = np.flatnonzero(goes_on).tolist()
+        self._backend.apply(self._networks, np.where(changing, actions, NOTHING))
+        if changing.any():
+            self._backend.train(changing)
+            trained = np.flatnonzero(changing).tolist()
             self._now = self._now.replaced(trained, self._backend.measure())
         self._steps += active
         self._cursor = np.where(
-            goes_on, (self._cursor + 1) % self._backend.num_groups, self._cursor
+            changing, (self._cursor + 1) % self._backend.num_groups, self._cursor
         )
-        self.look(goes_on)
+        self.look(changing)
         now = self.smooth_utility
-        paid = now - before if self._config.reward == "gain" else now
+        reward = now - before if self._config.reward == "gain" else now
         over = active & (stops | (self._steps >= self._config.horizon))
-        return np.where(active, paid, 0.0), over
+        return np.where(active, reward, 0.0), over
 
     def look(self, at: BoolArray) -> None:
-        """Read the networks and renew what is known of the episodes `at`."""
+        """Describe the networks and update observations, masks and figures of the episodes `at`."""
         config = self._config
         self._networks = networks = self._backend.describe(self._cursor)
         seen = situation(
@@ -156,8 +172,8 @@ class Episodes:
             legal_here = np.flatnonzero(self.action_mask[member])
             allowed = ", ".join(f"{place} ({labels[place]})" for place in legal_here)
             raise EditError(
-                f"action {actions[member]} of episode {member} would change nothing or is no "
-                f"action; info['action_mask'] allows {allowed}"
+                f"action {actions[member]} of episode {member} would change nothing or does not "
+                f"exist; info['action_mask'] allows {allowed}"
             )
 
 
@@ -168,18 +184,19 @@ def make_episodes(
     backend: BackendKind,
     num_members: int,
 ) -> Episodes:
-    """Episodes on a task.
+    """Make episodes on a task.
 
     Args:
-        task: a task, a name, or a mapping of name and options.
-        config: the rules.
+        task: a task, its name, or a mapping of its name and options.
+        config: the configuration of the episodes.
         backend: "population" stacks all networks, "module" runs them one by one, "auto" stacks
-            them where the task allows it.
-        num_members: how many.
+            them if the task allows it.
+        num_members: number of episodes.
 
     Raises:
-        UnknownNameError: no such task or backend.
-        ValueError: "population" for a task whose networks cannot be stacked; says why.
+        UnknownNameError: there is no such task or backend.
+        ValueError: the backend is "population", but the task's networks cannot be stacked; the
+            message says why.
     """
     if backend not in get_args(BackendKind):
         raise UnknownNameError("backend", str(backend), get_args(BackendKind))
@@ -202,5 +219,5 @@ def _key(task: str | Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=8)
 def _task(key: str) -> Task:
-    """One task per description in a process, so that its pool of starts is trained once."""
+    """Load a task once per process and key, so that its pool of networks is trained once."""
     return load_task(json.loads(key))

@@ -1,4 +1,4 @@
-"""Real networks, one by one, changed by real edits with their optimizers: any task."""
+"""The backend for any task: real networks and their optimizers, edited one by one."""
 
 import copy
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class _Network:
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """A trained network of the pool; copied, never changed."""
+    """A trained network of the pool; it is copied and never changed."""
 
     model: nn.Module
     optimizer: SGD
@@ -70,7 +70,7 @@ class ModuleBackend:
         self._networks = [self._network(first, 0) for _ in range(num_members)]
 
     def start(self, members: Sequence[int], starts: Sequence[int], seeds: Sequence[int]) -> None:
-        """Copy members from the pool; a network of it is trained when it is first asked for."""
+        """Copy members from the pool, whose networks are trained when they are first needed."""
         for member, index, seed in zip(members, starts, seeds, strict=True):
             self._networks[member] = self._network(
                 _start(self._task, self._config.start, index), seed
@@ -98,16 +98,16 @@ class ModuleBackend:
             action = self._config.actions[int(actions[member])]
             plan = action.plan(network.graph, networks.row(member))
             if plan:
-                # Every masked row of weights would be a regression of its own, which is too slow
-                # for a step of the environment.
+                # Compensating a mask takes one regression per masked row of weights, which is too
+                # slow for a step of the environment.
                 masks = any(isinstance(edit, Mask) for edit in plan)
                 compensate = None if masks else self._compensation
                 with seeded(network.graph.model, network.seed):
                     network.graph.apply(plan, optimizer=network.optimizer, compensate=compensate)
-                network.graph.commit()  # an action is never undone
+                network.graph.commit()  # actions are never undone
 
     def train(self, active: NDArray[np.bool_]) -> None:
-        """Train the active networks one after the other."""
+        """Train the active networks one by one."""
         for network in (self._networks[i] for i in np.flatnonzero(active)):
             stats = self._task.train_steps(
                 network.graph.model,
@@ -120,7 +120,7 @@ class ModuleBackend:
             network.metrics = self._task.evaluate(network.graph.model)
 
     def measure(self) -> Performance:
-        """What the last training or start left."""
+        """Return the performance after the latest training or start."""
         return Performance(
             np.array([network.metrics.metric for network in self._networks]),
             np.array([network.metrics.smooth for network in self._networks]),
@@ -129,7 +129,7 @@ class ModuleBackend:
         )
 
     def _network(self, start: _Start, seed: int) -> _Network:
-        # Copied together, or the optimizer's copy would hold other parameters.
+        # Copied together, so that the copied optimizer refers to the copied parameters.
         model, optimizer = copy.deepcopy((start.model, start.optimizer))
         graph = trace(model, self._task.example_inputs())
         return _Network(
@@ -159,7 +159,7 @@ def _start(task: Task, start: StartConfig, index: int) -> _Start:
 
 
 def _batch_size(task: Task, start: StartConfig) -> int | None:
-    """None for a loader, which makes its own batches."""
+    """Return the batch size; None for data loaders, which make their own batches."""
     try:
         task.arrays("train")
     except DataError:

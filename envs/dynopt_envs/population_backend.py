@@ -1,6 +1,18 @@
-"""The networks of many episodes as one stack of tensors.
+"""The backend for MLPs: the networks of many episodes as one stack of tensors.
 
-Shapes: N networks, G groups, O and I outputs and inputs of a layer.
+Small MLPs are slow to train one by one, because each operation has more overhead than arithmetic.
+This backend trains and measures the networks of all episodes together, as members of one
+`Population`. Members whose cursors are on the same layer are described together, and those that
+take the same action there are changed together. Narrower members are padded with units whose
+weights are zero and stay zero, so members do not influence each other.
+
+The results equal those of `ModuleBackend` up to rounding, because every part is defined in the same
+way and makes the same random draws. Network k of the pool is initialised and trained from seed k. A
+member draws batches and new weights from its own seed. `Action.apply_stacked` changes members as
+the edits of `Action.plan` would. Descriptors are computed from the same scores. The costs of an MLP
+follow from its widths, so nothing needs to be traced.
+
+Shapes: N networks, G groups.
 """
 
 from collections.abc import Sequence
@@ -60,7 +72,7 @@ class PopulationBackend:
             getattr(self._measured, name)[members] = getattr(self._pool_measured, name)[starts]
 
     def describe(self, cursor: IntArray) -> Descriptors:
-        """Describe all networks; layer by layer, those whose cursor is there."""
+        """Describe all networks, layer by layer: those whose cursor is on the layer at once."""
         members = self._members
         unmasked = self._num_unmasked()[np.arange(len(cursor)), cursor]
         nonzero = np.stack([_nonzero(weight) for weight in members.weights])
@@ -92,7 +104,7 @@ class PopulationBackend:
         )
 
     def apply(self, networks: Descriptors, actions: IntArray) -> None:
-        """Change all networks; layer by layer, and action by action within a layer."""
+        """Change all networks, layer by layer and, within a layer, action by action."""
         rows = self._x[:NUM_COMPENSATION_ROWS]
         for layer in range(self.num_groups):
             here = networks.cursor == layer
@@ -102,7 +114,7 @@ class PopulationBackend:
                     action.apply_stacked(self._members, layer, members, networks, rows)
 
     def train(self, active: NDArray[np.bool_]) -> None:  # noqa: ARG002
-        """Train all networks; those that will start over come along for nothing."""
+        """Train all networks; training the inactive ones too costs no extra operation."""
         start = self._config.start
         rows = batch_rows(
             self.num_samples, start.batch_size, self._config.train_steps, self._generators
@@ -112,7 +124,7 @@ class PopulationBackend:
         self._measured = _measured(metrics, self._train_loss)
 
     def measure(self) -> Performance:
-        """What the last training or start left."""
+        """Return the performance after the latest training or start."""
         return self._measured
 
     def _summary(self, cursor: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -130,19 +142,19 @@ class PopulationBackend:
         return quantiles, dead, redundant
 
     def _num_unmasked(self) -> IntArray:
-        """(N, G) weights of each hidden layer that are not masked."""
+        """Return the number of unmasked weights of each hidden layer, (N, G)."""
         members = self._members
         counts = [np.prod(members.sizes(layer), axis=0) for layer in range(self.num_groups)]
         for layer, count in enumerate(counts):
             keep = members.masks[layer]
             if keep is not None:
-                # Padding counts as kept.
+                # Masks are True in padding, so this counts no padding.
                 count -= (~keep).sum((1, 2)).cpu().numpy()
         return np.stack(counts, axis=1)
 
 
 def why_not_stacked(task: Task) -> str | None:
-    """Why a task's networks cannot be stacked, or None if they can."""
+    """Return why a task's networks cannot be stacked, or None if they can."""
     if mlp_layout(task.new_model(seed=0)) is None:
         return "its network is not nn.Sequential(Linear, ReLU, …, Linear)"
     if task.loss is not F.cross_entropy or task.metric is not METRICS["accuracy"].function:
@@ -156,7 +168,7 @@ def why_not_stacked(task: Task) -> str | None:
 
 @lru_cache(maxsize=8)
 def _pool(task: Task, start: StartConfig) -> tuple[Population, Performance]:
-    """The starting networks; never changed, so that all environments of a process share them."""
+    """Train the pool. It is never changed, so all environments of a process can share it."""
     pool = Population(task.new_model(seed=0), start.num_starts)
     x, y = task.arrays("train")
     for index in range(start.num_starts):
@@ -187,7 +199,7 @@ def _train(
 
 
 def _costs(population: Population) -> FloatArray:
-    """(N, 4) params, non-zero weights (as if none were zero), FLOPs and bytes."""
+    """Return params, non-zero weights (as if none were zero), FLOPs and bytes, (N, 4)."""
     products = np.zeros(len(population))
     outputs = np.zeros(len(population))
     for layer in range(population.num_layers):

@@ -160,7 +160,7 @@ def test_report_of_what_is_no_run(arguments: list[str], code: int, message: str)
 def test_an_address_is_refused_where_it_means_nothing_or_leads_nowhere(tmp_path: Path) -> None:
     result = runner.invoke(app, ["run", "p.yaml", "--address", "10.0.0.1:6379"])
     assert result.exit_code == 2
-    assert "a run of kind prune uses no cluster (these do: search, policy" in result.stderr
+    assert "a run of kind prune uses no cluster (these do: demo, policy" in result.stderr
     result = runner.invoke(app, ["run", "stream", "--address", "localhost"])
     assert result.exit_code == 2
     assert "'localhost' is not the address of a cluster" in result.stderr

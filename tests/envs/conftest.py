@@ -1,4 +1,4 @@
-"""Small tasks whose pools of starting networks are trained in a moment."""
+"""Small tasks whose pools of starting networks are trained quickly."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ QUICK: dict[str, Any] = {"num_starts": 3, "start_steps": 30, "train_steps": 4, "
 
 
 def rows(num_rows: int, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Separable rows of three classes."""
+    """Return rows of three separable classes, and their labels."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (num_rows,), generator=generator)
     x = torch.randn(num_rows, *shape, generator=generator)

@@ -1,4 +1,4 @@
-"""The architecture environment: Gymnasium's rules, and ours."""
+"""The architecture environment: Gymnasium's rules and our own."""
 
 import copy
 import pickle
@@ -55,8 +55,8 @@ def test_importing_the_package_registers_it() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_both_backends_are_one_environment(seed: int, mlp_task: Task) -> None:
-    """The same actions and seed: the same observations, rewards, masks and ends."""
+def test_both_backends_give_the_same_episode(seed: int, mlp_task: Task) -> None:
+    """The same actions and seed give the same observations, rewards, masks and ends."""
     envs = [make(task=mlp_task, backend=backend) for backend in ("population", "module")]
     seen, info = zip(*(env.reset(seed=seed) for env in envs), strict=True)
     generator, over = np.random.default_rng(seed), False
@@ -77,7 +77,7 @@ def test_both_backends_are_one_environment(seed: int, mlp_task: Task) -> None:
 
 
 @pytest.mark.parametrize("backend", ["population", "module"])
-def test_a_vector_is_many_single_environments(backend: str, mlp_task: Task) -> None:
+def test_a_vector_environment_equals_single_environments(backend: str, mlp_task: Task) -> None:
     vector = make_vec(3, task=mlp_task, backend=backend)
     singles = [make(task=mlp_task, backend=backend) for _ in range(3)]
     seen, _ = vector.reset(seed=7)
@@ -100,12 +100,12 @@ def test_a_vector_is_many_single_environments(backend: str, mlp_task: Task) -> N
             assert terminated[i] == over[i]
 
 
-def test_the_vector_environment_says_how_it_resets() -> None:
+def test_the_vector_environment_declares_its_autoreset_mode() -> None:
     assert make_vec(2).metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
 
 
 @pytest.mark.parametrize("backend", ["population", "module"])
-def test_the_same_seed_is_the_same_episode(backend: str, mlp_task: Task) -> None:
+def test_the_same_seed_gives_the_same_episode(backend: str, mlp_task: Task) -> None:
     returns = []
     for _ in range(2):
         env = make(task=mlp_task, backend=backend)
@@ -118,7 +118,7 @@ def test_the_same_seed_is_the_same_episode(backend: str, mlp_task: Task) -> None
     assert returns[0] == returns[1]
 
 
-def test_gains_sum_up_to_the_whole_gain(mlp_task: Task) -> None:
+def test_gains_add_up_to_the_change_of_smooth_utility(mlp_task: Task) -> None:
     gain, level = (make(task=mlp_task, reward=kind, cost_weight=0.4) for kind in ("gain", "level"))
     _, info = gain.reset(seed=3)
     level.reset(seed=3)
@@ -131,7 +131,7 @@ def test_gains_sum_up_to_the_whole_gain(mlp_task: Task) -> None:
 
 
 @pytest.mark.parametrize("backend", ["population", "module"])
-def test_utility_is_of_accuracy_and_the_reward_of_the_smoother_metric(
+def test_utility_uses_accuracy_and_smooth_utility_the_smooth_metric(
     backend: str, mlp_task: Task
 ) -> None:
     env = make(task=mlp_task, backend=backend, cost_weight=0.4)
@@ -146,7 +146,7 @@ def test_utility_is_of_accuracy_and_the_reward_of_the_smoother_metric(
     assert info["smooth_utility"] != pytest.approx(info["utility"], abs=1e-4)
 
 
-def test_the_cost_weight_is_drawn_and_shown() -> None:
+def test_the_cost_weight_is_drawn_and_observed() -> None:
     env = make_vec(8)
     seen, info = env.reset(seed=0)
     assert len(set(info["cost_weight"])) == 8
@@ -200,7 +200,7 @@ def test_steps_need_an_episode_and_a_whole_number(mlp_task: Task) -> None:
     with pytest.raises(ResetNeeded, match="call reset"):
         env.step(np.int64(0))
     env.reset(seed=0)
-    with pytest.raises(InvalidAction, match=r"1\.5 is no action; they are 0 to 4"):
+    with pytest.raises(InvalidAction, match=r"1\.5 is not an action; actions are 0 to 4"):
         env.step(1.5)
     assert env.step(np.int64(0))[2]
     with pytest.raises(ResetNeeded):
@@ -208,7 +208,7 @@ def test_steps_need_an_episode_and_a_whole_number(mlp_task: Task) -> None:
 
 
 @pytest.mark.slow
-def test_forked_environments_do_not_wait_for_threads_they_lack() -> None:
+def test_forked_environments_do_not_wait_for_threads_of_the_parent() -> None:
     code = (
         "import gymnasium, torch\n"
         "torch.set_num_threads(2)\n"
@@ -220,7 +220,7 @@ def test_forked_environments_do_not_wait_for_threads_they_lack() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_whatever_is_in_the_action_space_is_an_action(mlp_task: Task) -> None:
+def test_every_element_of_the_action_space_is_accepted(mlp_task: Task) -> None:
     env = make(task=mlp_task).unwrapped
     env.reset(seed=0)
     for action in (np.array(2), 2, np.int32(0)):
@@ -229,7 +229,7 @@ def test_whatever_is_in_the_action_space_is_an_action(mlp_task: Task) -> None:
 
 
 @pytest.mark.parametrize("actions", [[0.5, 1.5], [0], [[0, 0]]])
-def test_a_vector_refuses_what_are_no_actions(actions: list[Any], mlp_task: Task) -> None:
+def test_a_vector_environment_refuses_invalid_actions(actions: list[Any], mlp_task: Task) -> None:
     env = make_vec(2, task=mlp_task)
     env.reset(seed=0)
     with pytest.raises(gymnasium.error.InvalidAction, match="give 2 whole numbers from 0 to 4"):
@@ -245,7 +245,7 @@ def test_observations_stay_inside_their_space(mlp_task: Task) -> None:
         seen, *_ = env.step(np.array([legal(mask, generator) for mask in seen["action_mask"]]))
 
 
-def test_any_network_runs_on_real_edits(cnn_task: Task) -> None:
+def test_a_convolutional_network_runs_on_the_module_backend(cnn_task: Task) -> None:
     env = make(task=cnn_task)
     seen, _ = env.reset(seed=0)
     assert seen["observations"][FEATURES.index("kind_convolution")] == 1
@@ -262,7 +262,7 @@ def test_any_network_runs_on_real_edits(cnn_task: Task) -> None:
         make(task=cnn_task, backend="population")
 
 
-def test_tasks_on_loaders_run_too(mlp_task: Task) -> None:
+def test_a_task_from_loaders_runs_on_the_module_backend(mlp_task: Task) -> None:
     train, validation = [mlp_task.arrays("train")], [mlp_task.arrays("validation")]
     task = Task.from_loaders(model=mlp_task.model, train=train, validation=validation)
     env = make(task=task)
@@ -274,7 +274,7 @@ def test_tasks_on_loaders_run_too(mlp_task: Task) -> None:
 
 
 def test_resets_reuse_the_pool(mlp_task: Task) -> None:
-    """No training at a reset: 40 of them draw only the 3 starts there are."""
+    """Resets train no new networks: 40 resets draw from the 3 networks of the pool."""
     env = make(task=mlp_task)
     starts = {env.reset(seed=seed)[1]["metric"] for seed in range(40)}
     assert len(starts) == 3
@@ -294,15 +294,15 @@ def test_resets_reuse_the_pool(mlp_task: Task) -> None:
         ({"actions": ["shrnk"]}, UnknownNameError, "Did you mean 'shrink'"),
     ],
 )
-def test_wrong_options_say_what_is_right(
+def test_invalid_options_are_refused_with_a_hint(
     options: dict[str, Any], error: type[DynoptError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         make(**options)
 
 
-def test_adapt_shows_what_the_environment_shows(mlp_task: Task) -> None:
-    """The same network, actions and seed: the same features at every one of five decisions."""
+def test_adapt_and_the_environment_give_the_same_observations(mlp_task: Task) -> None:
+    """The same network, actions and seed give the same features at each of six decisions."""
     chosen = [SHRINK, GROW, KEEP, SHRINK, GROW]
     task = Task.from_arrays(
         model=mlp_task.new_model,
@@ -318,11 +318,11 @@ def test_adapt_shows_what_the_environment_shows(mlp_task: Task) -> None:
     model, optimizer = copy.deepcopy((start.graph.model, start.optimizer))
     shown = [seen["observations"]]
     shown += [env.step(np.int64(action))[0]["observations"] for action in chosen]
-    told: list[NDArray[np.float32]] = []
+    observed: list[NDArray[np.float32]] = []
 
     def script(observation: NDArray[np.float32], _: NDArray[np.int8]) -> int:
-        told.append(observation)
-        return [*chosen, STOP][len(told) - 1]
+        observed.append(observation)
+        return [*chosen, STOP][len(observed) - 1]
 
     adapt(
         model,
@@ -334,7 +334,7 @@ def test_adapt_shows_what_the_environment_shows(mlp_task: Task) -> None:
         optimizer=optimizer,
         seed=start.seed,
     )
-    for number, (one, other) in enumerate(zip(shown, told, strict=True)):
+    for number, (one, other) in enumerate(zip(shown, observed, strict=True)):
         np.testing.assert_allclose(one, other, atol=1e-5, err_msg=f"decision {number}")
     for name in ("metric_change", "train_loss_change"):
         assert np.ptp([features[FEATURES.index(name)] for features in shown]) > 0
@@ -345,7 +345,7 @@ def test_reset_takes_no_options() -> None:
         make().unwrapped.reset(options={"cost_weight": 0.1})
 
 
-def test_its_spec_travels() -> None:
+def test_its_spec_can_be_pickled() -> None:
     spec = make(cost_weight=0.1).spec
     env = gymnasium.make(pickle.loads(pickle.dumps(spec)))
     assert env.reset(seed=0)[1]["cost_weight"] == 0.1

@@ -25,7 +25,7 @@ from tests.online.learners import events, learner, network, state_bytes
         ([1.0, 0.0, 0.0, 0.0], 1.5, "y is torch.float32; classes are whole numbers"),
         ([1.0, 0.0, 0.0], 1, "x has shape (3,)"),
         ([[[1.0]]], 1, "x has shape (1, 1, 1)"),
-        ([[0.0] * 4] * 2, [0, 1, 2], "x holds 2 events but y 3"),
+        ([[0.0] * 4] * 2, [0, 1, 2], "x holds 2 events but y holds 3"),
         (["a", "b", "c", "d"], 1, "not numeric"),
         ([[1.0], [2.0, 3.0]], 1, "not numeric"),
     ],

@@ -199,8 +199,8 @@ def test_a_state_dict_is_a_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (lambda: learner(nn.Linear(4, 3)), "is of another network"),
-        (lambda: learner(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))), "of another network"),
+        (lambda: learner(nn.Linear(4, 3)), "belongs to another network"),
+        (lambda: learner(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))), "to another network"),
         (lambda: learner(optimizer=torch.optim.Adam), "the optimizer is Adam"),
         (lambda: learner(detector="adwin"), "the detector is Replayed in the learner but none in"),
         (lambda: learner(lr=Fixed()), "the rate controller is Fixed in the learner but none in"),
@@ -235,7 +235,7 @@ def test_a_state_of_another_part_is_refused_before_anything_changes(
 ) -> None:
     subject = learner(**other)
     before = state_bytes(subject, tmp_path)
-    with pytest.raises(CheckpointError, match="build the learner as it was saved"):
+    with pytest.raises(CheckpointError, match="build this learner like the saved one"):
         subject.load_state_dict(learner(**kind).state_dict())
     assert state_bytes(subject, tmp_path) == before
 
@@ -257,7 +257,7 @@ def test_a_state_that_does_not_fit_leaves_structure_and_randomness_as_they_were(
         subject.load_state_dict(state)
     assert state_bytes(subject, tmp_path) == before
     state["structure"]["widths"] = {"0": 0}
-    with pytest.raises(CheckpointError, match="of another network"):
+    with pytest.raises(CheckpointError, match="belongs to another network"):
         subject.load_state_dict(state)
     assert state_bytes(subject, tmp_path) == before
 

@@ -1,8 +1,9 @@
-"""A corridor whose best policy is known: what a learner must find, traps and all.
+"""An environment whose best policy is known: a corridor of four cells and a pit.
 
-In cell 0, 1, 2, 3 one can `cash` what is there and end (0.1 each time, 1.0 in the last cell), `go`
-one cell on for -0.05, or, in even cells, `grab` 0.3 and fall into a pit, from which the only legal
-action, `cash`, pays -0.6. The best is to go to the end and cash: 3 · (-0.05) + 1.0 = 0.85.
+The agent starts in cell 0. `cash` ends the episode and pays 0.1, or 1.0 in cell 3, the last one.
+`go` moves to the next cell and pays -0.05. `grab` is legal in even cells; it pays 0.3 but leads to
+the pit, where the only legal action is `cash`, which pays -0.6. The best policy goes to the last
+cell and cashes there: 3 · (-0.05) + 1.0 = 0.85.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ ID = "dynopt-tests/Corridor-v0"
 
 
 class Corridor(VectorEnv[Any, Any, Any]):
-    """Many corridors; each starts in cell 0."""
+    """Many corridors at once."""
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
     horizon = 6
@@ -72,6 +73,6 @@ class Corridor(VectorEnv[Any, Any, Any]):
 
 
 def register() -> None:
-    """Make the corridor known to Gymnasium, once."""
+    """Register the corridor with Gymnasium unless it is registered already."""
     if ID not in gymnasium.registry:
         gymnasium.register(ID, vector_entry_point=lambda **options: Corridor(**options))

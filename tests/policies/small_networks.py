@@ -1,4 +1,4 @@
-"""Networks that tests of policies describe and change."""
+"""A small network for tests of policies, and its descriptors."""
 
 import torch
 from torch import nn

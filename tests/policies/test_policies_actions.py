@@ -1,4 +1,4 @@
-"""Actions: how much they change, worked out by hand, and what every one of them must hold."""
+"""Actions: amounts computed by hand, and the conformance kit for every built-in action."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def of_width(width: int, *, start: int = 10, least: int = 1, step: int = 1) -> D
 @pytest.mark.parametrize(
     ("width", "grown", "shrunk"), [(10, 3, 3), (14, 1, 4), (15, 0, 4), (2, 1, 1), (1, 1, 0)]
 )
-def test_how_many_units_come_and_go(width: int, grown: int, shrunk: int) -> None:
+def test_numbers_of_units_added_and_removed(width: int, grown: int, shrunk: int) -> None:
     now = of_width(width)
     grow, shrink = GrowUnits(fraction=0.3, max_growth=1.5), ShrinkUnits(fraction=0.3)
     assert grow.units(now).tolist() == [grown]
@@ -54,13 +54,13 @@ def test_how_many_units_come_and_go(width: int, grown: int, shrunk: int) -> None
     assert (grow.legal(now)[0], shrink.legal(now)[0]) == (grown > 0, shrunk > 0)
 
 
-def test_units_come_and_go_in_whole_steps_and_down_to_the_least_width() -> None:
+def test_unit_counts_are_multiples_of_the_step_and_respect_the_min_width() -> None:
     assert GrowUnits().units(of_width(16, start=16, step=4)).tolist() == [4]
     assert ShrinkUnits().units(of_width(16, start=16, least=8, step=4)).tolist() == [4]
     assert ShrinkUnits().units(of_width(16, start=16, least=14, step=4)).tolist() == [0]
 
 
-def test_pruning_counts_by_parameter_and_never_takes_the_last_weight() -> None:
+def test_pruning_counts_per_parameter_and_never_masks_the_last_weight() -> None:
     networks = replace(described(network()), num_unmasked_each=np.array([[3, 4, 10, 0]]))
     assert PruneWeights(fraction=0.3).weights(networks).tolist() == [[0, 1, 3, 0]]
     few = replace(networks, num_unmasked_each=np.array([[5]]))
@@ -68,7 +68,7 @@ def test_pruning_counts_by_parameter_and_never_takes_the_last_weight() -> None:
     assert not PruneWeights(fraction=1.0).legal(few)[0]
 
 
-def test_plans_take_what_matters_least() -> None:
+def test_plans_remove_units_and_weights_of_least_importance() -> None:
     graph = network()
     with torch.no_grad():
         weight = graph.model.get_parameter("0.weight")
@@ -84,19 +84,19 @@ def test_plans_take_what_matters_least() -> None:
     assert Keep().plan(graph, here) == Stop().plan(graph, here) == []
 
 
-def test_masks_say_what_is_legal() -> None:
+def test_action_masks_mark_legal_actions() -> None:
     graph = network()
     graph.apply(
         [Shrink("0", keep=[0]), Mask("0.weight", keep=torch.tensor([[True, *[False] * 3]]))]
     )
     start = {"0": 1, "2": 6}
     here = describe_graph(graph, 0, start_widths=start, start_cost=graph.cost(start))
-    # One unit is left, and may not be doubled; one weight is left.
+    # One unit is left and cannot be doubled. One weight is left and cannot be masked.
     assert DEFAULT_ACTIONS.mask(here).tolist() == [[1, 0, 0, 0, 1]]
     assert DEFAULT_ACTIONS.mask(described(network(), 1)).tolist() == [[1, 1, 1, 1, 1]]
 
 
-def test_sets_are_made_of_names_mappings_and_objects() -> None:
+def test_action_sets_from_names_mappings_and_objects() -> None:
     half = ShrinkUnits(fraction=0.5, label="halve")
     actions = ActionSet(["keep", {"name": "shrink", "fraction": 0.25}, half])
     assert actions.labels == ("keep", "shrink", "halve")
@@ -108,10 +108,10 @@ def test_sets_are_made_of_names_mappings_and_objects() -> None:
     assert DEFAULT_ACTIONS.labels == ("keep", "grow", "shrink", "prune", "stop")
 
 
-def test_sets_that_make_no_sense_are_refused() -> None:
+def test_invalid_action_sets_are_refused() -> None:
     with pytest.raises(UnknownNameError, match=r"no action 'shrnk'\. Did you mean 'shrink'"):
         ActionSet(["keep", "shrnk"])
-    with pytest.raises(SpecError, match="two have one label in shrink, shrink"):
+    with pytest.raises(SpecError, match="two actions have the same label in shrink, shrink"):
         ActionSet(["shrink", "shrink"])
     with pytest.raises(SpecError, match="give at least one"):
         ActionSet([])
@@ -132,7 +132,7 @@ def test_sets_that_make_no_sense_are_refused() -> None:
         ("stop", [0, 0, 0, 1, 0], "prune"),
     ],
 )
-def test_the_preferred_action_or_the_next_best(
+def test_legal_action_falls_back_to_keep_then_to_any_legal_action(
     preferred: str, mask: list[int], chosen: str
 ) -> None:
     place = legal_action(preferred, np.array(mask, dtype=np.int8))

@@ -1,4 +1,4 @@
-"""`adapt`: a policy at work on a real network, within its budget and never for the worse."""
+"""`adapt`: it keeps to its budget and never ends with less smooth utility."""
 
 import copy
 from dataclasses import dataclass, field
@@ -50,7 +50,7 @@ def fresh() -> nn.Module:
 
 @dataclass
 class Script:
-    """Takes the actions it is told, legal or not, and remembers the masks."""
+    """A policy that takes the given actions, legal or not, and records the action masks."""
 
     actions: list[str]
     masks: list[ActionMask] = field(default_factory=list)
@@ -72,14 +72,14 @@ def test_never_ends_with_less_smooth_utility(seed: int) -> None:
     charged = 0.3 * result.after.cost.relative_to(result.before.cost)
     assert result.utility_after == pytest.approx(result.after.validation.metric - charged)
     assert result.smooth_utility_after == pytest.approx(result.after.validation.smooth - charged)
-    # The network is what the result says it is.
+    # The result describes the network as it is.
     assert trace(model, TASK.example_inputs()).widths == dict(result.after.widths)
     assert TASK.evaluate(model) == result.after.validation
     assert result.test == TASK.evaluate(model, "test")
 
 
 def test_a_bad_policy_changes_nothing() -> None:
-    """Only growing at a high price: the network goes back to how it came, bit for bit."""
+    """Growing at a high price only loses utility, so the start is restored, bit for bit."""
     model = fresh()
     policy = ConstantPolicy("grow")
     result = adapt(model, TASK, policy, cost_weight=5.0, horizon=4, train_steps=2)
@@ -98,7 +98,7 @@ def test_meets_its_budget(kind: str) -> None:
     start, end = getattr(result.before.cost, kind), getattr(result.after.cost, kind)
     assert end <= 0.4 * start
     assert result.after.validation.metric > 0.7
-    # From the first row within the budget on, none that was kept is above it.
+    # Once a kept row is within the budget, no later kept row is above it.
     costs = result.history[kind][result.history["kept"]] <= 0.4 * start
     assert costs[costs.idxmax() :].all()
 
@@ -110,14 +110,14 @@ def test_rules_meet_a_budget(rule: Policy) -> None:
     assert result.after.cost.flops <= 0.5 * result.before.cost.flops
 
 
-def test_above_the_budget_only_what_lowers_it_is_legal() -> None:
+def test_above_the_budget_only_actions_that_lower_the_exceeded_cost_are_legal() -> None:
     script = Script(["shrink", "shrink", "prune", "grow"])
     with pytest.raises(EditError, match="the policy chose prune"):
         adapt(fresh(), TASK, script, cost_weight=0.1, budget=Budget(flops=0.2), train_steps=1)
     assert script.masks[0].tolist() == [0, 0, 1, 0, 0]
 
 
-def test_what_breaks_the_budget_is_rolled_back() -> None:
+def test_decisions_that_break_the_budget_are_rolled_back() -> None:
     script = Script(["grow", "keep", "stop"])
     budget = Budget(params=1.05)
     result = adapt(fresh(), TASK, script, cost_weight=0.0, budget=budget, train_steps=2)
@@ -142,7 +142,7 @@ def test_a_budget_out_of_reach_leaves_the_network_alone() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_optimizer_comes_along_and_receipts_undo() -> None:
+def test_the_optimizer_follows_edits_and_receipts_undo_them() -> None:
     model = fresh()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     script = Script(["shrink", "shrink", "stop"])
@@ -155,7 +155,7 @@ def test_the_optimizer_comes_along_and_receipts_undo() -> None:
     assert result.graph.widths == dict(result.before.widths)
 
 
-def test_the_same_seed_is_the_same_adaptation() -> None:
+def test_the_same_seed_gives_the_same_adaptation() -> None:
     results = []
     for _ in range(2):
         model = fresh()
@@ -171,7 +171,7 @@ def test_the_callers_random_state_is_left_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_convolutional_network() -> None:
+def test_adapts_a_convolutional_network() -> None:
     task = load_task("digits-cnn", {"channels": [4, 6], "hidden": 12})
     model = trained(task, 30)
     actions = ActionSet()
@@ -197,8 +197,8 @@ def test_a_network_without_a_width_to_change_is_refused() -> None:
         adapt(task.new_model(seed=0), task, RandomPolicy(0), cost_weight=0.1)
 
 
-def test_sees_what_it_was_trained_on() -> None:
-    """At the start every cost is its own start's, and the losses are of this very network."""
+def test_the_first_observation_describes_the_start() -> None:
+    """At the start every relative cost is 1, and the losses are those of the given network."""
 
     class Spy:
         def act(self, observation: Observation, action_mask: ActionMask) -> int:

@@ -1,4 +1,4 @@
-"""DQN policies on disk, and Q-tables: round trips, damage, and a known optimum."""
+"""DQN policies and Q-tables: saving, damaged files, and a known optimum."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def test_damaged_policies_are_refused(damage: str, tmp_path: Path) -> None:
         DQNPolicy.load(path)
 
 
-def test_other_files_are_no_policies(tmp_path: Path) -> None:
+def test_files_that_hold_no_policy_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_state(path, {"a": 1}, kind="network")
     with pytest.raises(CheckpointError, match="a policy is needed"):
@@ -89,7 +89,7 @@ def test_dueling_centres_advantages() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_q_table_finds_the_best_way(seed: int) -> None:
+def test_a_q_table_finds_the_best_policy(seed: int) -> None:
     table = train_qtable(ID, num_steps=4_000, edges=EDGES, num_envs=8, epsilon=0.2, seed=seed)
     for cell in range(CELLS):
         seen, mask = np.eye(CELLS + 1, dtype=np.float32)[cell], np.ones(3, np.int8)
@@ -119,14 +119,14 @@ def test_q_learning_by_hand() -> None:
     table.learn(high, 0, 1.0, low, both, discount=0.5, terminated=True)
     table.learn(high, 1, 9.0, low, both, discount=0.5, terminated=True)
     table.learn(low, 1, 1.0, high, np.array([1, 0], np.int8), discount=0.5, terminated=False)
-    # The masked 9 must not be looked forward to: 1 + 0.5 · 1.
+    # The future value is 1, not 9, because the mask forbids the action worth 9: 1 + 0.5 · 1.
     assert table.values[0,].tolist() == [0.0, 1.5]
     table.learn(low, 1, 1.0, high, both, discount=0.5, terminated=True)
     assert table.values[0,][1] == pytest.approx(1.5 + 2**-0.7 * (1.0 - 1.5))
 
 
-def test_episodes_that_are_over_earn_no_more() -> None:
-    """Ways through the corridor differ in length, and each has its own return."""
+def test_rewards_after_the_end_of_an_episode_do_not_count() -> None:
+    """Paths through the corridor differ in length, and each has its own return."""
     found = evaluate_policy(RandomPolicy(0), ID, num_episodes=60)
     possible = {(n + 1, round(0.1 - 0.05 * n, 6)) for n in range(CELLS - 1)}
     possible |= {(CELLS, round(BEST_RETURN, 6)), (2, -0.3), (4, -0.4)}

@@ -1,4 +1,4 @@
-"""What every policy must do: act legally, repeatably, on anything it may be shown."""
+"""Every policy must act legally and repeatably on any observation."""
 
 import pickle
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def dqn() -> DQNPolicy:
 
 
 def zero_dqn() -> DQNPolicy:
-    """Every Q-value is exactly 0: a legal 0 must not pass for a masked action."""
+    """Return a DQN whose Q-values are all 0: a legal 0 must not be taken for a masked action."""
     policy = dqn()
     for parameter in policy.network.parameters():
         parameter.data.zero_()
@@ -63,7 +63,7 @@ MEMBERS: dict[str, Callable[[], Policy]] = {
 
 
 def cases(num_cases: int = 300) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Random observations; masks in which keep is legal and anything else may not be."""
+    """Return random observations, and random masks in which keep is always legal."""
     generator = np.random.default_rng(0)
     observations = generator.uniform(-10, 10, (num_cases, len(FEATURES))).astype(np.float32)
     masks = generator.integers(0, 2, (num_cases, NUM_ACTIONS)).astype(np.int8)
@@ -85,7 +85,7 @@ def test_acts_legally_and_repeatably(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["random", "q-table", "dqn", "dqn of zeros"])
-def test_any_mask_with_one_legal_action_will_do(name: str) -> None:
+def test_takes_the_only_legal_action(name: str) -> None:
     policy = MEMBERS[name]()
     generator = np.random.default_rng(1)
     for observation, _ in cases(100):
@@ -95,7 +95,7 @@ def test_any_mask_with_one_legal_action_will_do(name: str) -> None:
         assert policy.act(observation, mask) == only
 
 
-def test_masked_actions_are_minus_infinity_and_legal_zeros_stay() -> None:
+def test_masked_q_values_are_minus_infinity_and_legal_zeros_stay() -> None:
     found = masked_q(torch.tensor([0.0, 5.0, 0.0, -1.0]), torch.tensor([1, 0, 0, 1]))
     assert found.tolist() == [0.0, -torch.inf, -torch.inf, -1.0]
 
@@ -129,7 +129,7 @@ def test_shrinking_waits_for_useless_units() -> None:
     assert rule.act(seen(dead=0.1), ALL) == KEEP
 
 
-def test_widths_follow_the_datas_size() -> None:
+def test_widths_follow_the_size_of_the_data() -> None:
     rule = DataSizedWidths(samples_per_weight=1.0, slack=2.0)
     assert rule.act(seen(samples_per_weight=-0.5), ALL) == SHRINK
     assert rule.act(seen(samples_per_weight=0.1), ALL) == KEEP
@@ -160,12 +160,12 @@ def test_a_rule_by_name_or_as_a_function() -> None:
         lambda: QTable({0: [1.0, 1.0]}, 2),
     ],
 )
-def test_senseless_settings_are_refused(wrong: Callable[[], object]) -> None:
+def test_settings_out_of_range_are_refused(wrong: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"must|empty"):
         wrong()
 
 
-def test_policies_travel() -> None:
+def test_policies_can_be_pickled() -> None:
     for name, make in MEMBERS.items():
         policy, (observation, mask) = make(), cases(1)[0]
         copy = pickle.loads(pickle.dumps(policy))

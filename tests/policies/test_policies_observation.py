@@ -1,4 +1,4 @@
-"""What policies see and may do, worked out by hand."""
+"""Features and unit scores, compared with values computed by hand."""
 
 import numpy as np
 import pytest
@@ -23,18 +23,18 @@ def progress(**changes: float) -> EpisodeProgress:
         "steps_left": 0.75,
     } | changes
     one = {name: np.array([value]) for name, value in values.items()}
-    unseen = np.array([np.nan])  # no feature is made of these
+    unused = np.array([np.nan])  # no feature is computed from these
     return EpisodeProgress(
-        now=Performance(unseen, one["metric"], one["loss"], one["train_loss"]),
-        before=Performance(unseen, one["metric_before"], unseen, one["train_loss_before"]),
+        now=Performance(unused, one["metric"], one["loss"], one["train_loss"]),
+        before=Performance(unused, one["metric_before"], unused, one["train_loss_before"]),
         num_samples=int(values["num_samples"]),
         cost_weight=one["cost_weight"],
         steps_left=one["steps_left"],
     )
 
 
-def features(reading: Descriptors, **changes: float) -> dict[str, float]:
-    return dict(zip(FEATURES, observe(reading, progress(**changes))[0].tolist(), strict=True))
+def features(networks: Descriptors, **changes: float) -> dict[str, float]:
+    return dict(zip(FEATURES, observe(networks, progress(**changes))[0].tolist(), strict=True))
 
 
 def test_features_of_a_network() -> None:
@@ -82,7 +82,7 @@ def test_lowest_scores_first_and_never_padding() -> None:
     assert found.tolist() == [[False, True, False, False], [False, True, False, True]]
 
 
-def test_pruned_masks_grow() -> None:
+def test_pruned_removes_more_weights_from_a_mask() -> None:
     weight = torch.tensor([[0.1, -0.2], [0.3, -0.4]])
     once = pruned(weight, None, 1)
     assert torch.equal(pruned(weight.t(), None, 1), once.t())
@@ -96,7 +96,7 @@ def test_units_are_summarised() -> None:
         torch.tensor([[2.0, 4.0, 0.0, 99.0]]), incoming, torch.tensor([3])
     )
     assert quantiles[0].tolist() == pytest.approx([0, 0.5, 1, 1.5, 2])
-    # The third is dead, the second points the way of the first, the fourth is not there.
+    # Unit 2 is dead, unit 1 points the same way as unit 0, and unit 3 is padding.
     assert dead.tolist() == pytest.approx([1 / 3])
     assert redundant.tolist() == pytest.approx([1 / 3])
 

@@ -11,10 +11,10 @@ import pytest
 from dynopt_ray.cluster import search
 from dynopt_ray.errors import SpecError
 from dynopt_ray.policies import DQNSettings
-from dynopt_ray.runs import PruneSpec
-from dynopt_ray.runs.kinds import PolicySpec, SearchSpec
+from dynopt_ray.runs.kinds.policy import PolicySpec
+from dynopt_ray.runs.kinds.prune.spec import PruneSpec
 from dynopt_ray.runs.kinds.registry import KINDS
-from dynopt_ray.runs.kinds.search import SearchSettings
+from dynopt_ray.runs.kinds.search import SearchSettings, SearchSpec
 from dynopt_ray.runs.loading import check_spec, find, load_spec, packaged, spec_text
 from dynopt_ray.runs.spec.overrides import with_overrides
 from dynopt_ray.runs.spec.yaml_text import parse
@@ -230,8 +230,8 @@ def test_defaults_of_a_search_are_those_of_the_function() -> None:
             "kind: no kind 'prun'. Did you mean 'prune'? Known: prune, search, policy, adapt, "
             "stream, demo.",
         ),
-        ("kind=[1]", "kind: no kind [1]. Known: prune, search, policy, adapt, stream, demo."),
-        ("kind=null", "kind: missing; it is one of prune, search, policy, adapt, stream, demo"),
+        ("kind=[1]", "kind: no kind [1]. Known: adapt, demo, policy, prune, search, stream."),
+        ("kind=null", "kind: missing; it is one of adapt, demo, policy, prune, search, stream"),
     ],
 )
 def test_one_mistake_is_one_line(override: str, message: str) -> None:

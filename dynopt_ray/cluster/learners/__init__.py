@@ -1,4 +1,4 @@
-"""Learners as Ray actors: they survive the death of their process with their state."""
+"""Online learners in Ray actors, which keep their state when their process dies."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Training structure policies with RLlib, which stays behind this package."""
+"""Train structure policies with RLlib, which no other package uses."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Searches: trials drawn from a space, here or on a cluster, and the tables made of them."""
+"""Searches: run trials drawn from a space, in this process or on a cluster, and tabulate them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""A search space in Ray Tune's terms."""
+"""Translate search spaces for Ray Tune."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from dynopt_ray.cluster.searching.space import Choice, Dimension, Space
 
 
 def tune_space(space: Space) -> dict[str, Any]:
-    """The dimensions of a space as Tune's own; choices are drawn by index."""
+    """Return Tune's domain for each dimension of a space. Choices are drawn by index."""
     return {name: _domain(dimension) for name, dimension in space.dimensions.items()}
 
 

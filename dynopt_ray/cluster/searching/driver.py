@@ -1,4 +1,4 @@
-"""Search over trials: random or by Optuna, stopped early by ASHA, here or on a cluster."""
+"""`search` runs trials drawn from a space, in this process or on a cluster."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -38,36 +38,43 @@ def search(
     address: str | None = None,
     on_end: Callable[[TrialLog], None] = lambda _: None,
 ) -> SearchResult:
-    """Find the configuration of the highest utility, and the front of accuracy against cost.
+    """Find the configuration with the highest utility, and the Pareto front of accuracy and cost.
 
     Args:
-        trial: what is searched over; see `Trial`. What it holds (data, a trained network) goes
-            to the cluster's object store once.
-        space: what it may be given: lists are choices, {low, high, log} ranges, the rest fixed;
-            a list of such spaces is their union.
-        num_trials: trials in all. None tries all that a grid has.
+        trial: runs one configuration and yields measurements; see `Trial`. Its data, such as a
+            trained network, are sent to the cluster's object store once.
+        space: setting -> a list of options, a range {low, high, log}, or a fixed value. A list of
+            such spaces is their union. See `Space.parse`.
+        num_trials: total number of trials. None tries every configuration of a grid; other
+            searchers need a number.
         cost_weight: λ of utility = accuracy − λ · cost, >= 0.
-        searcher: a name, or a mapping of it and its arguments: what draws configurations.
-        scheduler: the same: what stops trials early. None lets each finish.
-        num_reports: measurements that a whole trial makes, for the scheduler.
-        first: what to try before the searcher draws: dimension name (dotted where mappings are
-            nested, beginning with "member" in a union) -> a number, or the number of an option,
-            from 0. What is left out is in the middle of its range, or the first option. Not with
-            a grid, and no more than there are trials.
-        seed: of the draws.
-        cpus_per_trial: CPU cores that each trial holds; one thread per core.
-        gpus_per_trial: GPUs that each trial holds; fractions share one.
-        max_concurrent: trials at once; None is as many as the cluster has room for.
-        local: run them here, one after the other. Searchers and schedulers are Ray Tune's, so
-            its package is imported, but no cluster is started.
-        address: a cluster to join when Ray is not running yet; None starts one here.
-        on_end: called with the log whenever a trial has ended.
+        searcher: the algorithm that draws configurations: its name, or a mapping with its name
+            and arguments.
+        scheduler: the algorithm that stops trials early, given in the same way. None lets every
+            trial finish.
+        num_reports: number of measurements of a complete trial; the scheduler needs it.
+        first: points to try before the searcher draws. Each maps names of dimensions to a number
+            from a range or to the index of an option, from 0. The names of nested dimensions are
+            dotted; in a union they begin with "member". Dimensions that are left out take the
+            middle of their range or their first option. Not allowed with a grid. There may be at
+            most `num_trials` points.
+        seed: seed of the draws.
+        cpus_per_trial: CPU cores reserved for each trial, which uses one thread per core.
+        gpus_per_trial: GPUs reserved for each trial. With a fraction, trials share a GPU.
+        max_concurrent: maximum number of trials at once. Default: as many as the cluster has room
+            for.
+        local: run the trials in this process, one at a time. Searchers and schedulers belong to
+            Ray Tune, so its package is imported, but no cluster is started.
+        address: address of a cluster to join if Ray is not running yet. None starts one on this
+            machine.
+        on_end: called with the log after each trial has ended.
 
     Raises:
-        SpecError: the space, a configuration in it, or a plugin's arguments are wrong. Nothing
-            has started.
-        UnknownNameError: no searcher or scheduler of this name.
-        ClusterError: no node can hold a trial.
+        SpecError: the space, a configuration in it, a point of `first`, or a plugin's arguments
+            are wrong. No trial has started.
+        ValueError: a number is out of range.
+        UnknownNameError: there is no searcher or scheduler of this name.
+        ClusterError: no node has room for a trial.
         SearchError: no trial finished.
 
     Example:
@@ -119,6 +126,6 @@ def search(
 
 
 def _room(node: "Node", cpus: float, gpus: float) -> int:
-    """How many trials a node holds at once."""
+    """Return the number of trials for which a node has room at once."""
     by_cpu = int(node.cpus / cpus)
     return min(by_cpu, int(node.gpus / gpus)) if gpus else by_cpu

@@ -1,4 +1,4 @@
-"""Trials one after the other in this process: small jobs need no cluster."""
+"""Run the trials of a search in this process, so that small searches need no cluster."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from dynopt_ray.cluster.searching.trial import measured
 
 
 def run_locally(plan: SearchPlan) -> tuple[str, bytes] | None:
-    """Run trials with the searcher and scheduler that Tune would use; see `search`.
+    """Run trials one at a time with the searcher and scheduler that Tune would use; see `search`.
 
-    A failing trial is recorded and the next one begins.
+    If a trial fails, its error is recorded and the next trial starts.
 
     Returns:
-        What `BestNetwork` kept.
+        The id and the network of the best trial, or None if no trial gave a network.
     """
     keeper = BestNetwork()
     plan.searcher.set_search_properties("utility", "max", tune_space(plan.space))
@@ -36,7 +36,7 @@ def _run_trial(plan: SearchPlan, keeper: BestNetwork, number: int) -> None:
     trial_id, log, scheduler = f"{number:05d}", plan.log, plan.scheduler
     config = plan.space.decode(plan.searcher.suggest(trial_id) or {})
     log.start(trial_id, number, config)
-    stand_in: Any = SimpleNamespace(trial_id=trial_id)  # schedulers know a trial by its id alone
+    stand_in: Any = SimpleNamespace(trial_id=trial_id)  # all that schedulers read of a trial is its id
     if scheduler is not None:
         scheduler.on_trial_add(None, stand_in)  # type: ignore[arg-type]
 
@@ -54,7 +54,7 @@ def _run_trial(plan: SearchPlan, keeper: BestNetwork, number: int) -> None:
             if scheduler is not None and _stops(scheduler, stand_in, last):
                 break
     except Exception as error:
-        # Whatever a trial raises ends that trial alone.
+        # An error ends only its own trial.
         log.end(trial_id, error=f"{type(error).__name__}: {error}")
         plan.searcher.on_trial_complete(trial_id, error=True)
     else:
@@ -72,7 +72,7 @@ def _stops(scheduler: TrialScheduler, trial: Any, row: dict[str, Any]) -> bool:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a worker, so that the same seed gives the same figures there and here."""
+    """Limit torch to one thread, as in a worker: the same seed then gives the same figures."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

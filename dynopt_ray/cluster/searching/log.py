@@ -1,4 +1,4 @@
-"""The log of a search: what trials reported, kept on the driver."""
+"""The log of a search: what its trials measured and how they ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,25 +28,25 @@ class _Record:
 
 
 class TrialLog:
-    """Collects what trials say, on the driver."""
+    """Collects the measurements and the ends of trials, in the driver's process."""
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
         self._history: list[dict[str, Any]] = []
 
     def start(self, trial_id: str, number: int, config: Mapping[str, Any]) -> None:
-        """A trial begins; `number` counts them in the order in which they were drawn."""
+        """Record the start of a trial; `number` is its place in the order of drawing, from 0."""
         self._records[trial_id] = _Record(number, dict(config))
 
     def measure(self, trial_id: str, row: Mapping[str, Any]) -> None:
-        """A trial says how it is doing."""
+        """Record a measurement, as a row made by `Measurement.row`."""
         record = self._records[trial_id]
         record.last = {name: value for name, value in row.items() if name != "final"}
         record.status = "finished" if row["final"] else "running"
         self._history.append({"trial": record.number, **record.last})
 
     def end(self, trial_id: str, *, error: str | None = None) -> None:
-        """A trial has ended: finished, stopped early or failed."""
+        """Record the end of a trial: failed if there is an error, else finished or stopped early."""
         record = self._records[trial_id]
         if error is not None:
             record.status, record.error = "failed", error
@@ -54,20 +54,20 @@ class TrialLog:
             record.status = "stopped"
 
     def status(self, trial_id: str) -> TrialStatus:
-        """How a trial is or ended."""
+        """Return whether a trial is running, or how it ended."""
         return self._records[trial_id].status
 
     @property
     def best_so_far(self) -> dict[str, Any] | None:
-        """The last measurement of the finished trial with the highest utility."""
+        """The last measurement of the finished trial with the highest utility, or None."""
         done = [r.last for r in self._records.values() if r.status == "finished"]
         return max(done, key=_rank, default=None)
 
     def result(self, kept: tuple[str, bytes] | None) -> SearchResult:
-        """The tables.
+        """Return the results of the search as tables.
 
         Args:
-            kept: what `BestNetwork` kept.
+            kept: the id and the network of the best trial, as `BestNetwork.kept` returns them.
 
         Raises:
             SearchError: no trial finished.
@@ -81,7 +81,7 @@ class TrialLog:
         best = max(done, key=lambda record: (*_rank(record.last), -record.number))
         network = None
         if kept is not None and self._records[kept[0]].status == "finished":
-            # Where two trials are equally good, the best is the one whose network was kept.
+            # Of equally good trials, the best one is the one whose network was kept.
             best, network = self._records[kept[0]], kept[1]
         trials = pd.DataFrame([_trial_row(r) for r in records])
         finished = trials[trials["status"] == "finished"]

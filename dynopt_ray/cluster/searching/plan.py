@@ -1,4 +1,4 @@
-"""What a search is made of, checked before anything starts."""
+"""The parts of a search, which are made and checked before any trial starts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 PluginConfig = str | Mapping[str, Any]
-"""A plugin by name, or a mapping of its name and its arguments."""
+"""The name of a plugin, or a mapping with its name and arguments."""
 
 
 @dataclass(frozen=True, eq=False)
 class SearchPlan:
-    """What a search is made of, wherever its trials run.
+    """The parts of a search, the same for a search in this process and on a cluster.
 
     Attributes:
-        trial: what runs.
-        space: what it may be given.
-        num_trials: trials in all.
-        cost_weight: λ.
-        searcher: draws configurations.
-        scheduler: stops trials early, or None.
-        on_end: called with the log whenever a trial has ended.
-        log: collects what trials say.
+        trial: runs one configuration.
+        space: the configurations that may be tried.
+        num_trials: total number of trials.
+        cost_weight: λ of utility = accuracy − λ · cost.
+        searcher: draws the configurations.
+        scheduler: stops trials early. None lets every trial finish.
+        on_end: called with the log after each trial has ended.
+        log: collects the measurements and the ends of trials.
     """
 
     trial: Trial
@@ -45,10 +45,11 @@ class SearchPlan:
 
 
 def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
-    """What draws configurations, by name.
+    """Make the searcher of a name.
 
     Raises:
-        SpecError, UnknownNameError, PluginError: there is none, or it refuses its arguments.
+        SpecError, UnknownNameError, PluginError: there is no such searcher, or it refuses its
+            arguments.
     """
     made: Searcher = build("searchers", config, seed=seed)
     return made
@@ -62,20 +63,23 @@ def draws(
     first: Sequence[Flat] = (),
     seed: int = 0,
 ) -> tuple["Searcher", int]:
-    """What draws the configurations of a search, and how many there will be.
+    """Make the searcher of a search, and count the trials.
 
     Args:
-        searcher: its name, or a mapping of its name and arguments.
-        space: what it draws from.
-        num_trials: trials in all; None is all configurations of a grid.
-        first: points to try before it draws.
+        searcher: name of the searcher, or a mapping with its name and arguments.
+        space: the space that it draws from.
+        num_trials: total number of trials. None tries every configuration of a grid.
+        first: points to try before it draws; see `search`.
         seed: seed of the draws.
 
+    Returns:
+        The searcher, and the total number of trials.
+
     Raises:
-        SpecError: the searcher refuses its arguments or cannot begin with given points; a point
-            is not in the space; a grid of a space with ranges; or no number of trials for a
-            searcher that never ends.
-        UnknownNameError: no searcher of this name.
+        SpecError: the searcher refuses its arguments or cannot try given points first; a point is
+            not in the space; there are more points than trials; a grid is used for a space with
+            ranges; or the number of trials is missing for a searcher that never ends.
+        UnknownNameError: there is no searcher of this name.
     """
     from dynopt_ray.cluster.searching.searchers import Grid
 
@@ -84,9 +88,9 @@ def draws(
         size = drawing.cover(space)
         num_trials = size if num_trials is None else min(size, num_trials)
     if num_trials is None:
-        raise SpecError("num_trials is missing; only the searcher 'grid' comes to an end by itself")
+        raise SpecError("num_trials is missing; only the searcher 'grid' can do without it")
     if len(first) > num_trials:
-        raise SpecError(f"{len(first)} points to try first, but only {num_trials} trials")
+        raise SpecError(f"first has {len(first)} points, but num_trials is {num_trials}; give fewer points")
     return drawing, num_trials
 
 
@@ -99,7 +103,7 @@ def _beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) -
         return searcher
     if not isinstance(searcher, Sampled):
         raise SpecError(
-            f"{type(searcher).__name__} draws by itself and takes nothing to try first; use the "
+            f"{type(searcher).__name__} cannot try given points first; leave out first, or use the "
             "searcher 'optuna' or 'random'"
         )
     points = []
@@ -107,15 +111,16 @@ def _beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) -
         try:
             points.append(space.point(some))
         except SpecError as error:
-            raise SpecError(f"first, number {number}: {error}") from error
+            raise SpecError(f"first[{number}]: {error}") from error
     return searcher.beginning_with(points)
 
 
 def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialScheduler | None":
-    """What stops trials early, by name; None for None.
+    """Make the scheduler of a name, or None for None.
 
     Raises:
-        SpecError, UnknownNameError, PluginError: there is none, or it refuses its arguments.
+        SpecError, UnknownNameError, PluginError: there is no such scheduler, or it refuses its
+            arguments.
     """
     if config is None:
         return None
@@ -132,10 +137,10 @@ def check_limits(
     max_concurrent: int | None,
     cost_weight: float = 0.0,
 ) -> None:
-    """Refuse numbers out of their ranges; see `search`.
+    """Refuse numbers that are out of range; see `search`.
 
     Raises:
-        ValueError: names the first of them.
+        ValueError: a number is out of range; the message names the first one.
     """
     counts = {
         "num_trials": num_trials,
@@ -158,7 +163,7 @@ def check_configurations(trial: Trial, space: Space) -> None:
     """Refuse a space with configurations that the trial cannot run.
 
     Raises:
-        SpecError: the trial's own `check` refuses one.
+        SpecError: the trial's `check` refuses one of a few configurations that cover the space.
     """
     check = getattr(trial, "check", None)
     if check is not None:

@@ -1,4 +1,4 @@
-"""What a search found, as tables."""
+"""The results of a search, as tables."""
 
 import math
 from collections.abc import Mapping
@@ -22,18 +22,18 @@ class BestTrial:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The results of a search.
 
     Attributes:
-        trials: one row per trial: `trial` (its number), `status`, a column `config.<name>` per
-            setting, `step`, `accuracy`, `cost`, `utility` and details of its last measurement,
-            and `error` where it failed.
-        best: the finished trial of the highest utility.
-        pareto: the finished trials that no other beats in accuracy without costing more, by
-            rising cost.
-        history: every measurement, with its trial's number.
-        network: the best trial's network as `structure.save` wrote it, or None where trials
-            give none.
+        trials: one row per trial with the columns `trial` (its number), `status`,
+            `config.<name>` for each setting, the `step`, `accuracy`, `cost`, `utility` and
+            details of its last measurement, and `error`, which is empty unless it failed.
+        best: the finished trial with the highest utility.
+        pareto: the finished trials that no other one beats in accuracy without a higher cost, in
+            order of increasing cost.
+        history: every measurement, with the number of its trial.
+        network: the network of the best trial in the format of `structure.save`, or None if the
+            trials give no networks.
     """
 
     trials: "pd.DataFrame"
@@ -44,40 +44,40 @@ class SearchResult:
 
 
 def rank(utility: float, cost: float) -> tuple[float, float]:
-    """The order of trials: the higher the better; of equal utilities the cheaper."""
+    """Return a sort key for trials: larger is better. A lower cost decides between equal utilities."""
     return utility, -cost
 
 
 class BestNetwork:
-    """Keeps one network: that of the best trial so far. An actor when trials run on a cluster."""
+    """Keeps the network of the best trial so far. It is an actor if trials run on a cluster."""
 
     def __init__(self) -> None:
         self._rank = (-math.inf, -math.inf)
         self._kept: tuple[str, bytes] | None = None
 
     def wants(self, utility: float, cost: float) -> bool:
-        """Whether a network of such figures would be kept."""
+        """Whether a network with this utility and cost would be kept."""
         return rank(utility, cost) > self._rank
 
     def offer(self, trial_id: str, utility: float, cost: float, network: bytes) -> None:
-        """Keep it, unless a better one came in between."""
+        """Keep a network, unless a better one has been offered in the meantime."""
         if self.wants(utility, cost):
             self._rank, self._kept = rank(utility, cost), (trial_id, network)
 
     def kept(self) -> tuple[str, bytes] | None:
-        """The trial's id and its network."""
+        """Return the id and the network of the best trial, or None if none was offered."""
         return self._kept
 
 
 def pareto_front(points: "pd.DataFrame") -> "pd.DataFrame":
-    """The rows that no other row beats: higher `accuracy` needs higher `cost`. By rising cost."""
+    """Return the rows that no other row beats in `accuracy` without a higher `cost`, cheapest first."""
     ordered = points.sort_values(["cost", "accuracy"], ascending=[True, False], kind="stable")
     before = ordered["accuracy"].astype(float).cummax().shift(fill_value=-math.inf)
     return ordered[ordered["accuracy"] > before].reset_index(drop=True)
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
-    """A nested configuration with dotted names, as the columns of a table."""
+    """Flatten a nested configuration: its dotted names are the columns of a table."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         key = f"{prefix}.{name}"

@@ -1,4 +1,4 @@
-"""Schedulers by name: what stops trials early."""
+"""The built-in schedulers, which stop trials early."""
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
@@ -6,15 +6,15 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 def asha(
     *, num_reports: int, grace_reports: int = 1, reduction_factor: float = 3
 ) -> TrialScheduler:
-    """Asynchronous successive halving: stops trials that are behind at the same report.
+    """Asynchronous successive halving: stop trials that are worse than others at the same report.
 
     Args:
-        num_reports: what a whole trial makes.
-        grace_reports: reports before a trial may be stopped.
-        reduction_factor: one in so many goes on at each rung.
+        num_reports: number of reports of a complete trial.
+        grace_reports: number of reports before a trial may be stopped.
+        reduction_factor: at each rung, the best 1/`reduction_factor` of the trials continue.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
 
     References:
         Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning".
@@ -28,7 +28,7 @@ def asha(
         raise ValueError(f"asha: reduction_factor is {reduction_factor}; it must be above 1")
     return AsyncHyperBandScheduler(
         grace_period=grace_reports,
-        # Whoever makes the last report has finished: nothing may be stopped there.
+        # ASHA stops trials at max_t. A trial that makes its last report has finished instead.
         max_t=num_reports + 1,
         reduction_factor=reduction_factor,
     )

@@ -1,4 +1,4 @@
-"""Searchers and schedulers by name; the algorithms are Optuna's and Ray Tune's."""
+"""The built-in searchers, which draw configurations: a grid, and samplers of Optuna."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from dynopt_ray.cluster.searching.space import Flat, Space
 
 
 def random(*, seed: int) -> Searcher:
-    """Independent draws.
+    """Draw every configuration independently at random.
 
     Args:
-        seed: of the draws.
+        seed: seed of the draws.
     """
     from optuna.samplers import RandomSampler
 
@@ -21,12 +21,13 @@ def random(*, seed: int) -> Searcher:
 
 
 def optuna(*, seed: int, num_startup_trials: int = 10) -> Searcher:
-    """Optuna's tree-structured Parzen estimator: draws near what did well.
+    """Optuna's tree-structured Parzen estimator, which draws near configurations that did well.
 
     Args:
-        seed: of the draws. With several trials at once it sees their results in the order in
-            which they arrive; with one at a time the same seed gives the same search.
-        num_startup_trials: trials drawn at random before it begins to learn.
+        seed: seed of the draws. With one trial at a time, the same seed gives the same search.
+            With several at once it need not, because results are used in the order in which they
+            arrive.
+        num_startup_trials: number of trials drawn at random before results are used.
     """
     from optuna.samplers import TPESampler
 
@@ -34,11 +35,11 @@ def optuna(*, seed: int, num_startup_trials: int = 10) -> Searcher:
 
 
 class Sampled(OptunaSearch):
-    """Draws by one of Optuna's samplers.
+    """A searcher that draws with one of Optuna's samplers.
 
     Args:
-        sampler: it.
-        first: what to try before it draws, and to learn from.
+        sampler: the sampler.
+        first: points to try before the sampler draws. It learns from them, too.
     """
 
     def __init__(self, sampler: Any, first: Sequence[Flat] = ()) -> None:
@@ -49,35 +50,35 @@ class Sampled(OptunaSearch):
         self._own_sampler = sampler
 
     def beginning_with(self, first: Sequence[Flat]) -> "Sampled":
-        """The same, before anything is drawn, but some points come first."""
+        """Return a searcher with the same sampler that tries some points first; call before drawing."""
         return Sampled(self._own_sampler, first)
 
 
 def grid(*, seed: int) -> "Grid":
-    """Every configuration of a space of choices, once each, in order.
+    """Try every configuration of a space of choices once, in order.
 
     Args:
-        seed: of nothing: a grid draws nothing.
+        seed: unused, because a grid draws nothing at random.
     """
     del seed
     return Grid()
 
 
 class Grid(Searcher):
-    """See `grid`."""
+    """The searcher that `grid` makes."""
 
     def __init__(self) -> None:
         super().__init__(metric="utility", mode="max")
         self._points: list[Flat] = []
 
     def cover(self, space: Space) -> int:
-        """Begin with a space.
+        """Set the space whose configurations will be tried.
 
         Returns:
-            How many configurations it has.
+            The number of configurations.
 
         Raises:
-            SpecError: it has ranges.
+            SpecError: the space has a range.
         """
         self._points = space.grid()
         return len(self._points)
@@ -85,12 +86,12 @@ class Grid(Searcher):
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
-        """Nothing to set: what it covers is known, and no result changes it."""
+        """Change nothing: `cover` has set the space, and results do not matter."""
         del metric, mode, config, spec
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next configuration, while there is one."""
+        """Return the next configuration, or `FINISHED` after the last one."""
         del trial_id
         if not self._points:
             finished: Any = Searcher.FINISHED
@@ -100,10 +101,10 @@ class Grid(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing to learn."""
+        """Do nothing: a grid does not learn from results."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: searches are not resumed."""
+        """Do nothing: searches are not resumed."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing; see `save`."""
+        """Do nothing; see `save`."""

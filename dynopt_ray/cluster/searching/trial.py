@@ -1,4 +1,4 @@
-"""What trials say while they run, and the tables made of it. Nothing here imports Ray."""
+"""The interface of trials, and the measurements that they yield. Nothing here imports Ray."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,17 +17,17 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measurement:
-    """How a trial is doing.
+    """A measurement of a trial while it runs.
 
     Attributes:
-        step: optimizer steps so far.
+        step: number of optimizer steps so far.
         accuracy: the task's metric on validation data; larger is better.
-        cost: the network's cost relative to where it started.
-        final: whether this is the trial's last measurement. Trials that end without one were
-            stopped early.
-        details: more figures for the tables, such as the loss.
-        network: what gives the network as `structure.save` writes it. It is called once, at the
-            final measurement, and only if no trial before was better.
+        cost: the network's cost relative to its cost at the start.
+        final: whether this is the last measurement of the trial. A trial that ends without one
+            counts as stopped early.
+        details: further figures for the tables, such as the loss.
+        network: returns the network in the format of `structure.save`. It is called at most once:
+            at the final measurement, if no earlier trial was better.
     """
 
     step: int
@@ -38,10 +38,10 @@ class Measurement:
     network: Callable[[], bytes] | None = None
 
     def row(self, cost_weight: float) -> dict[str, Any]:
-        """The figures, with utility = accuracy − cost_weight · cost.
+        """Return the figures as a row of a table, with utility = accuracy − cost_weight · cost.
 
         Raises:
-            DivergedError: accuracy or cost is not finite.
+            DivergedError: the accuracy or the cost is not finite.
         """
         figures = {"accuracy": float(self.accuracy), "cost": float(self.cost)}
         for name, value in figures.items():
@@ -57,16 +57,16 @@ class Measurement:
 
 
 class Trial(Protocol):
-    """What is searched over: a configuration in, measurements out.
+    """Runs one configuration and yields measurements. A search calls it once per configuration.
 
-    It must pickle (with cloudpickle), and depend on nothing but its own fields and the
-    configuration. A trial may have `check(config)`, which raises `SpecError` for a
-    configuration that it cannot run; it is called for a few that cover the space before
-    anything starts.
+    It must be picklable by cloudpickle, and may depend only on its own fields and the
+    configuration. It may have a method `check(config)` that raises `SpecError` for a
+    configuration that it cannot run. Before any trial starts, `check` is called with a few
+    configurations that cover the space.
     """
 
     def __call__(self, config: Config) -> Iterator[Measurement]:
-        """Run one trial. It may be abandoned after any measurement."""
+        """Run one trial. The search may stop iterating after any measurement."""
 
 
 def measured(
@@ -75,13 +75,13 @@ def measured(
     cost_weight: float,
     keep: Callable[[float, float, Callable[[], bytes]], None],
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a trial's measurements; the network of the final one is offered to `keep`.
+    """Run a trial and yield a row per measurement; offer the final network to `keep`.
 
     Args:
-        trial: what runs.
+        trial: the trial to run.
         config: its configuration.
-        cost_weight: λ.
-        keep: takes utility, cost and what gives the network.
+        cost_weight: λ of utility = accuracy − λ · cost.
+        keep: called with the utility, the cost and a function that returns the network.
 
     Raises:
         DivergedError: a figure is not finite.

@@ -1,4 +1,4 @@
-"""Trials on a cluster with Ray Tune."""
+"""Run the trials of a search on a cluster with Ray Tune."""
 
 import logging
 import math
@@ -20,13 +20,14 @@ from dynopt_ray.cluster.searching.result import BestNetwork
 from dynopt_ray.cluster.searching.space import Space
 from dynopt_ray.cluster.searching.trial import Trial, measured
 
-# What Tune adds to a result is told from what the trial measured by their names.
+# Two more keys of a reported result: the names of the figures that the trial measured, because
+# Tune adds figures of its own, and the error of a failed trial.
 _NAMES, _FAILURE = "measured", "failure"
 
 _ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 the only quiet combination
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # four files per trial that nobody reads
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would turn Ctrl-C into an early success
+    "RAY_AIR_NEW_OUTPUT": "0",  # quiet only in combination with verbose=0
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no four files per trial that nobody reads
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else Ctrl-C would look like an early success
     "TUNE_WARN_THRESHOLD_S": "30",
 }
 
@@ -34,14 +35,16 @@ _ENVIRONMENT = {
 def run_on_cluster(
     plan: SearchPlan, *, resources: Mapping[str, float], max_concurrent: int
 ) -> tuple[str, bytes] | None:
-    """Run trials as Tune actors that are reused; see `search`. Ray must be running.
+    """Run the trials of a search in Tune actors, each of which runs many trials; see `search`.
+
+    Ray must be running.
 
     Returns:
-        What `BestNetwork` kept.
+        The id and the network of the best trial, or None if no trial gave a network.
     """
     keeper: Any = ray.remote(BestNetwork).options(num_cpus=0).remote()
     shared = {"trial": plan.trial, "space": plan.space, "cost_weight": plan.cost_weight}
-    # Parameters go to the object store once, not to every trial.
+    # This puts the trial's data into the object store once, not once per trial.
     train = tune.with_parameters(_train, **shared, keeper=keeper, resources=dict(resources))
     with _quiet(), tempfile.TemporaryDirectory(prefix="dynopt-search-") as storage:
         tuner = tune.Tuner(
@@ -75,11 +78,11 @@ def _train(
     keeper: Any,
     resources: Mapping[str, float],
 ) -> None:
-    """What a worker runs for one trial."""
+    """Run one trial in a worker."""
     torch.set_num_threads(max(1, int(resources.get("cpu", 1))))
     gpus = resources.get("gpu", 0)
     if 0 < gpus < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(gpus)  # to Ray a fraction is bookkeeping only
+        torch.cuda.set_per_process_memory_fraction(gpus)  # Ray does not enforce fractions
 
     def keep(utility: float, cost: float, network: Callable[[], bytes]) -> None:
         if ray.get(keeper.wants.remote(utility, cost)):
@@ -90,13 +93,13 @@ def _train(
         for row in measured(trial, space.decode(flat), cost_weight, keep):
             tune.report({**row, _NAMES: list(row)})
     except Exception as error:
-        # Whatever a trial raises ends that trial alone. Raised on to Tune it would end the actor
-        # too, and a new one takes seconds. NaN tells searcher and scheduler of the failure.
+        # An error ends only its own trial. If it reached Tune, it would end the actor too, and
+        # starting a new one takes seconds. NaN tells the searcher and the scheduler of the failure.
         tune.report({"utility": math.nan, _FAILURE: f"{type(error).__name__}: {error}"})
 
 
 class _Listener(tune.Callback):
-    """Tells the log what Tune's controller sees."""
+    """Records in the log what Tune's controller reports about trials."""
 
     def __init__(self, plan: SearchPlan) -> None:
         self._plan = plan
@@ -104,15 +107,15 @@ class _Listener(tune.Callback):
         self._failures: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves its callbacks to resume experiments, and we resume none of its."""
+        """Return nothing: Tune saves callbacks to resume experiments, which searches never do."""
         return {}
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """A trial begins."""
+        """Record the start of a trial."""
         del iteration, info
-        # Trials that were drawn together start in any order.
+        # The index is the order of drawing. Trials that were drawn together start in any order.
         self._log.start(trial.trial_id, trials.index(trial), self._plan.space.decode(trial.config))
 
     def on_trial_result(
@@ -123,7 +126,7 @@ class _Listener(tune.Callback):
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """A trial has reported."""
+        """Record a measurement, or the error of a trial that failed."""
         del iteration, trials, info
         if _FAILURE in result:
             self._failures[trial.trial_id] = result[_FAILURE]
@@ -133,14 +136,14 @@ class _Listener(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """A trial has finished or was stopped."""
+        """Record the end of a trial that finished, failed or was stopped."""
         del iteration, trials, info
         self._end(trial, self._failures.get(trial.trial_id))
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """A trial's process has died, or could not start."""
+        """Record the end of a trial whose process died or could not start."""
         del iteration, trials, info
         self._end(trial, _cause(trial.get_pickled_error()))
 
@@ -150,7 +153,7 @@ class _Listener(tune.Callback):
 
 
 def _cause(error: Exception | None) -> str:
-    """What went wrong in the trial itself, without the layers that Ray puts around it."""
+    """Return the trial's own error as text, without the errors that Ray wraps around it."""
     cause: BaseException | None = error
     while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
         cause = cause.cause
@@ -159,7 +162,7 @@ def _cause(error: Exception | None) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Tune without its tables, its files and the traceback of every failed trial."""
+    """Suppress Tune's tables, its files and the traceback of every failed trial."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     logger = logging.getLogger("ray.tune")
@@ -167,7 +170,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            # ASHA's quantiles, where the first trials of a rung have failed.
+            # ASHA takes quantiles of nothing but NaN if the first trials of a rung have failed.
             warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
             yield
     finally:

@@ -1,4 +1,4 @@
-"""Sessions: the one place that starts or joins Ray, and ends what it started."""
+"""Sessions start or join Ray, and end what they started."""
 
 import lazy_loader
 

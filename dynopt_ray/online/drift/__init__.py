@@ -1,4 +1,4 @@
-"""Drift of a stream: detectors that notice it, and reactions to it."""
+"""Drift of a stream: drift detectors, and reactions to drift."""
 
 from dynopt_ray.online.drift.detectors import Detector, Replayed, build_detector
 from dynopt_ray.online.drift.raise_rate import RaiseRate

@@ -1,9 +1,9 @@
-"""Drift detectors: they watch the stream of errors and say when it has changed.
+"""Drift detectors: they monitor the errors of a learner and report when the stream has drifted.
 
-The algorithms are river's. Their state lives in Rust objects and private attributes that
-cannot be saved without pickle, and no pickle may be loaded from a checkpoint. So `Replayed`
-keeps the errors themselves, and a restored detector is fed them again. This needs nothing from
-a detector but determinism, so it holds for any of river's, present and future.
+The algorithms are river's. Their state is kept in Rust objects and private attributes, which cannot
+be saved without pickle, and a checkpoint must never load pickle. So `Replayed` stores the errors
+themselves, and a restored detector processes them again. This only requires a deterministic
+detector, so it works for all of river's detectors, present and future.
 """
 
 from array import array
@@ -17,48 +17,49 @@ from dynopt_ray.errors import CheckpointError
 
 
 class Detector(Protocol):
-    """What the learner needs of a drift detector."""
+    """The interface that a learner needs of a drift detector."""
 
     def update(self, error: float, /) -> bool:
-        """Take the next event's error; True where the stream has drifted."""
+        """Take the error of the next event; return whether the stream has drifted."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state: numbers, strings, lists and tensors."""
+        """Return the whole state: numbers, strings, lists and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly as the detector that gave `state` would."""
+        """Continue exactly as the detector whose `state_dict` returned `state`."""
 
 
 class RiverDetector(Protocol):
-    """What `Replayed` needs of a detector of river's."""
+    """The interface that `Replayed` needs of a river detector."""
 
     @property
     def drift_detected(self) -> bool:
-        """Whether the last value was the one at which a change was found."""
+        """Whether a change was found at the latest value."""
 
     def update(self, x: float) -> object:
         """Take the next value."""
 
 
 class Replayed:
-    """A river detector whose state is the log of the errors it has seen.
+    """A river detector whose state is the log of the errors that it has seen.
 
-    The log starts anew when a change is detected, because river's detectors do too. It is bounded:
-    at `max_log` errors the detector is rebuilt from the latest half, in the running learner as
-    in a restored one, so that both stay the same to the bit. A detector thus remembers between
-    `max_log / 2` and `max_log` errors, at twice its own cost per error: 0.4 µs for ADWIN, 0.8
-    for Page–Hinkley. Restoring takes at most `max_log` updates: 2 ms and 4 ms.
+    When a change is detected, the log is emptied and the detector is built again, because river's
+    detectors start over too. The log is bounded: when it reaches `max_log` errors, the detector is
+    rebuilt from the latest half. A restored detector is rebuilt at the same errors as one that was
+    never saved, so both stay bit-identical. A detector thus remembers between `max_log / 2` and
+    `max_log` errors, at twice its own cost per error: 0.4 µs for ADWIN, 0.8 µs for Page–Hinkley.
+    Restoring takes at most `max_log` updates: 2 ms for ADWIN, 4 ms for Page–Hinkley.
 
-    Only a rise of the error is reported. ADWIN and KSWIN find any change, and a falling error
-    is what learning looks like: reacting to it would raise the rate of a network that is doing
-    well.
+    Only a rise of the error is reported. ADWIN and KSWIN find any change, but a falling error is
+    the normal effect of learning. Reacting to it would raise the learning rate of a network that
+    is doing well.
 
     Args:
-        build: makes a fresh detector; it must be deterministic (seeded).
-        max_log: the most errors kept, at least 2.
+        build: builds a new detector, which must be deterministic (seeded).
+        max_log: the number of errors at which the log is halved, >= 2.
 
     Raises:
-        ValueError: `max_log` below 2.
+        ValueError: `max_log` is below 2.
 
     Example:
         >>> from river.drift import ADWIN
@@ -76,7 +77,7 @@ class Replayed:
         self._detector = build()
 
     def update(self, error: float) -> bool:
-        """Take the next event's error; True where the stream has drifted."""
+        """Take the error of the next event; return whether the stream has drifted."""
         self._log.append(error)
         self._detector.update(error)
         changed = bool(self._detector.drift_detected)
@@ -88,7 +89,7 @@ class Replayed:
         return risen
 
     def state_dict(self) -> dict[str, Any]:
-        """The detector's name and the errors since the last drift or rebuild."""
+        """Return the detector's type and the log of errors."""
         return {
             "kind": type(self._detector).__name__,
             "errors": torch.tensor(self._log.tolist(), dtype=torch.float64),
@@ -98,19 +99,20 @@ class Replayed:
         """Rebuild the detector from a log of errors.
 
         Raises:
-            CheckpointError: it is of another detector, or longer than this one would have kept.
+            CheckpointError: the log belongs to another detector, or is longer than this detector
+                would have kept.
         """
         kind = type(self._detector).__name__
         if state["kind"] != kind:
             raise CheckpointError(
-                f"the snapshot is of the drift detector {state['kind']}, this is {kind}; build the "
-                "learner as it was saved"
+                f"the snapshot belongs to the drift detector {state['kind']}, but this one is "
+                f"{kind}; build this learner like the saved one"
             )
         errors = array("d", state["errors"].tolist())
         if len(errors) >= self._max_log:
             raise CheckpointError(
-                f"the snapshot holds {len(errors)} errors of a drift detector that keeps fewer "
-                f"than {self._max_log}; build it with the same max_log as when it was saved"
+                f"the snapshot holds {len(errors)} errors, but this drift detector keeps fewer "
+                f"than {self._max_log}; build it with the same max_log as the saved one"
             )
         self._restart(errors)
 
@@ -129,7 +131,7 @@ def _has_risen(errors: "array[float]") -> bool:
 
 
 def _river(path: str, settings: dict[str, Any], *, max_log: int = 10_000) -> Replayed:
-    """A detector of river's by its path; river is imported here, at first use."""
+    """Return the river detector at a path; river is imported here, at first use."""
     kind = plugins.import_attribute(path)
     return Replayed(lambda: kind(**settings), max_log=max_log)
 
@@ -142,7 +144,8 @@ def adwin(**settings: Any) -> Replayed:
 def kswin(*, seed: int = 0, window_size: int = 100, **settings: Any) -> Replayed:
     """KSWIN: a Kolmogorov–Smirnov test on a sliding window. `settings` are river's.
 
-    It forgets all but its window, and an update takes 170 µs, so its log is short.
+    KSWIN remembers only its window, and an update takes 170 µs. So the log is limited to ten
+    windows.
     """
     settings |= {"seed": seed, "window_size": window_size}
     return _river("river.drift:KSWIN", settings, max_log=10 * window_size)
@@ -152,7 +155,7 @@ def page_hinkley(*, mode: str = "up", **settings: Any) -> Replayed:
     """Page–Hinkley: the errors have risen above their mean. `settings` are river's.
 
     Args:
-        mode: "up" watches for a rising error; "both" would start anew at every improvement.
+        mode: "up" detects only a rise of the error; "both" would start over at every improvement.
         **settings: river's other settings.
     """
     return _river("river.drift:PageHinkley", {"mode": mode, **settings})
@@ -174,10 +177,10 @@ def hddm_w(**settings: Any) -> Replayed:
 
 
 def build_detector(detector: str | Detector | None) -> Detector | None:
-    """A detector from a plugin's name, or the object itself.
+    """Return the detector with a plugin's name, or the given detector itself.
 
     Raises:
-        UnknownNameError: no detector of this name.
+        UnknownNameError: no detector has this name.
     """
     if isinstance(detector, str):
         built: Detector = plugins.load("detectors", detector)()

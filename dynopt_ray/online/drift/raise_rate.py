@@ -1,4 +1,4 @@
-"""Raising the learning rate for a while after drift."""
+"""A reaction that raises the learning rate for some time after drift."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from dynopt_ray.online.drift.reaction import ReactingLearner
 class RaiseRate:
     """Raises the learning rate on drift, then lets it fall back.
 
-    n events after the drift the rate is multiplied with 1 + (factor − 1)·2^(−n / half_life);
-    the boost ends when it is below 1.01.
+    n events after the drift, every rate is multiplied by 1 + (factor − 1)·2^(−n / half_life). This
+    boost ends when it is below 1.01.
 
     Args:
         factor: the boost at the drift, > 1.
-        half_life: events in which the excess of the boost halves, >= 1.
+        half_life: the number of events after which boost − 1 has halved, >= 1.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, *, factor: float = 4.0, half_life: int = 50) -> None:
@@ -30,14 +30,14 @@ class RaiseRate:
 
     @property
     def memory(self) -> int:
-        """No events."""
+        """0: this reaction needs no past events."""
         return 0
 
     def prepare(self, _learner: ReactingLearner, /) -> None:
-        """Any learner will do."""
+        """Accept any learner."""
 
     def __call__(self, learner: ReactingLearner, *, drift: bool) -> None:
-        """Start the boost on drift; set what is left of it otherwise."""
+        """Start the boost on drift; otherwise let it decay."""
         if drift:
             self._since = learner.events
         if self._since is None:
@@ -49,9 +49,9 @@ class RaiseRate:
         learner.rates.boost = boost
 
     def state_dict(self) -> dict[str, Any]:
-        """The event at which the boost began."""
+        """Return the event at which the boost began."""
         return {"since": self._since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace it."""
+        """Replace the event at which the boost began."""
         self._since = state["since"]

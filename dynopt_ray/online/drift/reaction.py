@@ -1,4 +1,4 @@
-"""Reactions: what a learner does when its stream drifts. None of them resets weights."""
+"""Reactions: what a learner does when its stream drifts. No reaction resets weights."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,100 +12,100 @@ from dynopt_ray.structure import Edit, Graph, Receipt
 
 
 class Boosted(Protocol):
-    """Learning rates that can be raised for a while."""
+    """Learning rates that can be raised for some time."""
 
     boost: float
-    """What the rate is multiplied with."""
+    """The factor by which every rate is multiplied."""
 
 
 class LatestEvents(Protocol):
     """The latest events of a stream."""
 
     def latest(self, count: int) -> tuple[Tensor, Tensor]:
-        """The inputs and targets of the last `count` events, or of as many as are kept."""
+        """Return inputs and targets of the latest `count` events, or of all if fewer are kept."""
 
 
 class ReactingLearner(Protocol):
-    """What a reaction may use of its learner; `OnlineLearner` provides it."""
+    """The interface of a learner that its reactions may use; `OnlineLearner` provides it."""
 
     @property
     def model(self) -> nn.Module:
-        """Its network."""
+        """The network that learns."""
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimizer over its network."""
+        """The optimizer of the network."""
 
     @property
     def events(self) -> int:
-        """How many events it has learned from."""
+        """The number of events that the learner has received, including quarantined ones."""
 
     @property
     def rates(self) -> Boosted:
-        """Its learning rates."""
+        """The learning rates."""
 
     @property
     def memory(self) -> LatestEvents:
-        """The latest events, as many as its reactions asked for."""
+        """The latest events, at least as many as each reaction asks for in `Reaction.memory`."""
 
     @property
     def structure(self) -> Graph | None:
-        """Its traced network, if it was built with one."""
+        """The traced network, or None if the learner was built without one."""
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Take one optimizer step on a mini-batch.
 
         Raises:
-            DataError: the network cannot be trained on it; nothing was changed.
+            DataError: the network cannot be trained on the mini-batch; nothing was changed.
         """
 
     def resize(self, plan: Sequence[Edit]) -> Receipt:
-        """Carry out a plan of edits on its network and optimizer.
+        """Apply a plan of edits to the network and its optimizer.
 
         Raises:
-            LearnerError: it was built without `structure`.
-            EditError: the plan cannot be carried out; nothing was changed.
+            LearnerError: the learner was built without `structure`.
+            EditError: the plan cannot be applied; nothing was changed.
         """
 
     def generator(self) -> torch.Generator:
-        """A seeded generator on the CPU, a new one at each call, the same after a restore."""
+        """Return a new seeded CPU generator at each call; a restored learner gets the same ones."""
 
 
 class Reaction(Protocol):
-    """Called after every call of `learn`, with whether drift was detected in it.
+    """A callable that a learner calls after each `learn`, with whether drift was detected in it.
 
     A reaction may change `learner.rates.boost`, train with `learner.update`, read
     `learner.memory`, or resize the network with `learner.resize`; the learner's snapshot covers
-    all of these. State of its own belongs into its `state_dict`. Random choices take
-    `learner.generator()`, so that a restored learner makes the same ones. An error that leaves a
-    reaction ends the learner: `learner.update` raises a `DataError` where the network cannot be
-    trained on a mini-batch.
+    all of these. The `state_dict` of the reaction must contain any state of its own. Random
+    choices must use `learner.generator()`, so that a restored learner makes the same choices. An
+    error that a reaction does not catch ends the learner. In particular, `learner.update` raises
+    a `DataError` if the network cannot be trained on a mini-batch.
     """
 
     @property
     def memory(self) -> int:
-        """How many of the latest events the learner keeps for this reaction."""
+        """The number of latest events that the learner must keep for this reaction."""
 
     def prepare(self, learner: ReactingLearner, /) -> None:
-        """Called once, when the learner is built: refuse one that this reaction cannot serve."""
+        """Refuse a learner that this reaction cannot serve; called once, when it is built."""
 
     def __call__(self, learner: ReactingLearner, *, drift: bool) -> None:
-        """React, or let an earlier reaction wear off."""
+        """React to drift; if there is none, let the effect of an earlier reaction wear off."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state: numbers, strings, lists and tensors."""
+        """Return the whole state: numbers, strings, lists and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly as the reaction that gave `state` would."""
+        """Continue exactly as the reaction whose `state_dict` returned `state`."""
 
 
 def build_reactions(
     reactions: str | Reaction | Sequence[str | Reaction],
 ) -> tuple[Reaction, ...]:
-    """Reactions from plugins' names or as objects, one or several.
+    """Return one or several reactions, given as plugins' names or as objects, as a tuple.
 
     Raises:
-        UnknownNameError: no reaction of this name.
+        UnknownNameError: no reaction has this name.
     """
     if isinstance(reactions, str) or callable(reactions):
         reactions = (reactions,)

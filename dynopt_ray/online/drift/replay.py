@@ -1,4 +1,4 @@
-"""Training again on the latest events after drift."""
+"""A reaction that trains again on the latest events after drift."""
 
 from contextlib import suppress
 from typing import Any
@@ -10,18 +10,18 @@ from dynopt_ray.online.drift.reaction import ReactingLearner
 
 
 class Replay:
-    """Trains on the latest events once more when the stream drifts.
+    """Trains again on the latest events when the stream drifts.
 
-    A mini-batch that the network cannot be trained on (one event through BatchNorm) is left out.
+    A mini-batch that the network cannot be trained on (a single event with BatchNorm) is left out.
 
     Args:
-        window: how many of the latest events are replayed. A detector needs some tens of
-            events to notice a drift, so the latest ones are of the new kind.
-        passes: how often each is replayed.
-        batch_size: events per update.
+        window: the number of latest events to replay, >= 1. A detector notices a drift only after
+            some tens of events, so these already come from after the drift.
+        passes: the number of times each event is replayed, >= 1.
+        batch_size: the number of events per update, >= 1.
 
     Raises:
-        ValueError: an argument below 1.
+        ValueError: an argument is below 1.
     """
 
     def __init__(self, *, window: int = 64, passes: int = 2, batch_size: int = 16) -> None:
@@ -34,14 +34,14 @@ class Replay:
 
     @property
     def memory(self) -> int:
-        """The events to replay."""
+        """The number of events to replay."""
         return self._window
 
     def prepare(self, _learner: ReactingLearner, /) -> None:
-        """Any learner will do."""
+        """Accept any learner."""
 
     def __call__(self, learner: ReactingLearner, *, drift: bool) -> None:
-        """Replay on drift."""
+        """Replay the latest events on drift."""
         if not drift:
             return
         x, y = learner.memory.latest(self._window)
@@ -52,8 +52,8 @@ class Replay:
                     learner.update(x[rows], y[rows])
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: what is replayed belongs to the learner."""
+        """Return an empty state: the events to replay are part of the learner's state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Do nothing: there is no state to restore."""

@@ -1,4 +1,4 @@
-"""Growing the network after drift."""
+"""A reaction that grows the network after drift."""
 
 from typing import Any
 
@@ -8,39 +8,40 @@ from dynopt_ray.structure import Grow
 
 
 class Widen:
-    """Grows every layer of the network when the stream drifts, without changing its output.
+    """Grows every width group when the stream drifts, without changing the network's output.
 
-    Groups that cannot grow exactly (a LayerNorm over their own width) keep theirs. The new
-    units start as fresh ones do; what was learned stays, and so does the optimizer's state.
+    Groups that cannot grow exactly (with a LayerNorm over their own width) keep their width. New
+    units get fresh weights; the existing weights and the optimizer's state are kept.
 
     Args:
-        fraction: units added per drift, relative to the width a group began with, > 0.
-        most: no group becomes wider than this many times the width it began with, > 1.
+        fraction: the number of units added per drift, relative to the initial width of the group,
+            > 0.
+        most: the largest width of a group, relative to its initial width, > 1.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, *, fraction: float = 0.25, most: float = 4.0) -> None:
         if not fraction > 0:
             raise ValueError(f"Widen: fraction is {fraction}; it must be > 0 to add units")
         if not most > 1:
-            raise ValueError(f"Widen: most is {most}; it must be > 1 to leave room")
+            raise ValueError(f"Widen: most is {most}; it must be > 1 to leave room to grow")
         self._fraction = fraction
         self._most = most
         self._first_widths: dict[str, int] = {}
 
     @property
     def memory(self) -> int:
-        """No events."""
+        """0: this reaction needs no past events."""
         return 0
 
     def prepare(self, learner: ReactingLearner, /) -> None:
-        """Note the widths to begin with.
+        """Store the initial widths of the network.
 
         Raises:
-            LearnerError: the learner does not know its network's structure, or nothing in it
-                can grow exactly.
+            LearnerError: the learner was built without `structure`, or no width group of its
+                network can grow exactly.
         """
         if learner.structure is None or not any(g.exact_growth for g in learner.structure.groups):
             raise LearnerError(
@@ -50,7 +51,7 @@ class Widen:
         self._first_widths = learner.structure.widths
 
     def __call__(self, learner: ReactingLearner, *, drift: bool) -> None:
-        """Grow on drift, as far as there is room."""
+        """Grow on drift, except groups that would become too wide."""
         if not drift or learner.structure is None:
             return
         plan = []
@@ -61,12 +62,12 @@ class Widen:
                 plan.append(Grow(group.name, units=units))
         if plan:
             learner.resize(plan)
-            learner.structure.commit()  # a stream has no end, and receipts hold memory
+            learner.structure.commit()  # a stream has no end, and receipts use memory
 
     def state_dict(self) -> dict[str, Any]:
-        """The widths to begin with."""
+        """Return the initial widths."""
         return {"first_widths": dict(self._first_widths)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace them."""
+        """Replace the initial widths."""
         self._first_widths = dict(state["first_widths"])

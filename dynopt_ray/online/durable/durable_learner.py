@@ -8,8 +8,8 @@ this true whenever the process dies:
 - An event is synced to the journal before it is learned and acknowledged. So every acknowledged
   event can be replayed.
 - A snapshot is written completely before the journal is emptied. A crash between the two leaves
-  events in the journal that the snapshot covers; their sequence numbers tell, and replaying skips
-  them.
+  events in the journal that the snapshot covers. A replay recognises them by their sequence
+  numbers and skips them.
 
 A sender that has received no acknowledgement sends its events again. Sequence numbers that were
 already learned are ignored and gaps are refused, so each event takes effect exactly once.

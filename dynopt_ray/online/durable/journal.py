@@ -7,9 +7,10 @@ journal holds these events. Three rules ensure that no acknowledged event is los
 - The next record is written only after the sync of the one before. So a crash or power failure
   can damage only the last record, whose events were not acknowledged. Checksums detect the
   damage. On opening, a bad record at the end of the file is considered a torn write and is
-  dropped. A bad record with good ones behind it is corruption, and the file is refused.
-- `restart` replaces the file with an empty one by a single rename, once a snapshot covers all
-  entries. No event is appended until the rename is on disk. Otherwise a power failure could bring
+  dropped; later damage to the last record looks the same. A bad record with good ones behind it
+  is corruption, and the file is refused.
+- Once a snapshot covers all entries, `restart` replaces the file with an empty one by a single
+  rename. No event is appended until the rename is on disk. Otherwise a power failure could bring
   back the old file, without the events that were appended to the new one.
 
 Layout, all little-endian:
@@ -110,7 +111,7 @@ class Journal:
             )
         body = b"".join(_encode(entry.x) + _encode(entry.y) for entry in entries)
         if len(body) > _MAX_BODY_BYTES:
-            raise LearnerError(f"{len(entries)} events take {len(body)} bytes; send fewer at a time")
+            raise LearnerError(f"{len(entries)} events take {len(body)} bytes; send fewer at once")
         try:
             self._settle()
             self._file.seek(self._end)
@@ -249,7 +250,7 @@ class Journal:
                 continue
             raise CheckpointError(
                 f"journal {self._path} is damaged after sequence {self.last}, at byte "
-                f"{self._end} of {size}: events up to {first - 1} are lost, but later ones are there"
+                f"{self._end} of {size}: events up to {first - 1} are lost, but later ones exist"
             )
         self._file.truncate(self._end)
         os.fsync(self._file.fileno())

@@ -1,4 +1,4 @@
-"""Events: what a stream may bring, and the quarantine for what cannot be learned from."""
+"""Conversion and checks of events, and the quarantine for unusable ones."""
 
 import math
 from collections import deque
@@ -15,11 +15,11 @@ from dynopt_ray.errors import DataError
 
 @dataclass(frozen=True)
 class Rejected:
-    """One event that was not learned from.
+    """One event that the learner did not learn from.
 
     Attributes:
-        event: its number in the stream, from 1.
-        reason: what is wrong with it, with the value and its place.
+        event: number of the event in the stream, from 1.
+        reason: what is wrong with the event, with the value and its place.
     """
 
     event: int
@@ -27,10 +27,10 @@ class Rejected:
 
 
 class Quarantine:
-    """How many events were refused, and why the last ones were.
+    """The number of events that were refused, and the latest reasons.
 
     Args:
-        keep: how many reasons are kept.
+        keep: the number of reasons to keep.
     """
 
     def __init__(self, keep: int = 20) -> None:
@@ -43,7 +43,7 @@ class Quarantine:
         self.latest.extend(rejected)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count and the reasons, as JSON-able data."""
+        """Return the count and the reasons as JSON-able data."""
         return {"total": self.total, "latest": [[r.event, r.reason] for r in self.latest]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -54,10 +54,12 @@ class Quarantine:
 
 
 def event_tensor(value: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number, list, array or tensor as a tensor; floats take `dtype`, whole numbers keep theirs.
+    """Return a number, list, array or tensor as a tensor on a device.
+
+    Floats are converted to `dtype`; whole numbers and booleans keep their type.
 
     Raises:
-        DataError: it is not numeric, or its rows differ in length.
+        DataError: the value is not numeric, or its rows differ in length.
     """
     if not isinstance(value, Tensor):
         try:
@@ -70,12 +72,13 @@ def event_tensor(value: Any, *, dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def as_batch(x: Tensor, event_shape: torch.Size | None) -> tuple[Tensor, bool]:
-    """`x` as a mini-batch, and whether it was a single event.
+    """Return `x` as a mini-batch, and whether `x` is a single event.
 
-    Before the first event has shown its shape, one dimension means one event.
+    If `event_shape` is None, because there has been no good event yet, an `x` with at most one
+    dimension is a single event.
 
     Raises:
-        DataError: neither an event of `event_shape` nor a mini-batch of such events.
+        DataError: `x` is neither an event of shape `event_shape` nor a mini-batch of such events.
     """
     if event_shape is None:
         single = x.ndim <= 1
@@ -86,16 +89,18 @@ def as_batch(x: Tensor, event_shape: torch.Size | None) -> tuple[Tensor, bool]:
     else:
         raise DataError(
             f"x has shape {tuple(x.shape)}; an event of this stream has shape "
-            f"{tuple(event_shape)}, a mini-batch (events, {', '.join(map(str, event_shape))})"
+            f"{tuple(event_shape)}, and a mini-batch has shape "
+            f"(events, {', '.join(map(str, event_shape))})"
         )
     return (x[None] if single else x), single
 
 
 def pair_batch(x: Tensor, y: Tensor, event_shape: torch.Size | None) -> tuple[Tensor, Tensor]:
-    """`x` and `y` as a mini-batch of equal length.
+    """Return `x` and `y` as a mini-batch, with one target per event.
 
     Raises:
-        DataError: they do not belong together, or x does not have the stream's shape.
+        DataError: the numbers of events and targets differ, or `x` does not have the shape of the
+            stream's events.
     """
     if event_shape is None:
         single = y.ndim == 0 or x.ndim == 0 or len(x) != len(y)
@@ -105,13 +110,16 @@ def pair_batch(x: Tensor, y: Tensor, event_shape: torch.Size | None) -> tuple[Te
     y = y[None] if single else y
     if y.ndim == 0 or len(x) != len(y):
         found = len(y) if y.ndim else "one"
-        raise DataError(f"x holds {len(x)} events but y {found} label(s); give one per event")
+        raise DataError(
+            f"x holds {len(x)} events but y holds {found} label(s); give one label per event"
+        )
     return x, y
 
 
 def non_finite_problem(name: str, batch: Tensor) -> str | None:
-    """Where a mini-batch first holds NaN or infinity, as a reason; None where all is finite."""
-    # A finite sum is one cheap operation and proves it; only an overflow needs a closer look.
+    """Return where a mini-batch first holds NaN or infinity, or None if all of it is finite."""
+    # A finite sum proves that all values are finite, and it is one cheap operation. Any other sum
+    # needs a closer look, because the sum of finite values may overflow.
     if not batch.is_floating_point() or math.isfinite(batch.sum()):
         return None
     finite = torch.isfinite(batch)
@@ -123,11 +131,11 @@ def non_finite_problem(name: str, batch: Tensor) -> str | None:
 
 
 def label_problem(labels: Tensor, outputs: Tensor) -> str | None:
-    """Why labels cannot belong to outputs of class scores; None where they can.
+    """Return why labels do not fit the class scores of a network, or None if they do.
 
     Args:
         labels: (events, …).
-        outputs: the network's scores, (events, classes, …).
+        outputs: the scores, (events, classes, …).
     """
     num_classes = outputs.shape[1] if outputs.ndim > 1 else 0
     wanted = outputs.shape[:1] + outputs.shape[2:]

@@ -1,13 +1,13 @@
 """The guard checks each update on the latest events, then accepts it, shrinks it or undoes it.
 
-This is the last step of online gradient descent: evaluate, then adjust. The guard measures the
-mean loss V on a window of the latest events before and after each optimizer step. The step stands
-if V has risen by at most a small tolerance. Otherwise the step is halved, several times if
+This is the fourth step of online gradient descent, "evaluate, then adjust". The guard measures the
+mean loss V on a window of the latest events before and after each optimizer step. The step is
+accepted if V has risen by at most a small tolerance. Otherwise it is halved, several times if
 necessary, and finally undone. So no single step can raise V by more than the tolerance.
 
 Why this detects harmful steps: every event is predicted first, then learned, and only then enters
-the window. The step under test was not computed from the window, so a rise of V means that the
-step damages what the network has learned before. Earlier steps have seen the window, so V
+the window. A step is therefore not judged on the event that it learns from, and a rise of V means
+that it damages what the network has learned before. Earlier steps did learn from the window, so V
 underestimates the true error. This does no harm, because V is only compared with itself. Holding
 events out of learning altogether would remove this bias, but would cost a share of the stream.
 """
@@ -70,7 +70,7 @@ class Guard:
             raise ValueError(f"Guard: max_halvings is {self.max_halvings}; it must be >= 0")
 
     def accepts(self, *, before: float, after: float) -> bool:
-        """Whether a step that changed V from `before` to `after` is accepted; never if it is NaN."""
+        """Whether a step that changed V from `before` to `after` is accepted; a NaN never is."""
         return math.isfinite(after) and after <= before + self.tolerance * abs(before)
 
 

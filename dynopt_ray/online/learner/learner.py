@@ -1,4 +1,4 @@
-"""One network that learns on a stream: predict, then learn, from event one."""
+"""The online learner: one network that predicts each event of a stream, then learns from it."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,24 +21,25 @@ from dynopt_ray.online.learner.state import LearnerParts, learner_state, load_le
 from dynopt_ray.structure import Edit, Graph, Receipt, check_optimizer
 from dynopt_ray.tasks import LossFunction, resolve_loss
 
-# A diverged network overflows at every event; ten extreme events in a row are no accident.
+# A diverged network overflows at every event. Ten overflows in a row cannot be mere outliers.
 _MAX_OVERFLOWS = 10
 
 
 @dataclass(frozen=True)
 class LearnResult:
-    """What `learn` did with one event or mini-batch.
+    """The result of learning from one event or mini-batch.
 
     Attributes:
         event: the number of the last event of the call, counted from 1.
-        rows: which rows of the call were learned from; the others are in `rejected`.
-        output: the network's outputs for these rows, from before it learned from them.
-        loss: their mean loss, before learning; NaN where there are none.
-        errors: one error per row: 0 or 1 for classes, the loss for other targets.
+        rows: the rows of the call that were learned from; the others are in `rejected`.
+        output: the network's outputs for these rows, before it learned from them.
+        loss: the mean loss of these rows, before learning; NaN if there are none.
+        errors: one error per row: the fraction of wrong classes (0 or 1 if an event has one
+            label), or the loss of other targets.
         drift: whether the detector found drift in this call.
-        verdict: what became of the update; None where there was none.
-        lr: the learning rate of the optimizer's first group.
-        rejected: the events that were not learned from, with the reasons.
+        verdict: what the guard did with the update; None if there was no update.
+        lr: the learning rate of the optimizer's first parameter group.
+        rejected: the events that were not learned from, with reasons.
     """
 
     event: int
@@ -55,30 +56,31 @@ class LearnResult:
 class OnlineLearner:
     """A network that learns on a stream, one event or mini-batch at a time.
 
-    It learns in the mode the network is in (train mode, for a fresh one) and predicts in eval
-    mode. BatchNorm in train mode needs mini-batches of two events or more; for single events put
-    it into eval mode, where its statistics stay as they are. Its randomness depends on `seed` and
-    the number of updates alone, not on the process around it. It is not safe to share between
-    threads; `freeze()` gives a copy that is.
+    The learner trains the network in its present mode (train mode for a new network) and predicts
+    in eval mode. BatchNorm in train mode needs mini-batches of two or more events. For single
+    events, put BatchNorm into eval mode, in which its statistics do not change. The learner's
+    randomness depends only on `seed` and on the counts of its updates and other draws, not on the
+    rest of the process. A learner is not safe to share between threads; `freeze()` returns a copy
+    that is.
 
     Args:
-        model: the network; it takes mini-batches, events first.
-        optimizer: any torch optimizer over the network's parameters.
-        loss: a loss by name ("cross_entropy", "mse", …), or (output, target) -> mean loss.
-        lr: a learning rate, update number -> learning rate, or what follows the losses: a
-            controller of this optimizer, or the name of one; None leaves the rates to the
-            optimizer.
-        detector: a drift detector's name or the object; it watches 0/1 errors for classes and
-            losses for other targets. None watches nothing.
-        guard: judges every update by the loss on the latest events; None accepts all.
-        reactions: what to do on drift: names, objects, or several of them.
-        structure: the traced network, where a reaction is to resize it.
-        seed: of the learner's own randomness (dropout, replay order).
+        model: the network; it takes mini-batches whose first dimension counts the events.
+        optimizer: any torch optimizer over the network's parameters, except LBFGS.
+        loss: the name of a loss ("cross_entropy", "mse", …), or (output, target) -> mean loss.
+        lr: a learning rate, a schedule (update number -> learning rate), or a controller that
+            adapts the rates of this optimizer to the losses, given as an object or by name. None
+            leaves the rates to the optimizer.
+        detector: a drift detector or its name. It monitors one error per event: 0 or 1 for
+            classes, the loss for other targets. None detects no drift.
+        guard: judges every update by the loss on the latest events; None accepts all updates.
+        reactions: what to do on drift: a reaction, its name, or several of them.
+        structure: the traced network; needed if a reaction resizes the network.
+        seed: seed of the learner's own randomness (dropout, replay order).
 
     Raises:
-        UnknownNameError: no loss, detector or reaction of a name given.
-        EditError: the optimizer trains none of the network's parameters.
-        ValueError: a learning rate that is negative or not finite.
+        UnknownNameError: no loss, learning-rate controller, detector or reaction has a given name.
+        EditError: the optimizer is LBFGS, or trains none of the network's parameters.
+        ValueError: a learning rate is negative or not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -135,12 +137,12 @@ class OnlineLearner:
         )
 
     def predict(self, x: Any) -> Tensor:
-        """The network's output for one event, or for a mini-batch of events.
+        """Return the network's output for one event or for a mini-batch of events.
 
-        Changes nothing: no weight or buffer, no module's mode, no random state.
+        This changes nothing: no weight, no buffer, no mode of a module and no random state.
 
         Raises:
-            DataError: x does not have the stream's shape.
+            DataError: x does not have the shape of the stream's events.
         """
         batch, single = as_batch(
             event_tensor(x, dtype=self._dtype, device=self._device), self.event_shape
@@ -151,17 +153,17 @@ class OnlineLearner:
     def learn(self, x: Any, y: Any) -> LearnResult:
         """Test the network on one event or mini-batch, then learn from it.
 
-        Events that cannot be learned from are quarantined and reported; they change no weight.
-        Where the network takes a mini-batch in eval mode but cannot be trained on it (one event
-        through BatchNorm), all of it is. What the optimizer, the detector, a reaction or a failing
-        device raises is passed on; the event may then be half learned.
+        Events that cannot be learned from are quarantined and reported; they change no weight. If
+        the network accepts a mini-batch in eval mode but cannot be trained on it (a single event
+        with BatchNorm), the whole mini-batch is quarantined. Errors of the optimizer, the
+        detector, a reaction or a failing device are passed on. The event may be half learned then.
 
         Args:
-            x: one event, or a mini-batch with events first.
-            y: its label or target, or one per event.
+            x: one event, or a mini-batch whose first dimension counts the events.
+            y: the label or target of the event, or one per event.
 
         Raises:
-            DivergedError: the network is beyond repair; nothing was changed.
+            DivergedError: the network has diverged; nothing was changed.
         """
         admitted = self._admission.admit(x, y, self.event_shape)
         tested, rows = admitted.tested, admitted.rows
@@ -200,12 +202,12 @@ class OnlineLearner:
         )
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """One optimizer step on a mini-batch, without testing, judging or remembering it.
+        """Take one optimizer step on a mini-batch, without testing, judging or storing it.
 
         Raises:
-            DataError: the network cannot be trained on it; nothing was changed.
+            DataError: the network cannot be trained on the mini-batch; nothing was changed.
         """
-        # All that a pass through the network changes; the parameters change in the step.
+        # If training fails, restoring the buffers is enough: parameters change only in the step.
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         with own_randomness(self._device, mix_seed(self._seed, 2 * self.updates)):
             for group in self.optimizer.param_groups:
@@ -224,14 +226,14 @@ class OnlineLearner:
         self.updates += 1
 
     def resize(self, plan: Sequence[Edit]) -> Receipt:
-        """Carry out a plan of edits on the network and its optimizer.
+        """Apply a plan of edits to the network and its optimizer.
 
-        New weights are drawn from the learner's own randomness, and the widths go into its
-        state, so that a restored learner resizes alike.
+        New weights are drawn from the learner's own randomness, and the learner's state includes
+        the widths. So a restored learner resizes its network in the same way.
 
         Raises:
             LearnerError: the learner was built without `structure`.
-            EditError: the plan cannot be carried out; nothing was changed.
+            EditError: the plan cannot be applied; nothing was changed.
         """
         if self.structure is None:
             raise LearnerError(
@@ -242,11 +244,11 @@ class OnlineLearner:
             return self.structure.apply(plan, optimizer=self.optimizer)
 
     def generator(self) -> torch.Generator:
-        """A seeded generator on the CPU, a new one at each call, the same after a restore."""
+        """Return a new seeded CPU generator at each call; a restored learner gets the same ones."""
         return torch.Generator().manual_seed(mix_seed(self._seed, self._next_draw()))
 
     def freeze(self) -> Predictor:
-        """The network as it is now, as an immutable copy that only predicts."""
+        """Return an immutable copy of the present network, which can only predict."""
         return Predictor(
             self.model,
             event_shape=self.event_shape,
@@ -256,9 +258,10 @@ class OnlineLearner:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the future depends on, as copies.
+        """Return copies of everything that determines the learner's future.
 
-        Dicts, lists, numbers and strings around tensors: what `save` writes without pickle.
+        The state consists of dicts, lists, numbers, strings and tensors, so that `save` can write
+        it without pickle.
         """
         counters = {
             "events": self.events,
@@ -271,13 +274,14 @@ class OnlineLearner:
         return {"counters": counters, **learner_state(self._parts())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly as the learner that gave `state` would, bit for bit.
+        """Continue exactly, bit for bit, as the learner whose `state_dict` returned `state`.
 
-        Build this learner as that one was built: same network, optimizer, loss, detector,
-        guard and reactions. The widths, masks and modes it has come to since are applied here.
+        Build this learner like that one: with the same network, optimizer, loss, detector, guard
+        and reactions. The widths, masks and modes that the other network has acquired since it was
+        built are restored here.
 
         Raises:
-            CheckpointError: the state is of another kind of learner; nothing was changed.
+            CheckpointError: the state belongs to another kind of learner; nothing was changed.
         """
         load_learner_state(self._parts(), state)
         counters = state["counters"]
@@ -301,18 +305,18 @@ class OnlineLearner:
         )
 
     def _next_draw(self) -> int:
-        """An odd number, a new one at each call; updates draw by even ones."""
+        """Return a new odd counter for `mix_seed` at each call; updates use even counters."""
         self._draws += 1
         return 2 * self._draws + 1
 
     def _outputs(self, x: Tensor) -> Tensor:
         with torch.no_grad(), evaluation_mode(self.model), own_randomness(self._device):
             output: Tensor = self.model(x)
-            # A network may give out a view of a parameter, which the update would then change.
+            # The output may be a view of a parameter, and the next update would then change it.
             return output.detach().clone()
 
     def _react(self, errors: Sequence[float]) -> bool:
-        """Show the errors to the detector, let every reaction act; whether there was drift."""
+        """Pass the errors to the detector, call the reactions and return whether there is drift."""
         drift = False
         if self.detector is not None:
             for error in errors:
@@ -322,23 +326,23 @@ class OnlineLearner:
         return drift
 
     def _refuse_divergence(self, overflows: int) -> None:
-        """Tell extreme events from a network that is beyond repair: for that, all overflow."""
+        """Raise an error if weights are not finite or too many events in a row have overflowed."""
         finite = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
         if finite and overflows < _MAX_OVERFLOWS:
             return
         symptom = f"its output was not finite for {overflows} events in a row"
         raise DivergedError(
             f"the network has diverged after {self.updates} updates: "
-            f"{symptom if finite else 'weights are not finite'}, so it can learn no more; load "
-            "the latest snapshot and lower lr, or build the learner with guard=Guard(), which "
-            "rolls back the updates that lead here"
+            f"{symptom if finite else 'weights are not finite'}, so it can no longer "
+            "learn. Load the latest snapshot and lower lr, or build the learner with "
+            "guard=Guard(), which rolls back updates that cause divergence"
         )
 
     def _judged_update(self, x: Tensor, y: Tensor) -> Verdict:
-        """One update, and what the guard makes of it.
+        """Update the network and return the guard's verdict.
 
         Raises:
-            DataError: the events cannot be learned from; nothing was changed.
+            DataError: the network cannot learn from the events; nothing was changed.
         """
         self.memory.check(x, y)
         if self.guard is None:
@@ -353,7 +357,7 @@ class OnlineLearner:
         for halvings in range(self.guard.max_halvings + 1):
             if halvings:
                 restore.halve_step()
-            # A step after which the network refuses the window may not stand either.
+            # A step after which the network refuses the window is not accepted either.
             with suppress(DataError):
                 after = self._mean_loss(window_x, window_y)
                 if self.guard.accepts(before=before, after=after):

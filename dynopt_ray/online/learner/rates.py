@@ -58,7 +58,7 @@ class Rates:
             self._boost_those_there_are()
             return
         if self._schedule is None and self.boost == self._applied == 1:
-            # Leave the optimizer's rates alone: the user may change them, by hand or with a scheduler.
+            # Leave the rates to the user, who may change them by hand or with a scheduler.
             return
         wanted = None if self._schedule is None else self._schedule(update)
         if wanted is not None:

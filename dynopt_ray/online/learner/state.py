@@ -1,4 +1,4 @@
-"""The learner's state: everything its future depends on, and how it is put back."""
+"""The state of a learner: everything that determines its future, and how to restore it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from dynopt_ray.training import copied, load_optimizer_state, optimizer_state
 
 @dataclass(frozen=True, eq=False)
 class LearnerParts:
-    """What an `OnlineLearner` consists of; see there."""
+    """The parts of an `OnlineLearner` that its state depends on."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -59,7 +59,7 @@ _PARTS = {
 
 
 def learner_state(learner: LearnerParts) -> dict[str, Any]:
-    """The state of a learner's parts, as copies: dicts, lists, numbers, strings, tensors."""
+    """Return copies of the state of all parts: dicts, lists, numbers, strings and tensors."""
     masks = masked_parameters(learner.model)
     return {
         "kinds": _kinds(learner),
@@ -77,10 +77,10 @@ def learner_state(learner: LearnerParts) -> dict[str, Any]:
 
 
 def load_learner_state(learner: LearnerParts, state: Mapping[str, Any]) -> None:
-    """Put a state of `learner_state` back; all of it is checked before anything stays changed.
+    """Restore a state that `learner_state` returned, after checking that all of it fits.
 
     Raises:
-        CheckpointError: it is of another kind of learner.
+        CheckpointError: the state belongs to another kind of learner; nothing has been changed.
     """
     _check_parts(learner, state)
     with _resized(learner, state["structure"]):
@@ -111,7 +111,7 @@ def _load_network(learner: LearnerParts, state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _resized(learner: LearnerParts, saved: Mapping[str, Any] | None) -> Iterator[None]:
-    """Bring the network to a state's widths, or back to its own where the block fails."""
+    """Resize the network to the widths of a state; undo this if the block raises an error."""
     graph = learner.structure
     if graph is None or saved is None:
         yield
@@ -126,13 +126,13 @@ def _resized(learner: LearnerParts, saved: Mapping[str, Any] | None) -> Iterator
             receipt.undo()
         graph.num_edits = num_edits
         if isinstance(error, EditError):
-            raise CheckpointError(f"the state is of another network: {error}") from error
+            raise CheckpointError(f"the state belongs to another network: {error}") from error
         raise
     graph.num_edits = saved["num_edits"]
 
 
 def _plan_to(graph: Graph, widths: Mapping[str, int]) -> list[Edit]:
-    """The edits that take a network as it was built to the widths of a state."""
+    """Return the edits that change a network's present widths to the widths of a state."""
     plan: list[Edit] = []
     for group in graph.groups:
         wanted = widths.get(group.name, group.width)
@@ -144,7 +144,7 @@ def _plan_to(graph: Graph, widths: Mapping[str, int]) -> list[Edit]:
 
 
 def _kinds(learner: LearnerParts) -> dict[str, list[str]]:
-    """What the parts are that only load a state of their own kind."""
+    """Return the types of the parts that can only load the state of a part of the same type."""
     parts: dict[str, Sequence[object]] = {
         "optimizer": [learner.optimizer],
         "rate controller": [learner.rates.controller],
@@ -159,37 +159,38 @@ def _kinds(learner: LearnerParts) -> dict[str, list[str]]:
 
 
 def _structure(graph: Graph | None) -> dict[str, Any] | None:
-    """Widths, and the number of edits, on which the weights of the next new units depend."""
+    """Return the widths and the number of edits, which seeds the weights of new units."""
     return None if graph is None else {"widths": graph.widths, "num_edits": graph.num_edits}
 
 
 def _modes(model: nn.Module) -> dict[str, bool]:
-    """Whether each module is in train mode."""
+    """Return for each module whether it is in train mode."""
     return {name: module.training for name, module in model.named_modules()}
 
 
 def _check_parts(learner: LearnerParts, state: Mapping[str, Any]) -> None:
     if set(state) != _PARTS:
         raise CheckpointError(
-            f"not the state of a learner: it has {sorted(state)}, a learner has {sorted(_PARTS)}"
+            f"this is not the state of a learner: it has the keys {sorted(state)}, but a learner's "
+            f"state has {sorted(_PARTS)}"
         )
     for name, kinds in _kinds(learner).items():
         saved = state["kinds"][name]
         if kinds != saved:
             raise CheckpointError(
                 f"the {name} {'are' if name == 'reactions' else 'is'} {', '.join(kinds) or 'none'} "
-                f"in the learner but {', '.join(saved) or 'none'} in the state; build the learner "
-                "as it was saved"
+                f"in the learner but {', '.join(saved) or 'none'} in the state; build this "
+                "learner like the saved one"
             )
     if (learner.structure is None) != (state["structure"] is None):
         raise CheckpointError(
-            "only one of learner and state knows the network's structure; build the learner as "
-            "it was saved, with or without structure="
+            "only one of the learner and the state has the network's structure; build this "
+            "learner like the saved one, with or without structure="
         )
     for name in _modes(learner.model).keys() ^ state["modes"].keys():
         raise CheckpointError(
-            f"only one of network and state has the module {name!r}: the state is of another "
-            "network"
+            f"only one of the network and the state has the module {name!r}: the state belongs to "
+            "another network"
         )
 
 
@@ -197,12 +198,13 @@ def _check_tensors(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     tensors = named_tensors(model)
     for name in tensors.keys() ^ saved.keys():
         owner = "the network" if name in tensors else "the state"
-        raise CheckpointError(f"only {owner} has {name!r}: the state is of another network")
+        raise CheckpointError(f"only {owner} has {name!r}: the state belongs to another network")
     for name, tensor in tensors.items():
         if tensor.shape != saved[name].shape or tensor.dtype != saved[name].dtype:
             raise CheckpointError(
                 f"{name!r} is {tuple(saved[name].shape)} {saved[name].dtype} in the state but "
-                f"{tuple(tensor.shape)} {tensor.dtype} in the network: it is of another network"
+                f"{tuple(tensor.shape)} {tensor.dtype} in the network: the state belongs to "
+                "another network"
             )
 
 
@@ -211,12 +213,13 @@ def _check_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     saved_sizes = [len(group["params"]) for group in saved["groups"]]
     if sizes != saved_sizes:
         raise CheckpointError(
-            f"the optimizer has groups of {sizes} parameters, the state of {saved_sizes}"
+            f"the optimizer has groups of {sizes} parameters, but the state has groups of "
+            f"{saved_sizes}"
         )
     keys = [sorted(group) for group in optimizer.param_groups]
     saved_keys = [sorted(group) for group in saved["groups"]]
     if keys != saved_keys:
         raise CheckpointError(
-            f"the optimizer is {type(optimizer).__name__} with settings {keys[0]}, the state is "
-            f"of one with {saved_keys[0]}"
+            f"the optimizer is {type(optimizer).__name__} with settings {keys[0]}, but the state "
+            f"belongs to one with {saved_keys[0]}"
         )

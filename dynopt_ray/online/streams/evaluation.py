@@ -1,4 +1,4 @@
-"""Prequential evaluation: test then learn, beside the baselines that need no learning."""
+"""Prequential evaluation: test then learn, and compare with simple baselines."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,41 +15,46 @@ if TYPE_CHECKING:
 
 
 class Learns(Protocol):
-    """What is evaluated: an `OnlineLearner`, or anything that learns like one."""
+    """An object that can be evaluated: an `OnlineLearner`, or one with the same `learn`."""
 
     def learn(self, x: Any, y: Any, /) -> LearnResult:
-        """Test on one event or mini-batch, then learn from it."""
+        """Predict one event or mini-batch, then learn from it."""
 
 
 def evaluate(
     stream: Iterable[tuple[Any, Any]], learner: Learns, *, window: int = 1_000
 ) -> "DataFrame":
-    """Test then learn on a stream of classes; scores over time.
+    """Test then learn on a stream of classes, and return the scores over time.
 
-    With p the accuracy and p_b that of a baseline, κ = (p − p_b)/(1 − p_b). For `kappa` the
-    baseline guesses at random with the frequencies of prediction and truth (Cohen), for
-    `kappa_t` it repeats the label before (no-change); 0 is no better than that, 1 perfect.
-    Where the baseline is always right, κ is 0.
+    With the accuracy p of the learner and p_b of a baseline, κ = (p − p_b)/(1 − p_b). κ is 1 for a
+    perfect learner and 0 for one that is as good as the baseline. The baseline of `kappa` guesses
+    at random, with the frequencies of the predictions and the labels (Cohen). The baseline of
+    `kappa_t` repeats the previous label (no-change). If a baseline is always right, κ is 0.
 
     Args:
-        stream: (x, y) events or mini-batches with y as classes.
-        learner: what predicts and learns.
-        window: events per row of the result.
+        stream: events or mini-batches (x, y), where y holds classes.
+        learner: the learner to evaluate.
+        window: the number of events per row of the result, >= 1.
 
     Returns:
-        A DataFrame with one row per `window` events, the last one for what is left: `event`
-        (how many so far), `accuracy`, `kappa`, `kappa_t`, `no_change` and `majority` (their
-        accuracies) since the first event, the same with the prefix `window_` for the events
-        since the row before, `loss` and `lr` (of the row), `drifts`, `shrunk`, `rolled_back`
-        and `quarantined` (in the row). Quarantined events are not scored.
+        A DataFrame with one row per `window` events; the last row has the remaining events. A
+        mini-batch is never split between rows. Quarantined events are not scored. Columns:
+
+        - `event`: the number of events so far;
+        - `accuracy`, `kappa`, `kappa_t`, and the accuracies `no_change` and `majority` of these
+          baselines: since the first event;
+        - the same with the prefix `window_`: for the events of the row;
+        - `loss`: the mean loss in the row; NaN if no event was scored;
+        - `lr`: the learning rate at the end of the row;
+        - `drifts`, `shrunk`, `rolled_back`, `quarantined`: their numbers in the row.
 
     Raises:
-        ValueError: `window` below 1.
-        DataError: the stream's targets are not classes.
+        ValueError: `window` is below 1.
+        DataError: the targets of the stream are not classes.
 
     References:
         Bifet et al. 2015, "Efficient online evaluation of big data stream classifiers": κ and
-        κ_t (there also "kappa temporal").
+        κ_t (also called "kappa temporal" there).
     """
     import pandas as pd
 
@@ -83,14 +88,14 @@ class _Outcome:
 
 
 class _Baselines:
-    """No-change and majority, as prequential classifiers."""
+    """The baselines no-change and majority, as prequential classifiers."""
 
     def __init__(self) -> None:
         self._previous: int | None = None
         self._counts: Counter[int] = Counter()
 
     def outcome(self, label: int, prediction: int) -> _Outcome:
-        """How the baselines do on an event; then they learn its label."""
+        """Return whether the baselines predict an event, then let them learn its label."""
         most = max(self._counts, key=self._counts.__getitem__, default=None)
         outcome = _Outcome(label, prediction, self._previous == label, most == label)
         self._previous = label
@@ -166,8 +171,8 @@ def _predicted_classes(result: LearnResult) -> list[int]:
         return []
     if result.output.ndim != 2:
         raise DataError(
-            f"evaluate scores classes; the network's output for one event has shape "
-            f"{tuple(result.output.shape[1:])}, (classes,) is wanted"
+            f"evaluate scores classes, so the network's output for one event must have shape "
+            f"(classes,); it has shape {tuple(result.output.shape[1:])}"
         )
     classes: list[int] = result.output.argmax(dim=1).tolist()
     return classes

@@ -1,4 +1,4 @@
-"""Streams: arrays or river's data sets as (x, y) events, with drift of a known kind and place."""
+"""Streams of (x, y) events from arrays, with drift at known events, or from river's data sets."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,16 @@ class Drift:
 
     Attributes:
         at: the first event that may be changed, counted from 0.
-        kind: "labels" permutes the classes, so that what was learned is wrong; "features"
-            permutes the inputs; "rotation" turns square images by a quarter.
-        width: 0 changes every event from `at` on (abrupt); w > 0 changes event t with
-            probability (t − at + 1)/w until all are changed at `at + w` (gradual).
-        seed: of the permutation and of the gradual draw.
+        kind: "labels" permutes the classes, which makes learned predictions wrong; "features"
+            permutes the inputs; "rotation" rotates square images by 90 degrees.
+        width: the number of events over which the drift sets in. 0 is abrupt: every event from
+            `at` on is changed. w > 0 is gradual: event t is changed with probability
+            (t − at + 1)/w, and from `at + w` on every event is changed.
+        seed: seed of the permutation and of the draws of a gradual drift.
 
     Raises:
-        ValueError: a negative number, or a kind that does not exist.
+        ValueError: a number is negative.
+        UnknownNameError: the kind is unknown.
     """
 
     at: int
@@ -41,20 +43,21 @@ class Drift:
 
 
 class ArrayStream:
-    """Rows of arrays as a stream: shuffled, repeated as often as needed, drifting where told.
+    """A stream of the rows of arrays: shuffled, repeated as often as needed, with optional drift.
 
-    Iterating anew gives the same events again.
+    Every iteration yields the same events.
 
     Args:
-        x: (rows, …).
-        y: (rows,) classes 0 … C−1 where a drift permutes labels.
-        num_events: the stream's length; every row comes once before any comes again. None is
-            one pass.
-        drifts: changes; they add up.
-        seed: of the order.
+        x: the inputs, (rows, …).
+        y: the targets, one per row. A drift of labels needs (rows,) classes 0 … C−1.
+        num_events: the length of the stream. Every row occurs once before any occurs again. None
+            means one pass over the rows.
+        drifts: the drifts of the stream; they add up.
+        seed: seed of the order of the rows.
 
     Raises:
-        DataError: no rows, rows of unequal number, or a drift that the data cannot have.
+        DataError: there are no rows, x and y have different numbers of rows, or a drift is
+            impossible with these data.
 
     Example:
         >>> stream = ArrayStream([[0.0], [1.0]], [0, 1], drifts=[Drift(at=2)], num_events=4)
@@ -73,7 +76,9 @@ class ArrayStream:
     ) -> None:
         self._x, self._y = np.asarray(x), np.asarray(y)
         if not len(self._x) or len(self._x) != len(self._y):
-            raise DataError(f"x has {len(self._x)} rows and y {len(self._y)}; give as many, >= 1")
+            raise DataError(
+                f"x has {len(self._x)} rows and y {len(self._y)}; they need the same number, >= 1"
+            )
         self._num_events = len(self._x) if num_events is None else num_events
         self.drifts = tuple(drifts)
         self._seed = seed
@@ -99,22 +104,24 @@ class ArrayStream:
 
 
 class RiverStream:
-    """A data set or generator of river's as a stream of arrays.
+    """A river data set or generator as a stream of arrays.
 
-    Features are ordered as in the first event and become float32; classes become 0, 1, … in
-    the order in which they appear, and numbers (regression) stay float32.
+    Features become float32, in the order of the first event. Classes become 0, 1, … in the order
+    in which they first occur. Targets of a regression become float32.
 
     Args:
-        name: a class of `river.datasets` or `river.datasets.synth`, in any spelling of case.
-        num_events: the most events; None is all, which generators never reach.
-        **settings: river's settings of the data set, `seed` for generators.
+        name: a class of `river.datasets` or `river.datasets.synth`; case is ignored.
+        num_events: the largest number of events. None means all events; a generator then never
+            ends.
+        **settings: river's settings of the data set, such as `seed` for a generator.
 
     Attributes:
-        classes: the classes seen so far, in order; their places are the labels.
+        classes: the classes seen so far; the label of a class is its position in this list.
 
     Raises:
         UnknownNameError: river has no such data set.
-        DataError: it has to be downloaded first.
+        DataError: the data set must be downloaded first, or (while iterating) a feature is missing
+            or not numeric.
     """
 
     def __init__(self, name: str, *, num_events: int | None = None, **settings: Any) -> None:
@@ -147,13 +154,13 @@ class RiverStream:
 
 @dataclass(frozen=True)
 class _Change:
-    """What one drift does to an event: index arrays into its features and classes."""
+    """The effect of one drift on an event: index arrays into its features and classes."""
 
     features: NDArray[np.int64] | None = None
     labels: NDArray[np.int64] | None = None
 
     def apply(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The event as it is after the drift."""
+        """Return the event after the drift."""
         if self.features is not None:
             x = x.reshape(-1)[self.features].reshape(x.shape)
         if self.labels is not None:
@@ -166,7 +173,9 @@ def _build_change(drift: Drift, x: NDArray[Any], y: NDArray[Any]) -> _Change:
     num_features = int(np.prod(x.shape[1:]))
     if drift.kind == "labels":
         if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-            raise DataError(f"a drift of labels needs classes 0, 1, …; y is {y.dtype} {y.shape}")
+            raise DataError(
+                f"a drift of labels needs classes 0, 1, …; y is {y.dtype} of shape {y.shape}"
+            )
         return _Change(labels=_derangement(int(y.max()) + 1, rng))
     if drift.kind == "features":
         return _Change(features=_derangement(num_features, rng))
@@ -186,9 +195,11 @@ def _build_change(drift: Drift, x: NDArray[Any], y: NDArray[Any]) -> _Change:
 
 
 def _derangement(size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """A permutation that leaves nothing in its place: a random cycle through all."""
+    """Return a permutation that moves every element: a random cycle through all of them."""
     if size < 2:
-        raise DataError(f"a permutation of {size} changes nothing; the data need at least 2")
+        raise DataError(
+            f"a permutation of {size} changes nothing; a drift needs at least 2 classes or features"
+        )
     cycle = rng.permutation(size)
     permutation = np.empty(size, dtype=np.int64)
     permutation[cycle] = np.roll(cycle, 1)

@@ -1,4 +1,4 @@
-"""Amounts of change: rounding and checking."""
+"""The amounts of actions: rounding them to whole steps and checking fractions."""
 
 import numpy as np
 

@@ -37,7 +37,7 @@ class GrowUnits:
             raise ValueError(f"grow: max_growth is {self.max_growth}; it must be at least 1")
 
     def units(self, networks: Descriptors) -> IntArray:
-        """Return the number of units to add, (N,), a multiple of the group's step; 0 at its limit."""
+        """Return how many units to add, (N,), a multiple of the group's step; 0 at the limit."""
         width, step = networks.width, networks.step
         room = np.floor(self.max_growth * networks.start_width).astype(np.int64) - width
         wanted = at_least_one(self.fraction * width / step)

@@ -35,7 +35,7 @@ class ShrinkUnits:
         check_fraction("shrink", self.fraction)
 
     def units(self, networks: Descriptors) -> IntArray:
-        """Return the number of units to remove, (N,), a multiple of the group's step, at least 0."""
+        """Return how many units to remove, (N,), a multiple of the group's step; 0 if none can."""
         wanted = at_least_one(self.fraction * networks.width / networks.step)
         room = (networks.width - networks.min_width) // networks.step
         return np.asarray(networks.step * np.clip(np.minimum(wanted, room), 0, None))

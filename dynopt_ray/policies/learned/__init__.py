@@ -1,4 +1,4 @@
-"""Learned policies: a DQN and a Q-table, which run without Ray."""
+"""Learned policies: a DQN and a Q-table. Both run without Ray."""
 
 from dynopt_ray.policies.learned.dqn import DQNPolicy, DuelingNetwork, dueling, masked_q
 from dynopt_ray.policies.learned.qtable import QTable, train_qtable

@@ -1,4 +1,4 @@
-"""A policy learned by DQN: a dueling network that runs without Ray."""
+"""The policy that DQN learns: a dueling network, which runs without Ray."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ _KIND = "policy"
 
 
 class DuelingNetwork(nn.Module):
-    """Q-values as a state's value plus each action's advantage over the mean of all actions.
+    """Computes Q-values as the state's value plus each action's advantage over the mean advantage.
 
     Args:
         num_features: length of an observation.
-        num_actions: Q-values per observation.
-        hidden: widths of the layers that value and advantages share, at least one.
-        head: width of the one hidden layer that each of the two has for itself.
+        num_actions: number of Q-values per observation.
+        hidden: widths of the hidden layers that value and advantages share; at least one.
+        head: width of the hidden layer that value and advantages each have for themselves.
 
     References:
         Wang et al. 2016, "Dueling Network Architectures", eq. 9.
@@ -39,35 +39,35 @@ class DuelingNetwork(nn.Module):
         self.value = nn.Sequential(*_layers([hidden[-1], head]), nn.Linear(head, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Q-values (…, actions) of features (…, features)."""
+        """Return the Q-values (…, actions) of features (…, features)."""
         latent = self.encoder(features)
         return dueling(self.advantage(latent), self.value(latent))
 
 
 def dueling(advantage: Tensor, value: Tensor) -> Tensor:
-    """Q-values from advantages (…, actions) and values (…, 1)."""
+    """Return the Q-values of advantages (…, actions) and values (…, 1)."""
     return value + advantage - advantage.mean(-1, keepdim=True)
 
 
 def masked_q(q_values: Tensor, action_mask: Tensor) -> Tensor:
-    """Q-values with −inf where an action is illegal.
+    """Return Q-values with −inf for illegal actions.
 
-    Not a large negative number: whatever takes the maximum or samples must not meet a finite
-    value there, and a legal Q-value can be anything, 0 included.
+    A large negative number would not do. Code that takes a maximum or samples must not find a
+    finite value for an illegal action, because a legal Q-value can be any number.
     """
     return q_values.masked_fill(action_mask == 0, -torch.inf)
 
 
 class DQNPolicy:
-    """Takes the legal action with the largest Q-value; of equal ones the first.
+    """Takes the legal action with the largest Q-value; of equal values the first.
 
-    Made by `dynopt_ray.cluster.policy_training.train_policy` or `load`.
+    `dynopt_ray.cluster.policy_training.train_policy` and `load` return such policies.
 
     Args:
-        network: gives the Q-values; used as it is, in evaluation mode.
-        hidden: widths that it was made with.
-        head: likewise.
-        metadata: JSON-able facts about how it was trained, kept when saved.
+        network: computes the Q-values. It is not copied, and is put into evaluation mode.
+        hidden: the `hidden` that the network was made with.
+        head: the `head` that the network was made with.
+        metadata: JSON-able facts about its training, saved with the policy.
 
     Example:
         >>> import numpy as np
@@ -100,10 +100,10 @@ class DQNPolicy:
         return self._size("advantage.2.weight", 0)
 
     def q_values(self, observation: Observation, action_mask: ActionMask) -> Tensor:
-        """Q-values (actions,), −inf where illegal.
+        """Return the Q-values (actions,), −inf for illegal actions.
 
         Raises:
-            DataError: an observation or mask of another length, or a mask without a legal action.
+            DataError: the observation or mask has another length, or no action is legal.
         """
         if observation.shape != (self.num_features,) or action_mask.shape != (self.num_actions,):
             raise DataError(
@@ -118,14 +118,14 @@ class DQNPolicy:
         return masked_q(q_values, torch.from_numpy(np.asarray(action_mask)))
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:
-        """The best legal action."""
+        """Return the place of the legal action with the largest Q-value."""
         return int(self.q_values(observation, action_mask).argmax())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the policy to one safetensors file, whole or not at all.
+        """Write the policy to one safetensors file, completely or not at all.
 
         Raises:
-            CheckpointError: it could not be written; what `path` held before is still there.
+            CheckpointError: the file could not be written. Any previous file is still there.
         """
         state = {
             "hidden": self.hidden,
@@ -140,7 +140,7 @@ class DQNPolicy:
         """Read a policy that `save` wrote; nothing in the file is executed.
 
         Raises:
-            CheckpointError: the file is missing, truncated, altered or no policy.
+            CheckpointError: the file is missing, truncated, altered, or not a policy.
         """
         state = read_state(path, kind=_KIND)
         try:

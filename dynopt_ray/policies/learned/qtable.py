@@ -1,4 +1,22 @@
-"""Q-learning on a discretised observation: small, exact in its way, and deterministic."""
+"""Tabular Q-learning on discretised observations.
+
+A few features are cut into bins. Each combination of bins is a cell, and the table holds one
+Q-value per cell and action: an estimate of the discounted return if that action is taken in that
+cell and the best legal actions follow. After each environment step, one Q-value moves towards
+
+    reward + γ · (largest Q-value of a legal action in the next cell),
+
+or towards the reward alone if the episode terminated. The rate 1 / visits^0.7 averages over random
+rewards and transitions: its sum over all visits diverges, so initial values are forgotten, and the
+sum of its squares converges, so noise vanishes.
+
+The Q-values converge to the optimal ones under two conditions. Every legal action must be tried
+again and again, which random actions ensure. And the distribution of reward and next cell must
+depend on cell and action alone. Real observations meet the second condition only approximately:
+a cell merges different networks, and its Q-values average over them.
+
+With the same seed, training gives the same table.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +36,7 @@ from dynopt_ray.storage import read_state, write_state
 _KIND = "Q-table"
 
 Cell = tuple[int, ...]
-"""Which bin each of the discretised features lies in."""
+"""The bin of each discretised feature."""
 
 DEFAULT_EDGES: dict[int, tuple[float, ...]] = {
     FEATURES.index("depth"): (0.5,),
@@ -27,22 +45,23 @@ DEFAULT_EDGES: dict[int, tuple[float, ...]] = {
     FEATURES.index("cost_weight"): (0.2, 0.45),
     FEATURES.index("steps_left"): (0.3, 0.6),
 }
-"""What the architecture environment's observations are cut into: 216 cells."""
+"""Edges for observations of the architecture environment; they make 432 cells."""
 
 
 class QTable:
-    """Q-values of the cells that some features are cut into.
+    """A table of Q-values, one row per cell.
 
     Args:
-        edges: feature index -> increasing edges between its bins; other features are ignored.
-        num_actions: actions per cell.
+        edges: feature index -> increasing edges between its bins. Other features are ignored.
+        num_actions: number of actions per cell.
 
     Raises:
-        ValueError: no edges, edges that do not increase, or fewer than one action.
+        ValueError: there are no edges, edges do not increase, or `num_actions` is below 1.
 
     Attributes:
-        values: cell -> Q-values (actions,); cells never met are absent and count as zeros.
-        visits: cell -> how often each action was learned from there.
+        values: cell -> Q-values (actions,). Cells that were never visited are absent and count as
+            zeros.
+        visits: cell -> number of updates of each Q-value, (actions,).
 
     Example:
         >>> import numpy as np
@@ -56,7 +75,9 @@ class QTable:
     def __init__(self, edges: Mapping[int, Sequence[float]], num_actions: int) -> None:
         self.edges = {int(index): tuple(map(float, cuts)) for index, cuts in edges.items()}
         if not self.edges:
-            raise ValueError("edges is empty: every observation would be the same; name a feature")
+            raise ValueError(
+                "edges is empty, so all observations look the same; give edges of a feature"
+            )
         for index, cuts in self.edges.items():
             if list(cuts) != sorted(set(cuts)):
                 raise ValueError(f"edges of feature {index} are {cuts}; they must increase")
@@ -67,14 +88,14 @@ class QTable:
         self.visits: dict[Cell, NDArray[np.int64]] = {}
 
     def cell(self, observation: Observation) -> Cell:
-        """The cell that an observation lies in."""
+        """Return the cell of an observation."""
         return tuple(
             int(np.searchsorted(cuts, observation[index], side="right"))
             for index, cuts in self.edges.items()
         )
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:
-        """The legal action with the largest value; of equal ones the first."""
+        """Return the legal action with the largest Q-value; of equal values the first."""
         values = self.values.get(self.cell(observation), np.zeros(self.num_actions))
         return int(np.where(action_mask > 0, values, -np.inf).argmax())
 
@@ -89,7 +110,16 @@ class QTable:
         discount: float,
         terminated: bool,
     ) -> None:
-        """One step of Q-learning, with the rate 1 / visits^0.7 that makes it converge.
+        """Update one Q-value from one transition, at the rate 1 / visits^0.7.
+
+        Args:
+            observation: the observation before the action.
+            action: the action taken.
+            reward: the reward received.
+            next_observation: the observation after the action.
+            next_mask: the action mask after the action.
+            discount: discount factor γ.
+            terminated: whether the action ended the episode, so that no reward can follow.
 
         References:
             Watkins and Dayan 1992; the rate as in Even-Dar and Mansour 2003, ω = 0.7.
@@ -106,10 +136,10 @@ class QTable:
         values[action] += rate * (reward + discount * future - values[action])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table to one file, whole or not at all.
+        """Write the table to one file, completely or not at all.
 
         Raises:
-            CheckpointError: it could not be written; what `path` held before is still there.
+            CheckpointError: the file could not be written. Any previous file is still there.
         """
         cells = sorted(self.values)
         state = {
@@ -126,7 +156,7 @@ class QTable:
         """Read a table that `save` wrote.
 
         Raises:
-            CheckpointError: the file is missing, truncated, altered or no Q-table.
+            CheckpointError: the file is missing, truncated, altered, or not a Q-table.
         """
         state = read_state(path, kind=_KIND)
         try:
@@ -137,7 +167,9 @@ class QTable:
                 table.values[tuple(cell)] = values
                 table.visits[tuple(cell)] = visits
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} holds no Q-table of this release: {error}") from error
+            raise CheckpointError(
+                f"{path} holds a Q-table that this release cannot read: {error}"
+            ) from error
         return table
 
 
@@ -152,18 +184,19 @@ def train_qtable(
     epsilon: float = 0.1,
     seed: int = 0,
 ) -> QTable:
-    """Learn a Q-table, exploring with a share of random actions that falls from 1 to `epsilon`.
+    """Learn a Q-table with epsilon-greedy exploration.
 
     Args:
         env_id: a Gymnasium id with `vector_entry_point`, whose observations are
             `Dict(observations, action_mask)`.
-        env_kwargs: what it is made with.
-        num_steps: environment steps in all.
-        edges: see `QTable`; default: `DEFAULT_EDGES`.
-        num_envs: environments that advance together.
-        discount: γ.
-        epsilon: share of random actions from the middle of training on.
-        seed: of the environments and the exploration.
+        env_kwargs: keyword arguments of the environment.
+        num_steps: total number of environment steps, at least 1.
+        edges: see `QTable`. Default: `DEFAULT_EDGES`.
+        num_envs: number of environments that advance together.
+        discount: discount factor γ.
+        epsilon: fraction of random actions in the second half of training. In the first half it
+            decreases linearly from 1 to this.
+        seed: seed of the environments and of exploration.
 
     Raises:
         ValueError: `num_steps` is less than 1.
@@ -176,16 +209,16 @@ def train_qtable(
     actions: Any = env.single_action_space
     table = QTable(DEFAULT_EDGES if edges is None else edges, int(actions.n))
     generator = np.random.default_rng(seed)
-    seen, _ = env.reset(seed=seed)
+    observation, _ = env.reset(seed=seed)
     over = np.zeros(num_envs, dtype=np.bool_)
     taken = 0
     while taken < num_steps:
-        share = max(epsilon, 1 - 2 * taken / num_steps * (1 - epsilon))
-        chosen = _explore(table, seen, share, generator)
+        random_fraction = max(epsilon, 1 - 2 * taken / num_steps * (1 - epsilon))
+        chosen = _explore(table, observation, random_fraction, generator)
         after, rewards, terminated, truncated, _ = env.step(chosen)
         for i in np.flatnonzero(~over):
             table.learn(
-                seen["observations"][i],
+                observation["observations"][i],
                 int(chosen[i]),
                 float(rewards[i]),
                 after["observations"][i],
@@ -194,18 +227,21 @@ def train_qtable(
                 terminated=bool(terminated[i]),
             )
         taken += int((~over).sum())
-        seen, over = after, terminated | truncated
+        observation, over = after, terminated | truncated
     env.close()
     return table
 
 
 def _explore(
-    table: QTable, seen: Mapping[str, NDArray[Any]], share: float, generator: np.random.Generator
+    table: QTable,
+    observation: Mapping[str, NDArray[Any]],
+    random_fraction: float,
+    generator: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Each environment's best action, or a random legal one."""
+    """Choose each environment's best action or, for a random fraction, any legal one."""
     chosen = []
-    for features, mask in zip(seen["observations"], seen["action_mask"], strict=True):
-        if generator.random() < share:
+    for features, mask in zip(observation["observations"], observation["action_mask"], strict=True):
+        if generator.random() < random_fraction:
             chosen.append(int(generator.choice(np.flatnonzero(mask))))
         else:
             chosen.append(table.act(features, mask))

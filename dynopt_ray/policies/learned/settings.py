@@ -1,4 +1,4 @@
-"""Settings of policy training: plain data, checked before anything starts."""
+"""The settings of DQN training: plain data, checked before anything starts."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,38 +9,41 @@ from dynopt_ray.policies.evaluation import ENVIRONMENT
 
 @dataclass(frozen=True)
 class DQNSettings:
-    """How a policy is trained.
+    """How a policy is trained with DQN.
 
     Attributes:
         env_id: a Gymnasium id with `vector_entry_point`, whose observations are
             `Dict(observations, action_mask)`.
-        env_kwargs: what it is made with.
-        num_steps: environment steps in all.
-        num_envs: environments that advance together in one process.
-        num_env_runners: processes that sample; 0 samples in this one, which is best on few cores.
-        num_learners: processes that learn; 0 learns in this one.
-        warmup_steps: environment steps before learning starts.
-        updates_per_step: gradient steps per round, in which each environment takes one step.
+        env_kwargs: keyword arguments of the environment.
+        num_steps: total number of environment steps.
+        num_envs: number of environments that advance together in one process.
+        num_env_runners: number of processes that sample. With 0 the main process samples, which is
+            best on few cores.
+        num_learners: number of processes that learn. With 0 the main process learns.
+        warmup_steps: number of environment steps before learning starts.
+        updates_per_step: gradient steps per round. In a round each environment takes one step.
         batch_size: transitions per gradient step.
-        learning_rate: of Adam; falls linearly to a tenth.
-        discount: γ.
-        n_step: rewards summed before bootstrapping; at most the horizon.
-        target_rate: share of the online network that the target network takes over per update.
-        averaging_fraction: the policy handed out is the average of the online network over about
-            this share of training. Single networks of the course differ much more.
-        epsilon: share of random actions at the end; it falls linearly from 1.
-        epsilon_fraction: share of all steps over which it falls.
-        capacity: transitions in the replay.
-        priority: α of prioritized replay.
-        priority_correction: β of prioritized replay.
-        hidden: widths of the layers that value and advantages share.
-        head: width of their own hidden layer.
-        save_every_steps: environment steps after which all episodes begin anew and, where there
-            is a directory, everything is saved; so saving does not change what is learned.
-        seed: of everything.
+        learning_rate: learning rate of Adam; decreases linearly to a tenth of this.
+        discount: discount factor γ, in (0, 1].
+        n_step: number of rewards summed before bootstrapping; at most the horizon.
+        target_rate: fraction of the online network that is mixed into the target network at each
+            update, in (0, 1].
+        averaging_fraction: the resulting policy is the average of the online network over about
+            this fraction of training, in (0, 1]. Single networks vary much more.
+        epsilon: fraction of random actions at the end of training; it decreases linearly from 1.
+        epsilon_fraction: fraction of all steps during which it decreases, in (0, 1].
+        capacity: number of transitions in the replay.
+        priority: exponent α of prioritized replay.
+        priority_correction: exponent β of prioritized replay.
+        hidden: widths of the hidden layers that value and advantages share.
+        head: width of the hidden layer that value and advantages each have for themselves.
+        save_every_steps: number of environment steps after which all episodes restart and, if
+            there is a directory, everything is saved. Episodes restart even without a directory,
+            so that saving does not change what is learned.
+        seed: seed of all random choices.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of its range.
     """
 
     env_id: str = ENVIRONMENT
@@ -106,10 +109,10 @@ class DQNSettings:
             raise ValueError(f"hidden is {list(self.hidden)}; give at least one width, each >= 1")
 
     def epsilon_at(self, num_steps: int) -> float:
-        """Share of random actions after so many environment steps."""
-        fallen = min(1.0, num_steps / (self.epsilon_fraction * self.num_steps))
-        return 1 + (self.epsilon - 1) * fallen
+        """Return the fraction of random actions after `num_steps` environment steps."""
+        progress = min(1.0, num_steps / (self.epsilon_fraction * self.num_steps))
+        return 1 + (self.epsilon - 1) * progress
 
     def as_dict(self) -> dict[str, Any]:
-        """All settings as plain values."""
+        """Return all settings as plain values."""
         return {**asdict(self), "hidden": list(self.hidden)}

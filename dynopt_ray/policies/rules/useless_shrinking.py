@@ -11,11 +11,11 @@ class UselessShrinking:
     """Shrink the group under the cursor if many of its units are dead or redundant.
 
     Attributes:
-        smallest_share: shrink if at least this fraction of the group's units is dead or redundant
-            (points the same way as another unit), in (0, 1].
+        smallest_share: shrink if the fractions of dead units and of redundant units (those that
+            point the same way as another) add up to at least this; in (0, 1].
 
     Raises:
-        ValueError: the fraction is outside (0, 1].
+        ValueError: `smallest_share` is outside (0, 1].
     """
 
     smallest_share: float = 0.1

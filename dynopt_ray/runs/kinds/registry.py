@@ -1,28 +1,27 @@
 """The kinds of runs: what their specs may say, and what carries them out."""
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import cast
 
 from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError
 from dynopt_ray.runs.kind import Kind, PreparedRun
-from dynopt_ray.runs.kinds.adapt import AdaptSpec
-from dynopt_ray.runs.kinds.demo import DemoSpec
-from dynopt_ray.runs.kinds.policy import PolicySpec
-from dynopt_ray.runs.kinds.prune import PruneSpec
-from dynopt_ray.runs.kinds.search import SearchSpec
-from dynopt_ray.runs.kinds.stream import StreamSpec
 from dynopt_ray.runs.run import threads
 from dynopt_ray.runs.spec import Spec
 
-KINDS: Mapping[str, Kind] = {
-    "prune": Kind(PruneSpec, "dynopt_ray.runs.kinds.prune:prepare", on_cluster=False),
-    "search": Kind(SearchSpec, "dynopt_ray.runs.kinds.search:prepare"),
-    "policy": Kind(PolicySpec, "dynopt_ray.runs.kinds.policy:prepare"),
-    "adapt": Kind(AdaptSpec, "dynopt_ray.runs.kinds.adapt:prepare", on_cluster=False),
-    "stream": Kind(StreamSpec, "dynopt_ray.runs.kinds.stream:prepare"),
-    "demo": Kind(DemoSpec, "dynopt_ray.runs.kinds.demo:prepare"),
-}
+
+def _found() -> dict[str, Kind]:
+    """Find the folders beside this file; each offers its `KIND`."""
+    here = Path(__file__).parent
+    names = sorted(module.name for module in pkgutil.iter_modules([str(here)]) if module.ispkg)
+    return {name: importlib.import_module(f"{__package__}.{name}").KIND for name in names}
+
+
+KINDS: Mapping[str, Kind] = _found()
+"""The kinds of runs by name. To add one, add a folder with `KIND`, a spec and a runner."""
 
 
 def check_address(kind: str, address: str) -> None:

@@ -8,15 +8,15 @@ corrects the model, and the next choice is made by the corrected model.
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-Choice = TypeVar("Choice")
+Chosen = TypeVar("Chosen")
 
 # Every measurement applies a plan, times the network and undoes the plan.
 _MOST_MEASURED = 5
 
 
 def measured_choices(
-    choose: Callable[[], Choice | None], latency_ms: Callable[[Choice], float]
-) -> Iterator[tuple[Choice, float]]:
+    choose: Callable[[], Chosen | None], latency_ms: Callable[[Chosen], float]
+) -> Iterator[tuple[Chosen, float]]:
     """Yield choices with their measured latencies, at most 5; the caller stops at a good one.
 
     Args:

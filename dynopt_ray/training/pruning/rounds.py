@@ -143,9 +143,8 @@ def prune_round(
     """Prune to a fraction of the way from the start to the target.
 
     A recovery chooses what to give back before retraining, because the removed weights then still
-    fit the network. The recovery only tries cuts and undoes them. A single smaller cut is made at
-    the end, so everything given back is bit for bit as before, with its optimizer state, and
-    compensation starts from the uncut network.
+    fit the network. It only tries cuts; a single smaller cut is made afterwards. So what is given
+    back keeps its values and optimizer state, and compensation starts from the uncut network.
 
     Args:
         pruning: the data that all rounds share.
@@ -193,11 +192,10 @@ def _cut_plan(pruning: Pruning, pool: Pool, selection: Selection) -> tuple[list[
 
 
 def _recovered(recovery: Recovery, cut: Cut) -> Tensor:
-    """Call a recovery, check its result, and return what stays removed.
+    """Call a recovery (perhaps the user's own), check its result, and return what stays removed.
 
     Raises:
-        PluginError: the recovery (e.g. the user's own) returns something other than a removal,
-            removes more than the cut, or gives back so much that the target is missed.
+        PluginError: the result is not a removal, removes more than the cut, or misses the target.
     """
     left = recovery(cut)
     wrong = None
@@ -309,10 +307,7 @@ def _smallest_score(pool: Pool) -> str:
 
 
 def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
-    """Select what to remove; measure the selection if the budget limits the latency.
-
-    If no selection is measured within the limit, the last one is returned.
-    """
+    """Select what to remove; for a latency budget, measure it and repeat if it is too slow."""
     target, start = pruning.target, pruning.start
     if isinstance(target, Mapping):
         return select_widths(pool, widths_at(pruning.graph, start.widths, target, share))
@@ -328,13 +323,12 @@ def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
     )
     if not isinstance(target, Budget) or target.latency_ms is None:
         return choose()
-
-    def latency_ms(selection: Selection) -> float:
-        return pruning.costs.latency_ms_after(pool.plan(selection.removed))
-
     limit = target.limits(start.cost, share)["latency_ms"]
-    for selection, measured_ms in measured_choices(choose, latency_ms):
-        if measured_ms <= limit:
+    choices = measured_choices(
+        choose, lambda chosen: pruning.costs.latency_ms_after(pool.plan(chosen.removed))
+    )
+    for selection, latency_ms in choices:
+        if latency_ms <= limit:
             return selection
     return selection
 

@@ -1,12 +1,12 @@
-from .runner import adapted, add_curve, points, prepare, widths
-from .spec import AdaptSettings, AdaptSpec
+from .runner import adapted, add_curve, points, widths
+from .spec import KIND, AdaptSettings, AdaptSpec
 
 __all__ = [
+    "KIND",
     "AdaptSettings",
     "AdaptSpec",
     "adapted",
     "add_curve",
     "points",
-    "prepare",
     "widths",
 ]

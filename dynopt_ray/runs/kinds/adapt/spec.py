@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dynopt_ray.policies import DEFAULT_ACTIONS, adapt, check_adaptation
+from dynopt_ray.runs.kind import Kind
 from dynopt_ray.runs.spec import (
     ActionsField,
     CostFractions,
@@ -52,3 +53,6 @@ class AdaptSpec(UtilitySpec):
     kind: Literal["adapt"]
     policy: PolicyField = Field(description="a rule's name, or where a learned policy is")
     adapt: AdaptSettings = AdaptSettings()
+
+
+KIND = Kind(AdaptSpec, "dynopt_ray.runs.kinds.adapt.runner:prepare", on_cluster=False)

@@ -1,5 +1,7 @@
 """`kind: demo`: everything in one run: policy, adaptation, search, stream."""
 
-import lazy_loader
+from dynopt_ray.runs.kinds.demo.spec import KIND
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ = [
+    "KIND",
+]

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dynopt_ray.policies import DQNSettings
+from dynopt_ray.runs.kind import Kind
 from dynopt_ray.runs.kinds.adapt import AdaptSettings
 from dynopt_ray.runs.kinds.policy import PolicyTraining
 from dynopt_ray.runs.kinds.search import SearchSettings, SearchSpace, check_space
@@ -40,3 +41,6 @@ class DemoSpec(UtilitySpec):
     def _trials_can_run(self) -> "DemoSpec":
         check_space(self.space, self.search.retrain_steps)
         return self
+
+
+KIND = Kind(DemoSpec, "dynopt_ray.runs.kinds.demo.runner:prepare")

@@ -1,12 +1,12 @@
-from .runner import POLICY_FILE, check_environment, compared, learned, prepare
-from .spec import PolicySpec, PolicyTraining
+from .runner import POLICY_FILE, check_environment, compared, learned
+from .spec import KIND, PolicySpec, PolicyTraining
 
 __all__ = [
+    "KIND",
     "POLICY_FILE",
     "PolicySpec",
     "PolicyTraining",
     "check_environment",
     "compared",
     "learned",
-    "prepare",
 ]

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dynopt_ray.policies import DQNSettings
+from dynopt_ray.runs.kind import Kind
 from dynopt_ray.runs.spec import Fills, Spec
 
 PolicyTraining = Annotated[DQNSettings, Fills(DQNSettings, omit=("env_id", "env_kwargs", "seed"))]
@@ -26,3 +27,6 @@ class PolicySpec(Spec):
     env: dict[str, Any] = Field(default_factory=dict)
     policy: PolicyTraining = DQNSettings()
     num_episodes: int = Field(default=32, ge=1)
+
+
+KIND = Kind(PolicySpec, "dynopt_ray.runs.kinds.policy.runner:prepare")

@@ -1,5 +1,7 @@
-"""`kind: prune`: prune one network by the loop of the source article."""
+"""`kind: prune`: prune one network by the loop of the article."""
 
-import lazy_loader
+from dynopt_ray.runs.kinds.prune.spec import KIND
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ = [
+    "KIND",
+]

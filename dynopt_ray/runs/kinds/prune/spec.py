@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynopt_ray.errors import did_you_mean
+from dynopt_ray.runs.kind import Kind
 from dynopt_ray.runs.spec import (
     ByName,
     CostFractions,
@@ -159,3 +160,6 @@ class PruneSpec(NetworkSpec):
 
     kind: Literal["prune"]
     prune: PruneSettings
+
+
+KIND = Kind(PruneSpec, "dynopt_ray.runs.kinds.prune.runner:prepare", on_cluster=False)

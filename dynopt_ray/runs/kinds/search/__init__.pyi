@@ -1,7 +1,8 @@
-from .runner import add_best_curve, check_plugins, front, prepare, search_points, searched
-from .spec import SearchSettings, SearchSpace, SearchSpec, check_space
+from .runner import add_best_curve, check_plugins, front, search_points, searched
+from .spec import KIND, SearchSettings, SearchSpace, SearchSpec, check_space
 
 __all__ = [
+    "KIND",
     "SearchSettings",
     "SearchSpace",
     "SearchSpec",
@@ -9,7 +10,6 @@ __all__ = [
     "check_plugins",
     "check_space",
     "front",
-    "prepare",
     "search_points",
     "searched",
 ]

@@ -6,6 +6,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from dynopt_ray.cluster import PruneTrial, Space, check_config, check_limits, search
 from dynopt_ray.errors import SpecError
+from dynopt_ray.runs.kind import Kind
 from dynopt_ray.runs.spec import (
     SchedulerField,
     SearcherField,
@@ -93,3 +94,6 @@ def check_space(space: Space, retrain_steps: int) -> None:
     """
     for config in space.probes():
         checked_by(lambda probe: check_config(probe, retrain_steps))(config)
+
+
+KIND = Kind(SearchSpec, "dynopt_ray.runs.kinds.search.runner:prepare")

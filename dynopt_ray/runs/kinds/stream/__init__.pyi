@@ -1,13 +1,13 @@
 from .learners import check_learner
-from .runner import make_stream, prepare, streamed
-from .spec import LearnerSettings, StreamSettings, StreamSpec
+from .runner import make_stream, streamed
+from .spec import KIND, LearnerSettings, StreamSettings, StreamSpec
 
 __all__ = [
+    "KIND",
     "LearnerSettings",
     "StreamSettings",
     "StreamSpec",
     "check_learner",
     "make_stream",
-    "prepare",
     "streamed",
 ]

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from dynopt_ray.errors import SpecError
 from dynopt_ray.online import Drift, Guard
+from dynopt_ray.runs.kind import Kind
 from dynopt_ray.runs.spec import (
     DetectorField,
     Fills,
@@ -76,3 +77,6 @@ class StreamSpec(NetworkSpec):
     kind: Literal["stream"]
     stream: StreamSettings = StreamSettings()
     learner: LearnerSettings = LearnerSettings()
+
+
+KIND = Kind(StreamSpec, "dynopt_ray.runs.kinds.stream.runner:prepare")

@@ -1,7 +1,0 @@
-from .runner import prepare
-from .spec import DemoSpec
-
-__all__ = [
-    "DemoSpec",
-    "prepare",
-]

@@ -1,8 +1,0 @@
-from .runner import prepare
-from .spec import PruneSpec, TargetSpec
-
-__all__ = [
-    "PruneSpec",
-    "TargetSpec",
-    "prepare",
-]
