@@ -20,7 +20,7 @@ _TENSOR = "$tensor"
 # A single metadata key: safetensors writes several keys in random order, but equal states must
 # give equal bytes.
 _KEY = "dynopt_ray"
-DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+DAMAGE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 """The errors that reading a damaged or altered state may raise."""
 
 
@@ -68,7 +68,7 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise CheckpointError(f"cannot read {kind} {path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, *DAMAGE) as error:
+    except (safetensors.SafetensorError, *DAMAGE_ERRORS) as error:
         raise CheckpointError(
             f"{path} is truncated, or not the file of a {kind} at all ({error}); use an older one"
         ) from error
@@ -78,7 +78,7 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
         metadata = json.loads(head)
         found = {key: metadata[key] for key in ("kind", "version", "sha256", "state")}
         digest = _digest(found["state"], tensors)
-    except DAMAGE:
+    except DAMAGE_ERRORS:
         raise CheckpointError(f"{path} has been altered: its metadata are damaged") from None
     if found["kind"] != kind:
         raise CheckpointError(f"{path} holds a {found['kind']}, but a {kind} is needed")
@@ -92,7 +92,7 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
         )
     try:
         return dict(_with_tensors(json.loads(found["state"]), tensors))
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         raise CheckpointError(f"{path} has been altered: {error}") from None
 
 

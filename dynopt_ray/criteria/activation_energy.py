@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria.base import Evidence
-from dynopt_ray.criteria.readings import (
-    Reading,
+from dynopt_ray.criteria.unit_inputs import (
+    UnitInputs,
     group_readers,
     observed,
     readers_of,
@@ -17,7 +17,7 @@ from dynopt_ray.criteria.readings import (
     weight_readers,
 )
 from dynopt_ray.errors import UnknownNameError
-from dynopt_ray.structure import Reader, Seen, Use, WidthGroup, as_products
+from dynopt_ray.structure import ObservedInputs, Reader, Use, WidthGroup, as_products
 
 Measure = Literal["energy", "nonzero"]
 _MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -106,7 +106,7 @@ class Activation:
         return scores
 
     def _totals(
-        self, evidence: Evidence, group: WidthGroup, seen: dict[Use, Seen]
+        self, evidence: Evidence, group: WidthGroup, seen: dict[Use, ObservedInputs]
     ) -> list[tuple[str, Tensor]]:
         """For each weight that reads a group: its name and its sums over rows, (U,)."""
         totals = []
@@ -118,7 +118,7 @@ class Activation:
                     totals.append((name, self._total(how, one.inputs_GRK)))
         return totals
 
-    def _total(self, how: Reading, x_GRK: Tensor) -> Tensor:
+    def _total(self, how: UnitInputs, x_GRK: Tensor) -> Tensor:
         x_UMRQ = how.of_units(x_GRK.float())
         if self.measure == "nonzero":
             return (x_UMRQ != 0).float().mean((1, 3)).sum(1)

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria.base import Evidence
-from dynopt_ray.criteria.readings import (
+from dynopt_ray.criteria.unit_inputs import (
     Observed,
-    Reading,
+    UnitInputs,
     group_readers,
     observed,
     readers_of,
@@ -205,7 +205,7 @@ class _Statistics:
 class _Layer:
     """One layer that reads a group, while units of the group are eliminated."""
 
-    def __init__(self, how: Reading, second_GKK: Tensor, sensitivity_GO: Tensor | None) -> None:
+    def __init__(self, how: UnitInputs, second_GKK: Tensor, sensitivity_GO: Tensor | None) -> None:
         self._groups_UM, self._inputs_UMQ = how.groups_UM, how.inputs_UMQ
         weight_GOK = how.weight_GOK.double()
         if sensitivity_GO is not None:

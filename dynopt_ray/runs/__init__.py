@@ -1,4 +1,4 @@
-"""Runs: a checked spec in, a directory with results and a report out.
+"""Carry out runs: a checked spec goes in, a directory with results and a report comes out.
 
 Example:
     >>> from pathlib import Path

@@ -1,4 +1,16 @@
-"""Run directories: what a run was, what came of it, and how it ended."""
+"""Run directories: the record of what a run was, what it measured and how it ended.
+
+A run directory holds `spec.yaml` (the resolved spec), `manifest.json` (kind, seed, status, times,
+versions, hardware and commit), `results.csv` (the main table) and `tables/*.csv` (further tables).
+The charts and the report are drawn from these files alone, so they can be rebuilt at any time.
+
+A new directory is claimed by `mkdir`, which fails if the directory exists. So no run overwrites
+another, even if two start with the same path. Every file that this module writes is first written
+to a temporary file and then renamed, so after a crash or with a full disk it has its old or its new
+content, never a part of it. The status is "running" until `finish` replaces it; a run that was
+killed therefore still says "running" and has no duration. Files are checked when they are read,
+and an error names the damaged one.
+"""
 
 import json
 import time
@@ -21,12 +33,12 @@ _MANIFEST: Mapping[str, type | tuple[type, ...]] = {
     "seed": int,
     "status": str,
     "started": str,
-    "duration_s": (int, float),  # a run that was killed has none
+    "duration_s": (int, float),  # missing until the run ends, and if it was killed
 }
 
 
 def default_path(name: str) -> Path:
-    """`runs/<name>-<time>`, numbered on where two runs start in one second."""
+    """Return `runs/<name>-<time>`, with a number appended if two runs start in the same second."""
     stem = f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / stem, 2
     while path.exists():
@@ -35,11 +47,11 @@ def default_path(name: str) -> Path:
 
 
 class RunDirectory:
-    """A directory that a spec produced. Every file in it is whole or absent.
+    """The directory of one run.
 
     Attributes:
-        path: where it is.
-        name: what it is called in reports.
+        path: the path of the directory.
+        name: the last part of the path, which names the run in reports.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,15 +60,15 @@ class RunDirectory:
 
     @staticmethod
     def create(path: Path, *, spec_text: str, about: Mapping[str, Any]) -> "RunDirectory":
-        """Make a new run directory, "running".
+        """Make a new run directory with the status "running".
 
         Args:
-            path: where; its parents are made as needed.
+            path: the directory to make. Missing parents are made too.
             spec_text: the resolved spec as YAML.
-            about: what the manifest begins with: spec, kind, seed.
+            about: the first entries of the manifest: spec, kind and seed.
 
         Raises:
-            RunError: it exists already, or cannot be made.
+            RunError: the path exists already, or the directory cannot be made.
         """
         if path.exists():
             raise RunError(
@@ -64,7 +76,7 @@ class RunDirectory:
             )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir()  # fails where another run was faster
+            path.mkdir()  # fails if another run has just made it
         except OSError as error:
             raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
         directory = RunDirectory(path)
@@ -83,10 +95,10 @@ class RunDirectory:
 
     @staticmethod
     def open(path: Path) -> "RunDirectory":
-        """A run directory that exists.
+        """Return an existing run directory.
 
         Raises:
-            RunError: there is none, or it is not one.
+            RunError: the directory does not exist, or has no manifest.json.
         """
         if not (path / "manifest.json").is_file():
             what = (
@@ -97,10 +109,10 @@ class RunDirectory:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What manifest.json says.
+        """The content of manifest.json.
 
         Raises:
-            RunError: it is damaged.
+            RunError: the file is damaged.
         """
         try:
             read: dict[str, Any] = json.loads((self.path / "manifest.json").read_text("utf-8"))
@@ -114,7 +126,7 @@ class RunDirectory:
         """The resolved spec as YAML.
 
         Raises:
-            RunError: it cannot be read.
+            RunError: spec.yaml cannot be read.
         """
         try:
             return (self.path / "spec.yaml").read_text("utf-8")
@@ -122,7 +134,7 @@ class RunDirectory:
             raise RunError(f"cannot read {self.path / 'spec.yaml'}: {error}") from error
 
     def finish(self, status: RunStatus, *, error: str | None = None) -> None:
-        """Write down how the run ended."""
+        """Record in the manifest how and when the run ended."""
         before = self.manifest
         started = datetime.fromisoformat(before["started"])
         duration_s = round(time.time() - started.timestamp(), 1)
@@ -130,7 +142,7 @@ class RunDirectory:
         self._write_manifest({**before, **end, **({"error": error} if error else {})})
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file; directories in its name are made."""
+        """Write a text file; a folder in its name is made if it is missing."""
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         replace_text(path, text)
@@ -140,14 +152,14 @@ class RunDirectory:
         self.write_text("results.csv", frame.to_csv(index=False))
 
     def write_table(self, name: str, frame: "pd.DataFrame") -> None:
-        """Write a further table, from which the report draws; see `charts`."""
+        """Write tables/<name>.csv, a further table for the report and its charts."""
         self.write_text(f"tables/{name}.csv", frame.to_csv(index=False))
 
     def table(self, name: str) -> "pd.DataFrame | None":
-        """A table that was written, or None. "results" is results.csv.
+        """Return a table, or None if it is empty or was not written. "results" is results.csv.
 
         Raises:
-            RunError: it is damaged.
+            RunError: the file is damaged.
         """
         import pandas as pd
 
@@ -172,7 +184,7 @@ def _check_manifest(content: object, path: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all."""
+    """Write a text file completely or not at all."""
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, "utf-8")

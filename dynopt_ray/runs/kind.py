@@ -1,4 +1,4 @@
-"""What a kind of run is."""
+"""The description of a kind of run: its spec and its runner."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.spec import Spec
 
 PreparedRun = Callable[[Run], None]
-"""Carries out a run: everything that takes long or writes."""
+"""Carries out a run that has been checked. It does everything that is slow or writes files."""
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,11 @@ class Kind:
     """One kind of run.
 
     Attributes:
-        spec: what its specs may say.
-        runner: `module:function`, from a spec to an `PreparedRun`. It is imported at its first use,
-            and raises what is wrong with the spec's task, files or arguments.
-        on_cluster: whether it runs on a Ray cluster.
+        spec: the class of its specs.
+        runner: `module:function` of the function that turns a spec into a `PreparedRun`. It is
+            imported at its first use, and raises an error if the task, files or arguments that the
+            spec names are wrong.
+        on_cluster: whether runs of this kind use a Ray cluster.
     """
 
     spec: type[Spec]

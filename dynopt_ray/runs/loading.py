@@ -1,4 +1,4 @@
-"""From the name or file of a spec to a checked one."""
+"""Load and check specs, given by file or by name."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ from dynopt_ray.runs.spec import Spec, dump, parse, short, validated, with_overr
 
 
 def packaged() -> dict[str, Path]:
-    """The specs that come with the package, by name."""
+    """Return the specs that come with the package: name -> file."""
     package = Path(dynopt_ray.__file__).parent
-    # In a checkout they lie beside the package, in a wheel within it.
+    # A wheel has them inside the package, a checkout next to it.
     for directory in (package / "experiments", package.parent / "experiments"):
         found = {path.stem: path for path in sorted(directory.glob("*.yaml"))}
         if found:
@@ -22,10 +22,10 @@ def packaged() -> dict[str, Path]:
 
 
 def find(spec: str) -> Path:
-    """The file of a spec: a path, or the name of a packaged one.
+    """Return the file of a spec, given its path or the name of a packaged spec.
 
     Raises:
-        SpecError: neither; with the closest name.
+        SpecError: there is no such file or name; the message suggests the closest name.
     """
     path = Path(spec)
     if path.is_file():
@@ -43,14 +43,14 @@ def find(spec: str) -> Path:
 
 
 def load_spec(spec: str, overrides: Iterable[str] = ()) -> Spec:
-    """The checked spec of a file or name.
+    """Load a spec from a file or by name, and check it.
 
     Args:
         spec: a path, or the name of a packaged spec.
-        overrides: `path=value` each; see `with_overrides`.
+        overrides: strings of the form `path=value`; see `with_overrides`.
 
     Raises:
-        SpecError: there is no such spec, or it is wrong; one message with all that is.
+        SpecError: there is no such spec, or it has mistakes; one message lists them all.
     """
     path = find(spec)
     try:
@@ -64,14 +64,14 @@ def load_spec(spec: str, overrides: Iterable[str] = ()) -> Spec:
 
 
 def check_spec(data: Mapping[str, Any], *, source: str) -> Spec:
-    """The spec that plain data describe.
+    """Return the spec that plain data describe.
 
     Args:
-        data: with `kind`, which says what the other keys are.
-        source: where they come from, for messages.
+        data: a mapping with `kind`, which determines the other keys.
+        source: where the data come from, for messages.
 
     Raises:
-        SpecError: wrong keys, types or values; one message with all of them.
+        SpecError: there are wrong keys, types or values; one message lists them all.
 
     Example:
         >>> data = {"kind": "prune", "task": "digits-mlp", "train": {"num_steps": 9, "lr": 0.1}}
@@ -89,5 +89,5 @@ def check_spec(data: Mapping[str, Any], *, source: str) -> Spec:
 
 
 def spec_text(spec: Spec) -> str:
-    """A spec as YAML, with every default: `load_spec` reads it back to the same."""
+    """Return a spec as YAML, with every default; `load_spec` reads it back to an equal spec."""
     return dump(spec.model_dump(mode="json"))

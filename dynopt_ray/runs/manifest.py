@@ -1,4 +1,4 @@
-"""What a run was made with: versions, hardware, commit."""
+"""Facts about a run for its manifest: versions, hardware and commit."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,10 @@ _PACKAGES = ("torch", "ray", "numpy", "gymnasium", "river", "optuna", "scikit-le
 
 
 def versions() -> dict[str, str]:
-    """Python, dynopt_ray and the packages that results depend on; not installed ones left out."""
+    """Return the versions of Python, dynopt_ray and the packages that results depend on.
+
+    Packages that are not installed are left out.
+    """
     found = {"python": platform.python_version(), "dynopt_ray": dynopt_ray.__version__}
     for package in _PACKAGES:
         try:
@@ -24,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine that the run was started on; workers may be others."""
+    """Describe the machine that the run was started on; workers may run on others."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -40,7 +43,7 @@ def hardware() -> dict[str, Any]:
 
 
 def commit(directory: Path) -> dict[str, Any] | None:
-    """The commit checked out in a directory and whether files differ from it; None outside git."""
+    """Return the commit of a git checkout and whether tracked files differ; None outside git."""
     head = _git(directory, "rev-parse", "HEAD")
     if head is None:
         return None

@@ -1,4 +1,4 @@
-"""What a run begins with: its task, and a network that is trained on it or loaded."""
+"""The starting point of a run: a task, and a network that is trained on it or loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,36 +30,36 @@ _PARTS = 40
 
 @dataclass
 class Curves:
-    """Loss, rate and accuracy over steps, phase by phase: the table `curves`."""
+    """Collects loss, learning rate and accuracy over steps, phase by phase: the table `curves`."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     _offset: int = 0
 
     def add(self, phase: str, step: int, **figures: float) -> None:
-        """A point; figures are loss, lr, accuracy, validation_loss as far as known.
+        """Add a point.
 
         Args:
-            phase: its name. Each phase goes on where the one before ended.
-            step: within the phase.
-            **figures: what was measured.
+            phase: name of the phase. The table counts its steps on from the end of the phase before.
+            step: step within the phase.
+            **figures: the measurements; any of loss, lr, accuracy and validation_loss.
         """
         if self.rows and self.rows[-1]["phase"] != phase:
             self._offset = self.rows[-1]["step"]
         self.rows.append({"phase": phase, "step": self._offset + step, **figures})
 
     def write(self, run: Run) -> None:
-        """Write the table."""
+        """Write the table to the run directory."""
         run.directory.write_table("curves", pd.DataFrame(self.rows))
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A task and, where the spec names a start, the network to start from.
+    """A task and, if the spec names a start, the network to start from.
 
     Attributes:
-        task: what is learned.
-        spec: what the run begins with.
-        network: the loaded network as bytes; None where one is to be trained.
+        task: the task.
+        spec: the spec of the run.
+        network: the loaded network as bytes; None if a new network has to be trained.
     """
 
     task: Task
@@ -67,11 +67,11 @@ class Origin:
     network: bytes | None
 
     def model(self, run: Run, curves: Curves) -> nn.Module:
-        """The network: loaded, or trained now."""
+        """Return the loaded network, or train a new one and show the progress."""
         if self.network is not None:
             return loaded_network(self.task, self.network)
         phase = self.spec.train
-        assert phase is not None  # the spec has one of the two
+        assert phase is not None  # a spec has either start or train
         model = self.task.new_model(seed=self.spec.seed)
         rate = make_rate(phase.lr, phase.num_steps)
         optimizer = make_optimizer(self.spec.optimizer, model, lr=rate.initial)
@@ -95,12 +95,12 @@ class Origin:
 
 
 def prepare_origin(spec: NetworkSpec) -> Origin:
-    """Load the task and, where there is one, the starting network.
+    """Load the task and, if the spec names one, the starting network.
 
     Raises:
-        SpecError: the task refuses its options, or there is no such start.
+        SpecError: the task refuses its options, or the starting network does not exist.
         DataError: the task's data are missing or cannot be learned from.
-        CheckpointError: the starting network is damaged or of another task.
+        CheckpointError: the starting network is damaged or belongs to another task.
     """
     task = prepare_task(spec.task)
     if spec.start is None:
@@ -118,7 +118,7 @@ def prepare_origin(spec: NetworkSpec) -> Origin:
 
 
 def prepare_task(config: str | dict[str, Any]) -> Task:
-    """The task of a spec; errors say where they come from.
+    """Return the task of a spec. Messages of a SpecError begin with "task:".
 
     Raises:
         SpecError: the task refuses its options.
@@ -131,7 +131,7 @@ def prepare_task(config: str | dict[str, Any]) -> Task:
 
 
 def as_budget(fractions: CostFractions | None) -> Budget | None:
-    """The budget that a spec asks for, or None."""
+    """Return the budget that a spec asks for, or None."""
     if fractions is None:
         return None
     return Budget(
@@ -144,7 +144,7 @@ def as_budget(fractions: CostFractions | None) -> Budget | None:
 
 
 def figures(name: str, task: Task, model: nn.Module) -> dict[str, Any]:
-    """A row of the table `summary`: how good a network is, and what it costs.
+    """Return a row of the table `summary`: the accuracy of a network and its costs.
 
     FLOPs and latency are those of one sample.
     """
@@ -159,7 +159,7 @@ def figures(name: str, task: Task, model: nn.Module) -> dict[str, Any]:
 def with_utility(
     rows: Sequence[dict[str, Any]], cost_weight: float, cost: str
 ) -> list[dict[str, Any]]:
-    """Rows of `figures` with utility = accuracy − cost_weight · cost over that of the first row."""
+    """Return rows of `figures` with utility = accuracy − cost_weight · cost / first row's cost."""
     start = rows[0][cost]
     return [
         {**row, "utility": utility(row["accuracy"], row[cost] / start, cost_weight)} for row in rows
@@ -167,7 +167,7 @@ def with_utility(
 
 
 def keep_network(run: Run, model: nn.Module, **metadata: Any) -> None:
-    """Write a network as the run's own: model/network.safetensors."""
+    """Write a network as the result of the run: model/network.safetensors."""
     path = run.directory.path / NETWORK_FILE
     path.parent.mkdir(exist_ok=True)
     save(path, model, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Progress of a run: live on a terminal, one line per stage elsewhere, all of it in the log."""
+"""Show the progress of a run: bars on a terminal, lines elsewhere, and everything in the log."""
 
 import logging
 import threading
@@ -23,28 +23,28 @@ _SILENT_S = 10.0
 
 
 class Stage(Protocol):
-    """One stage of a run, while it lasts."""
+    """A stage of a run that is under way."""
 
     def advance(self, amount: float = 1, *, note: str = "") -> None:
-        """So much more of its total is done; `note` says how it goes."""
+        """Add to the amount of work that is done; `note` describes the present state."""
 
     def result(self, text: str) -> None:
-        """What came of it, for the line that is left when it ends."""
+        """Set the outcome, which is part of the line that is printed when the stage ends."""
 
 
 class Progress(Protocol):
-    """Where a run says what it does."""
+    """Shows the stages and the tables of a run."""
 
     def stage(self, name: str, total: float | None = None) -> AbstractContextManager[Stage]:
-        """A stage with so much to do; None where nobody knows."""
+        """Begin a stage with a total amount of work, or None if the total is unknown."""
 
     def table(self, title: str, frame: "pd.DataFrame") -> None:
-        """A small table that stays."""
+        """Show a small table, which stays on the screen."""
 
 
 @dataclass
 class Silent:
-    """Says nothing on the screen; the log has it all."""
+    """Shows nothing on the screen. The log still gets everything."""
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
@@ -60,10 +60,10 @@ class Silent:
 
 @dataclass
 class Lines:
-    """One line per stage, when it ends: for logs and continuous integration.
+    """Prints one line per stage, when it ends: for logs and continuous integration.
 
-    A stage that takes long also says when a quarter, half and three quarters of it are done; one
-    whose end nobody knows, every ten seconds that it goes on.
+    A long stage also prints a line when a quarter, half and three quarters of it are done. A stage
+    of unknown length prints a line every ten seconds.
     """
 
     console: "Console"
@@ -86,10 +86,10 @@ class Lines:
 
 
 class Live:
-    """A bar per stage that is under way; a line for each that has ended.
+    """Shows a bar for each stage that is under way, and a line for each that has ended.
 
     Args:
-        console: a terminal.
+        console: the terminal to show them on.
     """
 
     def __init__(self, console: "Console") -> None:
@@ -137,7 +137,7 @@ class _Stage:
         if not self._quarters < quarters < 4:
             return
         self._quarters, now = quarters, time.monotonic()
-        # Nobody needs to be told that a short stage is under way.
+        # The line at the end is enough for a short stage.
         if now - self._said >= _QUIET_S:
             self._said = now
             say(f"{self.name}: {25 * quarters} %{', ' if note else ''}{note}")
@@ -158,7 +158,7 @@ def _timed(name: str) -> Iterator[_Stage]:
 
 @contextmanager
 def _goes_on(stage: _Stage, say: Callable[[str], None]) -> Iterator[None]:
-    """Say every so often that the stage still does."""
+    """Print at regular intervals how long a stage has been running."""
     over = threading.Event()
 
     def tell() -> None:
@@ -201,7 +201,7 @@ def _print_table(console: "Console", title: str, frame: "pd.DataFrame") -> None:
         is_text = frame[name].dtype.kind not in "iuf"
         justify: Literal["left", "right"] = "left" if is_text else "right"
         header = _escaped(str(name).replace("_", " " if is_text else "\n"))
-        # Where a terminal is narrow texts go over several lines; half a number says nothing.
+        # On a narrow terminal texts are wrapped. Numbers are not: half a number would mislead.
         table.add_column(header, justify=justify, no_wrap=not is_text, overflow="fold")
     for values in frame.itertuples(index=False):
         table.add_row(*(_escaped(number(value)) for value in values))

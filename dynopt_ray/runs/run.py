@@ -1,4 +1,13 @@
-"""A run under way: where it writes, where it says what it does, which cluster it uses."""
+"""Carry out a run, and record in its directory how it ended.
+
+`carry_out` calls a prepared run and turns each way in which the call can end into a status of the
+run directory: "finished" if it returns, "interrupted" on KeyboardInterrupt (which the command line
+also raises on SIGTERM), and "failed" on any other exception, whose text is stored with it. The
+status is written before the report, so a report that cannot be written does not hide how the run
+ended. The exception is then raised again, for the caller to handle. Only a process that is killed
+outright leaves a directory that still says "running". Log messages and warnings go to log.txt in
+the run directory for as long as the run lasts.
+"""
 
 import logging
 import traceback
@@ -22,13 +31,13 @@ log = logging.getLogger("dynopt_ray")
 
 @dataclass(frozen=True)
 class Run:
-    """What an action is given.
+    """What a prepared run needs to know about the place where it runs.
 
     Attributes:
-        directory: where it writes.
-        progress: where it says what it does.
-        address: the cluster to join; None starts one here when it is needed.
-        num_threads: threads that torch computes with; None leaves it to torch.
+        directory: the directory to write to.
+        progress: shows its progress.
+        address: address of the Ray cluster to join. None starts one on this machine if needed.
+        num_threads: number of torch's threads. None leaves the choice to torch.
     """
 
     directory: RunDirectory
@@ -37,18 +46,17 @@ class Run:
     num_threads: int | None = None
 
     def outcome(self, name: str, title: str, frame: "pd.DataFrame") -> None:
-        """Write a table that says what came of the run, and show it."""
+        """Write a table with an outcome of the run to its directory, and show it."""
         self.directory.write_table(name, frame)
         self.progress.table(title, frame)
 
 
 def carry_out(action: Callable[[Run], None], run: Run) -> None:
-    """Carry out a run; whatever happens, its directory says how it ended, and has a report.
+    """Carry out a run. However it ends, its directory says so, and has a report.
 
     Raises:
-        KeyboardInterrupt: the user interrupted it; the directory says "interrupted".
-        Exception: what the action raised; the directory says "failed", its log.txt has the
-            traceback.
+        KeyboardInterrupt: the user interrupted the run; its status is "interrupted".
+        Exception: the action raised it; the status is "failed", and log.txt has the traceback.
     """
     with _logged(run.directory), threads(run.num_threads):
         try:
@@ -73,13 +81,13 @@ def _report_what_there_is(run: Run) -> None:
     try:
         write_report(run.directory)
     except Exception:
-        # The run's own error matters; that of a report on half a run is for the log.
+        # A report on half a run may fail. Its error must not replace that of the run itself.
         log.error(traceback.format_exc())
 
 
 @contextmanager
 def threads(num_threads: int | None) -> Iterator[None]:
-    """So many threads for torch's computations, for a while; None leaves it to torch."""
+    """Set torch's number of threads within a block; None leaves it unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads or before)
     try:
@@ -90,7 +98,7 @@ def threads(num_threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def _logged(directory: RunDirectory) -> Iterator[None]:
-    """Messages and warnings of this process go to log.txt."""
+    """Write this process's log messages and warnings to log.txt within a block."""
     handler = logging.FileHandler(directory.path / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, level = logging.getLogger(), log.level

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import CheckpointError, EditError
-from dynopt_ray.storage import DAMAGE, read_state, write_state
+from dynopt_ray.storage import DAMAGE_ERRORS, read_state, write_state
 from dynopt_ray.structure.plans import (
     HISTORIES,
     HISTORY,
@@ -95,7 +95,7 @@ def load(
     try:
         metadata = dict(state["metadata"])
         within(transaction, loaded)
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(

@@ -41,7 +41,7 @@ _WRAPPERS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class TraceArguments:
     """The arguments of `trace`; see there."""
 
     example_inputs: Inputs
@@ -79,18 +79,22 @@ class Description:
     output_sizes: tuple[torch.Size, ...]
 
 
-def describe(model: nn.Module, asked: Asked) -> Description:
+def describe(model: nn.Module, arguments: TraceArguments) -> Description:
     """Trace a network and prove each of its widths; see `trace` for errors and warnings."""
-    if asked.heads not in get_args(Heads):
-        raise UnknownNameError("unit of attention", asked.heads, get_args(Heads))
+    if arguments.heads not in get_args(Heads):
+        raise UnknownNameError("unit of attention", arguments.heads, get_args(Heads))
     _check_model(model)
     tensors = named_tensors(model)
-    pinned = {_produced_by(tensors, name): _BY_CALLER for name in asked.fixed}
+    pinned = {_produced_by(tensors, name): _BY_CALLER for name in arguments.fixed}
+
+    inputs = arguments.example_inputs
 
     def proven() -> tuple[Passes, Verified]:
-        passes = trace_at_own_sizes(model, asked.example_inputs, tensors, asked.heads, pinned)
+        passes = trace_at_own_sizes(
+            model, arguments.example_inputs, tensors, arguments.heads, pinned
+        )
         _warn_of_other_ways(passes.record, tensors)
-        verifier = Verifier(model, asked.example_inputs, tensors, passes, asked.heads)
+        verifier = Verifier(model, inputs, tensors, passes, arguments.heads)
         return passes, verifier.verdict()
 
     surroundings = Surroundings(model)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from dynopt_ray.structure.description import Asked, describe
+from dynopt_ray.structure.description import TraceArguments, describe
 from dynopt_ray.structure.network import Network
 from dynopt_ray.structure.plans import Edit, Optimizers, Receipt, apply_plan
 from dynopt_ray.structure.tracing import Heads, Inputs
@@ -21,7 +21,7 @@ class Graph(Network):
         blocks: the modules that `Remove` can take out: name -> number of outputs after the first,
             or None if the module returns a single tensor. Such a module takes a tensor as its
             first argument and returns one of the same shape, once per forward pass.
-        asked: the arguments of `trace`.
+        arguments: the arguments of `trace`.
         receipts: receipts of the plans applied so far that were neither undone nor committed,
             oldest first.
     """
@@ -84,5 +84,5 @@ def trace(
         UnknownNameError: `fixed` names nothing in the network, or `heads` is unknown.
     """
     names = (fixed,) if isinstance(fixed, str) else tuple(fixed)
-    asked = Asked(example_inputs, names, heads)
-    return Graph(model, asked, describe(model, asked))
+    arguments = TraceArguments(example_inputs, names, heads)
+    return Graph(model, arguments, describe(model, arguments))

@@ -121,8 +121,8 @@ def _at(
         elif widths[group.name] > group.width:
             plan.append(Grow(group.name, widths[group.name] - group.width, exact=False))
     if plan:
-        asked = graph.asked
-        trace(model, asked.example_inputs, asked.fixed, asked.heads).apply(plan)
+        arguments = graph.arguments
+        trace(model, arguments.example_inputs, arguments.fixed, arguments.heads).apply(plan)
     return measure_ms(model, inputs)
 
 

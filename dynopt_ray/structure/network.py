@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.structure.costs import Cost, count_nonzero
-from dynopt_ray.structure.description import Asked, Description
+from dynopt_ray.structure.description import Description, TraceArguments
 from dynopt_ray.structure.tracing import named_tensors
 from dynopt_ray.structure.units import WidthGroup
 
@@ -29,7 +29,7 @@ class Network:
 
     Attributes:
         model: the network itself; edits change it in place.
-        asked: the arguments of `trace`.
+        arguments: the arguments of `trace`.
         shapes: the shapes of its tensors after the last edit; `check` compares against them.
         receipts: receipts of the plans applied so far, oldest first.
         num_edits: the number of times its widths were changed. The random weights of new units
@@ -38,9 +38,11 @@ class Network:
     The other attributes are those of `Description`.
     """
 
-    def __init__(self, model: nn.Module, asked: Asked, description: Description) -> None:
+    def __init__(
+        self, model: nn.Module, arguments: TraceArguments, description: Description
+    ) -> None:
         self.model = model
-        self.asked = asked
+        self.arguments = arguments
         self.groups = description.groups
         self.index = description.index
         self.fixed = description.fixed

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from dynopt_ray.online import ArrayStream, Drift, Guard, OnlineLearner, evaluate
-from dynopt_ray.online.learner.guard import Restore
+from dynopt_ray.online.learner.guard import UpdateBackup
 
 
 class Scalar(nn.Module):
@@ -88,7 +88,7 @@ def test_rolling_back_is_bit_exact() -> None:
 def test_rolling_back_the_first_step_leaves_no_optimizer_state() -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.Adam(model.parameters())
-    restore = Restore(model, optimizer)
+    restore = UpdateBackup(model, optimizer)
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     restore.roll_back()

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from dynopt_ray.online.learner.recent_events import Memory
+from dynopt_ray.online.learner.recent_events import EventBuffer
 
 
 @pytest.mark.parametrize("batches", [[1] * 30, [3, 1, 7, 2, 9, 5, 5, 1, 20, 2], [8] * 5, [4, 4]])
 def test_the_latest_events_are_kept_in_order(batches: list[int]) -> None:
-    memory, seen = Memory(7), torch.empty(0)
+    memory, seen = EventBuffer(7), torch.empty(0)
     for num_events in batches:
         new = torch.arange(len(seen), len(seen) + num_events, dtype=torch.float32)
         memory.add(new[:, None], -new)
@@ -19,18 +19,18 @@ def test_the_latest_events_are_kept_in_order(batches: list[int]) -> None:
 
 
 def test_a_restored_memory_is_the_same() -> None:
-    memory, restored = Memory(5), Memory(5)
+    memory, restored = EventBuffer(5), EventBuffer(5)
     memory.add(torch.arange(13.0)[:, None], torch.arange(13))
     restored.add(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     restored.load_state_dict(memory.state_dict())
     memory.add(torch.ones(3, 1), torch.ones(3, dtype=torch.int64))
     restored.add(torch.ones(3, 1), torch.ones(3, dtype=torch.int64))
     assert torch.equal(memory.latest(5)[0], restored.latest(5)[0])
-    restored.load_state_dict(Memory(5).state_dict())
+    restored.load_state_dict(EventBuffer(5).state_dict())
     assert len(restored) == 0
 
 
 def test_no_capacity_keeps_nothing() -> None:
-    memory = Memory(0)
+    memory = EventBuffer(0)
     memory.add(torch.ones(3, 1), torch.ones(3))
     assert len(memory) == len(memory.latest(5)[0]) == 0

@@ -1,4 +1,4 @@
-"""Online learners as Ray actors: they survive the death of their process with their state."""
+"""The object inside a learner's Ray actor, which keeps its state when its process dies."""
 
 import os
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from dynopt_ray.online import Ack, BuildLearner, DurableLearner, Event
 
 @dataclass(frozen=True)
 class LearnerStatus:
-    """How a learner is.
+    """The status of a learner.
 
     Attributes:
         sequence: the last sequence number that is on disk and learned.
-        quarantined: events that could not be learned from.
+        quarantined: number of events that could not be learned from.
         snapshot_error: why the latest periodic snapshot failed, or None.
-        pid: the actor's process on its node.
+        pid: the id of the actor's process on its node.
     """
 
     sequence: int
@@ -31,24 +31,26 @@ class LearnerStatus:
 
 
 class LearnerActor:
-    """What runs inside the actor: a durable learner, and a frozen copy of it that predicts.
+    """A durable learner, and a frozen copy of its network that predicts.
 
-    The class knows nothing of Ray. It needs two threads: one calls `learn` and what belongs to
-    it, any others call `predict`, which never waits for learning. Built again on the same
-    directory, after a crash or in a later session, it goes on where it was.
+    The class does not depend on Ray. One thread calls `learn`, `snapshot` and `close`. Other
+    threads may call `predict` and `status`, which never wait for learning. If it is built again
+    on the same directory, after a crash or in a later session, it continues from its last state.
 
     Args:
-        build: makes the learner, the same one every time; or its path `module:attribute`.
-        directory: of its snapshot and journal. Where the actor may move to another node, all
-            nodes must see it.
-        snapshot_every: events between snapshots.
-        num_threads: threads torch computes with. It is fixed, because another number may round
-            sums differently and a replay has to come out the same to the bit.
+        build: builds the learner; or its path `module:attribute`. Every call must build the same
+            learner.
+        directory: directory of the snapshot and the journal. If the actor may move to another
+            node, it must be a directory that all nodes share.
+        snapshot_every: number of events between snapshots.
+        num_threads: number of threads that torch uses. It is fixed, because another number may
+            round sums differently, and a replay must give the same result bit for bit.
 
     Raises:
-        CheckpointError: the directory's contents are damaged or of another kind of learner.
+        CheckpointError: the content of the directory is damaged, or belongs to another kind of
+            learner.
         LearnerError: another process has the directory open.
-        PluginError: `build` is a path that leads nowhere.
+        PluginError: `build` is a path that cannot be imported.
     """
 
     def __init__(
@@ -68,15 +70,15 @@ class LearnerActor:
         self._snapshot_error: str | None = None
 
     def learn(self, first: int, events: Sequence[Event]) -> Ack:
-        """Journal, learn and acknowledge events; predictions then come from what was learned."""
+        """Journal, learn and acknowledge events. Later predictions come from the updated network."""
         ack = self._durable.learn(first, events)
         self._snapshot_error = ack.snapshot_error
-        # One assignment, so a prediction has either the old network or the new one, never half.
+        # A single assignment, so that a prediction uses either the old network or the new one.
         self._predictor = self._durable.freeze()
         return ack
 
     def predict(self, x: Any) -> Tensor:
-        """The output of the network as it was after the last call of `learn`."""
+        """Return the output of the network as it was after the last call of `learn`."""
         return self._predictor.predict(x)
 
     def snapshot(self) -> None:
@@ -85,7 +87,7 @@ class LearnerActor:
         self._snapshot_error = None
 
     def status(self) -> LearnerStatus:
-        """How the learner is."""
+        """Return the present status of the learner."""
         return LearnerStatus(
             sequence=self._durable.sequence,
             quarantined=self._durable.learner.quarantine.total,
@@ -94,6 +96,6 @@ class LearnerActor:
         )
 
     def close(self) -> None:
-        """Write a snapshot and let go of the directory."""
+        """Write a snapshot and release the directory."""
         self._durable.snapshot()
         self._durable.close()

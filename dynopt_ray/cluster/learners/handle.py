@@ -1,4 +1,20 @@
-"""The driver's side of a learner in an actor: batches, waits, sends again, and never twice."""
+"""The driver's handle for a learner in an actor, which sends every event until it is acknowledged.
+
+The handle gives every event the next sequence number and appends it to a queue. A sender thread
+sends the front of the queue in batches, one call at a time, so events arrive in order. The actor
+writes a batch to the journal on disk, learns it, and then acknowledges it. Only then do its events
+leave the queue.
+
+If the actor's process dies during a call, Ray starts the actor again, and the actor restores its
+learner from snapshot and journal. The handle cannot know whether the batch reached the journal
+before the process died. So it sends the same batch with the same sequence numbers again, and
+`DurableLearner.learn` ignores numbers that it has already learned and refuses gaps. No event is
+lost, because unacknowledged ones are sent again. No event is learned twice, because repeated ones
+are recognised. So each event takes effect exactly once.
+
+A new handle continues with the number after the last one that the actor has learned. Two handles
+that learn at the same time would use the same numbers for different events, so only one may.
+"""
 
 import os
 import threading
@@ -18,7 +34,10 @@ from dynopt_ray.errors import ClusterError, LearnerError
 from dynopt_ray.online import Ack, BuildLearner, Event, LearnResult, storable
 
 Learned = Future[LearnResult | None]
-"""Comes when the event is on disk and learned; None where the actor died before it told."""
+"""A future that is done when the event is on disk and learned.
+
+Its result is None if the actor died after learning the event, but before it could reply.
+"""
 
 _MAX_RESTARTS = 100
 _RETRY_S = 0.1
@@ -26,10 +45,10 @@ _RETRY_S = 0.1
 
 @dataclass(frozen=True)
 class Prediction:
-    """An output, and the name under which its label may come later.
+    """The output for an event, with an id for labelling the event later.
 
     Attributes:
-        id: what `label` takes.
+        id: the id to pass to `RemoteLearner.label`.
         output: the network's output.
     """
 
@@ -38,27 +57,32 @@ class Prediction:
 
 
 class RemoteLearner:
-    """A learner in an actor of its own.
+    """A learner that runs in a Ray actor of its own.
 
-    `learn` returns at once; a thread sends what has gathered in one call, because a call takes
-    0.4 ms however little it carries. When the actor's process dies, Ray starts it again, it
-    restores itself from its directory, and what it had not acknowledged is sent again: every
-    event has its effect exactly once. One handle at a time may learn.
+    `learn` returns immediately unless too many events wait. A thread sends the waiting events
+    together in one call, because a call takes 0.4 ms even if it carries a single event. If the
+    actor's process dies, Ray starts it again, it restores itself from its directory, and the
+    events that it had not acknowledged are sent again. Every event takes effect exactly once.
+    Only one handle at a time may learn.
 
     Args:
-        build: makes the learner, the same one every time; or its path `module:attribute`.
-        directory: of its snapshot and journal; see `LearnerActor`.
-        num_cpus: CPUs of the actor; torch computes with as many threads, at least one.
-        num_gpus: GPUs of the actor; may be a fraction.
-        snapshot_every: events between snapshots.
-        max_pending: events that may wait for their acknowledgement. With so many, `learn` waits.
-        max_unlabelled: predictions kept for `label`; the oldest are forgotten.
-        batch_size: the most events in one call.
-        timeout_s: how long `learn` waits for room, and anything for an actor that starts.
+        build: builds the learner; or its path `module:attribute`. Every call must build the same
+            learner.
+        directory: directory of the learner's snapshot and journal; see `LearnerActor`.
+        num_cpus: CPUs reserved for the actor. Torch uses as many threads, at least one.
+        num_gpus: GPUs reserved for the actor; may be a fraction.
+        snapshot_every: number of events between snapshots.
+        max_pending: maximum number of events that wait for their acknowledgement. `learn` waits
+            while there are so many.
+        max_unlabelled: number of predictions kept for `label`. The oldest are forgotten.
+        batch_size: maximum number of events in one call.
+        timeout_s: how long `learn` waits for room, and how long every call waits for the actor to
+            start or restart, in seconds.
 
     Raises:
+        ValueError: `max_pending` or `batch_size` is below 1.
         ClusterError: the cluster has no room for the actor.
-        LearnerError: the learner could not be built or restored; says why.
+        LearnerError: the learner could not be built or restored; the message says why.
 
     Example:
         >>> with session(), RemoteLearner(build, "runs/stream") as learner:  # doctest: +SKIP
@@ -107,11 +131,12 @@ class RemoteLearner:
         """Send one event or mini-batch to be learned.
 
         Returns:
-            A future; it need not be looked at.
+            A future of the result, which may be ignored.
 
         Raises:
-            DataError: x or y is not an array of numbers that a journal can keep.
-            LearnerError: no room within `timeout_s`, or the learner has failed.
+            DataError: x or y is not an array of numbers, or its type cannot be kept in a journal.
+            LearnerError: there was no room within `timeout_s`, the learner has failed, or the
+                handle is closed.
         """
         event = (storable("x", x), storable("y", y))
         with self._changed:
@@ -122,11 +147,11 @@ class RemoteLearner:
             self._refuse_if_over()
             if not has_room:
                 raise LearnerError(
-                    f"{self._max_pending} events wait to be learned and none was in "
+                    f"{self._max_pending} events wait to be learned, and none was learned within "
                     f"{self._timeout_s:g} s; send more slowly, or use mini-batches"
                 )
             learned: Learned = Future()
-            # It cannot be cancelled: the event may be on its way.
+            # This prevents cancelling: the event may already be on its way to the actor.
             learned.set_running_or_notify_cancel()
             self._pending.append((self._next, event, learned))
             self._next += 1
@@ -134,13 +159,14 @@ class RemoteLearner:
         return learned
 
     def predict(self, x: Any) -> Prediction:
-        """The output for one event or mini-batch, from the network as last published.
+        """Return the output for one event or mini-batch, and keep the event for `label`.
 
-        It does not wait for learning. The event is kept for `label`.
+        Predictions do not wait for learning. They come from the network as it was after the
+        latest batch of events that was learned completely.
 
         Raises:
-            DataError: x is not an array of numbers that a journal can keep, or not of the
-                stream's shape.
+            DataError: x is not an array of numbers, its type cannot be kept in a journal, or its
+                shape is not that of the stream.
             LearnerError: the learner has failed.
         """
         array = storable("x", x)
@@ -154,16 +180,17 @@ class RemoteLearner:
         """Learn from an event that was predicted earlier, now that its label is known.
 
         Raises:
-            DataError: y is not an array of numbers that a journal can keep.
-            LearnerError: no such prediction waits for a label, no room within `timeout_s`, or the
-                learner has failed. In all but the first case it goes on waiting for its label.
+            DataError: y is not an array of numbers, or its type cannot be kept in a journal.
+            LearnerError: no prediction with this id waits for a label, there was no room within
+                `timeout_s`, the learner has failed, or the handle is closed. In all but the first
+                case, the prediction still waits for its label.
         """
         with self._changed:
             x = self._unlabelled.pop(prediction_id, None)
         if x is None:
             raise LearnerError(
-                f"prediction {prediction_id} does not wait for a label: it was labelled, is "
-                f"older than the latest {self._max_unlabelled}, or is of another handle"
+                f"prediction {prediction_id} does not wait for a label: it was labelled already, "
+                f"is older than the latest {self._max_unlabelled}, or belongs to another handle"
             )
         try:
             return self.learn(x, y)
@@ -173,7 +200,7 @@ class RemoteLearner:
             raise
 
     def flush(self) -> None:
-        """Wait until everything sent is on disk and learned.
+        """Wait until all events are on disk and learned.
 
         Raises:
             LearnerError: the learner has failed.
@@ -187,21 +214,22 @@ class RemoteLearner:
         """Wait as `flush` does, then write the whole state to the directory.
 
         Raises:
-            CheckpointError: it could not be written; the one before is valid.
+            CheckpointError: the snapshot could not be written; the previous one is still valid.
         """
         self.flush()
         self._call(lambda: self._actor.snapshot.remote())
 
     def status(self) -> LearnerStatus:
-        """How the learner is now.
+        """Return the present status of the learner.
 
-        It does not wait for learning: of a call under way, it counts the events learned so far.
+        This does not wait for learning. If a batch is being learned, the status includes the
+        events of the batch that are learned so far.
         """
         status: LearnerStatus = self._call(lambda: self._actor.status.remote())
         return status
 
     def close(self) -> None:
-        """Learn what was sent, write a snapshot, and end the actor."""
+        """Wait until all events are learned, write a snapshot, and end the actor."""
         if self._closing:
             return
         try:
@@ -222,13 +250,13 @@ class RemoteLearner:
         self.close()
 
     def _keep(self, prediction_id: int, x: Any) -> None:
-        """Keep an event for its label; the oldest make room."""
+        """Keep an event for its label, and forget the oldest ones if there are too many."""
         self._unlabelled[prediction_id] = x
         while len(self._unlabelled) > self._max_unlabelled:
             self._unlabelled.popitem(last=False)
 
     def _started(self) -> LearnerStatus:
-        """The status of an actor that has just been made, or why it could not be."""
+        """Wait until the new actor has started, and return its status."""
         try:
             status: LearnerStatus = ray.get(self._actor.status.remote(), timeout=self._timeout_s)
         except GetTimeoutError as error:
@@ -236,8 +264,8 @@ class RemoteLearner:
             free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
             raise ClusterError(
                 f"the learner's actor did not start in {self._timeout_s:g} s; free now: "
-                f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs. End something, or ask "
-                "for less"
+                f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs. End other work, or "
+                "reserve less"
             ) from error
         except ActorDiedError as error:
             cause = str(error).strip().splitlines()[-1]
@@ -245,13 +273,13 @@ class RemoteLearner:
         return status
 
     def _call(self, call: Callable[[], Any]) -> Any:
-        """The result of a call that may be repeated, across restarts of the actor."""
+        """Return the result of a call, repeating the call while the actor is being restarted."""
         missing_since: float | None = None
         while True:
             try:
                 return ray.get(call())
             except ActorUnavailableError as error:
-                # Only now: before, the call may have run for longer than one waits for an actor.
+                # Count from now, not from the call: it may have run for longer than `timeout_s`.
                 missing_since = missing_since or time.monotonic()
                 if time.monotonic() - missing_since > self._timeout_s:
                     raise LearnerError(
@@ -260,12 +288,12 @@ class RemoteLearner:
                 time.sleep(_RETRY_S)
             except ActorDiedError as error:
                 raise LearnerError(
-                    f"the learner's actor is dead and will not be restarted: {error}; what it "
-                    "acknowledged is in its directory"
+                    f"the learner's actor is dead and will not be restarted: {error}; all events "
+                    "that it acknowledged are in its directory"
                 ) from error
 
     def _send(self) -> None:
-        """The sender thread: one call at a time, so that events arrive in order."""
+        """Send batches until the handle closes, one call at a time, so that events stay in order."""
         while batch := self._take():
             first = batch[0][0]
             events = [event for _, event, _ in batch]
@@ -285,7 +313,7 @@ class RemoteLearner:
                 self._changed.notify_all()
 
     def _take(self) -> list[tuple[int, Event, Learned]]:
-        """The next batch, when there is one; nothing when the handle closes."""
+        """Wait for events, and return the next batch. It is empty when the handle closes."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._closing)
             num_events = min(len(self._pending), self._batch_size)
@@ -305,11 +333,12 @@ class RemoteLearner:
 
     def _refuse_if_over(self) -> None:
         if self._closing:
-            raise LearnerError("this learner is closed; open its directory again to go on")
+            raise LearnerError("this learner is closed; make a new RemoteLearner on its directory to continue")
         if self._failure is not None:
             raise LearnerError(
-                f"the learner has failed and takes no more events: {self._failure}; what it "
-                "acknowledged is in its directory, open it again when the cause is gone"
+                f"the learner has failed and takes no more events: {self._failure}; all events "
+                "that it acknowledged are in its directory. Remove the cause, then make a new "
+                "RemoteLearner on this directory"
             ) from self._failure
 
 
@@ -321,7 +350,7 @@ def _start_actor(
     num_cpus: float,
     num_gpus: float,
 ) -> Any:
-    """An actor in which predictions do not wait for learning, restarted with its state."""
+    """Start an actor whose predictions do not wait for learning, and which restarts if it dies."""
     kind: Any = type("Learner", (LearnerActor,), {})
     for method in ("predict", "status"):
         in_group = ray.method(concurrency_group=method)
@@ -330,7 +359,7 @@ def _start_actor(
     actor = remote(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        # A call that died with the actor may have been executed; the sequence number decides.
+        # Ray must not repeat calls: the handle does so, with a time limit of its own.
         max_restarts=_MAX_RESTARTS,
         max_task_retries=0,
         concurrency_groups={"predict": 2, "status": 1},

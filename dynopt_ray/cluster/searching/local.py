@@ -36,7 +36,7 @@ def _run_trial(plan: SearchPlan, keeper: BestNetwork, number: int) -> None:
     trial_id, log, scheduler = f"{number:05d}", plan.log, plan.scheduler
     config = plan.space.decode(plan.searcher.suggest(trial_id) or {})
     log.start(trial_id, number, config)
-    stand_in: Any = SimpleNamespace(trial_id=trial_id)  # all that schedulers read of a trial is its id
+    stand_in: Any = SimpleNamespace(trial_id=trial_id)  # schedulers read only the id of a trial
     if scheduler is not None:
         scheduler.on_trial_add(None, stand_in)  # type: ignore[arg-type]
 

@@ -46,7 +46,7 @@ class TrialLog:
         self._history.append({"trial": record.number, **record.last})
 
     def end(self, trial_id: str, *, error: str | None = None) -> None:
-        """Record the end of a trial: failed if there is an error, else finished or stopped early."""
+        """Record that a trial has failed, if there is an error, or else finished or stopped early."""
         record = self._records[trial_id]
         if error is not None:
             record.status, record.error = "failed", error

@@ -90,7 +90,10 @@ def draws(
     if num_trials is None:
         raise SpecError("num_trials is missing; only the searcher 'grid' can do without it")
     if len(first) > num_trials:
-        raise SpecError(f"first has {len(first)} points, but num_trials is {num_trials}; give fewer points")
+        raise SpecError(
+            f"first has {len(first)} points, but num_trials is {num_trials}; give fewer points or "
+            "allow more trials"
+        )
     return drawing, num_trials
 
 

@@ -1,4 +1,4 @@
-"""One trial of pruning and retraining, as searches run it."""
+"""The trial of pruning searches: prune a trained network and retrain it."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -36,20 +36,22 @@ _RATE = re.compile(r"(^|\.)lr(\.\d+)?(\.initial)?$")
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """What a search may choose for a trial.
+    """The settings of a trial, each of which a search may choose.
 
     Attributes:
-        remove_fraction: the share of units (or of weights not masked yet) that goes, in [0, 1);
-            0 prunes nothing.
-        criterion: what is important: a criterion's name, or a mapping with its arguments.
+        remove_fraction: fraction of the units (or of the weights that are not masked yet) to
+            remove, in [0, 1); 0 prunes nothing.
+        criterion: scores importance: a criterion's name, or a mapping with its name and
+            arguments.
         granularity: "unit" or "weight".
         scope: "global" or "layer".
-        rounds: cuts in which the share is removed, before the retraining.
-        recovery: "random", "greedy", a mapping with arguments, or None.
-        lr: the learning rate of the retraining: a number, or a schedule, a controller or a
-            population as a mapping.
-        optimizer: of the retraining: a name, a mapping with arguments, or None for the search's.
-        seed: added to the search's, to try the same again with other draws.
+        rounds: number of cuts in which the fraction is removed; all come before the retraining.
+        recovery: "random", "greedy", a mapping with name and arguments, or None.
+        lr: learning rate of the retraining: a number, or a mapping that describes a schedule, a
+            controller or a population.
+        optimizer: optimizer of the retraining: a name, or a mapping with name and arguments. None
+            uses `PruneTrial.optimizer`.
+        seed: added to `PruneTrial.seed`; another seed repeats a trial with other random draws.
     """
 
     remove_fraction: float
@@ -65,18 +67,20 @@ class PruneConfig:
 
 @dataclass(frozen=True, eq=False)
 class PruneTrial:
-    """Loads a trained network, prunes it, and retrains it with a decaying learning rate.
+    """Loads a trained network, prunes it, and retrains it, usually with a decaying learning rate.
 
     Attributes:
-        task: what the network has learned.
-        network: the trained network, as `structure.save` writes it.
-        retrain_steps: optimizer steps of the retraining.
-        num_reports: measurements on the way, evenly spread.
-        optimizer: its name, or a mapping with arguments.
-        cost: what utility charges for: "nonzero", "params", "flops" or "bytes".
-        start: what costs are relative to; None is the network's own.
-        seed: of the order of training rows and of random choices; the same in all trials of
-            the same `PruneConfig.seed`, so that they differ by their settings alone.
+        task: the task that the network has learned.
+        network: the trained network, in the format of `structure.save`.
+        retrain_steps: number of optimizer steps of the retraining.
+        num_reports: number of measurements during the retraining, evenly spaced.
+        optimizer: optimizer of the retraining if `PruneConfig.optimizer` is None: a name, or a
+            mapping with name and arguments.
+        cost: the cost that utility charges for: "nonzero", "params", "flops" or "bytes".
+        start: the costs that a trial's costs are relative to. None takes those of the network
+            before pruning.
+        seed: seed of the order of training rows and of random choices. Trials with the same
+            `PruneConfig.seed` share it, so that they differ only by their settings.
 
     Example:
         >>> trial = PruneTrial(task, network, retrain_steps=100)  # doctest: +SKIP
@@ -93,15 +97,15 @@ class PruneTrial:
     seed: int = 0
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Refuse a configuration that cannot be run.
+        """Refuse a configuration that the trial cannot run.
 
         Raises:
-            SpecError: an unknown setting (with the closest one), or a value out of range.
+            SpecError: a setting is unknown (the message gives the closest one) or out of range.
         """
         check_config(config, self.retrain_steps)
 
     def __call__(self, config: Mapping[str, Any]) -> Iterator[Measurement]:
-        """Prune at once, then retrain, measuring every few steps."""
+        """Prune, then retrain and yield a measurement every few steps."""
         settings = PruneConfig(**config)
         seed = self.seed + settings.seed
         task, graph = self._loaded()
@@ -117,7 +121,7 @@ class PruneTrial:
             num_parts=self.num_reports,
             seed=seed,
         )
-        cost = costs.now()  # masks hold and widths stay while it retrains
+        cost = costs.now()  # retraining changes neither masks nor widths
         sizes = {"params": cost.params, "nonzero": cost.nonzero, "flops": cost.flops}
         for step, figures in parts:
             final = step == self.retrain_steps
@@ -131,10 +135,11 @@ class PruneTrial:
             )
 
     def find_rate(self, config: Mapping[str, Any]) -> float:
-        """The rate that the range test suggests for the retraining.
+        """Return the learning rate that the range test suggests for the retraining.
 
         Raises:
-            DivergedError: the pruned network learns at none; see `training.find_rate`.
+            DivergedError: the pruned network learns at none of the rates that were tried; see
+                `training.find_rate`.
         """
         settings = PruneConfig(**config)
         task, graph = self._loaded()
@@ -146,7 +151,7 @@ class PruneTrial:
         return task, traced(task, loaded_network(task, self.network))
 
     def _pruned(self, graph: Graph, task: Task, settings: PruneConfig) -> tuple[Rate, Optimizer]:
-        """What the pruned network is retrained with."""
+        """Prune the network, and return the learning rate and the optimizer of the retraining."""
         rate = make_rate(settings.lr, self.retrain_steps)
         optimizer = make_optimizer(
             settings.optimizer or self.optimizer, graph.model, lr=rate.initial
@@ -157,7 +162,7 @@ class PruneTrial:
 
 
 def rate_range(space: Space) -> str | None:
-    """The first dimension of a space that is a range of learning rates at the start."""
+    """Return the name of the first range of initial learning rates in a space, or None."""
     ranges = [name for name, one in space.dimensions.items() if isinstance(one, Range)]
     return next((name for name in ranges if _RATE.search(name)), None)
 
@@ -180,7 +185,7 @@ def _prune(
 
 
 def _share(graph: Graph, settings: PruneConfig) -> float:
-    """The share that `Fraction` means: weights that are masked already count as removed to it."""
+    """The fraction to give to `Fraction`, which counts weights masked already as removed."""
     if settings.granularity == "unit":
         return settings.remove_fraction
     weights = [p for p in graph.model.parameters() if p.ndim > 1]
@@ -191,10 +196,10 @@ def _share(graph: Graph, settings: PruneConfig) -> float:
 
 
 def check_config(config: Mapping[str, Any], retrain_steps: int) -> None:
-    """Refuse what a trial cannot run.
+    """Refuse a configuration that a trial cannot run.
 
     Raises:
-        SpecError: an unknown setting (with the closest one), or a value out of range.
+        SpecError: a setting is unknown (the message gives the closest one) or out of range.
     """
     known = [field.name for field in fields(PruneConfig)]
     for name in config:
@@ -204,12 +209,12 @@ def check_config(config: Mapping[str, Any], retrain_steps: int) -> None:
                 f"Known: {', '.join(known)}."
             )
     if "remove_fraction" not in config:
-        raise SpecError("space.remove_fraction: missing; it is how much trials prune")
+        raise SpecError("space.remove_fraction: missing; give the fraction to remove, e.g. 0.5")
     _check_settings(PruneConfig(**config), retrain_steps)
 
 
 def _check_settings(settings: PruneConfig, retrain_steps: int) -> None:
-    """Every setting, named where it is wrong."""
+    """Refuse a setting that is out of range; the message names it."""
     share = settings.remove_fraction
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
         raise SpecError(f"space.remove_fraction: must be from 0 to below 1, not {share!r}")

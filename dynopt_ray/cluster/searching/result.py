@@ -44,7 +44,7 @@ class SearchResult:
 
 
 def rank(utility: float, cost: float) -> tuple[float, float]:
-    """Return a sort key for trials: larger is better. A lower cost decides between equal utilities."""
+    """Return the sort key of a trial: larger is better. Of equal utilities the cheaper is better."""
     return utility, -cost
 
 
@@ -70,7 +70,11 @@ class BestNetwork:
 
 
 def pareto_front(points: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the rows that no other row beats in `accuracy` without a higher `cost`, cheapest first."""
+    """Return the Pareto front in order of increasing `cost`.
+
+    No other row beats one of these rows in `accuracy` without a higher `cost`. Of rows with the
+    same figures, only the first is returned.
+    """
     ordered = points.sort_values(["cost", "accuracy"], ascending=[True, False], kind="stable")
     before = ordered["accuracy"].astype(float).cummax().shift(fill_value=-math.inf)
     return ordered[ordered["accuracy"] > before].reset_index(drop=True)

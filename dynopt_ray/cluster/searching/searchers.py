@@ -50,7 +50,10 @@ class Sampled(OptunaSearch):
         self._own_sampler = sampler
 
     def beginning_with(self, first: Sequence[Flat]) -> "Sampled":
-        """Return a searcher with the same sampler that tries some points first; call before drawing."""
+        """Return a searcher that tries some points before it draws with the same sampler.
+
+        Call this before anything is drawn, because the sampler's state is shared.
+        """
         return Sampled(self._own_sampler, first)
 
 

@@ -1,6 +1,18 @@
-"""Search spaces from plain data: lists are choices, {low, high, log} ranges, the rest is fixed.
+"""Search spaces from plain data: lists are choices, {low, high, log} are ranges, the rest is fixed.
 
-A list of such spaces is their union.
+Users write a space as a tree, in which an option of a choice may contain ranges and choices of its
+own. Searchers, however, draw from a fixed list of named dimensions. This file translates between
+the two. Every range and choice of the tree becomes one dimension, whose dotted name is its path in
+the tree, such as `lr.1.initial`: the range "initial" within option 1 of the choice "lr". A drawn
+value is a number for a range and the index of an option for a choice.
+
+`decode` walks through the tree, follows the drawn option at every choice, and ignores dimensions
+within the other options. So each drawn point stands for exactly one configuration, and a searcher
+needs to know nothing of the nesting. Several points may stand for the same configuration, because
+they differ only in ignored dimensions. `grid` therefore keeps ignored dimensions at their first
+option and gives each configuration once.
+
+A list of spaces is their union. It is treated as a choice named "member" at the root of the tree.
 """
 
 import itertools
@@ -16,17 +28,17 @@ SpaceConfig = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A space as plain data; see `Space.parse`."""
 
 Flat = Mapping[str, Any]
-"""Dimension name -> value: a number for ranges, an index for choices."""
+"""A point: dimension name -> a number for a range, or the index of an option for a choice."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included; whole numbers if both ends are.
+    """The numbers from low to high, both included; only whole numbers if both ends are integers.
 
     Attributes:
-        low: the least.
-        high: the greatest.
-        log: even in the logarithm.
+        low: the smallest number.
+        high: the largest number.
+        log: whether the logarithm is drawn uniformly, instead of the number itself.
     """
 
     low: float
@@ -35,13 +47,13 @@ class Range:
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Whether the range contains only whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some options. An option that is a mapping may hold ranges and choices itself."""
+    """One of several options. An option that is a mapping may contain ranges and choices."""
 
     options: tuple[Any, ...]
 
@@ -51,15 +63,15 @@ Dimension = Range | Choice
 
 @dataclass(frozen=True)
 class Space:
-    """What a search may choose, as a tree of fixed values, ranges and choices.
+    """The configurations that a search may try, as a tree of fixed values, ranges and choices.
 
-    Make one with `parse`. A range or choice within an option of a choice is always drawn and
-    used where that option is.
+    Make one with `parse`. A range or choice within an option is drawn in every trial, but it is
+    used only if that option is chosen.
 
     Attributes:
-        tree: name -> `Range`, `Choice`, mapping of these, or a fixed value; or a `Choice` of such
-            mappings.
-        plain: the data that it was parsed from.
+        tree: name -> `Range`, `Choice`, a mapping of these, or a fixed value. A union is a
+            `Choice` of such mappings.
+        plain: the plain data from which it was parsed.
     """
 
     tree: Mapping[str, Any] | Choice
@@ -67,17 +79,18 @@ class Space:
 
     @staticmethod
     def parse(space: "SpaceConfig | Space", *, path: str = "space") -> "Space":
-        """The space that plain data describe.
+        """Return the space that plain data describe.
 
         Args:
             space: name -> a list of options, a range {low, high, log}, a mapping of these, or a
-                fixed value. Options that are lists themselves are values. A list of such
-                mappings is the union of their spaces. A `Space` is returned as it is.
-            path: what to call it in messages.
+                fixed value. An option that is itself a list is a fixed value. A list of such
+                mappings is the union of their spaces. A `Space` is returned unchanged.
+            path: name of the space in error messages.
 
         Raises:
-            SpecError: a range without ends, out of order or not of numbers; no options; nothing
-                to choose; or neither a mapping nor a list of them. Says where.
+            SpecError: a range has a missing or unknown key, an end that is not a finite number,
+                or ends in the wrong order; a list has no options; every value is fixed; or the
+                data are neither a mapping nor a list of mappings. The message says where.
 
         Example:
             >>> space = Space.parse({"lr": {"low": 1e-3, "high": 0.1, "log": True}, "rounds": 2})
@@ -96,7 +109,7 @@ class Space:
 
     @property
     def dimensions(self) -> dict[str, Dimension]:
-        """All ranges and choices by dotted name, those within options too."""
+        """All ranges and choices by dotted name, including those within options."""
         return dict(_dimensions(self.tree, self._root))
 
     @property
@@ -104,34 +117,34 @@ class Space:
         return "member" if isinstance(self.tree, Choice) else ""
 
     def decode(self, flat: Flat) -> dict[str, Any]:
-        """The configuration that drawn values stand for.
+        """Return the configuration that a point stands for.
 
         Args:
-            flat: dimension name -> number, or the index of an option. Dimensions that the chosen
-                options do not use may be missing.
+            flat: dimension name -> a number, or the index of an option. Dimensions within options
+                that are not chosen may be missing.
         """
         decoded: dict[str, Any] = _decode(self.tree, self._root, flat)
         return decoded
 
     def grid(self) -> list[Flat]:
-        """All that can be drawn, the last dimensions changing fastest.
+        """Return one point for every configuration; the last dimensions change fastest.
 
-        Choices within options that are not chosen stay at their first, so that no configuration
-        comes twice.
+        Choices within options that are not chosen keep their first option, so that no
+        configuration occurs twice.
 
         Raises:
-            SpecError: there is a range, which has no end of values.
+            SpecError: the space has a range, whose values cannot be listed.
         """
         for name, dimension in self.dimensions.items():
             if isinstance(dimension, Range):
                 raise SpecError(
-                    f"space.{name}: a grid has no ranges; list the values to try, or use another "
-                    "searcher"
+                    f"space.{name}: a grid cannot try all values of a range; list the values to "
+                    "try, or use another searcher"
                 )
         return list(_grid(self.tree, self._root))
 
     def probes(self) -> Iterator[dict[str, Any]]:
-        """Few configurations that cover every option and both ends of every range."""
+        """Yield a few configurations that cover every option and both ends of every range."""
         dimensions = self.dimensions
         first = {name: _values(dimension)[0] for name, dimension in dimensions.items()}
         for name, dimension in dimensions.items():
@@ -139,23 +152,24 @@ class Space:
                 yield self.decode({**first, **self._leading_to(name), name: value})
 
     def point(self, some: Flat) -> dict[str, Any]:
-        """A whole point: the middle of every range and the first option, where nothing is said.
+        """Complete a point: other ranges take their middle, and other choices their first option.
 
         Args:
-            some: dimension name -> value. Choices that one of these is within, and that are not
-                among them, are at the option that holds it.
+            some: dimension name -> value. A choice that is not given, but contains a given
+                dimension, takes the option that contains it.
 
         Raises:
-            SpecError: no mapping; a name that is no dimension (with the closest one); a value
-                outside it; or one within an option that another takes away.
+            SpecError: `some` is not a mapping; a name is not a dimension (the message gives the
+                closest one); a value is not in its dimension; or a dimension is within an option
+                that a given choice does not take.
         """
         known = self.dimensions
         if not isinstance(some, Mapping):
-            raise SpecError(f"{some!r} is no point; give a mapping such as {{'lr': 0.01}}")
+            raise SpecError(f"{some!r} is not a point; give a mapping such as {{'lr': 0.01}}")
         for name, value in some.items():
             if name not in known:
                 raise SpecError(
-                    f"{name!r} is nothing that the space leaves open."
+                    f"{name!r} is not a range or choice of the space."
                     f"{did_you_mean(str(name), known)} Known: {', '.join(known)}."
                 )
             _check_within(name, value, known[name])
@@ -163,12 +177,14 @@ class Space:
         for name in some:
             for above, option in self._leading_to(name).items():
                 if some.get(above, option) != option:
-                    raise SpecError(f"{name} is not used where {above} is {some[above]}")
+                    raise SpecError(
+                        f"{name} is not used if {above} is {some[above]}; leave one of them out"
+                    )
                 point[above] = option
         return {**point, **some}
 
     def _leading_to(self, name: str) -> dict[str, int]:
-        """The options that a dimension is within."""
+        """Choice that contains a dimension -> index of the option that contains it."""
         return {
             above: int(name.removeprefix(f"{above}.").split(".")[0])
             for above, outer in self.dimensions.items()
@@ -177,27 +193,27 @@ class Space:
 
 
 def _values(dimension: Dimension) -> Sequence[float]:
-    """All options, or both ends."""
+    """The indices of all options, or both ends of the range."""
     if isinstance(dimension, Choice):
         return range(len(dimension.options))
     return dimension.low, dimension.high
 
 
 def _check_within(name: str, value: object, dimension: Dimension) -> None:
-    """Refuse what a dimension does not have."""
+    """Refuse a value that is not in a dimension."""
     values = _values(dimension)
     whole = isinstance(dimension, Choice) or dimension.whole
-    kind = "the number of an option" if isinstance(dimension, Choice) else "a number"
+    kind = "option index" if isinstance(dimension, Choice) else "number in the range"
     fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not fits or not values[0] <= value <= values[-1]:  # type: ignore[operator]
         raise SpecError(
-            f"{name}: {value!r} is not {kind}{', whole,' if whole else ''} from {values[0]} to "
+            f"{name}: {value!r} is not a{' whole' if whole else ''} {kind} from {values[0]} to "
             f"{values[-1]}"
         )
 
 
 def _middle(dimension: Dimension) -> float:
-    """The middle of a range, or the first option."""
+    """The middle of a range (of the logarithms if `log`), or the index of the first option."""
     if isinstance(dimension, Choice):
         return 0
     low, high = dimension.low, dimension.high
@@ -277,7 +293,7 @@ def _children(node: Any) -> Sequence[tuple[str, Any]]:
 
 
 def _grid(node: Any, name: str) -> Iterator[dict[str, Any]]:
-    """Every way to choose within a node."""
+    """Yield every combination of choices within a node of the tree."""
     if not isinstance(node, Choice):
         inner = [_grid(c, f"{name}.{k}" if name else k) for k, c in _children(node)]
         for parts in itertools.product(*inner):

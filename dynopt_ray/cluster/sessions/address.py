@@ -1,4 +1,4 @@
-"""Addresses of clusters."""
+"""Resolve and check the addresses of clusters."""
 
 import socket
 
@@ -10,17 +10,17 @@ _CONNECT_S = 5.0
 
 
 def check_reachable(address: str) -> None:
-    """Refuse an address where nobody answers, without joining.
+    """Refuse an address at which nothing answers, without joining the cluster.
 
     Raises:
-        ClusterError: nothing takes connections there, or it is no address.
+        ClusterError: nothing accepts connections there, or it is not an address.
     """
     if address != "local":
         answering_address(found_address(address))
 
 
 def found_address(address: str) -> str:
-    """The address itself; that of the cluster on this machine for "auto"."""
+    """Return the address itself, or for "auto" that of the cluster on this machine."""
     if address != "auto":
         return address
     try:
@@ -28,19 +28,19 @@ def found_address(address: str) -> str:
     except ConnectionError as error:
         raise ClusterError(
             "no cluster runs on this machine; leave the address out to start one, or give the "
-            "address of one elsewhere"
+            "address of a cluster on another machine"
         ) from error
 
 
 def answering_address(address: str) -> str:
-    """The IP address of the machine at an address, where something takes connections."""
+    """Connect to an address, and return the IP address of the machine that accepted."""
     try:
         with socket.create_connection(_split(address), timeout=_CONNECT_S) as connection:
             return str(connection.getpeername()[0])
     except OSError as error:
         raise ClusterError(
             f"no cluster answers at {address}: {error}; check the address, and that the head node "
-            "runs and may be reached from here"
+            "runs and can be reached from here"
         ) from error
 
 
@@ -59,7 +59,7 @@ def is_this_machine(ip: str) -> bool:
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with socket.socket(family) as probe:
         try:
-            # Only an address of this machine can be listened on.
+            # Binding succeeds only for addresses of this machine.
             probe.bind((ip, 0))
         except OSError:
             return False

@@ -1,7 +1,7 @@
-"""Token authentication: only who has the token may use a cluster, which runs any code it is sent.
+"""Token authentication: a cluster, which runs any code it is sent, serves only who has its token.
 
-Tokens are not encrypted on their way. On this machine alone that does not matter; beyond it,
-use TLS or an isolated network as well.
+Tokens are sent unencrypted. This does not matter for a cluster that is reachable from this machine
+only. For any other cluster, use TLS or an isolated network as well.
 """
 
 import os
@@ -15,7 +15,7 @@ _MODE = "RAY_AUTH_MODE"
 
 
 def token_file() -> Path:
-    """Where Ray looks for the token when no environment variable tells."""
+    """Return the file that Ray reads the token from if no environment variable gives it."""
     return Path.home() / ".ray" / "auth_token"
 
 
@@ -26,12 +26,12 @@ def has_token() -> bool:
 
 
 def make_token(path: Path) -> None:
-    """Write a new token that only its owner can read, unless there is one; close it to others."""
+    """Write a new token unless there is one, and make the file readable by its owner only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        # Ray itself makes it readable for everybody.
+        # Ray itself creates this file so that everybody can read it.
         path.chmod(0o600)
         return
     with os.fdopen(descriptor, "w") as file:
@@ -39,13 +39,14 @@ def make_token(path: Path) -> None:
 
 
 def use_token(*, starting: bool) -> None:
-    """Turn token authentication on in this process and in those it starts.
+    """Turn on token authentication in this process and in the processes that it starts.
 
-    A mode that the environment sets already is the user's choice and stays.
+    If RAY_AUTH_MODE is already set to another mode, that is the user's choice and is kept.
 
     Args:
-        starting: make a token where there is none, for a cluster about to be started. To join
-            one, the token must be its own, so without one authentication stays off.
+        starting: whether a cluster is about to be started. If so, a missing token is made.
+            Joining a cluster needs the token of that cluster, so authentication stays off if
+            there is none.
     """
     if os.environ.get(_MODE, "token") != "token":
         return
@@ -54,8 +55,8 @@ def use_token(*, starting: bool) -> None:
     if not has_token():
         return
     os.environ[_MODE] = "token"
-    # Ray read the mode and the token when it was imported; without this, a mode set later makes
-    # its servers die for want of a token, and `ray.init` wait 30 s for them.
+    # Ray read the mode and the token when it was imported. If they are not read again, its servers
+    # end because they have no token, and `ray.init` waits 30 s for them.
     raylet: Any = ray._raylet
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()

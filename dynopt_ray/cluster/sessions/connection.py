@@ -1,4 +1,4 @@
-"""The one place that starts or joins Ray, and that ends what it started."""
+"""`session` starts or joins Ray, and ends what it started."""
 
 import ipaddress
 import os
@@ -29,8 +29,8 @@ class Session:
     """A connection to Ray.
 
     Attributes:
-        address: of the cluster, as `session(address)` takes it.
-        nodes: the machines of the cluster when the session began.
+        address: the address of the cluster, which `session(address)` accepts.
+        nodes: the nodes of the cluster when the session began.
         started: whether this session started the cluster and will end it.
     """
 
@@ -50,26 +50,32 @@ def session(
     num_cpus: int | None = None,
     dashboard: bool = False,
 ) -> Iterator[Session]:
-    """Ray for the length of a `with` block.
+    """Provide Ray for the duration of a `with` block.
 
-    Without an address (and without RAY_ADDRESS, which jobs on a cluster have) it starts Ray on
-    this machine: reachable from this machine only, with token authentication, without usage
-    reports, with an object store of at most a tenth of the memory. At the end of the block,
-    however it comes, those processes are gone. With an address it joins that cluster and only
-    leaves it at the end; the working directory is shipped when the cluster is elsewhere. Inside
-    another session, or where Ray runs already, it uses that and ends nothing.
+    Without an address (and without RAY_ADDRESS, which is set for jobs on a cluster), Ray is
+    started on this machine. It is reachable from this machine only, uses token authentication,
+    sends no usage reports, and has an object store of at most a tenth of the memory. All its
+    processes are ended at the end of the block, also after an exception or Ctrl-C.
+
+    With an address, the block joins that cluster and only leaves it at the end. If the cluster is
+    on another machine, the working directory is shipped to it. If this process is already
+    connected to Ray, for example inside another session, that connection is used and nothing is
+    ended.
 
     Args:
-        address: "host:port", "ray://host:port" or "auto"; None starts Ray here.
-        task_cpus: CPUs of the largest single task or actor to come.
-        task_gpus: GPUs of the same; may be a fraction.
-        storage: a directory for results; checked for being writable and having room.
-        disk_bytes: the room needed there and for Ray's own files.
-        num_cpus: how many CPUs a cluster started here offers; None is all this process may use.
-        dashboard: whether a cluster started here has Ray's dashboard, on this machine only.
+        address: "host:port", "ray://host:port" or "auto". None starts Ray on this machine.
+        task_cpus: number of CPUs of the largest single task or actor that will run.
+        task_gpus: number of GPUs of that task or actor; may be a fraction.
+        storage: a directory for results. It must be writable and have enough free space.
+        disk_bytes: free space needed there and for Ray's own files, in bytes.
+        num_cpus: number of CPUs that a cluster started here offers. None offers all that this
+            process may use.
+        dashboard: whether a cluster started here runs Ray's dashboard, which is reachable from
+            this machine only.
 
     Raises:
-        ClusterError: there is no such cluster, or it lacks something; known within seconds.
+        ClusterError: there is no such cluster, or it lacks something that is needed. The error
+            comes within seconds.
 
     Example:
         >>> with session(task_cpus=2, storage="runs") as here:  # doctest: +SKIP
@@ -100,12 +106,12 @@ def session(
     finally:
         started = ray_processes() - before
         ray.shutdown()
-        # What an interrupted start leaves behind, `ray.shutdown` does not know.
+        # `ray.shutdown` does not end the processes of a start that was interrupted.
         end(started, grace_s=10 if is_up else 0)
 
 
 def _running(address: str | None, need: Need) -> Session:
-    """The session that runs already."""
+    """Return a session for the connection that this process already has."""
     if address not in (None, "auto", _address()) and not address.startswith("ray://"):
         raise ClusterError(
             f"Ray is already connected to {_address()}, so this process cannot join {address}; "
@@ -139,13 +145,13 @@ def _join(address: str) -> None:
         ship = {"working_dir": os.getcwd(), "excludes": list(_NOT_SHIPPED)}
         settings = {"runtime_env": ship}
     loopback = ipaddress.ip_address(found).is_loopback
-    # Ray would try for 20 s; whatever refuses us three times is not starting up.
+    # Ray would retry for 20 s. A server that still refuses after 3 s is not just starting up.
     with loopback_only(loopback), ray_environment("RAY_gcs_server_port_wait_time_s", "3"):
         init_ray(address=address, **settings)
 
 
 def _own_paths() -> list[str]:
-    """Where this process finds modules beyond the installed ones; workers here look there too."""
+    """The import paths other than installed packages; workers on this machine use them too."""
     installed = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platlib", "purelib"))
     return [
         os.path.abspath(p) for p in sys.path if os.path.isdir(p) and not p.startswith(installed)
@@ -153,7 +159,7 @@ def _own_paths() -> list[str]:
 
 
 def _object_store_bytes() -> int:
-    """A tenth of the memory, at most 1 GiB and what shared memory has room for."""
+    """A tenth of the memory, but at most 1 GiB and 80 % of free shared memory, and >= 80 MiB."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     shared = Path("/dev/shm")
     free = shutil.disk_usage(shared).free if shared.exists() else memory

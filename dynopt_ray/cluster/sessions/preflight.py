@@ -1,4 +1,4 @@
-"""What a run needs and what a cluster has, compared before anything waits for it."""
+"""Check that a cluster and its disks have what a run needs, before the run starts."""
 
 import os
 import shutil
@@ -16,8 +16,8 @@ class Node:
 
     Attributes:
         name: its address, or "this machine".
-        cpus: the CPUs it offers.
-        gpus: the GPUs it offers.
+        cpus: number of CPUs that it offers.
+        gpus: number of GPUs that it offers.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Need:
     """What a run needs.
 
     Attributes:
-        cpus: CPUs of its largest task or actor; that has to fit on one node.
-        gpus: GPUs of the same.
+        cpus: number of CPUs of its largest task or actor, which has to fit on one node.
+        gpus: number of GPUs of that task or actor.
         storage: a directory for results and snapshots, or None.
-        disk_bytes: room needed there and for Ray's own files.
+        disk_bytes: free space needed there and for Ray's own files, in bytes.
     """
 
     cpus: float = 1
@@ -43,7 +43,7 @@ class Need:
 
 
 def this_machine() -> Node:
-    """What a cluster on this machine would offer: the CPUs this process may use, and its GPUs."""
+    """Return what a cluster on this machine offers: the CPUs this process may use, and all GPUs."""
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -51,10 +51,10 @@ def this_machine() -> Node:
 
 
 def check_nodes(need: Need, nodes: Iterable[Node]) -> None:
-    """Refuse what Ray would leave in PENDING for ever: a task that fits on no node.
+    """Refuse a task that fits on no node, because Ray would leave it pending for ever.
 
     Raises:
-        ClusterError: no node has enough; says what there is.
+        ClusterError: no node has enough; the message says what each node has.
     """
     nodes = list(nodes)
     if any(node.cpus >= need.cpus and node.gpus >= need.gpus for node in nodes):
@@ -62,15 +62,15 @@ def check_nodes(need: Need, nodes: Iterable[Node]) -> None:
     found = "; ".join(f"{n.name}: {n.cpus:g} CPUs, {n.gpus:g} GPUs" for n in nodes) or "no nodes"
     raise ClusterError(
         f"one task needs {need.cpus:g} CPUs and {need.gpus:g} GPUs, but no node has both, so it "
-        f"would wait for ever. There is: {found}. Ask for less per task, or add a node"
+        f"would wait for ever. Available: {found}. Reserve less per task, or add a node"
     )
 
 
 def check_disk(need: Need) -> None:
-    """Refuse storage that cannot be written or is nearly full.
+    """Refuse storage that cannot be written to, and disks that are nearly full.
 
     Raises:
-        ClusterError: which directory, and what is wrong with it.
+        ClusterError: a directory cannot be used; the message says which one and why.
     """
     places = {Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())): "Ray's own files"}
     if need.storage is not None:
@@ -82,12 +82,12 @@ def check_disk(need: Need) -> None:
         except OSError as error:
             raise ClusterError(
                 f"storage {need.storage} cannot be written: {error.strerror}; give a directory "
-                "that every node can write"
+                "that every node can write to"
             ) from error
     for place, use in places.items():
         free = shutil.disk_usage(place).free
         if free < need.disk_bytes:
             raise ClusterError(
-                f"{place} ({use}) has {free / 2**30:.1f} GiB free, {need.disk_bytes / 2**30:.1f} "
-                "are needed; make room or choose another place"
+                f"{place} ({use}) has {free / 2**30:.1f} GiB free, but {need.disk_bytes / 2**30:.1f} "
+                "GiB are needed; free some space or choose another directory"
             )

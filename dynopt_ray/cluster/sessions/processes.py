@@ -1,4 +1,4 @@
-"""Ray's processes below this one: found to be ended, and nothing else with them."""
+"""Find and end the processes of Ray that this process started, and no others."""
 
 import contextlib
 import os
@@ -10,23 +10,23 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process; its start time tells it from a later one with the same number.
+    """A process. Its start time distinguishes it from a later process with the same id.
 
     Attributes:
-        pid: its number.
-        start: its start time in ticks since boot.
+        pid: the process id.
+        start: the start time in clock ticks since boot.
     """
 
     pid: int
     start: int
 
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process is still running."""
         return self in _all_processes()
 
 
 def ray_processes() -> set[Process]:
-    """The processes of Ray that descend from this one; empty where there is no /proc."""
+    """Return Ray's processes that descend from this one. Empty on systems without /proc."""
     parents = _all_processes()
     children: dict[int, list[Process]] = {}
     for process, parent in parents.items():
@@ -41,7 +41,7 @@ def ray_processes() -> set[Process]:
 
 
 def end(processes: set[Process], *, grace_s: float) -> None:
-    """Wait until all have ended; end those that have not after `grace_s` seconds."""
+    """Wait until all processes have ended, and kill those left after `grace_s` seconds."""
     deadline = time.monotonic() + grace_s
     while (processes := processes & _all_processes().keys()) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -51,7 +51,7 @@ def end(processes: set[Process], *, grace_s: float) -> None:
 
 
 def _all_processes() -> dict[Process, int]:
-    """Every process that has not ended -> its parent's number."""
+    """Return process -> id of its parent, for every process that has not ended."""
     found = {}
     for directory in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""What `ray.init` needs around it: signals, addresses and the environment."""
+"""Call `ray.init` with other signal handlers, addresses and environment variables than Ray's."""
 
 import logging
 import os
@@ -15,10 +15,10 @@ from dynopt_ray.errors import ClusterError
 
 
 def init_ray(**settings: Any) -> None:
-    """`ray.init`, quietly, with this process's own handling of SIGTERM kept.
+    """Call `ray.init` without output, and keep this process's own handler of SIGTERM.
 
     Raises:
-        ClusterError: Ray does not start, or no cluster answers.
+        ClusterError: Ray does not start, or the cluster cannot be joined.
     """
     try:
         with _own_sigterm():
@@ -37,8 +37,8 @@ def init_ray(**settings: Any) -> None:
 def _own_sigterm() -> Iterator[None]:
     """Keep the process's handler of SIGTERM.
 
-    Ray's own exits from wherever it is, as if nothing had to be ended; its core's, which takes
-    over in the end, dumps a stack and aborts.
+    `ray.init` sets a handler that calls `sys.exit` at once. Later Ray's core replaces it by a
+    handler that dumps the stack and aborts. Either would bypass this process's own handler.
     """
     handler, set_by_ray = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda _: None
@@ -52,10 +52,10 @@ def _own_sigterm() -> Iterator[None]:
 
 @contextmanager
 def loopback_only(enabled: bool) -> Iterator[None]:
-    """Let Ray's servers listen on 127.0.0.1 alone.
+    """Make Ray's servers listen on 127.0.0.1 only, if enabled.
 
-    Ray replaces a loopback address by the machine's own wherever it supports clusters, and then
-    listens on every interface. The switch that it has for macOS keeps 127.0.0.1.
+    On systems on which Ray supports clusters, it replaces a loopback address by the machine's
+    address and then listens on every interface. A switch that Ray has for macOS keeps 127.0.0.1.
     """
     if not enabled:
         yield
@@ -63,7 +63,7 @@ def loopback_only(enabled: bool) -> Iterator[None]:
     constant = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        # The servers read the variable, this process has read it already.
+        # Ray's servers read this variable. This process has read it already, into the constant.
         with ray_environment("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"):
             yield
     finally:
@@ -72,7 +72,7 @@ def loopback_only(enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def ray_environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable, set for the length of a `with` block."""
+    """Set an environment variable for the duration of a `with` block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

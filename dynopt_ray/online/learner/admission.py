@@ -28,7 +28,7 @@ _OF_THE_DEVICE = (
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedEvents:
     """Good events with the network's outputs and errors from before it learns from them.
 
     Attributes:
@@ -58,7 +58,7 @@ class Admitted:
     """
 
     num_events: int
-    tested: Tested
+    tested: TestedEvents
     reasons: dict[int, str]
     overflowed: bool = False
 
@@ -70,7 +70,7 @@ class Admitted:
     def refused(self, reason: str) -> "Admitted":
         """Return the same events, all of them bad; `reason` applies to those that were good."""
         reasons = dict.fromkeys(range(self.num_events), reason) | self.reasons
-        return Admitted(self.num_events, Tested(), reasons, self.overflowed)
+        return Admitted(self.num_events, TestedEvents(), reasons, self.overflowed)
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ class Admission:
         try:
             batch_x, batch_y = pair_batch(self._tensor(x), self._tensor(y), event_shape)
         except DataError as error:
-            return Admitted(1, Tested(), {0: str(error)})
+            return Admitted(1, TestedEvents(), {0: str(error)})
         if not len(batch_x):
-            return Admitted(0, Tested(), {})
+            return Admitted(0, TestedEvents(), {})
         tested = self._test(batch_x, batch_y)
-        if isinstance(tested, Tested):
+        if isinstance(tested, TestedEvents):
             return Admitted(len(batch_x), tested, {})
         overflowed = tested.startswith(_OUTPUT)
         # One bad row must not exclude the others, so test each row alone.
@@ -120,13 +120,13 @@ class Admission:
         tested = self._test(batch_x[good], batch_y[good]) if good else tested
         if isinstance(tested, str):
             # Each row alone is good, but the network refuses them together.
-            return Admitted(len(batch_x), Tested(), {}, overflowed).refused(tested)
+            return Admitted(len(batch_x), TestedEvents(), {}, overflowed).refused(tested)
         return Admitted(len(batch_x), tested, reasons, overflowed)
 
     def _tensor(self, value: Any) -> Tensor:
         return event_tensor(value, dtype=self.dtype, device=self.device)
 
-    def _test(self, x: Tensor, y: Tensor) -> Tested | str:
+    def _test(self, x: Tensor, y: Tensor) -> TestedEvents | str:
         """Return the test results of a mini-batch, or what is wrong with it."""
         problem = non_finite_problem("x", x) or non_finite_problem("y", y)
         if problem:
@@ -142,7 +142,7 @@ class Admission:
         except DataError as error:
             return str(error)
 
-    def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> Tested | str:
+    def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> TestedEvents | str:
         if self.needs_classes or is_classification(output, y):
             if problem := label_problem(y, output):
                 return problem
@@ -150,7 +150,7 @@ class Admission:
         loss = float(self.loss(output, y))
         if not math.isfinite(loss):
             return f"the loss of the event is {loss}"
-        return Tested(x, y, output, loss, tuple(event_errors(self.loss, output, y)))
+        return TestedEvents(x, y, output, loss, tuple(event_errors(self.loss, output, y)))
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class Guard:
         return math.isfinite(after) and after <= before + self.tolerance * abs(before)
 
 
-class Restore:
+class UpdateBackup:
     """A copy of a network and its optimizer, to undo a step completely or by half.
 
     Args:

@@ -12,11 +12,11 @@ from dynopt_ray.errors import DataError, DivergedError, LearnerError
 from dynopt_ray.online.drift import Detector, Reaction, build_detector, build_reactions
 from dynopt_ray.online.learner.admission import Admission, refusals
 from dynopt_ray.online.learner.events import Quarantine, Rejected, as_batch, event_tensor
-from dynopt_ray.online.learner.guard import Guard, Restore, Verdict
+from dynopt_ray.online.learner.guard import Guard, UpdateBackup, Verdict
 from dynopt_ray.online.learner.isolation import evaluation_mode, mix_seed, own_randomness
 from dynopt_ray.online.learner.predictor import Predictor
 from dynopt_ray.online.learner.rates import RateConfig, Rates
-from dynopt_ray.online.learner.recent_events import Memory
+from dynopt_ray.online.learner.recent_events import EventBuffer
 from dynopt_ray.online.learner.state import LearnerParts, learner_state, load_learner_state
 from dynopt_ray.structure import Edit, Graph, Receipt, check_optimizer
 from dynopt_ray.tasks import LossFunction, resolve_loss
@@ -116,7 +116,7 @@ class OnlineLearner:
         for reaction in self.reactions:
             reaction.prepare(self)
         wanted = [reaction.memory for reaction in self.reactions]
-        self.memory = Memory(max([guard.window if guard else 0, *wanted]))
+        self.memory = EventBuffer(max([guard.window if guard else 0, *wanted]))
         self.quarantine = Quarantine()
         self.events = 0
         self.updates = 0
@@ -352,7 +352,7 @@ class OnlineLearner:
         if not len(window_x):
             window_x, window_y = x, y
         before = self._mean_loss(window_x, window_y)
-        restore = Restore(self.model, self.optimizer)
+        restore = UpdateBackup(self.model, self.optimizer)
         self.update(x, y)
         for halvings in range(self.guard.max_halvings + 1):
             if halvings:

@@ -8,7 +8,7 @@ from torch import Tensor
 from dynopt_ray.errors import DataError
 
 
-class Memory:
+class EventBuffer:
     """The latest `capacity` events, in order of arrival.
 
     The buffers have room for twice the capacity, so the latest events are always one contiguous

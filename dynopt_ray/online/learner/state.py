@@ -14,7 +14,7 @@ from dynopt_ray.online.drift import Detector, Reaction
 from dynopt_ray.online.learner.events import Quarantine
 from dynopt_ray.online.learner.guard import Guard
 from dynopt_ray.online.learner.rates import Rates
-from dynopt_ray.online.learner.recent_events import Memory
+from dynopt_ray.online.learner.recent_events import EventBuffer
 from dynopt_ray.structure import (
     Edit,
     Graph,
@@ -35,7 +35,7 @@ class LearnerParts:
     optimizer: Optimizer
     structure: Graph | None
     rates: Rates
-    memory: Memory
+    memory: EventBuffer
     quarantine: Quarantine
     detector: Detector | None
     guard: Guard | None

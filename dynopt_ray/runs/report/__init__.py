@@ -1,4 +1,4 @@
-"""Reports: tables and charts of runs, as one page without scripts."""
+"""Reports: the tables and charts of runs, on one HTML page without scripts."""
 
 from dynopt_ray.runs.report.html import number
 from dynopt_ray.runs.report.report import write_comparison, write_report

@@ -1,7 +1,7 @@
-"""Charts of a run's tables: drawn once, for plots/*.png and for the report alike.
+"""Charts of a run's tables. The same figure becomes plots/*.png and a part of the report.
 
-Figures are small, so that on a phone they fill the screen at their own size; on a desktop
-several stand side by side.
+Figures are small: on a phone one of them fills the screen without scaling, and on a desktop several
+fit next to each other.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette, told apart by every kind of colour vision; the report has a lighter
-# variant of each for dark mode.
+# Okabe & Ito's palette, which can be told apart with every kind of colour vision. The report has a
+# lighter variant of each colour for dark mode.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#808000")
 INK, GRID, MUTED = "#1b1f24", "#d8dde3", "#8b949e"
 
@@ -51,14 +51,15 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart that the report knows.
+    """A chart that a report may contain.
 
     Attributes:
-        table: the table it is drawn from.
+        table: the name of the table that it is drawn from.
         needs: the columns that the table must have.
         title: its heading.
-        draw: axes and table -> what is drawn.
-        height: table -> inches, where it needs more than others.
+        draw: draws the table on the axes.
+        height: table -> height of the figure in inches; smaller heights than the default are
+            ignored.
     """
 
     table: str
@@ -68,13 +69,13 @@ class Chart:
     height: Callable[["pd.DataFrame"], float] = lambda _: _SIZE[1]
 
     def fits(self, table: "pd.DataFrame | None") -> bool:
-        """Whether there is something to draw."""
+        """Whether the table exists, and has rows and the columns that the chart needs."""
         return table is not None and len(table) > 0 and self.needs <= set(table.columns)
 
 
 @contextmanager
 def figure(chart: Chart, table: "pd.DataFrame") -> Iterator["Figure"]:
-    """The figure of a chart; closed at the end of the block."""
+    """Draw a chart and yield its figure. Save it within the block, where its style is in force."""
     import matplotlib as mpl
     from cycler import cycler
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -89,8 +90,8 @@ def figure(chart: Chart, table: "pd.DataFrame") -> Iterator["Figure"]:
 
 
 def _pareto(axes: "Axes", table: "pd.DataFrame") -> None:
-    """Accuracy against cost, the front as steps, each series in its colour."""
-    from dynopt_ray.cluster import pareto_front  # imports Ray by the way, which is slow
+    """Draw accuracy against cost: each series in its own colour, and the front as a step line."""
+    from dynopt_ray.cluster import pareto_front  # also imports Ray, which is slow
 
     series = table["series"] if "series" in table else np.full(len(table), "trials")
     for name, points in table.groupby(series, sort=False):
@@ -118,7 +119,7 @@ def _pareto(axes: "Axes", table: "pd.DataFrame") -> None:
 
 
 def _widths(axes: "Axes", table: "pd.DataFrame") -> None:
-    """One line per width group, which keeps its value between edits."""
+    """Draw one step line per width group: widths are constant between decisions or rounds."""
     from matplotlib.ticker import MaxNLocator
 
     time, *groups = table.columns  # the first is "decision" or "round"
@@ -135,7 +136,7 @@ def _widths(axes: "Axes", table: "pd.DataFrame") -> None:
 
 
 def _lines(y: str, label: str, *, log: bool = False) -> Callable[["Axes", "pd.DataFrame"], None]:
-    """A line per phase of training (or run), one after the other or side by side."""
+    """Return a function that draws one line per phase of training, or per phase of each run."""
 
     def draw(axes: "Axes", table: "pd.DataFrame") -> None:
         table = table[table[y].notna()]
@@ -153,7 +154,7 @@ def _lines(y: str, label: str, *, log: bool = False) -> Callable[["Axes", "pd.Da
 
 
 def _stream(axes: "Axes", table: "pd.DataFrame") -> None:
-    """Accuracy over a stream; drift as it was made (line) and as it was detected (triangle)."""
+    """Draw accuracy over a stream, with true drift (line) and detected drift (triangle)."""
     marks = table["mark"].fillna("")
     points = table[marks == ""]
     for name, part in points.groupby("series", sort=False):
@@ -166,12 +167,12 @@ def _stream(axes: "Axes", table: "pd.DataFrame") -> None:
     if len(found):
         height = np.full(len(found), float(points["accuracy"].min()))
         axes.scatter(found, height, marker="^", s=26, color=COLOURS[4], label="detected", zorder=3)
-    axes.set(xlabel="event", ylabel="accuracy (window)")
+    axes.set(xlabel="event", ylabel="accuracy per window")
     axes.legend()
 
 
 def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
-    """The return of an episode as the policy learns."""
+    """Draw the return per episode over the training of a policy."""
     series = table["series"] if "series" in table else np.full(len(table), "policy")
     for name, part in table.groupby(series, sort=False):
         axes.plot(part["steps"], part["episode_return"], label=str(name))
@@ -181,14 +182,14 @@ def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
 
 
 def _settings(axes: "Axes", table: "pd.DataFrame") -> None:
-    """A line per option of one setting, a colour per way to choose the others."""
+    """Draw one row per option of one setting, and one colour per combination of the others."""
     rows, series = _rows_and_series(table)
     order = table.groupby(rows)["accuracy"].max().sort_values().index.tolist()
     names = list(dict.fromkeys(series))
     lowest = _lowest_shown(table["accuracy"])
     for number, name in enumerate(names):
         part = table[series == name]
-        # Side by side, so that bars of equal figures do not hide each other.
+        # Shifted vertically, so that error bars at the same accuracy do not hide each other.
         shift = 0.5 * ((number + 0.5) / len(names) - 0.5)
         heights = part[rows].map(order.index) - shift
         shown, below = part["accuracy"] >= lowest, part["accuracy"] < lowest
@@ -211,7 +212,10 @@ def _settings(axes: "Axes", table: "pd.DataFrame") -> None:
 
 
 def _lowest_shown(values: "pd.Series[float]") -> float:
-    """Three times the middle half's range below it: what fails altogether hides the others."""
+    """Return the least accuracy to show: three interquartile ranges below the first quartile.
+
+    Otherwise a configuration that failed completely would squeeze all others together.
+    """
     low, high = values.quantile([0.25, 0.75])
     return float(low - 3 * (high - low))
 
@@ -221,7 +225,7 @@ def _settings_height(table: "pd.DataFrame") -> float:
 
 
 def _rows_and_series(table: "pd.DataFrame") -> tuple[str, "pd.Series[str]"]:
-    """The setting with the most options, and what the others are at."""
+    """Return the setting with the most options, and for each row the options of the others."""
     import pandas as pd
 
     settings = list(table.columns[: list(table.columns).index(FIGURES[0])])
@@ -246,7 +250,7 @@ CHARTS: Mapping[str, Chart] = {
     ),
     "pareto": _chart("pareto", ["cost", "accuracy"], "Accuracy against cost", _pareto),
     "widths": _chart("widths", [], "Widths over time", _widths),
-    "policy": _chart("policy", ["steps", "episode_return"], "Learning the policy", _policy),
+    "policy": _chart("policy", ["steps", "episode_return"], "Training of the policy", _policy),
     "stream": _chart(
         "stream", ["event", "accuracy", "series", "mark"], "Learning on the stream", _stream
     ),
@@ -256,9 +260,9 @@ CHARTS: Mapping[str, Chart] = {
     "loss": _chart("curves", ["step", "loss"], "Loss", _lines("loss", "training loss", log=True)),
     "lr": _chart("curves", ["step", "lr"], "Learning rate", _lines("lr", "learning rate")),
 }
-"""Every chart that a report may hold, by the name of its file in plots/."""
+"""All charts that a report may contain, by the name of their file in plots/."""
 
 
 def drawable(tables: Mapping[str, Any]) -> dict[str, Chart]:
-    """The charts that some tables allow."""
+    """Return the charts that can be drawn from these tables."""
     return {name: chart for name, chart in CHARTS.items() if chart.fits(tables.get(chart.table))}

@@ -1,4 +1,4 @@
-"""Pieces of HTML: tables, charts, and the page around them. No scripts, nothing to load."""
+"""Make the HTML of a report: tables, charts and the page, without scripts or external files."""
 
 import html
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _MOST_ROWS = 200
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole page with its style sheet within."""
+    """Return a whole page, which contains its style sheet."""
     css = (files("dynopt_ray.runs.report") / "report.css").read_text("utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -24,12 +24,12 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def section(title: str, content: str) -> str:
-    """A heading and what it is of; nothing where there is nothing."""
+    """Return a heading and its content, or an empty string if there is no content."""
     return f"<h2>{html.escape(title)}</h2>\n{content}" if content else ""
 
 
 def charts_grid(charts: Sequence[tuple[str, str]]) -> str:
-    """Charts side by side as far as there is room, each (heading, svg)."""
+    """Return charts, given as (heading, svg), next to each other as far as there is room."""
     cards = [
         f"<figure><figcaption>{html.escape(title)}</figcaption>{svg}</figure>"
         for title, svg in charts
@@ -38,12 +38,12 @@ def charts_grid(charts: Sequence[tuple[str, str]]) -> str:
 
 
 def table(frame: "pd.DataFrame", *, best: int | None = None, wrap: bool = False) -> str:
-    """A table that scrolls within itself; long ones are cut.
+    """Return a table that scrolls by itself and shows at most the first 200 rows.
 
     Args:
-        frame: what to show.
-        best: the place of a row to set in bold.
-        wrap: break long texts, where columns are few and wide.
+        frame: the data.
+        best: the index of a row to set in bold.
+        wrap: whether to wrap long texts, for tables with few and wide columns.
     """
     classes = ["" if _is_number(frame[name]) else ' class="text"' for name in frame.columns]
     head = "".join(
@@ -68,14 +68,17 @@ def table(frame: "pd.DataFrame", *, best: int | None = None, wrap: bool = False)
 
 
 def details(title: str, text: str) -> str:
-    """Text that is shown on demand."""
+    """Return a text that is hidden until the reader opens it."""
     return (
         f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"
     )
 
 
 def number(value: Any) -> str:
-    """A value as people read it: thousands separated, four decimals, nothing for NaN."""
+    """Format a value for people: separated thousands, four decimals, nothing for NaN and None.
+
+    Values of 10 or more have one decimal. Values below 0.001 have three significant digits.
+    """
     if isinstance(value, str | bool):
         return str(value)
     if value is None or value != value:

@@ -1,4 +1,4 @@
-"""Reports: one page per run, or one that compares several. Made from the files of runs alone."""
+"""Write reports from the files of runs: one page per run, or one page that compares several."""
 
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 _OUTCOMES = (
     ("summary", "Networks"),
-    ("settings", "Settings, over the seeds"),
-    ("policies", "Policies on networks they have not seen"),
+    ("settings", "Settings, mean over seeds"),
+    ("policies", "Policies on unseen networks"),
     ("drift", "Accuracy on the stream"),
 )
-"""The tables that say what came of a run, by name and heading."""
+"""The tables with the outcomes of a run, each (name, heading)."""
 
 Tables = Mapping[str, "pd.DataFrame"]
 
 
 def write_report(directory: RunDirectory) -> Path:
-    """Draw plots/*.png of a run and write its report.html.
+    """Write plots/*.png and report.html of a run.
 
     Raises:
         RunError: a file of the run is damaged.
@@ -50,10 +50,10 @@ def write_report(directory: RunDirectory) -> Path:
         _header(directory.name, manifest),
         *(page.section(title, page.table(tables[n])) for n, title in _OUTCOMES if n in tables),
         page.section("Charts", page.charts_grid(charts)),
-        page.section("Front", page.table(tables["front"]) if "front" in tables else ""),
+        page.section("Pareto front", page.table(tables["front"]) if "front" in tables else ""),
         page.section("Results", page.table(results, best=best) if results is not None else ""),
         page.section(
-            "How it was made",
+            "Spec and manifest",
             page.details("spec.yaml", directory.spec_text)
             + page.details("manifest.json", (directory.path / "manifest.json").read_text("utf-8")),
         ),
@@ -63,7 +63,7 @@ def write_report(directory: RunDirectory) -> Path:
 
 
 def write_comparison(directories: Sequence[RunDirectory], path: Path) -> Path:
-    """Write one page about several runs: figures, charts and where their specs differ.
+    """Write one page that compares runs: outcomes, charts and the differences of their specs.
 
     Raises:
         RunError: a file of a run is damaged.
@@ -87,7 +87,7 @@ def write_comparison(directories: Sequence[RunDirectory], path: Path) -> Path:
         page.section("Runs", page.table(about)),
         *(page.section(title, page.table(joined[n])) for n, title in _OUTCOMES if n in joined),
         page.section("Charts", page.charts_grid(charts)),
-        page.section("Where the specs differ", _differences(names, directories)),
+        page.section("Differences between the specs", _differences(names, directories)),
     ]
     text = page.page(", ".join(names), body)
     replace_text(path, text)
@@ -104,7 +104,7 @@ def _tables(directory: RunDirectory) -> dict[str, "pd.DataFrame"]:
 
 @contextmanager
 def _damage_named(table: str) -> Iterator[None]:
-    """Texts where numbers belong are found by whatever computes with them."""
+    """Report errors in drawing as damage of a table, such as text in a column of numbers."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -136,7 +136,7 @@ def _header(name: str, manifest: Mapping[str, Any]) -> str:
 
 
 def _best_row(results: "pd.DataFrame") -> int | None:
-    """The row of the highest utility, where rows are trials."""
+    """Return the index of the finished trial with the highest utility; None without trials."""
     if "utility" not in results or "status" not in results:
         return None
     import pandas as pd
@@ -153,7 +153,7 @@ def _headline(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _unique_names(directories: Iterable[RunDirectory]) -> list[str]:
-    """Names of runs, with as many of their parents' as tell them apart."""
+    """Return the names of runs, with as many parent directories as make them unique."""
     paths = [directory.path.absolute().parts for directory in directories]
     names: list[str] = []
     for depth in range(1, max(map(len, paths), default=0) + 1):
@@ -164,7 +164,7 @@ def _unique_names(directories: Iterable[RunDirectory]) -> list[str]:
 
 
 def _joined(tables: Mapping[str, Tables]) -> dict[str, "pd.DataFrame"]:
-    """The runs' tables below one another, the run's name in the column that names a series."""
+    """Concatenate the tables of runs, and add the run's name as a column or to the series."""
     import pandas as pd
 
     series = {"pareto": "series", "stream": "series", "curves": "phase", "policy": "series"}
@@ -179,7 +179,7 @@ def _joined(tables: Mapping[str, Tables]) -> dict[str, "pd.DataFrame"]:
             if name in outcomes:
                 part.insert(0, "run", run)
             elif name == "pareto":
-                part[series[name]] = run  # so many points tell runs apart, not what they are
+                part[series[name]] = run  # one colour per run: more would be hard to read
             elif series[name] in part:
                 part[series[name]] = run + ": " + part[series[name]].astype(str)
             else:
@@ -197,7 +197,7 @@ def _differences(names: Sequence[str], directories: Sequence[RunDirectory]) -> s
     keys = dict.fromkeys(key for spec in flat for key in spec)
     differing = [key for key in keys if len({repr(spec.get(key)) for spec in flat}) > 1]
     if not differing:
-        return "<p>They have the same spec.</p>"
+        return "<p>All runs have the same spec.</p>"
     rows = [
         {"key": k, **{n: str(s.get(k, "")) for n, s in zip(names, flat, strict=True)}}
         for k in differing

@@ -1,4 +1,4 @@
-"""What became of each configuration that several seeds tried."""
+"""The mean results of each configuration that was tried with several seeds."""
 
 from typing import TYPE_CHECKING
 
@@ -7,19 +7,19 @@ if TYPE_CHECKING:
 
 _PREFIX, _SEED, _NONE = "config.", "config.seed", "none"
 FIGURES = ("trials", "accuracy", "accuracy_sd", "cost", "utility")
-"""The columns after those of the settings."""
+"""The columns that follow those of the settings."""
 
 
 def by_setting(trials: "pd.DataFrame") -> "pd.DataFrame | None":
-    """Mean figures over the seeds of each configuration, the most accurate first.
+    """Return the mean results of each configuration over the seeds, the most accurate first.
 
     Args:
-        trials: those of a `SearchResult`.
+        trials: the table `trials` of a `SearchResult`.
 
     Returns:
-        A column for each setting that varies, and not just with another before it. Then `trials`
-        (that finished), `accuracy` and its standard deviation `accuracy_sd`, `cost` and
-        `utility`. None where seeds do not vary, or nothing else does.
+        A column for each setting that varies, unless an earlier setting determines it. Then
+        `trials` (the number that finished), `accuracy` and its standard deviation `accuracy_sd`,
+        `cost` and `utility`. None if the seed does not vary, or nothing else does.
     """
     if _SEED not in trials or trials[_SEED].nunique() < 2:
         return None
@@ -36,7 +36,7 @@ def by_setting(trials: "pd.DataFrame") -> "pd.DataFrame | None":
 
 
 def _settings(trials: "pd.DataFrame") -> "pd.DataFrame":
-    """What varies besides the seed, as texts."""
+    """Return the settings that vary, without the seed, as strings."""
     import pandas as pd
 
     columns = [c for c in map(str, trials.columns) if c.startswith(_PREFIX) and c != _SEED]
@@ -48,7 +48,7 @@ def _settings(trials: "pd.DataFrame") -> "pd.DataFrame":
     named_settings = [c.removesuffix(".name") for c in columns if c.endswith(".name")]
     for setting in sorted(named_settings, key=lambda c: -c.count(".")):  # the inner ones first
         arguments = [c for c in map(str, texts.columns) if c.startswith(f"{setting}.")]
-        # An option is a name alone, or a mapping with its name.
+        # An option is a plain name, or a mapping with a name.
         named = _named(texts[arguments], setting)
         place = min(map(list(texts.columns).index, arguments))
         alone = texts.pop(setting) if setting in texts else named
@@ -57,22 +57,22 @@ def _settings(trials: "pd.DataFrame") -> "pd.DataFrame":
     texts = texts.fillna(_NONE)
     kept: list[str] = []
     for name in map(str, texts.columns):
-        told = any(texts.groupby(earlier)[name].nunique().max() == 1 for earlier in kept)
-        if texts[name].nunique() > 1 and not told:
+        determined = any(texts.groupby(earlier)[name].nunique().max() == 1 for earlier in kept)
+        if texts[name].nunique() > 1 and not determined:
             kept.append(name)
     return texts[kept].rename(columns=lambda name: str(name).removeprefix(_PREFIX))
 
 
 def _named(texts: "pd.DataFrame", setting: str) -> "pd.Series[str]":
-    """Each option by its name, and the arguments in which options of this name differ."""
+    """Return each option as its name and those arguments in which options of this name differ."""
     name = f"{setting}.name"
     options = texts[name].copy()
     for option, rows in texts.groupby(name):
-        told = [c for c in map(str, rows) if rows[c].nunique() > 1]
-        for row, values in zip(rows.index, rows[told].itertuples(index=False), strict=True):
+        varying = [c for c in map(str, rows) if rows[c].nunique() > 1]
+        for row, values in zip(rows.index, rows[varying].itertuples(index=False), strict=True):
             given = [
                 f"{c.removeprefix(setting)[1:]} {value}"
-                for c, value in zip(told, values, strict=True)
+                for c, value in zip(varying, values, strict=True)
                 if value is not None
             ]
             options[row] = f"{option} ({', '.join(given)})" if given else option

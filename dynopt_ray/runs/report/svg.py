@@ -1,4 +1,4 @@
-"""Figures as SVG for a page: its fonts, and colours that follow light and dark mode."""
+"""Convert figures to SVG with the fonts of a page and with colours for light and dark mode."""
 
 import html
 import io
@@ -19,20 +19,20 @@ _VARIABLES = {
 _COLOUR = re.compile("|".join(_VARIABLES))
 _FONT = re.compile(r"(?<=px )'DejaVu Sans'[^;\"]*")
 _SIZE = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', re.DOTALL)
-# matplotlib numbers its groups; several figures on one page would have the same ids.
+# matplotlib numbers its groups, so several figures on one page would have the same ids.
 _GROUP_ID = re.compile(r'<g id="[A-Za-z0-9.]+_\d+"')
 
 
 def to_svg(figure: "Figure", *, name: str, label: str) -> str:
-    """A figure as an `<svg>` element to put into a page.
+    """Return a figure as an `<svg>` element for an HTML page.
 
-    The page has to define the CSS variables --c0 … --c7, --ink, --grid and --muted; without them
-    the figure's own colours show.
+    The page should define the CSS variables --c0 … --c7, --ink, --grid and --muted. Without them
+    the figure keeps its own colours.
 
     Args:
-        figure: what was drawn.
-        name: unique on the page; the ids within depend on it.
-        label: what a screen reader says.
+        figure: the figure.
+        name: a name that is unique on the page, from which the ids in the element are made.
+        label: the text for screen readers.
     """
     import matplotlib as mpl
 

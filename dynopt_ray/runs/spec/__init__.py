@@ -1,4 +1,4 @@
-"""Specs: plain data, checked, with every mistake reported at once."""
+"""Specs: checked plain data that describe runs. All mistakes are reported at once."""
 
 from dynopt_ray.runs.spec.base import CostFractions, NetworkSpec, Spec, UtilitySpec
 from dynopt_ray.runs.spec.derived import Fills, default_of

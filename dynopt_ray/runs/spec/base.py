@@ -1,4 +1,4 @@
-"""What specs have in common."""
+"""The keys that specs of several kinds share."""
 
 from typing import Annotated
 
@@ -12,13 +12,13 @@ _LARGEST_FRACTION = 10
 
 
 class Spec(Strict):
-    """What every spec says.
+    """The keys of every spec.
 
     Attributes:
-        kind: which other keys there are.
-        seed: of everything that is drawn.
-        num_threads: threads that torch computes with in this process; None is torch's own choice.
-            Small networks are much faster with one.
+        kind: the kind of run, which determines the other keys.
+        seed: seed of all random draws.
+        num_threads: number of torch's threads in this process. None leaves the choice to torch.
+            Small networks are much faster with one thread.
     """
 
     kind: str
@@ -27,13 +27,14 @@ class Spec(Strict):
 
 
 class NetworkSpec(Spec):
-    """What most kinds begin with: a task, and a network trained on it or loaded.
+    """A spec with a task and a network, which is trained on the task or loaded.
 
     Attributes:
-        task: a task's name, or a mapping with `name` and its options.
-        start: a run directory, or the file of a network: where training is not wanted.
-        optimizer: a name, or a mapping with `name` and its options, without the rate.
-        train: how a new network is trained.
+        task: the name of a task, or a mapping with `name` and its options.
+        start: a run directory or the file of a network to load. None trains a new network.
+        optimizer: the name of an optimizer, or a mapping with `name` and its options, without the
+            learning rate.
+        train: how a new network is trained. None if one is loaded.
     """
 
     task: TaskField = Field(description="a task's name, or a mapping with name and options")
@@ -46,13 +47,13 @@ class NetworkSpec(Spec):
         if (self.start is None) == (self.train is None):
             raise ValueError(
                 "give either train, to train a new network, or start, the run directory or file "
-                "of a trained one; --set train=null takes away what the spec has"
+                "of a trained one; --set train=null removes train from the spec"
             )
         return self
 
 
 class UtilitySpec(NetworkSpec):
-    """What kinds begin with that maximise a utility.
+    """A spec of a run that maximises a utility.
 
     Attributes:
         cost_weight: λ of utility = accuracy − λ · relative cost.
@@ -64,7 +65,7 @@ class UtilitySpec(NetworkSpec):
 
 
 def _check_fraction(value: float) -> float:
-    # Twice as much as at the start is a budget for growing; 50 is a percentage, 5000 a figure.
+    # 2 may be a budget for growing. 50 is rather meant as a percentage, and 5000 as a whole cost.
     if value > _LARGEST_FRACTION:
         raise ValueError(
             f"must be a fraction of the cost at the start, e.g. 0.5 for half of it, not {value:g}"
@@ -76,7 +77,7 @@ CostFraction = Annotated[float, Field(gt=0), AfterValidator(_check_fraction)]
 
 
 class CostFractions(Strict):
-    """Of each cost, the fraction of what it is at the start that may be left."""
+    """Limits on costs, each as a fraction of the cost at the start; None is no limit."""
 
     params: CostFraction | None = None
     nonzero: CostFraction | None = None

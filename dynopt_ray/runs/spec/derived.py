@@ -1,4 +1,7 @@
-"""Parts of specs that are derived from what they fill, so that defaults and bounds stand once."""
+"""Derive parts of specs from the dataclasses and functions that take their values.
+
+Defaults and bounds are thus written only once.
+"""
 
 import inspect
 from collections.abc import Callable, Collection
@@ -14,19 +17,19 @@ from dynopt_ray.runs.spec.validation import Strict
 
 
 def default_of(function: Callable[..., Any], parameter: str) -> Any:
-    """A field whose default is that of a function's parameter."""
+    """Return a field whose default is that of a function's parameter."""
     return Field(default=inspect.signature(function).parameters[parameter].default)
 
 
 class Fills:
     """Annotates a field that is written as a mapping and becomes a dataclass.
 
-    The mapping has the dataclass's fields as keys, with their types and defaults. The dataclass
-    checks the values when it is made, and what it says against them becomes the field's error.
+    The keys of the mapping are the fields of the dataclass, with their types and defaults. The
+    dataclass checks the values when it is made, and its error becomes the error of the field.
 
     Args:
         kind: the dataclass.
-        omit: fields that a spec does not set.
+        omit: fields of the dataclass that a spec cannot set.
 
     Example:
         >>> from typing import Annotated
@@ -43,7 +46,7 @@ class Fills:
 
     @cached_property
     def model(self) -> type[Strict]:
-        """The mapping's keys, as a model."""
+        """The keys of the mapping, as a pydantic model."""
         hints = get_type_hints(self.kind)
         keys = {
             field.name: (hints[field.name], _field(field, hints[field.name]))
@@ -56,7 +59,7 @@ class Fills:
     def __get_pydantic_core_schema__(
         self, source: type[Any], handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        """Validate a mapping with `model`, then make the dataclass of it."""
+        """Validate a mapping with `model`, then make the dataclass from it."""
         del source
         return core_schema.no_info_wrap_validator_function(
             self._made,
@@ -78,7 +81,7 @@ class Fills:
 
 
 def _field(field: Any, hint: Any) -> Any:
-    strict = False if get_origin(hint) is tuple else None  # YAML has lists, no tuples
+    strict = False if get_origin(hint) is tuple else None  # YAML has lists but no tuples
     if field.default is not MISSING:
         return Field(default=field.default, strict=strict)
     if field.default_factory is not MISSING:

@@ -10,11 +10,14 @@ from dynopt_ray.errors import DynoptError
 from dynopt_ray.runs.spec.validation import Strict, short
 
 ByName = dict[str, Any]
-"""Something by name: `name` and the arguments of what is called so."""
+"""A mapping with `name` and the arguments of the plugin, schedule or optimizer of this name."""
 
 
 def checked_by(check: Callable[[Any], object]) -> Callable[[Any], Any]:
-    """A validator that keeps the value and reports what a function says against it."""
+    """Return a validator that calls `check` and returns the value unchanged.
+
+    A DynoptError or TypeError that `check` raises becomes the error of the field.
+    """
 
     def validate(value: Any) -> Any:
         try:
@@ -27,9 +30,9 @@ def checked_by(check: Callable[[Any], object]) -> Callable[[Any], Any]:
 
 
 def _plugin(family: plugins.Family) -> PlainValidator:
-    """Takes a plugin's name, or a mapping of it and its arguments.
+    """Return a validator for the name of a plugin, or a mapping with its name and arguments.
 
-    Only the name is checked here; making the plugin checks the arguments.
+    Only the name is checked here. The arguments are checked when the plugin is made.
     """
 
     def validate(value: Any) -> str | ByName:
@@ -46,7 +49,7 @@ def _plugin(family: plugins.Family) -> PlainValidator:
 
 
 def _policy(value: Any) -> str | ByName:
-    """A rule as a mapping is checked here; whether a text is a rule or a path, later."""
+    """Check a rule that is given as a mapping. A string may be a rule or a path: see the runner."""
     if isinstance(value, str):
         return value
     if not isinstance(value, Mapping):
@@ -83,7 +86,7 @@ def _action_set(value: Any) -> object:
 
 ActionsField = Annotated[
     tuple[str | ByName, ...],
-    Field(strict=False),  # YAML has lists, no tuples
+    Field(strict=False),  # YAML has lists but no tuples
     AfterValidator(checked_by(_action_set)),
 ]
 CriterionField = Annotated[str | ByName, _plugin("criteria")]
@@ -96,11 +99,11 @@ TaskField = Annotated[str | ByName, _plugin("tasks")]
 OptimizerField = Annotated[str | ByName, PlainValidator(_optimizer)]
 RecoveryField = Annotated[str | ByName | None, PlainValidator(_recovery)]
 RateField = Annotated[float | ByName, PlainValidator(lambda value: value)]
-"""A learning rate: a number, a schedule or a controller; checked with the length of its phase."""
+"""A learning rate: a number, a schedule or a controller. It is checked with its phase's length."""
 
 
 class Phase(Strict):
-    """Some optimizer steps at a learning rate that may follow a schedule, or training itself."""
+    """Optimizer steps at a learning rate: a number, a schedule, or one that follows training."""
 
     num_steps: int = Field(ge=1, description="the number of optimizer steps")
     lr: RateField = Field(
@@ -112,6 +115,6 @@ class Phase(Strict):
     def _fits_the_length(cls, value: Any, info: ValidationInfo) -> Any:
         from dynopt_ray.training import make_rate
 
-        # Without the length that is the mistake to mend first.
+        # A wrong num_steps is missing here and has its own error.
         num_steps = info.data.get("num_steps", 1)
         return checked_by(lambda config: make_rate(config, num_steps))(value)

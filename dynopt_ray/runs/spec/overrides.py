@@ -1,4 +1,4 @@
-"""`--set a.b=c`: changes to a spec before it is checked."""
+"""Overrides (`--set a.b=c`): changes to the data of a spec before they are checked."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -10,16 +10,16 @@ from dynopt_ray.runs.spec.yaml_text import parse
 
 
 def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of a spec's data with some values replaced.
+    """Return a copy of a spec's data with some values replaced.
 
     Args:
         data: the spec as read from YAML.
-        overrides: `path=value` each. The path is dotted, with the place in a list as a number;
-            the value is YAML.
+        overrides: strings of the form `path=value`. The parts of the path are joined by dots; the
+            part for a list is an index from 0. The value is YAML.
 
     Raises:
-        SpecError: an override without `=`, of a path that cannot be followed, or not YAML.
-            Whether the key exists and the value fits is checked with the rest of the spec.
+        SpecError: an override has no `=`, its path cannot be followed, or its value is not YAML.
+            Keys and values are checked later, with the rest of the spec.
 
     Example:
         >>> with_overrides({"train": {"lr": 0.1}}, ["train.lr=1e-2", "seed=3"])
@@ -59,7 +59,7 @@ def _set(data: dict[str, Any], parts: list[str], value: Any, override: str) -> N
 def _list_place(place: list[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(place):
         raise SpecError(
-            f"--set {override!r}: {part!r} is no place in a list of {len(place)}; they are "
+            f"--set {override!r}: {part!r} is not a place in a list of {len(place)}; places are "
             f"numbered 0 to {len(place) - 1}"
         )
     return int(part)

@@ -1,4 +1,16 @@
-"""From plain data to a spec: every mistake at once, each with its path, value and remedy."""
+"""Check plain data against a spec, and report every mistake at once.
+
+pydantic validates the data and collects all errors instead of stopping at the first one. Models are
+strict: an unknown key is an error, because a misspelt key would otherwise leave its default in
+force, and no value is converted to another type. This module turns each of pydantic's errors into
+one line in the words of someone who writes YAML: the dotted path as `--set` takes it, what the
+value must be, and what it is.
+
+For an unknown or missing key pydantic gives the path, but not the alternatives. The path is
+therefore followed through the annotations of the models, including `Fills`, to the part of the spec
+that should hold the key. The keys of this part give the closest match and the list of known keys,
+and its descriptions say what to give for a missing key.
+"""
 
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +23,13 @@ from dynopt_ray.errors import SpecError, did_you_mean
 
 Path = Sequence[str | int]
 
-# pydantic's error types, in the words of whoever writes YAML.
+# pydantic's error types -> the words of someone who writes YAML.
 _EXPECTED = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "finite_number": "must be a finite number",
-    "string_type": "must be a text",
+    "string_type": "must be text",
     "bool_type": "must be true or false",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
@@ -28,7 +40,7 @@ _EXPECTED = {
 
 
 class Strict(BaseModel):
-    """Base of every part of a spec: immutable, no unknown keys, no conversion of types."""
+    """Base of every part of a spec: immutable, without unknown keys or conversion of types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -37,15 +49,15 @@ _Spec = TypeVar("_Spec", bound=Strict)
 
 
 def validated(model: type[_Spec], data: Mapping[str, Any], *, source: str) -> _Spec:
-    """The spec that plain data describe.
+    """Return the spec that plain data describe.
 
     Args:
-        model: what they should be.
-        data: as read from YAML.
-        source: where they come from, for messages.
+        model: the class of the spec.
+        data: the data as read from YAML.
+        source: where the data come from, for messages.
 
     Raises:
-        SpecError: one message that lists every wrong key, type and value.
+        SpecError: there are mistakes; one message lists every wrong key, type and value.
     """
     try:
         return model.model_validate(dict(data))
@@ -54,7 +66,7 @@ def validated(model: type[_Spec], data: Mapping[str, Any], *, source: str) -> _S
 
 
 def spec_error(messages: Sequence[str], source: str) -> SpecError:
-    """One error for one or several mistakes."""
+    """Return one error for one or more mistakes."""
     if len(messages) == 1:
         return SpecError(f"{source}: {messages[0]}")
     lines = "".join(f"\n  {message}" for message in messages)
@@ -62,12 +74,12 @@ def spec_error(messages: Sequence[str], source: str) -> SpecError:
 
 
 def dotted(path: Path) -> str:
-    """A place in a spec as `--set` takes it: search.space.lr.0."""
+    """Return a path in a spec as `--set` takes it, e.g. search.space.lr.0."""
     return ".".join(str(part) for part in path)
 
 
 def short(value: Any) -> str:
-    """A value in a message: its repr, cut when it is long."""
+    """Return a value for a message: its repr, shortened if it is long."""
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 60
     return shortener.repr(value)
@@ -101,7 +113,7 @@ def _needs(model: type[BaseModel], name: str) -> str:
 
 
 def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel]:
-    """The part of a spec that a path leads to."""
+    """Return the part of a spec that a path leads to, followed as far as possible."""
     for part in path:
         field = model.model_fields.get(str(part))
         inner = next(_models(field.annotation, *field.metadata), None) if field else None
@@ -112,7 +124,7 @@ def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel]:
 
 
 def _models(*annotations: Any) -> Iterator[type[BaseModel]]:
-    """The models within annotations, those of `Fills` included."""
+    """Yield the models within annotations, including those of `Fills`."""
     for annotation in annotations:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield annotation

@@ -1,4 +1,4 @@
-"""YAML as specs are written in it: numbers as YAML 1.2 has them, no key twice."""
+"""Read and write the YAML of specs: floats as in YAML 1.2, and no key twice in a mapping."""
 
 import re
 from collections.abc import Hashable
@@ -13,14 +13,15 @@ _FLOAT = re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
 
 
 def parse(text: str, *, source: str) -> Any:
-    """What a YAML text says.
+    """Return the data in a YAML text.
 
     Args:
         text: one YAML document.
-        source: where it comes from, for messages.
+        source: where the text comes from, for messages.
 
     Raises:
-        SpecError: it is not YAML, or a mapping has a key twice; with line and column.
+        SpecError: the text is not YAML, or a mapping has a key twice. The message gives the line
+            and column.
 
     Example:
         >>> parse("{lr: 1e-3, steps: 10}", source="example")
@@ -38,16 +39,16 @@ def parse(text: str, *, source: str) -> Any:
 
 
 def dump(data: Any) -> str:
-    """Plain data as YAML text that `parse` reads back to the same data."""
+    """Return plain data as YAML text that `parse` reads back to the same data."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, mended in two places where it misleads."""
+    """PyYAML's safe loader, but with YAML 1.2 floats and an error for a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping; PyYAML would let the second of two equal keys win in silence."""
+        """Build a mapping. PyYAML would silently take the last of several equal keys."""
         lines: dict[Hashable, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -64,7 +65,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which quotes what the loader above would take for a number."""
+    """PyYAML's safe dumper, but it quotes strings that the loader above would read as numbers."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

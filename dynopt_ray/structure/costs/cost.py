@@ -16,10 +16,10 @@ from dynopt_ray.structure.tracing import (
     Inputs,
     buffers_kept,
     call,
-    moved,
     named_tensors,
+    on_device,
+    placeholder_tensors,
     run,
-    shells,
     undisturbed,
 )
 
@@ -98,7 +98,9 @@ def _counted(model: nn.Module, inputs: Inputs, memory: bool) -> tuple[int, int |
     tensors = named_tensors(model)
     with undisturbed(model, training=False), buffers_kept(model):
         try:
-            return _counted_on("meta", model, inputs, shells(tensors, {}, "meta"), memory)
+            return _counted_on(
+                "meta", model, inputs, placeholder_tensors(tensors, {}, "meta"), memory
+            )
         except Exception:  # a forward pass that depends on values needs real ones
             return _counted_on(_device(tensors), model, inputs, tensors, memory)
 
@@ -110,7 +112,7 @@ def _counted_on(
     tensors: Mapping[str, Tensor],
     memory: bool,
 ) -> tuple[int, int | None]:
-    inputs = moved(inputs, device)
+    inputs = on_device(inputs, device)
     # Compute attention as plain products: the counter does not know every device's fused kernels.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call(model, inputs, tensors)
@@ -127,7 +129,7 @@ def _counted_on(
 def latency_ms(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
     """Return median and interquartile range of the time of a pass, in ms; see `measure`."""
     device = _device(named_tensors(model))
-    inputs = moved(inputs, device)
+    inputs = on_device(inputs, device)
     times = []
     with undisturbed(model, training=False), buffers_kept(model):
         for _ in range(_WARM_UP + _RUNS):

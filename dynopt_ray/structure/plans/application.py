@@ -35,7 +35,7 @@ from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerStat
 from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.plans.stages import Masking, PlanStage, check_plan
 from dynopt_ray.structure.preserve import Transaction, masked_parameters, within
-from dynopt_ray.structure.refit import Replacement, compensated, reading_removed
+from dynopt_ray.structure.refit import BeforeAndAfter, compensated, reading_removed
 from dynopt_ray.structure.tracing import Inputs
 from dynopt_ray.structure.units import Change, moved_group, new_axes
 
@@ -220,7 +220,7 @@ def _apply_widths(
     }
     if batches is not None:
         new = {**tensors, **weights}
-        cut = Replacement(
+        cut = BeforeAndAfter(
             network.model, tensors, new, network.attributes, changes, by_tensor, masks
         )
         refitted = compensated(cut, network.consumers, reading_removed(changes), batches)
@@ -266,7 +266,7 @@ def _check_growth(
         sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
         axes = new_axes(growing, sizes)
         weights = resized_weights(network.model, tensors, growing, axes, draw=draw)
-    inputs = network.asked.example_inputs
+    inputs = network.arguments.example_inputs
     check_growth(network.model, inputs, tensors, weights, network.attributes, growing)
 
 
@@ -317,7 +317,7 @@ def _apply_masks(
     if batches is not None:
         held = masked_parameters(network.model)
         lossy = {n for n, keep in keeps.items() if n not in held or bool((held[n] & ~keep).any())}
-        cut = Replacement(
+        cut = BeforeAndAfter(
             network.model, tensors, {**tensors, **weights}, (), (), {}, {**held, **keeps}
         )
         refitted = compensated(cut, network.consumers, lossy, batches)

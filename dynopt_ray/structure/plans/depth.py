@@ -23,8 +23,8 @@ from dynopt_ray.structure.tracing import (
     Call,
     Inputs,
     buffers_kept,
-    moved,
-    recorded,
+    on_device,
+    record_calls,
     run,
     undisturbed,
 )
@@ -45,7 +45,7 @@ def remove_block(
     """
     model = network.model
     if edit.exact:
-        inputs = network.asked.example_inputs
+        inputs = network.arguments.example_inputs
         calls = [_calls(network, [edit.block], i)[edit.block] for i in _several(network, inputs)]
         if not all(_same(call.result, call.first) for call in calls):
             raise EditError(
@@ -66,7 +66,7 @@ def insert_block(
         EditError: the copy cannot pass its input on unchanged, or it cannot be inserted there.
     """
     model = network.model
-    inputs = network.asked.example_inputs
+    inputs = network.arguments.example_inputs
     calls = _calls(network, [edit.after, edit.like[0]], inputs)
     given, example = calls[edit.after].result, calls[edit.like[0]]
     block = copied(model, edit.like)
@@ -103,9 +103,9 @@ def _describe_again(network: Network, log: Transaction) -> None:
     Raises:
         EditError: the network does not run, or its outputs have other shapes.
     """
-    model, asked = network.model, network.asked
+    model, arguments = network.model, network.arguments
     names = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
-    left = replace(asked, fixed=tuple(name for name in asked.fixed if name in names))
+    left = replace(arguments, fixed=tuple(name for name in arguments.fixed if name in names))
     try:
         new = describe(model, left)
     except TraceError as error:
@@ -137,8 +137,12 @@ def _calls(network: Network, names: Iterable[str], inputs: Inputs) -> dict[str, 
             "blocks are compared by their outputs, and this network has no values (it is on the "
             "meta device)"
         )
-    with recorded(model, names) as seen, undisturbed(model, training=False), buffers_kept(model):
-        run(model, moved(inputs, device))
+    with (
+        record_calls(model, names) as seen,
+        undisturbed(model, training=False),
+        buffers_kept(model),
+    ):
+        run(model, on_device(inputs, device))
     for name, calls in seen.items():
         if len(calls) != 1:
             raise EditError(

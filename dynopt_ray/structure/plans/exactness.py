@@ -17,9 +17,9 @@ from dynopt_ray.structure.tracing import (
     Inputs,
     buffers_kept,
     call,
-    given_tensors,
-    moved,
     named_tensors,
+    on_device,
+    output_tensors,
     tensors_in,
     undisturbed,
 )
@@ -112,9 +112,9 @@ def output_change(
 
 
 def _outputs(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    inputs = moved(inputs, next(iter(tensors.values())).device)
+    inputs = on_device(inputs, next(iter(tensors.values())).device)
     with undisturbed(model, training=False), buffers_kept(model, tensors):
-        return list(given_tensors(call(model, inputs, tensors)))
+        return list(output_tensors(call(model, inputs, tensors)))
 
 
 def _is_real(tensor: Tensor) -> bool:

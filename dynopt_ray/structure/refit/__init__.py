@@ -1,7 +1,7 @@
 """Refitting the consumers of removed units by least squares on their own inputs."""
 
-from dynopt_ray.structure.refit.compensation import Replacement, compensated, reading_removed
-from dynopt_ray.structure.refit.observers import Observer, Seen, Use
+from dynopt_ray.structure.refit.compensation import BeforeAndAfter, compensated, reading_removed
+from dynopt_ray.structure.refit.observers import ObservedInputs, Observer, Use
 from dynopt_ray.structure.refit.regression import (
     RIDGE,
     Moments,
@@ -12,10 +12,10 @@ from dynopt_ray.structure.refit.regression import (
 
 __all__ = [
     "RIDGE",
+    "BeforeAndAfter",
     "Moments",
+    "ObservedInputs",
     "Observer",
-    "Replacement",
-    "Seen",
     "Use",
     "best_ridges",
     "compensated",

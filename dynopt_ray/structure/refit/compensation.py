@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure.refit.observers import ROWS_PER_INPUT, Given, Observer, Use
+from dynopt_ray.structure.refit.observers import ROWS_PER_INPUT, ObservedOutputs, Observer, Use
 from dynopt_ray.structure.refit.regression import RIDGE, Moments, best_ridges
 from dynopt_ray.structure.tracing import Inputs, Reader, as_products, buffers_kept, undisturbed
 from dynopt_ray.structure.units import Attribute, Axis, Change, Consumer, attributes_changed
@@ -55,7 +55,7 @@ Halves = tuple[Moments, Moments]
 
 
 @dataclass(frozen=True, eq=False)
-class Replacement:
+class BeforeAndAfter:
     """A network before a change, and after the change but before refitting.
 
     Attributes:
@@ -78,7 +78,7 @@ class Replacement:
 
 
 def compensated(
-    cut: Replacement,
+    cut: BeforeAndAfter,
     consumers: Mapping[str, Sequence[Consumer]],
     lossy: Collection[str],
     batches: Sequence[Inputs],
@@ -143,10 +143,10 @@ def reading_removed(changes: Sequence[Change]) -> set[str]:
 
 
 def _given(
-    cut: Replacement, uses: Mapping[str, Sequence[Consumer]], batches: Sequence[Inputs]
-) -> list[dict[Use, Given]]:
+    cut: BeforeAndAfter, uses: Mapping[str, Sequence[Consumer]], batches: Sequence[Inputs]
+) -> list[dict[Use, ObservedOutputs]]:
     """Return some weights' outputs in the original network by batch, until there are enough."""
-    given: list[dict[Use, Given]] = []
+    given: list[dict[Use, ObservedOutputs]] = []
     counts: Counter[str] = Counter()
     for number, batch in enumerate(batches):
         observer = Observer(cut.old, uses, number, len(batches), outputs_only=True)
@@ -175,11 +175,11 @@ def _run(observer: Observer, model: nn.Module, batch: Inputs, number: int) -> No
 
 
 def _collected(
-    cut: Replacement,
+    cut: BeforeAndAfter,
     tensors: Mapping[str, Tensor],
     stage: Mapping[str, Sequence[Consumer]],
     batches: Sequence[Inputs],
-    given: Sequence[Mapping[Use, Given]],
+    given: Sequence[Mapping[Use, ObservedOutputs]],
 ) -> dict[str, tuple[Reader, Halves]]:
     """Return the moments of some weights' inputs in the cut network, and of the residuals."""
     added = {change.group.name: change.added for change in cut.changes}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dynopt_ray.structure.tracing import (
-    OPENED,
+    TRANSPARENT,
     Convolution,
     Inputs,
     Reader,
@@ -33,7 +33,7 @@ Use = tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ObservedInputs:
     """Some rows of the inputs of one use of a weight.
 
     Attributes:
@@ -48,7 +48,7 @@ class Seen:
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class ObservedOutputs:
     """Some rows of the outputs of one use of a weight.
 
     Attributes:
@@ -95,14 +95,14 @@ class Observer(TorchFunctionMode):
         uses: Mapping[str, Sequence[Consumer]],
         number: int,
         num_batches: int,
-        like: Mapping[Use, Given] | None = None,
+        like: Mapping[Use, ObservedOutputs] | None = None,
         choose: Callable[[Use, Reader, int], Tensor] | None = None,
         to_the_end: bool = False,
         outputs_only: bool = False,
     ) -> None:
         super().__init__()
-        self.seen: dict[Use, Seen] = {}
-        self.given: dict[Use, Given] = {}
+        self.seen: dict[Use, ObservedInputs] = {}
+        self.given: dict[Use, ObservedOutputs] = {}
         self.live: dict[Use, Tensor] = {}
         self._to_the_end = to_the_end
         self._outputs_only = outputs_only
@@ -136,9 +136,9 @@ class Observer(TorchFunctionMode):
     ) -> Any:
         """Run the operation; keep rows if one of the weights is an operand."""
         kwargs = kwargs or {}
-        if func in OPENED:
+        if func in TRANSPARENT:
             with self:
-                return OPENED[func](*args, **kwargs)
+                return TRANSPARENT[func](*args, **kwargs)
         out = func(*args, **kwargs)
         if func in _CONVOLUTIONS or func in _PRODUCTS:
             operands = list(tensors_in((args, kwargs)))
@@ -174,9 +174,9 @@ class Observer(TorchFunctionMode):
             num_samples = len(x)
         rows = self._choose(use, reader, num_samples)
         outputs = reader.outputs(out, rows)
-        self.given[use] = Given(reader.num_rows, reader.num_inputs, rows, outputs)
+        self.given[use] = ObservedOutputs(reader.num_rows, reader.num_inputs, rows, outputs)
         if not self._outputs_only:
-            self.seen[use] = Seen(reader, rows, reader.inputs(rows))
+            self.seen[use] = ObservedInputs(reader, rows, reader.inputs(rows))
         if self._to_the_end:
             self.live[use] = out
         elif len(self.given) == self._num_uses:

@@ -54,7 +54,7 @@ class Call:
 
 
 @contextlib.contextmanager
-def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Call]]]:
+def record_calls(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Call]]]:
     """Record all calls of some modules, by name, while the context lasts.
 
     Tensors are copied, because modules may write into their arguments.

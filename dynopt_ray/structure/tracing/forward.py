@@ -60,12 +60,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
+def on_device(inputs: Inputs, device: torch.device | str) -> Inputs:
     """Return the inputs on a device, detached."""
     return cast(Inputs, tree_map_only(Tensor, lambda t: t.detach().to(device), inputs))
 
 
-def shells(
+def placeholder_tensors(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], device: torch.device | str
 ) -> dict[str, Tensor]:
     """Return empty or zero tensors, of the shape that `shapes` gives or else of their own shape."""

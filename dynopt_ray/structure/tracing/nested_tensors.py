@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 
-def given_tensors(output: Any) -> Iterable[Tensor]:
+def output_tensors(output: Any) -> Iterable[Tensor]:
     """Return the tensors in a network's output, or in its attributes if it is a custom object."""
     return list(tensors_in(output)) or tensors_in(getattr(output, "__dict__", ()))
 

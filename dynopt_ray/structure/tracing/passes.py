@@ -14,8 +14,8 @@ from dynopt_ray.structure.tracing.forward import (
     Inputs,
     call,
     modules_known,
-    moved,
-    shells,
+    on_device,
+    placeholder_tensors,
     undisturbed,
 )
 from dynopt_ray.structure.tracing.tracer import Heads, Trace
@@ -122,12 +122,12 @@ def _trace_on(
     pinned: Mapping[str, str],
 ) -> Passes:
     if device.type == "meta":
-        traced = shells(tensors, {}, device)
+        traced = placeholder_tensors(tensors, {}, device)
     else:
         # A pass in training mode writes to buffers, so they must not be the network's own.
         traced = {n: t if isinstance(t, nn.Parameter) else t.clone() for n, t in tensors.items()}
     return trace_passes(
-        model, moved(inputs, device), traced, heads=heads, device=device, pinned=pinned
+        model, on_device(inputs, device), traced, heads=heads, device=device, pinned=pinned
     )
 
 

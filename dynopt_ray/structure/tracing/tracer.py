@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from dynopt_ray.errors import TraceError
 from dynopt_ray.structure.tracing.counts import NUMBERS, SIZES, Kept, counted_entries, counted_sizes
-from dynopt_ray.structure.tracing.nested_tensors import given_tensors, storage_of, tensors_in
-from dynopt_ray.structure.tracing.opened_functions import OPENED
+from dynopt_ray.structure.tracing.meta_results import shape_only
+from dynopt_ray.structure.tracing.nested_tensors import output_tensors, storage_of, tensors_in
 from dynopt_ray.structure.tracing.registry import KEEPS_ZEROS, RULES, OperationRule
-from dynopt_ray.structure.tracing.shapes import shape_only
+from dynopt_ray.structure.tracing.transparent_functions import TRANSPARENT
 from dynopt_ray.structure.units import (
     Consumer,
     IdArray,
@@ -90,7 +90,7 @@ class Trace(TorchFunctionMode):
     ) -> Any:
         """Run the operation, then apply its rule."""
         kwargs = kwargs or {}
-        opened = OPENED.get(func)
+        opened = TRANSPARENT.get(func)
         if opened is not None:
             with self:
                 out = opened(*args, **kwargs)
@@ -220,7 +220,7 @@ class Trace(TorchFunctionMode):
 
     def outputs(self, output: Any) -> list[Tensor]:
         """Pin the units of the network's output and return its tensors."""
-        tensors = list(given_tensors(output))
+        tensors = list(output_tensors(output))
         if not tensors:
             raise TraceError(
                 f"it returns a {type(output).__name__}, in which no tensor is found; let it return "

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.structure.tracing.forward import Inputs, moved, shells
+from dynopt_ray.structure.tracing.forward import Inputs, on_device, placeholder_tensors
 from dynopt_ray.structure.tracing.passes import Passes, trace_passes
 from dynopt_ray.structure.tracing.tracer import Heads
 from dynopt_ray.structure.units import (
@@ -30,8 +30,8 @@ from dynopt_ray.structure.units import (
     Place,
     WidthGroup,
     attributes_changed,
-    candidates,
-    linked,
+    candidate_attributes,
+    linked_attributes,
     moved_group,
     new_axes,
     only_shift,
@@ -80,14 +80,14 @@ class Verifier:
         heads: Heads,
     ) -> None:
         self._model = model
-        self._inputs = moved(inputs, passes.device)
+        self._inputs = on_device(inputs, passes.device)
         self._tensors = tensors
         self._passes = passes
         self._heads: Heads = heads
         self._steps: dict[str, int] = {}
         self._hopeless: set[str] = set()
         self._unsolved: set[frozenset[_Kind]] = set()
-        self._linked = linked(passes.record.links, passes.grouping)
+        self._linked = linked_attributes(passes.record.links, passes.grouping)
 
     def verdict(self) -> Verified:
         """Find the groups that can be resized and the attributes that must follow them."""
@@ -147,7 +147,9 @@ class Verifier:
     ) -> str | dict[str, WidthGroup]:
         """Trace with each group wider by its step; return the groups found, or what failed."""
         added = {group.name: self._step(group) for group in groups}
-        tensors = shells(self._tensors, resized_shapes(self._tensors, groups, added), self._device)
+        tensors = placeholder_tensors(
+            self._tensors, resized_shapes(self._tensors, groups, added), self._device
+        )
         try:
             with attributes_changed(self._model, [*self._linked, *found], added):
                 seen = trace_passes(
@@ -196,9 +198,9 @@ class Verifier:
             ]
             axes = new_axes(changes, sizes)
             for change in changes:
-                moved = moved_group(change.group, change, axes)
-                wider = {(s.parameter, s.dim): s.positions for s in now[moved.name].slices}
-                for s in moved.slices:
+                on_device = moved_group(change.group, change, axes)
+                wider = {(s.parameter, s.dim): s.positions for s in now[on_device.name].slices}
+                for s in on_device.slices:
                     if not torch.equal(s.positions, wider[s.parameter, s.dim]):
                         return f"at another width its units lie in another order in {s.parameter!r}"
         return None
@@ -223,7 +225,7 @@ class Verifier:
     def _search(self, group: WidthGroup, found: Sequence[Attribute]) -> list[Attribute] | None:
         """Return the smallest set of attributes with which the network runs at another width."""
         known = {a.place for a in (*self._linked, *found)}
-        free = [a for a in candidates(self._model, group) if a.place not in known]
+        free = [a for a in candidate_attributes(self._model, group) if a.place not in known]
         kinds = frozenset(map(self._kind, free))
         if kinds in self._unsolved:
             return None
@@ -241,7 +243,7 @@ class Verifier:
         """Return the same attributes of other modules of the same class, to search only once."""
         kinds = {self._kind(attribute) for attribute in solution}
         alike: dict[Place, Attribute] = {}
-        for attribute in (a for g in groups for a in candidates(self._model, g)):
+        for attribute in (a for g in groups for a in candidate_attributes(self._model, g)):
             if self._kind(attribute) in kinds and attribute.place not in known:
                 alike.setdefault(attribute.place, attribute)
         return list(alike.values())

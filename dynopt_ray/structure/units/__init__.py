@@ -1,6 +1,11 @@
 """Units: their ids, the width groups that they form, and their positions in tensors."""
 
-from dynopt_ray.structure.units.attributes import Attribute, attributes_changed, candidates, linked
+from dynopt_ray.structure.units.attributes import (
+    Attribute,
+    attributes_changed,
+    candidate_attributes,
+    linked_attributes,
+)
 from dynopt_ray.structure.units.grouping import Grouping, Key, group_units
 from dynopt_ray.structure.units.groups import Slice, WidthGroup, producer_name
 from dynopt_ray.structure.units.labels import (
@@ -38,11 +43,11 @@ __all__ = [
     "Work",
     "along",
     "attributes_changed",
-    "candidates",
+    "candidate_attributes",
     "covering",
     "first_along",
     "group_units",
-    "linked",
+    "linked_attributes",
     "moved_group",
     "new_axes",
     "only_shift",

@@ -54,7 +54,7 @@ class Attribute:
         return sum(step * added.get(group, 0) for group, step in self.per_unit.items())
 
 
-def linked(links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
+def linked_attributes(links: Sequence[Link], grouping: Grouping) -> list[Attribute]:
     """Return the linked attributes that follow the width of a group."""
     found: dict[Place, Attribute] = {}
     for link in links:
@@ -95,7 +95,7 @@ def attributes_changed(
         return stack.pop_all()
 
 
-def candidates(model: nn.Module, group: WidthGroup) -> Iterator[Attribute]:
+def candidate_attributes(model: nn.Module, group: WidthGroup) -> Iterator[Attribute]:
     """Yield the integer attributes that may follow a group, because they equal one of its sizes.
 
     The search covers the modules that own the group's parameters and all modules that contain them.

@@ -100,9 +100,9 @@ def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: i
     widths = [part.shape[dim] for part in out]
     if label is not None and len(set(widths)) == 1 and len(widths) > 1 and len(label.dims) == 1:
         trace.record.factors.append(label.ids.reshape(len(widths), -1))
-    asked = sizes if isinstance(sizes, tuple | list) else [sizes] * len(out)
+    arguments = sizes if isinstance(sizes, tuple | list) else [sizes] * len(out)
     found = _parts(trace, out, input, dim)
-    for size, labels in zip(asked, found, strict=False):
+    for size, labels in zip(arguments, found, strict=False):
         # If the size is a quotient of a count, that count belongs to all parts together.
         whole = isinstance(size, Size) and size.divisor == len(out)
         _counted_along(trace, trace.labels(input) if whole else labels, dim, size)

@@ -122,14 +122,14 @@ def expand(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> 
     """Dimensions of size 1 are repeated. If the new size follows a width, the copies are units."""
     trace.use(input)
     labels = list(broadcast(trace, [input], out))
-    asked = listed(sizes)
-    for dim, size in enumerate(asked if len(asked) == out.ndim else ()):
+    arguments = listed(sizes)
+    for dim, size in enumerate(arguments if len(arguments) == out.ndim else ()):
         # The copies get new ids, which are tied to the units that they meet.
         old = dim - out.ndim + input.ndim
         if isinstance(size, Size) and (old < 0 or input.shape[old] == 1):
             labels.append(Label((dim,), trace.record.fresh(out.shape[dim])))
     trace.set(out, tuple(labels))
-    counted(trace, out, asked)
+    counted(trace, out, arguments)
 
 
 @rule("repeat", "tile")

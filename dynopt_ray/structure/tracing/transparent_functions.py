@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 
 
-def _opened(function: Any) -> Callable[..., Any]:
+def _transparent(function: Any) -> Callable[..., Any]:
     """Return a copy of a function that never passes itself as a whole to a `TorchFunctionMode`."""
     names = {**function.__globals__, "has_torch_function": lambda _: False}
     opened = types.FunctionType(
@@ -17,7 +17,7 @@ def _opened(function: Any) -> Callable[..., Any]:
     return opened
 
 
-OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.multi_head_attention_forward: _opened(F.multi_head_attention_forward),
+TRANSPARENT: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.multi_head_attention_forward: _transparent(F.multi_head_attention_forward),
 }
 """Function -> a copy whose steps reach the mode under which it runs."""

@@ -17,9 +17,9 @@ from dynopt_ray.criteria.gradients import Batch, checked_batches
 from dynopt_ray.errors import CriterionError, MissingGradientError
 from dynopt_ray.structure import (
     Graph,
+    ObservedInputs,
     Observer,
     Reader,
-    Seen,
     Slice,
     Use,
     WidthGroup,
@@ -35,7 +35,7 @@ _SAMPLE_STEP, _ROW_STEP = 0.7548776662466927, 0.5698402909980532
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class UnitInputs:
     """How one weight reads the units of one group.
 
     Attributes:
@@ -59,7 +59,7 @@ class Reading:
         return by_input[self.groups_UM[:, :, None], self.inputs_UMQ].transpose(2, 3)
 
 
-def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> Reading:
+def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> UnitInputs:
     """Return how a weight reads the units of a slice.
 
     Args:
@@ -82,7 +82,7 @@ def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> Readin
     of_units = of_units[first].reshape(len(of_units), -1)
     num_read = len({*(of_units[0] // num_inputs).tolist()})
     of_units = of_units.reshape(len(of_units), num_read, -1)
-    return Reading(
+    return UnitInputs(
         weight_GOK,
         of_units[:, :, 0] // num_inputs,
         of_units % num_inputs,
@@ -116,7 +116,7 @@ class Observed:
             None if no loss was given.
     """
 
-    seen: Seen
+    seen: ObservedInputs
     places: float
     slopes_RGO: Tensor | None
 
