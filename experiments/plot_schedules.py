@@ -49,9 +49,9 @@ _COLUMNS = 5
 
 
 def main() -> None:
-    """Draw them, each in a field of its own."""
+    """Draw the schedules, each on its own axes."""
     if missing := set(plugins.names("schedules")) - SCHEDULES.keys():
-        raise SystemExit(f"not drawn: {', '.join(sorted(missing))}")
+        raise SystemExit(f"add to SCHEDULES what is missing there: {', '.join(sorted(missing))}")
     figure = Figure(figsize=(11, 4.6), dpi=130, layout="constrained")
     fields = figure.subplots(-(-len(SCHEDULES) // _COLUMNS), _COLUMNS, sharex=True, sharey=True)
     for axes, (name, variants) in zip(fields.flat, SCHEDULES.items(), strict=True):

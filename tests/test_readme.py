@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from dynopt_ray.policies import ActionSet
 from dynopt_ray.structure import trace
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +41,9 @@ def test_surroundings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_plugins_of_the_docs_pass_their_kits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, test, others = examples("docs/plugins.md")
-    (tmp_path / "my_criteria.py").write_text(module)
+    criterion, test, action, others = examples("docs/plugins.md")
+    (tmp_path / "my_criteria.py").write_text(criterion)
+    (tmp_path / "my_actions.py").write_text(action)
     (tmp_path / "my_plugins.py").write_text(others)
     monkeypatch.syspath_prepend(tmp_path)
     namespace: dict[str, object] = {}
@@ -49,8 +51,10 @@ def test_plugins_of_the_docs_pass_their_kits(
     check = namespace["test_outgoing"]
     assert callable(check)
     check()
-    importlib.import_module("my_plugins").test_them()
-    del sys.modules["my_criteria"], sys.modules["my_plugins"]
+    importlib.import_module("my_actions").test_add_units()
+    assert "add_units" in ActionSet(["keep", "my_actions:AddUnits"]).labels
+    importlib.import_module("my_plugins").test_plugins()
+    del sys.modules["my_criteria"], sys.modules["my_actions"], sys.modules["my_plugins"]
 
 
 def test_rules_of_the_docs_resize_exactly() -> None:

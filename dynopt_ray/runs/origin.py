@@ -39,7 +39,7 @@ class Curves:
         """Add a point.
 
         Args:
-            phase: name of the phase. The table counts its steps on from the end of the phase before.
+            phase: name of the phase. Its steps are counted on from the end of the previous phase.
             step: step within the phase.
             **figures: the measurements; any of loss, lr, accuracy and validation_loss.
         """

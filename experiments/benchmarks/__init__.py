@@ -1,1 +1,1 @@
-"""Benchmarks: ours beside the peers, measured in one run, printed as tables."""
+"""Benchmarks: dynopt_ray and peers (other libraries), measured in one run, printed as tables."""

@@ -7,7 +7,7 @@ BENCHMARKS = ("growing", "pruning", "structure")
 
 
 def main() -> None:
-    """Run them one after the other."""
+    """Run the benchmarks, and print their tables."""
     names = sys.argv[1:] or BENCHMARKS
     for name in names:
         if name not in BENCHMARKS:

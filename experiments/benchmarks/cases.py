@@ -1,4 +1,7 @@
-"""What is pruned, and what is done alike on both sides. Imports torch only."""
+"""The networks to prune, and what dynopt_ray and its peers do alike: training and evaluation.
+
+Imports only what is installed in the environments of the peers.
+"""
 
 import statistics
 import sys
@@ -20,17 +23,17 @@ from experiments.benchmarks.networks import SmallViT, resnet20
 BATCH_SIZE = 128
 
 Row = dict[str, Any]
-"""What was measured of one network, by column."""
+"""The measurements of one network: column -> value."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How far a network is cut, and where the rate of its retraining begins.
+    """How far a network is cut, and the learning rate of its retraining.
 
     Attributes:
-        share: of the FLOPs that is to be left.
-        retrain_lr: of Adam, which follows a cosine for one epoch.
-        peer_lr: the peer's, where another rate does better there.
+        share: fraction of the FLOPs to keep.
+        retrain_lr: initial learning rate of Adam, which follows a cosine for one epoch.
+        peer_lr: initial learning rate of the peer; None if it is the same.
     """
 
     share: float
@@ -40,14 +43,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class Case:
-    """A network on Fashion-MNIST.
+    """A network on Fashion-MNIST, and how it is trained and cut.
 
     Attributes:
-        make_task: the data and the untrained network.
-        cuts: by name.
-        num_epochs: of the training before the cut, with Adam at a cosine's rate.
-        lr: where that begins.
-        scope: of our cuts; the other one leaves less validation accuracy at the last of them.
+        make_task: makes the task: the data and the untrained network.
+        cuts: name -> cut.
+        num_epochs: epochs of training before the cut, with Adam and a cosine schedule.
+        lr: initial learning rate of this training.
+        scope: scope of our cuts. The other scope leaves less validation accuracy at the last cut.
     """
 
     make_task: Callable[[], Task]
@@ -66,7 +69,7 @@ def _with_network(name: str, model: Callable[[], nn.Module]) -> Task:
 CASES = {
     "cnn": Case(
         partial(load_task, "fashion-mnist-cnn"),
-        # What halving, and quartering, every width leaves.
+        # The FLOPs that are left if every width is halved, or quartered.
         {"1/3.77": Cut(1 / 3.77), "1/13.5": Cut(1 / 13.5, 6e-3)},
         num_epochs=4,
     ),
@@ -89,11 +92,11 @@ CASES = {
     ),
 }
 KEPT = Path(__file__).parents[2] / "build" / "benchmarks"
-"""Where trained networks are kept for the next time."""
+"""The folder in which trained networks are kept for later runs."""
 
 
 def trained(name: str, task: Task, seed: int) -> Path:
-    """The file of the network that is cut; trained if it is not there."""
+    """Return the file of the trained network to cut; train the network if there is no file yet."""
     case = CASES[name]
     path = KEPT / f"{name}-{case.num_epochs}-epochs-{case.lr:g}-seed-{seed}.npz"
     if not path.exists():
@@ -105,12 +108,12 @@ def trained(name: str, task: Task, seed: int) -> Path:
 
 
 def epoch(task: Task) -> int:
-    """The optimizer steps of one epoch."""
+    """Return the number of optimizer steps in one epoch."""
     return len(task.arrays("train")[1]) // BATCH_SIZE
 
 
 def train(task: Task, model: nn.Module, *, num_steps: int, lr: float, seed: int) -> None:
-    """Adam at a cosine's rate, with the same order of rows for the same seed."""
+    """Train with Adam and a cosine schedule; the same seed gives the same order of rows."""
     task.train_steps(
         model,
         torch.optim.Adam(model.parameters(), lr=lr),
@@ -121,19 +124,19 @@ def train(task: Task, model: nn.Module, *, num_steps: int, lr: float, seed: int)
 
 
 def accuracy(task: Task, model: nn.Module) -> float:
-    """On the test images, in percent."""
+    """Return the accuracy on the test images, in percent."""
     return round(100 * task.evaluate(model, "test").metric, 4)
 
 
 def loaded(task: Task, path: str | Path) -> nn.Module:
-    """The network with the weights of a file that `np.savez` wrote."""
+    """Return the network with the weights of a file that `np.savez` wrote."""
     model = task.new_model(seed=0)
     model.load_state_dict({k: torch.from_numpy(v) for k, v in np.load(path).items()})
     return model
 
 
 def told(rows: Iterable[Row]) -> list[Row]:
-    """All rows; each goes to stderr as it is measured, for it may be hours until the table."""
+    """Return all rows, and print each to stderr when it is measured: the table may take hours."""
     found = []
     for row in rows:
         found.append(row)
@@ -142,6 +145,6 @@ def told(rows: Iterable[Row]) -> list[Row]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation."""
+    """Format mean ± standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.2f} ± {deviation:.2f}"

@@ -1,4 +1,4 @@
-"""The peers' environments: what they pin does not fit beside what we pin."""
+"""Virtual environments of the peers, whose pinned versions conflict with ours."""
 
 import json
 import subprocess
@@ -28,27 +28,27 @@ PEERS = {
         "transformers==5.23.0",
     ),
 }
-"""Environment -> what is installed in it."""
+"""Environment -> the packages that are installed in it."""
 
 
 def run_peer(environment: str, module: str, *arguments: str) -> Any:
-    """The JSON that a peer's script prints on its last line.
+    """Run a peer's script, and return the JSON on the last line that it prints.
 
     Args:
-        environment: a key of `PEERS`; made on first use.
+        environment: a key of `PEERS`. The environment is made at its first use.
         module: the script, a module of `experiments.benchmarks.peers`.
-        arguments: its command line.
+        arguments: the arguments on its command line.
     """
     return run_lines(environment, module, *arguments)[-1]
 
 
 def run_lines(environment: str, module: str, *arguments: str) -> list[Any]:
-    """All lines of JSON that a peer's script prints; arguments as for `run_peer`."""
+    """Run a peer's script, and return all lines of JSON that it prints; see `run_peer`."""
     return _lines(_environment(environment), f"peers.{module}", arguments)
 
 
 def run_script(module: str, *arguments: str) -> Any:
-    """The JSON that a script of ours, in a process of its own, prints on its last line."""
+    """Run one of our own scripts in a new process; return the JSON on its last line."""
     return _lines(Path(sys.executable), module, arguments)[-1]
 
 

@@ -1,10 +1,11 @@
-"""Growing beside training from scratch: test accuracy against the FLOPs of the training.
+"""Compare growing with training from scratch: test accuracy against training FLOPs.
 
-A network of an eighth of the width trains for some steps, then grows to five or six eighths, at
-once or in rounds. The bar is the full width trained from scratch; the fair rival is the final width
-trained from scratch for as many FLOPs. All train with Adam at a cosine's rate, on Fashion-MNIST.
-When to grow, and how wide, was chosen by the test images that the table shows.
-`python -m experiments.benchmarks.growing CASE …` runs some of the cases.
+A network with an eighth of the full width trains for some steps and then grows to five or six
+eighths, at once or in rounds. It is compared with the full width trained from scratch and, as a
+fair rival, with the final width trained from scratch for as many FLOPs. All networks train with
+Adam and a cosine schedule on Fashion-MNIST. When to grow and how wide was chosen by the accuracy on
+the same test images that the table shows.
+`python -m experiments.benchmarks.growing CASE …` runs only the named cases.
 """
 
 import sys
@@ -26,18 +27,18 @@ SEEDS = (0, 1, 2)
 LR = 2e-3
 SMALL_EPOCHS = 0.02
 SHARE, WITHIN = 0.6, 0.3
-"""The FLOPs to stay below, and how close to the full width's accuracy to come, in points."""
+"""The goal: at most this share of the full width's FLOPs, and this many points less accuracy."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network by its width in eighths, and how long it trains.
+    """A network of variable width, and how long it trains.
 
     Attributes:
-        make_task: width in eighths -> the data and the untrained network.
-        final: the width to grow to.
-        num_epochs: of the full width.
-        num_after: epochs after growing.
+        make_task: width, in eighths of the full width -> the data and the untrained network.
+        final: the width to grow to, in eighths.
+        num_epochs: epochs of training of the full width.
+        num_after: epochs of training after growing.
     """
 
     make_task: Callable[[int], Task]
@@ -51,10 +52,10 @@ class Way:
     """How a network grows.
 
     Attributes:
-        criterion: where.
-        init: how new units start.
-        rounds: how often.
-        small_epochs: for how long it trains before.
+        criterion: decides where it grows.
+        init: how new units are initialised.
+        rounds: how many times it grows.
+        small_epochs: epochs of training before it grows.
     """
 
     criterion: GrowthCriterion
@@ -92,7 +93,7 @@ WAYS = (
 
 
 def main(names: Sequence[str] = ()) -> None:
-    """Train, grow, and print the table, of all cases or those named."""
+    """Train, grow, and print a table for each case, or for the named cases."""
     torch.set_num_threads(1)
     for name in names or CASES:
         rows = told(row for seed in SEEDS for row in measured(CASES[name], seed))
@@ -100,7 +101,7 @@ def main(names: Sequence[str] = ()) -> None:
 
 
 def measured(case: Case, seed: int) -> Iterator[Row]:
-    """All ways, and training from scratch, with one seed."""
+    """Measure training from scratch and all ways to grow, with one seed."""
     unit = case.num_epochs * flops(case.make_task(8))
     for width, num_epochs in (
         (8, case.num_epochs),
@@ -121,7 +122,7 @@ def measured(case: Case, seed: int) -> Iterator[Row]:
 
 
 def grown(case: Case, way: Way, unit: float, seed: int) -> Row:
-    """One network that grows, once or in equal steps over its training."""
+    """Measure one network that grows once, or in equal steps over its training."""
     task = case.make_task(1)
     start = flops(task)
     model = task.new_model(seed=seed)
@@ -152,18 +153,18 @@ def grown(case: Case, way: Way, unit: float, seed: int) -> Row:
 
 
 def flops(task: Task) -> float:
-    """Of a forward pass of the task's network."""
+    """Return the FLOPs of a forward pass of the task's network."""
     model: nn.Module = task.new_model(seed=0)
     return measure(model, task.example_inputs()).flops
 
 
 def table_of(name: str, rows: Sequence[Row]) -> Table:
-    """One row per way."""
+    """Return the table of a case, with one row per way to train."""
     table = Table(
         title=f"{name} on Fashion-MNIST, {len(SEEDS)} seeds, test accuracy % (mean ± sd)",
-        caption=f"asked of growing: at most {SHARE:.0%} of the FLOPs, {WITHIN} points below",
+        caption=f"goal: at most {SHARE:.0%} of the full width's FLOPs, {WITHIN} points below it",
     )
-    for column in ("way", "width", "FLOPs of the training", "accuracy", "below full width"):
+    for column in ("way", "width", "training FLOPs", "accuracy", "points below full width"):
         table.add_column(column)
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""A decoder of Llama's shape: rotary positions, RMSNorm, gated MLPs, grouped queries."""
+"""A decoder built like Llama: rotary positions, RMSNorm, gated MLPs, grouped queries."""
 
 import torch
 import torch.nn.functional as F
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class Llama(nn.Module):
-    """7 billion parameters unless told otherwise; make it on the meta device.
+    """A Llama with 7 billion parameters by default, which is made on the meta device.
 
-    Tokens (B, T) in, logits (B, T, num_tokens) out.
+    It maps tokens (B, T) to logits (B, T, num_tokens).
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Llama(nn.Module):
         self.head = nn.Linear(width, num_tokens, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next token at every position."""
+        """Return the logits of the next token at every position."""
         x_BTD = self.embed(tokens)
         head_width = self.blocks[0].attention.head_width
         cos, sin = _rotations(tokens.shape[1], head_width, tokens.device)

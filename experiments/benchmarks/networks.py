@@ -1,4 +1,4 @@
-"""The networks of the benchmarks that are no built-in tasks'. Imports torch only."""
+"""The networks of the benchmarks that no built-in task has. Imports torch only."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ _BLOCKS_PER_STAGE = 3
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut."""
+    """Two 3×3 convolutions with a shortcut around them."""
 
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def resnet20() -> nn.Sequential:
 
 
 class Attention(nn.Module):
-    """Self-attention; how wide a head is follows from the projection."""
+    """Self-attention. The width of a head follows from the width of the projection."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and two linear layers, each behind a LayerNorm and beside a shortcut."""
+    """Attention and two linear layers, each with a LayerNorm before and a shortcut around it."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""One optimizer step after an edit, beside the step of the network that had no such edit.
+"""Compare one optimizer step after an edit with the same step of a network without the edit.
 
-The references are those of the tests: the network that did not grow, and the whole network whose
-removed units, or masked weights, are silent. In double precision.
+The reference networks are those of the tests: the network that did not grow, and the whole network
+whose removed units or masked weights have no effect. All computations are in double precision.
 """
 
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ NETWORK = "vgg"
 
 
 def optimizer_table() -> Table:
-    """The largest relative difference of any weight, per optimizer and edit."""
+    """Return the table of the largest relative difference of a weight, per optimizer and edit."""
     table = Table(
-        title="One step after an edit against the reference: largest relative difference",
-        caption="Adafactor, Muon and SparseAdam step by whole matrices or rows, so they have "
-        "references of their own in tests/structure/test_optimizers.py; LBFGS is refused",
+        title="One step after an edit and of the reference: largest relative difference",
+        caption="Adafactor, Muon and SparseAdam compute steps from whole matrices or rows, so they "
+        "have their own references in tests/structure/test_optimizers.py; LBFGS is refused",
     )
     for column in ("optimizer", "after growing", "after shrinking", "after masking"):
         table.add_column(column)
@@ -40,12 +40,15 @@ def optimizer_table() -> Table:
 
 
 def masked(make: Make) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The step of the other weights is that of the network whose masked weights are zero."""
+    """Return the weights after a step of a masked network, and what they should be.
+
+    The reference takes the same step without masks, and its masked weights are zeroed afterwards.
+    """
     model, inputs, optimizer = in_training(NETWORK, make)
     keep = {n: torch.rand_like(p) > 0.5 for n, p in model.named_parameters() if p.ndim > 1}
     graph = trace(model, inputs)
     graph.apply([Mask(name, keep=kept) for name, kept in keep.items()], optimizer=optimizer)
-    # The mask lies on the live network; a twin without masks starts from the same values.
+    # The masks belong to the live network. Its twin has the same values but no masks.
     whole, whole_optimizer = twin(model, optimizer, make)
     step(model, inputs, optimizer)
     step(whole, inputs, whole_optimizer)
@@ -54,7 +57,7 @@ def masked(make: Make) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest difference relative to the largest value of its tensor."""
+    """Return the largest difference of a value, relative to the largest value of its tensor."""
     with torch.no_grad():
         return max(
             float((found[name] - value).abs().max() / value.abs().max().clamp(min=1e-12))

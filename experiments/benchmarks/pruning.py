@@ -1,12 +1,13 @@
-"""Pruning beside Torch-Pruning and torch.nn.utils.prune: accuracy, latency and overhead.
+"""Compare pruning with Torch-Pruning and torch.nn.utils.prune: accuracy, latency and overhead.
 
-All start from the same trained weights, cut to the same share of the FLOPs (or weights), and
-retrain for one epoch with the same optimizer and order of rows. The rate is the same for all, but
-for ResNet-20, where each side has the one that did better there of those tried. Accuracy is on the
-10,000 test images of Fashion-MNIST, and rates and the teacher were chosen by it, with more tries on
-our side. The CNN at 1/13.5, say, lost 1.01 ± 0.40 points from a rate of 4e-3 where it lost
-0.92 ± 0.34 from this one, which says little: on another processor the same seeds lost 0.98 ± 0.22.
-`python -m experiments.benchmarks.pruning CASE …` runs some of the cases.
+All methods start from the same trained weights, cut to the same share of the FLOPs (or weights),
+and retrain for one epoch with the same optimizer and order of rows. The learning rate is the same
+for all, except on ResNet-20, where each library has the one that did better for it of those tried.
+Accuracy is that on the 10,000 test images of Fashion-MNIST. Learning rates and the teacher were
+chosen by this accuracy too, with more tries for dynopt_ray. This choice matters little: the CNN at
+1/13.5, for example, lost 1.01 ± 0.40 points with a rate of 4e-3 and 0.92 ± 0.34 points with the
+rate used here, but on another processor the same seeds lost 0.98 ± 0.22 points.
+`python -m experiments.benchmarks.pruning CASE …` runs only the named cases.
 """
 
 import copy
@@ -53,14 +54,14 @@ PEER, TORCH, OURS, DISTILLED = (
 
 
 def main(names: Sequence[str] = ()) -> None:
-    """Train, cut, retrain, and print a table for each case, of all or those named."""
+    """Train, cut, retrain, and print a table for each case, or for the named cases."""
     torch.set_num_threads(1)
     for name in names or CASES:
         print_table(told(row for seed in SEEDS for row in measured(name, seed)))
 
 
 def measured(name: str, seed: int) -> Iterator[Row]:
-    """All cuts of one trained network."""
+    """Measure all cuts of one trained network."""
     case = CASES[name]
     task = case.make_task()
     path = trained(name, task, seed)
@@ -81,7 +82,7 @@ def measured(name: str, seed: int) -> Iterator[Row]:
 
 
 def units(case: Case, cut: Cut, task: Task, path: Path, seed: int) -> Iterator[Row]:
-    """Ours, with and without distillation."""
+    """Cut units with dynopt_ray, and retrain with and without distillation."""
     model = loaded(task, path)
     before = copy.deepcopy(model)
     began = time.perf_counter()
@@ -104,7 +105,7 @@ def units(case: Case, cut: Cut, task: Task, path: Path, seed: int) -> Iterator[R
 
 
 def weights(task: Task, path: Path, remove: float, seed: int) -> Iterator[Row]:
-    """Single weights: torch's own masks by magnitude, and ours."""
+    """Cut single weights with torch's own magnitude masks and with dynopt_ray, and retrain."""
     model = loaded(task, path)
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     torch_prune.global_unstructured(  # type: ignore[no-untyped-call]
@@ -131,7 +132,7 @@ def weights(task: Task, path: Path, remove: float, seed: int) -> Iterator[Row]:
 def retrained(
     task: Task, before: nn.Module, cut: nn.Module, row: Row, lr: float, seed: int
 ) -> Iterator[Row]:
-    """The row of a cut network, after one epoch with and without distillation."""
+    """Measure a cut network after one epoch without and one with distillation."""
     num_steps = epoch(task)
     state = copy.deepcopy(cut.state_dict())
     for method, distillation in ((OURS, None), (DISTILLED, TEACHER)):
@@ -157,13 +158,15 @@ def _evaluation_s(task: Task, model: nn.Module, split: Any) -> float:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """One row per cut and method of a case."""
+    """Print the table of a case, with one row per cut and method."""
     table = Table(
-        title=f"{rows[0]['case']} on Fashion-MNIST, {len(SEEDS)} seeds, test accuracy (mean ± sd)",
-        caption="lost: after the epoch against the start. latency: batch 64, of the unpruned; "
-        "overhead: scoring, compensation and surgery, of the retraining epoch.",
+        title=f"{rows[0]['case']} on Fashion-MNIST, {len(SEEDS)} seeds, test accuracy % "
+        "(mean ± sd)",
+        caption="lost: start minus after an epoch. latency: of 64 samples, relative to the "
+        "unpruned network. overhead: time of scoring, compensation and surgery, relative to that "
+        "of the epoch.",
     )
-    columns = ("left", "method", "start", "cut", "after an epoch", "lost")
+    columns = ("cut to", "method", "start", "after the cut", "after an epoch", "lost")
     for column in (*columns, "latency", "overhead"):
         table.add_column(column)
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -182,7 +185,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def ratio(rows: Sequence[Mapping[str, Any]], above: str, below: str) -> str:
-    """Mean and standard deviation of a quotient, where it was measured."""
+    """Format mean ± standard deviation of a quotient over the rows in which it was measured."""
     found = [row[above] / row[below] for row in rows if above in row and below in row]
     return spread(found) if found else ""
 

@@ -1,6 +1,7 @@
-"""Large networks without data: `groups NUMBER` or `llama`, prints one JSON object.
+"""Trace and resize large networks without data, and print one JSON object.
 
-In a process of its own, so that the peak memory is that of tracing and planning.
+Arguments: `groups NUMBER` or `llama`. It runs in its own process, so that the peak memory is that
+of tracing and planning.
 """
 
 import json
@@ -17,7 +18,7 @@ from experiments.benchmarks.llama import Llama
 
 
 def main() -> None:
-    """Trace, plan, and print what it took."""
+    """Trace and plan, and print the time and memory that this took."""
     torch.set_num_threads(1)
     kind, *arguments = sys.argv[1:]
     trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.zeros(2, 4))
@@ -27,7 +28,7 @@ def main() -> None:
 
 
 def groups(number: int) -> dict[str, Any]:
-    """A chain of layers, each a group of its own; half of each removed."""
+    """Trace a chain of layers, each with its own group, and halve every group."""
     layers = [nn.Linear(4, 4) for _ in range(number + 1)]
     model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
     start = time.perf_counter()
@@ -40,7 +41,7 @@ def groups(number: int) -> dict[str, Any]:
 
 
 def llama() -> dict[str, Any]:
-    """Seven billion parameters: what halving every width would leave, and doing so."""
+    """Trace seven billion parameters, predict the cost after halving every width, and halve."""
     with torch.device("meta"):
         model = Llama()
     tokens = torch.zeros(1, 128, dtype=torch.long, device="meta")

@@ -1,7 +1,7 @@
-"""Resizing: how many networks, how exactly, how fast, how large, beside Torch-Pruning.
+"""Compare resizing with Torch-Pruning: supported networks, exactness, speed and memory.
 
-Every row of another library is measured in this run, by turns with ours, each in a process of its
-own. torchvision's models are built without trained weights; none is downloaded.
+Both libraries are measured in the same run and in alternation, each in its own process.
+torchvision's models are built without trained weights, so nothing is downloaded.
 """
 
 import statistics
@@ -16,7 +16,7 @@ from experiments.benchmarks.optimizer_steps import optimizer_table
 
 VISION = ".venv-peers-vision"
 TIMED = {"resnet50": 0.5, "vit_b_16": 0.5, "densenet121": 0.2, "swin_t": None}
-"""Model -> the share of Torch-Pruning's time to reach; None where that cannot prune it."""
+"""Model -> the goal as a share of Torch-Pruning's time; None if that library cannot prune it."""
 TURNS, RUNS = 3, 3
 NUM_GROUPS = (1000, 2000, 5000, 10_000)
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Run all parts and print their tables."""
+    """Run all parts, and print their tables."""
     console = Console(width=100)
     console.print(time_table())
     console.print(scale_table())
@@ -37,13 +37,13 @@ def main() -> None:
 
 
 def time_table() -> Table:
-    """Trace and halve every width, by turns."""
+    """Measure tracing and halving every width with both libraries, in alternation."""
     table = Table(
-        title=f"Trace + halve every width ({TURNS} times {RUNS} runs by turns, one thread)"
+        title=f"Trace + halve every width ({TURNS} times {RUNS} runs in alternation, one thread)"
     )
-    for column in ("model", "dynopt_ray", "Torch-Pruning", "ratio", "asked"):
+    for column in ("model", "dynopt_ray", "Torch-Pruning", "ratio", "goal"):
         table.add_column(column)
-    table.add_column("peak memory / the model's\n(ours, theirs; a forward pass)")
+    table.add_column("peak memory / model size\n(ours, theirs; a forward pass)")
     for model, asked in TIMED.items():
         results: dict[str, list[Row]] = {"dynopt_ray": [], "torch_pruning": []}
         for _ in range(TURNS):
@@ -63,18 +63,18 @@ def time_table() -> Table:
 
 
 def median(runs: Sequence[Row], figure: str) -> float:
-    """Over all runs."""
+    """Return the median of a figure over all runs."""
     return statistics.median(run[figure] for run in runs)
 
 
 def spread_s(runs: Sequence[Row]) -> str:
-    """Median (least to most) seconds."""
+    """Format the median (smallest to largest) seconds."""
     seconds = [run["seconds"] for run in runs]
     return f"{statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})"
 
 
 def scale_table() -> Table:
-    """Tracing a chain of layers, one group each."""
+    """Measure tracing and halving chains of layers, one group each."""
     table = Table(title="A chain of layers, one group each")
     for column in ("groups", "trace", "per group", "halve all", "peak memory"):
         table.add_column(column)
@@ -91,10 +91,10 @@ def scale_table() -> Table:
 
 
 def llama_table() -> Table:
-    """Seven billion parameters on the meta device."""
+    """Measure tracing and halving seven billion parameters on the meta device."""
     row = run_script("scale", "llama")
     table = Table(title="Llama-shaped, 7 billion parameters, meta device")
-    for column in ("groups", "trace", "cost before, after", "halve", "parameters", "FLOPs", "peak"):
+    for column in ("groups", "trace", "predict cost", "halve", "parameters", "FLOPs", "peak"):
         table.add_column(column)
     params, flops = (
         " → ".join(f"{value / scale:.2f} {unit}" for value in row[key])
@@ -113,23 +113,23 @@ def llama_table() -> Table:
 
 
 def mib(num_bytes: float) -> str:
-    """In MiB."""
+    """Format bytes as MiB."""
     return f"{num_bytes / 2**20:.0f} MiB"
 
 
 def coverage_table(title: str, rows: Sequence[Row]) -> Table:
-    """How many models of all pass each check, and by how much at worst."""
+    """Return the table of how many models pass each check, and of the worst result."""
     table = Table(title=f"{title}: {len(rows)} models")
     for column in ("check", "models", "worst"):
         table.add_column(column)
     good = [row for row in rows if "error" not in row]
     table.add_row("trace and halve every group", f"{len(good)} of {len(rows)}", failures(rows))
     for label, figure, limit in (
-        ("grow every exact group by its step", "grow", 1e-4),
+        ("grow every group that can exactly", "grow", 1e-4),
         ("shrink back: output", "back", 0.0),
         ("remove units that nothing reads", "unread", 1e-4),
     ):
-        # A network whose every width a normalisation sees has nothing to grow exactly.
+        # No group can grow exactly if a normalisation depends on the width of each of them.
         asked = [row for row in good if row.get(figure) is not None]
         within = [row for row in asked if row[figure] <= limit]
         worst = max(asked, key=lambda row: row[figure])
@@ -138,32 +138,32 @@ def coverage_table(title: str, rows: Sequence[Row]) -> Table:
     for label, figure in (
         ("shrink back: weights bit for bit", "same_state"),
         ("one training step", "trains"),
-        ("save, load into a new one", "loaded"),
+        ("save, load into a new model", "loaded"),
     ):
         asked = [row for row in good if figure in row]
         table.add_row(label, f"{sum(row[figure] for row in asked)} of {len(asked)}", "")
     exact = sum(row["groups"] - row["inexact"] for row in good)
     table.add_row("groups that grow exactly", f"{exact:,}", "")
     table.add_row(
-        "groups whose number a normalisation sees", f"{sum(r['inexact'] for r in good):,}"
+        "groups whose width a normalisation depends on", f"{sum(r['inexact'] for r in good):,}"
     )
     return table
 
 
 def failures(rows: Sequence[Row]) -> str:
-    """Which models failed."""
+    """Return the names of the models that failed."""
     return ", ".join(row["model"] for row in rows if "error" in row)
 
 
 def peer_table(models: Sequence[str]) -> Table:
-    """Torch-Pruning on the same models: halve, then train a step."""
+    """Test with Torch-Pruning whether the same models can be halved and then trained."""
     failed = []
     for model in models:
         row = run_peer(VISION, "resize_times", "torch_pruning", model, "0")
         if not row["works"]:
             failed.append(f"{model} ({row['error'].partition(':')[0]})")
     table = Table(title=f"Torch-Pruning: {len(models)} models")
-    for column in ("halved and trains", "not"):
+    for column in ("halved, then trained", "failed"):
         table.add_column(column)
     table.add_row(f"{len(models) - len(failed)}", ", ".join(failed))
     return table

@@ -1,4 +1,4 @@
-"""The command line, through typer's runner."""
+"""The commands, called through typer's test runner."""
 
 import re
 import sys
@@ -87,7 +87,7 @@ def test_bad_input_ends_with_2_and_writes_nothing(arguments: list[str], message:
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["p.yaml"]
 
 
-def test_a_module_of_the_users_own_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_in_the_working_directory_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("own_things.py").write_text(
         "from dynopt_ray.criteria import magnitude\n"
         "from dynopt_ray.tasks import load_task\n"
@@ -106,7 +106,7 @@ def test_an_unknown_option_ends_with_2() -> None:
     assert runner.invoke(app, ["run", "p.yaml", "--ste", "a=1"]).exit_code == 2
 
 
-def test_our_errors_end_with_1() -> None:
+def test_errors_during_a_run_end_with_1() -> None:
     result = runner.invoke(
         app, ["run", "p.yaml", "--out", "x", "--set", "train.lr=1e30", "--set", "optimizer=sgd"]
     )
@@ -118,7 +118,7 @@ def test_our_errors_end_with_1() -> None:
     assert "DivergedError" in Path("x/log.txt").read_text()
 
 
-def test_unforeseen_errors_end_with_1_and_name_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_end_with_1_and_name_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
@@ -151,13 +151,13 @@ def test_report_is_rebuilt_and_compares() -> None:
         ([], 2, ""),
     ],
 )
-def test_report_of_what_is_no_run(arguments: list[str], code: int, message: str) -> None:
+def test_report_refuses_what_is_no_run(arguments: list[str], code: int, message: str) -> None:
     result = runner.invoke(app, ["report", *arguments])
     assert result.exit_code == code
     assert result.stderr.startswith(message)
 
 
-def test_an_address_is_refused_where_it_means_nothing_or_leads_nowhere(tmp_path: Path) -> None:
+def test_an_address_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     result = runner.invoke(app, ["run", "p.yaml", "--address", "10.0.0.1:6379"])
     assert result.exit_code == 2
     assert "a run of kind prune uses no cluster (these do: demo, policy" in result.stderr

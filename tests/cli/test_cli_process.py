@@ -1,4 +1,4 @@
-"""The command as users start it: a process of its own."""
+"""The command as users start it, in its own process."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def dynopt(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """The processes below one -> their command lines."""
+    """Return the descendants of a process: process id -> command line."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -55,7 +55,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def alive(processes: dict[int, str]) -> list[str]:
-    """The commands among them that still run."""
+    """Return the command lines of those processes that are still running."""
     running = []
     for pid, command in processes.items():
         try:
@@ -101,7 +101,7 @@ def test_signals_end_everything(tmp_path: Path, signals: list[signal.Signals], c
     process = started("run", "s.yaml", "--out", "run", cwd=tmp_path)
     try:
         deadline = time.monotonic() + 120
-        # A worker that runs a trial carries its name.
+        # The command line of a worker that runs a trial contains the name of Tune's actor.
         while not any("ImplicitFunc" in command for command in descendants(process.pid).values()):
             assert time.monotonic() < deadline, "no trial has started"
             assert process.poll() is None, process.communicate()
@@ -200,16 +200,16 @@ def test_ctrl_c_lets_an_import_finish(tmp_path: Path) -> None:
 def test_ctrl_c_during_imports(after_s: float, tmp_path: Path) -> None:
     process = started("run", "prune", "--set", "task=digits-mlp", "--out", "run", cwd=tmp_path)
     assert process.stdout is not None
-    process.stdout.readline()  # Python itself has started; before that it ends as it likes
+    process.stdout.readline()  # before Python itself has started, a signal may end it in any way
     time.sleep(after_s)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT)  # before ours handles it
+    assert process.returncode in (130, -signal.SIGINT)  # the latter before our handler is installed
     assert "error" not in errors
 
 
 def started(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
-    """A command on its way; its first line of output comes before anything of ours is loaded."""
+    """Start a command; it prints a first line before it imports dynopt_ray."""
     return subprocess.Popen(
         [sys.executable, "-c", f"print('started', flush=True); {DYNOPT[2]}", *arguments],
         cwd=cwd,

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def token() -> Iterator[None]:
-    """A token of the tests' own, so that none is written to the home directory."""
+    """Set a token for the tests, so that none is written to the home directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         yield

@@ -1,4 +1,4 @@
-"""The driver's side of a learner alone: its actor is a plain object in this process."""
+"""The handle of a remote learner, tested with a plain object in this process as its actor."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def build() -> OnlineLearner:
 
 
 class Local:
-    """An actor without Ray: a call becomes a function, and `get` calls it."""
+    """An actor without Ray: `remote` returns a function, which the patched `ray.get` calls."""
 
     def __init__(self, actor: LearnerActor) -> None:
         self.actor = actor
@@ -41,7 +41,7 @@ class Local:
 
 @pytest.fixture
 def handle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Handle]:
-    """Makes handles, whose actors are `Local`."""
+    """Makes handles that use a `Local` actor."""
     actor = LearnerActor(build, tmp_path / "d", snapshot_every=100, num_threads=1)
     monkeypatch.setattr(remote, "_start_actor", lambda *_, **__: Local(actor))
     monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())  # noqa: ARG005
@@ -66,7 +66,7 @@ def handle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Handle]:
         (np.ones((4, 2))[:, 0], np.uint16(1)),
     ],
 )
-def test_what_can_be_kept_exactly_is_converted(x: Any, y: Any, handle: Handle) -> None:
+def test_types_that_can_be_kept_exactly_are_converted(x: Any, y: Any, handle: Handle) -> None:
     learner = handle()
     result = learner.learn(x, y).result(timeout=10)
     assert result is not None
@@ -85,7 +85,7 @@ def test_what_can_be_kept_exactly_is_converted(x: Any, y: Any, handle: Handle) -
         ([[1], [2, 3]], "y is not an array of numbers"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_before_it_waits(
+def test_types_that_cannot_be_kept_are_refused_before_queueing(
     y: Any, reason: str, handle: Handle
 ) -> None:
     learner = handle()
@@ -95,7 +95,7 @@ def test_what_cannot_be_kept_is_refused_before_it_waits(
     assert learner.status().sequence == 1
 
 
-def test_an_array_may_be_used_again_while_its_event_waits(handle: Handle) -> None:
+def test_an_array_may_be_changed_while_its_event_waits(handle: Handle) -> None:
     learner, x = handle(), np.ones(4)
     # Nothing is sent as long as this thread holds the lock.
     with learner._changed:
@@ -106,7 +106,7 @@ def test_an_array_may_be_used_again_while_its_event_waits(handle: Handle) -> Non
     assert result.rows == (0,)
 
 
-def test_a_prediction_is_labelled_once_even_by_two_at_the_same_time(
+def test_of_two_simultaneous_labels_of_a_prediction_one_is_refused(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = handle()
@@ -153,19 +153,21 @@ def failing(call: Callable[..., Any], *, times: int, after_s: float) -> Callable
     return called
 
 
-def test_the_wait_for_an_actor_begins_when_it_is_missing(
+def test_the_timeout_starts_when_the_actor_is_found_missing(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = handle(timeout_s=0.5)
     actor: LearnerActor = learner._actor.actor
-    # The call runs longer than one waits for an actor, then the actor dies.
+    # The call runs for longer than the timeout, and then the actor dies.
     monkeypatch.setattr(actor, "learn", failing(actor.learn, times=1, after_s=0.8))
     result = learner.learn(np.ones(4), 1).result(timeout=10)
     assert result is not None
     assert result.rows == (0,)
 
 
-def test_the_wait_for_an_actor_ends(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_actor_is_given_up_after_the_timeout(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner = handle(timeout_s=0.3)
     actor: LearnerActor = learner._actor.actor
     monkeypatch.setattr(actor, "learn", failing(actor.learn, times=100, after_s=0.0))

@@ -37,7 +37,7 @@ def events(num_events: int) -> list[tuple[np.ndarray, int]]:
 
 
 def undisturbed(stream: list[tuple[np.ndarray, int]], directory: Path) -> bytes:
-    """The learner's state as it is without Ray, without a journal and without a crash."""
+    """Return the state of the same learner without Ray, without a journal and without a crash."""
     torch.set_num_threads(1)
     learner = build()
     for x, y in stream:
@@ -55,7 +55,7 @@ def state_of(directory: Path, tmp_path: Path) -> bytes:
     return (tmp_path / "state").read_bytes()
 
 
-def test_what_runs_in_the_actor_needs_no_ray(tmp_path: Path) -> None:
+def test_the_object_in_the_actor_works_without_ray(tmp_path: Path) -> None:
     actor = LearnerActor(build, tmp_path / "d", snapshot_every=5, num_threads=1)
     stream = [(x, np.asarray(y)) for x, y in events(20)]
     before = actor.predict(stream[0][0])
@@ -78,7 +78,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shared(request: pytest.FixtureRequest) -> Iterator[RemoteLearner]:
-    """One learner for all tests that do not break it: starting an actor takes seconds."""
+    """One learner for all tests that do not break it, because starting an actor takes seconds."""
     request.getfixturevalue("cluster")
     directory: Path = request.getfixturevalue("tmp_path_factory").mktemp("shared")
     with RemoteLearner(build, directory / "d", max_unlabelled=50, **SETTINGS) as learner:
@@ -88,7 +88,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[RemoteLearner]:
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 class TestRemote:
-    def test_killed_with_sigkill_it_is_the_one_that_never_died(self, tmp_path: Path) -> None:
+    def test_after_sigkill_the_learner_equals_one_that_never_died(self, tmp_path: Path) -> None:
         stream = events(1_500)
         learned, pids = [], set()
         with RemoteLearner(build, tmp_path / "d", batch_size=40, **SETTINGS) as learner:
@@ -104,12 +104,12 @@ class TestRemote:
             assert learner.status().sequence == 1_400
             assert learner.status().quarantined == 1
             results = [future.result() for future in learned]
-        # What was learned but died before it was told has no result; that is one call at most.
+        # An event has no result if the actor died before it could reply: one batch per kill.
         assert sum(result is None for result in results) <= 2 * 40
         assert [r.event for r in results if r is not None] == [
             place for place, r in enumerate(results, start=1) if r is not None
         ]
-        # A later handle on the same directory goes on.
+        # A later handle on the same directory continues.
         with RemoteLearner(build, tmp_path / "d", **SETTINGS) as learner:
             for x, y in stream[1_400:]:
                 learner.learn(x, y)
@@ -136,7 +136,7 @@ class TestRemote:
         outputs = {tuple(shared.predict(x).output.tolist()) for _ in range(20)}
         assert not last.done()
         last.result(timeout=60)
-        # The network that answers is a new one after each call.
+        # After the batch, another network predicts.
         assert tuple(shared.predict(x).output.tolist()) not in outputs
 
     def test_a_full_queue_pushes_back(
@@ -154,7 +154,7 @@ class TestRemote:
         finally:
             os.kill(before.pid, signal.SIGCONT)
         shared.flush()
-        # Given time, it waits for room instead.
+        # With a longer timeout, `learn` waits for room instead.
         monkeypatch.setattr(shared, "_timeout_s", 20.0)
         for event in events(50):
             shared.learn(*event)
@@ -162,7 +162,7 @@ class TestRemote:
         shared.flush()
         assert shared.status().sequence == before.sequence + 55
 
-    def test_data_that_are_not_numbers_are_refused_before_they_are_sent(
+    def test_data_that_are_not_numbers_are_refused_before_sending(
         self, shared: RemoteLearner
     ) -> None:
         before = shared.status().sequence
@@ -174,7 +174,7 @@ class TestRemote:
         assert result is not None
         assert result.event == before + 1
 
-    def test_errors_of_a_prediction_come_to_who_asked(self, shared: RemoteLearner) -> None:
+    def test_errors_of_a_prediction_reach_the_caller(self, shared: RemoteLearner) -> None:
         shared.learn(*events(1)[0]).result(timeout=20)
         with pytest.raises(DataError, match=r"x has shape \(3,\)"):
             shared.predict(np.ones(3))
@@ -188,14 +188,14 @@ class TestRemote:
         ):
             RemoteLearner(build, tmp_path / "e", **SETTINGS)
 
-    def test_an_actor_that_finds_no_room_is_refused(self, tmp_path: Path) -> None:
+    def test_an_actor_without_room_on_the_cluster_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ClusterError, match="did not start in 1 s; free now: 2 CPUs"):
             RemoteLearner(build, tmp_path / "d", num_cpus=64, timeout_s=1.0)
 
     def test_a_handle_whose_actor_is_gone_for_good_says_so(self, tmp_path: Path) -> None:
         learner = RemoteLearner(build, tmp_path / "d", **SETTINGS)
         learner.learn(*events(1)[0]).result(timeout=20)
-        ray.kill(learner._actor)  # takes a moment, in which it may answer
+        ray.kill(learner._actor)  # takes a moment, during which the actor may still reply
         with pytest.raises(LearnerError, match="will not be restarted"):  # noqa: PT012
             for _ in range(10_000):
                 learner.learn(*events(1)[0]).result(timeout=20)

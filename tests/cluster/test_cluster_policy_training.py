@@ -1,4 +1,4 @@
-"""Policy training with RLlib: what it learns is known, repeatable, and never lost."""
+"""Policy training with RLlib finds a known optimum, is repeatable, and survives interruptions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +89,7 @@ def batch(num_rows: int = 400) -> dict[str, Any]:
 def test_exploration_never_takes_a_masked_action(epsilon: float, zero: bool) -> None:
     explorer, seen = module(), batch()
     explorer.epsilon = epsilon
-    if zero:  # legal Q-values of exactly 0, which RLlib's own exploration takes for masked
+    if zero:  # RLlib's own exploration takes legal Q-values of exactly 0 for masked ones
         for parameter in explorer.parameters():
             parameter.data.zero_()
     mask = seen[Columns.OBS]["action_mask"]
@@ -98,12 +98,12 @@ def test_exploration_never_takes_a_masked_action(epsilon: float, zero: bool) -> 
         actions = explorer.forward_exploration(seen, t=0)[Columns.ACTIONS]
         assert mask.gather(1, actions[:, None]).all()
         counts += torch.bincount(actions, minlength=4)
-    if epsilon == 1:  # and all legal ones are drawn alike
+    if epsilon == 1:  # all legal actions are drawn equally often
         wanted = 20 * (mask / mask.sum(1, keepdim=True)).sum(0)
         assert counts.numpy() == pytest.approx(wanted.numpy(), rel=0.1)
 
 
-def test_targets_never_look_at_masked_actions() -> None:
+def test_masked_actions_never_enter_targets() -> None:
     learner, seen = module(), batch()
     learner.make_target_networks()
     illegal = seen[Columns.OBS]["action_mask"] == 0
@@ -113,7 +113,7 @@ def test_targets_never_look_at_masked_actions() -> None:
         assert train[name][~illegal].isfinite().all()
 
 
-def test_the_exported_policy_is_rllibs_greedy_one() -> None:
+def test_the_exported_policy_acts_like_rllibs_greedy_one() -> None:
     original = module(3)
     network = exported_network(original.get_state(), [8], 4)
     policy = DQNPolicy(network, hidden=[8], head=4)
@@ -133,7 +133,7 @@ def test_the_exported_policy_is_rllibs_greedy_one() -> None:
         ({"hidden": ()}, r"hidden is \[\]; give at least one width"),
     ],
 )
-def test_senseless_settings_fail_before_ray_starts(settings: Any, message: str) -> None:
+def test_bad_settings_fail_before_ray_starts(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_policy(CORRIDOR | settings)
 
@@ -143,7 +143,7 @@ def test_environments_without_masks_are_refused() -> None:
         train_policy({"env_id": "CartPole-v1"})
 
 
-def test_epsilon_falls_to_its_end() -> None:
+def test_epsilon_decreases_linearly_to_its_final_value() -> None:
     settings = DQNSettings(num_steps=1_000, epsilon=0.1, epsilon_fraction=0.5)
     found = [settings.epsilon_at(n) for n in (0, 250, 500, 1_000)]
     assert found == pytest.approx([1.0, 0.55, 0.1, 0.1])
@@ -152,7 +152,7 @@ def test_epsilon_falls_to_its_end() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_finds_the_best_way_past_the_traps() -> None:
-    """Cashing is always the last step: with n = 3 a replay that skips ends never learns it."""
+    """Cashing is always the last step. With n = 3, a replay that skips ends would not learn it."""
     seen: list[PolicyProgress] = []
     policy = train_policy(CORRIDOR, on_progress=seen.append)
     for cell in range(CELLS):
@@ -167,7 +167,7 @@ def test_finds_the_best_way_past_the_traps() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     whole = train_policy(QUICK)
     with pytest.raises(RunKilledError):
         train_policy(QUICK, directory=tmp_path, on_progress=interrupt_at(900))
@@ -176,16 +176,16 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         QUICK, directory=tmp_path, on_progress=lambda progress: seen.append(progress.num_steps)
     )
     assert same(whole, resumed)
-    # It went on from what was saved last, not from the start.
+    # It continued from the latest save, not from the start.
     assert 800 < seen[0] < 900
-    # A finished run is only read.
+    # A finished run is only loaded, not trained further.
     assert same(whole, train_policy(QUICK, directory=tmp_path))
     assert same(whole, DQNPolicy.load(tmp_path / "policy.safetensors"))
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_seed_decides_and_nothing_else_is_touched() -> None:
+def test_the_seed_decides_the_result_and_global_state_is_restored() -> None:
     state = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()  # type: ignore[index]
     first, second = train_policy(QUICK | {"seed": 1}), train_policy(QUICK | {"seed": 1})
     assert same(first, second)
@@ -210,7 +210,7 @@ def test_damaged_and_foreign_runs_are_refused(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # ray.data's own
-def test_runners_and_learners_may_be_processes_of_their_own() -> None:
+def test_environment_runners_and_learners_may_be_separate_processes() -> None:
     settings = QUICK | {"env_id": "dynopt_envs:dynopt/Architecture-v0", "num_envs": 2}
     options = {"start_steps": 20, "train_steps": 2, "horizon": 4, "num_starts": 2}
     settings |= {"env_kwargs": options, "num_steps": 120, "warmup_steps": 40}
@@ -220,8 +220,8 @@ def test_runners_and_learners_may_be_processes_of_their_own() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_learned_policy_beats_random_and_keeping() -> None:
-    """Eight thousand steps at one λ: about a quarter of a minute where nothing else runs."""
+def test_a_learned_policy_beats_the_random_and_the_keep_policy() -> None:
+    """8,000 steps at one λ take about 15 s on an idle machine."""
     options = {"task": "digits-mlp", "cost_weight": 0.3}
     policy = train_policy({"num_steps": 8_000, "env_kwargs": options})
     learned, by_chance, kept = (

@@ -25,12 +25,12 @@ def test_a_task_has_to_fit_on_one_node(need: Need, fits: bool) -> None:
     if fits:
         check_nodes(need, nodes)
         return
-    with pytest.raises(ClusterError, match=r"There is: a: 8 CPUs, 0 GPUs; b: 4 CPUs, 2 GPUs"):
+    with pytest.raises(ClusterError, match=r"Available: a: 8 CPUs, 0 GPUs; b: 4 CPUs, 2 GPUs"):
         check_nodes(need, nodes)
 
 
-def test_a_cluster_without_nodes_fits_nothing() -> None:
-    with pytest.raises(ClusterError, match="There is: no nodes"):
+def test_no_task_fits_on_a_cluster_without_nodes() -> None:
+    with pytest.raises(ClusterError, match="Available: no nodes"):
         check_nodes(Need(), [])
 
 
@@ -41,7 +41,7 @@ def test_this_machine_has_what_the_process_may_use() -> None:
 def test_a_full_disk_is_refused(tmp_path: Path) -> None:
     check_disk(Need(storage=tmp_path / "new", disk_bytes=1))
     assert not list((tmp_path / "new").iterdir())
-    with pytest.raises(ClusterError, match=r"GiB free, 1073741824.0 are needed"):
+    with pytest.raises(ClusterError, match=r"GiB free, but 1073741824\.0 GiB are needed"):
         check_disk(Need(storage=tmp_path, disk_bytes=2**60))
 
 
@@ -62,9 +62,9 @@ def test_a_token_is_secret_and_stays_the_same(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_only_processes_told_are_ended() -> None:
+def test_only_the_given_processes_are_ended() -> None:
     assert ray_processes() == set()
     gone = Process(os.getpid(), 1)
-    # The number is ours, the start time is not: it was another process, and it has ended.
+    # This process has the same id but another start time. So it is a different one, and has ended.
     assert not gone.is_alive()
     end({gone}, grace_s=0)

@@ -1,4 +1,4 @@
-"""The replay: n-step transitions cut at the end, drawn by priority, saved exactly."""
+"""The replay cuts n-step transitions at episode ends, draws by priority, and is saved exactly."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def replay(n_step: int = 3, capacity: int = 100) -> PrioritizedReplay:
 
 
 def play(into: PrioritizedReplay, rewards: list[float], *, name: str, over: str = "end") -> None:
-    """An episode whose observation at time t is t, and whose action is its parity."""
+    """Add an episode whose observation at time t is t, and whose action is the parity of t."""
     mask = np.ones(2, np.int8)
     for t, reward in enumerate(rewards):
         step = Step(np.array([t], np.float32), mask, t % 2, reward)
@@ -43,7 +43,7 @@ def transitions(of: PrioritizedReplay) -> list[tuple[float, float, float, bool, 
     return list(zip(*columns, strict=True))
 
 
-def test_steps_are_summed_up_and_cut_at_the_end() -> None:
+def test_rewards_are_summed_and_transitions_are_cut_at_the_end() -> None:
     found = replay()
     play(found, [1, 2, 4, 8], name="a")
     assert transitions(found) == [
@@ -54,14 +54,14 @@ def test_steps_are_summed_up_and_cut_at_the_end() -> None:
     ]
 
 
-def test_episodes_shorter_than_n_are_learned_from() -> None:
+def test_episodes_shorter_than_n_give_transitions() -> None:
     found = replay(n_step=5)
     play(found, [1.0], name="a")
     play(found, [1.0, 1.0], name="b")
     assert [t[4] for t in transitions(found)] == [1, 2, 1]
 
 
-def test_truncation_is_no_termination() -> None:
+def test_a_truncated_episode_does_not_count_as_terminated() -> None:
     found = replay(n_step=2)
     play(found, [1, 1, 1], name="a", over="cut")
     assert [t[3] for t in transitions(found)] == [False, False, False]
@@ -72,7 +72,7 @@ def test_episodes_may_be_interleaved_and_forgotten() -> None:
     play(found, [1, 1], name="a", over="")
     play(found, [5, 5], name="b", over="")
     play(found, [7], name="a")
-    # The step that was still waiting goes with "a"'s next reward, not with "b"'s.
+    # The unfinished transition of "a" ends with the next reward of "a", not of "b".
     assert transitions(found)[2] == (1, 1, 1 + 3.5, True, 2)
     found.forget_unfinished()
     play(found, [9], name="b")
@@ -86,7 +86,7 @@ def test_draws_are_in_proportion_to_priority() -> None:
     rows, columns = found.sample(20_000)
     shares = np.bincount(rows, minlength=4) / 20_000
     assert shares == pytest.approx([0, 1 / 8, 2 / 8, 5 / 8], abs=0.02)
-    # β = 1 weighs the bias out: every transition counts the same in expectation.
+    # β = 1 corrects the bias: every transition has the same total weight in expectation.
     mass = np.array([columns["weights"][rows == row].sum() for row in (1, 2, 3)])
     assert mass / mass.mean() == pytest.approx([1, 1, 1], abs=0.1)
     assert columns["weights"].max() == 1
@@ -100,7 +100,7 @@ def test_new_transitions_have_the_largest_priority() -> None:
     assert found.state_dict()["data"]["priorities"][3] == pytest.approx(4.0, abs=0.01)
 
 
-def test_the_oldest_go_first() -> None:
+def test_new_transitions_replace_the_oldest() -> None:
     found = replay(n_step=1, capacity=4)
     play(found, [0, 1, 2, 3, 4, 5], name="a")
     assert len(found) == 4
@@ -120,7 +120,7 @@ def test_a_restored_replay_draws_the_same() -> None:
     assert all((columns[name] == other_columns[name]).all() for name in columns)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_a_state_that_does_not_fit_and_an_empty_draw_are_refused() -> None:
     big, small = replay(), replay(capacity=2)
     play(big, [1, 2, 3, 4], name="a")
     with pytest.raises(ValueError, match="does not fit one of capacity 2"):

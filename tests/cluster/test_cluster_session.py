@@ -1,4 +1,4 @@
-"""Each session runs in a process of its own, so that what it leaves behind can be seen."""
+"""Each session runs in a process of its own, so that tests can see what it leaves behind."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def processes():
     return [[p.pid, p.start] for p in ray_processes()]
 
 def listening():
-    # Addresses on which Ray's processes, this one included, take connections.
+    # Addresses on which this process and Ray's processes accept connections.
     inodes = set()
     for pid in [os.getpid(), *(p.pid for p in ray_processes())]:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
@@ -126,7 +126,7 @@ def test_a_session_is_private_can_be_joined_and_leaves_nothing(tmp_path: Path) -
     assert told["same"]
     assert told["value"] == 42
     assert told["usage"] == "0"
-    # 127.0.0.1, and the same as IPv6 writes it.
+    # 127.0.0.1, as an IPv4 and as an IPv6 address.
     assert set(told["listening"]) <= {"0100007F", "0000000000000000FFFF00000100007F"}
     token = tmp_path / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o777 == 0o600
@@ -141,7 +141,7 @@ def test_a_session_is_private_can_be_joined_and_leaves_nothing(tmp_path: Path) -
     stranger = joined(address, 0, tmp_path, RAY_AUTH_TOKEN="0" * 64)
     assert "another token" in stranger["error"]
     assert stranger["seconds"] < 10
-    # Those who joined have left, and the cluster runs on.
+    # The sessions that joined have left, and the cluster still runs.
     assert len(alive(told["processes"])) > 3
 
     assert running.stdin is not None
@@ -192,7 +192,7 @@ finally:
 
 
 @pytest.mark.ray
-def test_ctrl_c_while_ray_starts_ends_what_had_started(tmp_path: Path) -> None:
+def test_ctrl_c_during_the_start_of_ray_ends_its_processes(tmp_path: Path) -> None:
     running = script(_INTERRUPTED_EARLY, home=tmp_path)
     told = facts(running)
     assert facts(running) == {"left": []}

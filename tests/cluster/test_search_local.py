@@ -1,4 +1,4 @@
-"""Searches in this process: the optimum is found, bad trials are stopped, failures stay alone."""
+"""Searches in this process find the optimum, stop bad trials, and survive failed ones."""
 
 import math
 import re
@@ -22,7 +22,7 @@ SPACE = {"x": {"low": 0.0, "high": 1.0}}
 
 
 def hill(config: Mapping[str, Any]) -> Iterator[Measurement]:
-    """Utility has its maximum at OPTIMUM, and the order of trials shows from the first step."""
+    """A trial whose utility is largest at OPTIMUM. Trials are in their final order from step 1."""
     x = config["x"]
     for step in range(1, STEPS + 1):
         yield Measurement(
@@ -35,7 +35,7 @@ def hill(config: Mapping[str, Any]) -> Iterator[Measurement]:
 
 
 def fragile(config: Mapping[str, Any]) -> Iterator[Measurement]:
-    """Diverges, raises or finishes, as it is told."""
+    """A trial that diverges, raises or finishes, depending on its mode."""
     for step in range(1, 4):
         accuracy = math.nan if config["mode"] == "nan" and step == 2 else 0.5
         if config["mode"] == "raise":
@@ -61,7 +61,7 @@ def test_a_grid_tries_all_once_and_in_order(num_trials: int | None) -> None:
 
 
 @pytest.mark.parametrize("searcher", ["random", "optuna"])
-def test_some_points_come_first(searcher: str) -> None:
+def test_given_points_are_tried_first(searcher: str) -> None:
     space = {"x": {"low": 0.0, "high": 1.0}, "kind": ["a", {"z": {"low": 1, "high": 9}}]}
     first = [{"x": 0.25, "kind": 1, "kind.1.z": 7}, {"x": 0.75}]
     result = search(hill, space, num_trials=4, searcher=searcher, local=True, first=first)
@@ -73,15 +73,15 @@ def test_some_points_come_first(searcher: str) -> None:
 @pytest.mark.parametrize(
     ("first", "searcher", "message"),
     [
-        ([0.5], "random", "first, number 0: [0.5] is no point; give a mapping"),
+        ([0.5], "random", "first[0]: [0.5] is not a point; give a mapping"),
         (
             {"y": 0.5},
             "random",
-            "first, number 0: 'y' is nothing that the space leaves",
+            "first[0]: 'y' is not a range or choice of the space",
         ),
-        ({"x": 1.5}, "random", "first, number 0: x: 1.5 is not a number from 0.0 to 1.0"),
-        ({"x": "a"}, "optuna", "first, number 0: x: 'a' is not a number from 0.0 to 1.0"),
-        ({"x": 0.5}, "grid", "Grid draws by itself and takes nothing to try first"),
+        ({"x": 1.5}, "random", "first[0]: x: 1.5 is not a number in the range from 0.0 to 1.0"),
+        ({"x": "a"}, "optuna", "first[0]: x: 'a' is not a number in the range from 0.0 to 1.0"),
+        ({"x": 0.5}, "grid", "Grid cannot try given points first"),
     ],
 )
 def test_first_points_are_checked(first: Any, searcher: str, message: str) -> None:
@@ -89,17 +89,17 @@ def test_first_points_are_checked(first: Any, searcher: str, message: str) -> No
         search(hill, SPACE, num_trials=2, searcher=searcher, local=True, first=[first])
 
 
-def test_first_points_are_a_list_of_no_more_than_the_trials() -> None:
+def test_first_points_are_a_list_that_is_not_longer_than_the_search() -> None:
     with pytest.raises(SpecError, match=r"first is \{'x': 0.5\}; give a list"):
         search(hill, SPACE, num_trials=2, local=True, first={"x": 0.5})  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="2 points to try first, but only 1 trials"):
+    with pytest.raises(SpecError, match="first has 2 points, but num_trials is 1"):
         search(hill, SPACE, num_trials=1, local=True, first=[{"x": 0.5}, {"x": 0.6}])
 
 
-def test_only_a_grid_ends_by_itself() -> None:
+def test_only_a_grid_needs_no_number_of_trials() -> None:
     with pytest.raises(SpecError, match=r"^num_trials is missing; only the searcher 'grid'"):
         search(hill, SPACE, local=True)
-    with pytest.raises(SpecError, match=r"^space.x: a grid has no ranges"):
+    with pytest.raises(SpecError, match=r"^space.x: a grid cannot try all values of a range"):
         search(hill, SPACE, searcher="grid", local=True)
 
 
@@ -118,7 +118,7 @@ def test_utility_charges_for_cost() -> None:
     )
     assert result.best.config == {"x": 0.5}
     assert result.best.utility == pytest.approx(0.5 - 0.25)
-    # Each costs more and is better, so all three are on the front, once each.
+    # A larger x costs more and is more accurate, so all three are on the front, once each.
     assert result.pareto["accuracy"].tolist() == [0.1, 0.5, 0.9]
 
 
@@ -136,13 +136,13 @@ def test_asha_stops_bad_trials() -> None:
     assert len(result.history) < len(trials) * STEPS
 
 
-def test_a_grace_period_is_kept() -> None:
+def test_no_trial_is_stopped_in_the_grace_period() -> None:
     result = search(hill, SPACE, num_trials=20, searcher="random", num_reports=STEPS, local=True,
                     scheduler={"name": "asha", "grace_reports": 4})  # fmt: skip
     assert result.trials["step"].min() >= 4
 
 
-def test_failures_stay_alone() -> None:
+def test_a_failed_trial_does_not_affect_others() -> None:
     result = search(fragile, {"mode": ["fine", "nan", "raise"]}, num_trials=20, searcher="random",
                     scheduler="asha", num_reports=3, local=True)  # fmt: skip
     by_mode = {str(mode): rows for mode, rows in result.trials.groupby("config.mode")}
@@ -153,7 +153,7 @@ def test_failures_stay_alone() -> None:
     assert result.best.config == {"mode": "fine"}
 
 
-def test_a_search_of_failures_only_says_why() -> None:
+def test_a_search_without_a_finished_trial_says_why() -> None:
     with pytest.raises(SearchError) as caught:
         search(fragile, {"mode": ["nan", "nan"]}, num_trials=2, searcher="random", local=True)
     assert str(caught.value) == (
@@ -171,7 +171,7 @@ def test_the_same_seed_gives_the_same_search() -> None:
     assert not table(3)["config.x"].equals(table(4)["config.x"])
 
 
-def test_trials_run_on_one_thread_and_leave_the_number_as_it_was() -> None:
+def test_trials_run_on_one_thread_and_the_number_of_threads_is_restored() -> None:
     seen = []
 
     def trial(config: Mapping[str, Any]) -> Iterator[Measurement]:
@@ -199,7 +199,7 @@ def test_every_configuration_is_checked_before_anything_starts() -> None:
         search(Picky(), {"x": [1, 2, 3]}, num_trials=1)
 
 
-def test_bad_arguments_are_named() -> None:
+def test_errors_name_the_bad_argument() -> None:
     with pytest.raises(ValueError, match=r"^num_trials is 0; it must be at least 1$"):
         search(hill, SPACE, num_trials=0)
     with pytest.raises(ValueError, match=r"^cost_weight is -1; it must be finite and >= 0$"):
@@ -222,12 +222,12 @@ def test_measurements_must_be_finite() -> None:
         Measurement(step=4, accuracy=0.5, cost=math.inf).row(0.1)
 
 
-def test_the_best_network_is_kept_and_asked_for_only_when_it_is_better() -> None:
+def test_only_a_better_network_is_wanted_and_kept() -> None:
     keeper = BestNetwork()
     keeper.offer("a", 0.5, 1.0, b"a")
     assert not keeper.wants(0.5, 1.0)
     assert keeper.wants(0.5, 0.9)  # as good, and cheaper
-    keeper.offer("b", 0.4, 0.1, b"b")  # came late: a better one is there
+    keeper.offer("b", 0.4, 0.1, b"b")  # too late: a better one has been kept
     assert keeper.kept() == ("a", b"a")
 
 
@@ -241,7 +241,37 @@ def test_of_equal_trials_the_best_is_the_one_whose_network_was_kept() -> None:
     assert (result.best.trial, result.network) == (1, b"network")
 
 
-def test_the_front_beats_every_other_point() -> None:
+def test_a_kept_network_of_a_trial_that_failed_later_is_not_the_best() -> None:
+    log = TrialLog()
+    for number, (trial_id, accuracy) in enumerate({"a": 0.9, "b": 0.5}.items()):
+        log.start(trial_id, number, {"x": trial_id})
+        log.measure(trial_id, Measurement(1, accuracy, 1.0, final=True).row(0.1))
+        log.end(trial_id, error="its process died" if trial_id == "a" else None)
+    result = log.result(("a", b"network"))
+    assert (result.best.trial, result.network) == (1, None)
+
+
+def test_the_front_has_one_row_per_cost_and_none_of_equal_accuracy() -> None:
+    points = pd.DataFrame(
+        {"cost": [1.0, 1.0, 2.0, 2.0, 3.0], "accuracy": [0.5, 0.7, 0.7, 0.8, 0.8], "n": range(5)}
+    )
+    assert pareto_front(points)["n"].tolist() == [1, 3]
+
+
+def test_optuna_draws_at_random_until_its_startup_is_over() -> None:
+    def drawn(searcher: Any) -> list[float]:
+        result = search(hill, SPACE, num_trials=12, searcher=searcher, local=True, seed=3)
+        values: list[float] = result.trials["config.x"].tolist()
+        return values
+
+    random = drawn("random")
+    assert drawn({"name": "optuna", "num_startup_trials": 12}) == random
+    learned = drawn({"name": "optuna", "num_startup_trials": 4})
+    assert learned[:4] == random[:4]
+    assert learned[4:] != random[4:]
+
+
+def test_every_point_is_matched_or_beaten_by_the_front() -> None:
     rng = np.random.default_rng(0)
     points = pd.DataFrame({"cost": rng.random(200).round(2), "accuracy": rng.random(200).round(2)})
     front = pareto_front(points)

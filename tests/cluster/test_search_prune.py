@@ -48,14 +48,26 @@ def test_removing_nothing_only_retrains(task: Task, network: bytes) -> None:
     assert report.cost == 1.0
 
 
-def test_the_range_test_is_of_the_network_as_the_trial_prunes_it(
-    task: Task, network: bytes
-) -> None:
+def test_the_range_test_uses_the_network_that_the_trial_prunes(task: Task, network: bytes) -> None:
     trial = PruneTrial(task, network)
     found = [trial.find_rate({"remove_fraction": share, "lr": 1e-4}) for share in (0.9, 0.3)]
     assert all(1e-4 < rate < 1 for rate in found)
     assert found[0] == trial.find_rate({"remove_fraction": 0.9, "lr": 0.1})
-    assert found[0] > found[1]  # more is lost, so more is to be learned
+    assert found[0] > found[1]  # more was removed, so more has to be learned
+
+
+def test_what_a_trial_draws_depends_on_its_seed_and_on_the_searchs(
+    task: Task, network: bytes
+) -> None:
+    def losses(*, search_seed: int, seed: int) -> list[float]:
+        trial = PruneTrial(task, network, retrain_steps=6, num_reports=2, seed=search_seed)
+        config = {"remove_fraction": 0.3, "criterion": "random", "seed": seed}
+        return [report.details["validation_loss"] for report in trial(config)]
+
+    first = losses(search_seed=0, seed=0)
+    assert losses(search_seed=0, seed=0) == first
+    assert losses(search_seed=0, seed=1) != first
+    assert losses(search_seed=1, seed=0) == losses(search_seed=0, seed=1)
 
 
 def test_weights_that_are_masked_already_do_not_count(task: Task, network: bytes) -> None:

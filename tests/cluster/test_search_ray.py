@@ -1,4 +1,4 @@
-"""Searches on Ray: as in this process, but in workers."""
+"""Searches on Ray give the same results as searches in this process."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ SPACE: dict[str, Any] = {"x": {"low": 0.0, "high": 1.0}, "mode": ["fine", "nan"]
 
 
 class Hill:
-    """A trial with data: 8 MB that must not travel with every trial."""
+    """A trial with 8 MB of data, which must not be sent with every trial."""
 
     def __init__(self) -> None:
         self.data = np.ones(1_000_000)
@@ -48,7 +48,7 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_trials_in_workers_are_those_here() -> None:
+def test_trials_in_workers_give_the_same_tables_as_in_this_process() -> None:
     there = search(Hill(), SPACE, num_trials=12, searcher="random")
     here = search(Hill(), SPACE, num_trials=12, searcher="random", local=True)
     pd.testing.assert_frame_equal(there.trials, here.trials)
@@ -62,7 +62,7 @@ def test_trials_in_workers_are_those_here() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_asha_and_optuna_on_ray() -> None:
     ended: list[TrialLog] = []
-    lock = threading.RLock()  # as live progress has one; nothing may try to pickle it
+    lock = threading.RLock()  # live progress has one too; it must not be pickled
 
     def on_end(log: TrialLog) -> None:
         with lock:
@@ -82,11 +82,11 @@ def test_asha_and_optuna_on_ray() -> None:
     assert status["stopped"] >= 4
     assert status["finished"] >= 1
     assert abs(result.best.config["x"] - 0.3) < 0.2
-    assert ray.is_initialized()  # the session around it goes on
+    assert ray.is_initialized()  # the session around the search still runs
 
 
 @pytest.mark.usefixtures("cluster")
-def test_more_than_any_node_has_is_refused_at_once() -> None:
+def test_a_trial_that_fits_on_no_node_is_refused_at_once() -> None:
     with pytest.raises(ClusterError, match=r"^one task needs 1 CPUs and 3 GPUs, but no node has"):
         search(Hill(), SPACE, num_trials=2, searcher="random", gpus_per_trial=3)
 

@@ -1,4 +1,4 @@
-"""Search spaces: what plain data mean, and what is said against them."""
+"""Search spaces: the meaning of plain data, and the errors for wrong ones."""
 
 import re
 from typing import Any
@@ -27,7 +27,7 @@ def test_dimensions_have_dotted_names() -> None:
     assert list(dimensions) == ["lr", "lr.0.initial", "lr.1.gamma", "rounds", "n.a"]
 
 
-def test_a_point_is_in_the_middle_where_nothing_is_said() -> None:
+def test_a_point_takes_the_middle_of_ranges_that_are_not_given() -> None:
     rates = {"low": 1e-4, "high": 1e-2, "log": True}
     space = Space.parse({"n": {"low": 1, "high": 6}, "lr": [0.1, {"initial": rates}]})
     assert space.point({"n": 6}) == {"n": 6, "lr": 0, "lr.1.initial": pytest.approx(1e-3)}
@@ -37,13 +37,13 @@ def test_a_point_is_in_the_middle_where_nothing_is_said() -> None:
 @pytest.mark.parametrize(
     ("point", "message"),
     [
-        ({"n": 2.5}, "n: 2.5 is not a number, whole, from 1 to 6"),
-        ({"n": True}, "n: True is not a number"),
-        ({"lr": 1.0}, "lr: 1.0 is not the number of an option, whole, from 0 to 1"),
-        ({"lr": 0, "lr.1.initial": 2e-3}, "lr.1.initial is not used where lr is 0"),
+        ({"n": 2.5}, "n: 2.5 is not a whole number in the range from 1 to 6"),
+        ({"n": True}, "n: True is not a whole number"),
+        ({"lr": 1.0}, "lr: 1.0 is not a whole option index from 0 to 1"),
+        ({"lr": 0, "lr.1.initial": 2e-3}, "lr.1.initial is not used if lr is 0"),
     ],
 )
-def test_points_outside_are_named(point: dict[str, Any], message: str) -> None:
+def test_points_outside_the_space_are_refused(point: dict[str, Any], message: str) -> None:
     rates = {"low": 1e-4, "high": 1e-2, "log": True}
     space = Space.parse({"n": {"low": 1, "high": 6}, "lr": [0.1, {"initial": rates}]})
     with pytest.raises(SpecError, match=f"^{re.escape(message)}"):
@@ -64,7 +64,7 @@ def test_options_that_are_lists_are_values() -> None:
     assert Space.parse({"hidden": [[8, 8], [16]]}).decode({"hidden": 0}) == {"hidden": [8, 8]}
 
 
-def test_whole_ends_make_whole_numbers() -> None:
+def test_a_range_with_integer_ends_has_only_whole_numbers() -> None:
     space = Space.parse({"n": {"low": 1, "high": 8}, "x": {"low": 1, "high": 8.0}})
     decoded = space.decode({"n": 3, "x": 3})
     assert (type(decoded["n"]), type(decoded["x"])) == (int, float)
@@ -104,7 +104,7 @@ def test_probes_cover_every_option_and_both_ends(sizes: list[int]) -> None:
          "one"),
     ],
 )  # fmt: skip
-def test_mistakes_are_named(space: dict[str, Any], message: str) -> None:
+def test_errors_name_the_mistake_and_its_place(space: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         Space.parse(space)
     assert str(caught.value) == message
@@ -123,7 +123,9 @@ def test_a_grid_has_every_configuration_once() -> None:
 
 def test_a_grid_has_no_ranges() -> None:
     space = Space.parse({"a": [1, {"name": "x", "b": {"low": 0, "high": 1}}]})
-    with pytest.raises(SpecError, match=r"^space.a.1.b: a grid has no ranges; list the values"):
+    with pytest.raises(
+        SpecError, match=r"^space.a.1.b: a grid cannot try all values of a range; list the values"
+    ):
         space.grid()
 
 

@@ -340,6 +340,25 @@ def test_adapt_and_the_environment_give_the_same_observations(mlp_task: Task) ->
         assert np.ptp([features[FEATURES.index(name)] for features in shown]) > 0
 
 
+def test_a_stopped_episode_keeps_the_figures_of_its_last_decision(mlp_task: Task) -> None:
+    # Barely trained networks, whose accuracy would move if they were trained on.
+    env = make_vec(4, task=mlp_task, start_steps=1, train_steps=40)
+    _, before = env.reset(seed=0)
+    *_, after = env.step(np.array([STOP, STOP, STOP, KEEP]))
+    for figure in ("metric", "utility", "smooth_utility", "relative_cost"):
+        np.testing.assert_array_equal(after[figure][:3], before[figure][:3])
+    assert after["metric"][3] > before["metric"][3]
+
+
+def test_a_given_cost_weight_leaves_the_other_draws_as_they_are(mlp_task: Task) -> None:
+    drawn = make(task=mlp_task)
+    _, info = drawn.reset(seed=5)
+    given = make(task=mlp_task, cost_weight=info["cost_weight"])
+    given.reset(seed=5)
+    steps = [env.step(np.int64(GROW))[0]["observations"] for env in (drawn, given)]
+    np.testing.assert_array_equal(*steps)  # the same start, new weights and batches
+
+
 def test_reset_takes_no_options() -> None:
     with pytest.raises(ValueError, match="reset takes no options, got cost_weight"):
         make().unwrapped.reset(options={"cost_weight": 0.1})

@@ -1,4 +1,4 @@
-"""Settings compared: means over seeds, and only what tells configurations apart."""
+"""The table of settings: means over seeds, and only the settings that differ."""
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,7 @@ def test_seeds_become_means_and_deviations() -> None:
     assert table["lr"].tolist() == [option for option in options for _ in range(2)]
 
 
-def test_failed_trials_count_for_nothing() -> None:
+def test_failed_trials_are_left_out_of_the_means() -> None:
     some = trials()
     failed = some["trial"].isin([0, 2, 3])
     some["status"] = some["status"].mask(failed, "failed")
@@ -58,14 +58,14 @@ def test_failed_trials_count_for_nothing() -> None:
     assert cosine["accuracy"].isna().tolist() == [False, True]
 
 
-def test_there_must_be_seeds_and_something_to_compare() -> None:
+def test_without_several_seeds_and_settings_there_is_no_table() -> None:
     some = trials()
     assert by_setting(some[some["config.seed"] == 0]) is None
     assert by_setting(some.drop(columns="config.seed")) is None
     assert by_setting(some[:2]) is None
 
 
-def test_the_chart_has_a_line_per_option_and_a_colour_per_way() -> None:
+def test_the_chart_has_a_row_per_option_and_a_colour_per_combination_of_the_others() -> None:
     table = by_setting(trials())
     assert table is not None
     with figure(CHARTS["settings"], table) as drawn:
@@ -75,7 +75,7 @@ def test_the_chart_has_a_line_per_option_and_a_colour_per_way() -> None:
         assert [bars.get_label() for bars in axes.containers] == ["none", "greedy"]
 
 
-def test_what_fails_altogether_does_not_squeeze_the_rest_of_the_chart() -> None:
+def test_a_failed_configuration_does_not_squeeze_the_rest_of_the_chart() -> None:
     table = by_setting(trials())
     assert table is not None
     with figure(CHARTS["settings"], table) as drawn:

@@ -1,4 +1,4 @@
-"""Run directories: whole files, a truthful manifest, and no run over another."""
+"""Run directories: complete files, a correct manifest, and no overwritten run."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RunDirectory.create(tmp_path / "file" / "run", spec_text="", about=ABOUT)
 
 
-def test_opening_what_is_no_run(tmp_path: Path) -> None:
+def test_opening_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run directory: there is no such directory$"):
         RunDirectory.open(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"is not a run directory: there is no manifest\.json in it"):
@@ -66,14 +66,14 @@ def test_a_damaged_table_is_named(directory: RunDirectory, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_manifest_that_says_nothing_is_damaged(directory: RunDirectory) -> None:
+def test_an_empty_manifest_is_damaged(directory: RunDirectory) -> None:
     (directory.path / "manifest.json").write_text("{}")
     with pytest.raises(RunError, match="it has no 'kind'"):
         _ = directory.manifest
 
 
 @pytest.mark.parametrize("wrong", [{"seed": None}, {"duration_s": "long"}])
-def test_a_manifest_of_wrong_types_is_damaged(
+def test_a_manifest_with_wrong_types_is_damaged(
     directory: RunDirectory, wrong: dict[str, Any]
 ) -> None:
     content = {**directory.manifest, **wrong}
@@ -179,7 +179,7 @@ def test_a_run_that_ends_well(directory: RunDirectory) -> None:
         (ZeroDivisionError("by zero"), "failed", "ZeroDivisionError: by zero"),
     ],
 )
-def test_a_run_that_does_not(
+def test_a_run_that_ends_with_an_error(
     directory: RunDirectory, error: BaseException, status: str, text: str | None
 ) -> None:
     def action(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Progress: a line per stage, bars on a terminal, all of it in the log."""
+"""Progress: bars on a terminal, lines elsewhere, and everything in the log."""
 
 import io
 import logging
@@ -32,7 +32,7 @@ def text_of(output: Console) -> str:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_what_is_said_is_left_as_it_is(terminal: bool) -> None:
+def test_brackets_are_printed_and_not_read_as_markup(terminal: bool) -> None:
     output = console(terminal=terminal)
     drive(Live(output) if terminal else Lines(output))
     text = text_of(output)
@@ -41,7 +41,7 @@ def test_what_is_said_is_left_as_it_is(terminal: bool) -> None:
     assert "[before]    0.5000" in text
 
 
-def test_a_wide_table_cuts_nothing_off_on_a_narrow_terminal() -> None:
+def test_a_wide_table_is_not_cut_on_a_narrow_terminal() -> None:
     output = console(terminal=True)
     setting = "hypergradient (initial 0.003, hyper_lr 0.02)"
     texts = {"optimizer": ["sgd (momentum 0.9)"], "recovery": ["greedy"], "lr": [setting]}
@@ -60,7 +60,7 @@ def test_without_a_terminal_there_is_one_line_per_stage() -> None:
     assert re.fullmatch(r"work \(\d+\.\d s\)\n", text_of(output))
 
 
-def test_without_a_terminal_a_long_stage_says_how_far_it_is(
+def test_without_a_terminal_a_long_stage_prints_its_quarters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress_module, "_QUIET_S", 0.0)
@@ -73,7 +73,7 @@ def test_without_a_terminal_a_long_stage_says_how_far_it_is(
     assert len(lines) == 4
 
 
-def test_without_a_terminal_a_long_stage_of_unknown_length_goes_on(
+def test_without_a_terminal_a_stage_of_unknown_length_prints_its_duration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress_module, "_SILENT_S", 0.02)

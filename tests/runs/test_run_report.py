@@ -1,4 +1,4 @@
-"""Reports: one page that needs nothing else, with what the tables say."""
+"""Reports: one self-contained page with the tables and charts of a run."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -72,7 +72,7 @@ TABLES: dict[str, pd.DataFrame] = {
 
 
 class Page(HTMLParser):
-    """What a browser would find."""
+    """The tags, links, text and table rows that a browser would find in a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run with everything in it, and its report."""
+    """A run with every table, and its report."""
     made = make(tmp_path_factory.mktemp("report") / "one")
     write_report(made)
     return made
@@ -144,19 +144,19 @@ def test_the_page_stands_alone(directory: RunDirectory) -> None:
     assert len(text) < 500_000
 
 
-def test_the_page_says_what_the_tables_say(directory: RunDirectory) -> None:
+def test_the_page_shows_the_tables(directory: RunDirectory) -> None:
     page = Page(text_of(directory))
     assert ["before", "0.9000"] in page.rows
     assert ["after", "0.9500"] in page.rows
     assert ["learning", "0.7000"] in page.rows
     assert ["0", "stopped", "0.9900", "<b>&"] in page.rows
-    # The best is the best of those that finished.
+    # Only finished trials can be the best one.
     assert [page.rows[place] for place in page.best] == [["2", "finished", "0.8000", ""]]
     for words in ("finished", "kind demo", "seed 0", "Accuracy against cost", "kind: demo"):
         assert words in page.text
 
 
-def test_every_chart_is_there_twice(directory: RunDirectory) -> None:
+def test_every_chart_is_on_the_page_and_in_plots(directory: RunDirectory) -> None:
     text = text_of(directory)
     assert text.count("<svg") == len(CHARTS)
     drawn = {path.stem for path in (directory.path / "plots").glob("*.png")}
@@ -165,14 +165,14 @@ def test_every_chart_is_there_twice(directory: RunDirectory) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_no_id_is_on_the_page_twice(directory: RunDirectory) -> None:
+def test_ids_on_the_page_are_unique(directory: RunDirectory) -> None:
     ids = re.findall(r'\bid="([^"]+)"', text_of(directory))
     assert len(ids) == len(set(ids))
     used = re.findall(r'url\(#([^)]+)\)|xlink:href="#([^"]+)"', text_of(directory))
     assert {a or b for a, b in used} <= set(ids)
 
 
-def test_only_what_there_is_is_drawn(tmp_path: Path) -> None:
+def test_a_run_without_tables_has_no_charts(tmp_path: Path) -> None:
     bare = RunDirectory.create(
         tmp_path / "bare", spec_text="kind: x\n", about={"kind": "x", "seed": 1}
     )
@@ -265,7 +265,7 @@ def test_a_table_that_cannot_be_drawn_is_named(name: str, column: str, tmp_path:
         write_comparison([make(tmp_path / "two"), run], tmp_path / "comparison.html")
 
 
-def test_the_best_of_damaged_results_is_none(tmp_path: Path) -> None:
+def test_damaged_results_have_no_best_row(tmp_path: Path) -> None:
     run = make(tmp_path / "one")
     run.write_results(TABLES["results"].assign(utility="abc"))
     assert Page(write_report(run).read_text()).best == []
@@ -292,12 +292,12 @@ def test_runs_whose_points_have_no_names_are_compared(tmp_path: Path) -> None:
     assert "2 runs compared" in write_comparison(runs, tmp_path / "c.html").read_text()
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_with_the_same_name_are_distinguished_by_their_parents(tmp_path: Path) -> None:
     runs = [make(tmp_path / "a" / "x"), make(tmp_path / "b" / "x")]
     page = Page(write_comparison(runs, tmp_path / "c.html").read_text())
     assert "a/x" in page.text
     assert "b/x" in page.text
-    assert "They have the same spec." in page.text
+    assert "All runs have the same spec." in page.text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every kind of run, small, from a spec to its directory."""
+"""A small run of every kind, from its spec to its directory."""
 
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def table(directory: RunDirectory, name: str) -> pd.DataFrame:
 
 
 def rows(directory: RunDirectory, name: str) -> dict[str, dict[str, Any]]:
-    """A table by its first column."""
+    """Return a table as a mapping from its first column to its rows."""
     frame = table(directory, name)
     return {str(frame.iloc[i, 0]): dict(frame.iloc[i]) for i in range(len(frame))}
 
@@ -100,7 +100,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return run(PRUNE, tmp_path_factory.mktemp("pruned") / "a")
 
 
-def test_prune_is_the_loop_of_the_article(pruned: RunDirectory) -> None:
+def test_prune_runs_the_loop_of_the_article(pruned: RunDirectory) -> None:
     directory = pruned
     assert directory.manifest["status"] == "finished"
     summary = rows(directory, "summary")
@@ -117,7 +117,7 @@ def test_prune_is_the_loop_of_the_article(pruned: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("rate", ["plateau", "hypergradient"])
-def test_rates_that_follow_training_retrain_too(rate: str, tmp_path: Path) -> None:
+def test_lr_controllers_can_retrain(rate: str, tmp_path: Path) -> None:
     arguments = {"patience": 1} if rate == "plateau" else {"hyper_lr": 0.01}
     phase = {"num_steps": 30, "lr": {"name": rate, "initial": 0.01, **arguments}}
     directory = run({**PRUNE, "prune": {**PRUNE["prune"], "retrain": phase}}, tmp_path / "a")
@@ -134,15 +134,13 @@ def test_the_same_spec_gives_the_same_results(tmp_path: Path) -> None:
     assert (one.path / network).read_bytes() == (two.path / network).read_bytes()
 
 
-def test_widths_are_told_round_by_round(tmp_path: Path) -> None:
+def test_widths_are_recorded_per_round(tmp_path: Path) -> None:
     units = {"target": {"remove": 0.5}, "rounds": 2}
     directory = run({**PRUNE, "prune": units}, tmp_path / "a")
     assert table(directory, "widths")["round"].tolist() == [0, 1, 2]
 
 
-def test_prune_keeps_least_widths_goes_by_a_schedule_and_learns_from_a_teacher(
-    tmp_path: Path,
-) -> None:
+def test_prune_follows_min_widths_schedule_and_distillation(tmp_path: Path) -> None:
     settings = {
         "target": {"remove": 0.75},
         "rounds": 3,
@@ -187,7 +185,7 @@ def test_a_search_begins_at_the_rate_of_the_range_test(
     assert f"begins at the rate {first['config.lr.initial']:.3g}" in caplog.text
 
 
-def test_a_run_goes_on_from_another(pruned: RunDirectory, tmp_path: Path) -> None:
+def test_a_run_starts_from_the_network_of_another(pruned: RunDirectory, tmp_path: Path) -> None:
     later = run({**SEARCH, "train": None, "start": str(pruned.path)}, tmp_path / "a")
     end, start = rows(pruned, "summary")["after"], rows(later, "summary")["before"]
     assert start["nonzero"] == end["nonzero"]
@@ -224,7 +222,7 @@ def test_adapt_follows_a_saved_policy(tmp_path: Path) -> None:
     assert directory.manifest["status"] == "finished"
 
 
-def test_a_stream_that_never_settles_has_no_figure_of_after(tmp_path: Path) -> None:
+def test_a_stream_that_drifts_throughout_has_only_the_last_window(tmp_path: Path) -> None:
     drifts = [{"at": 0, "kind": "rotation"}, {"at": 100, "width": 140}]
     directory = run({**STREAM, "stream": {**STREAM["stream"], "drifts": drifts}}, tmp_path / "a")
     assert list(table(directory, "drift")) == ["network", "last_window"]
@@ -323,7 +321,7 @@ def test_demo_does_it_all(tmp_path: Path) -> None:
         ),
         (
             {**SEARCH, "search": {"num_trials": 1, "find_rate": True}},
-            "search.find_rate: the space has no range of rates to begin in; give lr one, e.g. ",
+            "search.find_rate: the space has no range of learning rates to begin in; give lr one, ",
         ),
         (
             {**STREAM, "stream": {"drifts": [{"at": 3, "kind": "rotation"}], "splits": ["test"]}},

@@ -1,4 +1,4 @@
-"""Specs: what may be said, what is said against what may not, and reading back what is written."""
+"""Specs: loading, writing and reading back, overrides, and the message for each mistake."""
 
 import dataclasses
 import inspect
@@ -42,12 +42,12 @@ def refusal(data: dict[str, Any], *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(packaged()))
-def test_packaged_specs_are_read_back_as_they_are_written(name: str) -> None:
+def test_packaged_specs_survive_writing_and_reading(name: str) -> None:
     spec = load_spec(name)
     assert check_spec(parse(spec_text(spec), source="again"), source="again") == spec
 
 
-def test_every_kind_has_a_packaged_spec_that_belongs_into_the_wheel() -> None:
+def test_every_kind_has_a_packaged_spec_in_the_wheel() -> None:
     assert {load_spec(name).kind for name in packaged()} == set(KINDS)
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert build["targets"]["wheel"]["force-include"] == {
@@ -199,7 +199,8 @@ def test_defaults_of_a_search_are_those_of_the_function() -> None:
         ),
         (
             'prune.granularity="2:4"',
-            "prune: granularity '2:4' says by itself what goes; leave out target and recovery",
+            "prune: granularity '2:4' itself determines what is removed; leave out target and "
+            "recovery",
         ),
         (
             "prune.target={}",
@@ -223,12 +224,12 @@ def test_defaults_of_a_search_are_those_of_the_function() -> None:
         (
             "train=null",
             "give either train, to train a new network, or start, the run directory or file of a "
-            "trained one; --set train=null takes away what the spec has",
+            "trained one; --set train=null removes train from the spec",
         ),
         (
             "kind=prun",
-            "kind: no kind 'prun'. Did you mean 'prune'? Known: prune, search, policy, adapt, "
-            "stream, demo.",
+            "kind: no kind 'prun'. Did you mean 'prune'? Known: adapt, demo, policy, prune, "
+            "search, stream.",
         ),
         ("kind=[1]", "kind: no kind [1]. Known: adapt, demo, policy, prune, search, stream."),
         ("kind=null", "kind: missing; it is one of adapt, demo, policy, prune, search, stream"),
@@ -308,17 +309,17 @@ def test_overrides_replace_values_and_make_mappings() -> None:
         ),
         (
             "drifts.1.at=3",
-            "--set 'drifts.1.at=3': '1' is no place in a list of 1; they are numbered 0 to 0",
+            "--set 'drifts.1.at=3': '1' is not a place in a list of 1; places are numbered 0 to 0",
         ),
     ],
 )
-def test_overrides_that_lead_nowhere(override: str, message: str) -> None:
+def test_overrides_with_impossible_paths_are_refused(override: str, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         with_overrides({"task": "digits-mlp", "drifts": [{"at": 1}]}, [override])
     assert str(caught.value) == message
 
 
-def test_override_that_is_not_yaml() -> None:
+def test_an_override_that_is_not_yaml_is_refused() -> None:
     with pytest.raises(SpecError, match=r"^--set 'a=\[1', line 1, column 3: not valid YAML"):
         with_overrides({}, ["a=[1"])
 
@@ -338,7 +339,7 @@ def test_specs_are_found_by_path_and_by_name(tmp_path: Path) -> None:
         ("some/where", "the spec some/where does not exist; give a YAML file or one of "),
     ],
 )
-def test_specs_that_are_not_there(name: str, message: str) -> None:
+def test_missing_specs_are_refused(name: str, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         find(name)
     assert str(caught.value).startswith(message)
@@ -360,7 +361,7 @@ def test_a_spec_must_be_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("figure", [50, 5000])
-def test_figures_are_no_fractions(figure: int) -> None:
+def test_budgets_refuse_whole_costs_in_place_of_fractions(figure: int) -> None:
     assert refusal(PRUNE, f"prune.target={{budget: {{flops: {figure}}}}}") == (
         "s.yaml: prune.target.budget.flops: must be a fraction of the cost at the start, e.g. 0.5 "
         f"for half of it, not {figure}"

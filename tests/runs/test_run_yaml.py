@@ -1,4 +1,4 @@
-"""YAML as specs are written in it."""
+"""Reading and writing the YAML of specs."""
 
 import math
 from typing import Any
@@ -67,7 +67,7 @@ def test_infinity_survives() -> None:
         ),
     ],
 )
-def test_mistakes_are_placed(text: str, message: str) -> None:
+def test_mistakes_are_reported_with_line_and_column(text: str, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse(text, source="s.yaml")
     assert str(caught.value) == message

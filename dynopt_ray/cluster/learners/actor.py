@@ -34,8 +34,8 @@ class LearnerActor:
     """A durable learner, and a frozen copy of its network that predicts.
 
     The class does not depend on Ray. One thread calls `learn`, `snapshot` and `close`. Other
-    threads may call `predict` and `status`, which never wait for learning. If it is built again
-    on the same directory, after a crash or in a later session, it continues from its last state.
+    threads may call `predict` and `status`, which never wait for learning. An object that is built
+    on the same directory later, for example after a crash, continues from the last state.
 
     Args:
         build: builds the learner; or its path `module:attribute`. Every call must build the same
@@ -70,7 +70,7 @@ class LearnerActor:
         self._snapshot_error: str | None = None
 
     def learn(self, first: int, events: Sequence[Event]) -> Ack:
-        """Journal, learn and acknowledge events. Later predictions come from the updated network."""
+        """Journal, learn and acknowledge events. Later predictions use the updated network."""
         ack = self._durable.learn(first, events)
         self._snapshot_error = ack.snapshot_error
         # A single assignment, so that a prediction uses either the old network or the new one.

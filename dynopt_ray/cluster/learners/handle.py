@@ -13,7 +13,8 @@ lost, because unacknowledged ones are sent again. No event is learned twice, bec
 are recognised. So each event takes effect exactly once.
 
 A new handle continues with the number after the last one that the actor has learned. Two handles
-that learn at the same time would use the same numbers for different events, so only one may.
+at the same time would use the same numbers for different events. To prevent this, the actor of the
+first one locks the learner's directory.
 """
 
 import os
@@ -36,7 +37,7 @@ from dynopt_ray.online import Ack, BuildLearner, Event, LearnResult, storable
 Learned = Future[LearnResult | None]
 """A future that is done when the event is on disk and learned.
 
-Its result is None if the actor died after learning the event, but before it could reply.
+Its result is None if the actor died after the event was on disk, but before it could reply.
 """
 
 _MAX_RESTARTS = 100
@@ -59,7 +60,7 @@ class Prediction:
 class RemoteLearner:
     """A learner that runs in a Ray actor of its own.
 
-    `learn` returns immediately unless too many events wait. A thread sends the waiting events
+    `learn` returns at once unless `max_pending` events wait. A thread sends the waiting events
     together in one call, because a call takes 0.4 ms even if it carries a single event. If the
     actor's process dies, Ray starts it again, it restores itself from its directory, and the
     events that it had not acknowledged are sent again. Every event takes effect exactly once.
@@ -293,7 +294,7 @@ class RemoteLearner:
                 ) from error
 
     def _send(self) -> None:
-        """Send batches until the handle closes, one call at a time, so that events stay in order."""
+        """Send until the handle closes: one call at a time, so that events stay in order."""
         while batch := self._take():
             first = batch[0][0]
             events = [event for _, event, _ in batch]
@@ -333,7 +334,9 @@ class RemoteLearner:
 
     def _refuse_if_over(self) -> None:
         if self._closing:
-            raise LearnerError("this learner is closed; make a new RemoteLearner on its directory to continue")
+            raise LearnerError(
+                "this learner is closed; make a new RemoteLearner on its directory to continue"
+            )
         if self._failure is not None:
             raise LearnerError(
                 f"the learner has failed and takes no more events: {self._failure}; all events "

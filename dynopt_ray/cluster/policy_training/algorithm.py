@@ -1,4 +1,20 @@
-"""RLlib's DQN with our replay: sampling, learning and exact restoring in one object."""
+"""RLlib's DQN with our own replay, and with a state that can be saved and restored exactly.
+
+Training proceeds in rounds. In each round, every environment takes one step with an ε-greedy
+action, and the step is added to `PrioritizedReplay`. After a warm-up, RLlib's learner then takes
+some gradient steps on transitions drawn from the replay. It computes double-DQN targets from their
+n-step rewards, and its TD errors become their new priorities. At the end of the round, the
+environment runners get the new weights, and an exponential moving average of the weights is
+updated. This average becomes the policy, because the networks of single rounds differ much more.
+
+A resumed run must continue exactly like an uninterrupted one, but RLlib does not save environments
+in the middle of an episode. So every save ends all episodes. `state_dict` has the weights, the
+optimizer, the replay, the average and the counters. `restart_episodes` then drops the unfinished
+episodes, and seeds the environments and torch with a seed that depends only on the run's seed and
+its number of steps. An uninterrupted run calls it after every save, and a resumed run calls it
+after loading. From there, both have the same state, and continue identically: bit for bit if
+sampling and learning run in one process.
+"""
 
 from collections import defaultdict, deque
 from collections.abc import Mapping
@@ -33,16 +49,18 @@ _LEARNER_PARTS = ("rl_module", "optimizer", "weights_seq_no")
 
 
 class StructureDQN(DQN):
-    """DQN whose replay cuts n-step transitions at episode ends.
+    """DQN with a replay that also returns the shorter transitions at the ends of episodes.
 
-    RLlib's attributes are typed as if they could be missing; they are there once it is built.
+    RLlib types some attributes as if they could be missing. They exist once the algorithm is
+    built, so they are declared again here.
 
     Attributes:
-        replay: the transitions.
-        settings: of the run.
-        num_steps: environment steps taken so far.
-        returns: of the latest episodes.
-        average: the online network's parameters, averaged over the latest updates.
+        replay: the replay; must be set before training.
+        settings: the settings of the run; must be set before training.
+        num_steps: number of environment steps taken so far.
+        returns: the returns of the latest 100 episodes.
+        average: the moving average of the network's parameters by name; empty before the first
+            gradient step.
     """
 
     replay: PrioritizedReplay
@@ -53,7 +71,7 @@ class StructureDQN(DQN):
     num_steps: int
 
     def setup(self, config: Any) -> None:
-        """Start from nothing."""
+        """Build the algorithm as it is before the first step."""
         super().setup(config)
         self.num_steps = 0
         self.average: dict[str, NDArray[np.float32]] = {}
@@ -61,7 +79,7 @@ class StructureDQN(DQN):
         self._earned: dict[str, float] = defaultdict(float)
 
     def training_step(self) -> None:
-        """One step of every environment, then some gradient steps."""
+        """Take one step in every environment, then some gradient steps."""
         epsilon = self.settings.epsilon_at(self.num_steps)
         self.env_runner_group.foreach_env_runner(partial(_explore_with, epsilon=epsilon))
         sample: Any = synchronous_parallel_sample
@@ -83,14 +101,14 @@ class StructureDQN(DQN):
         self._average()
 
     def module_state(self) -> dict[str, Any]:
-        """The parameters of online and target network as NumPy arrays."""
+        """Return the parameters of the online and the target network as NumPy arrays by name."""
         module = f"{_LEARNER}/rl_module/{DEFAULT_MODULE_ID}"
         state = self.learner_group.get_state(components=module)
         found: dict[str, Any] = state[_LEARNER]["rl_module"][DEFAULT_MODULE_ID]
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from, but unfinished episodes."""
+        """Return everything that training needs to continue, except unfinished episodes."""
         learner = self.learner_group.get_state(components=_LEARNER)[_LEARNER]
         return {
             "learner": {part: learner[part] for part in _LEARNER_PARTS},
@@ -101,7 +119,7 @@ class StructureDQN(DQN):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put a state of `state_dict` back; `restart_episodes` must follow."""
+        """Restore a state that `state_dict` returned. Call `restart_episodes` afterwards."""
         self.learner_group.set_state({_LEARNER: state["learner"]})
         self.replay.load_state_dict(state["replay"])
         self.average = {name: np.array(value) for name, value in state["average"].items()}
@@ -110,10 +128,10 @@ class StructureDQN(DQN):
         self._sync()
 
     def restart_episodes(self, seed: int) -> None:
-        """Begin all episodes anew, from a seed that also decides all that is drawn from now on.
+        """Restart all episodes, and seed the environments and torch's generator.
 
-        A run that goes on after saving and one that is restored from what was saved both do
-        this, so they are the same from here on.
+        A run calls this after every save, and a resumed run after loading, so that both continue
+        identically.
         """
         torch.default_generator.manual_seed(seed)
         self.replay.forget_unfinished()
@@ -121,7 +139,7 @@ class StructureDQN(DQN):
         self.env_runner_group.foreach_env_runner(partial(_restart, seed=seed))
 
     def _add(self, episode: Any) -> None:
-        """Put RLlib's chunk of an episode into the replay, and its rewards on the account."""
+        """Add a chunk of an episode to the replay, and its rewards to the return of the episode."""
         self.num_steps += len(episode)
         add_episode(self.replay, episode)
         self._earned[episode.id_] += float(sum(episode.get_rewards()))
@@ -129,7 +147,7 @@ class StructureDQN(DQN):
             self.returns.append(self._earned.pop(episode.id_))
 
     def _update(self) -> None:
-        """One gradient step, and new priorities for what it learned from."""
+        """Take one gradient step, and update the priorities of the transitions that it used."""
         rows, columns = self.replay.sample(self.settings.batch_size)
         samples: Any = SampleBatch
         batch = MultiAgentBatch(
@@ -147,7 +165,7 @@ class StructureDQN(DQN):
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
     def _sync(self) -> None:
-        """Let the environments' runners act with the network as it is."""
+        """Copy the learner's weights to the runners, which act in the environments."""
         self.env_runner_group.sync_weights(
             from_worker_or_learner_group=self.learner_group,
             policies=[DEFAULT_MODULE_ID],
@@ -155,7 +173,7 @@ class StructureDQN(DQN):
         )
 
     def _average(self) -> None:
-        """Move the averaged network towards the online one."""
+        """Move the averaged network towards the present one; the window is counted in rounds."""
         settings = self.settings
         steps_per_round = settings.num_envs * max(1, settings.num_env_runners)
         window = settings.averaging_fraction * settings.num_steps / steps_per_round
@@ -167,7 +185,7 @@ class StructureDQN(DQN):
 
 
 def algorithm_config(settings: DQNSettings) -> DQNConfig:
-    """RLlib's configuration of these settings, for the registered environment."""
+    """Return RLlib's configuration for these settings and the registered environment."""
     rate = settings.learning_rate
     config: Any = DQNConfig
     made: DQNConfig = (
@@ -188,7 +206,7 @@ def algorithm_config(settings: DQNSettings) -> DQNConfig:
             train_batch_size_per_learner=settings.batch_size,
             double_q=True,
             dueling=True,
-            n_step=1,  # summed up by our replay; the learner reads it off each transition
+            n_step=1,  # our replay sums rewards; the learner reads k from each transition
             target_network_update_freq=0,
             tau=settings.target_rate,
             num_steps_sampled_before_learning_starts=settings.warmup_steps,
@@ -210,9 +228,9 @@ def algorithm_config(settings: DQNSettings) -> DQNConfig:
 
 
 def add_episode(replay: PrioritizedReplay, episode: Any) -> None:
-    """Add RLlib's chunk of an episode, step by step."""
-    seen = episode.get_observations()
-    features, masks = seen["observations"], seen["action_mask"]
+    """Add RLlib's chunk of an episode to a replay, step by step."""
+    observations = episode.get_observations()
+    features, masks = observations["observations"], observations["action_mask"]
     actions, rewards = episode.get_actions(), episode.get_rewards()
     for t in range(len(episode)):
         last = t == len(episode) - 1
@@ -231,13 +249,13 @@ def _explore_with(runner: Any, *, epsilon: float) -> None:
 
 
 def _restart(runner: Any, *, seed: int) -> None:
-    # Each process that samples plays episodes of its own.
+    # Every process that samples gets other seeds, and so plays other episodes.
     runner._seed = seed + runner.worker_index * runner.num_envs
     runner._needs_initial_reset = True
 
 
 def _as_rllib(columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """The replay's columns under the names that RLlib's DQN learner reads."""
+    """Return the replay's columns under the names that RLlib's DQN learner reads."""
     return {
         Columns.OBS: {
             "observations": columns["observations"],

@@ -1,4 +1,4 @@
-"""The network that RLlib trains: ours, with illegal actions out of reach everywhere."""
+"""The network that RLlib trains: a `DuelingNetwork` that masks illegal actions everywhere."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +14,10 @@ from dynopt_ray.policies import DuelingNetwork, dueling, masked_q
 class MaskedDuelingModule(DefaultDQNTorchRLModule):
     """A dueling DQN on `Dict(observations, action_mask)`.
 
-    RLlib has no action masking for DQN. Online and target networks, acting and learning all pass
-    through `_qf_forward_helper`, so masking there is masking everywhere. Exploration is our own,
-    because RLlib's takes a legal Q-value of exactly 0 for a masked one.
+    RLlib has no action masking for DQN. Acting and learning, with the online and the target
+    network, all get their Q-values from `_qf_forward_helper`, so masking them there is enough.
+    Exploration is replaced, because RLlib's own takes a legal Q-value of exactly 0 for a masked
+    one.
     """
 
     observation_space: Any
@@ -25,14 +26,14 @@ class MaskedDuelingModule(DefaultDQNTorchRLModule):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["catalog_class"] = None
-        # Past the parent's constructor, which would have a catalog try these spaces and complain.
+        # Skip the parent's constructor: it makes a catalog, which does not support these spaces.
         super(DefaultDQNTorchRLModule, self).__init__(*args, **kwargs)
 
     def setup(self) -> None:
-        """Build the network instead of what RLlib's catalog would make of the spaces."""
+        """Build our network instead of the one that RLlib's catalog would choose for the spaces."""
         self.uses_dueling, self.uses_double_q, self.num_atoms = True, True, 1
-        # Set from outside before every round: RLlib's own schedule follows a counter that a
-        # restored run has lost.
+        # `StructureDQN` sets this before every round. RLlib's own schedule would depend on a
+        # counter that is lost when a run is restored.
         self.epsilon = 1.0
         space = self.observation_space["observations"]
         network = DuelingNetwork(
@@ -41,14 +42,14 @@ class MaskedDuelingModule(DefaultDQNTorchRLModule):
             self.model_config["hidden"],
             self.model_config["head"],
         )
-        # Named as the parent knows them: it copies them into target networks.
+        # The parent expects these names: it copies the three parts into the target network.
         self.encoder, self.af, self.vf = network.encoder, network.advantage, network.value
 
     def _qf_forward_helper(self, batch: Any, encoder: Any, head: Any) -> dict[str, Any]:
-        seen = batch[Columns.OBS]
-        latent = encoder(seen["observations"])
+        observation = batch[Columns.OBS]
+        latent = encoder(observation["observations"])
         q_values = dueling(head["af"](latent), head["vf"](latent))
-        return {QF_PREDS: masked_q(q_values, seen["action_mask"])}
+        return {QF_PREDS: masked_q(q_values, observation["action_mask"])}
 
     def _forward_exploration(  # type: ignore[override]  # RLlib's own signature differs too
         self, batch: Any, t: int
@@ -62,7 +63,7 @@ class MaskedDuelingModule(DefaultDQNTorchRLModule):
 
 
 def exported_network(state: Mapping[str, Any], hidden: Sequence[int], head: int) -> DuelingNetwork:
-    """The online network of a module's state, as RLlib hands it out: NumPy arrays by name."""
+    """Make the online network from a module's state, which RLlib returns as arrays by name."""
     names = {"encoder": "encoder", "af": "advantage", "vf": "value"}
     tensors = {
         f"{names[part]}.{rest}": torch.as_tensor(value).clone()

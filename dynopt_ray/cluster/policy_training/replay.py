@@ -1,9 +1,25 @@
-"""Prioritized replay of n-step transitions, kept as plain arrays.
+"""Prioritized replay of n-step transitions, stored in plain arrays.
 
-RLlib's own episode buffer never returns a transition that starts less than n steps before an
-episode's end. Here those are cut at the end instead: otherwise `stop`, which is always the last
-action of its episode, would never be learned with n > 1. Arrays also save and restore exactly,
-without pickle.
+A transition describes k consecutive steps of an episode: the first observation s and action a, the
+discounted sum of the rewards R = Σ γ^i r_i for i = 0 … k − 1, and the observation s' after them.
+From it, the learner computes the target R + γ^k V(s'), where V is its estimate of the best value,
+or just R if the episode terminated at s' (but not if it was only cut off there). Every step starts
+one transition. Its length k is n, or less if the episode ends earlier. Short transitions give right
+targets too, because each transition stores its k.
+
+The short transitions at the end of an episode are the reason for this file. RLlib's own episode
+buffer never returns a transition that starts less than n steps before the end. With n > 1, `stop`,
+which is always the last action of its episode, would then never be learned.
+
+Transitions are drawn in proportion to p^α. The priority p is the absolute TD error that the
+transition had when it was last used, plus a small constant. So badly predicted transitions are used
+more often, and all of them sometimes. A new transition gets the largest priority so far. Drawing by
+priority biases the mean loss. To correct this, transition j gets the weight (N P(j))^−β, where N is
+the number of stored transitions and P(j) is the probability of drawing j. With β = 1, the
+correction is complete. All weights of a batch are divided by their maximum, so that they only ever
+make gradients smaller.
+
+Arrays can be saved and restored exactly, without pickle.
 
 References:
     Schaul et al. 2016, "Prioritized Experience Replay", proportional variant.
@@ -36,10 +52,10 @@ class Step:
     """One step of one environment.
 
     Attributes:
-        observation: features before it.
-        mask: legal actions before it.
-        action: what was done.
-        reward: what it paid.
+        observation: the features before the step.
+        mask: the legal actions before the step, 1 if legal.
+        action: index of the action taken.
+        reward: the reward received.
     """
 
     observation: NDArray[np.float32]
@@ -49,17 +65,18 @@ class Step:
 
 
 class PrioritizedReplay:
-    """A ring of transitions, drawn in proportion to their latest TD error.
+    """A ring buffer of transitions, which are drawn by their latest TD errors.
 
     Args:
-        capacity: transitions kept; the oldest go first.
+        capacity: maximum number of transitions. New ones replace the oldest.
         num_features: length of an observation.
         num_actions: length of a mask.
-        n_step: rewards summed per transition; fewer at an episode's end.
-        discount: γ between steps.
-        alpha: how much priorities count; 0 draws uniformly.
-        beta: how much the bias of drawing by priority is weighed out; 1 is wholly.
-        seed: of the draws.
+        n_step: number of rewards summed per transition; fewer at the end of an episode.
+        discount: discount γ per step.
+        alpha: exponent of the priorities; 0 draws uniformly.
+        beta: exponent of the weights, which correct the bias of drawing by priority; 1 corrects
+            it completely, 0 not at all.
+        seed: seed of the draws.
     """
 
     def __init__(
@@ -105,15 +122,16 @@ class PrioritizedReplay:
         terminated: bool,
         truncated: bool,
     ) -> None:
-        """Add one step of an episode; what n steps since complete becomes a transition.
+        """Add one step of an episode, and store the transitions that it completes.
 
         Args:
-            episode: which episode it belongs to; its steps come in order.
+            episode: identifies the episode. Its steps must be added in order; steps of other
+                episodes may come in between.
             step: the step.
-            next_observation: features after it.
-            next_mask: legal actions after it.
-            terminated: whether nothing can be earned any more.
-            truncated: whether the episode was cut off.
+            next_observation: the features after the step.
+            next_mask: the legal actions after the step.
+            terminated: whether the episode ended, so that no further reward is possible.
+            truncated: whether the episode was cut off before it ended.
         """
         waiting = self._pending[episode]
         waiting.append(step)
@@ -126,14 +144,14 @@ class PrioritizedReplay:
             del self._pending[episode]
 
     def sample(self, count: int) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
-        """Draw transitions.
+        """Draw transitions with replacement.
 
         Returns:
-            Their rows, for `update`; and their columns: those of a transition and `weights`,
-            which weigh out the bias of the draw, at most 1.
+            The rows of the transitions, for `update`; and their columns, which include `weights`.
+            The weights correct the bias of the draw and are at most 1.
 
         Raises:
-            ValueError: nothing has been added yet.
+            ValueError: the replay holds no transition yet.
         """
         if not self._size:
             raise ValueError("the replay holds no transition yet; add some before sampling")
@@ -146,17 +164,17 @@ class PrioritizedReplay:
         return rows, {**columns, "weights": (weights / weights.max()).astype(np.float32)}
 
     def update(self, rows: NDArray[np.int64], errors: NDArray[np.floating[Any]]) -> None:
-        """Give transitions new priorities: their absolute TD errors."""
+        """Set the priorities of transitions to their absolute TD errors (plus 0.001)."""
         priorities = np.abs(errors) + _SMALLEST_PRIORITY
         self._data["priorities"][rows] = priorities
         self._largest = max(self._largest, float(priorities.max()))
 
     def forget_unfinished(self) -> None:
-        """Drop steps that have not become transitions: their episodes will not go on."""
+        """Drop steps that are not in a transition yet, because their episodes will not continue."""
         self._pending.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but unfinished episodes: numbers and arrays."""
+        """Return everything except unfinished episodes, as numbers and arrays."""
         return {
             "data": {name: values[: self._size].copy() for name, values in self._data.items()},
             "next": self._next,
@@ -165,10 +183,10 @@ class PrioritizedReplay:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put a state of `state_dict` back.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            ValueError: it does not fit this replay's capacity or its columns.
+            ValueError: the state does not fit the capacity or the columns of this replay.
         """
         data = state["data"]
         size = len(data["actions"])
@@ -176,8 +194,9 @@ class PrioritizedReplay:
         fits = all(data[n].shape[1:] == self._data[n].shape[1:] for n in _COLUMNS)
         if not fits or size > capacity:
             raise ValueError(
-                f"a replay of {size} transitions of {data['observations'].shape[1]} features does "
-                f"not fit one of capacity {capacity} and {self._data['observations'].shape[1]}"
+                f"a replay of {size} transitions with {data['observations'].shape[1]} features "
+                f"does not fit one of capacity {capacity} with "
+                f"{self._data['observations'].shape[1]} features; make it with the same settings"
             )
         for name in _COLUMNS:
             self._data[name][:size] = data[name]

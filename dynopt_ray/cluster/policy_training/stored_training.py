@@ -1,4 +1,4 @@
-"""The state of a training run on disk, as a plain tree: no pickle, whole or not at all."""
+"""Store the state of a training run on disk, without pickle, completely or not at all."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,20 +16,20 @@ _ARRAY_DTYPES = (np.float32, np.float64, np.int64, np.int8, np.bool_)
 
 
 def write_training(path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Save what training goes on from.
+    """Save the state from which training can continue.
 
     Raises:
-        CheckpointError: it could not be written; what `path` held before is still there.
+        CheckpointError: the state could not be written; what `path` held before is still there.
     """
     write_state(path, {"settings": _plain(settings), "state": _plain(state)}, kind=_KIND)
 
 
 def read_training(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What `write_training` saved.
+    """Load the state that `write_training` saved.
 
     Raises:
-        CheckpointError: the file is missing, truncated or altered, or is of a run with other
-            settings; names the first that differs.
+        CheckpointError: the file is missing, truncated or altered; or it belongs to a run with
+            other settings, of which the message names the first.
     """
     saved = read_state(path, kind=_KIND)
     wanted = _plain(settings)
@@ -37,15 +37,15 @@ def read_training(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         old, new = saved["settings"].get(name), wanted.get(name)
         if old != new:
             raise CheckpointError(
-                f"{path} is of a run with {name} = {old!r}, not {new!r}; use the same settings to "
-                f"go on, or another directory to start anew"
+                f"{path} belongs to a run with {name} = {old!r}, not {new!r}; use the same "
+                f"settings to continue it, or another directory to start a new run"
             )
     state: dict[str, Any] = _restored(saved["state"])
     return state
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as tensors, tuples as lists, integer keys as text: what `write_state` takes."""
+    """Convert arrays to tensors, tuples to lists and integer keys to text, for `write_state`."""
     if isinstance(value, Mapping):
         return {
             f"#{key}" if isinstance(key, int) else key: _plain(entry)
@@ -62,7 +62,7 @@ def _plain(value: Any) -> Any:
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:
     if array.dtype not in _ARRAY_DTYPES:
-        raise CheckpointError(f"an array of {array.dtype} is not among what a run consists of")
+        raise CheckpointError(f"an array of {array.dtype} cannot be saved with a training run")
     return torch.from_numpy(np.ascontiguousarray(array))
 
 

@@ -1,4 +1,4 @@
-"""`train_policy`: a DQN policy, learned with RLlib."""
+"""`train_policy` trains a DQN policy with RLlib."""
 
 import contextlib
 import logging
@@ -30,13 +30,14 @@ _RLLIB_ENVIRONMENT = "rllib-single-agent-env-v0"
 
 @dataclass(frozen=True)
 class PolicyProgress:
-    """How far training is.
+    """The progress of policy training.
 
     Attributes:
-        num_steps: environment steps taken.
-        total_steps: environment steps in all.
-        mean_return: of the latest 100 episodes, exploration included; None before the first ends.
-        duration_s: seconds since this process began training.
+        num_steps: number of environment steps taken so far.
+        total_steps: number of environment steps of the whole training.
+        mean_return: mean return of the latest 100 episodes, including their exploratory actions;
+            None before the first episode ends.
+        duration_s: time since this process began training, in seconds.
     """
 
     num_steps: int
@@ -52,25 +53,26 @@ def train_policy(
     on_progress: Callable[[PolicyProgress], None] | None = None,
     address: str | None = None,
 ) -> DQNPolicy:
-    """Learn a policy with double, dueling, n-step DQN on prioritized replay.
+    """Train a policy with double, dueling, n-step DQN and prioritized replay.
 
-    With a directory, everything is saved there every `save_every_steps`, replay included, and a
-    second call with the same settings goes on from what was saved: the policy is, bit for bit,
-    that of a run that was never interrupted (as long as sampling and learning are in one
-    process). The finished policy is there too, as `policy.safetensors`.
+    If a directory is given, the whole training state, including the replay, is saved there every
+    `save_every_steps` steps. A second call with the same settings continues from the saved state.
+    Its policy equals, bit for bit, that of an uninterrupted run, provided that sampling and
+    learning run in one process. The finished policy is saved as `policy.safetensors`.
 
     Args:
-        settings: see `DQNSettings`; a mapping of them, or None for the defaults.
-        directory: where the run is saved; None saves nothing.
-        on_progress: called after every round of environment steps.
-        address: of a Ray cluster, as `session` takes it; None uses the one that runs, or starts
-            one for the time being.
+        settings: the settings, or a mapping of them; see `DQNSettings`. None uses the defaults.
+        directory: directory in which the run is saved. None saves nothing.
+        on_progress: called after every round, in which each environment takes one step.
+        address: address of a Ray cluster; see `session`. None uses the cluster to which this
+            process is connected, or starts one that ends with the training.
 
     Raises:
-        ValueError: a setting out of range, or `n_step` beyond the environment's horizon.
-        DataError: an environment without `Dict(observations, action_mask)` or `Discrete` actions.
-        CheckpointError: what the directory holds is damaged or of other settings.
-        ClusterError: the cluster lacks something.
+        ValueError: a setting is out of range, or `n_step` exceeds the environment's horizon.
+        DataError: the observations of the environment are not `Dict(observations, action_mask)`,
+            or its actions are not `Discrete`.
+        CheckpointError: the run saved in the directory is damaged or has other settings.
+        ClusterError: the cluster cannot be joined or lacks what training needs.
 
     Example:
         >>> policy = train_policy(
@@ -79,19 +81,19 @@ def train_policy(
     """
     if not isinstance(settings, DQNSettings):
         settings = DQNSettings(**(settings or {}))
-    place = None if directory is None else Path(directory).resolve()
-    features, actions = _sizes(settings)
+    run_directory = None if directory is None else Path(directory).resolve()
+    num_features, num_actions = _sizes(settings)
     num_cpus = 1 + settings.num_env_runners + settings.num_learners
     with _undisturbed(), session(address, num_cpus=None if address else num_cpus):
         torch.set_num_threads(1)
-        algorithm = _build(settings, features, actions)
+        algorithm = _build(settings, num_features, num_actions)
         try:
-            _run(algorithm, settings, place, on_progress)
+            _run(algorithm, settings, run_directory, on_progress)
             policy = _exported(algorithm, settings)
         finally:
             algorithm.stop()
-    if place is not None:
-        policy.save(place / "policy.safetensors")
+    if run_directory is not None:
+        policy.save(run_directory / "policy.safetensors")
     return policy
 
 
@@ -108,7 +110,7 @@ def _run(
     if path is not None and path.exists():
         algorithm.load_state_dict(read_training(path, settings.as_dict()))
     algorithm.restart_episodes(_seed(settings.seed, algorithm.num_steps))
-    saved = algorithm.num_steps
+    saved_steps = algorithm.num_steps
     while algorithm.num_steps < settings.num_steps:
         algorithm.train()
         if on_progress is not None:
@@ -116,16 +118,16 @@ def _run(
             mean = float(np.mean(returns)) if returns else None
             seconds = time.perf_counter() - start
             on_progress(PolicyProgress(algorithm.num_steps, settings.num_steps, mean, seconds))
-        over = algorithm.num_steps >= settings.num_steps
-        if over or algorithm.num_steps - saved >= settings.save_every_steps:
-            saved = algorithm.num_steps
+        finished = algorithm.num_steps >= settings.num_steps
+        if finished or algorithm.num_steps - saved_steps >= settings.save_every_steps:
+            saved_steps = algorithm.num_steps
             if path is not None:
                 write_training(path, algorithm.state_dict(), settings.as_dict())
-            algorithm.restart_episodes(_seed(settings.seed, saved))
+            algorithm.restart_episodes(_seed(settings.seed, saved_steps))
 
 
 def _build(settings: DQNSettings, num_features: int, num_actions: int) -> Any:
-    # RLlib registers this with Gymnasium every time, which then warns of the one before.
+    # RLlib registers this every time, and Gymnasium would warn that it is registered already.
     gymnasium.registry.pop(_RLLIB_ENVIRONMENT, None)
     register_env(
         REGISTERED_NAME, lambda config: _environment(settings, num_envs=config["num_envs"])
@@ -157,28 +159,28 @@ def _environment(
 
 
 def _sizes(settings: DQNSettings) -> tuple[int, int]:
-    """Features and actions of the environment, once it is known to suit."""
+    """Return the numbers of features and actions, and refuse an unsuitable environment."""
     env = _environment(settings, num_envs=1)
-    seen, actions = env.single_observation_space, env.single_action_space
+    observations, actions = env.single_observation_space, env.single_action_space
     horizon = getattr(env.unwrapped, "horizon", None)
     env.close()
     if (
         not isinstance(actions, spaces.Discrete)
-        or not isinstance(seen, spaces.Dict)
-        or set(seen.spaces) != {"observations", "action_mask"}
+        or not isinstance(observations, spaces.Dict)
+        or set(observations.spaces) != {"observations", "action_mask"}
     ):
         raise DataError(
-            f"{settings.env_id} has observations {seen} and actions {actions}; a DQN policy needs "
-            f"Dict(observations, action_mask) and Discrete"
+            f"{settings.env_id} has observations {observations} and actions {actions}; a DQN "
+            f"policy needs Dict(observations, action_mask) and Discrete actions"
         )
     if horizon is not None and settings.n_step > horizon:
         raise ValueError(
             f"n_step is {settings.n_step} but episodes end after {horizon} decisions, so nothing "
             f"would ever be bootstrapped; choose n_step <= {horizon} or a longer horizon"
         )
-    features = seen["observations"].shape
-    assert features is not None
-    return int(features[0]), int(actions.n)
+    shape = observations["observations"].shape
+    assert shape is not None
+    return int(shape[0]), int(actions.n)
 
 
 def _exported(algorithm: Any, settings: DQNSettings) -> DQNPolicy:
@@ -190,17 +192,17 @@ def _exported(algorithm: Any, settings: DQNSettings) -> DQNPolicy:
 
 
 def _seed(seed: int, num_steps: int) -> int:
-    """Another seed for each stretch of training, the same for the same stretch."""
+    """Return the seed for the stretch of training that begins after `num_steps` steps."""
     return zlib.crc32(f"{seed} {num_steps}".encode()) % 2**31
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Afterwards random state, threads and RLlib's log level are as they were.
+    """Restore the random generators, the number of threads and RLlib's log level afterwards.
 
-    RLlib announces its new API stack at every start and seeds the generators of the whole
-    process. And the matrices of a policy and of a stack of small networks gain little from a
-    second thread, but wait long for it where the cores are shared.
+    RLlib announces its new API stack at every start, and seeds the generators of the whole
+    process. Training uses one thread: a second one hardly speeds up the small matrices of a policy
+    and of a stack of small networks, but often has to wait if other processes use the cores.
     """
     python, numpy, num_threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     logger = logging.getLogger("ray.rllib")

@@ -95,14 +95,16 @@ def search(
         max_concurrent=max_concurrent,
         cost_weight=cost_weight,
     )
-    drawing, num_trials = draws(searcher, parsed, num_trials=num_trials, first=first, seed=seed)
+    search_algorithm, num_trials = draws(
+        searcher, parsed, num_trials=num_trials, first=first, seed=seed
+    )
     check_configurations(trial, parsed)
     plan = SearchPlan(
         trial=trial,
         space=parsed,
         num_trials=num_trials,
         cost_weight=cost_weight,
-        searcher=drawing,
+        searcher=search_algorithm,
         scheduler=make_scheduler(scheduler, num_reports=num_reports),
         on_end=on_end,
         log=TrialLog(),

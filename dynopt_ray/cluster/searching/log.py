@@ -28,7 +28,7 @@ class _Record:
 
 
 class TrialLog:
-    """Collects the measurements and the ends of trials, in the driver's process."""
+    """Collects, in the driver's process, what trials measure and how they end."""
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
@@ -46,7 +46,7 @@ class TrialLog:
         self._history.append({"trial": record.number, **record.last})
 
     def end(self, trial_id: str, *, error: str | None = None) -> None:
-        """Record that a trial has failed, if there is an error, or else finished or stopped early."""
+        """Record that a trial has failed (if there is an error), finished or stopped early."""
         record = self._records[trial_id]
         if error is not None:
             record.status, record.error = "failed", error

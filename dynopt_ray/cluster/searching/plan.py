@@ -21,7 +21,7 @@ PluginConfig = str | Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class SearchPlan:
-    """The parts of a search, the same for a search in this process and on a cluster.
+    """The parts of a search, whether its trials run in this process or on a cluster.
 
     Attributes:
         trial: runs one configuration.
@@ -31,7 +31,7 @@ class SearchPlan:
         searcher: draws the configurations.
         scheduler: stops trials early. None lets every trial finish.
         on_end: called with the log after each trial has ended.
-        log: collects the measurements and the ends of trials.
+        log: collects what trials measure and how they end.
     """
 
     trial: Trial
@@ -45,7 +45,7 @@ class SearchPlan:
 
 
 def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
-    """Make the searcher of a name.
+    """Make a searcher from its name, or from a mapping with its name and arguments.
 
     Raises:
         SpecError, UnknownNameError, PluginError: there is no such searcher, or it refuses its
@@ -83,9 +83,9 @@ def draws(
     """
     from dynopt_ray.cluster.searching.searchers import Grid
 
-    drawing = _beginning_with(make_searcher(searcher, seed=seed), first, space)
-    if isinstance(drawing, Grid):
-        size = drawing.cover(space)
+    search_algorithm = _beginning_with(make_searcher(searcher, seed=seed), first, space)
+    if isinstance(search_algorithm, Grid):
+        size = search_algorithm.cover(space)
         num_trials = size if num_trials is None else min(size, num_trials)
     if num_trials is None:
         raise SpecError("num_trials is missing; only the searcher 'grid' can do without it")
@@ -94,7 +94,7 @@ def draws(
             f"first has {len(first)} points, but num_trials is {num_trials}; give fewer points or "
             "allow more trials"
         )
-    return drawing, num_trials
+    return search_algorithm, num_trials
 
 
 def _beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) -> "Searcher":
@@ -110,16 +110,16 @@ def _beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) -
             "searcher 'optuna' or 'random'"
         )
     points = []
-    for number, some in enumerate(first):
+    for number, given in enumerate(first):
         try:
-            points.append(space.point(some))
+            points.append(space.point(given))
         except SpecError as error:
             raise SpecError(f"first[{number}]: {error}") from error
     return searcher.beginning_with(points)
 
 
 def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialScheduler | None":
-    """Make the scheduler of a name, or None for None.
+    """Make a scheduler from its name, or from a mapping with name and arguments. None gives None.
 
     Raises:
         SpecError, UnknownNameError, PluginError: there is no such scheduler, or it refuses its

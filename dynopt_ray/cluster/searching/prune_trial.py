@@ -67,7 +67,7 @@ class PruneConfig:
 
 @dataclass(frozen=True, eq=False)
 class PruneTrial:
-    """Loads a trained network, prunes it, and retrains it, usually with a decaying learning rate.
+    """Loads a trained network, prunes it, and retrains it, for example with a decaying rate.
 
     Attributes:
         task: the task that the network has learned.
@@ -215,9 +215,9 @@ def check_config(config: Mapping[str, Any], retrain_steps: int) -> None:
 
 def _check_settings(settings: PruneConfig, retrain_steps: int) -> None:
     """Refuse a setting that is out of range; the message names it."""
-    share = settings.remove_fraction
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise SpecError(f"space.remove_fraction: must be from 0 to below 1, not {share!r}")
+    fraction = settings.remove_fraction
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
+        raise SpecError(f"space.remove_fraction: must be from 0 to below 1, not {fraction!r}")
     if type(settings.rounds) is not int or settings.rounds < 1:
         raise SpecError(f"space.rounds: must be a whole number from 1, not {settings.rounds!r}")
     if type(settings.seed) is not int or settings.seed < 0:

@@ -44,7 +44,7 @@ class SearchResult:
 
 
 def rank(utility: float, cost: float) -> tuple[float, float]:
-    """Return the sort key of a trial: larger is better. Of equal utilities the cheaper is better."""
+    """Return the sort key of a trial: larger is better. Of equal utilities the cheaper wins."""
     return utility, -cost
 
 

@@ -8,9 +8,9 @@ value is a number for a range and the index of an option for a choice.
 
 `decode` walks through the tree, follows the drawn option at every choice, and ignores dimensions
 within the other options. So each drawn point stands for exactly one configuration, and a searcher
-needs to know nothing of the nesting. Several points may stand for the same configuration, because
-they differ only in ignored dimensions. `grid` therefore keeps ignored dimensions at their first
-option and gives each configuration once.
+needs to know nothing of the nesting. Points that differ only in ignored dimensions stand for the
+same configuration. `grid` therefore keeps ignored dimensions at their first option, and so gives
+each configuration once.
 
 A list of spaces is their union. It is treated as a choice named "member" at the root of the tree.
 """

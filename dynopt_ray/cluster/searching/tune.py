@@ -20,13 +20,13 @@ from dynopt_ray.cluster.searching.result import BestNetwork
 from dynopt_ray.cluster.searching.space import Space
 from dynopt_ray.cluster.searching.trial import Trial, measured
 
-# Two more keys of a reported result: the names of the figures that the trial measured, because
-# Tune adds figures of its own, and the error of a failed trial.
+# Keys of a reported result. `_NAMES` has the names of the figures that the trial measured, because
+# Tune adds figures of its own. `_FAILURE` has the error of a failed trial.
 _NAMES, _FAILURE = "measured", "failure"
 
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # quiet only in combination with verbose=0
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no four files per trial that nobody reads
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # would write four files per trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else Ctrl-C would look like an early success
     "TUNE_WARN_THRESHOLD_S": "30",
 }

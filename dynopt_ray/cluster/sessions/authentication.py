@@ -1,7 +1,8 @@
-"""Token authentication: a cluster, which runs any code it is sent, serves only who has its token.
+"""Token authentication: only those who have a cluster's token may use the cluster.
 
-Tokens are sent unencrypted. This does not matter for a cluster that is reachable from this machine
-only. For any other cluster, use TLS or an isolated network as well.
+It is needed because a cluster runs any code that it is sent. Tokens are sent unencrypted. This does
+not matter for a cluster that is reachable from this machine only. For any other cluster, use TLS or
+an isolated network as well.
 """
 
 import os

@@ -94,9 +94,9 @@ def session(
     is_up = False
     try:
         if address is None:
-            here = this_machine()
-            check_nodes(need, [Node(here.name, num_cpus or here.cpus, here.gpus)])
-            _start(num_cpus or int(here.cpus), int(here.gpus), dashboard)
+            machine = this_machine()
+            check_nodes(need, [Node(machine.name, num_cpus or machine.cpus, machine.gpus)])
+            _start(num_cpus or int(machine.cpus), int(machine.gpus), dashboard)
         else:
             _join(address)
         is_up = True
@@ -138,13 +138,13 @@ def _start(num_cpus: int, num_gpus: int, dashboard: bool) -> None:
 def _join(address: str) -> None:
     use_token(starting=False)
     address = found_address(address)
-    found = answering_address(address)
-    elsewhere = not is_this_machine(found)
+    ip = answering_address(address)
+    elsewhere = not is_this_machine(ip)
     settings: dict[str, Any] = {"job_config": JobConfig(_py_driver_sys_path=_own_paths())}
     if elsewhere:
-        ship = {"working_dir": os.getcwd(), "excludes": list(_NOT_SHIPPED)}
-        settings = {"runtime_env": ship}
-    loopback = ipaddress.ip_address(found).is_loopback
+        shipped = {"working_dir": os.getcwd(), "excludes": list(_NOT_SHIPPED)}
+        settings = {"runtime_env": shipped}
+    loopback = ipaddress.ip_address(ip).is_loopback
     # Ray would retry for 20 s. A server that still refuses after 3 s is not just starting up.
     with loopback_only(loopback), ray_environment("RAY_gcs_server_port_wait_time_s", "3"):
         init_ray(address=address, **settings)
@@ -159,7 +159,7 @@ def _own_paths() -> list[str]:
 
 
 def _object_store_bytes() -> int:
-    """A tenth of the memory, but at most 1 GiB and 80 % of free shared memory, and >= 80 MiB."""
+    """A tenth of the memory; at most 1 GiB or 80 % of free shared memory, but at least 80 MiB."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     shared = Path("/dev/shm")
     free = shutil.disk_usage(shared).free if shared.exists() else memory

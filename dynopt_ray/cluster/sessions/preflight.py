@@ -88,6 +88,7 @@ def check_disk(need: Need) -> None:
         free = shutil.disk_usage(place).free
         if free < need.disk_bytes:
             raise ClusterError(
-                f"{place} ({use}) has {free / 2**30:.1f} GiB free, but {need.disk_bytes / 2**30:.1f} "
-                "GiB are needed; free some space or choose another directory"
+                f"{place} ({use}) has {free / 2**30:.1f} GiB free, but "
+                f"{need.disk_bytes / 2**30:.1f} GiB are needed; free some space or choose another "
+                "directory"
             )

@@ -1,4 +1,4 @@
-"""Call `ray.init` with other signal handlers, addresses and environment variables than Ray's."""
+"""Call `ray.init`, and correct how it handles signals, addresses and the environment."""
 
 import logging
 import os
@@ -37,8 +37,8 @@ def init_ray(**settings: Any) -> None:
 def _own_sigterm() -> Iterator[None]:
     """Keep the process's handler of SIGTERM.
 
-    `ray.init` sets a handler that calls `sys.exit` at once. Later Ray's core replaces it by a
-    handler that dumps the stack and aborts. Either would bypass this process's own handler.
+    `ray.init` sets a handler that calls `sys.exit` at once. Ray's core later replaces it with
+    one that dumps the stack and aborts. Either would bypass this process's own handler.
     """
     handler, set_by_ray = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda _: None

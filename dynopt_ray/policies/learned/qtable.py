@@ -213,8 +213,8 @@ def train_qtable(
     over = np.zeros(num_envs, dtype=np.bool_)
     taken = 0
     while taken < num_steps:
-        random_fraction = max(epsilon, 1 - 2 * taken / num_steps * (1 - epsilon))
-        chosen = _explore(table, observation, random_fraction, generator)
+        fraction = random_fraction(taken, num_steps, epsilon=epsilon)
+        chosen = _explore(table, observation, fraction, generator)
         after, rewards, terminated, truncated, _ = env.step(chosen)
         for i in np.flatnonzero(~over):
             table.learn(
@@ -230,6 +230,11 @@ def train_qtable(
         observation, over = after, terminated | truncated
     env.close()
     return table
+
+
+def random_fraction(taken: int, num_steps: int, *, epsilon: float) -> float:
+    """Return the fraction of random actions after `taken` of `num_steps` environment steps."""
+    return max(epsilon, 1 - 2 * taken / num_steps * (1 - epsilon))
 
 
 def _explore(

@@ -1,4 +1,4 @@
-"""The kinds of runs, one folder each: what its spec may say, and what carries it out."""
+"""The kinds of runs, one folder each: the spec of the kind, and the runner that carries it out."""
 
 from dynopt_ray.runs.kinds.registry import KINDS, check_address, prepare
 

@@ -1,4 +1,4 @@
-"""The kinds of runs: what their specs may say, and what carries them out."""
+"""Find the kinds of runs by name, and prepare runs of any kind."""
 
 import importlib
 import pkgutil
@@ -14,7 +14,7 @@ from dynopt_ray.runs.spec import Spec
 
 
 def _found() -> dict[str, Kind]:
-    """Find the folders beside this file; each offers its `KIND`."""
+    """Import every package next to this file, and return its `KIND` by the package's name."""
     here = Path(__file__).parent
     names = sorted(module.name for module in pkgutil.iter_modules([str(here)]) if module.ispkg)
     return {name: importlib.import_module(f"{__package__}.{name}").KIND for name in names}
@@ -25,11 +25,11 @@ KINDS: Mapping[str, Kind] = _found()
 
 
 def check_address(kind: str, address: str) -> None:
-    """Refuse an address before anything starts.
+    """Refuse the address of a cluster that a run cannot use, before anything starts.
 
     Raises:
         SpecError: runs of this kind use no cluster.
-        ClusterError: nobody answers there.
+        ClusterError: nothing answers at the address.
     """
     if not KINDS[kind].on_cluster:
         on_cluster = ", ".join(name for name, known in KINDS.items() if known.on_cluster)
@@ -42,7 +42,7 @@ def check_address(kind: str, address: str) -> None:
 
 
 def prepare(spec: Spec) -> PreparedRun:
-    """Make ready for a run without writing anything.
+    """Check everything that a spec names, and return the prepared run. Write nothing.
 
     Raises:
         DynoptError: data, files or arguments that the spec names are missing or wrong.

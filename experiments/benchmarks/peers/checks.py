@@ -1,8 +1,8 @@
-"""What is asked of a network that somebody else wrote.
+"""Check how a network of another library can be resized.
 
-It is traced, each group grown by its step and shrunk back, a unit that nobody reads removed from
-each, every group halved, one training step taken, and the result saved and loaded. Changes of the
-output are relative to its largest value.
+The network is traced. Each group is grown by its step and shrunk back. A unit whose readers are
+zero is removed from each group. Every group is halved, one training step is taken, and the result
+is saved and loaded. Changes of the output are relative to its largest value.
 """
 
 import copy
@@ -34,11 +34,11 @@ from dynopt_ray.structure import (
 )
 
 Build = Callable[[str], tuple[nn.Module, Inputs]]
-"""Makes the network of a name and what it is called with."""
+"""Makes the network of a name, and inputs for it."""
 
 
 def print_checked(names: Iterable[str], build: Build) -> None:
-    """Check these networks; one JSON object per line."""
+    """Check networks, and print one JSON object per line."""
     warnings.filterwarnings("ignore")
     for name in names:
         try:
@@ -51,7 +51,7 @@ def print_checked(names: Iterable[str], build: Build) -> None:
 
 
 def checked(model: nn.Module, inputs: Inputs, make: Callable[[], nn.Module]) -> dict[str, Any]:
-    """Everything that is asked of one network; `make` makes another one like it."""
+    """Return the results of all checks of one network; `make` makes another network like it."""
     settle(model.eval())
     start = time.perf_counter()
     graph = trace(model, inputs)
@@ -78,9 +78,10 @@ def checked(model: nn.Module, inputs: Inputs, make: Callable[[], nn.Module]) -> 
 
 
 def settle(model: nn.Module) -> None:
-    """Random values wherever all are alike, so that every unit shows in the output.
+    """Add noise to tensors whose values are all equal, so that every unit affects the output.
 
-    Layer scales and gates start at (nearly) zero, statistics at those of no data.
+    Otherwise layer scales and gates would be (nearly) zero, and running statistics would be those
+    before any data.
     """
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -94,7 +95,7 @@ def settle(model: nn.Module) -> None:
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """What it gives, all tensors of numbers."""
+    """Return all floating-point tensors in the output of a network."""
     with torch.no_grad():
         return _numbers(run(model, inputs))
 
@@ -106,7 +107,7 @@ def _numbers(output: Any) -> list[Tensor]:
 
 
 def change(now: Sequence[Tensor], before: Sequence[Tensor]) -> float:
-    """The largest difference in any tensor, relative to its largest value."""
+    """Return the largest difference in any tensor, relative to the tensor's largest value."""
     return max(
         float((n - b).abs().max() / b.abs().max().clamp(min=1e-12))
         for n, b in zip(now, before, strict=True)
@@ -114,14 +115,14 @@ def change(now: Sequence[Tensor], before: Sequence[Tensor]) -> float:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Entries of all parameters."""
+    """Return the number of entries of all parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def grown_and_back(
     graph: Graph, give: Callable[[], list[Tensor]], before: list[Tensor]
 ) -> dict[str, Any]:
-    """Grow every group that can grow exactly by its step; shrink it back."""
+    """Grow each group that can grow exactly by its step, shrink it back, and return the changes."""
     state = copy.deepcopy(graph.model.state_dict())
     widths = graph.widths
     exact = [group for group in graph if group.exact_growth]
@@ -136,7 +137,7 @@ def grown_and_back(
 
 
 def unread_removed(graph: Graph, give: Callable[[], list[Tensor]]) -> float | None:
-    """Zero what reads one unit of each group, then remove these units."""
+    """Zero the weights that read one unit of each group, remove the units, return the change."""
     state = copy.deepcopy(graph.model.state_dict())
     tensors = graph.tensors()
     plan: list[Edit] = []
@@ -159,13 +160,16 @@ def unread_removed(graph: Graph, give: Callable[[], list[Tensor]]) -> float | No
 
 
 def halves(graph: Graph) -> list[Edit]:
-    """Half of every group, as nearly as its step allows."""
+    """Return a plan that removes half of every group, as nearly as its step allows."""
     gone = {group.name: group.width // 2 // group.step * group.step for group in graph}
     return [Shrink(name, remove=range(units)) for name, units in gone.items() if units]
 
 
 def loads(model: nn.Module, inputs: Inputs, other: nn.Module) -> bool:
-    """Whether it comes back from a file: weights bit for bit, output to rounding, history."""
+    """Whether a saved network loads with its weights bit for bit, its history, and its output.
+
+    The outputs may differ by rounding.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.safetensors"
         save(path, model)
@@ -177,7 +181,7 @@ def loads(model: nn.Module, inputs: Inputs, other: nn.Module) -> bool:
 
 
 def trains(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether it runs and one training step goes through."""
+    """Whether the network's output is finite, and its parameters are after one training step."""
     finite = all(bool(t.isfinite().all()) for t in outputs(model, inputs))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     model.train()

@@ -1,7 +1,7 @@
-"""Resize networks of timm and Hugging Face: `[NAME …]`, prints one JSON object per network.
+"""Resize networks of timm and Hugging Face, and print one JSON object per network.
 
-A name is one of timm's, or one in `transformer_models.MODELS`, followed by `:eager` or `:sdpa`.
-Weights are random: nothing is downloaded.
+Arguments: `[NAME …]`. A name is one of timm's, or one in `transformer_models.MODELS` followed by
+`:eager` or `:sdpa`. Weights are random, so nothing is downloaded.
 """
 
 import sys
@@ -14,7 +14,7 @@ from dynopt_ray.structure import Inputs
 from experiments.benchmarks.peers import transformer_models
 from experiments.benchmarks.peers.checks import print_checked
 
-# One of each family, small ones.
+# One small network of each family.
 TIMM = (
     *("beit_base_patch16_224", "botnet26t_256", "cait_xxs24_224", "caformer_s18"),
     *("coat_lite_tiny", "coatnet_nano_rw_224", "convit_tiny", "convmixer_768_32"),
@@ -38,12 +38,12 @@ TIMM = (
 
 
 def main() -> None:
-    """Check the networks named, or all of them."""
+    """Check the named networks, or all of them."""
     print_checked(sys.argv[1:] or [*TIMM, *transformer_models.names()], built)
 
 
 def built(name: str) -> tuple[nn.Module, Inputs]:
-    """One network and what it is called with."""
+    """Return a network, and inputs for it."""
     model, _, attention = name.partition(":")
     if model in transformer_models.MODELS:
         return transformer_models.built(model, attention)

@@ -1,7 +1,8 @@
-"""Trace a torchvision model and halve every width: `LIBRARY MODEL RUNS`, prints one JSON object.
+"""Measure tracing a torchvision model and halving every width, and print one JSON object.
 
-One library and one model per process, so that neither time nor memory of one is counted as the
-other's. With no runs the model is only tried: whether it is halved and still runs.
+Arguments: `LIBRARY MODEL RUNS`. A process measures one library and one model, so that time and
+memory of one are not counted as those of another. With 0 runs, the process only tests whether the
+model can be halved and then trains.
 """
 
 import copy
@@ -24,13 +25,13 @@ from experiments.benchmarks.peers.checks import halves, num_parameters, trains
 from experiments.benchmarks.peers.torchvision_models import built
 
 MOST_BYTES = 10 * 2**30
-"""What a process may take: Torch-Pruning would use up any machine on Swin."""
+"""Memory limit of the process: Torch-Pruning would use up the memory of any machine on Swin."""
 
 Halve = Callable[[nn.Module, Tensor], None]
 
 
 def main() -> None:
-    """Resize one model and print what it took."""
+    """Resize one model, and print the time and memory that this took."""
     warnings.filterwarnings("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     torch.set_num_threads(1)
@@ -46,24 +47,27 @@ def main() -> None:
 
 
 def attempt(halve: Halve, model: nn.Module, x: Tensor) -> dict[str, Any]:
-    """Whether a copy is halved and then trains; loads what loads late."""
+    """Test whether a copy can be halved and then trains.
+
+    This also imports modules that are imported at first use, before times are measured.
+    """
     model = copy.deepcopy(model)
     before = num_parameters(model)
     try:
         halve(model, x)
-        assert trains(model, torch.cat([x, x])), "what it gives is not finite"
+        assert trains(model, torch.cat([x, x])), "an output or a parameter is not finite"
     except Exception as error:
         return {"works": False, "error": f"{type(error).__name__}: {error}"[:200]}
     return {"works": True, "left": num_parameters(model) / before}
 
 
 def measured(halve: Halve, model: nn.Module, x: Tensor) -> dict[str, float]:
-    """Seconds, and the peak memory (the model's own included) relative to the model."""
+    """Return seconds, and peak memory (including the model) relative to the model's size."""
     model = copy.deepcopy(model)
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     start = time.perf_counter()
     halve(model, x)
@@ -72,13 +76,13 @@ def measured(halve: Halve, model: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def dynopt_ray(model: nn.Module, x: Tensor) -> None:
-    """Ours; what the network gives out is fixed without being told."""
+    """Halve with dynopt_ray. The widths of the network's outputs are fixed by default."""
     graph = trace(model, x)
     graph.apply(halves(graph))
 
 
 def torch_pruning(model: nn.Module, x: Tensor) -> None:
-    """Torch-Pruning, as its examples do."""
+    """Halve with Torch-Pruning, as in its examples."""
     import torch_pruning as tp
 
     attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
@@ -94,13 +98,13 @@ def torch_pruning(model: nn.Module, x: Tensor) -> None:
 
 
 def heads(model: nn.Module) -> list[nn.Module]:
-    """The layers whose outputs are the model's 1000 classes."""
+    """Return the layers whose outputs are the model's 1000 classes."""
     sizes = {"out_features", "out_channels"}
     return [m for m in model.modules() if any(getattr(m, size, None) == 1000 for size in sizes)]
 
 
 def forward_only(model: nn.Module, x: Tensor) -> None:
-    """One forward pass, which whoever uses the model has memory for."""
+    """Run one forward pass, whose memory every user of the model has."""
     with torch.no_grad():
         model(x)
 
@@ -109,7 +113,7 @@ LIBRARIES: dict[str, Halve] = {"dynopt_ray": dynopt_ray, "torch_pruning": torch_
 
 
 def resident(field: str) -> int:
-    """Bytes of a field of this process's status."""
+    """Return a memory field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 

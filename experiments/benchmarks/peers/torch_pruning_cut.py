@@ -1,7 +1,8 @@
-"""Cut a network with Torch-Pruning: `CASE WEIGHTS.npz CUT SEED`, prints one JSON object.
+"""Cut a network with Torch-Pruning, and print one JSON object.
 
-Every group loses the same share of its channels, as its authors' examples do, ranked by the L2
-norm over the group; of its criteria that need no extra training this one did best here.
+Arguments: `CASE WEIGHTS.npz CUT SEED`. Every group loses the same share of its channels, as in the
+examples of Torch-Pruning's authors. Channels are ranked by their L2 norm over the group, which did
+best here among the criteria that need no extra training.
 """
 
 import json
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 def least_pruned(task: Task, path: str, share: float) -> nn.Module:
-    """The network at the smallest pruning ratio that reaches the share, within 2 %."""
+    """Return the network at the smallest pruning ratio that reaches the share within 2 %."""
     example = task.example_inputs()
     for ratio in np.arange(0.2, 0.95, 0.005):
         model = loaded(task, path)
@@ -44,11 +45,11 @@ def least_pruned(task: Task, path: str, share: float) -> nn.Module:
         if reached <= share * _REACHED:
             print(f"pruning ratio {ratio:.3f} leaves {reached:.4f} of the FLOPs")
             return model
-    raise ValueError(f"no ratio reaches {share}")
+    raise ValueError(f"no pruning ratio below 0.95 leaves only {share} of the FLOPs")
 
 
 def prune(model: nn.Module, example: torch.Tensor, ratio: float) -> None:
-    """Remove a share of the channels of every group."""
+    """Remove the same share of the channels of every group."""
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     own = [(p, p.ndim - 1) for p in model._parameters.values() if p is not None]

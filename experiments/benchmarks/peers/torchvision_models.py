@@ -1,4 +1,7 @@
-"""Resize torchvision's classification models: `[MODEL …]`, prints one JSON object per model."""
+"""Resize torchvision's classification models, and print one JSON object per model.
+
+Arguments: `[MODEL …]`.
+"""
 
 import sys
 
@@ -11,16 +14,16 @@ from dynopt_ray.structure import Inputs
 from experiments.benchmarks.peers.checks import print_checked
 
 SIZES = {"inception_v3": 299}
-"""Sizes of images other than 224."""
+"""Model -> size of its images in pixels, if it is not 224."""
 
 
 def main() -> None:
-    """Check all models, or those named."""
+    """Check the named models, or all of them."""
     print_checked(sys.argv[1:] or list_models(module=torchvision.models), built)
 
 
 def built(name: str) -> tuple[nn.Module, Inputs]:
-    """One model and images for it."""
+    """Return a model, and images for it."""
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     size = SIZES.get(name, 224)
     return get_model(name, weights=None, **options), torch.randn(2, 3, size, size)

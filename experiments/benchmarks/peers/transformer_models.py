@@ -8,7 +8,7 @@ from torch import nn
 
 from dynopt_ray.structure import Inputs
 
-# What most configurations call these sizes, or map to their own names.
+# The names that most configurations have for these sizes, or map to their own names.
 _SIZES: dict[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -122,25 +122,25 @@ MODELS: dict[str, dict[str, Any]] = {
     "CLIPModel": {"towers": True},
     "SiglipModel": {"towers": True},
 }
-"""Class -> what its configuration differs in; `labels`, `inputs` and `towers` are for `built`."""
+"""Class -> options of its configuration; `labels`, `inputs` and `towers` are for `built`."""
 
 
 class OnlyLogits(nn.Module):
-    """Gives the logits and the loss alone: whatever a network returns has the width it has."""
+    """Returns only the logits and the loss, because the width of every returned tensor is fixed."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, **inputs: Any) -> tuple[Any, ...]:
-        """Its loss, if labels are given, and what it predicts."""
+        """Return the loss, if labels are given, and the logits."""
         output = self.network(**inputs)
         keys = ("loss", "logits", "logits_per_image", "logits_per_text")
         return tuple(output[key] for key in keys if output.get(key) is not None)
 
 
 def names() -> list[str]:
-    """Every network with the kinds of attention it has."""
+    """Return each network with each implementation of attention that it has."""
     return [
         f"{name}:{attention}"
         for name in MODELS
@@ -150,7 +150,7 @@ def names() -> list[str]:
 
 
 def built(name: str, attention: str) -> tuple[nn.Module, Inputs]:
-    """One network and what it is called with."""
+    """Return a network, and inputs for it."""
     options = dict(MODELS[name])
     labels, shapes = options.pop("labels", None), options.pop("inputs", None)
     if options.pop("towers", False):
@@ -168,7 +168,7 @@ def built(name: str, attention: str) -> tuple[nn.Module, Inputs]:
 
 
 def _given(model: Any, labels: str | None) -> dict[str, Any]:
-    """Tokens, images and labels, as its main input asks."""
+    """Return the tokens, images and labels that a model takes."""
     given: dict[str, Any] = {}
     tokens = torch.randint(3, 99, (2, 7))
     if model.main_input_name == "input_ids":

@@ -28,7 +28,7 @@ from dynopt_ray.training import make_optimizer
 
 
 def prepare(spec: AdaptSpec) -> PreparedRun:
-    """Make ready to adapt.
+    """Prepare an adaptation.
 
     Raises:
         SpecError: there is no such policy, or the rule refuses its arguments.
@@ -90,18 +90,18 @@ def adapted(
     optimizer: str | dict[str, object],
     seed: int,
 ) -> AdaptResult:
-    """Let a policy change a network in place, with progress.
+    """Let a policy change a network in place, and show the progress.
 
     Args:
-        run: the run that this is part of.
-        task: what the network has learned.
+        run: the run that the adaptation is part of.
+        task: the task that the network has learned.
         model: the network.
-        policy: decides.
-        settings: how.
-        cost_weight: λ.
-        cost: what utility charges for.
-        optimizer: of the training between decisions.
-        seed: of all random choices.
+        policy: makes the decisions.
+        settings: how the policy changes the network.
+        cost_weight: λ of utility.
+        cost: the cost that utility charges for.
+        optimizer: the optimizer of the training between decisions.
+        seed: seed of all random choices.
     """
     with run.progress.stage("adapt") as stage:
         result = adapt(
@@ -119,16 +119,16 @@ def adapted(
         )
         relative = result.after.cost.relative_to(result.before.cost, cost)
         stage.result(
-            f"utility {result.utility_before:.4f} → {result.utility_after:.4f} (smooth "
+            f"utility {result.utility_before:.4f} → {result.utility_after:.4f} (smooth utility "
             f"{result.smooth_utility_before:.4f} → {result.smooth_utility_after:.4f}), accuracy "
             f"{result.before.validation.metric:.4f} → {result.after.validation.metric:.4f} at "
-            f"{relative:.3f} of the cost"
+            f"{relative:.3f} of the starting cost"
         )
     return result
 
 
 def add_curve(curves: Curves, result: AdaptResult, settings: AdaptSettings) -> None:
-    """Add how the network did after each decision."""
+    """Add the loss and accuracy of the network after each decision."""
     for _, row in result.history.iloc[1:].iterrows():
         step = int(row["step"]) * settings.train_steps
         figures = {"loss": row["train_loss"], "accuracy": row["metric"]}
@@ -136,7 +136,7 @@ def add_curve(curves: Curves, result: AdaptResult, settings: AdaptSettings) -> N
 
 
 def widths(result: AdaptResult) -> pd.DataFrame:
-    """The widths of the network after each decision that was kept, up to the best one."""
+    """Return the widths of the network after each decision that was kept, up to the best one."""
     kept = result.history[result.history["kept"] & (result.history["step"] <= result.best_step)]
     table = kept.filter(like="width/").rename(columns=lambda name: name.removeprefix("width/"))
     table.insert(0, "decision", kept["step"])
@@ -144,7 +144,7 @@ def widths(result: AdaptResult) -> pd.DataFrame:
 
 
 def points(result: AdaptResult, cost: str) -> pd.DataFrame:
-    """Accuracy against cost after each decision."""
+    """Return accuracy and relative cost after each decision, as points of a chart."""
     history = result.history
     return pd.DataFrame(
         {

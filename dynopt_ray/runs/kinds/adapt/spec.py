@@ -1,4 +1,4 @@
-"""What a spec of `kind: adapt` may say."""
+"""The spec of `kind: adapt`."""
 
 from typing import Literal
 
@@ -20,11 +20,12 @@ class AdaptSettings(Strict):
     """How a policy changes a network.
 
     Attributes:
-        horizon: decisions at most.
-        train_steps: optimizer steps after each.
-        lr: their learning rate.
-        actions: what the policy chooses among: names, or mappings with `name` and arguments.
-        budget: limits that must hold in the end, as fractions of the start.
+        horizon: maximum number of decisions.
+        train_steps: number of optimizer steps after each decision.
+        lr: learning rate of these steps.
+        actions: the actions to choose from: names, or mappings with `name` and arguments.
+        budget: limits that must hold at the end, as fractions of the costs at the start; None for
+            no limit.
     """
 
     horizon: int = default_of(adapt, "horizon")
@@ -42,16 +43,16 @@ class AdaptSettings(Strict):
 
 
 class AdaptSpec(UtilitySpec):
-    """Let a policy, learned or a rule, change one trained network.
+    """Let a policy, which is a rule or was learned, change one trained network.
 
     Attributes:
-        policy: a rule's name, a mapping with `name` and its arguments, or a run directory of
-            `kind: policy` or the file of a learned policy.
-        adapt: how.
+        policy: a rule: its name, or a mapping with `name` and its arguments; or a learned policy:
+            the run directory of a `kind: policy`, or the file of the policy.
+        adapt: how the policy changes the network.
     """
 
     kind: Literal["adapt"]
-    policy: PolicyField = Field(description="a rule's name, or where a learned policy is")
+    policy: PolicyField = Field(description="a rule's name, or the path of a learned policy")
     adapt: AdaptSettings = AdaptSettings()
 
 

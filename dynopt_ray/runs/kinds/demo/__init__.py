@@ -1,4 +1,4 @@
-"""`kind: demo`: everything in one run: policy, adaptation, search, stream."""
+"""`kind: demo`: one run with all parts: policy, adaptation, search and stream."""
 
 from dynopt_ray.runs.kinds.demo.spec import KIND
 

@@ -1,4 +1,4 @@
-"""`kind: demo`: learn a policy, let it adapt a network, search from there, go on learning."""
+"""`kind: demo`: train a policy, let it adapt a network, search from there, learn on a stream."""
 
 import copy
 from functools import partial
@@ -34,7 +34,7 @@ from dynopt_ray.training import loaded_network
 
 
 def prepare(spec: DemoSpec) -> PreparedRun:
-    """Make ready for all of it.
+    """Prepare all parts of the demo.
 
     Raises:
         SpecError: a plugin refuses its arguments, or the stream does not suit the task.
@@ -48,7 +48,10 @@ def prepare(spec: DemoSpec) -> PreparedRun:
 
 
 def _environment(spec: DemoSpec) -> dict[str, Any]:
-    """Episodes as the adaptation will be: same task, λ, decisions and training in between."""
+    """Return options of an environment whose episodes are like the adaptation.
+
+    They have the same task, λ, cost, decisions and training between decisions.
+    """
     return {
         "task": spec.task,
         "cost_weight": spec.cost_weight,
@@ -87,7 +90,7 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             start=adaptation.before.cost,
             **utility,
         )
-        assert found.network is not None  # every pruning trial that finishes gives one
+        assert found.network is not None  # every finished pruning trial has one
         winner = loaded_network(task, found.network)
         networks = {"before": start, "after policy": model, "after search": winner}
         rows = [figures(name, task, network) for name, network in networks.items()]
@@ -107,7 +110,7 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
 
 
 def _policy(spec: DemoSpec, run: Run) -> DQNPolicy:
-    """A policy that has learned, and was compared with a random one."""
+    """Train a policy, compare it with a random one, and return it."""
     env = _environment(spec)
     policy = learned(run, spec.policy, env_id=ENVIRONMENT, env=env, seed=spec.seed)
     compared(
@@ -135,7 +138,7 @@ def _write(
 
 
 class _Utility(TypedDict):
-    """What utility is, the same in every part."""
+    """The parameters of utility, which are the same in all parts of the run."""
 
     cost_weight: float
     cost: ChargedCost

@@ -1,4 +1,4 @@
-"""`kind: demo`."""
+"""The spec of `kind: demo`."""
 
 from typing import Literal
 
@@ -14,18 +14,18 @@ from dynopt_ray.runs.spec import UtilitySpec
 
 
 class DemoSpec(UtilitySpec):
-    """Everything, one after the other: policy, adaptation, search, stream.
+    """Train a policy, let it adapt a network, search from there, and learn on a stream.
 
     Attributes:
-        cost_weight: λ of utility = accuracy − λ · relative cost, the same everywhere. The
-            policy's rewards and decisions take the smoother `Metrics.smooth` for accuracy.
-        policy: how the structure policy learns, on networks of this task.
-        num_episodes: episodes in which it is compared with a random one.
+        cost_weight: λ of utility = accuracy − λ · relative cost, the same in all parts. The
+            policy's rewards and decisions use the smoother `Metrics.smooth` in place of accuracy.
+        policy: how the structure policy is trained, on networks of this task.
+        num_episodes: number of episodes in which it is compared with a random policy.
         adapt: how it changes the trained network.
         search: how pruning and retraining of the adapted network are searched.
-        space: what is searched.
-        stream: what the winner goes on learning on.
-        learner: how.
+        space: the space of this search.
+        stream: the stream on which the winner of the search keeps learning.
+        learner: how the winner keeps learning.
     """
 
     kind: Literal["demo"]

@@ -1,4 +1,4 @@
-"""`kind: policy`: learn a structure policy and compare it with a random one."""
+"""`kind: policy`: train a structure policy, and compare it with a random one."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""`kind: policy`: learn a structure policy, and compare it with a random one."""
+"""`kind: policy`: train a structure policy, and compare it with a random one."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,14 +23,14 @@ from dynopt_ray.runs.kinds.policy.spec import PolicySpec
 from dynopt_ray.runs.run import Run
 
 POLICY_FILE = "policy/policy.safetensors"
-# Evaluation meets other starts and batches than training, whose seeds are small.
+# Gives the evaluation other starts and batches than the training, whose seeds are small.
 _EVALUATION_SEED = 1_000_000
 _MOST_POINTS = 300
 _FIGURES = ["utility", "smooth_utility", "metric", "relative_cost"]
 
 
 def prepare(spec: PolicySpec) -> PreparedRun:
-    """Make ready to learn.
+    """Prepare the training of a policy.
 
     Raises:
         SpecError: there is no such environment, or it refuses its arguments.
@@ -41,10 +41,10 @@ def prepare(spec: PolicySpec) -> PreparedRun:
 
 
 def check_environment(env_id: str, env: Mapping[str, Any]) -> None:
-    """Make an environment once, to see that it takes its arguments.
+    """Make an environment once, to check its id and its arguments.
 
     Raises:
-        SpecError: it does not, or there is none.
+        SpecError: there is no such environment, or it refuses its arguments.
     """
     try:
         gymnasium.make_vec(
@@ -77,17 +77,17 @@ def _run(spec: PolicySpec, run: Run) -> None:
 def learned(
     run: Run, settings: DQNSettings, *, env_id: str, env: Mapping[str, Any], seed: int
 ) -> DQNPolicy:
-    """A policy, learned with progress; it is kept in the run's directory.
+    """Train a policy, show the progress, and save the policy in the run directory.
 
     Args:
-        run: the run that this is part of.
-        settings: how it learns.
-        env_id: a Gymnasium id.
-        env: what the environment is made with.
-        seed: of everything.
+        run: the run that the training is part of.
+        settings: how the policy is trained.
+        env_id: Gymnasium id of the environment.
+        env: arguments of the environment.
+        seed: seed of all random choices.
     """
     points: list[dict[str, Any]] = []
-    with run.progress.stage("learn a policy", settings.num_steps) as stage:
+    with run.progress.stage("train a policy", settings.num_steps) as stage:
 
         def on_progress(progress: PolicyProgress) -> None:
             before = points[-1]["steps"] if points else 0
@@ -108,7 +108,8 @@ def learned(
             f"{settings.num_steps:,} steps"
             + (f", mean return {last:.3f} while exploring" if last is not None else "")
         )
-    # What an interrupted training goes on from: replay and optimizer. This one is over.
+    # The replay buffer and optimizer state, with which an interrupted training would resume. This
+    # training is complete.
     (run.directory.path / "policy" / "training.safetensors").unlink(missing_ok=True)
     curve = pd.DataFrame(points).dropna()
     run.directory.write_table("policy", curve.iloc[:: max(1, len(curve) // _MOST_POINTS)])
@@ -124,7 +125,11 @@ def compared(
     num_episodes: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Policies on the same starts, one row per policy and episode; the means are shown."""
+    """Evaluate policies on the same starts, and show their means.
+
+    Returns:
+        One row per policy and episode.
+    """
     parts = []
     with run.progress.stage("compare policies", len(policies)) as stage:
         for name, policy in policies.items():
@@ -144,5 +149,5 @@ def compared(
         table["episodes"] = num_episodes
         shown = ", ".join(f"{row.policy} {row.utility:.4f}" for row in table.itertuples())
         stage.result(f"utility {shown}")
-    run.outcome("policies", "Policies on networks they have not seen", table)
+    run.outcome("policies", "Policies on unseen networks", table)
     return episodes

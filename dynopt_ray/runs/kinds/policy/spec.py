@@ -1,4 +1,4 @@
-"""What a spec of `kind: policy` may say."""
+"""The spec of `kind: policy`."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,17 +9,18 @@ from dynopt_ray.runs.kind import Kind
 from dynopt_ray.runs.spec import Fills, Spec
 
 PolicyTraining = Annotated[DQNSettings, Fills(DQNSettings, omit=("env_id", "env_kwargs", "seed"))]
-"""How a policy is trained. The environment and the seed are said elsewhere in the spec."""
+"""How a policy is trained. The environment and the seed are given elsewhere in the spec."""
 
 
 class PolicySpec(Spec):
-    """Learn a structure policy and compare it with a random one.
+    """Train a structure policy, and compare it with a random one.
 
     Attributes:
-        env_id: a Gymnasium id; None is dynopt_ray's own environment of network structure.
-        env: what the environment is made with: task, cost_weight (λ), horizon, ….
-        policy: how it is trained; see `dynopt_ray.policies.DQNSettings`.
-        num_episodes: episodes of the comparison.
+        env_id: Gymnasium id of the environment; None is dynopt_ray's own environment of network
+            structure.
+        env: arguments of the environment: task, cost_weight (λ), horizon, …
+        policy: how the policy is trained; see `dynopt_ray.policies.DQNSettings`.
+        num_episodes: number of episodes of the comparison.
     """
 
     kind: Literal["policy"]

@@ -1,4 +1,4 @@
-"""`kind: prune`: prune one network by the loop of the article."""
+"""`kind: prune`: prune one network with the article's loop."""
 
 from dynopt_ray.runs.kinds.prune.spec import KIND
 

@@ -1,4 +1,4 @@
-"""`kind: prune`: the source article's loop on one network."""
+"""`kind: prune`: prune one network with the article's loop."""
 
 from functools import partial
 
@@ -30,17 +30,17 @@ from dynopt_ray.training import (
 )
 
 _LR_POINTS = 50
-# How often a rate that follows the validation loss sees it in each retraining.
+# Number of validation losses that an LR controller observes in each retraining.
 _NUM_CHECKS = 10
 
 
 def prepare(spec: PruneSpec) -> PreparedRun:
-    """Make ready to prune.
+    """Prepare to prune.
 
     Raises:
         DynoptError: the task or the starting network is missing or wrong.
-        SpecError: the criterion cannot score this network at this granularity, or a least width
-            is none of its.
+        SpecError: the criterion cannot score this network at this granularity, or an entry of
+            `min_widths` does not fit it.
     """
     origin = prepare_origin(spec)
     _check_network(spec, origin)
@@ -48,10 +48,10 @@ def prepare(spec: PruneSpec) -> PreparedRun:
 
 
 def _check_network(spec: PruneSpec, origin: Origin) -> None:
-    """Look at an untrained network: better refused now than when that is trained.
+    """Check the settings on an untrained network, before time is spent on its training.
 
-    Which weights an N:M pattern asks for `prune` knows, and a network that is there it looks at
-    first thing: both are left to it.
+    Two cases are left to `prune`: N:M patterns, because only `prune` knows which weights they need
+    scores of; and loaded networks, because `prune` checks them without any training before it.
     """
     settings, task = spec.prune, origin.task
     score = {"unit": unit_scores, "weight": weight_scores}.get(settings.granularity)
@@ -135,14 +135,14 @@ def _target(target: TargetSpec) -> Target:
 
 
 def _with_error(row: dict[str, object]) -> dict[str, object]:
-    """The article compares errors, on validation data."""
+    """Add the error on validation data, because the article compares errors."""
     accuracy = row["accuracy"]
     assert isinstance(accuracy, float)
     return {"network": row["network"], "error": 1 - accuracy, **row}
 
 
 def _points(result: PruneResult) -> pd.DataFrame:
-    """Accuracy against cost: before, right after each cut, and at the end of each round."""
+    """Return accuracy and cost before pruning, right after each cut, and at each round's end."""
     history = result.history
     cost = history["nonzero"] / history["nonzero"].iloc[0]
     parts = [
@@ -162,7 +162,7 @@ def _widths(result: PruneResult) -> pd.DataFrame:
 
 
 def _add_retraining(curves: Curves, phase: Phase, result: PruneResult) -> None:
-    """The rates of each round's retraining, and its mean loss at the end of it."""
+    """Add the learning rates of each round's retraining, its mean loss and its final accuracy."""
     schedule = make_rate(phase.lr, phase.num_steps).schedule
     every = max(1, phase.num_steps // _LR_POINTS)
     for number, (_, row) in enumerate(result.history.iloc[1:].iterrows()):

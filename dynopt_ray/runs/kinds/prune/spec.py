@@ -1,4 +1,4 @@
-"""`kind: prune`."""
+"""The spec of `kind: prune`."""
 
 from typing import Annotated, Literal
 
@@ -31,12 +31,12 @@ from dynopt_ray.training import (
 
 
 class TargetSpec(Strict):
-    """How far to prune: one of these.
+    """How far to prune: exactly one of these.
 
     Attributes:
-        remove: the fraction of units (or weights) that goes.
-        threshold: what scores below this goes.
-        budget: the fraction of costs that may be left.
+        remove: fraction of units (or weights) to remove, in (0, 1).
+        threshold: units (or weights) with a score below this are removed; > 0.
+        budget: fractions of costs that may be left.
     """
 
     remove: float | None = Field(default=None, gt=0, lt=1)
@@ -56,11 +56,11 @@ class TargetSpec(Strict):
 
 
 def prune_schedule(config: ByName | None, rounds: int) -> Schedule | None:
-    """The schedule of rounds that plain data describe; None is in equal steps.
+    """Return the schedule of rounds that plain data describe; None means equal steps.
 
     Raises:
-        SpecError, UnknownNameError: there is none, or it refuses its arguments.
-        ValueError: its shares do not rise to 1.
+        SpecError, UnknownNameError: there is no such schedule, or it refuses its arguments.
+        ValueError: its fractions do not rise to 1.
     """
     if config is None:
         return None
@@ -70,21 +70,23 @@ def prune_schedule(config: ByName | None, rounds: int) -> Schedule | None:
 
 
 class PruneSettings(Strict):
-    """The source article's loop: score, remove, give back, retrain, compare.
+    """The article's loop: score, remove, give back, retrain, compare.
 
     Attributes:
-        target: how far to go; not where the granularity says it.
-        criterion: what is important: a name, or a mapping with `name` and its arguments.
-        granularity: "unit" makes tensors smaller, "weight" holds single weights at zero, "2:4" (or
-            another N:M) leaves at most 2 of every 4 neighbours.
-        scope: "layer" removes the same share everywhere, "global" the least important anywhere.
-        rounds: in how many cuts the target is approached.
-        schedule: round -> share of the way to the target, rising to 1; None is in equal steps.
+        target: how far to prune. None if the granularity is a pattern, which determines it.
+        criterion: the criterion: its name, or a mapping with `name` and its arguments.
+        granularity: "unit" makes tensors smaller. "weight" holds single weights at zero. "2:4" (or
+            another N:M) leaves at most 2 of every 4 neighbouring weights.
+        scope: "layer" removes the same fraction of each group (or parameter). "global" removes the
+            least important units (or weights) of the whole network.
+        rounds: number of cuts in which the target is approached.
+        schedule: round -> fraction of the way to the target, rising to 1. None means equal steps.
         min_widths: group name -> fewest units to keep.
-        retrain: what follows each cut.
-        distillation: whether retraining learns from the network before pruning, too.
-        compensate: refit what reads removed units or lost weights.
-        recovery: "random", "greedy" or a mapping: gives back a part of each cut.
+        retrain: the training after each cut; None for none.
+        distillation: makes retraining learn from the network before pruning, too; None does not.
+        compensate: whether to refit the layers that read removed units or lost weights.
+        recovery: "random", "greedy" or a mapping; gives back a part of each cut. None gives back
+            nothing.
     """
 
     target: TargetSpec | None = None
@@ -112,7 +114,7 @@ class PruneSettings(Strict):
     @field_validator("min_widths", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
-        """YAML reads the names of a sequence's groups, 0 and 2, as numbers."""
+        """Turn numbers into names: YAML reads group names such as 0 and 2 as numbers."""
         if not isinstance(value, dict):
             return value
         return {str(k) if type(k) is int else k: width for k, width in value.items()}
@@ -136,8 +138,8 @@ class PruneSettings(Strict):
         is_pattern = self.granularity not in GRANULARITIES
         if is_pattern and (self.target or self.recovery):
             raise ValueError(
-                f"granularity {self.granularity!r} says by itself what goes; leave out target and "
-                "recovery"
+                f"granularity {self.granularity!r} itself determines what is removed; leave out "
+                "target and recovery"
             )
         if not is_pattern and self.target is None:
             raise ValueError("target is missing, e.g. target: {remove: 0.5}")
@@ -151,12 +153,15 @@ class PruneSettings(Strict):
         budget = self.target and self.target.budget
         others = budget and any(v for k, v in budget.model_dump().items() if k != "nonzero")
         if self.granularity == "weight" and others:
-            raise ValueError("masks lower no cost but nonzero; limit that, or use units")
+            raise ValueError(
+                'granularity "weight" lowers no cost except nonzero; limit nonzero, or use '
+                'granularity "unit"'
+            )
         return self
 
 
 class PruneSpec(NetworkSpec):
-    """Train (or load), prune and retrain one network."""
+    """Train or load one network, prune it, and retrain it."""
 
     kind: Literal["prune"]
     prune: PruneSettings

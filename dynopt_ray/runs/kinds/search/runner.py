@@ -1,4 +1,4 @@
-"""`kind: search`: trials of pruning and retraining from one trained network."""
+"""`kind: search`: search pruning and retraining of one trained network."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -38,10 +38,11 @@ from dynopt_ray.training import loaded_network, network_bytes
 
 
 def prepare(spec: SearchSpec) -> PreparedRun:
-    """Make ready to search.
+    """Prepare a search.
 
     Raises:
-        SpecError: the space holds a setting that trials do not have or cannot run.
+        SpecError: the searcher or the scheduler refuses its arguments, the number of trials is
+            missing, or the search cannot begin with a range test.
         DynoptError: the task or the starting network is missing or wrong.
     """
     check_plugins(spec.search, spec.space)
@@ -63,14 +64,14 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
         optimizer=spec.optimizer,
         seed=spec.seed,
     )
-    assert result.network is not None  # every pruning trial that finishes gives one
+    assert result.network is not None  # every finished pruning trial has one
     winner = loaded_network(origin.task, result.network)
     after = figures(f"trial {result.best.trial}", origin.task, winner)
     rows = with_utility([before, after], spec.cost_weight, spec.cost)
     run.outcome("summary", "Before and after the search", pd.DataFrame(rows))
     compared = by_setting(result.trials)
     if compared is not None:
-        run.outcome("settings", "Settings, over the seeds", compared)
+        run.outcome("settings", "Settings, mean over seeds", compared)
     run.directory.write_results(result.trials)
     run.directory.write_table("trials", result.history)
     run.directory.write_table("front", front(result))
@@ -83,13 +84,13 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
 
 
 def front(result: SearchResult) -> pd.DataFrame:
-    """The trials that no other beats, without the columns that say nothing about them."""
-    said = result.pareto.replace("", None).dropna(axis="columns", how="all")
-    return said.drop(columns=["status", "step"])
+    """Return the trials on the Pareto front, without empty columns, status and step."""
+    without_empty = result.pareto.replace("", None).dropna(axis="columns", how="all")
+    return without_empty.drop(columns=["status", "step"])
 
 
 def search_points(result: SearchResult) -> pd.DataFrame:
-    """The finished trials as points of a chart."""
+    """Return accuracy and cost of the finished trials, as points of a chart."""
     done = result.trials[result.trials["status"] == "finished"]
     name = "#" + done["trial"].astype(str)
     return pd.DataFrame(
@@ -98,7 +99,7 @@ def search_points(result: SearchResult) -> pd.DataFrame:
 
 
 def add_best_curve(curves: Curves, result: SearchResult) -> None:
-    """Add how the best trial was retrained."""
+    """Add the retraining of the best trial."""
     best = result.history[result.history["trial"] == result.best.trial]
     for _, row in best.iterrows():
         curves.add(
@@ -109,25 +110,28 @@ def add_best_curve(curves: Curves, result: SearchResult) -> None:
 
 
 def check_plugins(settings: SearchSettings, space: Space) -> None:
-    """Make the searcher and the scheduler once, to see that they take their arguments.
+    """Make the searcher and the scheduler once, to check their arguments.
 
     Raises:
-        SpecError: one does not, the number of trials is missing, or the search shall begin at
-            the rate of the range test and cannot.
+        SpecError: one of them refuses its arguments, the number of trials is missing, or the search
+            should begin at the rate of a range test but cannot.
     """
     if settings.find_rate and rate_range(space) is None:
         raise SpecError(
-            "search.find_rate: the space has no range of rates to begin in; give lr one, e.g. "
-            "lr: {name: cosine, initial: {low: 1e-4, high: 0.1, log: true}}"
+            "search.find_rate: the space has no range of learning rates to begin in; give lr one, "
+            "e.g. lr: {name: cosine, initial: {low: 1e-4, high: 0.1, log: true}}"
         )
-    # Which point it begins with does not matter here.
+    # The check is the same for every first point.
     first: list[Flat] = [{}] if settings.find_rate else []
     draws(settings.searcher, space, num_trials=settings.num_trials, first=first)
     make_scheduler(settings.scheduler, num_reports=settings.num_reports)
 
 
 def _first(run: Run, trial: PruneTrial, space: Space) -> list[Flat]:
-    """The middle of a space at the rate of a range test; nothing where that finds none."""
+    """Return the point to try first: the middle of a space, at the rate of a range test.
+
+    The list is empty if the test finds no rate.
+    """
     name = rate_range(space)
     assert name is not None
     rates = space.dimensions[name]
@@ -136,8 +140,8 @@ def _first(run: Run, trial: PruneTrial, space: Space) -> list[Flat]:
     with run.progress.stage("range test") as stage:
         try:
             found = trial.find_rate(space.decode(point))
-        except DynoptError as error:  # as in a trial: the search itself goes on
-            stage.result(f"the search begins anywhere: {error}")
+        except DynoptError as error:  # a failed test, like a failed trial, does not end the search
+            stage.result(f"no rate found, so the searcher chooses the first trial: {error}")
             return []
         stage.result(f"the search begins at the rate {found:.3g}")
     return [{name: min(max(found, rates.low), rates.high)}]
@@ -156,19 +160,19 @@ def searched(
     seed: int,
     start: Cost | None = None,
 ) -> SearchResult:
-    """Search from a trained network, with progress.
+    """Search from a trained network, and show the progress.
 
     Args:
-        run: the run that this is part of.
-        task: what the network has learned.
+        run: the run that the search is part of.
+        task: the task that the network has learned.
         model: the network.
         settings: how to search.
-        cost_weight: λ.
-        cost: what utility charges for.
-        space: what to search.
-        optimizer: of the retraining.
-        seed: of draws and training.
-        start: what costs are relative to; None is this network's own.
+        cost_weight: λ of utility.
+        cost: the cost that utility charges for.
+        space: the configurations to search.
+        optimizer: the optimizer of the retraining.
+        seed: seed of the draws and of the training.
+        start: the cost that costs are relative to; None is that of this network.
     """
     trial = PruneTrial(
         task,

@@ -1,4 +1,4 @@
-"""`kind: search`."""
+"""The spec of `kind: search`."""
 
 from typing import Annotated, Any, Literal
 
@@ -25,24 +25,27 @@ def _space(value: Any) -> Space:
 
 
 SearchSpace = Annotated[Space, PlainValidator(_space), PlainSerializer(lambda space: space.plain)]
-"""Lists are choices, {low, high, log} ranges, everything else is fixed; a list is a union."""
+"""Lists are choices, {low, high, log} are ranges, other values are fixed.
+
+A list of such mappings is the union of their spaces.
+"""
 
 
 class SearchSettings(Strict):
     """How to search.
 
     Attributes:
-        num_trials: trials in all; a grid needs no number.
-        searcher: "optuna", "random", "grid" or a plugin: what draws configurations.
-        scheduler: "asha", a plugin, or None: what stops trials early.
-        find_rate: begin with a trial in the middle of the space, at the rate that the range test
-            (`training.find_rate`) suggests for it.
-        retrain_steps: optimizer steps of each trial.
-        num_reports: measurements on the way, at which a trial may be stopped.
-        cpus_per_trial: CPU cores that a trial holds; one thread per core.
-        gpus_per_trial: GPUs that a trial holds; fractions share one.
-        max_concurrent: trials at once; None is as many as there is room for.
-        local: run them in this process, one after the other, on no cluster.
+        num_trials: number of trials. A grid needs none and then tries all its configurations.
+        searcher: "optuna", "random", "grid" or a plugin; draws configurations.
+        scheduler: "asha", a plugin, or None; stops trials early.
+        find_rate: whether to begin with a trial in the middle of the space, at the learning rate
+            that the range test (`training.find_rate`) suggests for it.
+        retrain_steps: number of optimizer steps of each trial.
+        num_reports: number of measurements in a trial, at which it may be stopped.
+        cpus_per_trial: number of CPU cores that a trial holds; it uses one thread per core.
+        gpus_per_trial: number of GPUs that a trial holds. With a fraction, trials share a GPU.
+        max_concurrent: maximum number of trials at once; None is as many as there is room for.
+        local: whether to run the trials in this process, one at a time, without a cluster.
     """
 
     num_trials: int | None = default_of(search, "num_trials")
@@ -73,7 +76,8 @@ class SearchSpec(UtilitySpec):
 
     Attributes:
         search: how to search.
-        space: what trials may be given; see `PruneSettings` in `dynopt_ray.cluster`.
+        space: the settings that trials may be given; see `PruneConfig` in
+            dynopt_ray/cluster/searching/prune_trial.py.
     """
 
     kind: Literal["search"]
@@ -90,7 +94,7 @@ def check_space(space: Space, retrain_steps: int) -> None:
     """Refuse a space with settings that trials do not have or cannot run.
 
     Raises:
-        ValueError: says where it is wrong.
+        ValueError: the message names the setting.
     """
     for config in space.probes():
         checked_by(lambda probe: check_config(probe, retrain_steps))(config)

@@ -1,4 +1,4 @@
-"""Learners from specs, and feeding them a stream here or in a Ray actor."""
+"""Make learners from specs, and feed them a stream in this process or in a Ray actor."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,23 +29,23 @@ def learner_factory(
     num_events: int,
     seed: int,
 ) -> BuildLearner:
-    """What builds the same learner again and again, here or in an actor.
+    """Return a function that builds the same learner every time, here or in an actor.
 
     Args:
         factory: makes a network of the task.
-        network: the weights it begins with, as `network_bytes` gives them.
+        network: the weights that the learner begins with, as `network_bytes` returns them.
         settings: how it learns.
-        num_events: the stream's length, for learning rates that end with it.
-        seed: of the learner's own randomness.
+        num_events: length of the stream, for schedules that end with it.
+        seed: seed of the learner's own random choices.
     """
     return partial(_build, factory, network, settings, num_events, seed)
 
 
 def check_learner(settings: LearnerSettings) -> None:
-    """Make the detector and the reactions once, to see that they take their arguments.
+    """Make the detector and the reactions once, to check their arguments.
 
     Raises:
-        SpecError: one does not.
+        SpecError: one of them refuses its arguments.
     """
     try:
         _detector(settings)
@@ -57,14 +57,14 @@ def check_learner(settings: LearnerSettings) -> None:
 def learned_here(
     make: BuildLearner, events: Iterable[Event], *, directory: Path, snapshot_every: int
 ) -> Iterator[LearnedEvent]:
-    """Learn in this process, journaled all the same."""
+    """Learn in this process, with a journal as in an actor; yield each event and its result."""
     learner = DurableLearner(make, directory, snapshot_every=snapshot_every)
     try:
         for sequence, event in enumerate(events, start=learner.sequence + 1):
             (result,) = learner.learn(sequence, [event]).results
             if isinstance(result, Exception):
                 raise result
-            assert result is not None  # no event comes twice
+            assert result is not None  # only an event that comes again has no result
             yield event, result
         learner.snapshot()
     finally:
@@ -74,9 +74,10 @@ def learned_here(
 def learned_in_actor(
     make: BuildLearner, events: Iterable[Event], *, directory: Path, snapshot_every: int
 ) -> Iterator[LearnedEvent]:
-    """Learn in a Ray actor, with many events under way. Ray must be running.
+    """Learn in a Ray actor, with many events in flight; yield each event and its result.
 
-    An event whose result was lost with the actor's process is learned, but not yielded.
+    Ray must be running. If the actor's process dies after it has learned an event but before it
+    could return the result, this event is not yielded.
     """
     waiting: deque[tuple[Event, Future[LearnResult | None]]] = deque()
     with RemoteLearner(make, directory, snapshot_every=snapshot_every) as learner:

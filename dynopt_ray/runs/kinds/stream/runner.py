@@ -1,4 +1,4 @@
-"""`kind: stream`: a trained network goes on learning on a stream, beside itself left as it is."""
+"""`kind: stream`: a trained network keeps learning on a stream, compared with a frozen copy."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +31,11 @@ from dynopt_ray.tasks import Task
 from dynopt_ray.training import network_bytes
 
 Right = NDArray[np.float64]
-"""1 where a prediction was right, 0 where it was wrong, NaN where an event was refused."""
+"""One value per event: 1 if the prediction was right, 0 if wrong, NaN if the event was rejected."""
 
 
 def prepare(spec: StreamSpec) -> PreparedRun:
-    """Make ready to learn on a stream.
+    """Prepare to learn on a stream.
 
     Raises:
         SpecError: the stream's settings do not suit the task.
@@ -47,10 +47,11 @@ def prepare(spec: StreamSpec) -> PreparedRun:
 
 
 def make_stream(task: Task, settings: StreamSettings, *, seed: int) -> ArrayStream:
-    """The stream of a task's rows.
+    """Make a stream from the rows of a task.
 
     Raises:
-        SpecError: the task lacks a split or its rows cannot drift like that.
+        SpecError: the task lacks a split, its rows cannot drift in the way asked for, or a drift
+            would come after the end of the stream.
     """
     try:
         parts = [task.data[split] for split in settings.splits]
@@ -103,21 +104,21 @@ def streamed(
     learner: LearnerSettings,
     seed: int,
 ) -> pd.DataFrame:
-    """Learn on a stream from a trained network on, with progress, and write what came of it.
+    """Let a copy of a trained network learn on a stream, show the progress, and write the results.
 
-    The model itself stays as it is: the learner has a copy, whose state is in learner/.
+    The model itself is not changed. The state of the learner is stored in learner/.
 
     Args:
-        run: the run that this is part of.
-        task: what the network has learned.
+        run: the run that the learning is part of.
+        task: the task that the network has learned.
         model: the network.
-        stream: what comes.
-        settings: how it is measured.
-        learner: how the network goes on learning.
-        seed: of the learner's own randomness.
+        stream: the events.
+        settings: how accuracy is measured.
+        learner: how the network keeps learning.
+        seed: seed of the learner's own random choices.
 
     Returns:
-        What `evaluate` says of the learner.
+        The table that `evaluate` returns for the learner.
     """
     make = learner_factory(
         task.model,
@@ -139,11 +140,11 @@ def streamed(
 def _learned(
     run: Run, make: BuildLearner, stream: ArrayStream, settings: LearnerSettings
 ) -> list[LearnedEvent]:
-    where = "here" if settings.local else "in a Ray actor"
+    where = "in this process" if settings.local else "in a Ray actor"
     learn = learned_here if settings.local else learned_in_actor
     directory = run.directory.path / "learner"
     learned: list[LearnedEvent] = []
-    with run.progress.stage(f"learn on the stream, {where}", len(stream)) as stage:
+    with run.progress.stage(f"learn on the stream {where}", len(stream)) as stage:
         with nullcontext() if settings.local else session(run.address):
             start = time.perf_counter()
             for pair in learn(
@@ -158,13 +159,13 @@ def _learned(
 
 
 class _Replay:
-    """What was learned elsewhere, told once more to `evaluate`."""
+    """Passes results that are already there to `evaluate`, which expects a learner."""
 
     def __init__(self, learned: Sequence[LearnedEvent]) -> None:
         self._results: Iterator[LearnResult] = (result for _, result in learned)
 
     def learn(self, x: Any, y: Any) -> LearnResult:  # noqa: ARG002
-        """The next result."""
+        """Return the next result."""
         return next(self._results)
 
 
@@ -178,7 +179,7 @@ def _right(learned: Sequence[LearnedEvent]) -> Right:
 
 
 def _frozen(model: nn.Module, learned: Sequence[LearnedEvent]) -> Right:
-    """The same for the network as it was before the stream."""
+    """Return whether the network as it was before the stream predicts the same events right."""
     device = next(model.parameters()).device
     x = torch.from_numpy(np.stack([x for (x, _), _ in learned])).to(device)
     with torch.no_grad():
@@ -191,12 +192,12 @@ def _frozen(model: nn.Module, learned: Sequence[LearnedEvent]) -> Right:
 def _over_time(
     right: Mapping[str, Right], learned: Sequence[LearnedEvent], settings: StreamSettings
 ) -> pd.DataFrame:
-    """Accuracy per window, and where there was drift and where it was detected."""
+    """Return accuracy per window, and the events at which drift began or was detected."""
     rows: list[dict[str, Any]] = []
     for name, values in right.items():
         ends = list(range(settings.window, len(values) + 1, settings.window)) or [len(values)]
         if len(values) - ends[-1] >= settings.window // 2:
-            ends.append(len(values))  # what is shorter would say little, and says it loudly
+            ends.append(len(values))  # a shorter window would only show noise
         for start, end in pairwise([0, *ends]):
             window = values[start:end]
             accuracy = float(np.nanmean(window)) if np.isfinite(window).any() else np.nan
@@ -208,10 +209,10 @@ def _over_time(
 
 
 def _summary(right: Mapping[str, Right], settings: StreamSettings) -> pd.DataFrame:
-    """Mean accuracies before the first drift, from the end of the last on, and at the end.
+    """Return mean accuracies before the first drift, after the last one, and in the last window.
 
-    Those of no event are left out: of before, where drift begins at once; of after, where it
-    lasts to the end.
+    `before_drift` is missing if drift begins with the first event, and `after_drift` if it lasts to
+    the end of the stream. Without drift there is the mean of all events instead.
     """
     first = min((drift.at for drift in settings.drifts), default=0)
     over = max((drift.at + drift.width for drift in settings.drifts), default=0)

@@ -1,4 +1,4 @@
-"""`kind: stream`."""
+"""The spec of `kind: stream`."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,13 +20,15 @@ from dynopt_ray.runs.spec import (
 
 
 class StreamSettings(Strict):
-    """A stream made of a task's rows.
+    """A stream made from the rows of a task.
 
     Attributes:
-        splits: whose rows come; those that the network was not trained on tell the truth.
-        num_events: how many; every row comes once before any comes again. None is one pass.
+        splits: the splits whose rows are the events. The accuracy is honest only on rows that the
+            network was not trained on.
+        num_events: number of events. Every row comes once before any row comes again. None is one
+            pass.
         drifts: changes of the concept; see `dynopt_ray.online.Drift`.
-        window: events per measurement.
+        window: number of events per measurement.
     """
 
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(
@@ -38,17 +40,17 @@ class StreamSettings(Strict):
 
 
 class LearnerSettings(Strict):
-    """How the network goes on learning.
+    """How the network keeps learning.
 
     Attributes:
-        optimizer: a name, or a mapping with `name` and its options, without the rate.
+        optimizer: a name, or a mapping with `name` and its options, without the learning rate.
         lr: a number, a schedule over updates, or a controller.
-        detector: what watches for drift, or None.
-        reactions: what to do when there is drift.
-        guard: judges every update by the loss on the latest events, or None; see
+        detector: the detector of drift; None for none.
+        reactions: the reactions to a detected drift.
+        guard: judges every update by the loss on the latest events; None accepts every update. See
             `dynopt_ray.online.Guard`.
-        snapshot_every: events between snapshots.
-        local: learn in this process instead of in a Ray actor.
+        snapshot_every: number of events between snapshots.
+        local: whether to learn in this process instead of a Ray actor.
     """
 
     optimizer: OptimizerField = "sgd"
@@ -72,7 +74,7 @@ class LearnerSettings(Strict):
 
 
 class StreamSpec(NetworkSpec):
-    """Keep a trained network learning on a stream, beside the same network left as it is."""
+    """Let a trained network keep learning on a stream, and compare it with a frozen copy."""
 
     kind: Literal["stream"]
     stream: StreamSettings = StreamSettings()
