@@ -31,7 +31,7 @@ log = logging.getLogger("dynopt_ray")
 
 @dataclass(frozen=True)
 class Run:
-    """What a prepared run needs to know about the place where it runs.
+    """The context of a run: where it writes, shows its progress and computes.
 
     Attributes:
         directory: the directory to write to.

@@ -9,7 +9,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import InvalidAction, ResetNeeded
+from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
@@ -350,13 +352,20 @@ def test_a_stopped_episode_keeps_the_figures_of_its_last_decision(mlp_task: Task
     assert after["metric"][3] > before["metric"][3]
 
 
-def test_a_given_cost_weight_leaves_the_other_draws_as_they_are(mlp_task: Task) -> None:
-    drawn = make(task=mlp_task)
-    _, info = drawn.reset(seed=5)
-    given = make(task=mlp_task, cost_weight=info["cost_weight"])
+def test_an_episode_draws_its_start_then_its_cost_weight_then_its_seed(mlp_task: Task) -> None:
+    """In this order, so that seeds mean the same episodes in the next version."""
+    env: Any = make(task=mlp_task)
+    _, info = env.reset(seed=5)
+    generator, _ = seeding.np_random(5)
+    start = generator.integers(QUICK["num_starts"])
+    assert info["cost_weight"] == generator.uniform(0.05, 0.75)
+    population = env.unwrapped._episodes._backend._members
+    assert population.seeds[0] == generator.integers(2**31 - 1)
+    given: Any = make(task=mlp_task, cost_weight=0.2)
     given.reset(seed=5)
-    steps = [env.step(np.int64(GROW))[0]["observations"] for env in (drawn, given)]
-    np.testing.assert_array_equal(*steps)  # the same start, new weights and batches
+    again = given.unwrapped._episodes._backend
+    assert again._members.seeds[0] == population.seeds[0]
+    torch.testing.assert_close(again._members.weights[0][0], again._pool.weights[0][start])
 
 
 def test_reset_takes_no_options() -> None:

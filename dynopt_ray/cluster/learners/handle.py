@@ -73,8 +73,8 @@ class RemoteLearner:
         num_cpus: CPUs reserved for the actor. Torch uses as many threads, at least one.
         num_gpus: GPUs reserved for the actor; may be a fraction.
         snapshot_every: number of events between snapshots.
-        max_pending: maximum number of events that wait for their acknowledgement. `learn` waits
-            while there are so many.
+        max_pending: maximum number of events that wait for their acknowledgement. At this limit,
+            `learn` waits for room.
         max_unlabelled: number of predictions kept for `label`. The oldest are forgotten.
         batch_size: maximum number of events in one call.
         timeout_s: how long `learn` waits for room, and how long every call waits for the actor to

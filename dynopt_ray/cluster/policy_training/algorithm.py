@@ -5,7 +5,8 @@ action, and the step is added to `PrioritizedReplay`. After a warm-up, RLlib's l
 some gradient steps on transitions drawn from the replay. It computes double-DQN targets from their
 n-step rewards, and its TD errors become their new priorities. At the end of the round, the
 environment runners get the new weights, and an exponential moving average of the weights is
-updated. This average becomes the policy, because the networks of single rounds differ much more.
+updated. This average becomes the policy, because the networks of single rounds differ much more
+from each other.
 
 A resumed run must continue exactly like an uninterrupted one, but RLlib does not save environments
 in the middle of an episode. So every save ends all episodes. `state_dict` has the weights, the

@@ -8,8 +8,8 @@ one transition. Its length k is n, or less if the episode ends earlier. Short tr
 targets too, because each transition stores its k.
 
 The short transitions at the end of an episode are the reason for this file. RLlib's own episode
-buffer never returns a transition that starts less than n steps before the end. With n > 1, `stop`,
-which is always the last action of its episode, would then never be learned.
+buffer never returns a transition that starts less than n steps before the end. With n > 1, the
+action `stop`, which is always the last one of its episode, would then never be learned.
 
 Transitions are drawn in proportion to p^α. The priority p is the absolute TD error that the
 transition had when it was last used, plus a small constant. So badly predicted transitions are used

@@ -43,7 +43,7 @@ class AdaptSettings(Strict):
 
 
 class AdaptSpec(UtilitySpec):
-    """Let a policy, which is a rule or was learned, change one trained network.
+    """Let a rule or a learned policy change one trained network.
 
     Attributes:
         policy: a rule: its name, or a mapping with `name` and its arguments; or a learned policy:

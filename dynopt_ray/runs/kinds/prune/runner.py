@@ -50,8 +50,8 @@ def prepare(spec: PruneSpec) -> PreparedRun:
 def _check_network(spec: PruneSpec, origin: Origin) -> None:
     """Check the settings on an untrained network, before time is spent on its training.
 
-    Two cases are left to `prune`: N:M patterns, because only `prune` knows which weights they need
-    scores of; and loaded networks, because `prune` checks them without any training before it.
+    Two cases are left to `prune`. For N:M patterns, only `prune` knows which weights need scores.
+    A loaded network needs no training, so `prune` checks the settings on it at once.
     """
     settings, task = spec.prune, origin.task
     score = {"unit": unit_scores, "weight": weight_scores}.get(settings.granularity)

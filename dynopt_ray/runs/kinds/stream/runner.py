@@ -179,7 +179,7 @@ def _right(learned: Sequence[LearnedEvent]) -> Right:
 
 
 def _frozen(model: nn.Module, learned: Sequence[LearnedEvent]) -> Right:
-    """Return whether the network as it was before the stream predicts the same events right."""
+    """Return which events the network predicts right without learning from the stream."""
     device = next(model.parameters()).device
     x = torch.from_numpy(np.stack([x for (x, _), _ in learned])).to(device)
     with torch.no_grad():
