@@ -1,8 +1,8 @@
 from .learners import LearnerActor, LearnerStatus, Prediction, RemoteLearner
 from .policy_training import PolicyProgress, train_policy
 from .searching import (
-    Flat,
     Measurement,
+    Point,
     PruneTrial,
     Range,
     SearchResult,
@@ -19,10 +19,10 @@ from .searching import (
 from .sessions import Session, check_reachable, session
 
 __all__ = [
-    "Flat",
     "LearnerActor",
     "LearnerStatus",
     "Measurement",
+    "Point",
     "PolicyProgress",
     "Prediction",
     "PruneTrial",

@@ -17,6 +17,7 @@ from dynopt_ray.policies.adaptation import AdaptResult, adapt, check_adaptation
 from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors, stack_descriptors
 from dynopt_ray.policies.evaluation import ENVIRONMENT, PolicyEvaluation, evaluate_policy
+from dynopt_ray.policies.graph_descriptors import describe_graph
 from dynopt_ray.policies.learned import (
     DQNPolicy,
     DQNSettings,
@@ -26,7 +27,6 @@ from dynopt_ray.policies.learned import (
     masked_q,
     train_qtable,
 )
-from dynopt_ray.policies.networks import describe_graph
 from dynopt_ray.policies.observation import FEATURES, LIMIT, Observation, Performance
 from dynopt_ray.policies.policy import ConstantPolicy, Policy, RandomPolicy
 from dynopt_ray.policies.rules import DataSizedWidths, Rule, StalledGrowth, UselessShrinking

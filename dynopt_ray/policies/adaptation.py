@@ -12,7 +12,7 @@ from dynopt_ray.errors import BudgetError, EditError, UnknownNameError
 from dynopt_ray.policies.actions import Action, ActionMask, ActionSet
 from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors
-from dynopt_ray.policies.networks import describe_graph
+from dynopt_ray.policies.graph_descriptors import describe_graph
 from dynopt_ray.policies.observation import Observation, Performance
 from dynopt_ray.policies.policy import Policy
 from dynopt_ray.policies.task_data import compensation_inputs, num_training_rows

@@ -6,7 +6,7 @@ import pytest
 from dynopt_ray import plugins
 from dynopt_ray.online.drift.detectors import Detector, Replayed, build_detector, kswin
 
-NAMES = ["adwin", "ddm", "hddm_a", "hddm_w", "kswin", "page_hinkley"]
+NAMES = [p.name for p in plugins.plugins("detectors") if p.source == "built in"]
 
 
 def errors(*phases: tuple[int, float], seed: int = 1) -> Iterator[float]:
@@ -20,10 +20,6 @@ def built(name: str) -> Detector:
     detector = build_detector(name)
     assert detector is not None
     return detector
-
-
-def test_every_registered_detector_is_tested_here() -> None:
-    assert [p.name for p in plugins.plugins("detectors") if p.source == "built in"] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

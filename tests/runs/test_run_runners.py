@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dynopt_ray import plugins
 from dynopt_ray.errors import CheckpointError, SpecError
 from dynopt_ray.policies import DEFAULT_ACTIONS, DQNPolicy, DuelingNetwork
 from dynopt_ray.policies.observation import FEATURES
@@ -306,8 +307,8 @@ def test_demo_does_it_all(tmp_path: Path) -> None:
         ),
         (
             {**ADAPT, "policy": "useless_shrinkin"},
-            "policy: 'useless_shrinkin' is neither a rule (data_sized_widths, stalled_growth, "
-            "useless_shrinking) nor the run directory or file of a learned policy: there is no "
+            f"policy: 'useless_shrinkin' is neither a rule ({', '.join(plugins.names('rules'))}) "
+            "nor the run directory or file of a learned policy: there is no "
             "useless_shrinkin. Did you mean 'useless_shrinking'?",
         ),
         (

@@ -1,14 +1,14 @@
 from .driver import search
 from .log import TrialLog
-from .plan import check_limits, draws, make_scheduler
 from .prune_trial import PruneTrial, check_config, rate_range
 from .result import SearchResult, pareto_front
-from .space import Flat, Range, Space
+from .search_setup import check_limits, draws, make_scheduler
+from .space import Point, Range, Space
 from .trial import Measurement
 
 __all__ = [
-    "Flat",
     "Measurement",
+    "Point",
     "PruneTrial",
     "Range",
     "SearchResult",

@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dynopt_ray.cluster.searching.log import TrialLog
-from dynopt_ray.cluster.searching.plan import (
+from dynopt_ray.cluster.searching.result import SearchResult
+from dynopt_ray.cluster.searching.search_setup import (
     PluginConfig,
-    SearchPlan,
+    SearchSetup,
     check_configurations,
     check_limits,
     draws,
     make_scheduler,
 )
-from dynopt_ray.cluster.searching.result import SearchResult
-from dynopt_ray.cluster.searching.space import Flat, Space, SpaceConfig
+from dynopt_ray.cluster.searching.space import Point, Space, SpaceConfig
 from dynopt_ray.cluster.searching.trial import Trial
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def search(
     searcher: PluginConfig = "optuna",
     scheduler: PluginConfig | None = None,
     num_reports: int = 10,
-    first: Sequence[Flat] = (),
+    first: Sequence[Point] = (),
     seed: int = 0,
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
@@ -99,7 +99,7 @@ def search(
         searcher, parsed, num_trials=num_trials, first=first, seed=seed
     )
     check_configurations(trial, parsed)
-    plan = SearchPlan(
+    setup = SearchSetup(
         trial=trial,
         space=parsed,
         num_trials=num_trials,
@@ -112,7 +112,7 @@ def search(
     if local:
         from dynopt_ray.cluster.searching.local import run_locally
 
-        return plan.log.result(run_locally(plan))
+        return setup.log.result(run_locally(setup))
 
     from dynopt_ray.cluster.searching.tune import run_on_cluster
     from dynopt_ray.cluster.sessions import session
@@ -120,11 +120,11 @@ def search(
     with session(address, task_cpus=cpus_per_trial, task_gpus=gpus_per_trial) as cluster:
         room = sum(_room(node, cpus_per_trial, gpus_per_trial) for node in cluster.nodes)
         kept = run_on_cluster(
-            plan,
+            setup,
             resources={"cpu": cpus_per_trial, "gpu": gpus_per_trial},
             max_concurrent=min(room, num_trials, max_concurrent or num_trials),
         )
-    return plan.log.result(kept)
+    return setup.log.result(kept)
 
 
 def _room(node: "Node", cpus: float, gpus: float) -> int:

@@ -9,12 +9,12 @@ import torch
 from ray.tune.schedulers import TrialScheduler
 
 from dynopt_ray.cluster.searching.domains import tune_space
-from dynopt_ray.cluster.searching.plan import SearchPlan
 from dynopt_ray.cluster.searching.result import BestNetwork
+from dynopt_ray.cluster.searching.search_setup import SearchSetup
 from dynopt_ray.cluster.searching.trial import measured
 
 
-def run_locally(plan: SearchPlan) -> tuple[str, bytes] | None:
+def run_locally(setup: SearchSetup) -> tuple[str, bytes] | None:
     """Run trials one at a time with the searcher and scheduler that Tune would use; see `search`.
 
     If a trial fails, its error is recorded and the next trial starts.
@@ -23,18 +23,18 @@ def run_locally(plan: SearchPlan) -> tuple[str, bytes] | None:
         The id and the network of the best trial, or None if no trial gave a network.
     """
     keeper = BestNetwork()
-    plan.searcher.set_search_properties("utility", "max", tune_space(plan.space))
-    if plan.scheduler is not None:
-        plan.scheduler.set_search_properties("utility", "max")
+    setup.searcher.set_search_properties("utility", "max", tune_space(setup.space))
+    if setup.scheduler is not None:
+        setup.scheduler.set_search_properties("utility", "max")
     with _one_thread():
-        for number in range(plan.num_trials):
-            _run_trial(plan, keeper, number)
+        for number in range(setup.num_trials):
+            _run_trial(setup, keeper, number)
     return keeper.kept()
 
 
-def _run_trial(plan: SearchPlan, keeper: BestNetwork, number: int) -> None:
-    trial_id, log, scheduler = f"{number:05d}", plan.log, plan.scheduler
-    config = plan.space.decode(plan.searcher.suggest(trial_id) or {})
+def _run_trial(setup: SearchSetup, keeper: BestNetwork, number: int) -> None:
+    trial_id, log, scheduler = f"{number:05d}", setup.log, setup.scheduler
+    config = setup.space.decode(setup.searcher.suggest(trial_id) or {})
     log.start(trial_id, number, config)
     stand_in: Any = SimpleNamespace(trial_id=trial_id)  # schedulers read only the id of a trial
     if scheduler is not None:
@@ -46,23 +46,23 @@ def _run_trial(plan: SearchPlan, keeper: BestNetwork, number: int) -> None:
 
     last: dict[str, Any] = {}
     try:
-        rows = measured(plan.trial, config, plan.cost_weight, keep)
+        rows = measured(setup.trial, config, setup.cost_weight, keep)
         for count, row in enumerate(rows, start=1):
             log.measure(trial_id, row)
             last = {**row, "training_iteration": count}
-            plan.searcher.on_trial_result(trial_id, last)
+            setup.searcher.on_trial_result(trial_id, last)
             if scheduler is not None and _stops(scheduler, stand_in, last):
                 break
     except Exception as error:
         # An error ends only its own trial.
         log.end(trial_id, error=f"{type(error).__name__}: {error}")
-        plan.searcher.on_trial_complete(trial_id, error=True)
+        setup.searcher.on_trial_complete(trial_id, error=True)
     else:
         log.end(trial_id)
-        plan.searcher.on_trial_complete(trial_id, last)
+        setup.searcher.on_trial_complete(trial_id, last)
         if scheduler is not None:
             scheduler.on_trial_complete(None, stand_in, last)  # type: ignore[arg-type]
-    plan.on_end(log)
+    setup.on_end(log)
 
 
 def _stops(scheduler: TrialScheduler, trial: Any, row: dict[str, Any]) -> bool:

@@ -2,12 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dynopt_ray.errors import SearchError
-
-if TYPE_CHECKING:
-    pass
 from dynopt_ray.cluster.searching.result import (
     BestTrial,
     SearchResult,
@@ -16,6 +12,7 @@ from dynopt_ray.cluster.searching.result import (
     rank,
 )
 from dynopt_ray.cluster.searching.trial import TrialStatus
+from dynopt_ray.errors import SearchError
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from dynopt_ray.cluster.searching.space import Flat, Space
+from dynopt_ray.cluster.searching.space import Point, Space
 
 
 def random(*, seed: int) -> Searcher:
@@ -17,7 +17,7 @@ def random(*, seed: int) -> Searcher:
     """
     from optuna.samplers import RandomSampler
 
-    return Sampled(RandomSampler(seed=seed))
+    return OptunaSearcher(RandomSampler(seed=seed))
 
 
 def optuna(*, seed: int, num_startup_trials: int = 10) -> Searcher:
@@ -31,10 +31,10 @@ def optuna(*, seed: int, num_startup_trials: int = 10) -> Searcher:
     """
     from optuna.samplers import TPESampler
 
-    return Sampled(TPESampler(seed=seed, n_startup_trials=num_startup_trials))
+    return OptunaSearcher(TPESampler(seed=seed, n_startup_trials=num_startup_trials))
 
 
-class Sampled(OptunaSearch):
+class OptunaSearcher(OptunaSearch):
     """A searcher that draws with one of Optuna's samplers.
 
     Args:
@@ -42,19 +42,19 @@ class Sampled(OptunaSearch):
         first: points to try before the sampler draws. It learns from them, too.
     """
 
-    def __init__(self, sampler: Any, first: Sequence[Flat] = ()) -> None:
+    def __init__(self, sampler: Any, first: Sequence[Point] = ()) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         super().__init__(sampler=sampler, points_to_evaluate=[dict(point) for point in first])
         self._own_sampler = sampler
 
-    def beginning_with(self, first: Sequence[Flat]) -> "Sampled":
+    def beginning_with(self, first: Sequence[Point]) -> "OptunaSearcher":
         """Return a searcher that tries some points before it draws with the same sampler.
 
         Call this before anything is drawn, because the sampler's state is shared.
         """
-        return Sampled(self._own_sampler, first)
+        return OptunaSearcher(self._own_sampler, first)
 
 
 def grid(*, seed: int) -> "Grid":
@@ -72,7 +72,7 @@ class Grid(Searcher):
 
     def __init__(self) -> None:
         super().__init__(metric="utility", mode="max")
-        self._points: list[Flat] = []
+        self._points: list[Point] = []
 
     def cover(self, space: Space) -> int:
         """Set the space whose configurations will be tried.

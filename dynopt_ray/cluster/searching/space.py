@@ -27,7 +27,7 @@ _RANGE_KEYS = ("low", "high", "log")
 SpaceConfig = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A space as plain data; see `Space.parse`."""
 
-Flat = Mapping[str, Any]
+Point = Mapping[str, Any]
 """A point: dimension name -> a number for a range, or the index of an option for a choice."""
 
 
@@ -116,7 +116,7 @@ class Space:
     def _root(self) -> str:
         return "member" if isinstance(self.tree, Choice) else ""
 
-    def decode(self, flat: Flat) -> dict[str, Any]:
+    def decode(self, flat: Point) -> dict[str, Any]:
         """Return the configuration that a point stands for.
 
         Args:
@@ -126,7 +126,7 @@ class Space:
         decoded: dict[str, Any] = _decode(self.tree, self._root, flat)
         return decoded
 
-    def grid(self) -> list[Flat]:
+    def grid(self) -> list[Point]:
         """Return one point for every configuration; the last dimensions change fastest.
 
         Choices within options that are not chosen keep their first option, so that no
@@ -151,7 +151,7 @@ class Space:
             for value in _values(dimension):
                 yield self.decode({**first, **self._leading_to(name), name: value})
 
-    def point(self, some: Flat) -> dict[str, Any]:
+    def point(self, some: Point) -> dict[str, Any]:
         """Complete a point: other ranges take their middle, and other choices their first option.
 
         Args:
@@ -305,7 +305,7 @@ def _grid(node: Any, name: str) -> Iterator[dict[str, Any]]:
             yield {**unused, name: index, **chosen}
 
 
-def _decode(node: Any, name: str, flat: Flat) -> Any:
+def _decode(node: Any, name: str, flat: Point) -> Any:
     if isinstance(node, Range):
         return int(flat[name]) if node.whole else float(flat[name])
     if isinstance(node, Choice):

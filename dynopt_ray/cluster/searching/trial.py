@@ -3,13 +3,10 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.policies import utility
-
-if TYPE_CHECKING:
-    pass
 
 TrialStatus = Literal["running", "finished", "stopped", "failed"]
 Config = Mapping[str, Any]

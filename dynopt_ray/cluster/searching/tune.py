@@ -15,8 +15,8 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from dynopt_ray.cluster.searching.domains import tune_space
-from dynopt_ray.cluster.searching.plan import SearchPlan
 from dynopt_ray.cluster.searching.result import BestNetwork
+from dynopt_ray.cluster.searching.search_setup import SearchSetup
 from dynopt_ray.cluster.searching.space import Space
 from dynopt_ray.cluster.searching.trial import Trial, measured
 
@@ -33,7 +33,7 @@ _ENVIRONMENT = {
 
 
 def run_on_cluster(
-    plan: SearchPlan, *, resources: Mapping[str, float], max_concurrent: int
+    setup: SearchSetup, *, resources: Mapping[str, float], max_concurrent: int
 ) -> tuple[str, bytes] | None:
     """Run the trials of a search in Tune actors, each of which runs many trials; see `search`.
 
@@ -43,24 +43,24 @@ def run_on_cluster(
         The id and the network of the best trial, or None if no trial gave a network.
     """
     keeper: Any = ray.remote(BestNetwork).options(num_cpus=0).remote()
-    shared = {"trial": plan.trial, "space": plan.space, "cost_weight": plan.cost_weight}
+    shared = {"trial": setup.trial, "space": setup.space, "cost_weight": setup.cost_weight}
     # This puts the trial's data into the object store once, not once per trial.
     train = tune.with_parameters(_train, **shared, keeper=keeper, resources=dict(resources))
     with _quiet(), tempfile.TemporaryDirectory(prefix="dynopt-search-") as storage:
         tuner = tune.Tuner(
             tune.with_resources(train, dict(resources)),
-            param_space=tune_space(plan.space),
+            param_space=tune_space(setup.space),
             tune_config=tune.TuneConfig(
                 metric="utility",
                 mode="max",
-                num_samples=plan.num_trials,
-                search_alg=plan.searcher,
-                scheduler=plan.scheduler,
+                num_samples=setup.num_trials,
+                search_alg=setup.searcher,
+                scheduler=setup.scheduler,
                 max_concurrent_trials=max_concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                storage_path=storage, name="search", verbose=0, callbacks=[_Listener(plan)]
+                storage_path=storage, name="search", verbose=0, callbacks=[_Listener(setup)]
             ),
         )
         tuner.fit()
@@ -101,9 +101,9 @@ def _train(
 class _Listener(tune.Callback):
     """Records in the log what Tune's controller reports about trials."""
 
-    def __init__(self, plan: SearchPlan) -> None:
-        self._plan = plan
-        self._log = plan.log
+    def __init__(self, setup: SearchSetup) -> None:
+        self._setup = setup
+        self._log = setup.log
         self._failures: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class _Listener(tune.Callback):
         """Record the start of a trial."""
         del iteration, info
         # The index is the order of drawing. Trials that were drawn together start in any order.
-        self._log.start(trial.trial_id, trials.index(trial), self._plan.space.decode(trial.config))
+        self._log.start(trial.trial_id, trials.index(trial), self._setup.space.decode(trial.config))
 
     def on_trial_result(
         self,
@@ -149,7 +149,7 @@ class _Listener(tune.Callback):
 
     def _end(self, trial: TuneTrial, error: str | None) -> None:
         self._log.end(trial.trial_id, error=error)
-        self._plan.on_end(self._log)
+        self._setup.on_end(self._log)
 
 
 def _cause(error: Exception | None) -> str:

@@ -1,12 +1,12 @@
-from .runner import adapted, add_curve, points, widths
+from .runner import add_curve, points, run_adaptation, widths
 from .spec import KIND, AdaptSettings, AdaptSpec
 
 __all__ = [
     "KIND",
     "AdaptSettings",
     "AdaptSpec",
-    "adapted",
     "add_curve",
     "points",
+    "run_adaptation",
     "widths",
 ]

@@ -56,7 +56,7 @@ def _run(spec: AdaptSpec, origin: Origin, policy: Policy, run: Run) -> None:
     curves = Curves()
     model = origin.model(run, curves)
     before = figures("before", origin.task, model)
-    result = adapted(
+    result = run_adaptation(
         run,
         origin.task,
         model,
@@ -78,7 +78,7 @@ def _run(spec: AdaptSpec, origin: Origin, policy: Policy, run: Run) -> None:
     keep_network(run, model, task=spec.task)
 
 
-def adapted(
+def run_adaptation(
     run: Run,
     task: Task,
     model: nn.Module,

@@ -10,17 +10,17 @@ from dynopt_ray.cluster import SearchResult, session
 from dynopt_ray.online import ArrayStream
 from dynopt_ray.policies import ENVIRONMENT, AdaptResult, ChargedCost, DQNPolicy, RandomPolicy
 from dynopt_ray.runs.kind import PreparedRun
-from dynopt_ray.runs.kinds.adapt import adapted, add_curve, points, widths
+from dynopt_ray.runs.kinds.adapt import add_curve, points, run_adaptation, widths
 from dynopt_ray.runs.kinds.demo.spec import DemoSpec
-from dynopt_ray.runs.kinds.policy import check_environment, compared, learned
+from dynopt_ray.runs.kinds.policy import check_environment, run_comparison, run_training
 from dynopt_ray.runs.kinds.search import (
     add_best_curve,
     check_plugins,
     front,
+    run_search,
     search_points,
-    searched,
 )
-from dynopt_ray.runs.kinds.stream import check_learner, make_stream, streamed
+from dynopt_ray.runs.kinds.stream import check_learner, make_stream, run_stream
 from dynopt_ray.runs.origin import (
     Curves,
     Origin,
@@ -69,7 +69,7 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
     with session(run.address):
         policy = _policy(spec, run)
         model = copy.deepcopy(start)
-        adaptation = adapted(
+        adaptation = run_adaptation(
             run,
             task,
             model,
@@ -79,7 +79,7 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             seed=spec.seed,
             **utility,
         )
-        found = searched(
+        found = run_search(
             run,
             task,
             model,
@@ -96,7 +96,7 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
         rows = [figures(name, task, network) for name, network in networks.items()]
         _write(run, spec, curves, adaptation, found)
         keep_network(run, winner, task=spec.task, config=found.best.config)
-        streamed(
+        run_stream(
             run,
             task,
             winner,
@@ -112,10 +112,10 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
 def _policy(spec: DemoSpec, run: Run) -> DQNPolicy:
     """Train a policy, compare it with a random one, and return it."""
     env = _environment(spec)
-    policy = learned(run, spec.policy, env_id=ENVIRONMENT, env=env, seed=spec.seed)
-    compared(
+    policy = run_training(run, spec.policy, env_id=ENVIRONMENT, env=env, seed=spec.seed)
+    run_comparison(
         run,
-        {"learned": policy, "random": RandomPolicy(spec.seed)},
+        {"run_training": policy, "random": RandomPolicy(spec.seed)},
         env_id=ENVIRONMENT,
         env=env,
         num_episodes=spec.num_episodes,

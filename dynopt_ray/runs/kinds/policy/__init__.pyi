@@ -1,4 +1,4 @@
-from .runner import POLICY_FILE, check_environment, compared, learned
+from .runner import POLICY_FILE, check_environment, run_comparison, run_training
 from .spec import KIND, PolicySpec, PolicyTraining
 
 __all__ = [
@@ -7,6 +7,6 @@ __all__ = [
     "PolicySpec",
     "PolicyTraining",
     "check_environment",
-    "compared",
-    "learned",
+    "run_comparison",
+    "run_training",
 ]

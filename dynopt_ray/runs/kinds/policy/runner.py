@@ -58,10 +58,10 @@ def check_environment(env_id: str, env: Mapping[str, Any]) -> None:
 
 def _run(spec: PolicySpec, run: Run) -> None:
     env_id = spec.env_id or ENVIRONMENT
-    policy = learned(run, spec.policy, env_id=env_id, env=spec.env, seed=spec.seed)
-    episodes = compared(
+    policy = run_training(run, spec.policy, env_id=env_id, env=spec.env, seed=spec.seed)
+    episodes = run_comparison(
         run,
-        {"learned": policy, "random": RandomPolicy(spec.seed)},
+        {"run_training": policy, "random": RandomPolicy(spec.seed)},
         env_id=env_id,
         env=spec.env,
         num_episodes=spec.num_episodes,
@@ -74,7 +74,7 @@ def _run(spec: PolicySpec, run: Run) -> None:
     run.directory.write_table("pareto", points[["series", "cost", "accuracy"]].dropna())
 
 
-def learned(
+def run_training(
     run: Run, settings: DQNSettings, *, env_id: str, env: Mapping[str, Any], seed: int
 ) -> DQNPolicy:
     """Train a policy, show the progress, and save the policy in the run directory.
@@ -116,7 +116,7 @@ def learned(
     return policy
 
 
-def compared(
+def run_comparison(
     run: Run,
     policies: Mapping[str, Policy],
     *,

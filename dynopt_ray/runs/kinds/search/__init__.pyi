@@ -1,4 +1,4 @@
-from .runner import add_best_curve, check_plugins, front, search_points, searched
+from .runner import add_best_curve, check_plugins, front, run_search, search_points
 from .spec import KIND, SearchSettings, SearchSpace, SearchSpec, check_space
 
 __all__ = [
@@ -10,6 +10,6 @@ __all__ = [
     "check_plugins",
     "check_space",
     "front",
+    "run_search",
     "search_points",
-    "searched",
 ]

@@ -8,7 +8,7 @@ import pandas as pd
 from torch import nn
 
 from dynopt_ray.cluster import (
-    Flat,
+    Point,
     PruneTrial,
     Range,
     SearchResult,
@@ -53,7 +53,7 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
     curves = Curves()
     model = origin.model(run, curves)
     before = figures("before", origin.task, model)
-    result = searched(
+    result = run_search(
         run,
         origin.task,
         model,
@@ -122,12 +122,12 @@ def check_plugins(settings: SearchSettings, space: Space) -> None:
             "e.g. lr: {name: cosine, initial: {low: 1e-4, high: 0.1, log: true}}"
         )
     # The check is the same for every first point.
-    first: list[Flat] = [{}] if settings.find_rate else []
+    first: list[Point] = [{}] if settings.find_rate else []
     draws(settings.searcher, space, num_trials=settings.num_trials, first=first)
     make_scheduler(settings.scheduler, num_reports=settings.num_reports)
 
 
-def _first(run: Run, trial: PruneTrial, space: Space) -> list[Flat]:
+def _first(run: Run, trial: PruneTrial, space: Space) -> list[Point]:
     """Return the point to try first: the middle of a space, at the rate of a range test.
 
     The list is empty if the test finds no rate.
@@ -147,7 +147,7 @@ def _first(run: Run, trial: PruneTrial, space: Space) -> list[Flat]:
     return [{name: min(max(found, rates.low), rates.high)}]
 
 
-def searched(
+def run_search(
     run: Run,
     task: Task,
     model: nn.Module,

@@ -1,5 +1,5 @@
 from .learners import check_learner
-from .runner import make_stream, streamed
+from .runner import make_stream, run_stream
 from .spec import KIND, LearnerSettings, StreamSettings, StreamSpec
 
 __all__ = [
@@ -9,5 +9,5 @@ __all__ = [
     "StreamSpec",
     "check_learner",
     "make_stream",
-    "streamed",
+    "run_stream",
 ]

@@ -80,7 +80,7 @@ def make_stream(task: Task, settings: StreamSettings, *, seed: int) -> ArrayStre
 def _run(spec: StreamSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
     curves = Curves()
     model = origin.model(run, curves)
-    frame = streamed(
+    frame = run_stream(
         run,
         origin.task,
         model,
@@ -94,7 +94,7 @@ def _run(spec: StreamSpec, origin: Origin, stream: ArrayStream, run: Run) -> Non
     keep_network(run, model, task=spec.task)
 
 
-def streamed(
+def run_stream(
     run: Run,
     task: Task,
     model: nn.Module,

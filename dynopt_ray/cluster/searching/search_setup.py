@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dynopt_ray.cluster.searching.log import TrialLog
-from dynopt_ray.cluster.searching.space import Flat, Space
+from dynopt_ray.cluster.searching.space import Point, Space
 from dynopt_ray.cluster.searching.trial import Trial
 from dynopt_ray.errors import SpecError
 from dynopt_ray.plugins import build
@@ -20,7 +20,7 @@ PluginConfig = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class SearchPlan:
+class SearchSetup:
     """The parts of a search, whether its trials run in this process or on a cluster.
 
     Attributes:
@@ -60,7 +60,7 @@ def draws(
     space: Space,
     *,
     num_trials: int | None,
-    first: Sequence[Flat] = (),
+    first: Sequence[Point] = (),
     seed: int = 0,
 ) -> tuple["Searcher", int]:
     """Make the searcher of a search, and count the trials.
@@ -97,14 +97,14 @@ def draws(
     return search_algorithm, num_trials
 
 
-def _beginning_with(searcher: "Searcher", first: Sequence[Flat], space: Space) -> "Searcher":
-    from dynopt_ray.cluster.searching.searchers import Sampled
+def _beginning_with(searcher: "Searcher", first: Sequence[Point], space: Space) -> "Searcher":
+    from dynopt_ray.cluster.searching.searchers import OptunaSearcher
 
     if isinstance(first, str | Mapping) or not isinstance(first, Sequence):
         raise SpecError(f"first is {first!r:.60}; give a list of mappings such as {{'lr': 0.01}}")
     if not first:
         return searcher
-    if not isinstance(searcher, Sampled):
+    if not isinstance(searcher, OptunaSearcher):
         raise SpecError(
             f"{type(searcher).__name__} cannot try given points first; leave out first, or use the "
             "searcher 'optuna' or 'random'"
