@@ -107,6 +107,21 @@ def test_a_crash_between_snapshot_and_journal_is_harmless(tmp_path: Path) -> Non
     assert state_bytes(revived, tmp_path) == undisturbed(stream, tmp_path)
 
 
+def test_a_journal_older_than_the_snapshot_is_left_behind(tmp_path: Path) -> None:
+    stream = events(20)
+    durable = opened(tmp_path / "d", snapshot_every=100)
+    durable.learn(1, stream[:5])
+    journal = (tmp_path / "d" / "journal").read_bytes()
+    durable.learn(6, stream[5:12])
+    durable.snapshot()
+    durable.close()
+    (tmp_path / "d" / "journal").write_bytes(journal)
+    revived = opened(tmp_path / "d")
+    assert revived.sequence == 12
+    revived.learn(13, stream[12:])
+    assert state_bytes(revived, tmp_path) == undisturbed(stream, tmp_path)
+
+
 def test_a_crash_in_the_middle_of_a_write_drops_what_was_not_acknowledged(tmp_path: Path) -> None:
     stream = events(12)
     durable = opened(tmp_path / "d", snapshot_every=100)
@@ -127,8 +142,9 @@ def test_duplicates_are_ignored_and_gaps_refused(tmp_path: Path) -> None:
     durable.learn(1, stream[:4])
     before = state_bytes(durable, tmp_path)
     assert durable.learn(2, stream[1:3]).results == (None, None)
-    with pytest.raises(LearnerError, match="event 7 was sent but 5 is next"):
-        durable.learn(7, stream[6:])
+    for first in (6, 7):
+        with pytest.raises(LearnerError, match=f"event {first} was sent but 5 is next"):
+            durable.learn(first, stream[first - 1 :])
     assert state_bytes(durable, tmp_path) == before
     assert durable.learn(3, stream[2:6]).results[:2] == (None, None)
     assert durable.sequence == 6
