@@ -197,14 +197,19 @@ def test_missing_gradients_are_refused() -> None:
     def elsewhere(output: Tensor, target: Tensor) -> Tensor:
         return (graph.model.get_parameter("2.bias") - target + 0 * output.detach()).mean()
 
-    with pytest.raises(MissingGradientError, match=r"does not depend on parameter '0\.weight'"):
-        unit_scores(graph, "taylor", [(X, Y)], loss=elsewhere)
+    for criterion in ("taylor", "hessian"):
+        with pytest.raises(MissingGradientError, match=r"does not depend on parameter '0\.weight'"):
+            unit_scores(graph, criterion, [(X, Y)], loss=elsewhere)
+    with pytest.raises(MissingGradientError, match=r"does not depend on what '2\.weight' gives"):
+        unit_scores(graph, "reconstruction", [(X, Y)], loss=elsewhere)
 
 
 def test_nan_is_refused_with_its_place() -> None:
     graph = two_layers()
     with pytest.raises(DivergedError, match="the loss is nan on batch 1"):
         unit_scores(graph, "taylor", [(X, Y), (X, Y * torch.nan)], loss=F.mse_loss)
+    with pytest.raises(DivergedError, match="the loss is nan on batch 0"):
+        unit_scores(graph, "hessian", [(X, Y * torch.nan)], loss=F.mse_loss)
     for criterion in ("taylor", "hessian", "activation", "reconstruction"):
         with pytest.raises(DivergedError, match=r"inputs in batch 1 of the data .* not finite"):
             unit_scores(graph, criterion, [(X, Y), (X * torch.nan, Y)], loss=F.mse_loss)

@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from dynopt_ray.online import ArrayStream, Drift, Guard, OnlineLearner, evaluate
+from dynopt_ray.online import ArrayStream, Drift, Guard, OnlineLearner, Replay, evaluate
 from dynopt_ray.online.learner.guard import UpdateBackup
 
 
@@ -66,6 +66,19 @@ def test_the_window_holds_the_events_before_the_present_one() -> None:
     assert learner.learn(0.0, 0.0).verdict == "accepted"
 
 
+def test_the_window_is_the_guards_own_where_a_reaction_keeps_more() -> None:
+    model = Scalar(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = Guard(window=2, tolerance=0.05, max_halvings=0)
+    reaction = Replay(window=8)
+    learner = OnlineLearner(model, optimizer, loss=squared, guard=guard, reactions=[reaction])
+    learner.memory.add(torch.zeros(8), torch.tensor([*[-10.0] * 6, 10.0, 0.0]))
+    # From 1 to 1.4: V falls from 41 to 37.96 on the latest two. It nearly doubles on the last one,
+    # and on all eight it rises from 101 to 106.96, by more than a twentieth.
+    assert learner.learn(0.0, 3.0).verdict == "accepted"
+    assert learner.memory.capacity == 8
+
+
 def test_rolling_back_is_bit_exact() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
@@ -99,6 +112,42 @@ def test_a_step_to_nan_is_rolled_back() -> None:
     learner = guarded(1.0, lr=math.inf, guard=Guard())
     assert learner.learn(0.0, 3.0).verdict == "rolled back"
     assert weight_of(learner) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "accepted"),
+    [
+        (2.0, 2.5, True),  # 2 + 0.25·2, at the limit
+        (2.0, 2.51, False),
+        (-2.0, -1.5, True),  # -2 + 0.25·|-2|: a loss below zero may rise, too
+        (-2.0, -1.49, False),
+        (-2.0, -2.4, True),
+        (0.0, 0.0, True),
+        (0.0, 1e-9, False),
+        (1.0, math.nan, False),
+        (math.inf, math.inf, False),
+        (math.inf, 1.0, True),
+        (1.0, -math.inf, False),
+    ],
+)
+def test_the_tolerance_is_relative_to_the_size_of_the_loss(
+    before: float, after: float, accepted: bool
+) -> None:
+    assert Guard(tolerance=0.25).accepts(before=before, after=after) is accepted
+
+
+def test_a_guarded_learner_takes_steps_where_the_loss_is_below_zero() -> None:
+    model = Scalar(1.0)
+
+    def below_zero(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().mean() - 100.0
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    learner = OnlineLearner(model, optimizer, loss=below_zero, guard=Guard(tolerance=0.05))
+    learner.memory.add(torch.ones(4), torch.ones(4))
+    # V rises from -100 to -99.9984, by far less than a twentieth of 100.
+    assert learner.learn(0.0, 3.0).verdict == "accepted"
+    assert weight_of(learner) == pytest.approx(1.04)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,48 @@ def test_a_torn_last_record_is_dropped_wherever_it_ends(tmp_path: Path) -> None:
         assert sequences(path) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_cut_tail_is_synced_before_anything_is_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "j", list[int]()
+    before, size = filled(path, 3, 2)[1:]
+    path.write_bytes(path.read_bytes()[: size - 1])
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(os.fstat(file).st_size))
+    with Journal(path):
+        assert synced == [before]
+
+
+def test_data_that_look_like_a_record_hide_no_good_one(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    like_a_record = np.frombuffer(b"\xd5REC" * 20, dtype=np.uint8)
+    with Journal(path) as journal:
+        journal.append([entry(1)])
+        end = path.stat().st_size
+        journal.append([Entry(2, like_a_record, np.asarray(0))])
+        journal.append([entry(3)])
+    data = bytearray(path.read_bytes())
+    data[end + 9] ^= 0x10  # in the head of the second
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="events up to 2 are lost, later ones are there"):
+        Journal(path)
+    assert path.read_bytes() == bytes(data)
+    # As the last record it is a torn one.
+    path.write_bytes(data[: -(len(data) - end) // 2])
+    assert sequences(path) == [1]
+
+
+def test_more_than_a_record_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynopt_ray.online.durable.journal._MAX_BODY_BYTES", 100)
+    with Journal(tmp_path / "j") as journal:
+        with pytest.raises(LearnerError, match=r"5 events take \d+ bytes; send fewer"):
+            journal.append([entry(1 + index) for index in range(5)])
+        assert journal.last == 0
+        journal.append([entry(1), entry(2)])
+    assert sequences(tmp_path / "j") == [1, 2]
+
+
 def test_a_tail_of_zeros_is_a_torn_record(tmp_path: Path) -> None:
     path = tmp_path / "j"
     filled(path, 3)
@@ -157,7 +199,71 @@ def test_a_full_disk_refuses_the_events_and_keeps_the_journal(tmp_path: Path) ->
     assert sequences(path) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_every_append_is_synced_once_after_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "j", list[int]()
+    fdatasync = os.fdatasync
+
+    def noted(descriptor: int) -> None:
+        fdatasync(descriptor)
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr("os.fdatasync", noted)
+    with Journal(path) as journal:
+        sizes = []
+        for size in (1, 3, 2):
+            journal.append([entry(journal.last + 1 + index) for index in range(size)])
+            sizes.append(path.stat().st_size)
+            # When `append` returns, the disk has everything that the file holds.
+            assert synced == sizes
+        journal.append([])
+    assert synced == sizes
+
+
+def test_a_sync_that_fails_takes_the_events_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    size = filled(path, 3)[-1]
+    truncated: list[int] = []
+    with Journal(path) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fdatasync", _failing)
+            patch.setattr("os.fsync", lambda file: truncated.append(os.fstat(file).st_size))
+            with pytest.raises(LearnerError, match=r"Input/output error; events 4 to 5 were not"):
+                journal.append([entry(4), entry(5)])
+        assert truncated == [size]  # and the cut is on disk, too
+        assert journal.last == 3
+        assert path.stat().st_size == size
+        assert [e.sequence for e in journal.entries()] == [1, 2, 3]
+        journal.append([entry(4)])
+    assert sequences(path) == [1, 2, 3, 4]
+
+
+def test_a_failed_write_that_cannot_be_taken_back_closes_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    filled(path, 3)
+    with Journal(path) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fdatasync", _failing)
+            patch.setattr("os.fsync", _failing)
+            with pytest.raises(LearnerError, match="events 4 were not accepted"):
+                journal.append([entry(4)])
+        # What lies behind the last good record is not known any more.
+        with pytest.raises(LearnerError, match=r"could not be undone \(Input/output error\)"):
+            journal.append([entry(4)])
+        assert journal.last == 3
+    assert sequences(path) == [1, 2, 3]
+
+
+def _failing(_: int) -> None:
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "Input/output error"), KeyboardInterrupt("stop")])
 @pytest.mark.parametrize("place", ["before the rename", "after the rename"])
 def test_a_restart_that_fails_loses_nothing_appended_later(
     place: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,7 +279,7 @@ def test_a_restart_that_fails_loses_nothing_appended_later(
         with monkeypatch.context() as patch:
             patch.setattr(f"dynopt_ray.storage.{name}", fail)
             wanted = CheckpointError if isinstance(failure, OSError) else KeyboardInterrupt
-            with pytest.raises(wanted):
+            with pytest.raises(wanted, match=r"Input/output error|^stop$"):
                 journal.restart(5)
         journal.append([entry(6)])
         assert [e.sequence for e in journal.entries(after=5)] == [6]

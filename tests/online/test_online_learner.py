@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynopt_ray.errors import CheckpointError, DataError, EditError, UnknownNameError
-from dynopt_ray.online import OnlineLearner, load, save
+from dynopt_ray.online import Guard, OnlineLearner, load, save
 from dynopt_ray.schedules import cosine
 from tests.online.learners import SGD, events, learner, network, state_bytes
 
@@ -53,6 +53,28 @@ def test_the_result_is_from_before_learning() -> None:
     assert result.loss == pytest.approx(float(F.cross_entropy(before, y)))
     assert result.errors == (float(before.argmax() != y),)
     assert not torch.equal(subject.predict(x), before)
+
+
+class Alone(nn.Module):
+    """A network that gives its one parameter itself, the same for every event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor([0.0, 1.0, 2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores.expand(len(x), -1)
+
+
+@pytest.mark.parametrize("guard", [None, Guard()])
+def test_an_output_that_is_a_view_of_a_weight_does_not_follow_it(guard: Guard | None) -> None:
+    subject = learner(Alone(), guard=guard)
+    predicted = subject.predict(torch.zeros(4))
+    result = subject.learn(torch.zeros(4), 0)
+    assert not torch.equal(next(subject.model.parameters()), predicted)
+    assert predicted.tolist() == [0.0, 1.0, 2.0]
+    assert result.output.tolist() == [[0.0, 1.0, 2.0]]
+    assert result.errors == (1.0,)
 
 
 def test_predicting_changes_nothing(tmp_path: Path) -> None:

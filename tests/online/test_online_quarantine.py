@@ -203,7 +203,7 @@ def test_a_failing_device_is_no_fault_of_the_event(name: str, tmp_path: Path) ->
 
     subject = learner(Full(4, 3))
     before = state_bytes(subject, tmp_path)
-    with pytest.raises(kind):
+    with pytest.raises(kind, match="no memory"):
         subject.learn(*events(1)[0])
     assert state_bytes(subject, tmp_path) == before
 

@@ -152,20 +152,55 @@ def test_masks_follow_growth_and_shrinking() -> None:
     assert mask[1:].all()
 
 
+@pytest.mark.parametrize("gone", [0, 5, 11])
+def test_what_is_left_of_a_masked_unit_that_went_counts_as_kept(gone: int) -> None:
+    """The stack stays as wide as the other members are, so the place of the unit stays, too."""
+    both = Both()
+    into, out = torch.ones(12, 6, dtype=torch.bool), torch.ones(9, 12, dtype=torch.bool)
+    into[gone] = False
+    out[:, gone] = False
+    into[3, 2] = out[4, 7] = False  # these stay
+    for layer, keep in enumerate((into, out)):
+        both.population.set_mask(layer, 0, keep)
+    both.edit(0, Mask("0.weight", keep=into))
+    both.edit(0, Mask("2.weight", keep=out))
+    shrink(both.population, 0, {0: keep_of(12, gone)})
+    both.edit(0, Shrink("0", remove=[gone]))
+    assert [num_masked(both.population, layer) for layer in range(3)] == [[1, 0, 0]] * 2 + [[0] * 3]
+    # A unit that grows there later is free to learn.
+    grow(both.population, 0, {0: 1})
+    both.edit(0, Grow("0", units=1))
+    both.train()
+    both.check(2e-4)
+    assert [num_masked(both.population, layer) for layer in range(3)] == [[1, 0, 0]] * 2 + [[0] * 3]
+    for layer in range(2):
+        assert bool((both.population.weight_momenta[layer][0] != 0).any())
+    assert bool(both.population.weights[1][0, :, 11].any())
+
+
+def num_masked(population: Population, layer: int) -> list[int]:
+    """How many weights of each member are held at zero."""
+    mask = population.masks[layer]
+    return [0] * len(population) if mask is None else (~mask).sum((1, 2)).tolist()
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        lambda p: grow(p, 2, {0: 1}),
-        lambda p: grow(p, 0, {0: 0}),
-        lambda p: shrink(p, 0, {0: torch.ones(12, dtype=torch.bool)}),
-        lambda p: shrink(p, 0, {0: torch.zeros(12, dtype=torch.bool)}),
-        lambda p: shrink(p, 0, {0: torch.ones(11, dtype=torch.bool)}),
-        lambda p: shrink(p, -1, {0: keep_of(12, 1)}),
+        (lambda p: grow(p, 2, {0: 1}), "no hidden layer 2; .* 0 to 1"),
+        (lambda p: grow(p, 0, {0: 0}), "member 0: 0 units to add"),
+        (lambda p: grow(p, 0, {1: 2, 2: -1}), "member 2: -1 units to add"),
+        (lambda p: shrink(p, 0, {0: keep_of(12)}), "member 0: keep leaves 12 of 12"),
+        (lambda p: shrink(p, 0, {2: ~keep_of(12)}), "member 2: keep leaves 0 of 12"),
+        (lambda p: shrink(p, 0, {0: keep_of(11, 1)}), r"shape \(11,\); .* \(12,\)"),
+        (lambda p: shrink(p, 0, {0: torch.ones(12)}), r"keep is torch\.float32"),
+        (lambda p: shrink(p, -1, {0: keep_of(12, 1)}), "no hidden layer -1"),
+        (lambda p: shrink(p, 2, {0: keep_of(4, 1)}), "no hidden layer 2"),
     ],
 )
-def test_impossible_edits_change_nothing(wrong: Callable[[Population], None]) -> None:
+def test_impossible_edits_change_nothing(wrong: Callable[[Population], None], message: str) -> None:
     population = Both().population
     before = [tensor.clone() for tensor in population.weights]
-    with pytest.raises(EditError):
+    with pytest.raises(EditError, match=message):
         wrong(population)
     assert all(map(torch.equal, population.weights, before))

@@ -186,6 +186,31 @@ def test_loading_sets_the_rate_at_once() -> None:
     assert optimizer.param_groups[0]["lr"] == SCHEDULE(15)
 
 
+def test_the_last_rates_are_those_of_the_state_right_after_loading() -> None:
+    schedule = exponential(1.0, gamma=0.5)
+    saved, loaded = (to_torch(schedule, optimizer_of(0.4, 0.04)) for _ in range(2))
+    for _ in range(3):
+        saved.optimizer.step()
+        saved.step()
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.get_last_lr() == saved.get_last_lr()
+    assert loaded.get_last_lr() == pytest.approx([0.125, 0.0125])
+    assert loaded.state_dict() == saved.state_dict()
+    # The ratio of the groups is that of the saved run, whatever the rates were here.
+    other = to_torch(schedule, optimizer_of(1.0, 1.0))
+    other.load_state_dict(saved.state_dict())
+    assert other.get_last_lr() == pytest.approx([0.125, 0.0125])
+    assert [group["lr"] for group in other.optimizer.param_groups] == other.get_last_lr()
+
+
+def test_a_state_is_a_copy() -> None:
+    scheduler = to_torch(constant(1.0), optimizer_of(0.4, 0.04))
+    state = scheduler.state_dict()
+    scheduler.load_state_dict(state)
+    state["base_lrs"][1] = 0.4
+    assert scheduler.get_lr() == pytest.approx([1.0, 0.1])
+
+
 def test_foreign_states_are_refused_and_change_nothing() -> None:
     scheduler = to_torch(SCHEDULE, optimizer_of(0.1))
     before = scheduler.state_dict()

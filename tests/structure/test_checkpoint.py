@@ -101,6 +101,31 @@ def test_loads_into_another_precision(name: str, tmp_path: Path) -> None:
     assert {state["exp_avg"].dtype for state in twin.state.values()} == {torch.float64}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_step_counts_stay_as_they_are_in_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    """In bfloat16 there is no 1,001: the next numbers are 1,000 and 1,004."""
+    model, inputs = trained("mlp")
+    model, inputs = model.to(dtype), inputs.to(dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, eps=1e-4)
+    step(model, inputs, optimizer)
+    for state in optimizer.state.values():
+        state["step"] += 1000
+    save(tmp_path / "n", model, optimizer)
+    other = NETWORKS["mlp"].build().eval().to(dtype)
+    twin = torch.optim.Adam(other.parameters())
+    load(tmp_path / "n", other, twin)
+    for parameter, wanted in zip(other.parameters(), model.parameters(), strict=True):
+        found = twin.state[parameter]
+        assert found["step"].item() == 1001
+        assert found["step"].dtype == torch.float32
+        assert found["exp_avg"].dtype == dtype
+        assert torch.equal(found["exp_avg"], optimizer.state[wanted]["exp_avg"])
+    for one, two in ((model, optimizer), (other, twin)):
+        step(one, inputs, two)
+    for found, expected in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("name", ["vgg", "attention", "recurrent"])
 def test_loads_into_a_network_made_without_memory(name: str, tmp_path: Path) -> None:
     model, inputs, _ = resized(name)
@@ -219,7 +244,9 @@ def test_truncated_file_is_refused_and_nothing_changes(share: float, tmp_path: P
 def refuses(path: Path, inputs: Tensor) -> None:
     other = NETWORKS["vgg"].build().eval()
     before = other(inputs)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(
+        CheckpointError, match=r"vgg|truncated|altered|not one that dynopt_ray wrote"
+    ):
         load(path, other)
     assert torch.equal(other(inputs), before)
 

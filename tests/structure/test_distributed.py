@@ -82,7 +82,9 @@ def work(rank: int, directory: str) -> None:
         tensors[f"mask {name}"] = mask_of(parameter)
     torch.save(tensors, Path(directory) / f"rank{rank}")
     graph.apply([Grow("0", units=1)], optimizer=optimizer, seed=8)
-    with pytest.raises(RuntimeError):  # what wraps the old sizes notices
+    with pytest.raises(
+        RuntimeError, match="finished reduction"
+    ):  # what wraps the old sizes notices
         train(again, optimizer)
     sharded = fully_shard(nn.Linear(4, 4), mesh=init_device_mesh("cpu", (RANKS,)))
     whole: Any = FullyShardedDataParallel

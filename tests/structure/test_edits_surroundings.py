@@ -179,6 +179,11 @@ def test_plans_survive_json(plan: list[Edit]) -> None:
 
 
 def test_text_that_is_no_plan_is_refused() -> None:
-    for text in ["{", '[{"edit": "widen"}]', "[1]", '[{"edit": "grow", "group": "0"}]']:
-        with pytest.raises(EditError):
+    for text, message in [
+        ("{", "not a plan: JSONDecodeError"),
+        ('[{"edit": "widen"}]', "no edit 'widen'"),
+        ("[1]", "not a plan: TypeError"),
+        ('[{"edit": "grow", "group": "0"}]', "not a plan: TypeError.*'units'"),
+    ]:
+        with pytest.raises(EditError, match=message):
             plan_from_json(text)

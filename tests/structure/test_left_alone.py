@@ -252,19 +252,19 @@ def test_a_width_that_would_be_squeezed_away_keeps_two_units() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        '[{"edit": "mask", "parameter": "w", "shape": [2], "kept": [7]}]',
-        '[{"edit": "mask", "parameter": "w", "shape": [-2], "kept": [0]}]',
-        '[{"edit": "grow", "group": "0", "units": 1, "exact": "no"}]',
-        '[{"edit": "grow", "group": 0, "units": 1}]',
-        '[{"edit": "grow", "group": "0", "units": 1, "init": "magic"}]',
-        '{"edit": "grow"}',
-        "[null]",
+        ('[{"edit": "mask", "parameter": "w", "shape": [2], "kept": [7]}]', "IndexError: index 7"),
+        ('[{"edit": "mask", "parameter": "w", "shape": [-2], "kept": [0]}]', "RuntimeError.* -2"),
+        ('[{"edit": "grow", "group": "0", "units": 1, "exact": "no"}]', "exact is 'no'"),
+        ('[{"edit": "grow", "group": 0, "units": 1}]', "group is 0"),
+        ('[{"edit": "grow", "group": "0", "units": 1, "init": "magic"}]', "'magic'"),
+        ('{"edit": "grow"}', "not a plan: TypeError"),
+        ("[null]", "not a plan: TypeError"),
     ],
 )
-def test_text_that_is_no_plan_is_refused(text: str) -> None:
-    with pytest.raises(EditError):
+def test_text_that_is_no_plan_is_refused(text: str, message: str) -> None:
+    with pytest.raises(EditError, match=message):
         plan_from_json(text)
 
 

@@ -191,6 +191,9 @@ class _Opaque(torch.autograd.Function):
         (lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1), "lie in another order"),
         (lambda x: torch.cat([x[:, 2:], x[:, :2]], 1), "groups its units differently"),
         (lambda x: x.roll(1, 1), "another order"),
+        # A rotation that shows only when the first unit goes.
+        (lambda x: torch.cat([x, x], 1)[:, 1 : x.shape[1] + 1], "lie in another order"),
+        (lambda x: torch.cat([x, x], 1)[:, x.shape[1] - 1 : -1], "lie in another order"),
         (lambda x: x[:, [0, 1, 2, 3, 5, 4]], "indexed by a tensor"),
         (lambda x: torch.flip(x, [1]), "another order"),
         (lambda x: torch.cat([x[:, :2], x[:, 2:]], 1)[:, :6], "written into the forward pass"),

@@ -61,19 +61,19 @@ def test_models_are_called_with_arguments_or_keywords() -> None:
 
 
 def test_a_failing_model_says_what_it_was_called_with() -> None:
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match="got Long and Float") as caught:
         call_model(nn.Linear(3, 2), torch.ones(2, 3, dtype=torch.int64))
     assert caught.value.__notes__ == [
         "The model was called with a torch.int64 tensor of shape (2, 3) on cpu. Whole numbers "
         "suit embeddings; other layers need floats: x.astype('float32')."
     ]
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match="must match the size") as caught:
         call_model(Adder(), {"a": torch.ones(2), "b": torch.ones(3)})
     assert "a=a torch.float32 tensor of shape (2,) on cpu, b=" in caught.value.__notes__[0]
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match="got Float and Double") as caught:
         call_model(nn.Linear(3, 1).double(), torch.ones(2, 3))
     assert "parameters are torch.float64, and tasks give" in caught.value.__notes__[0]
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         call_model(nn.Linear(4, 1), torch.ones(2, 3))
     assert caught.value.__notes__[0].endswith("of shape (2, 3) on cpu.")
 

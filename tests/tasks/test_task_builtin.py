@@ -216,7 +216,7 @@ def test_a_failed_download_says_the_ways_out(
 
     monkeypatch.setenv("DYNOPT_DATA", str(nowhere / "empty"))
     monkeypatch.setattr(datasets, "fetch_openml", refuse)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match="no route to Fashion-MNIST") as caught:
         load_task("fashion-mnist-mlp")
     for part in (str(nowhere / "empty"), "no route", "data_dir", "DYNOPT_DATA", "dataset-fashion"):
         assert part in str(caught.value)

@@ -292,7 +292,7 @@ def test_training_works_where_gradients_are_switched_off() -> None:
 
 def test_whole_numbers_do_not_suit_linear_layers_and_that_is_said() -> None:
     task = task_of(train=(X.long(), Y), validation=(X.long(), Y))
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match="got Long and Float") as caught:
         task.evaluate(task.new_model())
     assert "other layers need floats" in caught.value.__notes__[0]
 

@@ -231,7 +231,7 @@ def test_groups_go_in_their_steps() -> None:
 
 
 def test_a_budget_out_of_reach_names_the_lowest_cost_and_the_groups() -> None:
-    with pytest.raises(BudgetError) as error:
+    with pytest.raises(BudgetError, match="cannot be met") as error:
         branches({10: 0.0, 3: 1.0}, {10: 0.0, 5: 1.0}, 7)
     message = str(error.value)
     assert "the lowest reachable params is 64 (0.4 of the start), above the limit of 56" in message

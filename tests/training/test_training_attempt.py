@@ -79,7 +79,7 @@ def test_a_refused_plan_leaves_no_trace() -> None:
     assert graph.widths == {"0": 4}
 
 
-@pytest.mark.parametrize("error", [DivergedError("NaN at step 3"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [DivergedError("NaN at step 3"), KeyboardInterrupt("stop")])
 @pytest.mark.parametrize("place", ["recover", "judge", "accept"])
 def test_whatever_fails_is_raised_with_the_old_state_back(error: BaseException, place: str) -> None:
     graph, optimizer = network()
@@ -91,7 +91,7 @@ def test_whatever_fails_is_raised_with_the_old_state_back(error: BaseException, 
             raise error
         return True
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error), match=str(error)):
         attempt(
             graph,
             PLAN,

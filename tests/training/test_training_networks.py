@@ -14,7 +14,7 @@ def test_networks_survive_the_journey(blobs: Task) -> None:
     network = network_bytes(blobs.new_model(seed=1))
     model = loaded_network(blobs, network)
     assert network_bytes(model) == network
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="truncated"):
         restored(blobs.new_model(seed=0), network[:-10])
 
 

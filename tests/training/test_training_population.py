@@ -46,6 +46,44 @@ def test_members_that_lag_take_over_weights_optimizer_and_a_varied_rate() -> Non
         assert rates.lrs[member] == 0.1 * 2**member
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_nan_is_worse_than_any_loss_wherever_it_stands(place: int) -> None:
+    models, _, rates = population(5, share=0.2)
+    before = [copy.deepcopy(m.state_dict()) for m in models]
+    losses = [3.0, 2.0, 1.0, 4.0, 5.0]
+    losses[place] = math.nan
+    best = 2 if place != 2 else 1
+    wanted = [best if member == place else member for member in range(5)]
+    assert rates.observe(losses) == wanted
+    for model, source in zip(models, wanted, strict=True):
+        assert torch.equal(model.weight, before[source]["weight"])
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_members_whose_losses_are_nan_are_nobodys_source(first: int) -> None:
+    for second in range(first + 1, 5):
+        losses = [1.0, 2.0, 3.0, 4.0, 5.0]
+        losses[first] = losses[second] = math.nan
+        sources = population(5, share=0.4)[2].observe(losses)
+        left = [member for member in range(5) if member not in (first, second)]
+        assert {sources[first], sources[second]} <= set(left[:2])
+        assert [sources[member] for member in left] == left
+
+
+@pytest.mark.parametrize(
+    ("num_members", "share", "num_lagging"),
+    [(2, 0.5, 1), (4, 0.2, 1), (5, 0.4, 2), (9, 0.25, 2), (9, 0.33, 2), (9, 0.5, 4)],
+)
+def test_a_share_is_rounded_down_and_at_least_one_lags(
+    num_members: int, share: float, num_lagging: int
+) -> None:
+    rates = population(num_members, share=share)[2]
+    sources = rates.observe([*range(num_members)])
+    stays = num_members - num_lagging
+    assert sources[:stays] == [*range(stays)]
+    assert all(source < num_lagging for source in sources[stays:])
+
+
 def test_masks_are_taken_over_too() -> None:
     models, optimizers, rates = population(2)
     keep = torch.arange(6).reshape(2, 3) % 2 > 0

@@ -284,7 +284,7 @@ def test_a_round_that_diverges_leaves_the_optimizer_as_it_was() -> None:
     task.train_steps(model, optimizer, 20)
     before = {p: state["momentum_buffer"].clone() for p, state in optimizer.state.items()}
     retrain = Retraining(200, constant(1.0))
-    with pytest.raises(DivergedError):
+    with pytest.raises(DivergedError, match=r"at step \d+ of 200"):
         prune(model, task, target=Fraction(remove=0.5), retrain=retrain, optimizer=optimizer)
     assert before.keys() == optimizer.state.keys()
     for parameter, momentum in before.items():

@@ -57,6 +57,10 @@ class Replayed:
     Args:
         build: builds a new detector, which must be deterministic (seeded).
         max_log: the number of errors at which the log is halved, >= 2.
+        finds_falls: whether the detector also finds a falling error. If so, the log decides
+            whether the error rose: the latest errors, at most 32, are compared with all before
+            them. A detector that finds only rises is trusted, because its log may begin with
+            larger errors that the network has unlearned since.
 
     Raises:
         ValueError: `max_log` is below 2.
@@ -68,11 +72,18 @@ class Replayed:
         True
     """
 
-    def __init__(self, build: Callable[[], RiverDetector], *, max_log: int = 10_000) -> None:
+    def __init__(
+        self,
+        build: Callable[[], RiverDetector],
+        *,
+        max_log: int = 10_000,
+        finds_falls: bool = True,
+    ) -> None:
         if max_log < 2:
             raise ValueError(f"Replayed: max_log is {max_log}; it must be at least 2")
         self._build = build
         self._max_log = max_log
+        self._finds_falls = finds_falls
         self._log = array("d")
         self._detector = build()
 
@@ -81,7 +92,7 @@ class Replayed:
         self._log.append(error)
         self._detector.update(error)
         changed = bool(self._detector.drift_detected)
-        risen = changed and _has_risen(self._log)
+        risen = changed and (not self._finds_falls or _has_risen(self._log))
         if changed:
             self._restart(array("d"))
         elif len(self._log) >= self._max_log:
@@ -130,10 +141,12 @@ def _has_risen(errors: "array[float]") -> bool:
     return not earlier or sum(latest) / len(latest) > sum(earlier) / len(earlier)
 
 
-def _river(path: str, settings: dict[str, Any], *, max_log: int = 10_000) -> Replayed:
+def _river(
+    path: str, settings: dict[str, Any], *, max_log: int = 10_000, finds_falls: bool = True
+) -> Replayed:
     """Return the river detector at a path; river is imported here, at first use."""
     kind = plugins.import_attribute(path)
-    return Replayed(lambda: kind(**settings), max_log=max_log)
+    return Replayed(lambda: kind(**settings), max_log=max_log, finds_falls=finds_falls)
 
 
 def adwin(**settings: Any) -> Replayed:
@@ -158,22 +171,25 @@ def page_hinkley(*, mode: str = "up", **settings: Any) -> Replayed:
         mode: "up" detects only a rise of the error; "both" would start over at every improvement.
         **settings: river's other settings.
     """
-    return _river("river.drift:PageHinkley", {"mode": mode, **settings})
+    settings |= {"mode": mode}
+    return _river("river.drift:PageHinkley", settings, finds_falls=mode != "up")
 
 
 def ddm(**settings: Any) -> Replayed:
     """DDM: the error rate rises above its minimum; errors must be 0 or 1."""
-    return _river("river.drift.binary:DDM", settings)
+    return _river("river.drift.binary:DDM", settings, finds_falls=False)
 
 
 def hddm_a(**settings: Any) -> Replayed:
     """HDDM-A: Hoeffding's bound on averages; errors must be 0 or 1."""
-    return _river("river.drift.binary:HDDMA", settings)
+    falls = bool(settings.get("two_sided_test"))
+    return _river("river.drift.binary:HDDMA", settings, finds_falls=falls)
 
 
 def hddm_w(**settings: Any) -> Replayed:
     """HDDM-W: McDiarmid's bound on weighted averages; errors must be 0 or 1."""
-    return _river("river.drift.binary:HDDMW", settings)
+    falls = bool(settings.get("two_sided_test"))
+    return _river("river.drift.binary:HDDMW", settings, finds_falls=falls)
 
 
 def build_detector(detector: str | Detector | None) -> Detector | None:
