@@ -66,17 +66,17 @@ CONFIGURATIONS: dict[str, Callable[[], OnlineLearner]] = {
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_restored_is_uninterrupted(name: str, tmp_path: Path) -> None:
-    stream = events(600)
-    # The classes swap at event 250, so that detectors and reactions have something to do.
-    stream = [(x, y if i < 250 else (y + 1) % 3) for i, (x, y) in enumerate(stream)]
+    stream = events(400)
+    # The classes swap at event 170, so that detectors and reactions have something to do.
+    stream = [(x, y if i < 170 else (y + 1) % 3) for i, (x, y) in enumerate(stream)]
     uninterrupted, drifts = CONFIGURATIONS[name](), 0
     for index, event in enumerate(stream):
         drifts += uninterrupted.learn(*event).drift
-        if index in (120, 330):
+        if index in (120, 250):
             save(tmp_path / f"at-{index}", uninterrupted)
     assert bool(drifts) == (name in {"everything", "kswin", "adwin"})
     wanted = state_bytes(uninterrupted, tmp_path)
-    for index in (120, 330):
+    for index in (120, 250):
         restored = CONFIGURATIONS[name]()
         restored.learn(*stream[7])
         load(tmp_path / f"at-{index}", restored)

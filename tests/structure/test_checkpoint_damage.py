@@ -4,7 +4,9 @@ import copy
 import json
 import struct
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -46,14 +48,21 @@ class Target:
 
 
 def saved(path: Path) -> Path:
+    path.write_bytes(saved_bytes())
+    return path
+
+
+@cache
+def saved_bytes() -> bytes:
     model, inputs = trained("mlp")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     graph = trace(model, inputs)
     graph.apply([Grow("0", units=2), Shrink("2", remove=[1])], optimizer=optimizer)
     graph.apply([Mask("2.weight", keep=torch.rand(8, 14) > 0.5)], optimizer=optimizer)
     step(model, inputs, optimizer)
-    save(path, model, optimizer, metadata={"epoch": 3})
-    return path
+    with TemporaryDirectory() as directory:
+        save(Path(directory) / "network", model, optimizer, metadata={"epoch": 3})
+        return (Path(directory) / "network").read_bytes()
 
 
 def refused_or_alike(path: Path, target: Target, before: dict[str, Any], whole: Path) -> bool:

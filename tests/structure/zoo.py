@@ -336,7 +336,7 @@ NETWORKS: dict[str, Sample] = {
     "product": Sample(Product, lambda: torch.randn(4, 7), {"hidden": 12, "middle": 6}),
     "per_head": Sample(PerHead, lambda: torch.randn(4, 5, 7), {"into": 3, "into#2": 4, "out": 6}),
     "flash": Sample(Flash, lambda: torch.randn(4, 5, 10), {"q": 3}),
-    "recurrent": Sample(Recurrent, lambda: torch.randn(4, 6, 7), {"embed": 6, "lstm": 8}),
+    "recurrent": Sample(Recurrent, lambda: torch.randn(4, 2, 7), {"embed": 6, "lstm": 8}),
     "coincidence": Sample(attentive.Coincidence, _tokens, {"embed": 12, "into": 3}),
     "one_setting": Sample(attentive.OneSetting, _tokens, {"first": 3}),
     "bias_table": Sample(attentive.BiasTable, _tokens, {"q": 3}),

@@ -1,6 +1,8 @@
 """Small tasks and trained networks."""
 
+import copy
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -31,6 +33,16 @@ def task() -> Task:
 @pytest.fixture
 def blobs() -> Task:
     """Three classes that a network of two hidden layers tells apart, nearly."""
+    return make_blobs()
+
+
+@pytest.fixture
+def trained() -> Callable[[], tuple[nn.Module, torch.optim.Adam]]:
+    """Makes the same trained network and optimizer each time."""
+    return lambda: copy.deepcopy(trained_once())
+
+
+def make_blobs() -> Task:
     generator = torch.Generator().manual_seed(2)
     y = torch.arange(600) % 3
     centres = torch.tensor([[2.0, 0.0, 1.0, 0.0], [0.0, 2.0, 0.0, 1.0], [-2.0, -1.0, 0.0, 0.0]])
@@ -47,14 +59,10 @@ def blobs() -> Task:
     )
 
 
-@pytest.fixture
-def trained(blobs: Task) -> Callable[[], tuple[nn.Module, torch.optim.Adam]]:
-    """Makes the same trained network and optimizer each time."""
-
-    def make() -> tuple[nn.Module, torch.optim.Adam]:
-        model = blobs.new_model(seed=0)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        blobs.train_steps(model, optimizer, 60, generator=torch.Generator().manual_seed(0))
-        return model, optimizer
-
-    return make
+@cache
+def trained_once() -> tuple[nn.Module, torch.optim.Adam]:
+    task = make_blobs()
+    model = task.new_model(seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    task.train_steps(model, optimizer, 60, generator=torch.Generator().manual_seed(0))
+    return model, optimizer

@@ -4,7 +4,8 @@ import doctest
 import importlib
 import io
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,21 @@ def loss_of(points: Points, widths: Mapping[str, int]) -> float:
     return total
 
 
+def losses_below(
+    limit: float, points: Points, ranges: Sequence[range]
+) -> Iterator[tuple[tuple[int, ...], float]]:
+    """The choices of widths with less loss than a limit, and their losses, least first."""
+    increases = [
+        {width: loss_of({name: curve}, {name: width}) for width in widths}
+        for (name, curve), widths in zip(points.items(), ranges, strict=True)
+    ]
+    losses = {
+        choice: sum(map(dict.__getitem__, increases, choice))
+        for choice in itertools.product(*ranges)
+    }
+    return iter(sorted((item for item in losses.items() if item[1] < limit), key=itemgetter(1)))
+
+
 def excess(seed: int, *, is_smooth: bool) -> float:
     """How much more loss the widths of a drawn problem have than the best, relatively."""
     rng = np.random.default_rng(seed)
@@ -129,19 +145,18 @@ def excess(seed: int, *, is_smooth: bool) -> float:
     limit = lowest + rng.uniform(0.02, 0.95) * (getattr(costs.now(), kind) - lowest)
     found = allocate(graph, task, Budget.absolute(**{kind: limit}), curves=table_of(points))
     assert getattr(costs.at(found), kind) <= limit
+    # The least loss of all widths that fit: only lower ones than the loss found matter.
+    loss = loss_of(points, found)
     ranges = [range(min(points[name]), width + 1) for name, width in graph.widths.items()]
-    fitting = [
-        widths
-        for choice in itertools.product(*ranges)
-        if getattr(costs.at(widths := dict(zip(graph.widths, choice, strict=True))), kind) <= limit
-    ]
-    best = min(loss_of(points, widths) for widths in fitting)
-    return loss_of(points, found) / max(best, 1e-9) - 1 if loss_of(points, found) > best else 0.0
+    for choice, best in losses_below(loss, points, ranges):
+        if getattr(costs.at(dict(zip(points, choice, strict=True))), kind) <= limit:
+            return loss / max(best, 1e-9) - 1
+    return 0.0
 
 
 @pytest.mark.parametrize("is_smooth", [True, False])
 def test_no_widths_are_much_better(is_smooth: bool) -> None:
-    excesses = np.array([excess(seed, is_smooth=is_smooth) for seed in range(100)])
+    excesses = np.array([excess(seed, is_smooth=is_smooth) for seed in range(60)])
     assert np.mean(excesses < 1e-9) >= 0.97
     assert np.mean(excesses < 0.01) >= 0.98
     assert excesses.max() < 0.05
@@ -168,7 +183,9 @@ def test_the_seed_decides_what_is_measured(trained: Trained) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6000, 4, generator=generator)
     y = torch.randint(3, (6000,), generator=generator)  # nothing to learn: all is noise
-    task = Task.from_arrays(model=nn.Identity, train=(x, y), validation=(x[:300], y[:300]))
+    task = Task.from_arrays(
+        model=nn.Identity, train=(x, y), validation=(x[:300], y[:300]), batch_size=1000
+    )
     model, _ = trained()
     widths = [allocate(model, task, Budget(flops=0.6), seed=seed) for seed in (2, 2, 3, 4, 5)]
     assert widths[0] == widths[1]

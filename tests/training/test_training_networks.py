@@ -1,8 +1,5 @@
 """Networks as bytes."""
 
-import subprocess
-import sys
-
 import pytest
 
 from dynopt_ray.errors import CheckpointError
@@ -16,9 +13,3 @@ def test_networks_survive_the_journey(blobs: Task) -> None:
     assert network_bytes(model) == network
     with pytest.raises(CheckpointError, match="truncated"):
         restored(blobs.new_model(seed=0), network[:-10])
-
-
-def test_ray_is_not_needed() -> None:
-    code = "import sys, dynopt_ray.training.loop.stored_networks; print('ray' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"

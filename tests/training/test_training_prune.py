@@ -293,7 +293,7 @@ def test_a_round_that_diverges_leaves_the_optimizer_as_it_was() -> None:
 
 @pytest.mark.parametrize("recovery", [None, Random(share=0.2), Regrowth(share=0.2)])
 def test_masks_may_lie_in_memory_as_their_weights_do(recovery: Any) -> None:
-    task = load_task("digits-cnn")
+    task = load_task("digits-cnn", {"channels": [6, 8], "hidden": 16})
     model = task.new_model(0)
     for parameter in model.parameters():
         if parameter.ndim == 4:
