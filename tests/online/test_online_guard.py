@@ -79,6 +79,32 @@ def test_the_window_is_the_guards_own_where_a_reaction_keeps_more() -> None:
     assert learner.memory.capacity == 8
 
 
+def test_a_shrunk_step_leaves_whole_numbers_and_statistics() -> None:
+    class Counted(Scalar):
+        def __init__(self) -> None:
+            super().__init__(1.0)
+            self.number = nn.Parameter(torch.tensor(3), requires_grad=False)
+            self.seen: Tensor
+            self.register_buffer("seen", torch.tensor(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.seen += 1
+            return super().forward(x) + 0 * self.number
+
+    model = Counted()
+    optimizer = torch.optim.SGD([model.w], lr=0.1, momentum=0.5)
+    guard = Guard(window=4, tolerance=0.11)
+    learner = OnlineLearner(model, optimizer, loss=squared, guard=guard)
+    learner.memory.add(torch.zeros(4), torch.zeros(4))
+    assert learner.learn(0.0, 3.0).verdict == "shrunk"
+    assert model.w.item() == pytest.approx(1.05)
+    assert model.number.item() == 3
+    assert model.seen.item() == 1
+    # The optimizer has seen the whole gradient.
+    assert optimizer.state[model.w]["momentum_buffer"].item() == pytest.approx(-4.0)
+
+
 def test_rolling_back_is_bit_exact() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))

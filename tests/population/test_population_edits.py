@@ -99,7 +99,7 @@ def test_growing_changes_no_output() -> None:
     assert float((forward(both.population, X[None])[1] - before).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("compensate", [None, X[:40]])
+@pytest.mark.parametrize("compensate", [None, X[:40], X[:1]])
 def test_shrinking_keeps_the_same_units(compensate: Tensor | None) -> None:
     both = Both()
     keeps = {0: keep_of(12, 1, 5, 6), 2: keep_of(12, 0, 2, 4, 8, 11)}
