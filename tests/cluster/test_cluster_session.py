@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from dynopt_ray.cluster import session
 from dynopt_ray.cluster.sessions.processes import Process
@@ -200,14 +200,23 @@ def test_ctrl_c_during_the_start_of_ray_ends_its_processes(tmp_path: Path) -> No
     running.communicate(timeout=20)
 
 
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts or joins Ray fails: what is refused at once does not get there."""
+
+    def init(*_: Any, **__: Any) -> None:
+        pytest.fail("Ray was asked for")
+
+    monkeypatch.setattr(ray, "init", init)
+
+
+@pytest.mark.usefixtures("without_ray")
 def test_more_gpus_than_there_are_fail_at_once() -> None:
-    start = time.monotonic()
     with (
         pytest.raises(ClusterError, match="one task needs 1 CPUs and 99 GPUs"),
         session(task_gpus=99),
     ):
         pass
-    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -218,8 +227,7 @@ def test_more_gpus_than_there_are_fail_at_once() -> None:
         ("nonsense", "'nonsense' is not the address of a cluster; write 'host:6379'"),
     ],
 )
+@pytest.mark.usefixtures("without_ray")
 def test_an_address_without_a_cluster_is_refused_at_once(address: str, reason: str) -> None:
-    start = time.monotonic()
     with pytest.raises(ClusterError, match=reason), session(address):
         pass
-    assert time.monotonic() - start < 8

