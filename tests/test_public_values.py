@@ -89,6 +89,8 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+LAYER, OTHER = nn.Linear(1, 1), nn.Linear(1, 1)
+
 # Arguments at the very ends of their ranges, all of them legal.
 EDGES: list[Callable[[], object]] = [
     lambda: structure.Grow("0", units=1),
@@ -122,7 +124,6 @@ EDGES: list[Callable[[], object]] = [
     lambda: online.OnlineLearner(LAYER, SGD(LAYER.parameters()), lr=0.0),
     lambda: population.Population(nn.Sequential(LAYER, nn.ReLU(), nn.Linear(1, 1)), 1),
 ]
-LAYER, OTHER = nn.Linear(1, 1), nn.Linear(1, 1)
 
 # Sums that grow, and a receipt, which can be undone.
 CHANGEABLE = {"Moments", "Receipt"}
@@ -148,5 +149,7 @@ def test_the_ends_of_ranges_are_legal(make: Callable[[], object]) -> None:
 def test_public_dataclasses_are_frozen(package: str) -> None:
     face = importlib.import_module(f"dynopt_ray.{package}")
     kinds: list[Any] = [getattr(face, name) for name in face.__all__ if name not in CHANGEABLE]
-    classes = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    classes: list[Any] = [
+        kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ]
     assert [kind.__name__ for kind in classes if not kind.__dataclass_params__.frozen] == []
