@@ -183,7 +183,7 @@ def test_a_full_log_is_rebuilt_from_its_latest_half() -> None:
     detector.update(9.0)
     assert detector.state_dict()["errors"].tolist() == [5.0, 6.0, 7.0, 8.0, 9.0]
     state = {"kind": "Every", "errors": torch.zeros(10)}
-    with pytest.raises(CheckpointError, match=r"holds 10 errors .* fewer than 10"):
+    with pytest.raises(CheckpointError, match="holds 10 errors, but this drift detector keeps fewer"):
         detector.load_state_dict(state)
     detector.load_state_dict({"kind": "Every", "errors": torch.zeros(9)})
     with pytest.raises(CheckpointError, match="detector ADWIN, this is Every"):

@@ -101,7 +101,7 @@ def test_data_that_look_like_a_record_hide_no_good_one(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[end + 9] ^= 0x10  # in the head of the second
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="events up to 2 are lost, later ones are there"):
+    with pytest.raises(CheckpointError, match="events up to 2 are lost, but later ones exist"):
         Journal(path)
     assert path.read_bytes() == bytes(data)
     # As the last record it is a torn one.

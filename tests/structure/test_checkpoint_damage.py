@@ -155,7 +155,7 @@ def test_pickles_directories_and_plain_safetensors_are_refused(tmp_path: Path) -
     for name, reason in {
         "pickle": "truncated, or not the file of a network",
         "plain": "not one that dynopt_ray wrote",
-        "learner": "holds a learner; a network is wanted",
+        "learner": "holds a learner, but a network is needed",
         "missing": "No such file",
         ".": "cannot read|truncated, or not the file of a network",
     }.items():

@@ -181,7 +181,7 @@ def test_plans_survive_json(plan: list[Edit]) -> None:
 def test_text_that_is_no_plan_is_refused() -> None:
     for text, message in [
         ("{", "not a plan: JSONDecodeError"),
-        ('[{"edit": "widen"}]', "no edit 'widen'"),
+        ('[{"edit": "widen"}]', "unknown edit 'widen'"),
         ("[1]", "not a plan: TypeError"),
         ('[{"edit": "grow", "group": "0"}]', "not a plan: TypeError.*'units'"),
     ]:

@@ -210,7 +210,7 @@ def test_groups_of_equal_width_take_what_is_left_one_by_one(
     limit: int, widths: dict[str, int] | None
 ) -> None:
     if widths is None:
-        with pytest.raises(EditError, match="no group has room for a unit more"):
+        with pytest.raises(EditError, match="no group has room for another unit"):
             _grown(Budget.absolute(params=limit), 4, 6, 6, 2)
         return
     graph, found = _grown(Budget.absolute(params=limit), 4, 6, 6, 2)
