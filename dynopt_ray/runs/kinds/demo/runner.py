@@ -115,7 +115,7 @@ def _policy(spec: DemoSpec, run: Run) -> DQNPolicy:
     policy = run_training(run, spec.policy, env_id=ENVIRONMENT, env=env, seed=spec.seed)
     run_comparison(
         run,
-        {"run_training": policy, "random": RandomPolicy(spec.seed)},
+        {"learned": policy, "random": RandomPolicy(spec.seed)},
         env_id=ENVIRONMENT,
         env=env,
         num_episodes=spec.num_episodes,

@@ -61,7 +61,7 @@ def _run(spec: PolicySpec, run: Run) -> None:
     policy = run_training(run, spec.policy, env_id=env_id, env=spec.env, seed=spec.seed)
     episodes = run_comparison(
         run,
-        {"run_training": policy, "random": RandomPolicy(spec.seed)},
+        {"learned": policy, "random": RandomPolicy(spec.seed)},
         env_id=env_id,
         env=spec.env,
         num_episodes=spec.num_episodes,
