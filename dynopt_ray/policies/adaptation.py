@@ -15,6 +15,7 @@ from dynopt_ray.policies.descriptors import Descriptors
 from dynopt_ray.policies.graph_descriptors import describe_graph
 from dynopt_ray.policies.observation import Observation, Performance
 from dynopt_ray.policies.policy import Policy
+from dynopt_ray.policies.rules import Rule
 from dynopt_ray.policies.task_data import compensation_inputs, num_training_rows
 from dynopt_ray.policies.utilities import CHARGED_COSTS, ChargedCost, utility
 from dynopt_ray.structure import CostKind, Graph, Inputs, Receipt, trace
@@ -78,7 +79,7 @@ class AdaptResult:
 def adapt(
     model: nn.Module | Graph,
     task: Task,
-    policy: Policy,
+    policy: Policy | str,
     *,
     cost_weight: float,
     cost: ChargedCost = "nonzero",
@@ -103,7 +104,7 @@ def adapt(
     Args:
         model: the network or its graph, usually trained already.
         task: the task that the network learns.
-        policy: makes the decisions.
+        policy: what makes the decisions: a policy, or the name of a rule.
         cost_weight: λ, the price of the whole cost at the start in units of the metric.
         cost: the cost that utility charges for.
         budget: limits on any costs; None means no limits.
@@ -144,7 +145,7 @@ def adapt(
         run = _Run(
             graph=graph,
             task=task,
-            policy=policy,
+            policy=Rule(policy) if isinstance(policy, str) else policy,
             optimizer=optimizer,
             generator=generator,
             cost_weight=cost_weight,

@@ -47,6 +47,7 @@ def save(
     Raises:
         CheckpointError: writing failed (a full disk, say); the previous file is still valid.
     """
+    _check_is_network("save", model)
     state = {
         "class": type(model).__qualname__,
         "tensors": named_tensors(model),
@@ -83,6 +84,7 @@ def load(
         CheckpointError: the file is missing, truncated, altered or foreign, or it does not fit the
             network or the optimizer. Neither has been changed.
     """
+    _check_is_network("load", model)
     state = read_state(path, kind=_KIND)
     optimizers = each_optimizer(optimizer)
     transaction = Transaction(model, optimizers)
@@ -102,6 +104,14 @@ def load(
             f"{path} does not hold a network that save wrote: {error!r}"
         ) from error
     return metadata
+
+
+def _check_is_network(function: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(
+            f"{function}(path, model): the second argument is a {type(model).__name__}, not a "
+            "network (an nn.Module)"
+        )
 
 
 def _load_model(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynopt_ray.errors import BudgetError, EditError
+from dynopt_ray.errors import BudgetError, EditError, UnknownNameError
 from dynopt_ray.policies import (
     CHARGED_COSTS,
     DEFAULT_ACTIONS,
@@ -58,6 +58,15 @@ class Script:
     def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
         self.masks.append(action_mask.copy())
         return DEFAULT_ACTIONS.place(self.actions[len(self.masks) - 1])
+
+
+def test_a_rule_may_be_given_by_name() -> None:
+    options: dict[str, Any] = {"cost_weight": 0.3, "horizon": 3, "train_steps": 2}
+    named = adapt(fresh(), TASK, "data_sized_widths", **options)
+    made = adapt(fresh(), TASK, DataSizedWidths(), **options)
+    assert named.after.widths == made.after.widths
+    with pytest.raises(UnknownNameError, match="Did you mean 'data_sized_widths'"):
+        adapt(fresh(), TASK, "data_size_widths", **options)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

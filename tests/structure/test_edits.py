@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from dynopt_ray.structure import Grow, Mask, Shrink, mask_of, trace
+from dynopt_ray.errors import CheckpointError, EditError
+from dynopt_ray.structure import Grow, Mask, Shrink, load, mask_of, save, trace
 from tests.structure.editing import (
     every_second,
     silence,
@@ -131,3 +133,27 @@ def test_a_large_weight_is_cut_on_both_sides(columns: int, rows: int) -> None:
     graph = trace(model, torch.randn(2, 8))
     graph.apply([Shrink(str(n), keep=kept.tolist()) for n, kept in enumerate(units)])
     assert torch.equal(middle.weight, before[units[1]][:, units[0]])
+
+
+@pytest.mark.parametrize(
+    ("plan", "compensate", "message"),
+    [
+        ("grow", None, "'g' is not an edit"),
+        ([Shrink("0", remove=[1]), 3], None, "3 is not an edit"),
+        (Shrink("0", remove=[1]), True, "compensate is True; give batches of inputs"),
+    ],
+)
+def test_arguments_of_other_types_are_named(plan: Any, compensate: Any, message: str) -> None:
+    graph = trace(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.zeros(1, 3))
+    with pytest.raises(EditError, match=message):
+        graph.apply(plan, compensate=compensate)
+    assert graph.widths == {"0": 4}
+
+
+def test_arguments_in_the_wrong_order_are_named(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    path: Any = tmp_path / "network.safetensors"
+    with pytest.raises(CheckpointError, match=r"save\(path, model\): the second argument is a Po"):
+        save(model, path)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"load\(path, model\): the second argument is a Po"):
+        load(model, path)  # type: ignore[arg-type]

@@ -276,6 +276,11 @@ def _batches(
     """Return the network's inputs batch by batch; None if nothing is refitted."""
     if compensate is None:
         return None
+    if not isinstance(compensate, Iterable):
+        raise EditError(
+            f"compensate is {compensate!r}; give batches of inputs, such as "
+            "[x for x, _ in loader], or None"
+        )
     batches = [compensate] if isinstance(compensate, Tensor | dict) else list(compensate)
     if not batches:
         raise EditError("compensate: there are no batches; pass at least one, or None")

@@ -49,14 +49,14 @@ def check_plan(network: Network, plan: Sequence[Edit]) -> tuple[list[PlanStage],
             last.append(edit)
             touched.add(edit.parameter)
             continue
+        if not isinstance(edit, Grow | Shrink):
+            raise EditError(f"{edit!r} is not an edit. Known: Grow, Shrink, Mask, Insert, Remove.")
         name = network[edit.group].name
         if isinstance(edit, Grow):
             _check_grow(network, edit)
             widths[name] += edit.units
-        elif isinstance(edit, Shrink):
-            widths[name] = _check_shrink(network, edit, widths[name])
         else:
-            raise EditError(f"{edit!r} is not an edit. Known: Grow, Shrink, Mask, Insert, Remove.")
+            widths[name] = _check_shrink(network, edit, widths[name])
         if not isinstance(last, Resizing) or name in touched:
             last, touched = Resizing(), set()
             stages.append(last)
