@@ -9,9 +9,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/dynopt run demo
 
-# The part without Ray comes first: it takes about a minute.
+# The part without Ray comes first, in two processes: it takes about a minute.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not slow"
 	$(BIN)/python -m pytest -m "ray or slow"
 
 lint: $(STAMP)

@@ -60,7 +60,7 @@ def test_compiled_network_follows(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS.keys() - {"mlp", "sizes"})
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"mlp", "sizes"}))
 def test_all_compiled_networks_follow(name: str) -> None:
     follows_edits(name, "eager")
 
