@@ -328,6 +328,35 @@ def test_gradients_of_single_samples(looks_at_values: bool) -> None:
             torch.testing.assert_close(together[name][sample], wanted)
 
 
+@pytest.mark.parametrize("most_samples", [1, 3, 64])
+@pytest.mark.parametrize("chunk_bytes", [1, 300, 2**27])
+def test_samples_come_in_parts_that_fit_into_memory(
+    most_samples: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynopt_ray.criteria.gradients._MOST_SAMPLES", most_samples)
+    monkeypatch.setattr("dynopt_ray.criteria.gradients._CHUNK_BYTES", chunk_bytes)
+    model = nn.Linear(9, 1)  # 40 bytes, of which 7 fit into 300
+    x, y = torch.randn(20, 9), torch.randn(20, 1)
+    parts = [*sample_gradients(model, [(x[:11], y[:11]), (x[11:], y[11:])], F.mse_loss)]
+    size = max(1, min(most_samples, chunk_bytes // 40))
+    wanted = [*([size] * (11 // size)), 11 % size, *([size] * (9 // size)), 9 % size]
+    assert [len(part["bias"]) for part in parts] == [number for number in wanted if number]
+    found = torch.cat([part["weight"] for part in parts])
+    torch.testing.assert_close(found[:, 0], 2 * (model(x) - y).detach() * x)
+
+
+def test_weights_of_many_rows_are_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 7)), torch.randn(100, 5)
+    graph, batches = trace(model, x), [(x, torch.randint(7, (100,)))]
+    wanted = weight_scores(graph, "reconstruction", batches, loss=_LOSS)
+    for numbers in (1, 2 * 25, 3 * 16):
+        monkeypatch.setattr("dynopt_ray.criteria.reconstruction_errors._MOST_NUMBERS", numbers)
+        found = weight_scores(graph, "reconstruction", batches, loss=_LOSS)
+        for name, scores in wanted.items():
+            torch.testing.assert_close(found[name], scores, rtol=1e-4, atol=1e-9)
+
+
 def test_scores_do_not_depend_on_batches() -> None:
     x, y = torch.randn(40, 2), torch.randn(40, 1)
     for name in ("hessian", "activation", "reconstruction", "gradient"):

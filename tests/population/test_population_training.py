@@ -139,6 +139,20 @@ def test_evaluating_all_equals_evaluating_each() -> None:
         assert float(found.smooth[member]) == pytest.approx(metrics.smooth, abs=1e-6)
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 7, 22, 23, 24])
+def test_evaluating_in_pieces_equals_evaluating_at_once(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    population, (x, y) = stacked(networks()), task_of().arrays("validation")
+    wanted = evaluate(population, x, y)
+    # The widest layer of the three members has nine units.
+    monkeypatch.setattr("dynopt_ray.population.evaluation._VALUES_AT_ONCE", rows_at_once * 9 * 3)
+    found = evaluate(population, x, y)
+    torch.testing.assert_close(found.loss, wanted.loss)
+    torch.testing.assert_close(found.confidence, wanted.confidence)
+    assert torch.equal(found.accuracy, wanted.accuracy)
+
+
 @pytest.mark.parametrize(
     ("rows", "size", "steps"), [(61, 16, 9), (61, 100, 3), (7, 7, 4), (5, 2, 1)]
 )
