@@ -125,11 +125,10 @@ def _put(
     old = population.weights[layer][members]
     index_MOK = order_MK[:, None].expand(-1, old.shape[1], -1)
     # An additional column takes the values that are written at padding.
-    wide = torch.nn.functional.pad(old, (0, 1)).scatter_(2, index_MOK, weight_MOK.float())
+    wide = torch.nn.functional.pad(old, (0, 1)).scatter_(2, index_MOK, weight_MOK.to(old.dtype))
     population.weights[layer][members] = wide[:, :, : old.shape[2]]
-    population.biases[layer][members] = (
-        population.biases[layer][members].double() + shift_MO
-    ).float()
+    bias = population.biases[layer][members]
+    population.biases[layer][members] = (bias.double() + shift_MO).to(bias.dtype)
 
 
 def _take(values: Tensor, order_MU: Tensor, dim: int) -> Tensor:

@@ -73,12 +73,13 @@ def train_steps(
     """
     check_rows(population, x_NI, y_N)
     num_steps, num_members, _ = rows_SPB.shape
-    rates_SP = torch.as_tensor(learning_rate, dtype=torch.float32, device=population.device)
+    like = population.weights[0]
+    rates_SP = torch.as_tensor(learning_rate, dtype=like.dtype, device=like.device)
     rates_SP = rates_SP.expand(num_steps, num_members)
-    targets_NO = torch.nn.functional.one_hot(y_N, population.layout.num_outputs).float()
+    targets_NO = torch.nn.functional.one_hot(y_N, population.layout.num_outputs).to(like.dtype)
     # Convert masks once: products of floats with bools would convert them every time.
-    masks = [None if keep is None else keep.float() for keep in population.masks]
-    losses = torch.zeros(num_members, device=population.device)
+    masks = [None if keep is None else keep.to(like.dtype) for keep in population.masks]
+    losses = torch.zeros(num_members, dtype=like.dtype, device=like.device)
     with torch.no_grad():
         for rows_PB, rate_P in zip(rows_SPB.to(x_NI.device), rates_SP, strict=True):
             x_PBI, targets_PBO = x_NI[rows_PB], targets_NO[rows_PB]

@@ -46,8 +46,9 @@ class Moments:
         residual_GO: sum of r.
         cross_GOK: sum of r (x - origin)ᵀ.
         settled_GKK: sum of (x - origin)(x - origin)ᵀ, without the rows in `recent_GKK`.
-        recent_GKK: the same sum over the latest rows. It is in float32, because it is the largest
-            of the sums: reading and writing it takes longer than the product of a small batch.
+        recent_GKK: the same sum over the latest rows, in the inputs' floating type, at least
+            float32. It is the largest of the sums, so in float64 reading and writing it would take
+            longer than the product of a small batch.
         num_recent: number of rows in `recent_GKK`.
     """
 
@@ -69,19 +70,19 @@ class Moments:
             return torch.zeros(groups, *shape, dtype=torch.float64, device=x_GRK.device)
 
         return cls(
-            origin_GK=x_GRK.float().mean(1),
+            origin_GK=_exact(x_GRK).mean(1),
             count=0,
             total_GK=zeros(inputs),
             residual_GO=zeros(num_outputs),
             cross_GOK=zeros(num_outputs, inputs),
             settled_GKK=zeros(inputs, inputs),
-            recent_GKK=zeros(inputs, inputs).float(),
+            recent_GKK=zeros(inputs, inputs).to(_exact(x_GRK[:0]).dtype),
         )
 
     def add(self, x_GRK: Tensor, r_GRO: Tensor) -> None:
         """Add rows. Sums are in float32 within a few batches and in float64 over all batches."""
-        x_GRK = x_GRK.float() - self.origin_GK[:, None]
-        r_GRO = r_GRO.float()
+        x_GRK = _exact(x_GRK) - self.origin_GK[:, None]
+        r_GRO = _exact(r_GRO)
         self.count += x_GRK.shape[1]
         self.total_GK += x_GRK.sum(1)
         self.recent_GKK.baddbmm_(x_GRK.transpose(1, 2), x_GRK)
@@ -173,6 +174,11 @@ class Moments:
         """Covariance of the inputs, (G, K, K), float64."""
         shift = self.total_GK / self.count
         return self.product_GKK / self.count - shift[:, :, None] * shift[:, None]
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Return values in their own floating type, or in float32 if that is more exact."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def best_ridges(loss: Callable[[Tensor], Tensor], num_problems: int) -> Tensor:
