@@ -128,7 +128,8 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
         Raises:
             ResetNeeded: no episode has started.
         """
-        return legal_actions(self._episodes)[0]
+        masks: NDArray[np.bool_] = legal_actions(self._episodes)[0]
+        return masks
 
     def _seen(self) -> ObservationDict:
         return {name: values[0] for name, values in seen(self._episodes).items()}

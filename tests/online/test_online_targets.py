@@ -119,7 +119,9 @@ def test_one_logit_with_a_loss_of_ones_own_means_the_classes_0_and_1(
     y = (x[:, 0] > 0).long()
     labels = y[:, None] if column and network is nn.Linear else y
     subject = learner(network(4, 1), loss=own_binary)
-    frame = evaluate(list(zip(x.split(8), labels.split(8), strict=True)), subject, window=200)
+    frame = evaluate(
+        list(zip(torch.split(x, 8), torch.split(labels, 8), strict=True)), subject, window=200
+    )
     assert frame["quarantined"].sum() == 0
     assert frame["window_accuracy"].iloc[-1] > 0.9
     # The same rows, network and loss as a task, which counts by its own metric.
