@@ -40,8 +40,8 @@ def writer(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    process.kill()
-    process.communicate()
+    with process:  # closes its output and waits
+        process.kill()
 
 
 def begun(path: Path) -> "subprocess.Popen[str]":
