@@ -80,8 +80,10 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
         metadata = json.loads(head)
         found = {key: metadata[key] for key in ("kind", "version", "sha256", "state")}
         digest = _digest(found["state"], tensors)
-    except DAMAGE_ERRORS:
-        raise CheckpointError(f"{path} has been altered: its metadata are damaged") from None
+    except DAMAGE_ERRORS as error:
+        raise CheckpointError(
+            f"{path} has been altered: its metadata are damaged ({type(error).__name__}: {error})"
+        ) from error
     if found["kind"] != kind:
         raise CheckpointError(f"{path} holds a {found['kind']}, but a {kind} is needed")
     if found["version"] != _VERSION:
@@ -95,7 +97,7 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
     try:
         return dict(_with_tensors(json.loads(found["state"]), tensors))
     except DAMAGE_ERRORS as error:
-        raise CheckpointError(f"{path} has been altered: {error}") from None
+        raise CheckpointError(f"{path} has been altered: {error}") from error
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:

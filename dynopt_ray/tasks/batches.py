@@ -166,7 +166,12 @@ def _hint(model: nn.Module, inputs: Inputs) -> str:
     if not isinstance(inputs, Tensor):
         return ""
     if inputs.dtype == torch.int64:
-        return " Whole numbers suit embeddings; other layers need floats: x.astype('float32')."
+        could_be_bytes = inputs.ndim > 2 and bool((inputs == inputs.to(torch.uint8)).all())
+        scaled = "; if x are images of bytes, x.astype('float32') / 255" if could_be_bytes else ""
+        return (
+            " Whole numbers suit embeddings; other layers need floats: x.astype('float32')"
+            f"{scaled}."
+        )
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if dtypes and inputs.dtype not in dtypes:
         return (

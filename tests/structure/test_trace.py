@@ -329,3 +329,12 @@ def test_copies_of_sizes_are_plain_numbers() -> None:
 
     trace(_Through(keep), torch.randn(4, 3))
     assert {type(copy.deepcopy(size)) for size in kept} == {int}
+
+
+def test_images_of_bytes_are_named_as_the_cause() -> None:
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(TraceError, match=r"They hold torch.uint8; .*x.float\(\) / 255 for images"):
+        trace(nn.Sequential(nn.Conv2d(1, 2, 3)), images)
+    with pytest.raises(TraceError) as caught:
+        trace(nn.Sequential(nn.Embedding(4, 2), nn.Linear(3, 1)), torch.zeros(2, 3).long())
+    assert "They hold" not in str(caught.value)

@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 from dynopt_ray.cluster.searching.domains import tune_space
 from dynopt_ray.cluster.searching.result import BestNetwork
 from dynopt_ray.cluster.searching.search_setup import SearchSetup
-from dynopt_ray.cluster.searching.trial import UNFINISHED, measured
+from dynopt_ray.cluster.searching.trial import UNFINISHED, failure, measured
 
 
 def run_locally(setup: SearchSetup) -> tuple[str, bytes] | None:
@@ -63,7 +63,7 @@ def _run_trial(
             note = "" if last["final"] else UNFINISHED
     except Exception as error:
         # An error ends only its own trial.
-        log.end(trial_id, error=f"{type(error).__name__}: {error}")
+        log.end(trial_id, error=failure(error))
         setup.searcher.on_trial_complete(trial_id, error=True)
     else:
         log.end(trial_id, note=note)

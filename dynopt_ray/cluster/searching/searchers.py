@@ -91,10 +91,14 @@ class OptunaSearcher(OptunaSearch):
         if untried is None:
             finished: Any = Searcher.FINISHED
             return finished  # type: ignore[no-any-return]
-        self._ot_study.enqueue_trial(untried)
+        self._study().enqueue_trial(untried)
         point = self._drawn(trial_id)
         self._is_new(point)
         return point
+
+    def _study(self) -> Any:
+        assert self._ot_study is not None  # Tune and `run_locally` set the space first
+        return self._ot_study
 
     def _drawn(self, trial_id: str) -> dict[str, Any]:
         point: dict[str, Any] | None = super().suggest(trial_id)
@@ -124,7 +128,7 @@ class OptunaSearcher(OptunaSearch):
     def _withdraw(self, trial_id: str) -> None:
         from optuna.trial import TrialState
 
-        self._ot_study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+        self._study().tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
 
 
 def _at_random(dimension: Dimension, generator: Random) -> float:

@@ -202,7 +202,7 @@ class Space:
                 point[above], needed_by[above] = option, name
         return {**point, **some}
 
-    def _leading_to(self, name: str) -> dict[str, int]:
+    def _leading_to(self, name: str) -> Mapping[str, int]:
         """Choice that contains a dimension -> index of the option that contains it."""
         return dict(options_above(self.tree, self._root))[name]
 

@@ -71,7 +71,7 @@ class Trial(Protocol):
     configurations that cover the space.
     """
 
-    def __call__(self, config: Config) -> Measured:
+    def __call__(self, config: Config, /) -> Measured:
         """Run one trial. The search may stop iterating after any measurement."""
 
 
@@ -110,6 +110,11 @@ def measured(
         raise SearchError(
             "the trial gave no measurement; yield Measurement(step, accuracy, cost, final=True)"
         )
+
+
+def failure(error: BaseException) -> str:
+    """Return the error of a trial as text: its type, its message, and its notes."""
+    return " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
 def _measurements(given: object) -> Iterator[Measurement]:

@@ -18,7 +18,7 @@ from dynopt_ray.cluster.searching.domains import tune_space
 from dynopt_ray.cluster.searching.result import BestNetwork
 from dynopt_ray.cluster.searching.search_setup import SearchSetup
 from dynopt_ray.cluster.searching.space import Space
-from dynopt_ray.cluster.searching.trial import UNFINISHED, Trial, measured
+from dynopt_ray.cluster.searching.trial import UNFINISHED, Trial, failure, measured
 
 # Keys of a reported result. `_NAMES` has the names of the figures that the trial measured, because
 # Tune adds figures of its own. `_FAILURE` has the error of a failed trial, `_NOTE` the reason why a
@@ -99,7 +99,7 @@ def _train(
     except Exception as error:
         # An error ends only its own trial. If it reached Tune, it would end the actor too, and
         # starting a new one takes seconds. NaN tells the searcher and the scheduler of the failure.
-        tune.report({"utility": math.nan, _FAILURE: f"{type(error).__name__}: {error}"})
+        tune.report({"utility": math.nan, _FAILURE: failure(error)})
 
 
 class _Listener(tune.Callback):
@@ -164,7 +164,7 @@ def _cause(error: Exception | None) -> str:
     cause: BaseException | None = error
     while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
         cause = cause.cause
-    return f"{type(cause).__name__}: {cause}" if cause is not None else "its process died"
+    return failure(cause) if cause is not None else "its process died"
 
 
 @contextmanager

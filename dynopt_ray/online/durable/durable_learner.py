@@ -235,8 +235,13 @@ def _locked(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise LearnerError(
+                f"{path.parent} cannot be locked: {error.strerror}; choose a directory on a file "
+                "system that has locks"
+            ) from error
         raise LearnerError(
             f"{path.parent} is in use by another process; two learners on one journal would "
             "overwrite each other's events. End that process or choose another directory"

@@ -276,7 +276,7 @@ def _is_torn(rest: bytes) -> bool:
     if len(rest) < _RECORD.size or not any(rest):
         return True
     marker, length, _, _, _, head_sum = _RECORD.unpack_from(rest)
-    is_header = marker == _MARKER and head_sum == zlib.crc32(rest[: _RECORD.size - 4])
+    is_header: bool = marker == _MARKER and head_sum == zlib.crc32(rest[: _RECORD.size - 4])
     return is_header and len(rest) < _RECORD.size + length
 
 

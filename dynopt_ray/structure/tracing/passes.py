@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dynopt_ray.errors import TraceError
 from dynopt_ray.structure.tracing import rules as rules  # fills registry.RULES
@@ -106,11 +107,11 @@ def trace_at_own_sizes(
     except Exception as meta_error:
         device = next((t.device for t in tensors.values()), torch.device("cpu"))
         if device.type == "meta":
-            raise _untraceable(model, meta_error) from meta_error
+            raise _untraceable(model, inputs, meta_error) from meta_error
         try:
             return _trace_on(device, model, inputs, tensors, heads, pinned)
         except Exception as error:
-            raise _untraceable(model, error) from error
+            raise _untraceable(model, inputs, error) from error
 
 
 def _trace_on(
@@ -131,11 +132,19 @@ def _trace_on(
     )
 
 
-def _untraceable(model: nn.Module, error: Exception) -> TraceError:
+def _untraceable(model: nn.Module, inputs: Inputs, error: Exception) -> TraceError:
+    hint = ""
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    whole = {str(leaf.dtype) for leaf in leaves if not leaf.is_floating_point()}
+    if whole and "type" in str(error):
+        hint = (
+            f" They hold {', '.join(sorted(whole))}; layers other than embeddings need floats: "
+            "x.float(), or x.float() / 255 for images of bytes."
+        )
     return TraceError(
         f"{type(model).__name__} cannot run on these example inputs: "
         f"{type(error).__name__}: {error}. Pass the inputs that the network gets in training: a "
-        "tensor, a tuple of arguments or a dict of keyword arguments."
+        "tensor, a tuple of arguments or a dict of keyword arguments." + hint
     )
 
 
