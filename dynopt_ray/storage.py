@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,10 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind:
         CheckpointError: a value is neither JSON-able nor a tensor, a key is not a string, or
             writing failed.
     """
-    tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_without_tensors(state, "state", tensors))
-    head = {"kind": kind, "version": _VERSION, "sha256": _digest(tree, tensors), "state": tree}
+    tensors, metadata = _parts(state, kind)
 
     def write(temporary: Path) -> None:
-        safetensors.torch.save_file(tensors, temporary, {_KEY: json.dumps(head)})
+        safetensors.torch.save_file(tensors, temporary, metadata)
 
     try:
         replace_file(path, write)
@@ -56,6 +55,36 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind:
         kept = "the previous file is still valid" if Path(path).exists() else "there is none yet"
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot write {kind} {path}: {reason}; {kept}") from error
+
+
+def packed_state(state: Mapping[str, Any], *, kind: str) -> bytes:
+    """Return the content of the file that `write_state` would write.
+
+    Raises:
+        CheckpointError: see `write_state`.
+    """
+    tensors, metadata = _parts(state, kind)
+    return safetensors.torch.save(tensors, metadata)
+
+
+def unpacked_state(content: bytes, *, kind: str, name: str) -> dict[str, Any]:
+    """Return the state in a file's content, with tensors on the CPU.
+
+    Args:
+        content: the content.
+        kind: the kind of object that the state belongs to.
+        name: what messages call the file.
+
+    Raises:
+        CheckpointError: the content is truncated, altered, or of another kind.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        file.write(content)
+        file.flush()
+        try:
+            return read_state(file.name, kind=kind)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(file.name, name)) from error
 
 
 def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
@@ -162,6 +191,14 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _parts(state: Mapping[str, Any], kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of the file of a state."""
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_without_tensors(state, "state", tensors))
+    head = {"kind": kind, "version": _VERSION, "sha256": _digest(tree, tensors), "state": tree}
+    return tensors, {_KEY: json.dumps(head)}
 
 
 def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

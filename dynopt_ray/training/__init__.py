@@ -67,8 +67,8 @@ from dynopt_ray.training.rates import (
 from dynopt_ray.training.retraining import (
     Distillation,
     Retraining,
+    TrainingInParts,
     default_optimizer,
-    trained_in_parts,
 )
 
 __getattr__ = deprecated_names(__name__, {"Population": "PopulationBasedRate"})
@@ -107,6 +107,7 @@ __all__ = [
     "Snapshot",
     "Target",
     "Threshold",
+    "TrainingInParts",
     "When",
     "allocate",
     "asks_latency",
@@ -138,5 +139,4 @@ __all__ = [
     "sensitivity",
     "stalled",
     "traced",
-    "trained_in_parts",
 ]

@@ -13,7 +13,7 @@ import torch
 from dynopt_ray.cluster import session
 from dynopt_ray.cluster.searching.driver import search
 from dynopt_ray.cluster.searching.log import TrialLog
-from dynopt_ray.cluster.searching.trial import Measurement
+from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.errors import ClusterError
 
 pytestmark = pytest.mark.ray

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dynopt_ray.cluster.searching.driver import search
 from dynopt_ray.cluster.searching.result import SearchResult
 from dynopt_ray.cluster.searching.space import Space
-from dynopt_ray.cluster.searching.trial import Measurement
+from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.errors import SearchError, SpecError
 
 TREES: dict[str, tuple[Any, int | None]] = {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dynopt_ray.cluster.searching.driver import search
-from dynopt_ray.cluster.searching.trial import Measurement, measured
+from dynopt_ray.cluster.trials import Measurement, measured
 from dynopt_ray.errors import SearchError
 
 
