@@ -87,8 +87,8 @@ def test_asha_and_optuna_on_ray() -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_a_trial_that_fits_on_no_node_is_refused_at_once() -> None:
-    with pytest.raises(ClusterError, match=r"^one task needs 1 CPUs and 3 GPUs, but no node has"):
-        search(Hill(), SPACE, num_trials=2, searcher="random", gpus_per_trial=3)
+    with pytest.raises(ClusterError, match=r"^one task needs 1 CPUs and 1 GPUs, but no node has"):
+        search(Hill(), SPACE, num_trials=2, searcher="random", gpus_per_trial=1)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -149,8 +149,10 @@ class TrialBoard:
         return trial
 
     def started(self, number: int) -> None:
-        """Note that a trial runs, or runs again."""
-        self._trials[number].status = RUNNING
+        """Note that a trial runs, or runs again. One that has ended only gives its network again."""
+        trial = self._trials[number]
+        if trial.status not in ENDED:
+            trial.status = RUNNING
 
     def measured(
         self, number: int, report: int, row: Mapping[str, Any], *, elapsed_s: float, has_state: bool

@@ -98,8 +98,9 @@ class TrialLoop:
                 that will never come.
         """
         while True:
-            self._fill()
-            if not self._num_busy and not self._waiting and not self._num_left:
+            has_room = self._fill()
+            if not self._num_busy and not self._waiting and (has_room or not self._num_left):
+                self._end_waiting()
                 return
             for slot, answer in self._in_turn(self._pool.wait()):
                 self._num_busy -= 1
@@ -109,10 +110,15 @@ class TrialLoop:
                     for event in answer:
                         self._happened(slot, event)
 
-    def _fill(self) -> None:
-        """Send every idle slot its commands, and trials to run if it has room for them."""
+    def _fill(self) -> bool:
+        """Send every idle slot its commands, and trials to run if it has room for them.
+
+        Returns:
+            Whether a slot is left that got nothing to do.
+        """
         if self._waiting:
-            return  # in order: the next decisions come first
+            return False  # in order: the next decisions come first
+        has_room = False
         for slot in self._pool.idle(-(-self._num_left // self._config.per_slot)):
             commands = self._todo.pop(slot, [])
             while len(slot.members) < self._config.per_slot:
@@ -121,10 +127,12 @@ class TrialLoop:
                     break
                 slot.members.add(command.number)
                 commands.append(command)
+            has_room |= not commands
             if commands:
                 self._set_deadline(slot)
                 self._pool.send(slot, commands)
                 self._num_busy += 1
+        return has_room
 
     @property
     def _num_left(self) -> int:
@@ -140,7 +148,7 @@ class TrialLoop:
             if chosen is None:
                 return None
             trial, report = chosen, chosen.report
-            self._board.started(trial.number)
+        self._board.started(trial.number)
         config = self._decode(trial.config)
         self._records.started(trial.number, slot.where, config)
         return StartTrial(trial.number, config, report, trial.elapsed_s)
@@ -238,6 +246,12 @@ class TrialLoop:
         for end in self._board.take_ends():
             if end.number not in self._finishing:
                 self._end(end.number, end.status, end.error)
+
+    def _end_waiting(self) -> None:
+        """End the trials that still wait, although nothing runs that they could wait for."""
+        for trial in self._board.get_live_trials():
+            self._board.stopped(trial.number, "its scheduler never let it go on")
+        self._note_ends()
 
     def _lost(self, slot: Slot, loss: SlotLost) -> None:
         """Let the trials of a lost slot be continued, unless that has been tried too often."""

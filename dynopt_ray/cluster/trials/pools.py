@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from dynopt_ray.cluster.trials.messages import TrialCommand, TrialEvent
 from dynopt_ray.cluster.trials.trial import Trial
 from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig, use_resources
@@ -69,6 +71,7 @@ class LocalPool:
 
     def __init__(self, trial: Trial, config: WorkerConfig) -> None:
         self._worker = TrialWorker(trial, config)
+        self._num_threads = max(1, int(config.cpus))
         self._slot = Slot(where=self._worker.where())
         self._commands: Sequence[TrialCommand] | None = None
 
@@ -84,7 +87,14 @@ class LocalPool:
     def wait(self) -> list[tuple[Slot, list[TrialEvent] | SlotLost]]:
         """See `SlotPool`."""
         commands, self._commands = self._commands, None
-        return [] if commands is None else [(self._slot, self._worker.advance(commands))]
+        if commands is None:
+            return []
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._num_threads)
+        try:
+            return [(self._slot, self._worker.advance(commands))]
+        finally:
+            torch.set_num_threads(before)
 
     def close(self) -> None:
         """See `SlotPool`."""
