@@ -172,7 +172,22 @@ def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
     ]
     try:
         yield
+        for quantiser in trace.quantisers:
+            _pin_unread(trace, names[quantiser], quantiser)
     finally:
         for handle in handles:
             handle.remove()
         trace.running.clear()
+
+
+def _pin_unread(trace: Trace, name: str, quantiser: nn.Module) -> None:
+    """Pin the statistics of a quantiser that no rule has read in a pass.
+
+    It is switched off, or they describe a whole tensor. Either way the pass did reach them.
+    """
+    record = trace.record
+    for key, buffer in quantiser.named_buffers(prefix=name):
+        if key not in record.first_use:
+            record.first_use[key] = len(record.first_use)
+            for dim in range(buffer.ndim if (key, 0) in record.parameter_ids else 0):
+                trace.pin(record.parameter_ids[key, dim], "it describes no single unit")

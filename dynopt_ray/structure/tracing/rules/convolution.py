@@ -57,7 +57,7 @@ def convolution(
     rest = _along_space(trace, out, input, weight)
     labels = (*rest, *(() if made is None else (Label((channel,), made),)))
     trace.set(out, labels)
-    kernel = weight[0, 0].numel()
+    kernel = weight[0, 0].numel() * _num_real(weight)
     if groups == num_channels > 1:
         trace.count(labels, [*out.shape, kernel])
     else:
@@ -99,7 +99,7 @@ def transposed_convolution(
     rest = _along_space(trace, out, input, weight)
     trace.set(out, (*rest, *(() if channels is None else (Label((channel,), channels),))))
     inner = () if made is None else (Label((out.ndim,), made),)
-    kernel = weight[0, 0].numel()
+    kernel = weight[0, 0].numel() * _num_real(weight)
     labels = trace.labels(input)
     trace.count((*labels, *inner), [*input.shape, weight.shape[1], kernel])
 
@@ -192,6 +192,11 @@ def grid(trace: Trace, out: Tensor, theta: Tensor, *_: Any, **__: Any) -> None:
     trace.use(theta)
     trace.pin(trace.labels(theta), "it maps the two or three coordinates of space")
     trace.set(out, ())
+
+
+def _num_real(weight: Tensor) -> int:
+    """Return the number of real convolutions by which torch computes one with this weight."""
+    return 3 if weight.is_complex() else 1
 
 
 def _over_space(trace: Trace, out: Any, input: Tensor, num_dims: int) -> None:

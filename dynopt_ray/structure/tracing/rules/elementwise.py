@@ -43,6 +43,7 @@ joins_zeros("complex")
     *("clone", "contiguous", "cpu", "cuda", "detach", "detach_", "double", "float", "half"),
     *("bfloat16", "int", "long", "bool", "requires_grad_", "to", "type", "type_as", "data"),
     *("byte", "char", "short", "cfloat", "cdouble", "chalf", "pin_memory", "alias_copy"),
+    *("to_dense", "to_sparse", "to_sparse_csr", "coalesce", "poisson"),
     *("__neg__", "__abs__", "__invert__"),
 )
 @rule(
@@ -145,7 +146,8 @@ def prelu(trace: Trace, out: Tensor, input: Tensor, weight: Tensor) -> None:
 
 @rule(
     *("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"),
-    *("bernoulli", "bernoulli_", "normal_", "uniform_", "zero_", "fill_"),
+    *("bernoulli", "bernoulli_", "normal_", "uniform_", "zero_", "fill_", "exponential_"),
+    *("cauchy_", "geometric_", "log_normal_", "random_"),
 )
 def filled(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
     """A new or refilled tensor of the input's shape has the units of the input."""

@@ -6,12 +6,13 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.tracing.nested_tensors import tensors_in
-from dynopt_ray.structure.tracing.registry import keeps_zeros, rule
+from dynopt_ray.structure.tracing.registry import joins_zeros, keeps_zeros, rule
 from dynopt_ray.structure.tracing.rules.reduction import reduce
 from dynopt_ray.structure.tracing.tracer import Trace
 from dynopt_ray.structure.units import Label, covering
 
 keeps_zeros("kron")
+joins_zeros("block_diag")
 
 
 @rule(
@@ -32,7 +33,8 @@ def whole_matrices(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
     batch = trace.labels(given[0]) if len(given) == 1 else ()
     batch = tuple(lab for lab in batch if all(d < given[0].ndim - 2 for d in lab.dims))
     for tensor in tensors_in(out):
-        trace.set(tensor, tuple(lab for lab in batch if lab.dims[-1] < tensor.ndim))
+        same = tensor.shape == given[0].shape  # keeps the reason for which its units are fixed
+        trace.set(tensor, trace.labels(given[0]) if same and len(given) == 1 else batch)
 
 
 @rule("diagonal")

@@ -18,7 +18,7 @@ def flip(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any) ->
     reordered(trace, out, input, listed(kwargs.get("dims", dims)))
 
 
-@rule("flipud", "msort")
+@rule("flipud", "msort", "__reversed__")
 def along_first(trace: Trace, out: Tensor, input: Tensor) -> None:
     """The first dimension is reversed or sorted."""
     reordered(trace, out, input, [0])

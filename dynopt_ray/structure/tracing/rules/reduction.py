@@ -23,6 +23,8 @@ def reduce(trace: Trace, out: Any, input: Tensor, dim: Any = None, *_: Any, **kw
     dim = kwargs.get("axis", dim)
     if isinstance(dim, Tensor) or "other" in kwargs:  # max(a, b) is elementwise
         other = kwargs.get("other", dim)
+        for tensor in (input, other):
+            trace.use(tensor)
         trace.set(out, broadcast(trace, [input, other], out))
         return
     trace.use(input)

@@ -73,6 +73,16 @@ def chunk(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any, dim: i
         _parts(trace, out, input, dim)
 
 
+@rule("hsplit", "vsplit", "dsplit")
+def split_along(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any) -> None:
+    """The second, first or third dimension is cut; it is the one that the parts do not share."""
+    cut = [d for d in range(input.ndim) if out[0].shape[d] != input.shape[d]]
+    if cut:
+        chunk(trace, out, input, parts, cut[0])
+    else:
+        _parts(trace, out, input, 0)
+
+
 @rule("glu")
 def gated(trace: Trace, out: Tensor, input: Tensor, dim: int = -1) -> None:
     """One half of a dimension, gated by the other half."""

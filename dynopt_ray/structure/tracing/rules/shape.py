@@ -214,7 +214,7 @@ def pixel_unshuffle(trace: Trace, out: Tensor, input: Tensor, downscale_factor: 
     _regroup(trace, out, input, lambda ids: ids.repeat(downscale_factor**2)[:, None])
 
 
-@rule("channel_shuffle")
+@rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(trace: Trace, out: Tensor, input: Tensor, groups: int) -> None:
     """Channels are reordered: channel i of every group comes before channel i + 1 of any group."""
     label = covering(trace.labels(input), input.ndim - 3)
