@@ -140,13 +140,11 @@ def _in_bags(mode: str) -> Case:
 
 CASES = {
     **{
-        f"scattered by {reduce}": Case(
-            lambda r=reduce: Through(_scattered(r)), _nodes, {"first": 6}
-        )
+        f"scattered by {reduce}": _messages(_scattered(reduce))
         for reduce in ("sum", "mean", "amax", "prod")
     },
     **{
-        kind: Case(lambda k=kind: Through(_written(k)), _nodes, {"first": 6})
+        kind: _messages(_written(kind))
         for kind in ("expand", "repeat", "broadcast_to", "index_put", "index_reduce", "copy")
     },
     "mean by count": _messages(_mean_by_count),
