@@ -138,6 +138,9 @@ CASES = {
         (8, 6), lambda m, h: torch.tensordot(h, m.weight, dims=([2], [1]))
     ),
     "inner": _read((8, 6), lambda m, h: torch.inner(h, m.weight)),
+    "dense factors of a sparse product": _read(
+        (6, 8), lambda m, h: torch.sparse.mm(h.flatten(0, 1), m.weight).view(4, 7, -1)
+    ),
     "einsum of three": _read(
         (8, 6, 6), lambda m, h: torch.einsum("bti,oij,btj->bto", h, m.weight, h)
     ),
@@ -201,6 +204,9 @@ CASES = {
         {"bottom.0": 8, "bottom.2": 6, "top": 8},
         {"bottom.2"},
     ),
+    "sampled categories": _kept(
+        lambda _, h: h * F.gumbel_softmax(torch.zeros(2, device=h.device), hard=True).sum()
+    ),
     "stacked by rows": _kept(lambda _, h: torch.vstack([h, h.tanh()])),
     "elementwise": _kept(lambda _, h: torch.special.expit(h) + torch.asinh(h).sin_()),
     "ranks": _kept(lambda _, h: h.quantile(torch.tensor([0.1, 0.5], device=h.device), dim=1)),
@@ -237,16 +243,17 @@ def test_functions_of_torch_that_take_the_table_or_the_scale_first() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.table = nn.Parameter(torch.randn(9, 6))
+            self.into = nn.Linear(6, 6, bias=False)
             self.scale, self.shift = nn.Parameter(torch.rand(6)), nn.Parameter(torch.randn(6))
             self.last = nn.Linear(6, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            h = torch.embedding(self.table, x).mean(1)
+            h = self.into(torch.embedding(self.table, x).mean(1))
             mean, var = torch.zeros_like(self.scale), torch.ones_like(self.scale)
             h = torch.batch_norm(*(h, self.scale, self.shift, mean, var), False, 0.1, 1e-5, False)
             out: Tensor = self.last(h)
             return out
 
     graph = trace(Plain(), torch.randint(9, (4, 3)))
-    assert graph.widths == {"table": 6}
-    assert {s.role for s in graph["table"].slices if s.parameter == "scale"} == {"scale"}
+    assert graph.widths == {"table": 6, "into": 6}
+    assert graph.consumers["into.weight"][0].mean is None  # not the scale

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynopt_ray.structure import Graph, Grow, Shrink, measure, trace
-from tests.structure.operations import unread, values
+from tests.structure.operations import INITS, unread, values
 
 quantization: Any = torch.ao.quantization  # untyped in torch
 
@@ -139,16 +139,49 @@ def test_growth_rounds_other_weights_and_says_so(setting: str) -> None:
     model.train()(inputs).square().mean().backward()
 
 
+class Auxiliary(Plain):
+    """A head that runs in training only, so that tracing needs a second pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + self.extra(torch.ones(6, device=x.device)) if self.training else y
+
+
+@pytest.mark.parametrize("make", [Plain, Auxiliary])
 @pytest.mark.parametrize("setting", ["per channel", "separate"])
-def test_before_the_first_pass_there_is_no_state_that_could_follow(setting: str) -> None:
-    model, inputs = _prepared(setting, num_passes=0)
+def test_before_the_first_pass_there_is_no_state_that_could_follow(
+    setting: str, make: Callable[[], Any]
+) -> None:
+    model, inputs = _prepared(setting, make, num_passes=0)
     before = {name: value.shape for name, value in model.state_dict().items()}
     graph = trace(model, inputs)
     assert not graph.groups
     assert "run the network once" in graph.fixed["first"]
+    measure(model, inputs)
     assert {name: value.shape for name, value in model.state_dict().items()} == before
     model(inputs)
     assert trace(model, inputs).widths == {"first": 8, "second": 6}
+
+
+def test_rounded_channels_that_plain_weights_read_grow_exactly() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)).train()
+    model[0].qconfig = quantization.QConfig(
+        activation=nn.Identity, weight=quantization.default_per_channel_weight_fake_quant
+    )
+    model = quantization.prepare_qat(model)
+    inputs = torch.randn(4, 5)
+    model(inputs)
+    before = values(model.eval(), inputs)
+    graph = trace(model, inputs)
+    assert [group.exact_growth for group in graph] == [True]
+    for init in INITS:
+        graph.apply(Grow("0", units=2, init=init))
+        torch.testing.assert_close(values(model, inputs), before)
 
 
 def test_observers_alone_change_nothing() -> None:

@@ -226,4 +226,4 @@ def test_real_and_imaginary_part_are_no_units() -> None:
     pair = Through(lambda m, h: h * torch.view_as_complex(m.pair).abs(), pair=torch.randn(2))
     graph = trace(pair, _tokens())
     assert graph.widths == {"first": 6}
-    assert all(s.parameter != "pair" for group in graph for s in group.slices)
+    assert "pair" not in graph.fixed

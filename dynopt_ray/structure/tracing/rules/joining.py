@@ -91,7 +91,7 @@ def _count_pairs(
                 tuple(label for label in cut if label.dims),
                 [size if d in joint else 1 for d, size in enumerate(sizes)],
             )
-        done = (done | set(dims)) & needed
+        done |= set(dims)
 
 
 def _note_consumer(

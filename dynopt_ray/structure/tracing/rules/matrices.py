@@ -142,7 +142,7 @@ def kron(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> None:
         if outer is not None and inner is not None:
             shorter = inner if outer_size > inner_size else outer
             trace.pin(shorter, "it is multiplied with every unit of another tensor")
-            outer, inner = (None if ids is shorter else ids for ids in (outer, inner))
+            outer = None if outer is shorter else outer
         if outer is not None:
             labels.append(Label((dim,), outer.repeat(inner_size)))
         elif inner is not None:
