@@ -35,14 +35,14 @@ class Plain(nn.Module):
 
 
 class Fused(Plain):
-    """A convolution whose BatchNorm is folded into its weights."""
+    """Convolutions with BatchNorms that are folded into their weights."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(8)
+        self.norm, self.other_norm = nn.BatchNorm2d(8), nn.BatchNorm2d(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.second(F.relu(self.norm(self.first(self.quant(x)))))
+        x = self.other_norm(self.second(F.relu(self.norm(self.first(self.quant(x))))))
         out: Tensor = self.dequant(self.last(x.mean((2, 3))))
         return out
 
@@ -72,7 +72,7 @@ def _prepared(
     torch.manual_seed(0)
     model: Any = make().train()
     if isinstance(model, Fused):
-        model = quantization.fuse_modules_qat(model, [["first", "norm"]])
+        model = quantization.fuse_modules_qat(model, [["first", "norm"], ["second", "other_norm"]])
     model.qconfig = SETTINGS[setting]()
     model = quantization.prepare_qat(model)
     inputs = _images()
@@ -101,6 +101,7 @@ def test_state_of_channels_follows(setting: str, frozen: bool, make: Callable[[]
         _frozen(model)
     graph = trace(model, inputs)
     assert graph.widths == {"first": 8, "second": 6}
+    assert [group.producers for group in graph] == [("first",), ("second",)]
     assert graph.cost() == measure(model, inputs)
     before = _state(model)
     optimizer = torch.optim.Adam(model.parameters())

@@ -123,7 +123,7 @@ class Trace(TorchFunctionMode):
             unknown_operation(self, out, func, args, kwargs)
         self._note_made(out, args, kwargs)
         ties = self.record.ties[num_ties:]
-        self.weights.follow(func, (args, kwargs), out, ties=ties, has_units=self.labels)
+        self.weights.follow(func, (args, kwargs), out, ties=ties, labels=self.labels)
         return out
 
     def _follow(
@@ -268,7 +268,7 @@ class Trace(TorchFunctionMode):
         for label in self.labels(tensor):
             if dim % tensor.ndim not in label.dims:
                 continue
-            if not self.is_weight(tensor):
+            if not self.weights.hides(tensor, dim):
                 self.mix(label.ids)
                 continue
             for key in self.record.owners(self.weights.alike(label.ids)):

@@ -112,12 +112,12 @@ def _rounded(
         else:
             trace.own(tensor)
             _along_channels(trace, input, tensor, axis)
-    for label in trace.labels(input) if on or trace.is_weight(input) else ():
-        if label.dims != (axis,):
+    for label in trace.labels(input):
+        reads = any(trace.weights.hides(input, d) for d in label.dims)
+        if (on or reads) and label.dims != (axis,):
             trace.record.mixed.append(label.ids.ravel())
     trace.set(out, trace.labels(input))
-    if trace.is_weight(input):
-        trace.weights.add(out)
+    trace.weights.pass_on(input, out)
 
 
 def _along_channels(trace: Trace, input: Tensor, tensor: Tensor, axis: int) -> None:
