@@ -212,7 +212,8 @@ _PRODUCTS: dict[Callable[..., Any], slice] = {
         (
             *(torch.nn.functional.linear, torch.matmul, torch.mm, torch.bmm, torch.mv, torch.dot),
             *(Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.mv, Tensor.dot),
-            *(Tensor.__matmul__, Tensor.__rmatmul__, torch.einsum),
+            *(Tensor.__matmul__, Tensor.__rmatmul__, torch.einsum, torch.tensordot),
+            *(torch.inner, Tensor.inner),
         ),
         slice(0, 2),
     ),

@@ -14,7 +14,10 @@ RULES: dict[Callable[..., Any], OperationRule] = {}
 KEEPS_ZEROS: set[Callable[..., Any]] = set()
 """Operations whose result is zero wherever an operand is zero."""
 
-_NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
+JOINS_ZEROS: set[Callable[..., Any]] = set()
+"""Operations that place their operands side by side, so zeros in all of them give zeros."""
+
+_NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg, torch.fft)
 
 
 def rule(*operations: str | Callable[..., Any]) -> Callable[[OperationRule], OperationRule]:
@@ -47,6 +50,16 @@ def rule(*operations: str | Callable[..., Any]) -> Callable[[OperationRule], Ope
 def keeps_zeros(*names: str) -> None:
     """Register operations whose result is zero wherever an operand is zero."""
     KEEPS_ZEROS.update(operation for name in names for operation in _operations(name))
+
+
+def joins_zeros(*names: str) -> None:
+    """Register operations that place their operands side by side."""
+    JOINS_ZEROS.update(operation for name in names for operation in _operations(name))
+
+
+def with_in_place(*names: str) -> tuple[str, ...]:
+    """Return the names of operations, and those of their in-place forms if torch has them."""
+    return (*names, *(f"{n}_" for n in names if hasattr(torch.Tensor, f"{n}_")))
 
 
 def _operations(operation: str | Callable[..., Any]) -> Iterable[Callable[..., Any]]:

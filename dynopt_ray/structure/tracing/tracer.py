@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from dynopt_ray.errors import TraceError
+from dynopt_ray.structure.tracing.consumers import Consumers
 from dynopt_ray.structure.tracing.counts import NUMBERS, SIZES, Kept, counted_entries, counted_sizes
 from dynopt_ray.structure.tracing.meta_results import shape_only
 from dynopt_ray.structure.tracing.nested_tensors import output_tensors, storage_of, tensors_in
-from dynopt_ray.structure.tracing.registry import KEEPS_ZEROS, RULES, OperationRule
+from dynopt_ray.structure.tracing.quantisers import watches_only
+from dynopt_ray.structure.tracing.registry import RULES, OperationRule
 from dynopt_ray.structure.tracing.transparent_functions import TRANSPARENT
+from dynopt_ray.structure.tracing.weights import Weights
 from dynopt_ray.structure.units import (
     Consumer,
     IdArray,
@@ -70,15 +73,19 @@ class Trace(TorchFunctionMode):
         self.calls: dict[str, list[tuple[bool, int | None]]] = {}
         self.modules: dict[str, nn.Module] = {}
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
-        self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
-        self._producers: dict[int, Consumer] = {}
+        self.quantisers: frozenset[nn.Module] = frozenset()
+        self.weights = Weights(tensors)
+        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self._consumers = Consumers(record)
         self._picked: dict[int, tuple[Tensor, IdArray]] = {}
         for name, tensor in tensors.items():
             labels = []
             # Integer tensors (indices, masks) are data, so no units lie along them.
             sizes = tensor.shape if tensor.is_floating_point() or tensor.is_complex() else ()
             for dim, size in enumerate(sizes):
-                labels.append(Label((dim,), record.own((name, dim), size)))
+                ids = record.own((name, dim), size)
+                if ids.size == size:  # an earlier pass may have resized a buffer in place
+                    labels.append(Label((dim,), ids))
             self._labels[id(tensor)] = (tensor, tuple(labels))
 
     def __torch_function__(
@@ -90,6 +97,8 @@ class Trace(TorchFunctionMode):
     ) -> Any:
         """Run the operation, then apply its rule."""
         kwargs = kwargs or {}
+        if self.quantisers and watches_only(self.within_quantiser):
+            return func(*args, **kwargs)
         opened = TRANSPARENT.get(func)
         if opened is not None:
             with self:
@@ -105,16 +114,16 @@ class Trace(TorchFunctionMode):
             self.pin(self.labels(args[0]), "its values are read outside torch")
         if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
             self.pin_picked((args, kwargs))
-        handler = RULES.get(func)
+        handler, num_ties = RULES.get(func), len(self.record.ties)
         if kwargs.get("out") is not None:
             unknown_operation(self, (), func, args, kwargs, "no rule with `out=`")
         elif handler is not None:
             self._follow(handler, out, func, args, kwargs)
-        elif any(True for _ in tensors_in(out)):
+        elif opened is None and any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)
         self._note_made(out, args, kwargs)
-        if func in KEEPS_ZEROS and self._is_of_weights(func, args, kwargs):
-            self._weights.update((id(t), t) for t in tensors_in(out))
+        ties = self.record.ties[num_ties:]
+        self.weights.follow(func, (args, kwargs), out, ties=ties, labels=self.labels)
         return out
 
     def _follow(
@@ -180,6 +189,8 @@ class Trace(TorchFunctionMode):
 
         With an axis, ids that are equal along it do not count (a norm over each head).
         """
+        if self.within_quantiser is not None:
+            return  # its statistics are not part of the result; see the rules for quantisation
         if axis is None or ids.ndim == 1:
             self.record.mixed.append(ids.ravel())
         else:
@@ -237,24 +248,16 @@ class Trace(TorchFunctionMode):
         if name is None:
             return
         self.record.first_use.setdefault(name, len(self.record.first_use))
+        if name in self.buffers:  # training does not change it, so it does not make units
+            for dim in range(tensor.ndim if tensor is not None else 0):
+                self.record.roles.setdefault((name, dim), "scale")
         for dim, role in enumerate(roles):
             if role is not None and (name, dim) in self.record.parameter_ids:
                 self._set_role((name, dim), role)
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a parameter, or made of parameters and zero where they are."""
-        return id(tensor) in self._weights
-
-    def _is_of_weights(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-        """Return whether zeros in one weight give zeros in the result that training can change."""
-        tensors = list(tensors_in((args, kwargs)))
-        if not all(map(self.is_weight, tensors)):
-            return False
-        # The gradient of w·w vanishes at zero, and w/w is undefined there.
-        wide = [t for t in tensors if any(t.shape[d] > 1 for d in range(t.ndim))]
-        return len(tensors) < 2 or (
-            "div" not in func.__name__ and len({tuple(t.shape) for t in wide}) == len(wide)
-        )
+        return tensor in self.weights
 
     def reads(self, tensor: Tensor, dim: int) -> None:
         """Note that units along `dim` of `tensor` are summed over, weighted by its entries.
@@ -265,10 +268,10 @@ class Trace(TorchFunctionMode):
         for label in self.labels(tensor):
             if dim % tensor.ndim not in label.dims:
                 continue
-            if not self.is_weight(tensor):
+            if not self.weights.hides(tensor, dim):
                 self.mix(label.ids)
                 continue
-            for key in self.record.owners(label.ids):
+            for key in self.record.owners(self.weights.alike(label.ids)):
                 self._set_role(key, "in")
                 if key[0] in self.buffers:  # zeros for new units would stay zero
                     self.mix(label.ids)
@@ -288,6 +291,21 @@ class Trace(TorchFunctionMode):
             role = "out"  # as a producer, it can name the group (tied embeddings)
         roles[key] = role
 
+    @property
+    def within_quantiser(self) -> nn.Module | None:
+        """The observer or fake quantiser whose `forward` is running, if any."""
+        module = self.running[-1][1] if self.running else None
+        return module if module in self.quantisers else None
+
+    def own(self, tensor: Tensor) -> None:
+        """Give ids to an integer buffer. It is data unless a rule shows that units lie along it."""
+        name = self.name(tensor)
+        known = tensor.shape == self._shapes.get(name or "")  # not resized in this pass
+        if name is not None and known and not self.labels(tensor):
+            sizes = enumerate(tensor.shape)
+            labels = [Label((dim,), self.record.own((name, dim), size)) for dim, size in sizes]
+            self._labels[id(tensor)] = (tensor, tuple(labels))
+
     def hide(self, tensor: Tensor, dims: Iterable[int]) -> None:
         """Note that these dimensions of a parameter are no widths (kernel sizes)."""
         name = self.name(tensor)
@@ -304,44 +322,19 @@ class Trace(TorchFunctionMode):
         """Note that `out` is linear in the units that `weight` reads; see `Consumer`."""
         name = self.name(weight)
         if name is not None and not weight.is_complex():
-            consumer = Consumer(name, **how)
-            self._producers[id(out)] = consumer
-            self.record.consumers[name].append(consumer)
+            self._consumers.add(Consumer(name, **how), out)
 
     def forget_consumer(self, out: Tensor) -> None:
         """Take back `consume`: `out` is not the plain result of a product."""
-        consumer = self._producers.pop(id(out), None)
-        if consumer is not None:
-            uses = self.record.consumers[consumer.weight]
-            uses.remove(consumer)
-            if not uses:
-                del self.record.consumers[consumer.weight]
+        self._consumers.forget(out)
 
     def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
         """Note that a BatchNorm reads `source`; its running mean can take the place of a bias."""
-        self._absorb(source, source, 1, mean=self.name(running_mean))
+        self._consumers.absorb(source, source, 1, mean=self.name(running_mean))
 
     def shifted(self, out: Tensor, source: Tensor, bias: Tensor) -> None:
         """Note that a parameter is added to `source`; it counts as a bias if there is none yet."""
-        self._absorb(source, out, source.ndim - 1, bias=self.name(bias))
-
-    def _absorb(
-        self,
-        source: Tensor,
-        out: Tensor,
-        dim: int,
-        *,
-        bias: str | None = None,
-        mean: str | None = None,
-    ) -> None:
-        """Note the bias or mean along `dim` that can absorb a constant change of `source`."""
-        consumer = self._producers.get(id(source))
-        if consumer is None or consumer.bias is not None or not (bias or mean):
-            return
-        if consumer.makes(dim):
-            uses = self.record.consumers[consumer.weight]
-            absorbing = replace(consumer, bias=bias, mean=mean)
-            uses[uses.index(consumer)] = self._producers[id(out)] = absorbing
+        self._consumers.absorb(source, out, source.ndim - 1, bias=self.name(bias))
 
     def count(self, labels: Labels, sizes: Sequence[int]) -> None:
         """Note the multiply-adds of a product over a joint space of these sizes."""
