@@ -8,7 +8,7 @@ listed in `Description.groups`. One that fails is listed in `Description.fixed` 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,14 @@ from torch.nn.parameter import is_lazy
 
 from dynopt_ray.errors import TraceError, UnknownNameError
 from dynopt_ray.structure.costs import CostModel
-from dynopt_ray.structure.preserve import CollectorPaused, Surroundings, within
+from dynopt_ray.structure.preserve import Cache, CollectorPaused, Surroundings, within
 from dynopt_ray.structure.tracing import (
     Heads,
     Inputs,
     Passes,
     Verified,
     Verifier,
+    empty_caches,
     named_tensors,
     trace_at_own_sizes,
     unused,
@@ -60,8 +61,7 @@ class Description:
         fixed: the modules, parameters and dimensions of parameters that cannot be resized:
             name -> reason.
         attributes: integer attributes of modules that follow a width.
-        caches: (module, attribute) pairs: the dicts in which modules keep tensors of an earlier
-            pass.
+        caches: where modules keep tensors of an earlier pass -> the value without them.
         consumers: parameter name -> the operations that read units through the parameter.
         blocks: the modules that `Remove` can take out; see `Graph`.
         cost_model: computes costs from widths.
@@ -72,7 +72,7 @@ class Description:
     index: Mapping[str, int]
     fixed: dict[str, str]
     attributes: tuple[Attribute, ...]
-    caches: Mapping[tuple[nn.Module, str], None]
+    caches: Mapping[Cache, Any]
     consumers: Mapping[str, Sequence[Consumer]]
     blocks: dict[str, int | None]
     cost_model: CostModel
@@ -84,21 +84,23 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
     if arguments.heads not in get_args(Heads):
         raise UnknownNameError("unit of attention", arguments.heads, get_args(Heads))
     _check_model(model)
-    tensors = named_tensors(model)
-    pinned = {_produced_by(tensors, name): _BY_CALLER for name in arguments.fixed}
+    named = named_tensors(model)
+    pinned = {_produced_by(named, name): _BY_CALLER for name in arguments.fixed}
 
     inputs = arguments.example_inputs
 
-    def proven() -> tuple[Passes, Verified]:
+    def proven() -> tuple[Mapping[str, Tensor], Passes, Verified]:
+        empty_caches(model, inputs)
+        tensors = named_tensors(model)  # without the buffers that are caches
         passes = trace_at_own_sizes(
             model, arguments.example_inputs, tensors, arguments.heads, pinned
         )
         _warn_of_other_ways(passes.record, tensors)
         verifier = Verifier(model, inputs, tensors, passes, arguments.heads)
-        return passes, verifier.verdict()
+        return tensors, passes, verifier.verdict()
 
     surroundings = Surroundings(model)
-    passes, verdict = within(CollectorPaused(), lambda: within(surroundings, proven))
+    tensors, passes, verdict = within(CollectorPaused(), lambda: within(surroundings, proven))
     groups = tuple(verdict.groups)
     # A group's own name takes precedence. The name of a module that produces several groups means
     # the first of them.
@@ -110,7 +112,7 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
         index=index,
         fixed={**passes.grouping.fixed, **verdict.fixed},
         attributes=tuple(verdict.attributes),
-        caches=dict.fromkeys(passes.record.caches),
+        caches=passes.record.caches,
         consumers=passes.record.consumers,
         blocks={name: more for name, more in passes.record.blocks.items() if name in owners},
         cost_model=CostModel(tensors, passes.record, passes.grouping.only(verdict.groups)),

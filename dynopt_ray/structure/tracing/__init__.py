@@ -1,5 +1,6 @@
 """Tracing: follow unit ids through a forward pass, and run networks without data."""
 
+from dynopt_ray.structure.tracing.cache_trials import empty_caches
 from dynopt_ray.structure.tracing.calls import Call, record_calls
 from dynopt_ray.structure.tracing.forward import (
     Inputs,
@@ -34,6 +35,7 @@ __all__ = [
     "as_products",
     "buffers_kept",
     "call",
+    "empty_caches",
     "named_tensors",
     "on_device",
     "output_tensors",

@@ -155,7 +155,7 @@ def _run(
         with modules_known(model, trace), trace:
             output: Any = call(model, inputs, tensors)
         outputs = trace.outputs(output)
-    record.caches += kept
+    record.caches.update(kept)
     if not training:
         record.blocks = trace.blocks
     return tuple(tensor.shape for tensor in outputs)

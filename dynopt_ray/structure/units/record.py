@@ -6,7 +6,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -145,8 +145,9 @@ class Record:
     blocks: dict[str, int | None] = field(default_factory=dict)
     """Modules that are called once and return a tensor like the one they take -> the number of
     further outputs, or None if the output is a single tensor."""
-    caches: list[tuple[nn.Module, str]] = field(default_factory=list)
-    """(module, attribute) pairs: the dicts in which modules keep tensors for the next pass."""
+    caches: dict[tuple[nn.Module | type[nn.Module], str], Any] = field(default_factory=dict)
+    """(module, attribute) pairs: where modules keep tensors for the next pass -> the value
+    without them; see `Surroundings`."""
     by_value: bool = False
     """Whether the forward pass read values, and so may take another path on other data."""
     _owned: list[tuple[int, tuple[str, int]]] = field(default_factory=list)
