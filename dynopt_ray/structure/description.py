@@ -26,11 +26,12 @@ from dynopt_ray.structure.tracing import (
     empty_caches,
     named_tensors,
     trace_at_own_sizes,
-    unused,
+    unknown,
 )
-from dynopt_ray.structure.units import Attribute, Consumer, Record, WidthGroup, producer_name
+from dynopt_ray.structure.units import Attribute, Consumer, WidthGroup, producer_name
 
 _BY_CALLER = "the caller fixed it"
+_MOST_PLACES = 3
 # Name of a wrapper class -> where its inner module is. Names are compared, because importing these
 # rarely used classes takes long.
 _WRAPPERS = {
@@ -85,18 +86,16 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
         raise UnknownNameError("unit of attention", arguments.heads, get_args(Heads))
     _check_model(model)
     named = named_tensors(model)
-    pinned = {_produced_by(named, name): _BY_CALLER for name in arguments.fixed}
+    pinned = {(_produced_by(named, name), 0): _BY_CALLER for name in arguments.fixed}
 
-    inputs = arguments.example_inputs
+    inputs, heads = arguments.example_inputs, arguments.heads
 
     def proven() -> tuple[Mapping[str, Tensor], Passes, Verified]:
         empty_caches(model, inputs)
         tensors = named_tensors(model)  # without the buffers that are caches
-        passes = trace_at_own_sizes(
-            model, arguments.example_inputs, tensors, arguments.heads, pinned
-        )
-        _warn_of_other_ways(passes.record, tensors)
-        verifier = Verifier(model, inputs, tensors, passes, arguments.heads)
+        passes = trace_at_own_sizes(model, inputs, tensors, heads, pinned)
+        _warn_of_other_ways(model, passes)
+        verifier = Verifier(model, inputs, tensors, passes, heads)
         return tensors, passes, verifier.verdict()
 
     surroundings = Surroundings(model)
@@ -146,16 +145,26 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _warn_of_other_ways(record: Record, tensors: Mapping[str, Tensor]) -> None:
-    missed = unused(record, tensors)
-    if record.by_value and missed:
-        modules = ", ".join(dict.fromkeys(map(producer_name, missed)))
-        warnings.warn(
-            f"the forward pass branches on values, and these inputs did not reach {modules}. "
-            "Which widths those modules read is not known: trace with inputs that reach them, or "
-            "name the widths that they read in `fixed`",
-            stacklevel=8,  # the caller of `trace`
-        )
+def _warn_of_other_ways(model: nn.Module, passes: Passes) -> None:
+    """Warn if other inputs may lead the forward pass to operations that were not traced."""
+    if not passes.reads.branches:
+        return
+    places = list(map(str, passes.reads.branches))
+    where = ", ".join(places[:_MOST_PLACES]) + ", …" * (len(places) > _MOST_PLACES)
+    message = (
+        f"the forward pass decides by values: {where}. Only the operations that these inputs lead "
+        "to were traced, and growth is exact as long as the values decide the same"
+    )
+    for modules, meaning in (
+        (passes.record.followed, "They follow the modules of the same list that ran"),
+        (
+            dict.fromkeys(map(producer_name, unknown(model, passes.record))),
+            "The widths that they may read are fixed: trace with inputs that reach them",
+        ),
+    ):
+        if modules:
+            message += f". These inputs did not reach {', '.join(modules)}. {meaning}"
+    warnings.warn(message, stacklevel=8)  # the caller of `trace`
 
 
 def _produced_by(tensors: Mapping[str, Tensor], name: str) -> str:

@@ -13,7 +13,7 @@ from dynopt_ray.structure.tracing.forward import (
     undisturbed,
 )
 from dynopt_ray.structure.tracing.nested_tensors import output_tensors, tensors_in
-from dynopt_ray.structure.tracing.passes import Passes, trace_at_own_sizes, unused
+from dynopt_ray.structure.tracing.passes import Passes, trace_at_own_sizes, unknown
 from dynopt_ray.structure.tracing.readers import Convolution, Reader, SumOfProducts, as_products
 from dynopt_ray.structure.tracing.registry import rule
 from dynopt_ray.structure.tracing.tracer import Heads, Trace
@@ -46,5 +46,5 @@ __all__ = [
     "tensors_in",
     "trace_at_own_sizes",
     "undisturbed",
-    "unused",
+    "unknown",
 ]

@@ -14,6 +14,9 @@ RULES: dict[Callable[..., Any], OperationRule] = {}
 KEEPS_ZEROS: set[Callable[..., Any]] = set()
 """Operations whose result is zero wherever an operand is zero."""
 
+SELECTS: set[Callable[..., Any]] = set()
+"""Operations that take some coordinates of a tensor and leave the others unread."""
+
 _NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
 
 
@@ -47,6 +50,16 @@ def rule(*operations: str | Callable[..., Any]) -> Callable[[OperationRule], Ope
 def keeps_zeros(*names: str) -> None:
     """Register operations whose result is zero wherever an operand is zero."""
     KEEPS_ZEROS.update(operation for name in names for operation in _operations(name))
+
+
+def selects(*names: str) -> None:
+    """Register operations that take some coordinates of a tensor and leave the others unread."""
+    SELECTS.update(operations(*names))
+
+
+def operations(*names: str) -> frozenset[Callable[..., Any]]:
+    """Return all callables as which these operations may reach a `TorchFunctionMode`."""
+    return frozenset(operation for name in names for operation in _operations(name))
 
 
 def _operations(operation: str | Callable[..., Any]) -> Iterable[Callable[..., Any]]:
