@@ -1,5 +1,16 @@
 """State that edits and forward passes must preserve: masks, modes, random state, torch settings."""
 
+from dynopt_ray.structure.preserve.caches import (
+    ABSENT,
+    Cache,
+    emptied,
+    filled_caches,
+    has_tensors,
+    saved_value,
+    set_value,
+    tensors_within,
+    value_of,
+)
 from dynopt_ray.structure.preserve.collector import CollectorPaused
 from dynopt_ray.structure.preserve.entered_twice import within
 from dynopt_ray.structure.preserve.masks import mask_of, masked_parameters, set_mask
@@ -7,12 +18,21 @@ from dynopt_ray.structure.preserve.surroundings import RandomState, Surroundings
 from dynopt_ray.structure.preserve.transaction import Transaction
 
 __all__ = [
+    "ABSENT",
+    "Cache",
     "CollectorPaused",
     "RandomState",
     "Surroundings",
     "Transaction",
+    "emptied",
+    "filled_caches",
+    "has_tensors",
     "mask_of",
     "masked_parameters",
+    "saved_value",
     "set_mask",
+    "set_value",
+    "tensors_within",
+    "value_of",
     "within",
 ]

@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_map_only
 
-from dynopt_ray.structure.preserve import Surroundings
+from dynopt_ray.structure.preserve import Cache, Surroundings
 from dynopt_ray.structure.tracing.calls import Call
 from dynopt_ray.structure.tracing.counts import marked
 from dynopt_ray.structure.tracing.quantisers import is_quantiser
@@ -90,8 +90,8 @@ def placeholder_tensors(
 class undisturbed:  # noqa: N801
     """Context that runs a network without gradients and without side effects.
 
-    It restores everything that `Surroundings` covers. On entry it returns a list. After the exit,
-    the list holds the (module, attribute) pairs of the dicts in which a pass kept tensors.
+    It restores everything that `Surroundings` covers. On entry it returns a dict. After the exit,
+    the dict holds the attributes in which the pass kept tensors; see `Surroundings.caches`.
 
     Args:
         model: the network that will run.
@@ -102,7 +102,7 @@ class undisturbed:  # noqa: N801
         self._model, self._training = model, training
         self._surroundings = Surroundings(model)
 
-    def __enter__(self) -> list[tuple[nn.Module, str]]:
+    def __enter__(self) -> dict[Cache, Any]:
         try:
             if self._training is not None:
                 self._model.train(self._training)

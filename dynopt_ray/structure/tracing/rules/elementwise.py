@@ -192,7 +192,7 @@ def numbers(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
 @rule(
     *("argwhere", "bincount", "histc", "histogram", "nonzero", "nonzero_static", "unique"),
     *("unique_consecutive", "searchsorted", "multinomial", "masked_select", "take", "put", "put_"),
-    *("masked_scatter", "masked_scatter_", "allclose", "equal", "is_nonzero"),
+    *("masked_scatter", "masked_scatter_"),
 )
 def decided_by_values(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
     """Entries are counted, searched or taken one by one, wherever they lie."""

@@ -193,6 +193,7 @@ def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
     label = covering(labels, dim)
     if label is None:
         return labels
+    trace.record.pass_through([label.ids], [])  # read, even if the result has the same units
     rest = tuple(other for other in labels if other is not label)
     left = first_along(label, dim)
     if left is not None:

@@ -34,6 +34,8 @@ def reduce(trace: Trace, out: Any, input: Tensor, dim: Any = None, *_: Any, **kw
         dims = sorted({d % input.ndim for d in ([dim] if isinstance(dim, int) else dim)})
     for tensor in tensors_in(out):
         _remove(trace, tensor, input, dims)
+        if not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+            _told_apart(trace, tensor, input, dims)
 
 
 @rule("norm", "frobenius_norm", "matrix_norm")
@@ -104,6 +106,14 @@ def neighbours(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
 def sparse_sum(trace: Trace, out: Tensor, input: Tensor, dim: Any = None, **_: Any) -> None:
     """A sum over dimensions of a sparse tensor."""
     reduce(trace, out, input, dim)
+
+
+def _told_apart(trace: Trace, out: Tensor, input: Tensor, dims: Sequence[int]) -> None:
+    """Pin units whose positions are the values of `out` (argmax), once these are read."""
+    if input.is_floating_point() or input.is_complex():
+        for label in trace.labels(input):
+            if set(dims).intersection(label.dims):
+                trace.pin_if_read(out, label.ids, "its units are told apart by their position")
 
 
 def _remove(trace: Trace, out: Tensor, input: Tensor, dims: Sequence[int]) -> None:

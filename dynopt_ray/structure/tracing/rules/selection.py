@@ -8,9 +8,14 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.tracing.counts import Kept, Size
-from dynopt_ray.structure.tracing.registry import rule
+from dynopt_ray.structure.tracing.registry import rule, selects
 from dynopt_ray.structure.tracing.tracer import Trace
 from dynopt_ray.structure.units import Label, Labels, along, covering, renumbered
+
+selects(
+    *("__getitem__", "__setitem__", "select", "narrow", "chunk", "tensor_split", "split"),
+    *("split_with_sizes", "unbind", "index_select", "gather", "take_along_dim"),
+)
 
 
 @rule("__getitem__")
@@ -26,10 +31,10 @@ def setitem(trace: Trace, out: Any, input: Tensor, index: Any, value: Any) -> No
     del out
     if not isinstance(value, Tensor):
         indexed(trace, input, index, input)
-        trace.pin_picked(input)
+        trace.pin_what_is_read(input)
     else:
         target = indexed(trace, input, index, value)
-        trace.pin_picked(value)
+        trace.pin_what_is_read(value)
         covered = {dim for label in target for dim in label.dims}
         for label in trace.labels(value):
             if not covered.intersection(label.dims):
@@ -176,39 +181,6 @@ def fold(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
     trace.set(out, tuple(kept))
 
 
-@rule("pad", "constant_pad_nd")
-def pad(
-    trace: Trace,
-    out: Tensor,
-    input: Tensor,
-    pad: Sequence[int],
-    mode: str = "constant",
-    *_: Any,
-    **__: Any,
-) -> None:
-    """Constant coordinates are added around the others, and their number is fixed."""
-    trace.use(input)
-    labels: list[Label] = []
-    for label in trace.labels(input):
-        ids = label.ids
-        if mode != "constant" and any(_padding(pad, input.ndim, dim) for dim in label.dims):
-            trace.pin(label.ids, "it is padded with copies of its own units")
-            continue
-        for axis, dim in enumerate(label.dims):
-            before, after = _padding(pad, input.ndim, dim) or (0, 0)
-            if before or after:
-                ids = _padded(trace, ids, axis, before, after)
-        labels.append(Label(label.dims, ids))
-    trace.set(out, tuple(labels))
-
-
-def _padding(pad: Sequence[int], ndim: int, dim: int) -> tuple[int, int] | None:
-    """Return the number of coordinates added before and after in a dimension; None for none."""
-    offset = 2 * (ndim - 1 - dim)
-    before, after = (*pad[offset : offset + 2], 0, 0)[:2]
-    return (before, after) if before or after else None
-
-
 def indexed(trace: Trace, input: Tensor, index: Any, out: Tensor) -> Labels:
     """Return the labels of `input[index]`, which has the shape of `out`."""
     items = list(index) if isinstance(index, tuple) else [index]
@@ -325,26 +297,3 @@ def _picked(trace: Trace, out: Tensor, labels: Labels, dim: int, index: int) -> 
 
 def _gap(ndim: int, dim: int) -> list[int]:
     return [d - (d > dim) for d in range(ndim)]
-
-
-def _padded(trace: Trace, ids: Any, axis: int, before: int, after: int) -> Any:
-    if axis > 0:
-        # Padding before or after the coordinates of a head belongs to the head.
-        amounts = [
-            (max(before, 0), max(after, 0)) if a == axis else (0, 0) for a in range(ids.ndim)
-        ]
-        ids = np.pad(ids, amounts, mode="edge")
-        before, after = min(before, 0), min(after, 0)
-    parts = []
-    for amount, reason in ((before, "before"), (0, ""), (after, "after")):
-        if not reason:
-            parts.append(ids)
-        elif amount > 0:
-            shape = list(ids.shape)
-            shape[axis] = amount
-            fresh = trace.record.fresh(int(np.prod(shape))).reshape(shape)
-            trace.pin(fresh, "it is padding of a constant size")
-            parts.append(fresh)
-    joined = np.concatenate(parts, axis=axis)
-    start, stop = max(-before, 0), joined.shape[axis] - max(-after, 0)
-    return joined.take(np.arange(start, stop), axis=axis)
