@@ -8,11 +8,14 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 from torch.optim import Optimizer
 
+from dynopt_ray.structure.preserve.contents import (
+    containers_of_class,
+    nested_containers,
+    own_attribute,
+    set_contents,
+)
 from dynopt_ray.structure.preserve.masks import mask_of, note_mask
 from dynopt_ray.structure.preserve.torch_state import TorchState
-
-_DEPTH = 4
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 class RandomState:
@@ -77,9 +80,13 @@ class Surroundings:
         ]
         # Nested containers, and those of the modules' classes: a pass without data must not leave
         # anything in them, either.
-        kept = [value for _, key, value, _ in self._contents if key not in _OF_EVERY_MODULE]
-        kept += [value for kind in {type(m) for m in model.modules()} for value in _of_class(kind)]
-        self._deeper = [(one, one.copy()) for value in kept for one in _containers(value)]
+        kept = [value for _, key, value, _ in self._contents if own_attribute(key)]
+        kept += [
+            value
+            for kind in {type(m) for m in model.modules()}
+            for value in containers_of_class(kind)
+        ]
+        self._deeper = [(one, one.copy()) for value in kept for one in nested_containers(value)]
         hooks: list[dict[Any, Any]] = [one._optimizer_step_post_hooks for one in optimizers]
         hooks += [modules._global_forward_hooks, modules._global_forward_pre_hooks]
         self._hooks = [(live, live.copy()) for live in hooks]
@@ -99,41 +106,22 @@ class Surroundings:
         """Restore everything that the snapshot covers."""
         self._torch.restore()
         for module, attributes in self._attributes:
-            _set_contents(vars(module), attributes)
+            set_contents(vars(module), attributes)
         for module, key, live, kept in self._contents:
             if not live and not kept:  # true of most dicts of hooks
                 continue
-            if key not in _OF_EVERY_MODULE and _holds_tensor(live, kept):
+            if own_attribute(key) and _holds_tensor(live, kept):
                 self.caches.append((module, key))
-            _set_contents(live, kept)
+            set_contents(live, kept)
         for live, kept in self._deeper:
-            _set_contents(live, kept)
+            set_contents(live, kept)
         for live, kept in self._hooks:
-            _set_contents(live, kept)
+            set_contents(live, kept)
         for parameter, mask, hooks in self._parameters:
             note_mask(parameter, mask)
             if parameter._backward_hooks is not None:
-                _set_contents(parameter._backward_hooks, hooks)
+                set_contents(parameter._backward_hooks, hooks)
         self._random.restore()
-
-
-def _of_class(kind: type[nn.Module]) -> list[Any]:
-    """Return the dicts, lists and sets that a module class defines, except those of torch."""
-    own = [base for base in kind.__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
-    return [
-        value
-        for base in own
-        for key, value in vars(base).items()
-        if isinstance(value, dict | list | set) and not key.startswith("__")
-    ]
-
-
-def _containers(value: Any, depth: int = _DEPTH) -> Iterable[Any]:
-    """Yield a dict, list or set and the containers nested in it, down to `depth` levels."""
-    if depth and isinstance(value, dict | list | set):
-        yield value
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _containers(item, depth - 1)
 
 
 def _holds_tensor(live: Any, kept: Any) -> bool:
@@ -141,16 +129,3 @@ def _holds_tensor(live: Any, kept: Any) -> bool:
     if not isinstance(live, dict) or live.keys() <= kept.keys():
         return False
     return any(isinstance(live[key], Tensor) for key in live.keys() - kept.keys())
-
-
-def _set_contents(live: Any, kept: Any) -> None:
-    if isinstance(live, list):
-        live[:] = kept
-    elif isinstance(live, set):
-        live.clear()
-        live.update(kept)
-    elif live.keys() == kept.keys():
-        live.update(kept)
-    else:  # restores the order of the keys, too
-        live.clear()
-        live.update(kept)
