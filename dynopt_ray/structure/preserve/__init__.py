@@ -2,7 +2,6 @@
 
 from dynopt_ray.structure.preserve.caches import (
     ABSENT,
-    Cache,
     emptied,
     filled_caches,
     has_tensors,
@@ -12,9 +11,11 @@ from dynopt_ray.structure.preserve.caches import (
     value_of,
 )
 from dynopt_ray.structure.preserve.collector import CollectorPaused
+from dynopt_ray.structure.preserve.contents import Cache, containers_of, set_contents
 from dynopt_ray.structure.preserve.entered_twice import within
 from dynopt_ray.structure.preserve.masks import mask_of, masked_parameters, set_mask
 from dynopt_ray.structure.preserve.surroundings import RandomState, Surroundings
+from dynopt_ray.structure.preserve.torch_state import ThreadState
 from dynopt_ray.structure.preserve.transaction import Transaction
 
 __all__ = [
@@ -23,13 +24,16 @@ __all__ = [
     "CollectorPaused",
     "RandomState",
     "Surroundings",
+    "ThreadState",
     "Transaction",
+    "containers_of",
     "emptied",
     "filled_caches",
     "has_tensors",
     "mask_of",
     "masked_parameters",
     "saved_value",
+    "set_contents",
     "set_mask",
     "set_value",
     "tensors_within",

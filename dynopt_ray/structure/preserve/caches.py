@@ -6,20 +6,22 @@ memory are no such tensors, but a buffer that is None before the first pass is o
 with the network, so it is looked for among the buffers that are not persistent.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from dynopt_ray.structure.preserve.contents import (
+    Cache,
+    containers_and_memories,
+    own_attribute,
+    set_contents,
+)
+
 ABSENT = object()
 """The value of an attribute that a module does not have."""
 
-Cache = tuple[nn.Module | type[nn.Module], str]
-"""A module or its class, and the name of an attribute in which it keeps tensors."""
-
 _DEPTH = 4
-_NOT_OWN = ("torch.", "builtins")
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def tensors_within(value: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
@@ -43,7 +45,7 @@ def filled_caches(model: nn.Module) -> list[Cache]:
         ((module, name), value)
         for module in model.modules()
         for name, value in vars(module).items()
-        if name not in _OF_EVERY_MODULE
+        if own_attribute(name)
     ]
     kept += containers_and_memories(dict.fromkeys(map(type, model.modules())))[0]
     return [
@@ -56,32 +58,6 @@ def filled_caches(model: nn.Module) -> list[Cache]:
         for name in sorted(module._non_persistent_buffers_set)
         if (value := module._buffers.get(name)) is not None and value.is_floating_point()
     ]
-
-
-def containers_and_memories(
-    kinds: Iterable[type[nn.Module]],
-) -> tuple[list[tuple[Cache, Any]], list[Callable[[], None]]]:
-    """Return what module classes keep, except those of torch.
-
-    Returns:
-        containers: the dicts, lists and sets that the classes define, each with its place.
-        memories: functions that clear the results that methods keep (`functools.lru_cache`).
-    """
-    containers: list[tuple[Cache, Any]] = []
-    memories = []
-    own = [kind for kind in kinds if not kind.__module__.startswith(_NOT_OWN)]
-    for base in dict.fromkeys(base for kind in own for base in kind.__mro__):
-        if base.__module__.startswith(_NOT_OWN):
-            continue
-        for name, value in vars(base).items():
-            if isinstance(value, dict | list | set):
-                if not name.startswith("__"):
-                    containers.append(((base, name), value))
-                continue
-            function = getattr(value, "__func__", value)  # of a static method or a class method
-            if callable(clear := getattr(function, "cache_clear", None)):
-                memories.append(clear)
-    return containers, memories
 
 
 def emptied(value: Any) -> Any:
@@ -121,20 +97,6 @@ def set_value(cache: Cache, value: Any) -> None:
         own.pop(name, None)
     else:
         own[name] = value
-
-
-def set_contents(live: Any, kept: Any) -> None:
-    """Give a dict, list or set the contents of another."""
-    if isinstance(live, list):
-        live[:] = kept
-    elif isinstance(live, set):
-        live.clear()
-        live.update(kept)
-    elif live.keys() == kept.keys():
-        live.update(kept)
-    else:  # restores the order of the keys, too
-        live.clear()
-        live.update(kept)
 
 
 def _memory(tensor: Tensor) -> int:

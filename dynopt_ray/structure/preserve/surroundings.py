@@ -10,18 +10,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 from torch.optim import Optimizer
 
-from dynopt_ray.structure.preserve.caches import (
-    ABSENT,
+from dynopt_ray.structure.preserve.caches import ABSENT, has_tensors
+from dynopt_ray.structure.preserve.contents import (
     Cache,
     containers_and_memories,
-    has_tensors,
+    nested_containers,
+    own_attribute,
     set_contents,
 )
 from dynopt_ray.structure.preserve.masks import mask_of, note_mask
 from dynopt_ray.structure.preserve.torch_state import TorchState
-
-_DEPTH = 4
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 class RandomState:
@@ -98,11 +96,11 @@ class Surroundings:
         ]
         # Nested containers, and those of the modules' classes: a pass without data must not leave
         # anything in them, either.
-        kept = [value for _, key, value, _ in self._contents if key not in _OF_EVERY_MODULE]
+        kept = [value for _, key, value, _ in self._contents if own_attribute(key)]
         kinds = dict.fromkeys(type(module) for module, _ in self._attributes)
         self._of_classes, self._memories = containers_and_memories(kinds)
         kept += [value for _, value in self._of_classes]
-        self._deeper = [(one, one.copy()) for value in kept for one in _containers(value)]
+        self._deeper = [(one, one.copy()) for value in kept for one in nested_containers(value)]
         hooks: list[dict[Any, Any]] = [one._optimizer_step_post_hooks for one in optimizers]
         hooks += [modules._global_forward_hooks, modules._global_forward_pre_hooks]
         self._hooks = [(live, live.copy()) for live in hooks]
@@ -126,7 +124,7 @@ class Surroundings:
             own = vars(module)
             for key in [k for k, value in own.items() if attributes.get(k) is not value]:
                 before = attributes.get(key, ABSENT)
-                if key not in _OF_EVERY_MODULE and has_tensors(own[key]) > has_tensors(before):
+                if own_attribute(key) and has_tensors(own[key]) > has_tensors(before):
                     self.caches[module, key] = before
             set_contents(own, attributes)
         for module, key, live, kept in self._contents:
@@ -134,7 +132,7 @@ class Surroundings:
                 continue
             if key == "_buffers":
                 self._note_buffers(module, live, kept)
-            if key not in _OF_EVERY_MODULE and _received_tensors(live, kept):
+            if own_attribute(key) and _received_tensors(live, kept):
                 self.caches[module, key] = None
             set_contents(live, kept)
         contents = {id(live): kept for live, kept in self._deeper}
@@ -161,14 +159,6 @@ class Surroundings:
         for name, value in live.items():
             if value is not None and kept.get(name) is None:
                 self.caches[module, name] = kept.get(name, ABSENT)
-
-
-def _containers(value: Any, depth: int = _DEPTH) -> Iterable[Any]:
-    """Yield a dict, list or set and the containers nested in it, down to `depth` levels."""
-    if depth and isinstance(value, dict | list | set):
-        yield value
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _containers(item, depth - 1)
 
 
 def _received_tensors(live: Any, kept: Any) -> bool:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynopt_ray.structure.preserve.caches import Cache, saved_value, set_value
+from dynopt_ray.structure.preserve.caches import saved_value, set_value
+from dynopt_ray.structure.preserve.contents import Cache
 from dynopt_ray.structure.preserve.masks import mask_of, set_mask
 from dynopt_ray.structure.preserve.surroundings import Surroundings
 

@@ -10,6 +10,7 @@ from dynopt_ray.structure.tracing.forward import (
     on_device,
     placeholder_tensors,
     run,
+    uncompiled,
     undisturbed,
 )
 from dynopt_ray.structure.tracing.nested_tensors import output_tensors, tensors_in
@@ -45,6 +46,7 @@ __all__ = [
     "run",
     "tensors_in",
     "trace_at_own_sizes",
+    "uncompiled",
     "undisturbed",
     "unknown",
 ]

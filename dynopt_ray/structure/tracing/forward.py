@@ -32,7 +32,7 @@ def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any
 
     Compiled modules run uncompiled, because nothing should be compiled for a pass without data.
     """
-    with _uncompiled():
+    with uncompiled():
         return functional_call(model, dict(tensors), *_arguments(inputs))
 
 
@@ -48,7 +48,8 @@ def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
+def uncompiled() -> contextlib.AbstractContextManager[object]:
+    """Return a context in which compiled modules run uncompiled."""
     if "torch._dynamo" not in sys.modules:  # slow to import; without it, nothing is compiled
         return contextlib.nullcontext()
     stance: Any = torch.compiler.set_stance

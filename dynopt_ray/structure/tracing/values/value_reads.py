@@ -18,7 +18,7 @@ from dynopt_ray.structure.tracing.nested_tensors import tensors_in
 from dynopt_ray.structure.tracing.registry import operations
 from dynopt_ray.structure.tracing.values.code_places import CodePlace, ValueUse, calling_place
 
-Operation = Callable[..., Any]
+TorchOperation = Callable[..., Any]
 
 LEAVES = operations("numpy", "__array__", "tolist")
 """Operations that return all values of a tensor."""
@@ -53,7 +53,7 @@ class ValueRead:
         use: what the code does with the value.
     """
 
-    operation: Operation
+    operation: TorchOperation
     shapes: Sequence[torch.Size]
     value: Any
     place: CodePlace | None
@@ -85,7 +85,7 @@ class ValueReads:
 
     def run(
         self,
-        func: Operation,
+        func: TorchOperation,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         *,
@@ -119,7 +119,7 @@ class ValueReads:
             if use == "branch":
                 self.branches[place or _NO_PLACE] = None
 
-    def _read(self, func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _read(self, func: TorchOperation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         shapes = [tensor.shape for tensor in tensors_in((args, kwargs))]
         known = self._repeated(func)
         if known is not None and known.shapes == shapes:
@@ -129,7 +129,7 @@ class ValueReads:
             self._record(func, shapes, _copied(value))
         return value
 
-    def _indexed(self, func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _indexed(self, func: TorchOperation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Index a tensor by masks, or by slices whose bounds are tensors."""
         items = _items(args[1])
         shapes = [tensor.shape for tensor in tensors_in(items)]
@@ -144,7 +144,7 @@ class ValueReads:
         self._from_values.update((id(tensor), tensor) for tensor in tensors_in(out))
         return out
 
-    def _record(self, func: Operation, shapes: Sequence[torch.Size], value: Any) -> ValueRead:
+    def _record(self, func: TorchOperation, shapes: Sequence[torch.Size], value: Any) -> ValueRead:
         place, use = calling_place()
         read = ValueRead(func, shapes, value, place, use or "value")
         if self._decides and (use == "branch" or (use is None and func in READS)):
@@ -152,7 +152,7 @@ class ValueReads:
         self.seen.append(read)
         return read
 
-    def _repeated(self, func: Operation) -> ValueRead | None:
+    def _repeated(self, func: TorchOperation) -> ValueRead | None:
         """Return what the earlier pass read here; None in the first pass."""
         if self._known is None:
             return None
