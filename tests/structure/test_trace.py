@@ -184,7 +184,8 @@ class _Opaque(torch.autograd.Function):
     [
         (lambda x: x.view(-1, 6), "written into the forward pass"),
         (lambda x: x.view(-1, 2, 3).flatten(1), "written into the forward pass"),
-        (lambda x: torch.fft.fft(x).real, "no rule for the operation"),
+        (lambda x: torch.fft.fft(x).real, "a Fourier transform runs along it"),
+        (lambda x: x + torch.vdot(x[0], x[0]), "no rule for the operation"),
         (lambda x: x + torch.arange(6, device=x.device), "combined with data"),
         (lambda x: x + torch.arange(x.shape[1], device=x.device), "combined with data"),
         (lambda x: x.tril(), "triangle"),
@@ -244,7 +245,8 @@ class _NeedsValues(nn.Module):
 def test_network_that_looks_at_values_is_traced_on_its_device() -> None:
     model = _NeedsValues()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert trace(model, torch.randn(4, 3)).widths == {"first": 6}
+    with pytest.warns(UserWarning, match=r"test_trace\.py:\d+ \(in _NeedsValues\.forward\)"):
+        assert trace(model, torch.randn(4, 3)).widths == {"first": 6}
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
@@ -305,7 +307,9 @@ class _Either(nn.Module):
 
 def test_warns_of_ways_that_the_inputs_did_not_lead() -> None:
     with pytest.warns(UserWarning, match="did not reach other"):
-        trace(_Either(), torch.ones(4, 3))
+        graph = trace(_Either(), torch.ones(4, 3))
+    assert not graph.groups
+    assert graph.fixed["first"] == "other, which this example did not reach, may read it"
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -34,7 +34,14 @@ from dynopt_ray.structure.plans.initialisation import Draw
 from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerState, each_optimizer
 from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.plans.stages import Masking, PlanStage, check_plan
-from dynopt_ray.structure.preserve import Transaction, masked_parameters, within
+from dynopt_ray.structure.preserve import (
+    Transaction,
+    emptied,
+    has_tensors,
+    masked_parameters,
+    value_of,
+    within,
+)
 from dynopt_ray.structure.refit import BeforeAndAfter, compensated, reading_removed
 from dynopt_ray.structure.tracing import Inputs
 from dynopt_ray.structure.units import Change, moved_group, new_axes
@@ -296,10 +303,11 @@ def _batches(
 
 def _drop_kept(network: Network, transaction: Transaction) -> None:
     """Remove the tensors that modules keep of an earlier pass, because they have the old sizes."""
-    for module, name in network.caches:
-        kept = getattr(module, name)
-        left = {k: v for k, v in kept.items() if not isinstance(v, Tensor)}
-        transaction.set_attribute(module, name, type(kept)(left))
+    for cache, empty in network.caches.items():
+        kept = value_of(cache)
+        if has_tensors(kept):
+            value = emptied(kept) if isinstance(kept, dict | list) else empty
+            transaction.set_kept(cache, value)
 
 
 def _apply_masks(

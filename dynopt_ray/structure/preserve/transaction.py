@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynopt_ray.structure.preserve.caches import saved_value, set_value
+from dynopt_ray.structure.preserve.contents import Cache
 from dynopt_ray.structure.preserve.masks import mask_of, set_mask
 from dynopt_ray.structure.preserve.surroundings import Surroundings
 
@@ -67,6 +69,12 @@ class Transaction:
         old = getattr(owner, name)
         self._undo.append(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
+
+    def set_kept(self, cache: Cache, value: Any) -> None:
+        """Set an attribute that holds tensors of a pass, or remove it if the value is `ABSENT`."""
+        old = saved_value(cache)
+        self._undo.append(lambda: set_value(cache, old))
+        set_value(cache, value)
 
     def set_item(self, owner: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set an item of a dict; `roll_back` restores the old value."""

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynopt_ray.errors import DataError
+
 RIDGE = 1e-2
 """The ridge at which a search starts, and the ridge to use if there are too few rows to search."""
 
@@ -223,7 +225,12 @@ def ridge_solve(
 
     Returns:
         Coefficients (G, O, K); zero at padding.
+
+    Raises:
+        DataError: a moment is not finite.
     """
+    if not (cross_GOK.isfinite().all() and second_GKK.isfinite().all()):
+        raise _not_finite()
     size = second_GKK.shape[1]
     trace_G = second_GKK.diagonal(dim1=1, dim2=2).sum(1)
     # Rounding may make variances negative.
@@ -232,12 +239,21 @@ def ridge_solve(
     floor_G = torch.full_like(scale_G, 1e-12)
     while True:
         shift = (ridge_G * scale_G + floor_G)[:, None].expand(-1, size)
+        if not shift.isfinite().all():
+            raise _not_finite()
         factor, failed = torch.linalg.cholesky_ex(second_GKK + torch.diag_embed(shift))
         if not failed.any():
             return torch.cholesky_solve(cross_GOK.transpose(1, 2), factor).transpose(1, 2)
         # Rounding made the matrix indefinite, perhaps because some inputs hardly vary.
         ridge_G = torch.where(failed > 0, ridge_G * 10, ridge_G)
         floor_G = torch.where(failed > 0, floor_G * 10, floor_G)
+
+
+def _not_finite() -> DataError:
+    return DataError(
+        "the moments of a regression are not finite: some inputs or outputs are NaN, infinite or "
+        "too large to be squared"
+    )
 
 
 def masked_ridge_solve(
@@ -253,6 +269,9 @@ def masked_ridge_solve(
         kept_GOK: bool tensor, False if a coefficient has to be zero.
         ridge: relative to the mean variance of the inputs that an output keeps; one for all or
             one for each group.
+
+    Raises:
+        DataError: a moment is not finite.
     """
     ridge_G = torch.as_tensor(ridge, device=cross_GOK.device).expand(len(cross_GOK))
     slope_GOK = torch.zeros_like(cross_GOK)

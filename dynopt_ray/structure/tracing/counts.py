@@ -5,7 +5,8 @@ A forward pass computes with sizes as plain integers. After `B, N, C = x.shape`,
 tensor operation shows that. Under a trace, the size of a labelled dimension is therefore a
 `UnitCount`, which holds the ids that it counts, and an integer attribute of a module is a `Kept`,
 which knows its attribute. Divisions without remainder, and a few other operations on `Kept`, give
-the same type again. All other arithmetic gives a `Computed`, which only holds its operands.
+the same type again. All other arithmetic gives a `Computed`, which only holds its operands. If
+units lie along several dimensions together, the size of each of them is an `Extent`.
 
 The forward pass uses such an integer in one of two ways, and both are recorded. As a size (of a
 view, a slice or a new tensor), it tells the rules which units or which attribute the size follows.
@@ -20,6 +21,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -194,6 +196,34 @@ class UnitCount(Size):
         return int(self)
 
 
+class Extent(Tracked):
+    """The size of one of several dimensions along which units lie together (heads × coordinates).
+
+    It is no count of units: either dimension may hold the coordinates of one unit.
+
+    Attributes:
+        ids: the ids along the dimension, which come last, for each coordinate of the others.
+        record: the record that `as_value` writes to.
+    """
+
+    ids: IdArray
+    record: Record
+
+    def __new__(cls, ids: IdArray, axis: int, record: Record) -> "Extent":
+        """Make the size of `ids` along an axis."""
+        self = super().__new__(cls, ids.shape[axis])
+        self.ids, self.record = np.moveaxis(ids, axis, -1), record
+        return self
+
+    def __mul__(self, other: Any) -> Any:
+        return other * self if isinstance(other, Size) else super().__mul__(other)
+
+    def as_value(self) -> int:
+        """See `Tracked`. The coordinates of one unit do not change with the number of units."""
+        self.record.mixed.append(self.ids.reshape(-1, int(self)))
+        return int(self)
+
+
 class Kept(Size):
     """An integer that a module keeps as an attribute.
 
@@ -235,8 +265,9 @@ class Kept(Size):
         return super().__floordiv__(other) if divides else Tracked.__floordiv__(self, other)
 
     def __mul__(self, other: Any) -> Any:
-        if not self.less and type(other) is int and other > 0 and self.divisor == 1:
-            return Kept(self.value, self.place, self.record, times=self.times * other)
+        plain = type(other) is int or isinstance(other, Extent)
+        if not self.less and plain and other > 0 and self.divisor == 1:
+            return Kept(self.value, self.place, self.record, times=self.times * int(other))
         if not self.less and self.times == 1:
             return super().__mul__(other)
         return Tracked.__mul__(self, other)
@@ -276,13 +307,12 @@ NUMBERS = {torch.Tensor.numel, torch.Tensor.nelement, torch.numel, torch.Tensor.
 def counted_sizes(
     size: Any, labels: Labels, record: Record, tensor: Tensor, dim: int | None = None
 ) -> Any:
-    """Return one size or all sizes of a tensor; labelled ones become `UnitCount`."""
-    counts = {
-        d: UnitCount(label.ids, record)
-        for label in labels
-        if len(label.dims) == 1
-        for d in label.dims
-    }
+    """Return one size or all sizes of a tensor; labelled ones are tracked."""
+    counts: dict[int, Tracked] = {}
+    for label in labels:
+        for axis, d in enumerate(label.dims):
+            one = len(label.dims) == 1
+            counts[d] = UnitCount(label.ids, record) if one else Extent(label.ids, axis, record)
     if dim is None:
         return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
     return counts.get(dim % tensor.ndim, size)

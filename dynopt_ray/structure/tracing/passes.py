@@ -1,7 +1,7 @@
 """Trace one network at one set of shapes, and group its units."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dynopt_ray.errors import TraceError
+from dynopt_ray.structure.preserve import RandomState
 from dynopt_ray.structure.tracing import rules as rules  # fills registry.RULES
 from dynopt_ray.structure.tracing.forward import (
     Inputs,
@@ -19,8 +20,16 @@ from dynopt_ray.structure.tracing.forward import (
     placeholder_tensors,
     undisturbed,
 )
+from dynopt_ray.structure.tracing.idle_siblings import (
+    IdleSiblings,
+    Siblings,
+    partly_idle,
+    read_by_siblings,
+)
+from dynopt_ray.structure.tracing.nested_tensors import output_tensors, tensors_in
 from dynopt_ray.structure.tracing.tracer import Heads, Trace
-from dynopt_ray.structure.units import Grouping, Record, group_units
+from dynopt_ray.structure.tracing.values import ValueReads, place_of_error
+from dynopt_ray.structure.units import IS_OUTPUT, Grouping, Key, Record, group_units, producer_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +41,19 @@ class Passes:
         grouping: the width groups and fixed sizes that follow from the record.
         output_sizes: the sizes of all output tensors.
         device: the device on which it was traced: "meta", or the network's own.
+        reads: the values that it read, and by which it may have decided what to run.
+        families: the modules that are alike and of which it did not reach all.
+        pinned: (parameter, dimension) -> why it must keep its size, for reasons that are not in
+            the operations.
     """
 
     record: Record
     grouping: Grouping
     output_sizes: tuple[torch.Size, ...]
     device: torch.device
+    reads: ValueReads
+    families: Sequence[Siblings]
+    pinned: Mapping[Key, str]
 
 
 def trace_passes(
@@ -47,8 +63,10 @@ def trace_passes(
     *,
     heads: Heads,
     device: torch.device,
-    pinned: Mapping[str, str] | None = None,
+    pinned: Mapping[Key, str] | None = None,
     with_costs: bool = True,
+    reads: ValueReads | None = None,
+    families: Sequence[Siblings] = (),
 ) -> Passes:
     """Trace the network in evaluation mode, and in training mode too if parameters stay unused.
 
@@ -58,27 +76,41 @@ def trace_passes(
         tensors: its parameters and buffers at the sizes to trace, on `device`.
         heads: what a unit of attention is; see `Trace`.
         device: the device to run on; "meta" computes shapes only.
-        pinned: parameter name -> reason, for parameters whose first dimension must keep its size.
+        pinned: (parameter, dimension) -> reason, for dimensions that must keep their size.
         with_costs: whether to record the costs of operations and the blocks.
+        reads: the values that an earlier trace read, to decide the same; None for the first trace.
+        families: modules that are alike; those that are not reached follow those that are.
 
     Raises:
+        OtherWayError: the network ran other operations than in the earlier trace.
         Exception: any error that the network's own forward raises.
     """
     record = Record({id(tensor): name for name, tensor in tensors.items()}, with_costs)
-    sizes = _run(model, inputs, tensors, record, heads, training=False)
+    reads = ValueReads() if reads is None else reads.repeated()
+
+    def one_pass(*, training: bool) -> tuple[torch.Size, ...]:
+        trace = Trace(tensors, record, heads, [name for name, _ in model.named_buffers()], reads)
+        return _run(model, inputs, tensors, trace, families, training=training)
+
+    sizes = one_pass(training=False)
     if unused(record, tensors):
         # Auxiliary classifiers run in training mode only. Costs and consumers describe evaluation
         # mode, so those of the second pass are discarded.
         work, consumers = [*record.work], {n: [*uses] for n, uses in record.consumers.items()}
-        sizes += _run(model, inputs, tensors, record, heads, training=True)
+        branches = dict(reads.branches)  # layers dropped at random lead to nothing new
+        sizes += one_pass(training=True)
         record.work, record.consumers = work, defaultdict(list, consumers)
-    for name, reason in (pinned or {}).items():
-        record.pinned.append((record.parameter_ids[name, 0], reason))
+        reads.branches = branches
+    pinned = {**(pinned or {}), **read_by_siblings(model, record.first_use)}
+    if reads.branches:
+        pinned |= _possibly_read(record, {name: tensors[name] for name in unknown(model, record)})
+    for key, reason in pinned.items():
+        record.pinned.append((record.parameter_ids[key], reason))
     for ids in record.normed:
         if any(record.roles.get(key) != "in" for key in record.owners(ids)):
             record.mixed.append(ids)
     record.mixed += [link.ids for link in record.links if link.place in record.valued]
-    return Passes(record, group_units(record), sizes, device)
+    return Passes(record, group_units(record), sizes, device, reads, families, pinned)
 
 
 def unused(record: Record, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -90,12 +122,36 @@ def unused(record: Record, tensors: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
+def unknown(model: nn.Module, record: Record) -> list[str]:
+    """Return the names of parameters that the pass did not reach and that follow no sibling."""
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if name not in record.first_use
+        and not any(name.startswith(f"{module}.") for module in record.followed)
+    ]
+
+
+def _possibly_read(record: Record, readers: Mapping[str, Tensor]) -> dict[Key, str]:
+    """Return the dimensions that other inputs may lead to these parameters, which were not reached.
+
+    What the parameters would read is not known, but it has the size of one of their dimensions.
+    """
+    sizes = {size: name for name, tensor in readers.items() for size in tensor.shape if size > 1}
+    return {
+        (name, dim): f"{producer_name(sizes[ids.size])}, which this example did not reach, "
+        "may read it"
+        for (name, dim), ids in record.parameter_ids.items()
+        if ids.size in sizes and name in record.first_use and (name, dim) not in record.hidden
+    }
+
+
 def trace_at_own_sizes(
     model: nn.Module,
     inputs: Inputs,
     tensors: Mapping[str, Tensor],
     heads: Heads,
-    pinned: Mapping[str, str],
+    pinned: Mapping[Key, str],
 ) -> Passes:
     """Trace on the meta device, or on the network's own device if it needs values.
 
@@ -120,16 +176,28 @@ def _trace_on(
     inputs: Inputs,
     tensors: Mapping[str, Tensor],
     heads: Heads,
-    pinned: Mapping[str, str],
+    pinned: Mapping[Key, str],
 ) -> Passes:
     if device.type == "meta":
         traced = placeholder_tensors(tensors, {}, device)
     else:
         # A pass in training mode writes to buffers, so they must not be the network's own.
         traced = {n: t if isinstance(t, nn.Parameter) else t.clone() for n, t in tensors.items()}
-    return trace_passes(
-        model, on_device(inputs, device), traced, heads=heads, device=device, pinned=pinned
-    )
+
+    def passes_with(families: Sequence[Siblings]) -> Passes:
+        return trace_passes(
+            model,
+            on_device(inputs, device),
+            traced,
+            heads=heads,
+            device=device,
+            pinned=pinned,
+            families=families,
+        )
+
+    passes = passes_with(())
+    families = partly_idle(model, passes.record.first_use) if unused(passes.record, traced) else ()
+    return passes_with(families) if families else passes
 
 
 def _untraceable(model: nn.Module, inputs: Inputs, error: Exception) -> TraceError:
@@ -141,10 +209,12 @@ def _untraceable(model: nn.Module, inputs: Inputs, error: Exception) -> TraceErr
             f" They hold {', '.join(sorted(whole))}; layers other than embeddings need floats: "
             "x.float(), or x.float() / 255 for images of bytes."
         )
+    place = place_of_error(error)
     return TraceError(
         f"{type(model).__name__} cannot run on these example inputs: "
-        f"{type(error).__name__}: {error}. Pass the inputs that the network gets in training: a "
-        "tensor, a tuple of arguments or a dict of keyword arguments." + hint
+        f"{type(error).__name__}: {error}{f' (at {place})' if place else ''}. Pass the inputs that "
+        "the network gets in training: a tensor, a tuple of arguments or a dict of keyword "
+        "arguments." + hint
     )
 
 
@@ -152,19 +222,47 @@ def _run(
     model: nn.Module,
     inputs: Inputs,
     tensors: Mapping[str, Tensor],
-    record: Record,
-    heads: Heads,
+    trace: Trace,
+    families: Sequence[Siblings],
     *,
     training: bool,
 ) -> tuple[torch.Size, ...]:
     """Run one pass under a trace, pin its outputs and return their sizes."""
+    record = trace.record
     with undisturbed(model, training) as kept:
-        buffers = [name for name, _ in model.named_buffers()]
-        trace = Trace(tensors, record, heads, buffers)
-        with modules_known(model, trace), trace:
+        draws = RandomState(())
+        with modules_known(model, trace), IdleSiblings(families) as siblings, trace:
             output: Any = call(model, inputs, tensors)
-        outputs = trace.outputs(output)
-    record.caches += kept
+            followed = siblings.follow(trace, tensors)
+        if draws.drawn_outside_torch():
+            trace.values.branches["random numbers of Python or NumPy"] = None
+        outputs = _pinned_outputs(trace, output)
+        if trace.values.seen and record.with_costs:
+            trace.flow.use([*outputs, *_tensors_kept(model)])
+            trace.flow.drop_unused(record)
+    record.caches.update(kept)
+    record.followed.update(dict.fromkeys(followed))
     if not training:
         record.blocks = trace.blocks
     return tuple(tensor.shape for tensor in outputs)
+
+
+def _pinned_outputs(trace: Trace, output: Any) -> list[Tensor]:
+    """Pin the units of the network's output and return its tensors."""
+    tensors = list(output_tensors(output))
+    if not tensors:
+        raise TraceError(
+            f"it returns a {type(output).__name__}, in which no tensor is found; let it return "
+            "a tensor, or a tuple, list, dict or dataclass of tensors"
+        )
+    trace.pin_what_is_read(tensors)
+    for tensor in tensors:
+        trace.pin(trace.labels(tensor), IS_OUTPUT)
+    return tensors
+
+
+def _tensors_kept(model: nn.Module) -> Iterable[Tensor]:
+    """Yield the tensors that modules keep after a pass: buffers, and what they keep to return."""
+    for module in model.modules():
+        for value in vars(module).values():
+            yield from tensors_in(value)

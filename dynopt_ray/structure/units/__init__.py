@@ -6,7 +6,7 @@ from dynopt_ray.structure.units.attributes import (
     candidate_attributes,
     linked_attributes,
 )
-from dynopt_ray.structure.units.grouping import Grouping, Key, group_units
+from dynopt_ray.structure.units.grouping import IS_OUTPUT, Grouping, Key, group_units
 from dynopt_ray.structure.units.groups import Slice, WidthGroup, producer_name
 from dynopt_ray.structure.units.labels import (
     IdArray,
@@ -24,6 +24,7 @@ from dynopt_ray.structure.units.layout import Axis, Change, moved_group, new_axe
 from dynopt_ray.structure.units.record import Consumer, Contraction, Link, Place, Record, Role, Work
 
 __all__ = [
+    "IS_OUTPUT",
     "Attribute",
     "Axis",
     "Change",

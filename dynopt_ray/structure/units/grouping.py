@@ -11,9 +11,9 @@ added or removed together. Grouping takes three steps:
    each, are interchangeable: whichever is removed, the shapes that remain are the same. They are
    the units of one candidate group, called a bundle here. They are found by a signature: each
    dimension has a random number, and a component's signature is the sum of these numbers over its
-   coordinates. Pinned components, and those in a slice that an operation may treat differently
-   (`Record.parted`), are kept apart.
-3. A candidate that is pinned, or that the forward pass does not use, is reported as fixed with
+   coordinates. Components are kept apart if they are pinned, not reached, or in a slice that an
+   operation may treat differently (`Record.parted`).
+3. A candidate that is pinned, or that no operation reads (see `reach`), is reported as fixed with
    the reason. Every other candidate becomes a `WidthGroup`, named after its first producer.
 
 Networks have many more units than groups, so all steps are array operations without a loop over
@@ -30,12 +30,14 @@ import torch
 
 from dynopt_ray.structure.units.groups import Slice, WidthGroup, contiguous_runs, producer_name
 from dynopt_ray.structure.units.labels import ID, IdArray
+from dynopt_ray.structure.units.reach import read_units
 from dynopt_ray.structure.units.record import Link, Place, Record
 
 Key = tuple[str, int]
 """The name of a parameter or buffer, and one of its dimensions."""
 
-_UNUSED = "the forward pass does not use it"
+IS_OUTPUT = "it is the network's output"
+_NOT_REACHED = "not reached by this example"
 _ROLE_ORDER = {"out": 0, "scale": 1, "in": 2}
 
 
@@ -67,24 +69,23 @@ def group_units(record: Record) -> Grouping:
     component = _merged(record)
     num_components = int(component.max(initial=-1)) + 1
     reasons = _pinned(record, component, num_components)
-    least_two = np.zeros(num_components, dtype=bool)
-    for ids in record.never_one:
-        least_two[component[ids]] = True
-    mixed = np.zeros(num_components, dtype=bool)
-    for ids in record.mixed:
-        units = component[ids]
-        if ids.ndim > 1 and ids.shape[1] > 1:
-            units = units[(units != units[:, :1]).any(axis=1)]
-        mixed[units] = True
 
     keys = sorted(
         (key for key in record.parameter_ids if key not in record.hidden),
         key=lambda key: _priority(record, key),
     )
     entries = _Entries.build(record, keys, component)
-    signature = _signatures(entries, reasons, num_components)
+    missed = ~read_units(record.passages, component, num_components)
+    record.passages.clear()
+    pinned = np.fromiter((reason is not None for reason in reasons), bool, num_components)
+    missed &= ~pinned
+    for unit in np.unique(entries.component[missed[entries.component]]).tolist():
+        reasons[unit] = _NOT_REACHED
+    signature = _signatures(entries, num_components)
     for number, ids in enumerate(record.parted):
         np.add.at(signature, component[ids], _token(number))
+    for number, units in enumerate((pinned, missed), start=len(record.parted)):
+        signature[units] += _token(number)
     leader = np.full(num_components, len(entries.key), dtype=ID)
     np.minimum.at(leader, entries.component, np.arange(len(entries.key), dtype=ID))
 
@@ -96,6 +97,8 @@ def group_units(record: Record) -> Grouping:
     bundle_of[present] = rank[bundle]
     unit_of = _counted_within(bundle_of, present, num_components)
 
+    mixed, counted = (bundle_of[units] for units in _mixed(record, component))
+    least_two = bundle_of[component[_joined(record.never_one)]]
     groups: list[WidthGroup] = []
     fixed: dict[str, str] = {}
     group_of_bundle = np.full(len(first) + 1, -1, dtype=ID)
@@ -104,17 +107,46 @@ def group_units(record: Record) -> Grouping:
         unit = component[record.parameter_ids[name, dim][int(positions[0, 0])]]
         reason = reasons[unit]
         if name not in record.first_use:
-            reason = reason or _UNUSED
+            reason = reason or _NOT_REACHED
         if reason is not None:
             for (parameter, d), _, _ in members:
-                fixed.setdefault(_fixed_name(record, parameter, d), reason)
+                _note_fixed(fixed, _fixed_name(record, parameter, d), reason)
             continue
         group_of_bundle[index] = len(groups)
-        fewest = 2 if least_two[unit] else 1
-        groups.append(_width_group(record, members, exact=not mixed[unit], fewest=fewest))
+        exact = not (index in mixed or (len(positions) == 1 and index in counted))
+        fewest = 2 if index in least_two else 1
+        groups.append(_width_group(record, members, exact=exact, fewest=fewest))
     groups = _uniquely_named(groups)
     group_of = group_of_bundle[bundle_of[component]] if num_components else component
     return Grouping(tuple(groups), fixed, group_of, unit_of[component])
+
+
+def _mixed(record: Record, component: IdArray) -> tuple[IdArray, IdArray]:
+    """Return the components on whose number the output depends, of two kinds.
+
+    The first kind meets others in an operation. The second meets none: the operation depends on
+    the number of its own coordinates (of one head). It matters only if it is the only unit of its
+    group, because then coordinates of other units would meet it.
+    """
+    together, alone = [], []
+    for ids in record.mixed:
+        rows = component[ids] if ids.ndim > 1 else component[ids][None]
+        differ = (rows != rows[:, :1]).any(axis=1)
+        together.append(rows[differ].ravel())
+        alone.append(rows[~differ, 0])
+    return np.unique(_joined(together)), np.unique(_joined(alone))
+
+
+def _joined(arrays: Sequence[IdArray]) -> IdArray:
+    return np.concatenate([np.zeros(0, dtype=ID), *arrays])
+
+
+def _note_fixed(fixed: dict[str, str], name: str, reason: str) -> None:
+    """Note why something is fixed. If some of its units were not reached, that is the reason."""
+    if reason == _NOT_REACHED and fixed.get(name) != IS_OUTPUT:
+        fixed[name] = reason
+    else:
+        fixed.setdefault(name, reason)
 
 
 def _merged(record: Record) -> IdArray:
@@ -270,15 +302,11 @@ class _Entries:
             yield [members[index] for index in sorted(members)]
 
 
-def _signatures(
-    entries: _Entries, reasons: list[str | None], num_components: int
-) -> npt.NDArray[np.uint64]:
+def _signatures(entries: _Entries, num_components: int) -> npt.NDArray[np.uint64]:
     """Return a number per component: equal if they lie along the same dimensions, equally often."""
     tokens = np.random.default_rng(0).integers(2**63, size=len(entries.alike), dtype=np.uint64)
     signature = np.zeros(num_components, dtype=np.uint64)
     np.add.at(signature, entries.component, tokens[entries.key])
-    pinned = np.fromiter((reason is not None for reason in reasons), bool, num_components)
-    signature[pinned] += np.uint64(1)
     return signature
 
 
