@@ -1,5 +1,6 @@
 """A pool of slots in this process that take turns at random and may be lost, and its trials."""
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ class Climb:
             )
 
 
-class Died(Exception):
+class DriverDiedError(Exception):
     """The driver is gone."""
 
 
@@ -100,7 +101,7 @@ class TurnsPool:
         if self._answers_left is not None:
             self._answers_left -= 1
             if self._answers_left < 0:
-                raise Died
+                raise DriverDiedError
         slot = self._random.choice(list(self._sent))
         commands = self._sent.pop(slot)
         if self._random.random() < self._loss:
@@ -153,15 +154,11 @@ def run(
         writer,
         files,
         SPACE.decode,
-        LoopConfig(
-            max_failures=max_failures, in_order=in_order, draw_ahead=draws_ahead(drawer)
-        ),
+        LoopConfig(max_failures=max_failures, in_order=in_order, draw_ahead=draws_ahead(drawer)),
     )
     loop.finish(finished)
-    try:
+    with contextlib.suppress(DriverDiedError):
         loop.run()
-    except Died:
-        pass
     return sink
 
 

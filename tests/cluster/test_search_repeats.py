@@ -141,7 +141,7 @@ def test_trials_at_once_do_not_repeat_either() -> None:
 def test_a_searcher_that_proposes_nothing_is_named() -> None:
     from ray.tune.search import Searcher
 
-    class Nothing(Searcher):  # type: ignore[misc]
+    class Nothing(Searcher):
         def suggest(self, trial_id: str) -> None:
             del trial_id
 

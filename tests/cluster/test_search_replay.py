@@ -8,8 +8,7 @@ import pytest
 from dynopt_ray.cluster.trials import KeptNetworks, TrialFiles, replay
 from dynopt_ray.errors import RunError
 from dynopt_ray.journals import LocalStore, RunRecord
-
-from slots import Climb, TurnsPool, board_of, run, table
+from tests.cluster.slots import Climb, TurnsPool, board_of, run, table
 
 SEARCHERS = ["random", "optuna"]
 SCHEDULERS = ["none", "asha", "hyperband", "median", "pbt", "pb2"]
@@ -53,7 +52,7 @@ def test_a_search_that_dies_again_and_again_ends_like_one_that_did_not(
             searcher=searcher,
             scheduler=scheduler,
             records=records,
-            pool=lambda config, seed=seed: TurnsPool(  # type: ignore[misc]
+            pool=lambda config, seed=seed: TurnsPool(
                 config, num_slots=1, seed=seed, loss=0.1, answers_left=5 + seed % 4
             ),
         ).records
@@ -75,9 +74,7 @@ def test_decisions_in_the_order_of_drawing_repeat(scheduler: str, tmp_path: Path
                 searcher="optuna",
                 scheduler=scheduler,
                 in_order=True,
-                pool=lambda config, seed=seed: TurnsPool(  # type: ignore[misc]
-                    config, num_slots=3, seed=seed
-                ),
+                pool=lambda config, seed=seed: TurnsPool(config, num_slots=3, seed=seed),
             ).records
         )
         for seed in (1, 2)

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynopt_ray.cluster.searching.domains import tune_space
 from dynopt_ray.cluster.searching.log import TrialLog
 from dynopt_ray.cluster.searching.result import SearchResult
 from dynopt_ray.cluster.searching.search_setup import (
@@ -254,6 +253,7 @@ def _searched(
     on_end: Callable[[TrialLog], None],
 ) -> bytes | None:
     """Run a search, or the rest of it, and return the network of the best trial."""
+    from dynopt_ray.cluster.searching.domains import tune_space
     from dynopt_ray.cluster.searching.schedulers import draws_ahead
 
     plan.searcher.set_search_properties("utility", "max", tune_space(plan.space))

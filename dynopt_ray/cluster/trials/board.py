@@ -149,7 +149,7 @@ class TrialBoard:
         return trial
 
     def started(self, number: int) -> None:
-        """Note that a trial runs, or runs again. One that has ended only gives its network again."""
+        """Note that a trial runs (again). One that has ended only gives its network again."""
         trial = self._trials[number]
         if trial.status not in ENDED:
             trial.status = RUNNING

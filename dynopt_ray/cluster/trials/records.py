@@ -17,9 +17,6 @@ from dynopt_ray.cluster.trials.plain_values import from_json, to_json
 from dynopt_ray.errors import RunError
 from dynopt_ray.journals import RunRecord
 
-Records = Iterable[RunRecord]
-KINDS = frozenset({"drawn", "started", "measured", "lost", "ended", "continued"})
-
 
 class RecordSink(Protocol):
     """Takes records, e.g. a journal."""
@@ -90,7 +87,7 @@ class SearchRecords:
             sink.append(kind, **to_json(fields))
 
 
-def replay(records: Records, board: TrialBoard, kept: KeptNetworks) -> list[int]:
+def replay(records: Iterable[RunRecord], board: TrialBoard, kept: KeptNetworks) -> list[int]:
     """Tell a board what happened before, and check that it decides as it did then.
 
     Returns:
@@ -117,7 +114,7 @@ def replay(records: Records, board: TrialBoard, kept: KeptNetworks) -> list[int]
     return open_ends
 
 
-def _told(records: Records, board: TrialBoard, kept: KeptNetworks) -> list[int]:
+def _told(records: Iterable[RunRecord], board: TrialBoard, kept: KeptNetworks) -> list[int]:
     open_ends: set[int] = set()
     for record in records:
         match record.kind:

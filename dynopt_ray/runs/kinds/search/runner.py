@@ -24,7 +24,7 @@ from dynopt_ray.errors import DynoptError, SpecError
 from dynopt_ray.journals import store_at
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.search.spec import SearchSettings, SearchSpec
-from dynopt_ray.runs.kinds.search.tables import Tables, trial_points
+from dynopt_ray.runs.kinds.search.tables import SearchTables, trial_points
 from dynopt_ray.runs.origin import (
     Curves,
     Origin,
@@ -189,7 +189,7 @@ def run_search(
     first = _first(run, trial, space) if settings.find_rate else []
     _, num_trials = draws(settings.searcher, space, num_trials=settings.num_trials)
     with run.progress.stage("search", num_trials) as stage:
-        tables = Tables(run.directory)
+        tables = SearchTables(run.directory)
 
         def on_end(log: TrialLog) -> None:
             best = log.best_so_far

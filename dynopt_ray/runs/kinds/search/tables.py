@@ -10,7 +10,7 @@ from dynopt_ray.runs.directory import RunDirectory
 _EVERY_S = 10.0
 
 
-class Tables:
+class SearchTables:
     """Writes the tables of a search from time to time.
 
     Args:
