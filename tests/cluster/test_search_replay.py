@@ -1,5 +1,6 @@
 """A search that died continues as if nothing had happened: board, searcher, scheduler, trials."""
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -52,9 +53,7 @@ def test_a_search_that_dies_again_and_again_ends_like_one_that_did_not(
             searcher=searcher,
             scheduler=scheduler,
             records=records,
-            pool=lambda config, seed=seed: TurnsPool(
-                config, num_slots=1, seed=seed, loss=0.1, answers_left=5 + seed % 4
-            ),
+            pool=partial(TurnsPool, num_slots=1, seed=seed, loss=0.1, answers_left=5 + seed % 4),
         ).records
         if sum(r.kind == "ended" for r in records) == 12:
             break
@@ -74,7 +73,7 @@ def test_decisions_in_the_order_of_drawing_repeat(scheduler: str, tmp_path: Path
                 searcher="optuna",
                 scheduler=scheduler,
                 in_order=True,
-                pool=lambda config, seed=seed: TurnsPool(config, num_slots=3, seed=seed),
+                pool=partial(TurnsPool, num_slots=3, seed=seed),
             ).records
         )
         for seed in (1, 2)
