@@ -149,7 +149,7 @@ class TestRemote:
         self, shared: RemoteLearner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = shared.status()
-        monkeypatch.setattr(shared, "_max_pending", 5)
+        monkeypatch.setattr(shared._pending, "_max_events", 5)
         monkeypatch.setattr(shared, "_timeout_s", 0.0)
         os.kill(before.pid, signal.SIGSTOP)
         try:
