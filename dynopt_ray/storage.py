@@ -88,7 +88,7 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
         digest = _digest(found["state"], tensors)
     except DAMAGE_ERRORS as error:
         raise CheckpointError(
-            f"{path} has been altered: its metadata are damaged ({described(error)})"
+            f"{path} has been altered: its metadata are damaged ({described(error):.300})"
         ) from error
     if found["kind"] != kind:
         raise CheckpointError(f"{path} holds a {found['kind']!s:.60}, but a {kind} is needed")
@@ -105,7 +105,7 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
         if not isinstance(state, dict) or tensors:
             raise ValueError("tensors and metadata do not belong together")
     except DAMAGE_ERRORS as error:
-        raise CheckpointError(f"{path} has been altered: {described(error)}") from error
+        raise CheckpointError(f"{path} has been altered: {described(error):.300}") from error
     return state
 
 
@@ -130,8 +130,8 @@ def _read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[str | None, 
         raise CheckpointError(f"cannot read {kind} {path}: {reason}") from error
     except (safetensors.SafetensorError, *DAMAGE_ERRORS) as error:
         raise CheckpointError(
-            f"{path} is truncated, or not the file of a {kind} at all ({described(error)}); use "
-            "an older one"
+            f"{path} is truncated, or not the file of a {kind} at all ({described(error):.300}); "
+            "use an older one"
         ) from error
     return metadata.get(_KEY), tensors
 
