@@ -161,8 +161,12 @@ def test_a_temporary_file_that_is_removed_before_it_is_locked_is_made_again(
             temporary.unlink()
         flock(descriptor, operation)
 
+    def write(temporary: Path) -> None:
+        assert temporary.exists()
+        temporary.write_text("all")
+
     monkeypatch.setattr(fcntl, "flock", remove_first)
-    replace_file(tmp_path / "state", lambda temporary: temporary.write_text("all"))
+    replace_file(tmp_path / "state", write)
     assert removed
     assert names(tmp_path) == {"state"}
     assert (tmp_path / "state").read_text() == "all"

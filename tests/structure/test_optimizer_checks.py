@@ -30,6 +30,9 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
+OTHERS: list[Any] = [torch.ones(5), torch.ones(1, 3), None, "text", [1.0], {}, True]
+
+
 class Foreign(torch.optim.Optimizer):
     """Its constructor needs more than its groups hold, and it keeps a matrix of its own."""
 
@@ -37,7 +40,7 @@ class Foreign(torch.optim.Optimizer):
         self.secret = secret
         super().__init__(params, {"lr": 0.1})
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         del closure
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -85,7 +88,7 @@ def test_a_tensor_of_another_shape_or_kind_is_refused(name: str) -> None:
     optimizer = trained(OPTIMIZERS[name])
     options, states = saved(optimizer)
     for entry, value in (states[0][0] or {}).items():
-        for other in (torch.ones(5), torch.ones(1, 3), None, "text", [1.0], {}, True):
+        for other in OTHERS:
             if isinstance(value, Tensor):
                 with pytest.raises(CheckpointError, match=rf"'{entry}' is .*another network or"):
                     check_saved_state(
