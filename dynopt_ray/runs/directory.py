@@ -256,7 +256,7 @@ def replace_text(path: Path, text: str) -> None:
     def write(temporary: Path) -> None:
         temporary.write_text(text, "utf-8")
 
-    replace_file(path, write)
+    replace_file(path, write, private=False)
 
 
 def _now() -> str:
