@@ -338,6 +338,16 @@ class Task:
             kind=self.kind,
         )
 
+    def row_scores(self, model: nn.Module, split: Split = "validation") -> Tensor | None:
+        """Return one score per row of a split, (rows,) on the CPU; None unless there are classes.
+
+        It is the mean of right (1) or wrong (0) and of the probability given to the right class.
+
+        Raises: see `evaluate`.
+        """
+        source = self._source(split)
+        return loop.scores(model, source.batches(None, None), source=source, kind=self.kind)
+
     def arrays(self, split: Split) -> tuple[Tensor, Tensor]:
         """The inputs and targets of a split, on the task's device. Do not write to them.
 
