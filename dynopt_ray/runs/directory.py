@@ -13,19 +13,24 @@ and an error names the damaged one.
 """
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynopt_ray.errors import RunError
+from dynopt_ray.errors import RunError, shortened
 from dynopt_ray.runs import manifest
 from dynopt_ray.storage import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_LONGEST_SHOWN = 200
+# Linux takes paths of 4,095 bytes, and a run makes files in directories of its own.
+_LONGEST_PATH = 3_800
 RunStatus = Literal["running", "finished", "failed", "interrupted"]
 
 _MANIFEST: Mapping[str, type | tuple[type, ...]] = {
@@ -70,27 +75,23 @@ class RunDirectory:
         Raises:
             RunError: the path exists already, or the directory cannot be made.
         """
-        if path.exists():
-            raise RunError(
-                f"{path} exists already, and a run never overwrites another; choose another --out"
-            )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir()  # fails if another run has just made it
-        except OSError as error:
-            raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
+        shown = _make(path)
         directory = RunDirectory(path)
-        directory.write_text("spec.yaml", spec_text)
-        directory._write_manifest(
-            {
-                **about,
-                "status": "running",
-                "started": _now(),
-                "versions": manifest.versions(),
-                "hardware": manifest.hardware(),
-                "commit": manifest.commit(Path.cwd()),
-            }
-        )
+        start = {
+            **about,
+            "status": "running",
+            "started": _now(),
+            "versions": manifest.versions(),
+            "hardware": manifest.hardware(),
+            "commit": manifest.commit(Path.cwd()),
+        }
+        try:
+            directory.write_text("spec.yaml", spec_text)
+            directory._write_manifest(start)
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)  # made above, and nothing is in it
+            reason = f"cannot write to {shown}: {error.strerror}; choose another --out"
+            raise RunError(reason) from error
         return directory
 
     @staticmethod
@@ -175,6 +176,32 @@ class RunDirectory:
         self.write_text("manifest.json", json.dumps(content, indent=2) + "\n")
 
 
+def _make(path: Path) -> str:
+    """Make a directory that does not exist yet; return its path as messages show it."""
+    shown = shortened(str(path), _LONGEST_SHOWN)
+    if len(os.fsencode(path.absolute())) > _LONGEST_PATH:
+        raise RunError(f"the run directory {shown} has too long a path; choose a shorter --out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unmakeable(shown, error) from error
+    try:
+        path.mkdir()
+    except FileExistsError as error:  # perhaps another run has just made it
+        raise RunError(
+            f"{shown} exists already, and a run never overwrites another; choose another --out"
+        ) from error
+    except OSError as error:
+        raise _unmakeable(shown, error) from error
+    return shown
+
+
+def _unmakeable(shown: str, error: OSError) -> RunError:
+    return RunError(
+        f"cannot make the run directory {shown}: {error.strerror}; choose another --out"
+    )
+
+
 def _check_manifest(content: object, path: Path) -> None:
     for key, kind in _MANIFEST.items():
         if not isinstance(content, dict) or (key not in content and key != "duration_s"):
@@ -187,7 +214,8 @@ def replace_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, "utf-8")
+        # File names may hold bytes that are no text, and UTF-8 cannot express them.
+        temporary.write_text(text, "utf-8", errors="backslashreplace")
 
     replace_file(path, write)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.spec import Spec
@@ -20,8 +21,10 @@ class Kind:
             imported at its first use, and raises an error if the task, files or arguments that the
             spec names are wrong.
         on_cluster: whether runs of this kind use a Ray cluster.
+        is_local: spec -> whether its run needs no cluster, although runs of this kind may use one.
     """
 
     spec: type[Spec]
     runner: str
     on_cluster: bool = True
+    is_local: Callable[[Any], bool] = lambda _: False

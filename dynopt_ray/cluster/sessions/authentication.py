@@ -12,6 +12,8 @@ from typing import Any
 
 import ray
 
+from dynopt_ray.errors import ClusterError
+
 _MODE = "RAY_AUTH_MODE"
 
 
@@ -24,6 +26,26 @@ def has_token() -> bool:
     """Whether Ray would find a token."""
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     return bool(given) or token_file().exists()
+
+
+def check_token() -> None:
+    """Refuse to start a cluster for which no token could be made. Write nothing.
+
+    Raises:
+        ClusterError: there is no token, and no file can be made in the home directory.
+    """
+    if os.environ.get(_MODE, "token") != "token" or has_token():
+        return
+    place = next(path for path in token_file().parents if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ClusterError(_no_token(f"{token_file()} cannot be made in {place}"))
+
+
+def _no_token(reason: str) -> str:
+    return (
+        f"a cluster on this machine needs a token, but {reason}; set HOME to a directory that can "
+        "be written, RAY_AUTH_TOKEN_PATH to the file of a token, or RAY_AUTH_TOKEN to a token"
+    )
 
 
 def make_token(path: Path) -> None:
@@ -52,7 +74,11 @@ def use_token(*, starting: bool) -> None:
     if os.environ.get(_MODE, "token") != "token":
         return
     if token_file().exists() or (starting and not has_token()):
-        make_token(token_file())
+        try:
+            make_token(token_file())
+        except OSError as error:
+            reason = f"{token_file()} cannot be written: {error.strerror}"
+            raise ClusterError(_no_token(reason)) from error
     if not has_token():
         return
     os.environ[_MODE] = "token"

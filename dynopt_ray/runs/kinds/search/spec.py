@@ -100,4 +100,8 @@ def check_space(space: Space, retrain_steps: int) -> None:
         checked_by(lambda probe: check_config(probe, retrain_steps))(config)
 
 
-KIND = Kind(SearchSpec, "dynopt_ray.runs.kinds.search.runner:prepare")
+KIND = Kind(
+    SearchSpec,
+    "dynopt_ray.runs.kinds.search.runner:prepare",
+    is_local=lambda spec: spec.search.local,
+)
