@@ -19,19 +19,23 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from dynopt_ray.errors import RunError, shortened
+from dynopt_ray.errors import RunError, short, shortened
 from dynopt_ray.runs import manifest
-from dynopt_ray.storage import replace_file
+from dynopt_ray.storage import DAMAGE_ERRORS, replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _LONGEST_SHOWN = 200
+# A run may be someone else's, so its files are not trusted to have the size of ours.
+_LARGEST_TEXT, _LARGEST_TABLE = 2**20, 100 * 2**20
+_LONGEST_RUN_S = 1e9
 # Linux takes paths of 4,095 bytes, and a run makes files in directories of its own.
 _LONGEST_PATH = 3_800
 RunStatus = Literal["running", "finished", "failed", "interrupted"]
+STATES = get_args(RunStatus)
 
 _MANIFEST: Mapping[str, type | tuple[type, ...]] = {
     "kind": str,
@@ -115,12 +119,22 @@ class RunDirectory:
         Raises:
             RunError: the file is damaged.
         """
+        path = self.path / "manifest.json"
         try:
-            read: dict[str, Any] = json.loads((self.path / "manifest.json").read_text("utf-8"))
-        except ValueError as error:
-            raise RunError(f"{self.path / 'manifest.json'} is damaged: {error}") from error
-        _check_manifest(read, self.path / "manifest.json")
+            read: dict[str, Any] = json.loads(self.manifest_text)
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+        _check_manifest(read, path)
         return read
+
+    @property
+    def manifest_text(self) -> str:
+        """The text of manifest.json.
+
+        Raises:
+            RunError: the file cannot be read.
+        """
+        return self._read_text("manifest.json")
 
     @property
     def spec_text(self) -> str:
@@ -129,10 +143,7 @@ class RunDirectory:
         Raises:
             RunError: spec.yaml cannot be read.
         """
-        try:
-            return (self.path / "spec.yaml").read_text("utf-8")
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {self.path / 'spec.yaml'}: {error}") from error
+        return self._read_text("spec.yaml")
 
     def finish(self, status: RunStatus, *, error: str | None = None) -> None:
         """Record in the manifest how and when the run ended."""
@@ -144,9 +155,18 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file; a folder in its name is made if it is missing."""
+        replace_text(self.writable(name), text)
+
+    def writable(self, name: str) -> Path:
+        """Return the path of a file to write; a folder in its name is made if it is missing.
+
+        Raises:
+            RunError: the folder is a link that leads out of the run.
+        """
         path = self.path / name
+        self._check_inside(path.parent)
         path.parent.mkdir(exist_ok=True)
-        replace_text(path, text)
+        return path
 
     def write_results(self, frame: "pd.DataFrame") -> None:
         """Write results.csv, the run's main table."""
@@ -167,10 +187,32 @@ class RunDirectory:
         path = self.path / ("results.csv" if name == "results" else f"tables/{name}.csv")
         if not path.is_file() or path.stat().st_size <= 1:
             return None
+        self._check_readable(path, _LARGEST_TABLE)
         try:
             return pd.read_csv(path)
-        except ValueError as error:
+        except (*DAMAGE_ERRORS, OSError) as error:
             raise RunError(f"{path} is damaged: {str(error).strip()}") from error
+
+    def _read_text(self, name: str) -> str:
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(f"cannot read {path}: there is no such file")
+        self._check_readable(path, _LARGEST_TEXT)
+        try:
+            return path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {path}: {error}") from error
+
+    def _check_readable(self, path: Path, most_bytes: int) -> None:
+        self._check_inside(path)
+        size = path.stat().st_size
+        if size > most_bytes:
+            raise RunError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
+
+    def _check_inside(self, path: Path) -> None:
+        """Refuse a link out of the run, which would copy other files of this user into a report."""
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise RunError(f"{path} leads out of the run, to {path.resolve()}; replace the link")
 
     def _write_manifest(self, content: Mapping[str, Any]) -> None:
         self.write_text("manifest.json", json.dumps(content, indent=2) + "\n")
@@ -202,12 +244,19 @@ def _unmakeable(shown: str, error: OSError) -> RunError:
     )
 
 
-def _check_manifest(content: object, path: Path) -> None:
+def _check_manifest(content: Any, path: Path) -> None:
     for key, kind in _MANIFEST.items():
         if not isinstance(content, dict) or (key not in content and key != "duration_s"):
             raise RunError(f"{path} is damaged: it has no {key!r}")
         if key in content and not isinstance(content[key], kind):
-            raise RunError(f"{path} is damaged: its {key!r} is {content[key]!r}")
+            raise RunError(f"{path} is damaged: its {key!r} is {short(content[key])}")
+    if content["status"] not in STATES:
+        raise RunError(
+            f"{path} is damaged: its 'status' is {short(content['status'])}, which is none of "
+            f"{', '.join(STATES)}"
+        )
+    if not 0 <= content.get("duration_s", 0) <= _LONGEST_RUN_S:
+        raise RunError(f"{path} is damaged: its 'duration_s' is {short(content['duration_s'])}")
 
 
 def replace_text(path: Path, text: str) -> None:
