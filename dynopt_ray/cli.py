@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that `dynopt --help` is fast.
 
 import os
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -179,6 +180,9 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
         )
     except DynoptError as error:
         raise _refusal(str(error), BAD_INPUT) from None
+    except Exception as error:
+        # A user's own code, or a library that the spec has given impossible values.
+        raise _refusal(f"{described(error)} ({_place(error)})", BAD_INPUT) from None
     console = Console()
     log = directory.path / "log.txt"
     try:
@@ -192,6 +196,14 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
         # An unexpected error: the log holds the traceback, and the message says where the log is.
         raise _refusal(f"{described(error)} (traceback in {log})", FAILED) from None
     _say(console, f"report: {directory.path / 'report.html'}")
+
+
+def _place(error: BaseException) -> str:
+    """Return where an error was raised, for a message that stands in for a traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        f"raised in {frames[-1].filename}, line {frames[-1].lineno}" if frames else "no traceback"
+    )
 
 
 def _find_modules_here() -> None:

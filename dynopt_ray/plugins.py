@@ -6,9 +6,11 @@ can be given instead of a name. Nothing is imported before its first use, so a b
 nothing else.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -243,9 +245,21 @@ def _all_plugins(family: Family) -> Iterator[Plugin]:
             yield Plugin(family, name, short(plugin), IN_CODE)
     for name, target in _BUILT_IN[family].items():
         yield Plugin(family, name, target, "built in")
-    for entry in importlib.metadata.entry_points(group=f"dynopt_ray.{family}"):
-        source = (entry.dist.name if entry.dist else None) or "entry point"
-        yield Plugin(family, entry.name, entry.value, source)
+    for name, target, source in _entry_points(family, tuple(sys.path)):
+        yield Plugin(family, name, target, source)
+
+
+@functools.cache
+def _entry_points(family: Family, path: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
+    """Return name, target and distribution of a family's entry points, found on an import path.
+
+    Finding them reads a file of every installed package, and a search looks up thousands of names.
+    """
+    del path
+    return tuple(
+        (entry.name, entry.value, (entry.dist.name if entry.dist else None) or "entry point")
+        for entry in importlib.metadata.entry_points(group=f"dynopt_ray.{family}")
+    )
 
 
 def import_attribute(path: str) -> Any:

@@ -75,7 +75,7 @@ def test_a_resolved_spec_runs_again() -> None:
         (["p.yaml", "--set", "sed=3"], "error: p.yaml: sed: unknown key (its value is 3)."),
         (["p.yaml", "--set", "seed"], "error: --set 'seed' is not of the form path=value"),
         (["p.yaml", "--set", "task={name: digits-mlp, hidden: []}"], "error: task: 'digits-mlp' "
-         "refuses its arguments: hidden is empty; give at least one width"),
+         "refuses its arguments: hidden has 0 widths; give 1 to 200"),
         (["p.yaml", "--out", "p.yaml"], "error: p.yaml exists already, and a run never overwrites"),
         (["p.yaml", "--set", "task={name: digits-mlp, hidden: '[red]'}"], "error: task: "
          "'digits-mlp' refuses its arguments: hidden must be a list of widths such as [64, 32], "

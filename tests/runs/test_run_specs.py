@@ -277,7 +277,7 @@ def test_all_mistakes_are_listed() -> None:
         ("space.remove_fraction.high=1.5", "space.remove_fraction: must be from 0 to below 1, not "
          "1.5"),
         ("space.scope=[global, leyer]", "space.scope: must be one of layer, global, not 'leyer'"),
-        ("space.rounds=[1, 0]", "space.rounds: must be a whole number from 1, not 0"),
+        ("space.rounds=[1, 0]", "space.rounds: must be a whole number from 1 to 10,000, not 0"),
         ("space.lr=[{name: cosine}]", "space.lr: 'cosine' needs initial"),
         ("search.searcher=optun", "search.searcher: no searcher 'optun'. Did you mean 'optuna'?"),
         ("search.num_trials=0", "search: num_trials is 0; it must be at least 1"),

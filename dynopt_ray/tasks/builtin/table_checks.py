@@ -56,7 +56,7 @@ def check_not_empty(table: "pd.DataFrame", target: str) -> None:
     Raises:
         DataError: a column has no value; the message names the first such column.
     """
-    is_empty: NDArray[np.bool_] = table.isna().to_numpy().all(axis=0)
+    is_empty: NDArray[np.bool_] = np.asarray(table.isna().to_numpy().all(axis=0))
     if is_empty.any():
         empty = table.columns[is_empty]
         instead = "name another target" if empty[0] == target else "leave it out"

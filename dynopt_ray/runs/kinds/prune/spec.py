@@ -20,6 +20,7 @@ from dynopt_ray.runs.spec import (
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.training import (
     GRANULARITIES,
+    MOST_ROUNDS,
     Distillation,
     Pattern,
     Regrowth,
@@ -93,7 +94,7 @@ class PruneSettings(Strict):
     criterion: CriterionField = "magnitude"
     granularity: str = "unit"
     scope: Literal["global", "layer"] = "global"
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, le=MOST_ROUNDS)
     schedule: ByName | None = None
     min_widths: dict[str, Annotated[int, Field(ge=1)]] | None = None
     retrain: Phase | None = None
