@@ -107,7 +107,10 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "optuna": "dynopt_ray.cluster.searching.searchers:optuna",
         "random": "dynopt_ray.cluster.searching.searchers:random",
     },
-    "schedulers": {"asha": "dynopt_ray.cluster.searching.schedulers:asha"},
+    "schedulers": {
+        name: f"dynopt_ray.cluster.searching.schedulers:{name}"
+        for name in ("asha", "hyperband", "median", "none", "pb2", "pbt")
+    },
 }
 
 IN_CODE = "code"
@@ -251,11 +254,8 @@ def _all_plugins(family: Family) -> Iterator[Plugin]:
 
 @functools.cache
 def _entry_points(family: Family, path: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
-    """Return name, target and distribution of a family's entry points, found on an import path.
-
-    Finding them reads a file of every installed package, and a search looks up thousands of names.
-    """
-    del path
+    """Return name, target and distribution of a family's entry points on an import path."""
+    del path  # finding them reads a file of every package, and searches look up thousands of names
     return tuple(
         (entry.name, entry.value, (entry.dist.name if entry.dist else None) or "entry point")
         for entry in importlib.metadata.entry_points(group=f"dynopt_ray.{family}")

@@ -4,8 +4,9 @@ A run directory holds `spec.yaml` (the resolved spec), `manifest.json` (kind, se
 versions, hardware and commit), `results.csv` (the main table) and `tables/*.csv` (further tables).
 The charts and the report are drawn from these files alone, so they can be rebuilt at any time.
 
-A new directory is claimed by `mkdir`, which fails if the directory exists. So no run overwrites
-another, even if two start with the same path. Every file that this module writes is first written
+No run overwrites results of another. A directory without results, which a run left behind that
+failed early, may be used again. While a run goes on, its journal is locked, so that two processes
+never write to one directory. Every file that this module writes is first written
 to a temporary file and then renamed, so after a crash or with a full disk it has its old or its new
 content, never a part of it. The status is "running" until `finish` replaces it; a run that was
 killed therefore still says "running" and has no duration. Files are checked when they are read,
@@ -14,7 +15,6 @@ and an error names the damaged one.
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,12 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dynopt_ray.errors import RunError, short, shortened
+from dynopt_ray.journals import LocalLines, RunJournal, RunRecord, read_journal
 from dynopt_ray.runs import manifest
 from dynopt_ray.storage import DAMAGE_ERRORS, replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
+JOURNAL = "journal.jsonl"
+# A run directory with these files only has no results.
+_WITHOUT_RESULTS = frozenset({"spec.yaml", "manifest.json", "log.txt", "report.html"})
 _LONGEST_SHOWN = 200
 # A run may be someone else's, so its files are not trusted to have the size of ours.
 _LARGEST_TEXT, _LARGEST_TABLE = 2**20, 100 * 2**20
@@ -66,10 +70,11 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
+        self._journal: RunJournal | None = None
 
     @staticmethod
     def create(path: Path, *, spec_text: str, about: Mapping[str, Any]) -> "RunDirectory":
-        """Make a new run directory with the status "running".
+        """Make a new run directory with the status "running", and lock it.
 
         Args:
             path: the directory to make. Missing parents are made too.
@@ -77,25 +82,32 @@ class RunDirectory:
             about: the first entries of the manifest: spec, kind and seed.
 
         Raises:
-            RunError: the path exists already, or the directory cannot be made.
+            RunError: the path has results of a run or other files, or the directory cannot be
+                made.
         """
         shown = _make(path)
         directory = RunDirectory(path)
-        start = {
-            **about,
-            "status": "running",
-            "started": _now(),
-            "versions": manifest.versions(),
-            "hardware": manifest.hardware(),
-            "commit": manifest.commit(Path.cwd()),
-        }
         try:
+            directory.lock()
+            directory._clear()
             directory.write_text("spec.yaml", spec_text)
-            directory._write_manifest(start)
+            directory._write_manifest(
+                {
+                    **about,
+                    "status": "running",
+                    "started": _now(),
+                    "versions": manifest.versions(),
+                    "hardware": manifest.hardware(),
+                    "commit": manifest.commit(Path.cwd()),
+                }
+            )
         except OSError as error:
-            shutil.rmtree(path, ignore_errors=True)  # made above, and nothing is in it
+            directory.close()
             reason = f"cannot write to {shown}: {error.strerror}; choose another --out"
             raise RunError(reason) from error
+        except BaseException:
+            directory.close()
+            raise
         return directory
 
     @staticmethod
@@ -111,6 +123,42 @@ class RunDirectory:
             )
             raise RunError(f"{path} is not a run directory: {what}")
         return RunDirectory(path)
+
+    def reopen(self) -> None:
+        """Record in the manifest that the run goes on."""
+        before = self.manifest
+        kept = {k: v for k, v in before.items() if k not in ("ended", "duration_s", "error")}
+        continued = [*before.get("continued", []), _now()]
+        self._write_manifest({**kept, "status": "running", "continued": continued})
+
+    def lock(self) -> None:
+        """Open the run's journal, and keep other processes from opening it, until `close`.
+
+        Raises:
+            RunError: another process has it open, or it is damaged.
+        """
+        self._journal = RunJournal(LocalLines(self.path / JOURNAL))
+
+    def close(self) -> None:
+        """Close the journal."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    @property
+    def journal(self) -> RunJournal:
+        """The run's journal, which is open between `create` or `lock` and `close`."""
+        assert self._journal is not None, "the run directory is not locked"
+        return self._journal
+
+    @property
+    def records(self) -> tuple[RunRecord, ...]:
+        """The records of the run's journal, also while another process writes to it.
+
+        Raises:
+            RunError: the journal is damaged.
+        """
+        return read_journal(LocalLines(self.path / JOURNAL))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -214,34 +262,44 @@ class RunDirectory:
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise RunError(f"{path} leads out of the run, to {path.resolve()}; replace the link")
 
+    def _clear(self) -> None:
+        """Delete what a run without results left behind.
+
+        Raises:
+            RunError: there are results, or other files.
+        """
+        others = sorted({e.name for e in self.path.iterdir()} - {*_WITHOUT_RESULTS, JOURNAL})
+        if (others or self.journal.records) and (self.path / "manifest.json").exists():
+            raise RunError(
+                f"{self.path} has the results of a run, and a run never overwrites another; "
+                f"continue it with `dynopt resume {self.path}`, or choose another --out"
+            )
+        if others:
+            self.close()
+            (self.path / JOURNAL).unlink()
+            raise RunError(
+                f"{self.path} exists already and has other files in it, such as {others[0]}; "
+                "choose another --out"
+            )
+        for name in _WITHOUT_RESULTS:
+            (self.path / name).unlink(missing_ok=True)
+
     def _write_manifest(self, content: Mapping[str, Any]) -> None:
         self.write_text("manifest.json", json.dumps(content, indent=2) + "\n")
 
 
 def _make(path: Path) -> str:
-    """Make a directory that does not exist yet; return its path as messages show it."""
+    """Make a directory unless it exists; return its path as messages show it."""
     shown = shortened(str(path), _LONGEST_SHOWN)
     if len(os.fsencode(path.absolute())) > _LONGEST_PATH:
         raise RunError(f"the run directory {shown} has too long a path; choose a shorter --out")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unmakeable(shown, error) from error
-    try:
-        path.mkdir()
-    except FileExistsError as error:  # perhaps another run has just made it
         raise RunError(
-            f"{shown} exists already, and a run never overwrites another; choose another --out"
+            f"cannot make the run directory {shown}: {error.strerror}; choose another --out"
         ) from error
-    except OSError as error:
-        raise _unmakeable(shown, error) from error
     return shown
-
-
-def _unmakeable(shown: str, error: OSError) -> RunError:
-    return RunError(
-        f"cannot make the run directory {shown}: {error.strerror}; choose another --out"
-    )
 
 
 def _check_manifest(content: Any, path: Path) -> None:
@@ -266,7 +324,7 @@ def replace_text(path: Path, text: str) -> None:
         # File names may hold bytes that are no text, and UTF-8 cannot express them.
         temporary.write_text(text, "utf-8", errors="backslashreplace")
 
-    replace_file(path, write)
+    replace_file(path, write, private=False)
 
 
 def _now() -> str:

@@ -14,6 +14,7 @@ from dynopt_ray.structure.plans import (
     HISTORIES,
     HISTORY,
     Optimizers,
+    check_saved_state,
     each_optimizer,
     from_state,
     history_of,
@@ -284,12 +285,21 @@ def _load_optimizer(
         )
     parameters = dict(model.named_parameters())
     groups = list(_matching_groups(path, parameters, optimizer, [*map(dict, saved["groups"])]))
+    states = {parameters[name]: dict(state) for name, state in saved["state"].items()}
+    try:
+        check_saved_state(
+            optimizer,
+            [dict(options) for _, options in groups],
+            [[states.get(parameter) for parameter in group["params"]] for group, _ in groups],
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} does not fit: {error}") from error
     for group, options in groups:
         for key, value in options.items():
             if key not in _IMPLEMENTATION | {"params"}:
                 transaction.set_item(group, key, _as_kind(group.get(key), value))
-    for name, parameter in parameters.items():
-        state = saved["state"].get(name)
+    for parameter in parameters.values():
+        state = states.get(parameter)
         moved = None if state is None else _moved_state(state, parameter)
         transaction.set_state(optimizer, parameter, moved)
 

@@ -76,7 +76,7 @@ def test_a_resolved_spec_runs_again() -> None:
         (["p.yaml", "--set", "seed"], "error: --set 'seed' is not of the form path=value"),
         (["p.yaml", "--set", "task={name: digits-mlp, hidden: []}"], "error: task: 'digits-mlp' "
          "refuses its arguments: hidden has 0 widths; give 1 to 200"),
-        (["p.yaml", "--out", "p.yaml"], "error: p.yaml exists already, and a run never overwrites"),
+        (["p.yaml", "--out", "p.yaml"], "error: cannot make the run directory p.yaml: File exists"),
         (["p.yaml", "--set", "task={name: digits-mlp, hidden: '[red]'}"], "error: task: "
          "'digits-mlp' refuses its arguments: hidden must be a list of widths such as [64, 32], "
          "not '[red]'"),
@@ -269,7 +269,7 @@ def test_a_home_that_cannot_be_written_is_found_before_any_training(
     result = runner.invoke(app, ["run", "search"])
     assert result.exit_code == 2
     assert "needs a token, but" in result.stderr
-    assert "set HOME to a directory that can be written" in result.stderr
+    assert "or HOME to a directory that can be written" in result.stderr
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "missing"))
     assert "RAY_TMPDIR is" in runner.invoke(app, ["run", "search"]).stderr
     assert list(tmp_path.glob("runs*")) == []

@@ -33,7 +33,7 @@ def test_text_stays_text(text: str) -> None:
 
 
 @given(plain)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_what_is_dumped_is_read_back(value: Any) -> None:
     assert parse(dump({"value": value}), source="here") == {"value": value}
 

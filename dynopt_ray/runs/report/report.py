@@ -116,7 +116,9 @@ def _damage_named(table: str) -> Iterator[None]:
 def _draw(chart: Chart, table: "pd.DataFrame", name: str, png: Path | None = None) -> str:
     with figure(chart, table) as drawn:
         if png is not None:
-            replace_file(png, lambda path: drawn.savefig(path, format="png", dpi=160))
+            replace_file(
+                png, lambda path: drawn.savefig(path, format="png", dpi=160), private=False
+            )
         return to_svg(drawn, name=name, label=chart.title)
 
 
