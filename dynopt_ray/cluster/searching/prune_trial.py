@@ -17,6 +17,7 @@ from dynopt_ray.errors import DynoptError, SpecError, did_you_mean
 from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import (
+    MOST_ROUNDS,
     Costs,
     Fraction,
     Granularity,
@@ -281,8 +282,11 @@ def _check_settings(settings: PruneConfig, retrain_steps: int) -> None:
     fraction = settings.remove_fraction
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
         raise SpecError(f"space.remove_fraction: must be from 0 to below 1, not {fraction!r}")
-    if type(settings.rounds) is not int or settings.rounds < 1:
-        raise SpecError(f"space.rounds: must be a whole number from 1, not {settings.rounds!r}")
+    if type(settings.rounds) is not int or not 1 <= settings.rounds <= MOST_ROUNDS:
+        raise SpecError(
+            f"space.rounds: must be a whole number from 1 to {MOST_ROUNDS:,}, not "
+            f"{settings.rounds!r}"
+        )
     if type(settings.seed) is not int or settings.seed < 0:
         raise SpecError(f"space.seed: must be a whole number from 0, not {settings.seed!r}")
     for name, known in (("granularity", get_args(Granularity)), ("scope", SCOPES)):

@@ -121,4 +121,5 @@ KIND = Kind(
     SearchSpec,
     "dynopt_ray.runs.kinds.search.runner:prepare",
     rebuild="dynopt_ray.runs.kinds.search.tables:rebuild",
+    is_local=lambda spec: spec.search.local,
 )
