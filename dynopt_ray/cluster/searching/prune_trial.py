@@ -33,6 +33,7 @@ from dynopt_ray.training import (
     traced,
 )
 
+_MOST_SCORES = 2_000
 _RATE = re.compile(r"(^|\.)lr(\.\d+)?(\.initial)?$")
 
 
@@ -137,6 +138,7 @@ class PruneTrial:
                 final=final,
                 details={**figures, **sizes},
                 network=(lambda: network_bytes(graph.model)) if final else None,
+                row_scores=_scores(task, graph) if final else None,
                 state=lambda: {
                     "network": _as_tensor(network_bytes(graph.model)),
                     "training": parts.state_dict(),
@@ -227,6 +229,15 @@ def _prune(
         optimizer=optimizer,
         seed=seed,
     )
+
+
+def _scores(task: Task, graph: Graph) -> list[float] | None:
+    """Return scores of evenly spaced validation rows, the same rows for every network."""
+    scores = task.row_scores(graph.model)
+    if scores is None:
+        return None
+    found: list[float] = scores[:: -(-len(scores) // _MOST_SCORES)].tolist()
+    return found
 
 
 def _as_tensor(content: bytes) -> Tensor:
