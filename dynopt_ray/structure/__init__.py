@@ -22,7 +22,18 @@ from dynopt_ray.structure.plans import (
     plan_to_json,
     seeded,
 )
-from dynopt_ray.structure.preserve import Surroundings, mask_of, masked_parameters, set_mask, within
+from dynopt_ray.structure.preserve import (
+    Surroundings,
+    extra_states,
+    from_stored,
+    has_extra_state,
+    mask_of,
+    masked_parameters,
+    set_mask,
+    set_masks,
+    storable_extra_state,
+    within,
+)
 from dynopt_ray.structure.refit import (
     RIDGE,
     Moments,
@@ -81,8 +92,11 @@ __all__ = [
     "check_optimizer",
     "check_plan",
     "check_trains",
+    "extra_states",
     "fit_latency",
     "fresh_tensors",
+    "from_stored",
+    "has_extra_state",
     "history_of",
     "load",
     "mask_of",
@@ -99,6 +113,8 @@ __all__ = [
     "save",
     "seeded",
     "set_mask",
+    "set_masks",
+    "storable_extra_state",
     "trace",
     "undisturbed",
     "within",

@@ -7,7 +7,7 @@ listed in `Description.groups`. One that fails is listed in `Description.fixed` 
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from dynopt_ray.errors import TraceError, UnknownNameError
 from dynopt_ray.structure.costs import CostModel
-from dynopt_ray.structure.preserve import CollectorPaused, Surroundings, within
+from dynopt_ray.structure.preserve import CollectorPaused, Surroundings, sharing_memory, within
 from dynopt_ray.structure.tracing import (
     Heads,
     Inputs,
@@ -27,7 +27,15 @@ from dynopt_ray.structure.tracing import (
     trace_at_own_sizes,
     unused,
 )
-from dynopt_ray.structure.units import Attribute, Consumer, Record, WidthGroup, producer_name
+from dynopt_ray.structure.units import (
+    Attribute,
+    Consumer,
+    Record,
+    WeightNorm,
+    WidthGroup,
+    outside_sizes,
+    producer_name,
+)
 
 _BY_CALLER = "the caller fixed it"
 # Name of a wrapper class -> where its inner module is. Names are compared, because importing these
@@ -64,6 +72,9 @@ class Description:
             pass.
         consumers: parameter name -> the operations that read units through the parameter.
         blocks: the modules that `Remove` can take out; see `Graph`.
+        weight_norms: the weights that are computed from gains and directions.
+        nonlinear: the (parameter, dimension) pairs that read units in a way that is not linear in
+            the weights, because these are normalised.
         cost_model: computes costs from widths.
         output_sizes: the shapes of all output tensors on the example inputs.
     """
@@ -75,6 +86,8 @@ class Description:
     caches: Mapping[tuple[nn.Module, str], None]
     consumers: Mapping[str, Sequence[Consumer]]
     blocks: dict[str, int | None]
+    weight_norms: tuple[WeightNorm, ...]
+    nonlinear: frozenset[tuple[str, int]]
     cost_model: CostModel
     output_sizes: tuple[torch.Size, ...]
 
@@ -85,7 +98,11 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
         raise UnknownNameError("unit of attention", arguments.heads, get_args(Heads))
     _check_model(model)
     tensors = named_tensors(model)
-    pinned = {_produced_by(tensors, name): _BY_CALLER for name in arguments.fixed}
+    pinned = {(_produced_by(tensors, name), 0): _BY_CALLER for name in arguments.fixed}
+    for name, other in sharing_memory(tensors).items():
+        if tensors[name].is_floating_point() or tensors[name].is_complex():
+            reason = f"it shares memory with {other!r}"
+            pinned |= {(name, dim): reason for dim in range(tensors[name].ndim)}
 
     inputs = arguments.example_inputs
 
@@ -94,7 +111,14 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
             model, arguments.example_inputs, tensors, arguments.heads, pinned
         )
         _warn_of_other_ways(passes.record, tensors)
-        verifier = Verifier(model, inputs, tensors, passes, arguments.heads)
+        outside = outside_sizes(model, passes.record, passes.grouping)
+        if outside.tie:
+            passes = trace_at_own_sizes(
+                model, inputs, tensors, arguments.heads, pinned, outside.tie
+            )
+            now = outside_sizes(model, passes.record, passes.grouping)
+            outside = replace(now, tie=outside.tie)
+        verifier = Verifier(model, inputs, tensors, passes, arguments.heads, outside)
         return passes, verifier.verdict()
 
     surroundings = Surroundings(model)
@@ -113,6 +137,8 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
         caches=dict.fromkeys(passes.record.caches),
         consumers=passes.record.consumers,
         blocks={name: more for name, more in passes.record.blocks.items() if name in owners},
+        weight_norms=tuple(dict.fromkeys(passes.record.weight_norms)),
+        nonlinear=passes.record.nonlinear(),
         cost_model=CostModel(tensors, passes.record, passes.grouping.only(verdict.groups)),
         output_sizes=passes.output_sizes,
     )

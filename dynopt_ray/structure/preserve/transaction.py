@@ -1,5 +1,6 @@
 """Assignments to a live network that are either all kept or all undone."""
 
+import copy
 from collections.abc import Callable, Iterable, MutableMapping
 from types import TracebackType
 from typing import Any
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynopt_ray.errors import EditError
 from dynopt_ray.structure.preserve.masks import mask_of, set_mask
+from dynopt_ray.structure.preserve.shared_memory import sharing_memory
 from dynopt_ray.structure.preserve.surroundings import Surroundings
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -26,6 +29,10 @@ class Transaction:
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
         self._undo: list[Callable[[], None]] = []
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._shared = {
+            id(tensors[one]): (one, two) for one, two in sharing_memory(tensors).items()
+        }
         self._surroundings: Surroundings | None = Surroundings(model, optimizers)
 
     def __enter__(self) -> "Transaction":
@@ -57,16 +64,41 @@ class Transaction:
         self._undo.clear()
 
     def assign(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
-        """Give a parameter or buffer a new value of any shape; it stays the same object."""
+        """Give a parameter or buffer a new value of any shape; it stays the same object.
+
+        Raises:
+            EditError: it shares memory with another tensor, and the shape is another one.
+        """
+        if id(tensor) in self._shared:
+            self._write(tensor, value, grad)
+            return
         old, old_grad = tensor.data, tensor.grad
         self._undo.append(lambda: _assign(tensor, old, old_grad))
         _assign(tensor, _in_format_of(old, value), grad)
+
+    def _write(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+        """Write a new value into the memory of a tensor."""
+        if tensor.shape != value.shape:
+            one, other = self._shared[id(tensor)]
+            raise EditError(
+                f"{one!r} shares memory with {other!r}, so it cannot be resized; give both memory "
+                "of their own (.clone()), or make them one parameter under two names"
+            )
+        old, old_grad = tensor.detach().clone(), tensor.grad
+        self._undo.append(lambda: _overwrite(tensor, old, old_grad))
+        _overwrite(tensor, value, grad)
 
     def set_attribute(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute; `roll_back` restores the old value."""
         old = getattr(owner, name)
         self._undo.append(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
+
+    def set_extra_state(self, module: nn.Module, value: Any) -> None:
+        """Give a module another extra state; `roll_back` restores a copy of the old one."""
+        old = copy.deepcopy(module.get_extra_state())
+        self._undo.append(lambda: module.set_extra_state(old))
+        module.set_extra_state(value)
 
     def set_item(self, owner: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set an item of a dict; `roll_back` restores the old value."""
@@ -103,6 +135,13 @@ def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
     tensor.data = value
     tensor.grad = grad
     torch.clear_autocast_cache()  # it may hold a cast of the old value
+
+
+def _overwrite(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+    with torch.no_grad():
+        tensor.copy_(value)
+    tensor.grad = grad
+    torch.clear_autocast_cache()
 
 
 def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None) -> None:

@@ -1,8 +1,9 @@
 """Trace one network at one set of shapes, and group its units."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from dynopt_ray.structure.tracing.forward import (
     undisturbed,
 )
 from dynopt_ray.structure.tracing.tracer import Heads, Trace
-from dynopt_ray.structure.units import Grouping, Record, group_units
+from dynopt_ray.structure.units import Grouping, Key, Link, Place, Record, group_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,9 @@ def trace_passes(
     *,
     heads: Heads,
     device: torch.device,
-    pinned: Mapping[str, str] | None = None,
+    pinned: Mapping[Key, str] = MappingProxyType({}),
     with_costs: bool = True,
+    counted: Mapping[Place, Sequence[Key]] = MappingProxyType({}),
 ) -> Passes:
     """Trace the network in evaluation mode, and in training mode too if parameters stay unused.
 
@@ -57,8 +59,10 @@ def trace_passes(
         tensors: its parameters and buffers at the sizes to trace, on `device`.
         heads: what a unit of attention is; see `Trace`.
         device: the device to run on; "meta" computes shapes only.
-        pinned: parameter name -> reason, for parameters whose first dimension must keep its size.
+        pinned: dimensions of parameters or buffers that must keep their size, with the reasons.
         with_costs: whether to record the costs of operations and the blocks.
+        counted: attribute -> the parameter dimensions whose units it counts, though the pass does
+            not use it.
 
     Raises:
         Exception: any error that the network's own forward raises.
@@ -71,12 +75,16 @@ def trace_passes(
         work, consumers = [*record.work], {n: [*uses] for n, uses in record.consumers.items()}
         sizes += _run(model, inputs, tensors, record, heads, training=True)
         record.work, record.consumers = work, defaultdict(list, consumers)
-    for name, reason in (pinned or {}).items():
-        record.pinned.append((record.parameter_ids[name, 0], reason))
-    for ids in record.normed:
+    for key, reason in pinned.items():
+        record.pinned.append((record.parameter_ids[key], reason))
+    for place, keys in counted.items():
+        record.links += [Link(place, record.parameter_ids[key]) for key in keys]
+    for ids, cause in record.normed:
         if any(record.roles.get(key) != "in" for key in record.owners(ids)):
-            record.mixed.append(ids)
-    record.mixed += [link.ids for link in record.links if link.place in record.valued]
+            record.mixed.append((ids, cause))
+    for ids, cause in record.divisors:
+        if any(record.roles.get(key) == "in" for key in record.owners(ids)):
+            record.mixed.append((ids, cause))
     return Passes(record, group_units(record), sizes, device)
 
 
@@ -94,7 +102,8 @@ def trace_at_own_sizes(
     inputs: Inputs,
     tensors: Mapping[str, Tensor],
     heads: Heads,
-    pinned: Mapping[str, str],
+    pinned: Mapping[Key, str],
+    counted: Mapping[Place, Sequence[Key]] = MappingProxyType({}),
 ) -> Passes:
     """Trace on the meta device, or on the network's own device if it needs values.
 
@@ -102,13 +111,13 @@ def trace_at_own_sizes(
         TraceError: the network does not run on these inputs.
     """
     try:
-        return _trace_on(torch.device("meta"), model, inputs, tensors, heads, pinned)
+        return _trace_on(torch.device("meta"), model, inputs, tensors, heads, pinned, counted)
     except Exception as meta_error:
         device = next((t.device for t in tensors.values()), torch.device("cpu"))
         if device.type == "meta":
             raise _untraceable(model, meta_error) from meta_error
         try:
-            return _trace_on(device, model, inputs, tensors, heads, pinned)
+            return _trace_on(device, model, inputs, tensors, heads, pinned, counted)
         except Exception as error:
             raise _untraceable(model, error) from error
 
@@ -119,7 +128,8 @@ def _trace_on(
     inputs: Inputs,
     tensors: Mapping[str, Tensor],
     heads: Heads,
-    pinned: Mapping[str, str],
+    pinned: Mapping[Key, str],
+    counted: Mapping[Place, Sequence[Key]],
 ) -> Passes:
     if device.type == "meta":
         traced = placeholder_tensors(tensors, {}, device)
@@ -127,7 +137,13 @@ def _trace_on(
         # A pass in training mode writes to buffers, so they must not be the network's own.
         traced = {n: t if isinstance(t, nn.Parameter) else t.clone() for n, t in tensors.items()}
     return trace_passes(
-        model, on_device(inputs, device), traced, heads=heads, device=device, pinned=pinned
+        model,
+        on_device(inputs, device),
+        traced,
+        heads=heads,
+        device=device,
+        pinned=pinned,
+        counted=counted,
     )
 
 
@@ -151,7 +167,8 @@ def _run(
     """Run one pass under a trace, pin its outputs and return their sizes."""
     with undisturbed(model, training) as kept:
         buffers = [name for name, _ in model.named_buffers()]
-        trace = Trace(tensors, record, heads, buffers)
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        trace = Trace(tensors, record, heads, buffers, frozen)
         with modules_known(model, trace), trace:
             output: Any = call(model, inputs, tensors)
         outputs = trace.outputs(output)

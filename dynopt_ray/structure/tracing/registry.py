@@ -14,6 +14,9 @@ RULES: dict[Callable[..., Any], OperationRule] = {}
 KEEPS_ZEROS: set[Callable[..., Any]] = set()
 """Operations whose result is zero wherever an operand is zero."""
 
+JOINS_ZEROS: set[Callable[..., Any]] = set()
+"""Operations that place their operands side by side, so zeros in all of them give zeros."""
+
 _NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
 
 
@@ -47,6 +50,16 @@ def rule(*operations: str | Callable[..., Any]) -> Callable[[OperationRule], Ope
 def keeps_zeros(*names: str) -> None:
     """Register operations whose result is zero wherever an operand is zero."""
     KEEPS_ZEROS.update(operation for name in names for operation in _operations(name))
+
+
+def joins_zeros(*names: str) -> None:
+    """Register operations that place their operands side by side."""
+    JOINS_ZEROS.update(operation for name in names for operation in _operations(name))
+
+
+def operations(*names: str) -> frozenset[Callable[..., Any]]:
+    """Return all callables as which these operations may reach a `TorchFunctionMode`."""
+    return frozenset(operation for name in names for operation in _operations(name))
 
 
 def _operations(operation: str | Callable[..., Any]) -> Iterable[Callable[..., Any]]:

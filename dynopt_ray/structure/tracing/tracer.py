@@ -10,7 +10,7 @@ Ids that reach an operation without a rule, or meet data without units, are pinn
 their units. Rules need shapes but no values, so the pass can run on the meta device.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from dynopt_ray.errors import TraceError
+from dynopt_ray.structure.tracing.consumers import Consumers
 from dynopt_ray.structure.tracing.counts import NUMBERS, SIZES, Kept, counted_entries, counted_sizes
 from dynopt_ray.structure.tracing.meta_results import shape_only
 from dynopt_ray.structure.tracing.nested_tensors import output_tensors, storage_of, tensors_in
-from dynopt_ray.structure.tracing.registry import KEEPS_ZEROS, RULES, OperationRule
+from dynopt_ray.structure.tracing.registry import RULES, OperationRule
 from dynopt_ray.structure.tracing.transparent_functions import TRANSPARENT
+from dynopt_ray.structure.tracing.weights import Weights
 from dynopt_ray.structure.units import (
     Consumer,
     IdArray,
@@ -53,6 +55,7 @@ class Trace(TorchFunctionMode):
         record: the record to fill in.
         heads: what a unit of attention is: a whole head, or one coordinate of all heads.
         buffers: names of the tensors that training does not change.
+        frozen: names of the parameters that do not require a gradient.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Trace(TorchFunctionMode):
         record: Record,
         heads: Heads,
         buffers: Iterable[str] = (),
+        frozen: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.record = record
@@ -70,9 +74,10 @@ class Trace(TorchFunctionMode):
         self.calls: dict[str, list[tuple[bool, int | None]]] = {}
         self.modules: dict[str, nn.Module] = {}
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
-        self._weights: dict[int, Tensor] = {id(t): t for t in tensors.values()}
-        self._producers: dict[int, Consumer] = {}
+        self.weights = Weights(tensors, self.buffers, frozen)
+        self._consumers = Consumers(record)
         self._picked: dict[int, tuple[Tensor, IdArray]] = {}
+        self._operation: object = None
         for name, tensor in tensors.items():
             labels = []
             # Integer tensors (indices, masks) are data, so no units lie along them.
@@ -105,7 +110,8 @@ class Trace(TorchFunctionMode):
             self.pin(self.labels(args[0]), "its values are read outside torch")
         if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
             self.pin_picked((args, kwargs))
-        handler = RULES.get(func)
+        handler, num_ties = RULES.get(func), len(self.record.ties)
+        self._operation = func
         if kwargs.get("out") is not None:
             unknown_operation(self, (), func, args, kwargs, "no rule with `out=`")
         elif handler is not None:
@@ -113,8 +119,8 @@ class Trace(TorchFunctionMode):
         elif any(True for _ in tensors_in(out)):
             unknown_operation(self, out, func, args, kwargs)
         self._note_made(out, args, kwargs)
-        if func in KEEPS_ZEROS and self._is_of_weights(func, args, kwargs):
-            self._weights.update((id(t), t) for t in tensors_in(out))
+        ties = self.record.ties[num_ties:]
+        self.weights.follow(func, (args, kwargs), out, ties=ties, labels=self.labels)
         return out
 
     def _follow(
@@ -175,15 +181,40 @@ class Trace(TorchFunctionMode):
         for array in [ids] if isinstance(ids, np.ndarray) else [label.ids for label in ids]:
             self.record.pinned.append((array.ravel(), reason))
 
-    def mix(self, ids: IdArray, axis: int | None = None) -> None:
+    def mix(
+        self, ids: IdArray, axis: int | None = None, why: str = "depends on their number"
+    ) -> None:
         """Note that the result depends on the number of these units.
 
         With an axis, ids that are equal along it do not count (a norm over each head).
         """
         if axis is None or ids.ndim == 1:
-            self.record.mixed.append(ids.ravel())
+            ids = ids.ravel()
         else:
-            self.record.mixed.append(np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis]))
+            ids = np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis])
+        self.record.mixed.append((ids, self.cause(why)))
+
+    def norms(self, ids: IdArray) -> None:
+        """Note that zero weights of new units leave the result as it is (a norm of weights)."""
+        self.record.normed.append((ids.ravel(), self.cause("sums over them")))
+
+    def divides(self, ids: IdArray) -> None:
+        """Note that zero weights of new units would give 0/0."""
+        self.record.divisors.append((ids.ravel(), self.cause("divides by them, and 0/0 is NaN")))
+
+    def scales(self, tensor: Tensor) -> None:
+        """Note that a tensor is scaled by values that may depend on it.
+
+        The result is then not linear in the weights of the units along it.
+        """
+        if tensor in self.weights:
+            self.record.scaled += [label.ids.ravel() for label in self.labels(tensor)]
+
+    def cause(self, why: str) -> str:
+        """Return why growth is not exact, with the operation that runs and its module."""
+        name = getattr(self._operation, "__name__", "an operation")
+        module = self.running[-1][0] if self.running else ""
+        return f"`{name}` in {module!r} {why}" if module else f"`{name}` {why}"
 
     def units(self, tensor: Tensor, dim: int) -> IdArray | None:
         """Return the ids along a dimension, or None if no one-dimensional label covers it."""
@@ -243,18 +274,7 @@ class Trace(TorchFunctionMode):
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a parameter, or made of parameters and zero where they are."""
-        return id(tensor) in self._weights
-
-    def _is_of_weights(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-        """Return whether zeros in one weight give zeros in the result that training can change."""
-        tensors = list(tensors_in((args, kwargs)))
-        if not all(map(self.is_weight, tensors)):
-            return False
-        # The gradient of w·w vanishes at zero, and w/w is undefined there.
-        wide = [t for t in tensors if any(t.shape[d] > 1 for d in range(t.ndim))]
-        return len(tensors) < 2 or (
-            "div" not in func.__name__ and len({tuple(t.shape) for t in wide}) == len(wide)
-        )
+        return self.weights.is_pure(tensor)
 
     def reads(self, tensor: Tensor, dim: int) -> None:
         """Note that units along `dim` of `tensor` are summed over, weighted by its entries.
@@ -265,13 +285,17 @@ class Trace(TorchFunctionMode):
         for label in self.labels(tensor):
             if dim % tensor.ndim not in label.dims:
                 continue
-            if not self.is_weight(tensor):
-                self.mix(label.ids)
+            if tensor not in self.weights:
+                if self.weights.vanishes(tensor):
+                    self.norms(label.ids)
+                else:
+                    self.mix(label.ids, why="sums over them, and no parameter weights them")
                 continue
-            for key in self.record.owners(label.ids):
+            for key in self.record.owners(self.weights.alike(label.ids)):
                 self._set_role(key, "in")
-                if key[0] in self.buffers:  # zeros for new units would stay zero
-                    self.mix(label.ids)
+                if key[0] in self.buffers:
+                    why = f"weights them by the buffer {key[0]!r}, which cannot learn"
+                    self.mix(label.ids, why=why)
 
     def makes(self, weight: Tensor, dim: int) -> None:
         """Note that a weight makes the units along its dimension `dim`."""
@@ -284,7 +308,8 @@ class Trace(TorchFunctionMode):
         """Set a role. A dimension that both makes and reads units cannot grow exactly."""
         roles = self.record.roles
         if {role, roles.get(key, role)} == {"in", "out"}:
-            self.mix(self.record.parameter_ids[key])
+            why = f"uses {key[0]!r}, which both makes and reads them"
+            self.mix(self.record.parameter_ids[key], why=why)
             role = "out"  # as a producer, it can name the group (tied embeddings)
         roles[key] = role
 
@@ -304,44 +329,19 @@ class Trace(TorchFunctionMode):
         """Note that `out` is linear in the units that `weight` reads; see `Consumer`."""
         name = self.name(weight)
         if name is not None and not weight.is_complex():
-            consumer = Consumer(name, **how)
-            self._producers[id(out)] = consumer
-            self.record.consumers[name].append(consumer)
+            self._consumers.add(Consumer(name, **how), out)
 
     def forget_consumer(self, out: Tensor) -> None:
         """Take back `consume`: `out` is not the plain result of a product."""
-        consumer = self._producers.pop(id(out), None)
-        if consumer is not None:
-            uses = self.record.consumers[consumer.weight]
-            uses.remove(consumer)
-            if not uses:
-                del self.record.consumers[consumer.weight]
+        self._consumers.forget(out)
 
     def normalised(self, source: Tensor, running_mean: Tensor | None) -> None:
         """Note that a BatchNorm reads `source`; its running mean can take the place of a bias."""
-        self._absorb(source, source, 1, mean=self.name(running_mean))
+        self._consumers.absorb(source, source, 1, mean=self.name(running_mean))
 
     def shifted(self, out: Tensor, source: Tensor, bias: Tensor) -> None:
         """Note that a parameter is added to `source`; it counts as a bias if there is none yet."""
-        self._absorb(source, out, source.ndim - 1, bias=self.name(bias))
-
-    def _absorb(
-        self,
-        source: Tensor,
-        out: Tensor,
-        dim: int,
-        *,
-        bias: str | None = None,
-        mean: str | None = None,
-    ) -> None:
-        """Note the bias or mean along `dim` that can absorb a constant change of `source`."""
-        consumer = self._producers.get(id(source))
-        if consumer is None or consumer.bias is not None or not (bias or mean):
-            return
-        if consumer.makes(dim):
-            uses = self.record.consumers[consumer.weight]
-            absorbing = replace(consumer, bias=bias, mean=mean)
-            uses[uses.index(consumer)] = self._producers[id(out)] = absorbing
+        self._consumers.absorb(source, out, source.ndim - 1, bias=self.name(bias))
 
     def count(self, labels: Labels, sizes: Sequence[int]) -> None:
         """Note the multiply-adds of a product over a joint space of these sizes."""

@@ -70,12 +70,7 @@ def group_units(record: Record) -> Grouping:
     least_two = np.zeros(num_components, dtype=bool)
     for ids in record.never_one:
         least_two[component[ids]] = True
-    mixed = np.zeros(num_components, dtype=bool)
-    for ids in record.mixed:
-        units = component[ids]
-        if ids.ndim > 1 and ids.shape[1] > 1:
-            units = units[(units != units[:, :1]).any(axis=1)]
-        mixed[units] = True
+    mixed = _mixed(record, component, num_components)
 
     keys = sorted(
         (key for key in record.parameter_ids if key not in record.hidden),
@@ -111,7 +106,7 @@ def group_units(record: Record) -> Grouping:
             continue
         group_of_bundle[index] = len(groups)
         fewest = 2 if least_two[unit] else 1
-        groups.append(_width_group(record, members, exact=not mixed[unit], fewest=fewest))
+        groups.append(_width_group(record, members, cause=mixed[unit], fewest=fewest))
     groups = _uniquely_named(groups)
     group_of = group_of_bundle[bundle_of[component]] if num_components else component
     return Grouping(tuple(groups), fixed, group_of, unit_of[component])
@@ -299,8 +294,20 @@ def _counted_within(bundle_of: IdArray, present: IdArray, num_components: int) -
     return unit_of
 
 
+def _mixed(record: Record, component: IdArray, num_components: int) -> list[str]:
+    """Return for each component why the output depends on its number; empty if it does not."""
+    causes = [""] * num_components
+    for ids, cause in record.mixed:
+        units = component[ids]
+        if ids.ndim > 1 and ids.shape[1] > 1:
+            units = units[(units != units[:, :1]).any(axis=1)]
+        for unit in np.unique(units).tolist():
+            causes[unit] = causes[unit] or cause
+    return causes
+
+
 def _width_group(
-    record: Record, members: Sequence[Member], *, exact: bool, fewest: int
+    record: Record, members: Sequence[Member], *, cause: str, fewest: int
 ) -> WidthGroup:
     slices = [
         Slice(name, dim, record.roles.get((name, dim), "out"), positions, runs)
@@ -311,10 +318,11 @@ def _width_group(
     return WidthGroup(
         name=name,
         width=len(slices[0].positions),
-        exact_growth=exact,
+        exact_growth=not cause,
         slices=tuple(slices),
         producers=tuple(producers) or (name,),
         min_width=fewest,
+        why_inexact=cause,
     )
 
 

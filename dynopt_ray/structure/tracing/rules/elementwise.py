@@ -37,13 +37,13 @@ keeps_zeros(
     *("__neg__", "__abs__", "__invert__"),
 )
 @rule(
-    *("sub", "subtract", "rsub", "div", "divide", "true_divide", "floor_divide", "pow"),
+    *("sub", "subtract", "rsub", "floor_divide", "pow"),
     *("fmod", "remainder", "maximum", "minimum", "fmax", "fmin", "atan2", "hypot", "lerp"),
     *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "where"),
     *("addcmul", "addcdiv", "masked_fill", "copysign", "xlogy", "logaddexp"),
-    *("sub_", "div_", "pow_", "masked_fill_", "addcmul_", "addcdiv_", "copy_", "lerp_"),
-    *("__sub__", "__rsub__", "__isub__", "__truediv__"),
-    *("__rtruediv__", "__rdiv__", "__itruediv__", "__idiv__", "__pow__", "__rpow__", "__ipow__"),
+    *("sub_", "pow_", "masked_fill_", "addcmul_", "addcdiv_", "copy_", "lerp_"),
+    *("__sub__", "__rsub__", "__isub__"),
+    *("__rtruediv__", "__rdiv__", "__pow__", "__rpow__", "__ipow__"),
     *("__mod__", "__floordiv__", "__rfloordiv__", "__and__", "__or__", "__xor__"),
     *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
 )
@@ -69,11 +69,27 @@ def add(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
 
 @rule("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__")
 def multiply(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
-    """An elementwise operation. A parameter among the factors scales units."""
-    for tensor in tensors_in((args, kwargs)):
+    """An elementwise operation. A parameter among the factors scales units.
+
+    Labels are those of the factor that should be zero for new units; see `Weights`.
+    """
+    _valued((*args, *kwargs.values()))
+    factors = list(tensors_in((args, kwargs)))
+    for tensor in factors:
         scales: list[Role] = ["scale"] * tensor.ndim
         trace.use(tensor, *scales)
+    trace.set(out, broadcast(trace, trace.weights.in_order(factors), out))
+
+
+@rule("div", "divide", "true_divide", "div_", "__truediv__", "__itruediv__", "__idiv__")
+def divide(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """An elementwise operation. Divisors must not be zero for new units."""
     elementwise(trace, out, *args, **kwargs)
+    dividend, *divisors = tensors_in((args, kwargs))
+    for divisor in divisors:
+        for label in trace.labels(divisor):
+            trace.divides(label.ids)
+        trace.scales(dividend)
 
 
 @rule("prelu")

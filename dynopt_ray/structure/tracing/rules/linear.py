@@ -58,7 +58,7 @@ def embedding(
     trace.set(out, (*trace.labels(input), *made))
 
 
-@rule("matmul", "__matmul__", "mm", "bmm", "mv", "dot")
+@rule("matmul", "__matmul__", "mm", "bmm", "mv", "dot", "vdot")
 def matmul(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> None:
     """A product of two tensors, batched over their leading dimensions."""
     trace.use(one)

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.tracing.counts import Size
-from dynopt_ray.structure.tracing.registry import keeps_zeros, rule
+from dynopt_ray.structure.tracing.registry import joins_zeros, keeps_zeros, rule
 from dynopt_ray.structure.tracing.rules.joining import broadcast
 from dynopt_ray.structure.tracing.rules.sizes import counted, listed
 from dynopt_ray.structure.tracing.tracer import Trace
@@ -25,9 +25,9 @@ keeps_zeros(
     *("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "permute"),
     *("transpose", "swapaxes", "swapdims", "t", "T", "mT", "movedim", "moveaxis", "unsqueeze"),
     *("squeeze", "expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave"),
-    *("cat", "concat", "concatenate", "stack", "chunk", "split", "split_with_sizes", "unbind"),
-    *("__getitem__", "select", "narrow"),
+    *("chunk", "split", "split_with_sizes", "unbind", "__getitem__", "select", "narrow"),
 )
+joins_zeros("cat", "concat", "concatenate", "stack")
 
 
 @rule("view", "reshape", "flatten", "view_as", "reshape_as", "ravel")
