@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import CheckpointError, EditError
-from dynopt_ray.structure import Mask, Shrink, load, mask_of, save, trace
+from dynopt_ray.structure import Grow, Mask, Shrink, load, mask_of, save, trace
 
 X = torch.randn(3, 6)
 
@@ -92,3 +92,18 @@ def test_a_file_of_another_width_does_not_part_shared_memory(tmp_path: Path) -> 
     save(tmp_path / "n", Narrow(5, shared=False))
     with pytest.raises(CheckpointError, match=r"shares memory with .* so it cannot be resized"):
         load(tmp_path / "n", Narrow(8, shared=True))
+
+
+def test_memory_of_several_processes_stays_theirs(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).share_memory()
+    receipt = trace(model, X).apply(Grow("0", units=2))
+    tensors = [*model.parameters(), *model.buffers()]
+    assert all(tensor.is_shared() for tensor in tensors)
+    save(tmp_path / "n", model)
+    receipt.undo()
+    assert all(tensor.is_shared() for tensor in tensors)
+    load(tmp_path / "n", model)
+    assert all(tensor.is_shared() for tensor in tensors)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2))
+    trace(plain, X).apply(Grow("0", units=2))
+    assert not any(tensor.is_shared() for tensor in plain.parameters())

@@ -152,7 +152,18 @@ def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | 
 
 
 def _in_format_of(old: Tensor, value: Tensor) -> Tensor:
-    """Keep channels-last weights channels-last, which makes convolutions several times faster."""
+    """Return a value in the memory format of `old`, and in memory of processes if `old` is.
+
+    Channels-last weights make convolutions several times faster. Processes that start later train
+    the weights of `Module.share_memory` together.
+    """
+    value = _in_memory_format_of(old, value)
+    if type(old) is Tensor and old.device.type == "cpu" and old.layout is torch.strided:
+        return value.share_memory_() if old.is_shared() else value
+    return value
+
+
+def _in_memory_format_of(old: Tensor, value: Tensor) -> Tensor:
     if not old.is_contiguous():
         for ndim, memory_format in _CHANNELS_LAST.items():
             if old.ndim == ndim and old.is_contiguous(memory_format=memory_format):
