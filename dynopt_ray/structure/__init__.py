@@ -44,6 +44,7 @@ from dynopt_ray.structure.refit import (
     masked_ridge_solve,
     ridge_solve,
 )
+from dynopt_ray.structure.stored import unwrapped
 from dynopt_ray.structure.tracing import (
     Inputs,
     Reader,
@@ -117,6 +118,7 @@ __all__ = [
     "storable_extra_state",
     "trace",
     "undisturbed",
+    "unwrapped",
     "within",
     "without",
 ]

@@ -121,3 +121,22 @@ def test_snapshots_of_learners_hold_extra_state(tmp_path: Path) -> None:
     plain = learner(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
     with pytest.raises(CheckpointError, match="extra state of the module '0'"):
         load(tmp_path / "learner", plain)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_snapshots_of_compiled_networks_fit_plain_ones_and_back(
+    compiled: bool, tmp_path: Path
+) -> None:
+    def build(*, wrapped: bool) -> OnlineLearner:
+        model = network()
+        made: Any = torch.compile(model, backend="eager") if wrapped else model
+        return OnlineLearner(made, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+
+    original, restored = build(wrapped=compiled), build(wrapped=not compiled)
+    stream = events(20)
+    for event in stream[:10]:
+        original.learn(*event)
+    save(tmp_path / "learner", original)
+    load(tmp_path / "learner", restored)
+    for event in stream[10:]:
+        assert original.learn(*event).loss == restored.learn(*event).loss

@@ -25,6 +25,7 @@ from dynopt_ray.structure import (
     check_optimizer,
     masked_parameters,
     set_masks,
+    unwrapped,
 )
 from dynopt_ray.tasks import LossFunction, resolve_loss
 
@@ -310,7 +311,7 @@ class OnlineLearner:
 
     def _parts(self) -> LearnerParts:
         return LearnerParts(
-            model=self.model,
+            model=unwrapped(self.model),
             optimizer=self.optimizer,
             structure=self.structure,
             rates=self.rates,
