@@ -169,6 +169,44 @@ def test_pruned_layers_show_their_new_weight_at_once() -> None:
     assert model[0].weight.shape == old.shape
 
 
+class Worded(nn.Module):
+    """A table and a recurrent layer, one of whose weights is computed."""
+
+    def __init__(self, norm: Callable[..., Any], owner: str, weight: str) -> None:
+        super().__init__()
+        self.table, self.cell = nn.Embedding(20, 7), nn.LSTM(7, 6, batch_first=True)
+        self.last = nn.Linear(6, 2)
+        norm(self.get_submodule(owner), weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.cell(self.table(x))[0])
+        return y
+
+
+def masking(module: nn.Module, name: str) -> None:
+    pruning: Any = prune  # not annotated
+    pruning.l1_unstructured(module, name, 0.4)
+
+
+@pytest.mark.filterwarnings("ignore:`?torch.nn.utils.weight_norm")
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("norm", [masking, nn.utils.weight_norm])
+@pytest.mark.parametrize(
+    ("owner", "weight"), [("cell", "weight_ih_l0"), ("cell", "weight_hh_l0"), ("table", "weight")]
+)
+def test_recurrent_layers_and_tables(
+    owner: str, weight: str, norm: Callable[..., Any], init: Init
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randint(20, (3, 5))
+    grows_exactly_and_learns(Worded(norm, owner, weight), x, init, "table", "cell")
+
+
+def test_a_table_with_a_spectral_norm_is_refused() -> None:
+    group = trace(Worded(parametrizations.spectral_norm, "table", "weight"), torch.ones(3, 5).int())
+    assert not group["table"].exact_growth
+
+
 class Masked(nn.Linear):
     """A layer with a mask of its own, in a buffer."""
 

@@ -46,6 +46,7 @@ def embedding(
     """Row `input` of a table. There is one row per index, so only columns can be resized."""
     del padding_idx
     trace.use(weight, "in", "out")
+    trace.makes(weight, 1)
     rows, columns = trace.units(weight, 0), trace.units(weight, 1)
     if rows is not None:
         trace.pin(rows, "it has one row for each index that the data may hold")
