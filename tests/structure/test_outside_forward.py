@@ -110,6 +110,25 @@ class Unclear(nn.Module):
         return y
 
 
+class Deep(nn.Module):
+    """The number of layers equals a width by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_layers, self.hidden = 2, 8
+        self.cell, self.squeeze = nn.GRU(4, 8, 2, batch_first=True), nn.Linear(8, 2)
+        self.last = nn.Linear(2, 2)
+
+    def begin(self, batch: int) -> Tensor:
+        weight: Any = next(self.parameters())
+        state: Tensor = weight.new(self.num_layers, batch, self.hidden).zero_()
+        return state
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.squeeze(self.cell(x)[0][:, -1]))
+        return y
+
+
 Case = tuple[Callable[[], nn.Module], Tensor, list[Edit], dict[str, Any]]
 CASES: dict[str, Case] = {
     "a layer's own name": (
@@ -136,6 +155,12 @@ CASES: dict[str, Case] = {
         ROWS,
         [Shrink("one", remove=[0]), Grow("two", units=2)],
         {"sizes": [7, 8], "state_shape": (1, 7)},
+    ),
+    "a count of layers": (
+        Deep,
+        SEQUENCES,
+        [Grow("squeeze", units=1), Shrink("cell", remove=[1])],
+        {"num_layers": 2, "hidden": 7},
     ),
     "unclear": (Unclear, ROWS, [Shrink("one", remove=[0])], {"hidden": 8}),
 }
@@ -171,7 +196,7 @@ class Loud(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden_parts = 8
+        self.hidden_parts, self.hidden_size = 8, 8
         self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,7 +206,7 @@ class Loud(nn.Module):
         return y
 
 
-def test_an_attribute_that_stops_the_pass_does_not_follow() -> None:
+def test_only_an_attribute_that_stops_the_pass_does_not_follow() -> None:
     graph = trace(model := Loud(), ROWS)
     graph.apply(Shrink("first", remove=[0]))
-    assert model.hidden_parts == 8
+    assert (model.hidden_parts, model.hidden_size) == (8, 7)

@@ -11,7 +11,8 @@ the size of a group inside the module, and by one of three signs:
 
 If several groups have this size, the third sign does not say which of them is meant. If the code
 makes a tensor of that size, all groups that the first sign allows are meant: their units are added
-and removed together, as for an attribute that the pass uses in several places.
+and removed together, as for an attribute that the pass uses in several places. Names of other
+counts (`num_layers`) never follow, because they equal a width only by chance.
 """
 
 import ast
@@ -37,7 +38,8 @@ from dynopt_ray.structure.units.record import Place, Record
 _NAME_OF_A_WIDTH = re.compile(
     r"(?!in(put)?_|out(put)?_).*(hidden|nhid|latent|embed|d_model|num_features|channels|planes|units).*"
 )
-_MAKES_TENSOR = re.compile(r"(new_)?(zeros|ones|empty|full|rand|randn|normal)")
+_NAME_OF_A_COUNT = re.compile(r".*(layers|depth|directions|batch|steps|length|seq).*")
+_MAKES_TENSOR = re.compile(r"(new_)?(zeros|ones|empty|full|rand|randn|normal)|new$|\w*Tensor$")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def outside_sizes(model: nn.Module, record: Record, grouping: Grouping) -> Outsi
     follow: list[Attribute] = []
     tie: dict[Place, Sequence[Key]] = {}
     for place, found in options.items():
+        if _NAME_OF_A_COUNT.fullmatch(place[1]):
+            continue
         module = model.get_submodule(place[0])
         kind: Any = type(module)  # mypy takes the hash of a module for that of its class
         code = _code(kind)
