@@ -205,6 +205,16 @@ class Words(nn.Module):
         self.head = nn.Linear(width, words)
 
 
+class Tied(nn.Module):
+    """The head uses the table's weights."""
+
+    def __init__(self, words: int = 20, width: int = 8) -> None:
+        super().__init__()
+        self.table, self.middle = nn.Embedding(words, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, words, bias=False)
+        self.head.weight = self.table.weight
+
+
 class Positions(nn.Module):
     def __init__(self, length: int = 16, width: int = 8) -> None:
         super().__init__()
@@ -225,6 +235,7 @@ OTHER_ENDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], li
     "transposed": (lambda: Decoder(outputs=2), Decoder, ["output"]),
     "two heads": (lambda: TwoHeads(2), TwoHeads, ["output"]),
     "words": (lambda: Words(30), Words, ["input", "output"]),
+    "tied words": (lambda: Tied(30), Tied, ["input", "output"]),
     "positions": (lambda: Positions(9), Positions, ["input"]),
 }
 
@@ -248,6 +259,7 @@ HIDDEN: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "perceptron": (lambda: mlp(hidden=7, middle=5), mlp),
     "transposed": (lambda: Decoder(4), Decoder),
     "recurrent": (lambda: Words(width=6), Words),
+    "tied": (lambda: Tied(width=6), Tied),
     "positions": (lambda: Positions(width=6), Positions),
 }
 

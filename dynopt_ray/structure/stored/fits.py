@@ -129,15 +129,19 @@ class _Size:
 def _differing(
     model: nn.Module, tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]
 ) -> Iterable[_Size]:
-    modules = modules_by_name(model)
-    for name, tensor in tensors.items():
-        owner = name.rpartition(".")[0]
-        for dim, (old, new) in enumerate(zip(tensor.shape, saved[name].shape, strict=True)):
-            if old != new:
-                made, read = _roles(modules[owner], dim)
-                ends: set[End] = {"output"} if made else set()
-                ends |= {"input"} if read or isinstance(modules[owner], _TABLES) else set()
-                yield _Size(name, dim, owner, made, read, frozenset(ends))
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    for owner, module in modules_by_name(model).items():
+        # Weights of two modules (tied embeddings) make units in one and read units in the other.
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            name = names.get(id(tensor))
+            if tensor is None or name is None:
+                continue
+            for dim, (old, new) in enumerate(zip(tensor.shape, saved[name].shape, strict=True)):
+                if old != new:
+                    made, read = _roles(module, dim)
+                    ends: set[End] = {"output"} if made else set()
+                    ends |= {"input"} if read or isinstance(module, _TABLES) else set()
+                    yield _Size(name, dim, owner, made, read, frozenset(ends))
 
 
 def _roles(module: nn.Module, dim: int) -> tuple[bool, bool]:
