@@ -1,8 +1,8 @@
 """Sizes that a forward pass computes with: scales, limits, and the causes that refusals name."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,55 +11,67 @@ from torch import Tensor, nn
 
 from dynopt_ray.structure import Grow, trace
 
+Split = Literal["fused", "by head size", "by heads"]
+SPLITS: Sequence[Split] = ("fused", "by head size", "by heads")
+
 
 class Attention(nn.Module):
     """Attention that computes its scale from the size of a head, in several ways."""
 
-    def __init__(self, scale: str, *, heads: int = 4, fused: bool = True) -> None:
+    def __init__(self, scale: str, split: Split) -> None:
         super().__init__()
-        self.scale, self.heads, self.head_size, self.size = scale, heads, 24 // heads, 24
+        self.scale, self.split, self.heads, self.head_size, self.size = scale, split, 4, 6, 24
         self.first, self.qkv = nn.Linear(6, 24), nn.Linear(24, 72)
         self.parts = nn.ModuleList(nn.Linear(24, 24) for _ in range(3))
-        self.out, self.last, self.fused = nn.Linear(24, 24), nn.Linear(24, 3), fused
+        self.out, self.last = nn.Linear(24, 24), nn.Linear(24, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         batch, tokens, _ = x.shape
-        if self.fused:
+        size = -1
+        if self.split == "fused":
             qkv = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_size)
             query, key, value = qkv.permute(2, 0, 3, 1, 4)
         else:
+            sizes = (-1, self.head_size)
+            if self.split == "by heads":
+                sizes, size = (self.heads, self.size // self.heads), self.size
             query, key, value = (
-                part(x).view(batch, tokens, -1, self.head_size).transpose(1, 2)
-                for part in self.parts
+                part(x).view(batch, tokens, *sizes).transpose(1, 2) for part in self.parts
             )
-        scores = query @ key.transpose(-1, -2) * SCALES[self.scale](self)
-        x = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, tokens, -1)
+        scores = query @ key.transpose(-1, -2) * SCALES[self.scale](self, query)
+        x = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, tokens, size)
         y: Tensor = self.last(self.out(x))
         return y
 
 
-SCALES: dict[str, Callable[[Attention], Any]] = {
-    "power": lambda m: m.head_size**-0.5,
-    "square root": lambda m: 1 / math.sqrt(m.head_size),
-    "reciprocal": lambda m: 1 / m.head_size**0.5,
-    "tensor": lambda m: torch.tensor(m.head_size).float().rsqrt(),
-    "size": lambda m: m.size**-0.5,
-    "quotient": lambda m: (m.size // m.heads) ** -0.5,
-    "true quotient": lambda m: 1 / math.sqrt(m.size / m.heads),
+SCALES: dict[str, Callable[[Attention, Tensor], Any]] = {
+    "power": lambda m, _: m.head_size**-0.5,
+    "square root": lambda m, _: 1 / math.sqrt(m.head_size),
+    "reciprocal": lambda m, _: 1 / m.head_size**0.5,
+    "tensor": lambda m, _: torch.tensor(m.head_size).float().rsqrt(),
+    "shape": lambda _, query: query.shape[-1] ** -0.5,
+    "size": lambda m, _: m.size**-0.5,
+    "quotient": lambda m, _: (m.size // m.heads) ** -0.5,
+    "another quotient": lambda m, _: (m.first.out_features // m.heads) ** -0.5,
+    "true quotient": lambda m, _: 1 / math.sqrt(m.size / m.heads),
 }
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", SCALES)
-def test_another_head_does_not_change_a_scale(name: str, fused: bool) -> None:
+def test_another_head_does_not_change_a_scale(name: str, split: Split) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 6)
-    graph = trace(model := Attention(name, fused=fused).eval(), x)
+    graph = trace(model := Attention(name, split).eval(), x)
     group = next(g for g in graph if g.width == 4)
     before = model(x)
-    if "quotient" in name and fused:  # the number of heads changes, and the size does not
+    another = name == "another quotient" and split == "by heads"
+    if another or ("quotient" in name and split == "fused"):  # only the number of heads changes
         assert "computes with heads" in group.why_inexact
+        return
+    if name == "size" and split == "by heads":  # the size changes too
+        assert "computes with size" in group.why_inexact
         return
     assert group.exact_growth, group.why_inexact
     graph.apply(Grow(group.name, units=1))

@@ -159,7 +159,9 @@ def _in_format_of(old: Tensor, value: Tensor) -> Tensor:
     """
     value = _in_memory_format_of(old, value)
     if type(old) is Tensor and old.device.type == "cpu" and old.layout is torch.strided:
-        return value.share_memory_() if old.is_shared() else value
+        memory: Any = value  # torch does not annotate these methods
+        if old.untyped_storage().is_shared():
+            memory.share_memory_()
     return value
 
 
