@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 import dynopt_ray
-from dynopt_ray.errors import DynoptError
+from dynopt_ray.errors import DynoptError, described
 from dynopt_ray.interrupts import Interrupts
 
 if TYPE_CHECKING:
@@ -159,11 +159,10 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
         _say(_errors, f"{directory.path} holds the results so far")
         raise
     except DynoptError as error:
-        raise _refusal(f"{error} (see {log})", FAILED) from None
+        raise _refusal(f"{described(error)} (see {log})", FAILED) from None
     except Exception as error:
         # An unexpected error: the log holds the traceback, and the message says where the log is.
-        kind = type(error).__name__
-        raise _refusal(f"{kind}: {error} (traceback in {log})", FAILED) from None
+        raise _refusal(f"{described(error)} (traceback in {log})", FAILED) from None
     _say(console, f"report: {directory.path / 'report.html'}")
 
 

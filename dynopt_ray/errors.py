@@ -90,6 +90,12 @@ class LearnerError(DynoptError, RuntimeError):
     """An online learner cannot continue: it is out of sequence, overloaded or broken."""
 
 
+def described(error: BaseException) -> str:
+    """Return an error as text: its type unless it is our own, its message, and its notes."""
+    kind = "" if isinstance(error, DynoptError) else f"{type(error).__name__}: "
+    return " ".join([f"{kind}{error}", *getattr(error, "__notes__", ())])
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the sentence ` Did you mean 'x'?`, or an empty string if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -1,9 +1,11 @@
 """Save state (numbers, strings and tensors) in one file, atomically and without pickle."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,8 +80,10 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
         metadata = json.loads(head)
         found = {key: metadata[key] for key in ("kind", "version", "sha256", "state")}
         digest = _digest(found["state"], tensors)
-    except DAMAGE_ERRORS:
-        raise CheckpointError(f"{path} has been altered: its metadata are damaged") from None
+    except DAMAGE_ERRORS as error:
+        raise CheckpointError(
+            f"{path} has been altered: its metadata are damaged ({type(error).__name__}: {error})"
+        ) from error
     if found["kind"] != kind:
         raise CheckpointError(f"{path} holds a {found['kind']}, but a {kind} is needed")
     if found["version"] != _VERSION:
@@ -93,17 +97,20 @@ def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
     try:
         return dict(_with_tensors(json.loads(found["state"]), tensors))
     except DAMAGE_ERRORS as error:
-        raise CheckpointError(f"{path} has been altered: {error}") from None
+        raise CheckpointError(f"{path} has been altered: {error}") from error
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file next to `path`, then sync it and rename it to `path`.
 
+    Temporary files that processes of this machine left behind when they were killed are removed.
+
     Raises:
         OSError: the file could not be written; `path` still has its previous content.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    remove_temporaries(path, only_dead=True)
     try:
         write(temporary)
         with open(temporary, "rb") as file:
@@ -114,6 +121,38 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def remove_temporaries(path: str | os.PathLike[str], *, only_dead: bool = False) -> None:
+    """Remove temporary files from which `replace_file` did not get to renaming.
+
+    Args:
+        path: the file that they were to replace.
+        only_dead: whether to leave alone the files of processes that may still be running, on this
+            machine or on another. Otherwise no process may be writing `path`.
+    """
+    path = Path(path)
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        *_, host, process = temporary.name.removesuffix(".tmp").rsplit(".", 2)
+        if only_dead and (host != _host() or _is_running(process)):
+            continue
+        with contextlib.suppress(OSError):  # left-over files only take up space
+            temporary.unlink()
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process of this machine, given by its number, may be running."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # it belongs to another user
+    return True
 
 
 def sync_directory(directory: Path) -> None:

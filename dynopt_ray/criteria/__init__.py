@@ -22,6 +22,7 @@ from dynopt_ray.criteria.magnitude_norms import magnitude
 from dynopt_ray.criteria.random_scores import random
 from dynopt_ray.criteria.ranking import SCOPES, Per, Scope, comparable
 from dynopt_ray.criteria.reconstruction_errors import reconstruction
+from dynopt_ray.criteria.row_mixing import separate_rows, without_ones
 from dynopt_ray.criteria.score import CriterionLike, build_criterion, unit_scores, weight_scores
 from dynopt_ray.criteria.taylor_expansion import taylor
 from dynopt_ray.criteria.unit_inputs import observed, reading
@@ -52,8 +53,10 @@ __all__ = [
     "reading_roles",
     "reconstruction",
     "sample_gradients",
+    "separate_rows",
     "sum_over_units",
     "taylor",
     "unit_scores",
     "weight_scores",
+    "without_ones",
 ]

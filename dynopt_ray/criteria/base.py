@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.criteria.gradients import Batch, mean_gradients, sample_gradients
+from dynopt_ray.criteria.row_mixing import separate_rows
 from dynopt_ray.errors import MissingGradientError
 from dynopt_ray.structure import Graph
 
@@ -106,7 +107,7 @@ class Evidence:
                 "this criterion uses gradients, so it needs data: pass batches=… and loss=…, "
                 "e.g. batches=task.batches('train'), loss=task.loss"
             )
-        return self.batches, self.loss
+        return self.batches, separate_rows(self.loss, "loss")
 
 
 class Criterion(Protocol):

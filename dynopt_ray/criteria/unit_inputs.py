@@ -157,10 +157,10 @@ def observed(
     uses = {name: graph.consumers[name] for name in graph.consumers if name in names}
     tensors = {name: t.detach() for name, t in named_tensors(graph.model).items()}
     start = 0
-    for number, (inputs, targets) in enumerate(checked_batches(batches)):
+    for inputs, targets in checked_batches(batches):
         choose = partial(_rows, start, len(targets))
         leaves = {n: t.requires_grad_(loss is not None and n in uses) for n, t in tensors.items()}
-        observer = Observer(leaves, uses, number, 1, choose=choose, to_the_end=loss is not None)
+        observer = Observer(leaves, uses, choose, to_the_end=loss is not None)
         with undisturbed(graph.model, training=False), torch.set_grad_enabled(loss is not None):
             output = observer.run(graph.model, inputs)
             slopes: Sequence[Tensor | None] = [None] * len(observer.seen)

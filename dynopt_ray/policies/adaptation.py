@@ -117,10 +117,9 @@ def adapt(
 
     Raises:
         BudgetError: the budget was not met within the horizon. The network is unchanged.
-        EditError: no width of the network can be resized, or the policy chose an illegal action. In
-            the latter case the network is as it was before that decision.
-        DivergedError: the loss became NaN or infinite. The network is as it was before that
-            decision.
+        EditError: no width of the network can be resized, or the policy chose an illegal action.
+            The network is unchanged.
+        DivergedError: the loss became NaN or infinite. The network is unchanged.
         UnknownNameError: utility cannot charge for this cost.
         ValueError: a number is out of its range.
 
@@ -205,7 +204,18 @@ class _Run:
         self.rows.append(self._row(self.now, 0, None, None, kept=True, duration_s=0.0))
 
     def to_the_end(self) -> None:
-        """Take all decisions, then restore the best state."""
+        """Take all decisions, then restore the best state; after an error, restore the start."""
+        try:
+            self._take_decisions()
+            if self._excess(self.best):
+                raise BudgetError(self._unmet())
+        except Exception:
+            self._first.restore()
+            raise
+        if self.best is not self.now:
+            self._best_state.restore()
+
+    def _take_decisions(self) -> None:
         for step in range(self.horizon):
             networks = self._describe(step)
             current = self._situation(networks, step)
@@ -213,11 +223,6 @@ class _Run:
             if action.ends:
                 break
             self._decide(step, networks, action)
-        if self._excess(self.best):
-            self._first.restore()
-            raise BudgetError(self._unmet())
-        if self.best is not self.now:
-            self._best_state.restore()
 
     def utility(self, measurement: CostAndMetrics) -> float:
         """Return U for a state of the network."""

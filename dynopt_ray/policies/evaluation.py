@@ -14,7 +14,7 @@ ENVIRONMENT = "dynopt_envs:dynopt/Architecture-v0"
 """The default environment for training and evaluating policies."""
 
 _LARGEST_STACK = 64
-_FINAL = ("utility", "smooth_utility", "metric", "relative_cost")
+_FINAL = ("utility", "smooth_utility", "metric", "relative_cost", "gradient_steps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,7 @@ class PolicyEvaluation:
         metric: the validation metric at the end.
         relative_cost: the cost at the end over the cost at the start.
         num_steps: number of decisions.
+        gradient_steps: number of optimizer steps that the network took.
     """
 
     returns: FloatArray
@@ -38,6 +39,12 @@ class PolicyEvaluation:
     metric: FloatArray
     relative_cost: FloatArray
     num_steps: FloatArray
+    gradient_steps: FloatArray
+
+    @property
+    def effort(self) -> FloatArray:
+        """The gradient steps of each episode, or its decisions if they are not reported."""
+        return np.where(np.isnan(self.gradient_steps), self.num_steps, self.gradient_steps)
 
     @property
     def mean(self) -> float:
@@ -63,6 +70,7 @@ def evaluate_policy(
     *,
     num_episodes: int = 32,
     seed: int = 0,
+    effort: FloatArray | None = None,
 ) -> PolicyEvaluation:
     """Run a policy for some episodes and return its results.
 
@@ -76,12 +84,20 @@ def evaluate_policy(
         env_kwargs: further keyword arguments of `gymnasium.make_vec`.
         num_episodes: number of episodes, at least 1.
         seed: seed of the first episode.
+        effort: for each episode, the number of gradient steps (decisions, if the environment does
+            not report gradient steps) after which it is cut off. `effort` of another policy's
+            evaluation gives both policies the same training. None cuts nothing off.
 
     Raises:
-        ValueError: `num_episodes` is less than 1.
+        ValueError: `num_episodes` is less than 1, or `effort` has another length.
     """
     if num_episodes < 1:
         raise ValueError(f"num_episodes is {num_episodes}; it must be at least 1")
+    if effort is not None and len(effort) != num_episodes:
+        raise ValueError(
+            f"effort has {len(effort)} entries; give one for each of {num_episodes} episodes"
+        )
+    limits = np.full(num_episodes, np.inf) if effort is None else effort
     parts = []
     for first in range(0, num_episodes, _LARGEST_STACK):
         env = gymnasium.make_vec(
@@ -90,7 +106,7 @@ def evaluate_policy(
             vectorization_mode="vector_entry_point",
             **(env_kwargs or {}),
         )
-        parts.append(_run(policy, env, seed + first))
+        parts.append(_run(policy, env, seed + first, limits[first : first + _LARGEST_STACK]))
         env.close()
     values = {
         name: np.concatenate([getattr(part, name) for part in parts])
@@ -99,13 +115,16 @@ def evaluate_policy(
     return PolicyEvaluation(**values)
 
 
-def _run(policy: Policy, env: gymnasium.vector.VectorEnv[Any, Any, Any], seed: int) -> Any:
-    """Run one episode in each of the environments until all are over."""
+def _run(
+    policy: Policy, env: gymnasium.vector.VectorEnv[Any, Any, Any], seed: int, limits: FloatArray
+) -> PolicyEvaluation:
+    """Run one episode in each of the environments until all are over or cut off."""
     observation, info = env.reset(seed=seed)
     count = env.num_envs
-    running = np.ones(count, dtype=np.bool_)
-    final = {name: np.full(count, np.nan) for name in _FINAL}
+    final = {name: np.asarray(info.get(name, np.full(count, np.nan)), float) for name in _FINAL}
     returns, num_steps = np.zeros((2, count))
+    found = PolicyEvaluation(returns=returns, num_steps=num_steps, **final)
+    running = found.effort < limits
     while running.any():
         features, mask = observation["observations"], observation["action_mask"]
         # Environments whose episode is over reset themselves. Any legal action will do for them.
@@ -120,5 +139,5 @@ def _run(policy: Policy, env: gymnasium.vector.VectorEnv[Any, Any, Any], seed: i
         num_steps[running] += 1
         for name in final.keys() & info.keys():
             final[name][running] = np.asarray(info[name])[running]
-        running &= ~(terminated | truncated)
-    return PolicyEvaluation(returns=returns, num_steps=num_steps, **final)
+        running &= ~(terminated | truncated) & (found.effort < limits)
+    return found

@@ -27,9 +27,12 @@ class RandomPolicy:
 
     Attributes:
         seed: seed of the random draws.
+        avoid: places of actions that are drawn only if no other one is legal, such as those that
+            end the episode.
     """
 
     seed: int = 0
+    avoid: frozenset[int] = frozenset()
     _generator: np.random.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -37,7 +40,9 @@ class RandomPolicy:
 
     def act(self, observation: Observation, action_mask: ActionMask) -> int:  # noqa: ARG002
         """Return a random legal action."""
-        return int(self._generator.choice(np.flatnonzero(action_mask)))
+        legal = np.flatnonzero(action_mask)
+        wanted = legal[~np.isin(legal, list(self.avoid))]
+        return int(self._generator.choice(wanted if len(wanted) else legal))
 
 
 @dataclass(frozen=True)

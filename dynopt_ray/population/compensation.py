@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynopt_ray.errors import DataError, EditError
 from dynopt_ray.population.stack import Population
 from dynopt_ray.structure import RIDGE, Moments, best_ridges, masked_ridge_solve, ridge_solve
 
@@ -29,9 +30,35 @@ def refit_consumers(
         layer: the hidden layer that will lose units.
         keep: member -> bool tensor, one entry per unit of the member.
         x_NI: inputs to refit on.
+
+    Raises:
+        EditError: activations or weights of a member are not finite, or too large to be squared.
     """
     members = list(keep)
     activations = _activations(population, members, layer, x_NI)
+    _check_finite(population, members, layer, activations)
+    try:
+        _refit(population, layer, keep, activations)
+    except DataError as error:
+        raise EditError(f"layer {layer + 1} cannot be refitted: {error}") from error
+
+
+def _check_finite(
+    population: Population, members: list[int], layer: int, activations: Tensor
+) -> None:
+    for member, values in zip(members, activations, strict=True):
+        read = population.weights[layer + 1][member], population.biases[layer + 1][member]
+        if not all(bool(tensor.isfinite().all()) for tensor in (values, *read)):
+            raise EditError(
+                f"layer {layer + 1} of member {member} cannot be refitted: its inputs or weights "
+                "are not finite on these rows"
+            )
+
+
+def _refit(
+    population: Population, layer: int, keep: Mapping[int, Tensor], activations: Tensor
+) -> None:
+    members = list(keep)
     halves = [Moments.start(activations, num_outputs=0) for _ in range(2)]
     for half, moments in enumerate(halves):
         rows = activations[:, half::2]
@@ -125,11 +152,10 @@ def _put(
     old = population.weights[layer][members]
     index_MOK = order_MK[:, None].expand(-1, old.shape[1], -1)
     # An additional column takes the values that are written at padding.
-    wide = torch.nn.functional.pad(old, (0, 1)).scatter_(2, index_MOK, weight_MOK.float())
+    wide = torch.nn.functional.pad(old, (0, 1)).scatter_(2, index_MOK, weight_MOK.to(old.dtype))
     population.weights[layer][members] = wide[:, :, : old.shape[2]]
-    population.biases[layer][members] = (
-        population.biases[layer][members].double() + shift_MO
-    ).float()
+    bias = population.biases[layer][members]
+    population.biases[layer][members] = (bias.double() + shift_MO).to(bias.dtype)
 
 
 def _take(values: Tensor, order_MU: Tensor, dim: int) -> Tensor:

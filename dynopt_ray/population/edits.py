@@ -64,7 +64,8 @@ def shrink(
             refitted on them.
 
     Raises:
-        EditError: there is no such hidden layer, or a member would lose no unit or all units.
+        EditError: there is no such hidden layer, a member would lose no unit or all units, or the
+            layer that reads the units has inputs or weights that are not finite.
     """
     _check_layer(population, layer)
     if not keep:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.population.stack import Population
-from dynopt_ray.population.steps import check_finite, forward
+from dynopt_ray.population.steps import check_finite, check_rows, forward
 
 _VALUES_AT_ONCE = 1 << 24
 
@@ -40,8 +40,10 @@ def evaluate(population: Population, x_NI: Tensor, y_N: Tensor) -> PopulationMet
         y_N: labels.
 
     Raises:
+        DataError: the rows do not fit the population.
         DivergedError: a member's loss is NaN or infinite.
     """
+    check_rows(population, x_NI, y_N)
     widest = max(weight.shape[1] for weight in population.weights)
     rows_at_once = max(1, _VALUES_AT_ONCE // (widest * len(population)))
     loss, right, confidence = torch.zeros(

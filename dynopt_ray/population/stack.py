@@ -233,7 +233,7 @@ def _frame(layout: MlpLayout) -> tuple[tuple[str, ...], int, int]:
 
 def _zeros(num_members: int, parameter: object, device: torch.device) -> Tensor:
     assert isinstance(parameter, Tensor)
-    return torch.zeros(num_members, *parameter.shape, device=device)
+    return torch.zeros(num_members, *parameter.shape, dtype=parameter.dtype, device=device)
 
 
 def _write(stack: Tensor, member: int, value: Tensor | None) -> None:

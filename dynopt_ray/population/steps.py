@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynopt_ray.errors import DivergedError
+from dynopt_ray.errors import DataError, DivergedError
 from dynopt_ray.population.stack import Population
 from dynopt_ray.tasks import epoch_order
 
@@ -67,16 +67,19 @@ def train_steps(
         Tensor (P,), each member's mean loss over its batches.
 
     Raises:
+        DataError: the rows do not fit the population.
         DivergedError: the loss of a member became NaN or infinite. The message names the first
             such member.
     """
+    check_rows(population, x_NI, y_N)
     num_steps, num_members, _ = rows_SPB.shape
-    rates_SP = torch.as_tensor(learning_rate, dtype=torch.float32, device=population.device)
+    like = population.weights[0]
+    rates_SP = torch.as_tensor(learning_rate, dtype=like.dtype, device=like.device)
     rates_SP = rates_SP.expand(num_steps, num_members)
-    targets_NO = torch.nn.functional.one_hot(y_N, population.layout.num_outputs).float()
+    targets_NO = torch.nn.functional.one_hot(y_N, population.layout.num_outputs).to(like.dtype)
     # Convert masks once: products of floats with bools would convert them every time.
-    masks = [None if keep is None else keep.float() for keep in population.masks]
-    losses = torch.zeros(num_members, device=population.device)
+    masks = [None if keep is None else keep.to(like.dtype) for keep in population.masks]
+    losses = torch.zeros(num_members, dtype=like.dtype, device=like.device)
     with torch.no_grad():
         for rows_PB, rate_P in zip(rows_SPB.to(x_NI.device), rates_SP, strict=True):
             x_PBI, targets_PBO = x_NI[rows_PB], targets_NO[rows_PB]
@@ -112,6 +115,31 @@ def check_finite(losses_P: Tensor, when: str) -> None:
         raise DivergedError(
             f"the loss of member {member} is {losses_P[member].item()} {when}; lower its learning "
             "rate, or load an earlier state into it"
+        )
+
+
+def check_rows(population: Population, x_NI: Tensor, y_N: Tensor) -> None:
+    """Refuse rows that do not fit a population; labels of another shape would be broadcast.
+
+    Raises:
+        DataError: inputs or labels have the wrong shape or type, or a label is outside the classes.
+    """
+    layout = population.layout
+    if x_NI.ndim != 2 or x_NI.shape[1] != layout.num_inputs or not x_NI.is_floating_point():
+        raise DataError(
+            f"x is {x_NI.dtype} of shape {tuple(x_NI.shape)}; the networks need floats of shape "
+            f"(rows, {layout.num_inputs})"
+        )
+    if y_N.shape != x_NI.shape[:1] or y_N.dtype != torch.int64:
+        raise DataError(
+            f"y is {y_N.dtype} of shape {tuple(y_N.shape)}; it must hold one int64 label per row, "
+            f"so have the shape ({len(x_NI)},)"
+        )
+    low, high = (int(extreme) for extreme in y_N.aminmax()) if len(y_N) else (0, 0)
+    if low < 0 or high >= layout.num_outputs:
+        raise DataError(
+            f"y holds label {low if low < 0 else high}; the networks know the classes 0 to "
+            f"{layout.num_outputs - 1}"
         )
 
 

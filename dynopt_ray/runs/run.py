@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dynopt_ray.errors import DynoptError
+from dynopt_ray.errors import described
 from dynopt_ray.runs.directory import RunDirectory
 from dynopt_ray.runs.progress import Progress
 from dynopt_ray.runs.report import write_report
@@ -69,9 +69,7 @@ def carry_out(action: Callable[[Run], None], run: Run) -> None:
             raise
         except BaseException as error:
             log.error(traceback.format_exc())
-            is_ours = isinstance(error, DynoptError)
-            text = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            run.directory.finish("failed", error=text)
+            run.directory.finish("failed", error=described(error))
             _report_what_there_is(run)
             raise
         write_report(run.directory)

@@ -8,7 +8,7 @@ listed in `Description.groups`. One that fails is listed in `Description.fixed` 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +16,27 @@ from torch.nn.parameter import is_lazy
 
 from dynopt_ray.errors import TraceError, UnknownNameError
 from dynopt_ray.structure.costs import CostModel
-from dynopt_ray.structure.preserve import CollectorPaused, Surroundings, sharing_memory, within
+from dynopt_ray.structure.preserve import (
+    Cache,
+    CollectorPaused,
+    Surroundings,
+    sharing_memory,
+    within,
+)
 from dynopt_ray.structure.tracing import (
     Heads,
     Inputs,
     Passes,
     Verified,
     Verifier,
+    empty_caches,
     named_tensors,
     trace_at_own_sizes,
-    unused,
+    unknown,
 )
 from dynopt_ray.structure.units import (
     Attribute,
     Consumer,
-    Record,
     WeightNorm,
     WidthGroup,
     outside_sizes,
@@ -38,6 +44,7 @@ from dynopt_ray.structure.units import (
 )
 
 _BY_CALLER = "the caller fixed it"
+_MOST_PLACES = 3
 # Name of a wrapper class -> where its inner module is. Names are compared, because importing these
 # rarely used classes takes long.
 _WRAPPERS = {
@@ -68,8 +75,7 @@ class Description:
         fixed: the modules, parameters and dimensions of parameters that cannot be resized:
             name -> reason.
         attributes: integer attributes of modules that follow a width.
-        caches: (module, attribute) pairs: the dicts in which modules keep tensors of an earlier
-            pass.
+        caches: where modules keep tensors of an earlier pass -> the value without them.
         consumers: parameter name -> the operations that read units through the parameter.
         blocks: the modules that `Remove` can take out; see `Graph`.
         weight_norms: the weights that are computed from gains and directions.
@@ -83,7 +89,7 @@ class Description:
     index: Mapping[str, int]
     fixed: dict[str, str]
     attributes: tuple[Attribute, ...]
-    caches: Mapping[tuple[nn.Module, str], None]
+    caches: Mapping[Cache, Any]
     consumers: Mapping[str, Sequence[Consumer]]
     blocks: dict[str, int | None]
     weight_norms: tuple[WeightNorm, ...]
@@ -97,32 +103,27 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
     if arguments.heads not in get_args(Heads):
         raise UnknownNameError("unit of attention", arguments.heads, get_args(Heads))
     _check_model(model)
-    tensors = named_tensors(model)
-    pinned = {(_produced_by(tensors, name), 0): _BY_CALLER for name in arguments.fixed}
-    for name, other in sharing_memory(tensors).items():
-        if tensors[name].is_floating_point() or tensors[name].is_complex():
-            reason = f"it shares memory with {other!r}"
-            pinned |= {(name, dim): reason for dim in range(tensors[name].ndim)}
+    named = named_tensors(model)
+    pinned = {(_produced_by(named, name), 0): _BY_CALLER for name in arguments.fixed}
 
-    inputs = arguments.example_inputs
+    inputs, heads = arguments.example_inputs, arguments.heads
 
-    def proven() -> tuple[Passes, Verified]:
-        passes = trace_at_own_sizes(
-            model, arguments.example_inputs, tensors, arguments.heads, pinned
-        )
-        _warn_of_other_ways(passes.record, tensors)
+    def proven() -> tuple[Mapping[str, Tensor], Passes, Verified]:
+        empty_caches(model, inputs)
+        tensors = named_tensors(model)  # without the buffers that are caches
+        held = pinned | _in_shared_memory(tensors)
+        passes = trace_at_own_sizes(model, inputs, tensors, heads, held)
         outside = outside_sizes(model, passes.record, passes.grouping)
         if outside.tie:
-            passes = trace_at_own_sizes(
-                model, inputs, tensors, arguments.heads, pinned, outside.tie
-            )
+            passes = trace_at_own_sizes(model, inputs, tensors, heads, held, outside.tie)
             now = outside_sizes(model, passes.record, passes.grouping)
             outside = replace(now, tie=outside.tie)
-        verifier = Verifier(model, inputs, tensors, passes, arguments.heads, outside)
-        return passes, verifier.verdict()
+        _warn_of_other_ways(model, passes)
+        verifier = Verifier(model, inputs, tensors, passes, heads, outside)
+        return tensors, passes, verifier.verdict()
 
     surroundings = Surroundings(model)
-    passes, verdict = within(CollectorPaused(), lambda: within(surroundings, proven))
+    tensors, passes, verdict = within(CollectorPaused(), lambda: within(surroundings, proven))
     groups = tuple(verdict.groups)
     # A group's own name takes precedence. The name of a module that produces several groups means
     # the first of them.
@@ -134,7 +135,7 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
         index=index,
         fixed={**passes.grouping.fixed, **verdict.fixed},
         attributes=tuple(verdict.attributes),
-        caches=dict.fromkeys(passes.record.caches),
+        caches=passes.record.caches,
         consumers=passes.record.consumers,
         blocks={name: more for name, more in passes.record.blocks.items() if name in owners},
         weight_norms=tuple(dict.fromkeys(passes.record.weight_norms)),
@@ -142,6 +143,16 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
         cost_model=CostModel(tensors, passes.record, passes.grouping.only(verdict.groups)),
         output_sizes=passes.output_sizes,
     )
+
+
+def _in_shared_memory(tensors: Mapping[str, Tensor]) -> dict[tuple[str, int], str]:
+    """Return the dimensions of tensors that share memory with another one, with the reason."""
+    return {
+        (name, dim): f"it shares memory with {other!r}"
+        for name, other in sharing_memory(tensors).items()
+        if tensors[name].is_floating_point() or tensors[name].is_complex()
+        for dim in range(tensors[name].ndim)
+    }
 
 
 def _check_model(model: nn.Module) -> None:
@@ -170,16 +181,26 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _warn_of_other_ways(record: Record, tensors: Mapping[str, Tensor]) -> None:
-    missed = unused(record, tensors)
-    if record.by_value and missed:
-        modules = ", ".join(dict.fromkeys(map(producer_name, missed)))
-        warnings.warn(
-            f"the forward pass branches on values, and these inputs did not reach {modules}. "
-            "Which widths those modules read is not known: trace with inputs that reach them, or "
-            "name the widths that they read in `fixed`",
-            stacklevel=8,  # the caller of `trace`
-        )
+def _warn_of_other_ways(model: nn.Module, passes: Passes) -> None:
+    """Warn if other inputs may lead the forward pass to operations that were not traced."""
+    if not passes.reads.branches:
+        return
+    places = list(map(str, passes.reads.branches))
+    where = ", ".join(places[:_MOST_PLACES]) + ", …" * (len(places) > _MOST_PLACES)
+    message = (
+        f"the forward pass decides by values: {where}. Only the operations that these inputs lead "
+        "to were traced, and growth is exact as long as the values decide the same"
+    )
+    for modules, meaning in (
+        (passes.record.followed, "They follow the modules of the same list that ran"),
+        (
+            dict.fromkeys(map(producer_name, unknown(model, passes.record))),
+            "The widths that they may read are fixed: trace with inputs that reach them",
+        ),
+    ):
+        if modules:
+            message += f". These inputs did not reach {', '.join(modules)}. {meaning}"
+    warnings.warn(message, stacklevel=8)  # the caller of `trace`
 
 
 def _produced_by(tensors: Mapping[str, Tensor], name: str) -> str:

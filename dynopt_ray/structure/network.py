@@ -129,6 +129,10 @@ class Network:
     def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
         """Return the cost of the network, or its cost at other widths, without running it.
 
+        FLOPs are those of a pass on all example inputs of `trace`, as `measure` counts them. The
+        results of pruning and growing, and absolute budgets, are for one sample; see
+        `Cost.num_samples`.
+
         Args:
             widths: group name -> width; groups not named keep their width. None (the default)
                 means the network as it is, and zero weights are counted to find `nonzero`. With

@@ -132,6 +132,22 @@ def binary_logits(output: Tensor, targets: Tensor) -> Tensor | None:
     return output[:, 0] if one_column else None
 
 
+def is_binary(targets: Tensor) -> bool:
+    """Whether all targets are 0 or 1."""
+    return bool(((targets == 0) | (targets == 1)).all())
+
+
+def predicted_classes(output: Tensor, targets: Tensor) -> Tensor | None:
+    """The predicted class of each target, or None if the output holds no scores of classes.
+
+    A single logit above 0 means class 1, any other class 0.
+    """
+    logits = binary_logits(output, targets)
+    if logits is not None:
+        return (logits > 0).long()
+    return output.argmax(dim=1) if is_classification(output, targets) else None
+
+
 def take_rows(inputs: Nested, num_rows: int) -> Nested:
     """The first rows of all tensors in the inputs; everything else stays unchanged."""
     return cast(Nested, tree_map_only(Tensor, lambda tensor: tensor[:num_rows], inputs))
@@ -150,7 +166,12 @@ def _hint(model: nn.Module, inputs: Inputs) -> str:
     if not isinstance(inputs, Tensor):
         return ""
     if inputs.dtype == torch.int64:
-        return " Whole numbers suit embeddings; other layers need floats: x.astype('float32')."
+        could_be_bytes = inputs.ndim > 2 and bool((inputs == inputs.to(torch.uint8)).all())
+        scaled = "; if x are images of bytes, x.astype('float32') / 255" if could_be_bytes else ""
+        return (
+            " Whole numbers suit embeddings; other layers need floats: x.astype('float32')"
+            f"{scaled}."
+        )
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if dtypes and inputs.dtype not in dtypes:
         return (

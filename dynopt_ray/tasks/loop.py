@@ -20,6 +20,7 @@ from dynopt_ray.tasks.batches import (
     binary_logits,
     call_model,
     check_output,
+    is_binary,
     is_classification,
 )
 from dynopt_ray.tasks.objectives import (
@@ -30,7 +31,6 @@ from dynopt_ray.tasks.objectives import (
     check_scalar,
     confidence,
     default_metric,
-    is_binary,
     kind_of,
 )
 from dynopt_ray.tasks.sources import Source

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynopt_ray.criteria import separate_rows
 from dynopt_ray.errors import DataError, UnknownNameError
-from dynopt_ray.tasks.batches import binary_logits, is_classification
+from dynopt_ray.tasks.batches import binary_logits, is_binary, is_classification
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(output, targets) -> scalar tensor, the mean loss over the batch."""
@@ -107,11 +108,6 @@ def confidence(output: Tensor, targets: Tensor) -> float | None:
     return output.double().softmax(dim=1).gather(1, targets.unsqueeze(1)).mean().item()
 
 
-def is_binary(targets: Tensor) -> bool:
-    """Whether all targets are 0 or 1."""
-    return bool(((targets == 0) | (targets == 1)).all())
-
-
 LOSSES: dict[str, Objective[LossFunction]] = {
     "cross_entropy": Objective(F.cross_entropy, "labels"),
     "mse": Objective(F.mse_loss, "numbers"),
@@ -198,4 +194,6 @@ def _resolve(
             f"{kind} must be a name ({', '.join(known)}) or a function of (output, targets), "
             f"not {value!r}"
         )
-    return Objective(value, None)
+    if any(value is member.function for member in known.values() if member.targets == "labels"):
+        return Objective(value, None)  # it looks labels up, so it cannot broadcast
+    return Objective(separate_rows(value, kind), None)

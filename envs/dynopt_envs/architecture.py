@@ -40,8 +40,9 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
     `Discrete(number of actions)`. By default there are five: 0 keep, 1 grow, 2 shrink (remove the
     units with the lowest scores and refit the layers that read them), 3 prune (mask the smallest
     weights that produce the group) and 4 stop. The option `actions` replaces them. An action that
-    would change nothing is illegal: it is 0 in `info["action_mask"]`, and taking it raises an
-    error. Keep and stop are always legal.
+    would change nothing is illegal: it is 0 in `info["action_mask"]` and False in `action_masks()`.
+    Taking it raises an error, or with `illegal="keep"` counts as keep and sets `info["illegal"]`.
+    Keep and stop are always legal.
 
     ## Observation space
     `Dict(observations=Box, action_mask=Box)`. The features are listed in
@@ -56,9 +57,10 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
     network.
 
     ## Starting state
-    One of `num_starts` networks, which are trained once per process, network k from seed k. λ is
-    `cost_weight` if given, else drawn between 0.05 and 0.75 for each episode. The starting network,
-    λ, the batches and all new weights depend only on the environment's seed.
+    One of `num_starts` networks, which are trained once per process, network k from seed
+    `first_start` + k. λ is `cost_weight` if given, else drawn between 0.05 and 0.75 for each
+    episode. The starting network, λ, the batches, all new weights and what layers such as dropout
+    draw depend only on the environment's seed. (A data loader draws from a generator of its own.)
 
     ## Episode end
     The episode terminates after `stop` or after `horizon` steps. Reaching the horizon is not a
@@ -105,7 +107,7 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
 
         Raises:
             InvalidAction: the action is not a whole number.
-            EditError: the action is illegal.
+            EditError: the action does not exist, or it is illegal and `illegal` is "raise".
             ResetNeeded: the episode is over, or none has started.
         """
         if self._over:
@@ -120,12 +122,21 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
         self._over = bool(over[0])
         return self._seen(), float(rewards[0]), bool(over[0]), False, self._info()
 
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which actions are legal now, (actions,), as sb3-contrib's MaskablePPO asks for.
+
+        Raises:
+            ResetNeeded: no episode has started.
+        """
+        masks: NDArray[np.bool_] = legal_actions(self._episodes)[0]
+        return masks
+
     def _seen(self) -> ObservationDict:
         return {name: values[0] for name, values in seen(self._episodes).items()}
 
     def _info(self) -> dict[str, Any]:
         return {
-            name: values[0].copy() if values[0].ndim else float(values[0])
+            name: values[0].copy() if values[0].ndim else values[0].item()
             for name, values in info(self._episodes).items()
         }
 
@@ -194,7 +205,7 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
 
         Raises:
             InvalidAction: the actions are not one whole number per environment.
-            EditError: an action is illegal.
+            EditError: an action does not exist, or it is illegal and `illegal` is "raise".
         """
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
@@ -215,6 +226,14 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
             np.zeros_like(over),
             self._info(),
         )
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which actions are legal now, (environments, actions).
+
+        Raises:
+            ResetNeeded: no episode has started.
+        """
+        return legal_actions(self._episodes)
 
     def _info(self) -> dict[str, Any]:
         """Return the info arrays, each with Gymnasium's mask `_name`, which is True everywhere."""
@@ -250,7 +269,20 @@ def info(episodes: Episodes) -> dict[str, NDArray[Any]]:
         "metric": episodes.metric,
         "relative_cost": episodes.relative_cost,
         "cost_weight": episodes.cost_weight,
+        "gradient_steps": episodes.gradient_steps,
+        "illegal": episodes.illegal,
     }
+
+
+def legal_actions(episodes: Episodes) -> NDArray[np.bool_]:
+    """Return which actions are legal now, (N, actions).
+
+    Raises:
+        ResetNeeded: no episode has started.
+    """
+    if not hasattr(episodes, "action_mask"):
+        raise ResetNeeded("no episode has started, so no action is legal; call reset() first")
+    return episodes.action_mask.astype(np.bool_)
 
 
 def _check_options(options: dict[str, Any] | None) -> None:

@@ -9,6 +9,7 @@ from dynopt_ray.errors import SpecError, UnknownNameError, did_you_mean
 from dynopt_ray.policies import CHARGED_COSTS, DEFAULT_ACTIONS, ActionSet, ChargedCost
 
 RewardKind = Literal["gain", "level"]
+IllegalAction = Literal["raise", "keep"]
 BackendKind = Literal["auto", "population", "module"]
 
 COST_WEIGHTS = (0.05, 0.75)
@@ -20,18 +21,21 @@ class StartConfig:
     """How the pool of starting networks is trained; episodes start from copies of its networks.
 
     Attributes:
-        num_starts: number of networks in the pool, from seeds 0, 1, ….
+        num_starts: number of networks in the pool.
+        first_start: seed of the first network of the pool; the others follow it. Pools that share
+            no seed share no network, e.g. one to train policies and one to judge them.
         start_steps: number of optimizer steps, from half of this for the first network of the pool
             to twice this for the last. Policies thus meet barely trained and converged networks.
         batch_size: rows per batch, for the pool and in episodes.
-        learning_rate: learning rate of SGD, for the pool and in episodes.
+        start_rate: learning rate of SGD for the pool.
         momentum: momentum of SGD, for the pool and in episodes.
     """
 
     num_starts: int = 8
+    first_start: int = 0
     start_steps: int = 200
     batch_size: int = 32
-    learning_rate: float = 0.05
+    start_rate: float = 0.05
     momentum: float = 0.9
 
     def steps_of(self, index: int) -> int:
@@ -49,13 +53,18 @@ class EpisodeConfig:
         cost: the cost that utility charges for.
         horizon: the largest number of decisions of an episode.
         train_steps: number of optimizer steps after each decision.
+        learning_rate: learning rate of SGD after each decision. At the rate of the pool, the
+            training of a network that was shrunk several times is unstable: within 20 steps its
+            loss rises, and any difference, even one of rounding, grows threefold to tenfold.
         reward: with "gain" the reward is S_t − S_{t−1}, so that the return is the gain of the
             whole episode; with "level" it is S_t. S is the smooth utility.
         actions: the actions that policies choose from.
+        illegal: "raise" refuses a forbidden action; "keep" carries out keep in its place and
+            says so in `info["illegal"]`, for algorithms that know no action masks.
         start: how the starting networks are trained.
 
     Raises:
-        UnknownNameError: there is no such reward or cost.
+        UnknownNameError: there is no such reward, cost or treatment of illegal actions.
         ValueError: a number is out of its range.
     """
 
@@ -63,13 +72,17 @@ class EpisodeConfig:
     cost: ChargedCost = "nonzero"
     horizon: int = 16
     train_steps: int = 20
+    learning_rate: float = 0.01
     reward: RewardKind = "gain"
     actions: ActionSet = DEFAULT_ACTIONS
+    illegal: IllegalAction = "raise"
     start: StartConfig = field(default_factory=StartConfig)
 
     def __post_init__(self) -> None:
         if self.reward not in get_args(RewardKind):
             raise UnknownNameError("reward", str(self.reward), get_args(RewardKind))
+        if self.illegal not in get_args(IllegalAction):
+            raise UnknownNameError("illegal", str(self.illegal), get_args(IllegalAction))
         if self.cost not in CHARGED_COSTS:
             raise UnknownNameError("cost", str(self.cost), CHARGED_COSTS)
         for name in ("horizon", "train_steps"):
@@ -78,6 +91,8 @@ class EpisodeConfig:
         for name in ("num_starts", "start_steps", "batch_size"):
             if getattr(self.start, name) < 1:
                 raise ValueError(f"{name} is {getattr(self.start, name)}; it must be at least 1")
+        if self.start.first_start < 0:
+            raise ValueError(f"first_start is {self.start.first_start}; it must be at least 0")
         weight = self.cost_weight
         if weight is not None and not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"cost_weight is {weight}; it must be a finite number of at least 0")

@@ -58,6 +58,8 @@ class Episodes:
         metric: (N,) the task's metric on validation data.
         relative_cost: (N,) the network's cost over its cost at the start.
         cost_weight: (N,) λ.
+        gradient_steps: (N,) the optimizer steps that the network took since the episode's start.
+        illegal: (N,) whether the latest action was forbidden and keep took its place.
     """
 
     observation: Observation
@@ -74,6 +76,8 @@ class Episodes:
         self.relative_cost: FloatArray = np.zeros(num_members)
         self.utility: FloatArray = np.zeros(num_members)
         self.smooth_utility: FloatArray = np.zeros(num_members)
+        self.gradient_steps: IntArray = np.zeros(num_members, dtype=np.int64)
+        self.illegal: BoolArray = np.zeros(num_members, dtype=np.bool_)
 
     @property
     def metric(self) -> FloatArray:
@@ -96,8 +100,8 @@ class Episodes:
             seeds.append(int(generator.integers(_LARGEST_SEED)))
         chosen = list(members)
         self._backend.start(chosen, starts, seeds)
-        self._steps[chosen] = 0
-        self._cursor[chosen] = 0
+        for counts in (self._steps, self._cursor, self.gradient_steps, self.illegal):
+            counts[chosen] = 0
         self._now = self._now.replaced(chosen, self._backend.measure())
         self._before = self._before.replaced(chosen, self._now)
 
@@ -113,12 +117,13 @@ class Episodes:
             The rewards and whether each episode is over, (N,) each; 0 and False if inactive.
 
         Raises:
-            EditError: an action of an active episode is illegal.
+            EditError: an action of an active episode does not exist, or it is illegal and illegal
+                actions are not treated as keep.
         """
         assert self._networks is not None, "step before start and look"
-        self._check_legal(actions, active)
+        actions = self._permitted(actions, active)
         ends = np.array([action.ends for action in self._config.actions])
-        stops = active & ends[np.where(active, actions, 0)]
+        stops = active & (actions != NOTHING) & ends[actions]
         changing = active & ~stops
         before = self.smooth_utility
         self._before = self._now
@@ -128,6 +133,7 @@ class Episodes:
             trained = np.flatnonzero(changing).tolist()
             self._now = self._now.replaced(trained, self._backend.measure())
         self._steps += active
+        self.gradient_steps += self._config.train_steps * changing
         self._cursor = np.where(
             changing, (self._cursor + 1) % self._backend.num_groups, self._cursor
         )
@@ -161,13 +167,19 @@ class Episodes:
         now = utility(self._now.smooth, self.relative_cost, self.cost_weight)
         self.smooth_utility = np.where(at, now, self.smooth_utility)
 
-    def _check_legal(self, actions: IntArray, active: BoolArray) -> None:
+    def _permitted(self, actions: IntArray, active: BoolArray) -> IntArray:
+        """Return the actions to carry out: `NOTHING` for illegal and inactive ones.
+
+        Raises:
+            EditError: an action of an active episode does not exist, or it is illegal and illegal
+                actions are not treated as keep.
+        """
         rows = np.arange(len(actions))
         inside = (actions >= 0) & (actions < len(self._config.actions))
         legal = inside & (self.action_mask[rows, np.where(inside, actions, 0)] > 0)
-        wrong = np.flatnonzero(active & ~legal)
-        if len(wrong):
-            member = int(wrong[0])
+        refused = active & ~(inside if self._config.illegal == "keep" else legal)
+        if refused.any():
+            member = int(np.flatnonzero(refused)[0])
             labels = self._config.actions.labels
             legal_here = np.flatnonzero(self.action_mask[member])
             allowed = ", ".join(f"{place} ({labels[place]})" for place in legal_here)
@@ -175,6 +187,8 @@ class Episodes:
                 f"action {actions[member]} of episode {member} would change nothing or does not "
                 f"exist; info['action_mask'] allows {allowed}"
             )
+        self.illegal = np.where(active, ~legal, self.illegal)
+        return np.where(active & legal, actions, NOTHING)
 
 
 def make_episodes(

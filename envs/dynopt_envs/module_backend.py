@@ -1,20 +1,23 @@
-"""The backend for any task: real networks and their optimizers, edited one by one."""
+"""The backend for any task: real networks and their optimizers, edited one by one.
+
+Each network draws from random generators of its own, seeded by the episode. So its trajectory
+depends on neither other networks nor anything else in the process, also with dropout.
+"""
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.optim import SGD
 
 from dynopt_envs.backend import NOTHING
-from dynopt_envs.config import EpisodeConfig, StartConfig
+from dynopt_envs.config import EpisodeConfig
+from dynopt_envs.starts import Start, batch_size, start_network
 from dynopt_ray.arrays import IntArray
-from dynopt_ray.errors import DataError, TraceError
+from dynopt_ray.errors import TraceError
 from dynopt_ray.policies import (
     Descriptors,
     Performance,
@@ -25,29 +28,21 @@ from dynopt_ray.policies import (
 )
 from dynopt_ray.structure import Cost, Graph, Mask, trace
 from dynopt_ray.tasks import Metrics, Task
-from dynopt_ray.training import seeded
+from dynopt_ray.training import RandomStream
 
 
 @dataclass(eq=False)
 class _Network:
     """One network of an episode."""
 
+    task: Task
     graph: Graph
     optimizer: SGD
     seed: int
+    random: RandomStream
     generator: torch.Generator
     start_widths: dict[str, int]
     start_cost: Cost
-    metrics: Metrics
-    train_loss: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Start:
-    """A trained network of the pool; it is copied and never changed."""
-
-    model: nn.Module
-    optimizer: SGD
     metrics: Metrics
     train_loss: float
 
@@ -66,14 +61,14 @@ class ModuleBackend:
             )
         self.num_groups = len(graph.groups)
         self.num_samples = num_training_rows(task)
-        first = _start(task, config.start, 0)
+        first = start_network(task, config.start, 0)
         self._networks = [self._network(first, 0) for _ in range(num_members)]
 
     def start(self, members: Sequence[int], starts: Sequence[int], seeds: Sequence[int]) -> None:
         """Copy members from the pool, whose networks are trained when they are first needed."""
         for member, index, seed in zip(members, starts, seeds, strict=True):
             self._networks[member] = self._network(
-                _start(self._task, self._config.start, index), seed
+                start_network(self._task, self._config.start, index), seed
             )
 
     def describe(self, cursor: IntArray) -> Descriptors:
@@ -102,22 +97,23 @@ class ModuleBackend:
                 # slow for a step of the environment.
                 masks = any(isinstance(edit, Mask) for edit in plan)
                 compensate = None if masks else self._compensation
-                with seeded(network.graph.model, network.seed):
+                with network.random():
                     network.graph.apply(plan, optimizer=network.optimizer, compensate=compensate)
                 network.graph.commit()  # actions are never undone
 
     def train(self, active: NDArray[np.bool_]) -> None:
         """Train the active networks one by one."""
         for network in (self._networks[i] for i in np.flatnonzero(active)):
-            stats = self._task.train_steps(
-                network.graph.model,
-                network.optimizer,
-                self._config.train_steps,
-                batch_size=_batch_size(self._task, self._config.start),
-                generator=network.generator,
-            )
+            with network.random():
+                stats = network.task.train_steps(
+                    network.graph.model,
+                    network.optimizer,
+                    self._config.train_steps,
+                    batch_size=batch_size(self._task, self._config.start),
+                    generator=network.generator,
+                )
+                network.metrics = network.task.evaluate(network.graph.model)
             network.train_loss = stats.mean_loss
-            network.metrics = self._task.evaluate(network.graph.model)
 
     def measure(self) -> Performance:
         """Return the performance after the latest training or start."""
@@ -128,40 +124,21 @@ class ModuleBackend:
             np.array([network.train_loss for network in self._networks]),
         )
 
-    def _network(self, start: _Start, seed: int) -> _Network:
+    def _network(self, start: Start, seed: int) -> _Network:
         # Copied together, so that the copied optimizer refers to the copied parameters.
         model, optimizer = copy.deepcopy((start.model, start.optimizer))
+        for group in optimizer.param_groups:
+            group["lr"] = self._config.learning_rate
         graph = trace(model, self._task.example_inputs())
         return _Network(
+            task=self._task.to(self._task.device),  # a loader's pass starts anew
             graph=graph,
             optimizer=optimizer,
             seed=seed,
+            random=RandomStream(model, seed),
             generator=torch.Generator().manual_seed(seed),
             start_widths=graph.widths,
             start_cost=graph.cost(graph.widths),
             metrics=start.metrics,
             train_loss=start.train_loss,
         )
-
-
-@lru_cache(maxsize=64)
-def _start(task: Task, start: StartConfig, index: int) -> _Start:
-    model = task.new_model(seed=index)
-    optimizer = SGD(model.parameters(), lr=start.learning_rate, momentum=start.momentum)
-    task.train_steps(
-        model,
-        optimizer,
-        start.steps_of(index),
-        batch_size=_batch_size(task, start),
-        generator=torch.Generator().manual_seed(index),
-    )
-    return _Start(model, optimizer, task.evaluate(model), task.evaluate(model, "train").loss)
-
-
-def _batch_size(task: Task, start: StartConfig) -> int | None:
-    """Return the batch size; None for data loaders, which make their own batches."""
-    try:
-        task.arrays("train")
-    except DataError:
-        return None
-    return start.batch_size

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("growing", "pruning", "structure")
+BENCHMARKS = ("compensation", "growing", "pruning", "structure")
 
 
 def main() -> None:

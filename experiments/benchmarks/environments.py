@@ -1,6 +1,7 @@
 """Virtual environments of the peers, whose pinned versions conflict with ours."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,27 @@ def run_lines(environment: str, module: str, *arguments: str) -> list[Any]:
 def run_script(module: str, *arguments: str) -> Any:
     """Run one of our own scripts in a new process; return the JSON on its last line."""
     return _lines(Path(sys.executable), module, arguments)[-1]
+
+
+def run_from(checkout: Path, module: str, *arguments: str) -> Any:
+    """Run one of this checkout's scripts on the library of another; see `run_script`.
+
+    Args:
+        checkout: a folder with another version of this repository.
+        module: the script, which uses only what both versions offer.
+        arguments: the arguments on its command line.
+    """
+    script = ROOT / "experiments" / "benchmarks" / f"{module}.py"
+    path = os.pathsep.join(str(folder) for folder in (checkout, checkout / "envs"))
+    done = subprocess.run(
+        # Without -P, the script's own folder would come first.
+        [sys.executable, "-P", str(script), *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _lines(python: Path, module: str, arguments: Sequence[str]) -> list[Any]:

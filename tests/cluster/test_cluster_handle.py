@@ -173,3 +173,26 @@ def test_a_missing_actor_is_given_up_after_the_timeout(
     monkeypatch.setattr(actor, "learn", failing(actor.learn, times=100, after_s=0.0))
     with pytest.raises(LearnerError, match=r"has not come back in 0\.3 s"):
         learner.learn(np.ones(4), 1).result(timeout=10)
+
+
+def test_every_restart_of_the_actor_has_the_whole_timeout(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor that comes back and dies again, e.g. for lack of memory, was not missing."""
+    learner = handle(timeout_s=0.5)
+    actor: LearnerActor = learner._actor.actor
+    monkeypatch.setattr(actor, "learn", failing(actor.learn, times=4, after_s=0.2))
+    result = learner.learn(np.ones(4), 1).result(timeout=10)
+    assert result is not None
+    assert result.rows == (0,)
+
+
+def test_an_actor_that_does_not_answer_after_a_restart_is_given_up(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = handle(timeout_s=0.3)
+    actor: LearnerActor = learner._actor.actor
+    monkeypatch.setattr(actor, "learn", failing(actor.learn, times=1, after_s=0.2))
+    monkeypatch.setattr(actor, "status", failing(actor.status, times=100, after_s=0.0))
+    with pytest.raises(LearnerError, match=r"has not come back in 0\.3 s"):
+        learner.learn(np.ones(4), 1).result(timeout=10)

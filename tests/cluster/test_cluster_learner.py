@@ -12,7 +12,7 @@ from torch import nn
 
 from dynopt_ray.cluster import RemoteLearner, session
 from dynopt_ray.cluster.learners.actor import LearnerActor
-from dynopt_ray.errors import ClusterError, DataError, LearnerError
+from dynopt_ray.errors import ClusterError, DataError, LearnerError, PluginError
 from dynopt_ray.online import DurableLearner, Guard, OnlineLearner
 from dynopt_ray.storage import read_state, write_state
 
@@ -68,6 +68,12 @@ def test_the_object_in_the_actor_works_without_ray(tmp_path: Path) -> None:
     again.learn(10, stream[9:])
     again.close()
     assert state_of(tmp_path / "d", tmp_path) == undisturbed(events(20), tmp_path)
+
+
+@pytest.mark.parametrize("path", [f"{__name__}:SETTINGS", "math:pi"])
+def test_a_path_that_leads_to_no_function_is_named(path: str, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=rf"build='{path}' is .*, not a function; give the path"):
+        LearnerActor(path, tmp_path, snapshot_every=5, num_threads=1)
 
 
 @pytest.fixture(scope="module")

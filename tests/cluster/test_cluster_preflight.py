@@ -45,6 +45,19 @@ def test_a_full_disk_is_refused(tmp_path: Path) -> None:
         check_disk(Need(storage=tmp_path, disk_bytes=2**60))
 
 
+def test_a_place_for_rays_files_that_does_not_exist_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for name, what in (("missing", "does not exist"), ("file", "is not a directory")):
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / name))
+        with pytest.raises(ClusterError, match=rf"RAY_TMPDIR is .*/{name}, which {what}"):
+            check_disk(Need())
+    for value in (str(tmp_path), ""):
+        monkeypatch.setenv("RAY_TMPDIR", value)
+        check_disk(Need(disk_bytes=1))
+
+
 def test_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ClusterError, match=r"storage .*file/below cannot be written: Not a dir"):

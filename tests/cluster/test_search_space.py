@@ -39,13 +39,18 @@ def test_a_point_takes_the_middle_of_ranges_that_are_not_given() -> None:
     [
         ({"n": 2.5}, "n: 2.5 is not a whole number in the range from 1 to 6"),
         ({"n": True}, "n: True is not a whole number"),
-        ({"lr": 1.0}, "lr: 1.0 is not a whole option index from 0 to 1"),
+        ({"lr": 1.0}, "lr: 1.0 is not a whole option index from 0 to 2"),
         ({"lr": 0, "lr.1.initial": 2e-3}, "lr.1.initial is not used if lr is 0"),
+        (
+            {"lr.1.initial": 2e-3, "lr.2.gamma": 1},
+            "lr.2.gamma and lr.1.initial are in different options of lr",
+        ),
     ],
 )
 def test_points_outside_the_space_are_refused(point: dict[str, Any], message: str) -> None:
     rates = {"low": 1e-4, "high": 1e-2, "log": True}
-    space = Space.parse({"n": {"low": 1, "high": 6}, "lr": [0.1, {"initial": rates}]})
+    options = [0.1, {"initial": rates}, {"gamma": [0.5, 0.1]}]
+    space = Space.parse({"n": {"low": 1, "high": 6}, "lr": options})
     with pytest.raises(SpecError, match=f"^{re.escape(message)}"):
         space.point(point)
 
@@ -138,3 +143,25 @@ def test_a_list_of_spaces_is_their_union() -> None:
     assert {"a": 4.0} in space.probes()
     whole = Space.parse([{"a": [1, 2], "b": 0}, {"a": 3}])
     assert [whole.decode(flat)["a"] for flat in whole.grid()] == [1, 2, 3]
+
+
+def test_names_with_dots_are_names_like_others() -> None:
+    space = Space.parse({"a": [1, {"x": [5, 6]}], "a.b": [3, 4], "a.0": [7, 8]})
+    assert list(space.dimensions) == ["a", "a.1.x", "a.b", "a.0"]
+    assert space.point({"a.b": 1}) == {"a": 0, "a.1.x": 0, "a.b": 1, "a.0": 0}
+    assert space.decode(space.point({"a.0": 1})) == {"a": 1, "a.b": 3, "a.0": 8}
+    assert len(list(space.probes())) == 8
+    assert space.size == 12
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": {"b": [1, 2]}, "a.b": [3, 4]}, "space: 'a.b' names two ranges or choices"),
+        ({"a": [{"b": [1, 2]}], "a.0.b": [3, 4]}, "space: 'a.0.b' names two ranges or choices"),
+        ({"a/b": [1, 2]}, "space: the name 'a/b' contains a slash"),
+    ],
+)
+def test_names_that_are_not_unique_are_refused(tree: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=f"^{re.escape(message)}"):
+        Space.parse(tree)

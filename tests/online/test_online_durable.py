@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -384,3 +386,14 @@ def test_after_kill_9_everything_acknowledged_is_there(tmp_path: Path) -> None:
     revived = opened(tmp_path / "d")
     assert revived.sequence == 25
     assert state_bytes(revived, tmp_path) == undisturbed(events(25), tmp_path)
+
+
+def test_a_directory_that_cannot_be_locked_is_not_said_to_be_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(LearnerError, match="cannot be locked: No locks available"):
+        opened(tmp_path / "d")

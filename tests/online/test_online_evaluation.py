@@ -93,9 +93,24 @@ def test_quarantined_events_are_counted_but_not_scored() -> None:
 
 
 def test_a_window_of_nothing_but_bad_events_has_no_loss() -> None:
-    frame = evaluate(((0, 1) for _ in range(4)), Oracle([1] * 4, bad=frozenset(range(4))), window=2)
+    frame = evaluate(((0, 1) for _ in range(4)), Oracle([1] * 4, bad=frozenset({0, 1})), window=2)
     assert math.isnan(frame["loss"][0])
-    assert frame["accuracy"].tolist() == [0, 0]
+    assert frame["accuracy"].tolist() == [0, 1]
+
+
+def test_a_stream_of_which_no_event_could_be_used_is_refused() -> None:
+    with pytest.raises(DataError, match=r"none of the 5 events of the stream.*reasons: bad$"):
+        evaluate(((0, 1) for _ in range(5)), Oracle([1] * 5, bad=frozenset(range(5))))
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "y"), [("mse", 1, 1.5), ("mse", 1, 1), ("mse", 3, [0, 2, 1])]
+)
+def test_numbers_are_not_scored_as_classes(loss: str, outputs: int, y: Any) -> None:
+    model = nn.Linear(2, outputs)
+    learner = OnlineLearner(model, torch.optim.SGD(model.parameters(), lr=0.1), loss=loss)
+    with pytest.raises(DataError, match="evaluate scores classes"):
+        evaluate([(torch.ones(2), y)], learner)
 
 
 def test_perfect_baselines_give_kappa_zero() -> None:

@@ -104,7 +104,8 @@ def test_data_that_look_like_a_record_hide_no_good_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="events up to 2 are lost, but later ones exist"):
         Journal(path)
     assert path.read_bytes() == bytes(data)
-    # As the last record it is a torn one.
+    # Torn, its last record is dropped, whatever its data look like.
+    data[end + 9] ^= 0x10
     path.write_bytes(data[: -(len(data) - end) // 2])
     assert sequences(path) == [1]
 
@@ -121,6 +122,22 @@ def test_more_than_a_record_holds_is_refused(
     assert sequences(tmp_path / "j") == [1, 2]
 
 
+@pytest.mark.parametrize("place", [0, 5, 20, 27, 40, -1])
+def test_a_damaged_last_record_is_not_taken_for_a_torn_one(place: int, tmp_path: Path) -> None:
+    """Its events were acknowledged, so they must not be dropped without a word."""
+    path = tmp_path / "j"
+    *_, before, size = filled(path, 3, 2)
+    changed = bytearray(path.read_bytes())
+    changed[place + (before if place >= 0 else 0)] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(
+        CheckpointError,
+        match=rf"after sequence 3: the record at byte {before} of {size} is complete.*acknowledged",
+    ):
+        Journal(path)
+    assert path.read_bytes() == bytes(changed)
+
+
 def test_a_tail_of_zeros_is_a_torn_record(tmp_path: Path) -> None:
     path = tmp_path / "j"
     filled(path, 3)
@@ -129,11 +146,11 @@ def test_a_tail_of_zeros_is_a_torn_record(tmp_path: Path) -> None:
     assert sequences(path) == [1, 2, 3]
 
 
-def test_corruption_in_the_middle_is_refused_wherever_it_is(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_refused_wherever_it_is_the_last_record_included(tmp_path: Path) -> None:
     path = tmp_path / "j"
     sizes = filled(path, 3, 2, 2)
     data = path.read_bytes()
-    for place in range(sizes[2]):
+    for place in range(sizes[3]):
         changed = bytearray(data)
         changed[place] ^= 0x10
         path.write_bytes(changed)

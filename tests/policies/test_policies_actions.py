@@ -64,8 +64,19 @@ def test_pruning_counts_per_parameter_and_never_masks_the_last_weight() -> None:
     networks = replace(described(network()), num_unmasked_each=np.array([[3, 4, 10, 0]]))
     assert PruneWeights(fraction=0.3).weights(networks).tolist() == [[0, 1, 3, 0]]
     few = replace(networks, num_unmasked_each=np.array([[5]]))
-    assert PruneWeights(fraction=1.0).weights(few).tolist() == [[0]]
-    assert not PruneWeights(fraction=1.0).legal(few)[0]
+    assert PruneWeights(fraction=0.9).weights(few).tolist() == [[4]]
+    last = replace(networks, num_unmasked_each=np.array([[1]]))
+    assert not PruneWeights(fraction=0.9).legal(last)[0]
+
+
+def test_an_action_that_would_never_be_legal_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"prune: fraction is 1\.0, which leaves nothing"):
+        PruneWeights(fraction=1.0)
+    for fraction in (0.0, 1.1):
+        with pytest.raises(ValueError, match=r"it must be in \(0, 1\)$"):
+            PruneWeights(fraction=fraction)
+    for action in (GrowUnits(fraction=1.0), ShrinkUnits(fraction=1.0)):
+        assert action.legal(of_width(16, start=16, least=4))[0]
 
 
 def test_plans_remove_units_and_weights_of_least_importance() -> None:

@@ -224,3 +224,35 @@ def test_the_first_observation_describes_the_start() -> None:
     assert spy.seen["loss_gap"] == pytest.approx(validation.loss - train.loss, abs=1e-6)
     assert spy.seen["metric"] == pytest.approx(validation.smooth)
     assert (spy.seen["cost_weight"], spy.seen["steps_left"]) == (pytest.approx(0.3), 1)
+
+
+class Failing:
+    """Shrinks twice, then makes a mistake."""
+
+    def __init__(self, mistake: str) -> None:
+        self.mistake = mistake
+        self.num_decisions = 0
+
+    def act(self, _: Observation, __: ActionMask) -> int:
+        self.num_decisions += 1
+        if self.num_decisions < 3:
+            return DEFAULT_ACTIONS.place("shrink")
+        if self.mistake == "raise":
+            raise RuntimeError("no idea")
+        return 17
+
+
+@pytest.mark.parametrize("mistake", ["illegal", "raise"])
+def test_after_a_mistake_of_the_policy_the_network_is_as_before_the_call(mistake: str) -> None:
+    model = fresh()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    TASK.train_steps(model, optimizer, 3, generator=torch.Generator().manual_seed(0))
+    weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    policy = Failing(mistake)
+    error = EditError if mistake == "illegal" else RuntimeError
+    with pytest.raises(error, match=r"the policy chose number 17|no idea"):
+        adapt(model, TASK, policy, cost_weight=0.1, train_steps=2, optimizer=optimizer)
+    assert policy.num_decisions == 3
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    for key, values in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, state["state"][key][name]) for name, value in values.items())

@@ -204,3 +204,26 @@ def test_impossible_edits_change_nothing(wrong: Callable[[Population], None], me
     with pytest.raises(EditError, match=message):
         wrong(population)
     assert all(map(torch.equal, population.weights, before))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (X.index_fill(0, torch.tensor([7]), torch.nan), "layer 1 of member 2 .* not finite"),
+        (1e20 * X, "layer 1 cannot be refitted: .* too large to be squared"),
+    ],
+)
+def test_members_are_not_refitted_on_what_is_not_finite(inputs: Tensor, message: str) -> None:
+    population = Both().population
+    before = [tensor.clone() for tensor in population.tensors(1)[:2]]
+    with pytest.raises(EditError, match=message):
+        shrink(population, 0, {2: keep_of(12, 1, 4)}, compensate_NI=inputs)
+    assert all(torch.equal(*pair) for pair in zip(population.tensors(1), before, strict=False))
+    assert int(population.widths[2, 0]) == 12
+
+
+def test_a_member_with_broken_weights_is_not_refitted() -> None:
+    population = Both().population
+    population.biases[1][0, 3] = torch.inf
+    with pytest.raises(EditError, match=r"layer 1 of member 0 .* weights are not finite"):
+        shrink(population, 0, {0: keep_of(12, 1), 1: keep_of(12, 2)}, compensate_NI=X)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from dynopt_ray.errors import DivergedError, EditError
+from dynopt_ray.errors import DataError, DivergedError, EditError
 from dynopt_ray.population import Population, batch_rows, evaluate, mlp_layout, train_steps
 from dynopt_ray.population.steps import forward
 from dynopt_ray.structure import Mask, trace
@@ -248,3 +248,27 @@ def test_what_cannot_be_stacked_is_refused() -> None:
     adam = torch.optim.Adam(networks()[0].parameters())
     with pytest.raises(EditError, match="Adam"):
         Population(networks()[0], 1).load(0, networks()[0], adam)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X, Y[:, None], r"y is torch.int64 of shape \(61, 1\); it must hold one int64 label"),
+        (X, Y[:40], r"shape \(40,\)"),
+        (X, Y.float(), "y is torch.float32"),
+        (X, Y + 10, "y holds label 1.; the networks know the classes 0 to"),
+        (X, Y - 10, "y holds label -10"),
+        (X[:, :5], Y, r"x is torch.float32 of shape \(61, 5\); the networks need floats of shape"),
+        (X[:, 0], Y, r"x is torch.float32 of shape \(61,\)"),
+        (X.long(), Y, "x is torch.int64"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(x: Tensor, y: Tensor, message: str) -> None:
+    population = Population(mlp(6, [5], 3), 2)
+    before = [weight.clone() for weight in population.weights]
+    rows = batch_rows(40, 8, 2, [torch.Generator(), torch.Generator()])
+    with pytest.raises(DataError, match=message):
+        train_steps(population, x, y, rows, learning_rate=0.1, momentum=0.9)
+    with pytest.raises(DataError, match=message):
+        evaluate(population, x, y)
+    assert all(map(torch.equal, population.weights, before))

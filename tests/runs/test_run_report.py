@@ -13,7 +13,7 @@ import pytest
 
 from dynopt_ray.errors import RunError
 from dynopt_ray.runs.directory import RunDirectory
-from dynopt_ray.runs.report.charts import CHARTS, figure
+from dynopt_ray.runs.report.charts import CHARTS, COLOURS, figure
 from dynopt_ray.runs.report.html import number, table
 from dynopt_ray.runs.report.report import write_comparison, write_report
 from dynopt_ray.runs.report.svg import to_svg
@@ -327,3 +327,37 @@ def test_long_tables_are_cut() -> None:
     page = Page(table(pd.DataFrame({"x": range(500)})))
     assert len(page.rows) == 201
     assert "The first 200 of 500 rows." in page.text
+
+
+def test_the_palette_is_okabe_and_itos() -> None:
+    """From their "Color Universal Design" (2008), in RGB."""
+    theirs = [
+        *((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115)),
+        *((240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)),
+    ]
+    ours = [tuple(bytes.fromhex(colour.removeprefix("#"))) for colour in COLOURS]
+    assert sorted(ours) == sorted(theirs)
+
+
+@pytest.mark.parametrize("name", ["pareto", "widths", "stream", "loss"])
+def test_no_legend_lies_over_what_is_drawn(name: str) -> None:
+    corners = [(0.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 0.0), (1.0, 1.0)]
+    tables = {
+        "pareto": pd.DataFrame(corners, columns=["cost", "accuracy"]).assign(
+            series=[f"series {i}" for i in range(5)], name=None
+        ),
+        "widths": pd.DataFrame({"round": [0, 1], **{f"layer{i}": [9, i] for i in range(10)}}),
+        "stream": pd.DataFrame(corners, columns=["event", "accuracy"]).assign(series="a", mark=""),
+        "curves": pd.DataFrame(corners, columns=["step", "loss"]).assign(phase=list("aabbb")),
+    }
+    chart = CHARTS[name]
+    with figure(chart, tables[chart.table]) as drawn:
+        drawn.canvas.draw()
+        (axes,) = drawn.axes
+        legend = axes.get_legend()
+        assert legend is not None
+        box, inside = legend.get_window_extent(), axes.get_window_extent()
+        assert box.y0 >= inside.y1 - 0.5
+        assert box.x0 >= 0
+        assert box.x1 <= drawn.bbox.x1
+        assert inside.height > 0.4 * drawn.bbox.height

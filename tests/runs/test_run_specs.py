@@ -369,3 +369,9 @@ def test_budgets_refuse_whole_costs_in_place_of_fractions(figure: int) -> None:
         "s.yaml: prune.target.budget.flops: must be a fraction of the cost at the start, e.g. 0.5 "
         f"for half of it, not {figure}"
     )
+
+
+def test_an_empty_list_has_no_places() -> None:
+    with pytest.raises(SpecError, match=r"'a\.0=1': the list is empty, so it has no place '0'"):
+        with_overrides({"a": []}, ["a.0=1"])
+    assert with_overrides({"a": []}, ["a=[1]"]) == {"a": [1]}

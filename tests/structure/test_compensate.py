@@ -4,14 +4,15 @@ import copy
 import itertools
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.errors import EditError
-from dynopt_ray.structure import Graph, Shrink, trace
+from dynopt_ray.errors import DataError, EditError
+from dynopt_ray.structure import Graph, Shrink, masked_ridge_solve, ridge_solve, trace
 from tests.structure.zoo import NETWORKS, trained
 
 
@@ -238,6 +239,8 @@ def test_silent_inputs_are_no_obstacle() -> None:
         ([], "no batches"),
         ([[torch.ones(4, 7)]], "batch 0 is a list"),
         ([torch.full((4, 7), torch.nan)], "not finite"),
+        ([torch.ones(4, 7), torch.ones(4, 7).index_fill(0, torch.tensor(2), -torch.inf)], "finite"),
+        ([1e25 * torch.randn(4, 7)], "'2.weight' cannot be refitted: .* too large to be squared"),
     ],
 )
 def test_bad_batches_are_refused_and_nothing_changes(batches: Any, message: str) -> None:
@@ -270,3 +273,20 @@ def test_batches_beyond_what_is_enough_are_not_read() -> None:
     model.register_forward_pre_hook(lambda *_: passes.append(1))
     graph.apply(Shrink("0", remove=[1, 6]), compensate=batches)
     assert len(passes) == 2 * 4  # 16 rows of each of 1024 samples, before and after
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("part", ["cross", "second"])
+def test_regressions_on_what_is_not_finite_are_refused(part: str, broken: float) -> None:
+    """A search for a ridge with which they can be solved would never end."""
+    moments = {"cross": torch.ones(1, 2, 3).double(), "second": torch.eye(3).double()[None]}
+    moments[part][0, 1, 1] = broken
+    kept = torch.tensor([[[True, False, True], [False, True, True]]])
+    for solve in (ridge_solve, partial(masked_ridge_solve, kept_GOK=kept)):
+        with pytest.raises(DataError, match="not finite"):
+            solve(*moments.values())
+
+
+def test_a_ridge_beyond_all_numbers_is_refused() -> None:
+    with pytest.raises(DataError, match="not finite"):
+        ridge_solve(torch.ones(1, 2, 3).double(), 1e308 * torch.eye(3).double()[None])

@@ -1,5 +1,6 @@
 """Costs: computed from widths alone, they equal what running the network counts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,3 +153,14 @@ def test_memory_of_activations() -> None:
     assert measure(chain, torch.zeros(8, 10), memory=True).activation_bytes == 4 * 8 * 200
     assert measure(Held(), torch.zeros(8, 10), memory=True).activation_bytes == 4 * 8 * 60
     assert measure(chain, torch.zeros(8, 10)).activation_bytes is None
+
+
+def test_figures_for_one_sample_are_not_compared_with_those_for_a_batch() -> None:
+    model, batch = nn.Linear(4, 3), torch.zeros(8, 4)
+    whole = measure(model, batch)
+    single = replace(measure(model, batch[:1]), num_samples=1)
+    assert trace(model, batch).cost().num_samples is None
+    assert whole.flops == 8 * single.flops
+    with pytest.raises(ValueError, match=r"flops of a pass on 1 sample\(s\) cannot be compared"):
+        single.relative_to(whole, "flops")
+    assert single.relative_to(whole, "params") == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dynopt_ray.structure.tracing.meta_results import _ALIKE, _BINARY, shape_only
+from dynopt_ray.structure.tracing.torch_functions.meta_results import _ALIKE, _BINARY, shape_only
 
 
 def meta(*sizes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -184,7 +184,8 @@ class _Opaque(torch.autograd.Function):
     [
         (lambda x: x.view(-1, 6), "written into the forward pass"),
         (lambda x: x.view(-1, 2, 3).flatten(1), "written into the forward pass"),
-        (lambda x: torch.fft.fft(x).real, "no rule for the operation"),
+        (lambda x: torch.fft.fft(x).real, "a Fourier transform runs along it"),
+        (lambda x: torch.expand_copy(x, x.shape), "no rule for the operation"),
         (lambda x: x + torch.arange(6, device=x.device), "combined with data"),
         (lambda x: x + torch.arange(x.shape[1], device=x.device), "combined with data"),
         (lambda x: x.tril(), "triangle"),
@@ -244,7 +245,8 @@ class _NeedsValues(nn.Module):
 def test_network_that_looks_at_values_is_traced_on_its_device() -> None:
     model = _NeedsValues()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert trace(model, torch.randn(4, 3)).widths == {"first": 6}
+    with pytest.warns(UserWarning, match=r"test_trace\.py:\d+ \(in _NeedsValues\.forward\)"):
+        assert trace(model, torch.randn(4, 3)).widths == {"first": 6}
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
@@ -305,7 +307,9 @@ class _Either(nn.Module):
 
 def test_warns_of_ways_that_the_inputs_did_not_lead() -> None:
     with pytest.warns(UserWarning, match="did not reach other"):
-        trace(_Either(), torch.ones(4, 3))
+        graph = trace(_Either(), torch.ones(4, 3))
+    assert not graph.groups
+    assert graph.fixed["first"] == "other, which this example did not reach, may read it"
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -329,3 +333,12 @@ def test_copies_of_sizes_are_plain_numbers() -> None:
 
     trace(_Through(keep), torch.randn(4, 3))
     assert {type(copy.deepcopy(size)) for size in kept} == {int}
+
+
+def test_images_of_bytes_are_named_as_the_cause() -> None:
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(TraceError, match=r"They hold torch.uint8; .*x.float\(\) / 255 for images"):
+        trace(nn.Sequential(nn.Conv2d(1, 2, 3)), images)
+    with pytest.raises(TraceError) as caught:
+        trace(nn.Sequential(nn.Embedding(4, 2), nn.Linear(3, 1)), torch.zeros(2, 3).long())
+    assert "They hold" not in str(caught.value)

@@ -67,6 +67,13 @@ def test_a_failing_model_says_what_it_was_called_with() -> None:
         "The model was called with a torch.int64 tensor of shape (2, 3) on cpu. Whole numbers "
         "suit embeddings; other layers need floats: x.astype('float32')."
     ]
+    images = torch.full((2, 1, 4, 4), 255)
+    with pytest.raises(RuntimeError, match="should be the same") as caught:
+        call_model(nn.Conv2d(1, 2, 3), images)
+    assert "if x are images of bytes, x.astype('float32') / 255." in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="should be the same") as caught:
+        call_model(nn.Conv2d(1, 2, 3), images + 1)
+    assert "bytes" not in caught.value.__notes__[0]
     with pytest.raises(RuntimeError, match="must match the size") as caught:
         call_model(Adder(), {"a": torch.ones(2), "b": torch.ones(3)})
     assert "a=a torch.float32 tensor of shape (2,) on cpu, b=" in caught.value.__notes__[0]

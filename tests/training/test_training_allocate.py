@@ -18,6 +18,8 @@ from dynopt_ray.errors import BudgetError, EditError, UnknownNameError
 from dynopt_ray.structure import Graph, Inputs, measure, trace
 from dynopt_ray.tasks import Metrics, Task
 from dynopt_ray.training import Budget, Costs, allocate, prune, sensitivity
+from dynopt_ray.training.allocation.curves import Curve
+from dynopt_ray.training.allocation.knapsack import Knapsack
 from tests.training.test_training_widths import Aligned
 
 Trained = Callable[[], tuple[nn.Module, torch.optim.Adam]]
@@ -310,3 +312,11 @@ def test_the_example_in_the_docstring_runs() -> None:
     results = doctest.testmod(importlib.import_module("dynopt_ray.training.allocation.allocator"))
     assert results.attempted
     assert not results.failed
+
+
+def test_a_predicted_cost_that_never_falls_is_named() -> None:
+    """The latency model of a small network may predict that nothing gets faster."""
+    curve = Curve((4, 8), np.array([0.2, 0.0]), (4, 8))
+    knapsack = Knapsack({"0": curve}, {"latency_ms": 1.0}, lambda _: {"latency_ms": 2.0})
+    with pytest.raises(BudgetError, match=r"no narrower width lowers latency_ms.* \{'0': 8\} is"):
+        knapsack.solved({"0": 8})

@@ -3,7 +3,7 @@
 import doctest
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -341,3 +341,25 @@ def test_the_examples_in_docstrings_run(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"dynopt_ray.training.{module}"))
     assert results.attempted
     assert not results.failed
+
+
+def test_a_latency_that_every_measurement_exceeds_is_refused(
+    blobs: Task, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = trained()
+    start = measure(model, blobs.example_inputs()).params
+
+    def timed(model: nn.Module, inputs: Inputs) -> float:
+        # Whatever is removed, the network is a little slower than it may be.
+        now = measure(model, inputs).params
+        return float(start if now == start else 0.9 * start * 1.02)
+
+    def fitted(*_: object, **__: object) -> Callable[[Mapping[str, int]], float]:
+        return lambda widths: float(sum(widths.values()))
+
+    monkeypatch.setattr("dynopt_ray.training.loop.costs_and_metrics.median_ms", timed)
+    monkeypatch.setattr("dynopt_ray.training.loop.costs_and_metrics.fit_latency", fitted)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(BudgetError, match=r"all 5 choices of widths .* above the limit of .* ms"):
+        prune(model, blobs, target=Budget(latency_ms=0.9), rounds=1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -144,6 +144,7 @@ def test_several_limits_hold_together() -> None:
 def test_an_absolute_flop_budget_is_that_of_one_sample() -> None:
     one = Costs(GRAPH, INPUTS).now().flops
     assert one * 2 == GRAPH.cost().flops
+    assert (Costs(GRAPH, INPUTS).now().num_samples, GRAPH.cost().num_samples) == (1, None)
     pool = pool_of(drawn(1), "global")
     widths = widths_left(pool, chosen(pool, Budget.absolute(flops=one // 2), "global"))
     assert pool.costs.at(widths).flops <= one // 2

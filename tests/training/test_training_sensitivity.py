@@ -199,7 +199,7 @@ def test_the_network_is_whole_whenever_ctrl_c_comes(images: Task) -> None:
     before = everything(model, optimizer, graph)
     for count in itertools.count():
         try:
-            with interrupted_line(15_013 * count, since="sensitivity"):
+            with interrupted_line(11_003 * count, since="sensitivity"):
                 sensitivity(graph, images, fractions=[0.2, 0.5])
         # Torch's modes may trip over an interrupt within them, and so hide it.
         except (KeyboardInterrupt, EditError):

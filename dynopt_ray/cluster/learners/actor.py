@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray import plugins
+from dynopt_ray.errors import PluginError
 from dynopt_ray.online import Ack, BuildLearner, DurableLearner, Event
 
 
@@ -50,7 +51,7 @@ class LearnerActor:
         CheckpointError: the content of the directory is damaged, or belongs to another kind of
             learner.
         LearnerError: another process has the directory open.
-        PluginError: `build` is a path that cannot be imported.
+        PluginError: `build` is a path that cannot be imported, or leads to no function.
     """
 
     def __init__(
@@ -63,8 +64,12 @@ class LearnerActor:
     ) -> None:
         torch.set_num_threads(num_threads)
         if isinstance(build, str):
-            build = plugins.import_attribute(build)
-            assert callable(build)
+            path, build = build, plugins.import_attribute(build)
+            if not callable(build):
+                raise PluginError(
+                    f"build={path!r} is {build!r:.60}, not a function; give the path of a function "
+                    "without arguments that returns an OnlineLearner"
+                )
         self._durable = DurableLearner(build, Path(directory), snapshot_every=snapshot_every)
         self._predictor = self._durable.freeze()
         self._snapshot_error: str | None = None

@@ -274,24 +274,50 @@ class RemoteLearner:
         return status
 
     def _call(self, call: Callable[[], Any]) -> Any:
-        """Return the result of a call, repeating the call while the actor is being restarted."""
-        missing_since: float | None = None
+        """Return the result of a call, repeating the call whenever the actor was restarted.
+
+        The time limit holds for each restart, because an actor may come back and die again.
+        """
+        missing_since = 0.0
         while True:
+            begun = time.monotonic()
             try:
                 return ray.get(call())
             except ActorUnavailableError as error:
-                # Count from now, not from the call: it may have run for longer than `timeout_s`.
-                missing_since = missing_since or time.monotonic()
-                if time.monotonic() - missing_since > self._timeout_s:
-                    raise LearnerError(
-                        f"the learner's actor has not come back in {self._timeout_s:g} s: {error}"
-                    ) from error
-                time.sleep(_RETRY_S)
+                # A call that ran for a while found the actor; one that fails at once did not. Count
+                # from now, as it may have run for longer than `timeout_s`.
+                if not missing_since or time.monotonic() - begun > _RETRY_S:
+                    missing_since = time.monotonic()
+                self._wait_for_restart(missing_since, error)
             except ActorDiedError as error:
+                raise self._dead(error) from error
+
+    def _wait_for_restart(self, missing_since: float, error: Exception) -> None:
+        """Wait until the actor answers.
+
+        Raises:
+            LearnerError: it has been missing for `timeout_s`, or Ray has given it up.
+        """
+        while True:
+            time.sleep(_RETRY_S)
+            left = missing_since + self._timeout_s - time.monotonic()
+            if left <= 0:
                 raise LearnerError(
-                    f"the learner's actor is dead and will not be restarted: {error}; all events "
-                    "that it acknowledged are in its directory"
+                    f"the learner's actor has not come back in {self._timeout_s:g} s: {error}"
                 ) from error
+            try:
+                ray.get(self._actor.status.remote(), timeout=left)
+            except ActorDiedError as died:
+                raise self._dead(died) from died
+            except (ActorUnavailableError, GetTimeoutError):
+                continue
+            return
+
+    def _dead(self, error: ActorDiedError) -> LearnerError:
+        return LearnerError(
+            f"the learner's actor is dead and will not be restarted: {error}; all events that it "
+            "acknowledged are in its directory"
+        )
 
     def _send(self) -> None:
         """Send until the handle closes: one call at a time, so that events stay in order."""

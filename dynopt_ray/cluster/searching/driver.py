@@ -1,5 +1,6 @@
 """`search` runs trials drawn from a space, in this process or on a cluster."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from dynopt_ray.cluster.searching.trial import Trial
 
 if TYPE_CHECKING:
     from dynopt_ray.cluster.sessions import Node
+
+_log = logging.getLogger("dynopt_ray.search")
 
 
 def search(
@@ -41,12 +44,13 @@ def search(
     """Find the configuration with the highest utility, and the Pareto front of accuracy and cost.
 
     Args:
-        trial: runs one configuration and yields measurements; see `Trial`. Its data, such as a
-            trained network, are sent to the cluster's object store once.
+        trial: runs one configuration and yields or returns measurements; see `Trial`. Its data,
+            such as a trained network, are sent to the cluster's object store once.
         space: setting -> a list of options, a range {low, high, log}, or a fixed value. A list of
             such spaces is their union. See `Space.parse`.
         num_trials: total number of trials. None tries every configuration of a grid; other
-            searchers need a number.
+            searchers need a number. No built-in searcher tries a configuration twice, so a search
+            ends early, and `SearchResult.note` says so, once all of a finite space were tried.
         cost_weight: λ of utility = accuracy − λ · cost, >= 0.
         searcher: the algorithm that draws configurations: its name, or a mapping with its name
             and arguments.
@@ -95,9 +99,14 @@ def search(
         max_concurrent=max_concurrent,
         cost_weight=cost_weight,
     )
+    wanted = num_trials
     search_algorithm, num_trials = draws(
         searcher, parsed, num_trials=num_trials, first=first, seed=seed
     )
+    note = ""
+    if wanted is not None and num_trials < wanted:
+        note = f"the space has only {num_trials} configurations, so {wanted} trials are not run"
+        _log.warning("search: %s", note)
     check_configurations(trial, parsed)
     setup = SearchSetup(
         trial=trial,
@@ -112,7 +121,7 @@ def search(
     if local:
         from dynopt_ray.cluster.searching.local import run_locally
 
-        return setup.log.result(run_locally(setup))
+        return setup.log.result(run_locally(setup), note=note)
 
     from dynopt_ray.cluster.searching.tune import run_on_cluster
     from dynopt_ray.cluster.sessions import session
@@ -124,7 +133,7 @@ def search(
             resources={"cpu": cpus_per_trial, "gpu": gpus_per_trial},
             max_concurrent=min(room, num_trials, max_concurrent or num_trials),
         )
-    return setup.log.result(kept)
+    return setup.log.result(kept, note=note)
 
 
 def _room(node: "Node", cpus: float, gpus: float) -> int:

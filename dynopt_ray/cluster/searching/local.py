@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from dynopt_ray.cluster.searching.domains import tune_space
 from dynopt_ray.cluster.searching.result import BestNetwork
 from dynopt_ray.cluster.searching.search_setup import SearchSetup
-from dynopt_ray.cluster.searching.trial import measured
+from dynopt_ray.cluster.searching.trial import UNFINISHED, failure, measured
 
 
 def run_locally(setup: SearchSetup) -> tuple[str, bytes] | None:
@@ -28,13 +29,17 @@ def run_locally(setup: SearchSetup) -> tuple[str, bytes] | None:
         setup.scheduler.set_search_properties("utility", "max")
     with _one_thread():
         for number in range(setup.num_trials):
-            _run_trial(setup, keeper, number)
+            point: Any = setup.searcher.suggest(f"{number:05d}")
+            if point is None or point == Searcher.FINISHED:
+                break
+            _run_trial(setup, keeper, number, setup.space.decode(point))
     return keeper.kept()
 
 
-def _run_trial(setup: SearchSetup, keeper: BestNetwork, number: int) -> None:
+def _run_trial(
+    setup: SearchSetup, keeper: BestNetwork, number: int, config: dict[str, Any]
+) -> None:
     trial_id, log, scheduler = f"{number:05d}", setup.log, setup.scheduler
-    config = setup.space.decode(setup.searcher.suggest(trial_id) or {})
     log.start(trial_id, number, config)
     stand_in: Any = SimpleNamespace(trial_id=trial_id)  # schedulers read only the id of a trial
     if scheduler is not None:
@@ -45,6 +50,7 @@ def _run_trial(setup: SearchSetup, keeper: BestNetwork, number: int) -> None:
             keeper.offer(trial_id, utility, cost, network())
 
     last: dict[str, Any] = {}
+    note = ""
     try:
         rows = measured(setup.trial, config, setup.cost_weight, keep)
         for count, row in enumerate(rows, start=1):
@@ -53,12 +59,14 @@ def _run_trial(setup: SearchSetup, keeper: BestNetwork, number: int) -> None:
             setup.searcher.on_trial_result(trial_id, last)
             if scheduler is not None and _stops(scheduler, stand_in, last):
                 break
+        else:
+            note = "" if last["final"] else UNFINISHED
     except Exception as error:
         # An error ends only its own trial.
-        log.end(trial_id, error=f"{type(error).__name__}: {error}")
+        log.end(trial_id, error=failure(error))
         setup.searcher.on_trial_complete(trial_id, error=True)
     else:
-        log.end(trial_id)
+        log.end(trial_id, note=note)
         setup.searcher.on_trial_complete(trial_id, last)
         if scheduler is not None:
             scheduler.on_trial_complete(None, stand_in, last)  # type: ignore[arg-type]

@@ -42,13 +42,19 @@ class TrialLog:
         record.status = "finished" if row["final"] else "running"
         self._history.append({"trial": record.number, **record.last})
 
-    def end(self, trial_id: str, *, error: str | None = None) -> None:
-        """Record that a trial has failed (if there is an error), finished or stopped early."""
+    def end(self, trial_id: str, *, error: str | None = None, note: str = "") -> None:
+        """Record that a trial has failed (if there is an error), finished or stopped early.
+
+        Args:
+            trial_id: the trial.
+            error: why it failed; None if it did not.
+            note: why it stopped early, if no scheduler stopped it.
+        """
         record = self._records[trial_id]
         if error is not None:
             record.status, record.error = "failed", error
         elif record.status == "running":
-            record.status = "stopped"
+            record.status, record.error = "stopped", note
 
     def status(self, trial_id: str) -> TrialStatus:
         """Return whether a trial is running, or how it ended."""
@@ -60,11 +66,12 @@ class TrialLog:
         done = [r.last for r in self._records.values() if r.status == "finished"]
         return max(done, key=_rank, default=None)
 
-    def result(self, kept: tuple[str, bytes] | None) -> SearchResult:
+    def result(self, kept: tuple[str, bytes] | None, *, note: str = "") -> SearchResult:
         """Return the results of the search as tables.
 
         Args:
             kept: the id and the network of the best trial, as `BestNetwork.kept` returns them.
+            note: what a reader should know about the search.
 
         Raises:
             SearchError: no trial finished.
@@ -90,6 +97,7 @@ class TrialLog:
             pareto=pareto_front(finished),
             history=pd.DataFrame(self._history).sort_values("trial", kind="stable"),
             network=network,
+            note=note,
         )
 
 
@@ -103,11 +111,15 @@ def _trial_row(record: _Record) -> dict[str, Any]:
 
 
 def _nothing_finished(records: list[_Record]) -> str:
+    if not records:
+        return "no trial was started: the searcher proposed no configuration"
     failed = [r for r in records if r.status == "failed"]
-    if not failed:
+    unfinished = [r for r in records if r.status == "stopped" and r.error]
+    if not failed and not unfinished:
         return f"none of {len(records)} trials finished: the scheduler stopped all of them early"
-    first = failed[0]
+    first = (failed or unfinished)[0]
+    counts = f", {len(failed)} failed" if failed else ""
     return (
-        f"none of {len(records)} trials finished, {len(failed)} failed. Trial {first.number} with "
+        f"none of {len(records)} trials finished{counts}. Trial {first.number} with "
         f"{first.config}: {first.error}"
     )

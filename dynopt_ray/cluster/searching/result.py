@@ -27,13 +27,15 @@ class SearchResult:
     Attributes:
         trials: one row per trial with the columns `trial` (its number), `status`,
             `config.<name>` for each setting, the `step`, `accuracy`, `cost`, `utility` and
-            details of its last measurement, and `error`, which is empty unless it failed.
+            details of its last measurement, and `error`, which is empty unless it failed or
+            ended without a final measurement.
         best: the finished trial with the highest utility.
         pareto: the finished trials that no other one beats in accuracy without a higher cost, in
             order of increasing cost.
         history: every measurement, with the number of its trial.
         network: the network of the best trial in the format of `structure.save`, or None if the
             trials give no networks.
+        note: why the search ran fewer trials than it was given, or an empty string.
     """
 
     trials: "pd.DataFrame"
@@ -41,6 +43,7 @@ class SearchResult:
     pareto: "pd.DataFrame"
     history: "pd.DataFrame"
     network: bytes | None = None
+    note: str = ""
 
 
 def rank(utility: float, cost: float) -> tuple[float, float]:

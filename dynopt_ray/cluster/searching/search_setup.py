@@ -73,22 +73,27 @@ def draws(
         seed: seed of the draws.
 
     Returns:
-        The searcher, and the total number of trials.
+        The searcher, and the total number of trials: no built-in searcher tries a configuration
+        twice, so there are at most as many as configurations.
 
     Raises:
         SpecError: the searcher refuses its arguments or cannot try given points first; a point is
-            not in the space; there are more points than trials; a grid is used for a space with
+            not in the space, or stands for the configuration of an earlier one; there are more
+            points than trials; a grid is used for a space with
             ranges; or the number of trials is missing for a searcher that never ends.
         UnknownNameError: there is no searcher of this name.
     """
-    from dynopt_ray.cluster.searching.searchers import Grid
+    from dynopt_ray.cluster.searching.searchers import Grid, OptunaSearcher
 
     search_algorithm = _beginning_with(make_searcher(searcher, seed=seed), first, space)
-    if isinstance(search_algorithm, Grid):
+    size = None
+    if isinstance(search_algorithm, Grid | OptunaSearcher):
         size = search_algorithm.cover(space)
-        num_trials = size if num_trials is None else min(size, num_trials)
+    if num_trials is None and isinstance(search_algorithm, Grid):
+        num_trials = size
     if num_trials is None:
         raise SpecError("num_trials is missing; only the searcher 'grid' can do without it")
+    num_trials = num_trials if size is None else min(size, num_trials)
     if len(first) > num_trials:
         raise SpecError(
             f"first has {len(first)} points, but num_trials is {num_trials}; give fewer points or "
@@ -109,10 +114,13 @@ def _beginning_with(searcher: "Searcher", first: Sequence[Point], space: Space) 
             f"{type(searcher).__name__} cannot try given points first; leave out first, or use the "
             "searcher 'optuna' or 'random'"
         )
-    points = []
+    points: list[Point] = []
     for number, given in enumerate(first):
         try:
-            points.append(space.point(given))
+            point = space.point(given)
+            if space.used(point) in map(space.used, points):
+                raise SpecError("an earlier point stands for the same configuration; leave it out")
+            points.append(point)
         except SpecError as error:
             raise SpecError(f"first[{number}]: {error}") from error
     return searcher.beginning_with(points)

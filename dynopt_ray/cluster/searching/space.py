@@ -15,50 +15,30 @@ each configuration once.
 A list of spaces is their union. It is treated as a choice named "member" at the root of the tree.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynopt_ray.cluster.searching.tree import (
+    Choice,
+    Dimension,
+    Point,
+    Range,
+    decoded,
+    dimensions_of,
+    grid_of,
+    options_above,
+    points_of,
+    size_of,
+)
 from dynopt_ray.errors import SpecError, did_you_mean
+
+__all__ = ["Choice", "Dimension", "Point", "Range", "Space", "SpaceConfig"]
 
 _RANGE_KEYS = ("low", "high", "log")
 SpaceConfig = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A space as plain data; see `Space.parse`."""
-
-Point = Mapping[str, Any]
-"""A point: dimension name -> a number for a range, or the index of an option for a choice."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers from low to high, both included; only whole numbers if both ends are integers.
-
-    Attributes:
-        low: the smallest number.
-        high: the largest number.
-        log: whether the logarithm is drawn uniformly, instead of the number itself.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether the range contains only whole numbers."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several options. An option that is a mapping may contain ranges and choices."""
-
-    options: tuple[Any, ...]
-
-
-Dimension = Range | Choice
 
 
 @dataclass(frozen=True)
@@ -89,8 +69,9 @@ class Space:
 
         Raises:
             SpecError: a range has a missing or unknown key, an end that is not a finite number,
-                or ends in the wrong order; a list has no options; every value is fixed; or the
-                data are neither a mapping nor a list of mappings. The message says where.
+                or ends in the wrong order; a list has no options; every value is fixed; the data
+                are neither a mapping nor a list of mappings; a name contains a slash; or two
+                dimensions have the same dotted name. The message says where.
 
         Example:
             >>> space = Space.parse({"lr": {"low": 1e-3, "high": 0.1, "log": True}, "rounds": 2})
@@ -105,12 +86,43 @@ class Space:
                 f"{path}: nothing to choose, every value is fixed; give a list of options or a "
                 "range such as {low: 0.1, high: 0.9}"
             )
+        _check_names(parsed, path)
         return parsed
+
+    @property
+    def size(self) -> int | None:
+        """The number of configurations, or None if there are infinitely many.
+
+        Options count separately even if they are equal.
+        """
+        return size_of(self.tree)
+
+    def points(self) -> Iterator[Point]:
+        """Yield a point for every configuration, with the used dimensions only.
+
+        Raises:
+            SpecError: there are infinitely many.
+        """
+        if self.size is None:
+            raise SpecError("space: a range of real numbers has infinitely many configurations")
+        return points_of(self.tree, self._root)
+
+    def used(self, flat: Point) -> dict[str, Any]:
+        """Return a point without the dimensions within options that it does not take.
+
+        Two points stand for the same configuration if these are equal.
+        """
+        above = dict(options_above(self.tree, self._root))
+        return {
+            name: flat[name]
+            for name in above
+            if all(int(flat[choice]) == option for choice, option in above[name].items())
+        }
 
     @property
     def dimensions(self) -> dict[str, Dimension]:
         """All ranges and choices by dotted name, including those within options."""
-        return dict(_dimensions(self.tree, self._root))
+        return dict(dimensions_of(self.tree, self._root))
 
     @property
     def _root(self) -> str:
@@ -123,8 +135,8 @@ class Space:
             flat: dimension name -> a number, or the index of an option. Dimensions within options
                 that are not chosen may be missing.
         """
-        decoded: dict[str, Any] = _decode(self.tree, self._root, flat)
-        return decoded
+        config: dict[str, Any] = decoded(self.tree, self._root, flat)
+        return config
 
     def grid(self) -> list[Point]:
         """Return one point for every configuration; the last dimensions change fastest.
@@ -141,7 +153,7 @@ class Space:
                     f"space.{name}: a grid cannot try all values of a range; list the values to "
                     "try, or use another searcher"
                 )
-        return list(_grid(self.tree, self._root))
+        return list(grid_of(self.tree, self._root))
 
     def probes(self) -> Iterator[dict[str, Any]]:
         """Yield a few configurations that cover every option and both ends of every range."""
@@ -160,8 +172,9 @@ class Space:
 
         Raises:
             SpecError: `some` is not a mapping; a name is not a dimension (the message gives the
-                closest one); a value is not in its dimension; or a dimension is within an option
-                that a given choice does not take.
+                closest one); a value is not in its dimension; a dimension is within an option
+                that a given choice does not take; or two dimensions are within different options
+                of one choice.
         """
         known = self.dimensions
         if not isinstance(some, Mapping):
@@ -174,22 +187,24 @@ class Space:
                 )
             _check_within(name, value, known[name])
         point: dict[str, Any] = {name: _middle(dimension) for name, dimension in known.items()}
+        needed_by: dict[str, str] = {}
         for name in some:
             for above, option in self._leading_to(name).items():
                 if some.get(above, option) != option:
                     raise SpecError(
                         f"{name} is not used if {above} is {some[above]}; leave one of them out"
                     )
-                point[above] = option
+                if above in needed_by and point[above] != option:
+                    raise SpecError(
+                        f"{name} and {needed_by[above]} are in different options of {above}, of "
+                        "which a configuration has only one; leave one of them out"
+                    )
+                point[above], needed_by[above] = option, name
         return {**point, **some}
 
-    def _leading_to(self, name: str) -> dict[str, int]:
+    def _leading_to(self, name: str) -> Mapping[str, int]:
         """Choice that contains a dimension -> index of the option that contains it."""
-        return {
-            above: int(name.removeprefix(f"{above}.").split(".")[0])
-            for above, outer in self.dimensions.items()
-            if isinstance(outer, Choice) and name.startswith(f"{above}.")
-        }
+        return dict(options_above(self.tree, self._root))[name]
 
 
 def _values(dimension: Dimension) -> Sequence[float]:
@@ -219,6 +234,22 @@ def _middle(dimension: Dimension) -> float:
     low, high = dimension.low, dimension.high
     middle = math.sqrt(low * high) if dimension.log else (low + high) / 2
     return int(middle) if dimension.whole else middle
+
+
+def _check_names(space: Space, path: str) -> None:
+    """Refuse names by which a dimension could not be told from others."""
+    names = [name for name, _ in dimensions_of(space.tree, space._root)]
+    for name in names:
+        if "/" in name:
+            raise SpecError(
+                f"{path}: the name {name!r} contains a slash, which Ray Tune reads as nesting; "
+                "write another name"
+            )
+        if names.count(name) > 1:
+            raise SpecError(
+                f"{path}: {name!r} names two ranges or choices, because a name contains a dot and "
+                "nested names are joined by dots; rename one of them"
+            )
 
 
 def _parse(value: Any, path: str) -> Any:
@@ -275,42 +306,3 @@ def _parse_range(value: Mapping[str, Any], path: str) -> Range:
     if log and low <= 0:
         raise SpecError(f"{path}: low is {low}; a logarithmic range must begin above 0")
     return Range(low, high, log)
-
-
-def _dimensions(node: Any, name: str) -> Iterator[tuple[str, Dimension]]:
-    if isinstance(node, Range | Choice):
-        yield name, node
-    for key, child in _children(node):
-        yield from _dimensions(child, f"{name}.{key}" if name else key)
-
-
-def _children(node: Any) -> Sequence[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        return list(node.items())
-    if isinstance(node, Choice):
-        return [(str(i), option) for i, option in enumerate(node.options)]
-    return []
-
-
-def _grid(node: Any, name: str) -> Iterator[dict[str, Any]]:
-    """Yield every combination of choices within a node of the tree."""
-    if not isinstance(node, Choice):
-        inner = [_grid(c, f"{name}.{k}" if name else k) for k, c in _children(node)]
-        for parts in itertools.product(*inner):
-            yield {key: value for part in parts for key, value in part.items()}
-        return
-    for index, option in enumerate(node.options):
-        unused = dict.fromkeys(dict(_dimensions(node, name)), 0)
-        for chosen in _grid(option, f"{name}.{index}"):
-            yield {**unused, name: index, **chosen}
-
-
-def _decode(node: Any, name: str, flat: Point) -> Any:
-    if isinstance(node, Range):
-        return int(flat[name]) if node.whole else float(flat[name])
-    if isinstance(node, Choice):
-        index = int(flat[name])
-        return _decode(node.options[index], f"{name}.{index}", flat)
-    if isinstance(node, Mapping):
-        return {k: _decode(v, f"{name}.{k}" if name else k, flat) for k, v in node.items()}
-    return node

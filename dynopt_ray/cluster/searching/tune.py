@@ -18,11 +18,12 @@ from dynopt_ray.cluster.searching.domains import tune_space
 from dynopt_ray.cluster.searching.result import BestNetwork
 from dynopt_ray.cluster.searching.search_setup import SearchSetup
 from dynopt_ray.cluster.searching.space import Space
-from dynopt_ray.cluster.searching.trial import Trial, measured
+from dynopt_ray.cluster.searching.trial import UNFINISHED, Trial, failure, measured
 
 # Keys of a reported result. `_NAMES` has the names of the figures that the trial measured, because
-# Tune adds figures of its own. `_FAILURE` has the error of a failed trial.
-_NAMES, _FAILURE = "measured", "failure"
+# Tune adds figures of its own. `_FAILURE` has the error of a failed trial, `_NOTE` the reason why a
+# trial stopped on its own.
+_NAMES, _FAILURE, _NOTE = "measured", "failure", "note"
 
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # quiet only in combination with verbose=0
@@ -89,13 +90,16 @@ def _train(
             trial_id = tune.get_context().get_trial_id()
             ray.get(keeper.offer.remote(trial_id, utility, cost, network()))
 
+    row: dict[str, Any] = {}
     try:
         for row in measured(trial, space.decode(flat), cost_weight, keep):
             tune.report({**row, _NAMES: list(row)})
+        if not row["final"]:
+            tune.report({**row, _NOTE: UNFINISHED})
     except Exception as error:
         # An error ends only its own trial. If it reached Tune, it would end the actor too, and
         # starting a new one takes seconds. NaN tells the searcher and the scheduler of the failure.
-        tune.report({"utility": math.nan, _FAILURE: f"{type(error).__name__}: {error}"})
+        tune.report({"utility": math.nan, _FAILURE: failure(error)})
 
 
 class _Listener(tune.Callback):
@@ -105,6 +109,7 @@ class _Listener(tune.Callback):
         self._setup = setup
         self._log = setup.log
         self._failures: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune saves callbacks to resume experiments, which searches never do."""
@@ -130,6 +135,8 @@ class _Listener(tune.Callback):
         del iteration, trials, info
         if _FAILURE in result:
             self._failures[trial.trial_id] = result[_FAILURE]
+        elif _NOTE in result:
+            self._notes[trial.trial_id] = result[_NOTE]
         else:
             self._log.measure(trial.trial_id, {name: result[name] for name in result[_NAMES]})
 
@@ -148,7 +155,7 @@ class _Listener(tune.Callback):
         self._end(trial, _cause(trial.get_pickled_error()))
 
     def _end(self, trial: TuneTrial, error: str | None) -> None:
-        self._log.end(trial.trial_id, error=error)
+        self._log.end(trial.trial_id, error=error, note=self._notes.get(trial.trial_id, ""))
         self._setup.on_end(self._log)
 
 
@@ -157,7 +164,7 @@ def _cause(error: Exception | None) -> str:
     cause: BaseException | None = error
     while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause is not None:
         cause = cause.cause
-    return f"{type(cause).__name__}: {cause}" if cause is not None else "its process died"
+    return failure(cause) if cause is not None else "its process died"
 
 
 @contextmanager

@@ -72,7 +72,15 @@ def check_disk(need: Need) -> None:
     Raises:
         ClusterError: a directory cannot be used; the message says which one and why.
     """
-    places = {Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())): "Ray's own files"}
+    temporary = os.environ.get("RAY_TMPDIR")
+    place = Path(temporary or tempfile.gettempdir())
+    if not place.is_dir():
+        what = "does not exist" if not place.exists() else "is not a directory"
+        raise ClusterError(
+            f"RAY_TMPDIR is {temporary}, which {what}, so Ray has no place for its own files; "
+            "create it, set RAY_TMPDIR to a directory, or unset it"
+        )
+    places = {place: "Ray's own files"}
     if need.storage is not None:
         places[need.storage] = "storage"
         try:

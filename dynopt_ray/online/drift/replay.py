@@ -1,6 +1,5 @@
 """A reaction that trains again on the latest events after drift."""
 
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ class Replay:
     """Trains again on the latest events when the stream drifts.
 
     A mini-batch that the network cannot be trained on (a single event with BatchNorm) is left out.
+    If several events are kept and all mini-batches are refused, the reaction raises the reason.
 
     Args:
         window: the number of latest events to replay, >= 1. A detector notices a drift only after
@@ -45,11 +45,20 @@ class Replay:
         if not drift:
             return
         x, y = learner.memory.latest(self._window)
+        refusal, num_updates = None, 0
         for _ in range(self._passes):
             order = torch.randperm(len(x), generator=learner.generator()).to(x.device)
             for rows in torch.split(order, self._batch_size):
-                with suppress(DataError):
+                try:
                     learner.update(x[rows], y[rows])
+                    num_updates += 1
+                except DataError as error:
+                    refusal = error
+        if refusal is not None and not num_updates and min(len(x), self._batch_size) > 1:
+            raise DataError(
+                f"Replay: the network can be trained on none of the latest {len(x)} events: "
+                f"{refusal}"
+            ) from refusal
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty state: the events to replay are part of the learner's state."""

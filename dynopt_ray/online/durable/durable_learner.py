@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from dynopt_ray.errors import CheckpointError, DivergedError, LearnerError
 from dynopt_ray.online.durable.journal import Entry, Journal, storable
 from dynopt_ray.online.learner import LearnResult, OnlineLearner, Predictor
-from dynopt_ray.storage import read_state, write_state
+from dynopt_ray.storage import read_state, remove_temporaries, write_state
 
 Event = tuple[NDArray[Any], NDArray[Any]]
 """x and y of one call of `learn`, as arrays."""
@@ -42,6 +42,7 @@ BuildLearner = Callable[[], OnlineLearner]
 
 _CLOSED = "the learner was closed"
 _KIND = "durable learner"
+_SNAPSHOT, _JOURNAL = "snapshot.safetensors", "journal"
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,11 @@ class DurableLearner:
         self._snapshot_error: str | None = None
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(os.close, self._lock)
+            for name in (_SNAPSHOT, _JOURNAL):
+                remove_temporaries(self._directory / name)  # the lock excludes other writers
             self.learner = build()
             self.sequence = self._covered = self._load_snapshot()
-            self._journal = on_failure.enter_context(Journal(self._directory / "journal"))
+            self._journal = on_failure.enter_context(Journal(self._directory / _JOURNAL))
             self._catch_up()
             on_failure.pop_all()
 
@@ -156,7 +159,7 @@ class DurableLearner:
         """
         self._refuse_if_broken()
         state = {"sequence": self.sequence, "learner": self.learner.state_dict()}
-        write_state(self._directory / "snapshot.safetensors", state, kind=_KIND)
+        write_state(self._directory / _SNAPSHOT, state, kind=_KIND)
         self._covered = self.sequence
         self._snapshot_error = None
         # A crash at this point leaves entries that the snapshot covers; `_catch_up` skips them.
@@ -184,7 +187,7 @@ class DurableLearner:
             raise LearnerError(self._broken)
 
     def _load_snapshot(self) -> int:
-        path = self._directory / "snapshot.safetensors"
+        path = self._directory / _SNAPSHOT
         if not path.exists():
             return 0
         state = read_state(path, kind=_KIND)
@@ -232,8 +235,13 @@ def _locked(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise LearnerError(
+                f"{path.parent} cannot be locked: {error.strerror}; choose a directory on a file "
+                "system that has locks"
+            ) from error
         raise LearnerError(
             f"{path.parent} is in use by another process; two learners on one journal would "
             "overwrite each other's events. End that process or choose another directory"

@@ -4,11 +4,11 @@ A learner whose process has died is rebuilt from its last snapshot and the event
 journal holds these events. Three rules ensure that no acknowledged event is lost in a crash:
 
 - `append` writes one record and syncs it. Its events are acknowledged only after the sync.
-- The next record is written only after the sync of the one before. So a crash or power failure
-  can damage only the last record, whose events were not acknowledged. Checksums detect the
-  damage. On opening, a bad record at the end of the file is considered a torn write and is
-  dropped; later damage to the last record looks the same. A bad record with good ones behind it
-  is corruption, and the file is refused.
+- The next record is written only after the sync of the one before. So a crash can tear only the
+  last record, whose events were not acknowledged. A torn record is short: the file ends before the
+  record does, or, after a power failure, holds nothing but zeros there. On opening it is dropped.
+  A record that is complete but has a wrong checksum was damaged later. Its events may have been
+  acknowledged, so the file is refused, wherever the record is.
 - Once a snapshot covers all entries, `restart` replaces the file with an empty one by a single
   rename. No event is appended until the rename is on disk. Otherwise a power failure could bring
   back the old file, without the events that were appended to the new one.
@@ -75,7 +75,7 @@ class Journal:
         last: the sequence number of the last entry, or `base` if there is none.
 
     Raises:
-        CheckpointError: the file is not a journal, or it is damaged before its last record.
+        CheckpointError: the file is not a journal, or it is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -238,9 +238,13 @@ class Journal:
         raise CheckpointError(f"journal {self._path} is damaged at byte {position}")
 
     def _drop_torn(self, size: int) -> None:
-        """Cut off the damaged end of the file; refuse the file if a good record lies behind it."""
+        """Cut off a torn record at the end of the file; refuse the file if it is damaged."""
         self._file.seek(self._end)
         rest = self._file.read()
+        if _is_torn(rest):
+            self._file.truncate(self._end)
+            os.fsync(self._file.fileno())
+            return
         place = rest.find(_MARKER, 1)
         while place >= 0:
             try:
@@ -252,8 +256,12 @@ class Journal:
                 f"journal {self._path} is damaged after sequence {self.last}, at byte "
                 f"{self._end} of {size}: events up to {first - 1} are lost, but later ones exist"
             )
-        self._file.truncate(self._end)
-        os.fsync(self._file.fileno())
+        raise CheckpointError(
+            f"journal {self._path} is damaged after sequence {self.last}: the record at byte "
+            f"{self._end} of {size} is complete but its checksum is wrong, so it was not torn by a "
+            "crash, and its events may have been acknowledged. Restore the file from a copy. Only "
+            "if no event of the record was acknowledged, cut the file off at that byte"
+        )
 
     def _take_back(self, error: OSError) -> None:
         try:
@@ -261,6 +269,15 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError:
             self._broken = f"a failed write could not be undone ({error.strerror})"
+
+
+def _is_torn(rest: bytes) -> bool:
+    """Whether the bytes behind the last good record are the beginning of one, or only zeros."""
+    if len(rest) < _RECORD.size or not any(rest):
+        return True
+    marker, length, _, _, _, head_sum = _RECORD.unpack_from(rest)
+    is_header: bool = marker == _MARKER and head_sum == zlib.crc32(rest[: _RECORD.size - 4])
+    return is_header and len(rest) < _RECORD.size + length
 
 
 def storable(name: str, value: Any) -> NDArray[Any]:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.errors import DataError
-from dynopt_ray.online.learner.event_errors import event_errors
 from dynopt_ray.online.learner.events import (
     event_tensor,
-    label_problem,
     non_finite_problem,
     pair_batch,
 )
-from dynopt_ray.tasks import LossFunction, is_classification
+from dynopt_ray.online.learner.targets import event_errors, fitted_targets
+from dynopt_ray.online.learner.whole_numbers import WholeNumbers
+from dynopt_ray.tasks import LossFunction, TargetKind
 
 _OUTPUT = "the network's output"
 # AcceleratorError exists since torch 2.8.
@@ -33,10 +33,11 @@ class TestedEvents:
 
     Attributes:
         x: inputs, (events, …).
-        y: targets, (events, …); classes are int64.
+        y: targets, (events, …), as `fitted_targets` returns them.
         output: the network's outputs in eval mode, (events, …).
         loss: mean loss of the events; NaN if there are none.
         errors: one error per event; see `event_errors`.
+        targets: whether y are labels or numbers.
     """
 
     x: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -44,6 +45,7 @@ class TestedEvents:
     output: Tensor = field(default_factory=lambda: torch.empty(0))
     loss: float = math.nan
     errors: tuple[float, ...] = ()
+    targets: TargetKind = "labels"
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Admitted:
 class Admission:
     """Separates good events from bad ones by testing the network on them; changes nothing.
 
-    An event is bad if it is not numeric, not finite or of the wrong shape, if its label is outside
-    the classes, if the network or the loss raises an error, or if the output or the loss is not
+    An event is bad if it is not numeric, not finite or of the wrong shape, if its target does not
+    fit the output, if the network or the loss raises an error, or if the output or the loss is not
     finite.
 
     Attributes:
@@ -86,14 +88,16 @@ class Admission:
         loss: (output, target) -> mean loss.
         dtype: the floating type of the network.
         device: the device of the network.
-        needs_classes: whether the loss accepts only classes as targets.
+        targets: the kind of targets that the loss needs; None if it is the user's own.
+        whole_numbers: converts events of whole numbers to floats if the network needs floats.
     """
 
     forward: Callable[[Tensor], Tensor]
     loss: LossFunction
     dtype: torch.dtype
     device: torch.device
-    needs_classes: bool
+    targets: TargetKind | None
+    whole_numbers: WholeNumbers
 
     def admit(self, x: Any, y: Any, event_shape: torch.Size | None) -> Admitted:
         """Test one event or mini-batch.
@@ -109,6 +113,7 @@ class Admission:
             return Admitted(1, TestedEvents(), {0: str(error)})
         if not len(batch_x):
             return Admitted(0, TestedEvents(), {})
+        batch_x = self.whole_numbers(batch_x)
         tested = self._test(batch_x, batch_y)
         if isinstance(tested, TestedEvents):
             return Admitted(len(batch_x), tested, {})
@@ -143,14 +148,12 @@ class Admission:
             return str(error)
 
     def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> TestedEvents | str:
-        if self.needs_classes or is_classification(output, y):
-            if problem := label_problem(y, output):
-                return problem
-            y = y.long()
+        y, kind = fitted_targets(y, output, self.targets)
         loss = float(self.loss(output, y))
         if not math.isfinite(loss):
             return f"the loss of the event is {loss}"
-        return TestedEvents(x, y, output, loss, tuple(event_errors(self.loss, output, y)))
+        errors = event_errors(self.loss, output, y, kind)
+        return TestedEvents(x, y, output, loss, tuple(errors), kind)
 
 
 @contextmanager
@@ -162,6 +165,8 @@ def refusals(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except DataError:
+        raise  # it says itself what is wrong
     except _OF_THE_DEVICE:
         # The device failed, not the events. A replay may find enough memory and succeed.
         raise

@@ -18,6 +18,7 @@ from dynopt_ray.online.learner.predictor import Predictor
 from dynopt_ray.online.learner.rates import RateConfig, Rates
 from dynopt_ray.online.learner.recent_events import EventBuffer
 from dynopt_ray.online.learner.state import LearnerParts, learner_state, load_learner_state
+from dynopt_ray.online.learner.whole_numbers import WholeNumbers
 from dynopt_ray.structure import (
     Edit,
     Graph,
@@ -27,7 +28,7 @@ from dynopt_ray.structure import (
     set_masks,
     unwrapped,
 )
-from dynopt_ray.tasks import LossFunction, resolve_loss
+from dynopt_ray.tasks import LossFunction, TargetKind, resolve_loss
 
 # A diverged network overflows at every event. Ten overflows in a row cannot be mere outliers.
 _MAX_OVERFLOWS = 10
@@ -49,6 +50,7 @@ class LearnResult:
         verdict: what the guard did with the update; None if there was no update.
         lr: the learning rate of the optimizer's first parameter group.
         rejected: the events that were not learned from, with reasons.
+        targets: whether the targets of these rows were treated as labels or as numbers.
     """
 
     event: int
@@ -60,6 +62,7 @@ class LearnResult:
     verdict: Verdict | None
     lr: float
     rejected: tuple[Rejected, ...]
+    targets: TargetKind = "labels"
 
 
 class OnlineLearner:
@@ -137,12 +140,14 @@ class OnlineLearner:
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         self._device = parameter.device if parameter is not None else torch.device("cpu")
         self._dtype = parameter.dtype if parameter is not None else torch.float32
+        self._whole_numbers = WholeNumbers(self._dtype, self._outputs)
         self._admission = Admission(
             forward=self._outputs,
             loss=self._loss,
             dtype=self._dtype,
             device=self._device,
-            needs_classes=objective.targets == "labels",
+            targets=objective.targets,
+            whole_numbers=self._whole_numbers,
         )
 
     def predict(self, x: Any) -> Tensor:
@@ -156,7 +161,7 @@ class OnlineLearner:
         batch, single = as_batch(
             event_tensor(x, dtype=self._dtype, device=self._device), self.event_shape
         )
-        output = self._outputs(batch)
+        output = self._outputs(self._whole_numbers(batch))
         return output[0] if single else output
 
     def learn(self, x: Any, y: Any) -> LearnResult:
@@ -208,6 +213,7 @@ class OnlineLearner:
             verdict=verdict,
             lr=float(self.optimizer.param_groups[0]["lr"]),
             rejected=rejected,
+            targets=tested.targets,
         )
 
     def update(self, x: Tensor, y: Tensor) -> None:
@@ -264,6 +270,7 @@ class OnlineLearner:
             dtype=self._dtype,
             device=self._device,
             events=self.events,
+            whole_as_floats=self._whole_numbers.as_floats,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.online.learner.events import as_batch, event_tensor
+from dynopt_ray.online.learner.whole_numbers import WholeNumbers
 
 
 class Predictor:
@@ -18,6 +19,7 @@ class Predictor:
         dtype: the floating type in which the network computes.
         device: the device of the network.
         events: the number of events that the learner has received, including quarantined ones.
+        whole_as_floats: whether the network needs whole numbers as floats; None to find out.
     """
 
     def __init__(
@@ -28,12 +30,15 @@ class Predictor:
         dtype: torch.dtype,
         device: torch.device,
         events: int,
+        whole_as_floats: bool | None = None,
     ) -> None:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         self._event_shape = event_shape
         self._dtype = dtype
         self._device = device
         self.events = events
+        self._whole_numbers = WholeNumbers(dtype, self._outputs)
+        self._whole_numbers.as_floats = whole_as_floats
 
     def predict(self, x: Any) -> Tensor:
         """Return the network's output for one event or for a mini-batch of events.
@@ -47,6 +52,10 @@ class Predictor:
         batch, single = as_batch(
             event_tensor(x, dtype=self._dtype, device=self._device), self._event_shape
         )
-        with torch.no_grad():
-            output: Tensor = self._model(batch)
+        output = self._outputs(self._whole_numbers(batch))
         return output[0] if single else output
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            output: Tensor = self._model(x)
+        return output

@@ -33,7 +33,7 @@ class EventBuffer:
 
         Raises:
             DataError: its events or targets have another shape, or a type that cannot be
-                converted without loss.
+                converted without loss. Whole numbers are kept as floats if floats follow.
         """
         for name, new, kept in (("x", x, self._x), ("y", y, self._y)):
             if kept is None:
@@ -44,7 +44,9 @@ class EventBuffer:
                     f"{name} has shape {tuple(new.shape[1:])}; the {what} of this stream have "
                     f"shape {tuple(kept.shape[1:])}"
                 )
-            if not torch.can_cast(new.dtype, kept.dtype):
+            if name == "x" and new.is_floating_point() and not kept.is_floating_point():
+                self._x = kept.to(new.dtype)
+            elif not torch.can_cast(new.dtype, kept.dtype):
                 raise DataError(
                     f"{name} is {new.dtype}; the {what} of this stream are {kept.dtype}"
                 )

@@ -1,17 +1,22 @@
 """Prequential evaluation: test then learn, and compare with simple baselines."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 
 from dynopt_ray.errors import DataError
 from dynopt_ray.online.learner import LearnResult
+from dynopt_ray.tasks import predicted_classes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+_REASONS = 3
 
 
 class Learns(Protocol):
@@ -50,7 +55,7 @@ def evaluate(
 
     Raises:
         ValueError: `window` is below 1.
-        DataError: the targets of the stream are not classes.
+        DataError: the targets of the stream are not classes, or every event was quarantined.
 
     References:
         Bifet et al. 2015, "Efficient online evaluation of big data stream classifiers": κ and
@@ -62,12 +67,13 @@ def evaluate(
         raise ValueError(f"evaluate: window is {window}; it must be at least 1 event")
     total, row, baselines = _Scores(), _Row(), _Baselines()
     rows: list[dict[str, float]] = []
+    rejected: list[str] = []
     for x, y in stream:
         result = learner.learn(x, y)
-        labels = np.atleast_1d(np.asarray(y)) if result.rows else np.empty(0)
-        predicted = _predicted_classes(result)
-        for index, prediction in zip(result.rows, predicted, strict=True):
-            outcome = baselines.outcome(int(labels[index]), prediction)
+        if not total.num_events:
+            rejected = [*rejected, *(bad.reason for bad in result.rejected)][:_REASONS]
+        for label, prediction in _labels_and_predictions(result, y) if result.rows else ():
+            outcome = baselines.outcome(label, prediction)
             total.add(outcome)
             row.scores.add(outcome)
         row.add(result)
@@ -76,6 +82,11 @@ def evaluate(
             row = _Row()
     if row.num_events:
         rows.append(row.report(result.event, total))
+    if rejected and not total.num_events:
+        raise DataError(
+            f"evaluate: the learner could use none of the {result.event} events of the stream; the "
+            f"first reasons: {'; '.join(dict.fromkeys(rejected))}"
+        )
     return pd.DataFrame(rows)
 
 
@@ -166,13 +177,24 @@ def _kappa(accuracy: float, baseline: float) -> float:
     return (accuracy - baseline) / (1 - baseline) if baseline < 1 else 0.0
 
 
-def _predicted_classes(result: LearnResult) -> list[int]:
-    if not result.rows:
-        return []
-    if result.output.ndim != 2:
-        raise DataError(
-            f"evaluate scores classes, so the network's output for one event must have shape "
-            f"(classes,); it has shape {tuple(result.output.shape[1:])}"
-        )
-    classes: list[int] = result.output.argmax(dim=1).tolist()
-    return classes
+def _labels_and_predictions(result: LearnResult, y: Any) -> Iterator[tuple[int, int]]:
+    """Yield the label and the predicted class of each event that was learned from.
+
+    Raises:
+        DataError: the targets are not one label per event.
+    """
+    output = result.output
+    num_events = len(result.rows) + len(result.rejected)
+    labels = np.asarray(y).reshape(num_events, -1)[list(result.rows)]
+    if labels.dtype.kind in "biu" and labels.shape[1] == 1 and result.targets == "labels":
+        true = torch.from_numpy(labels[:, 0].astype(np.int64)).to(output.device)
+        true = true.reshape(output.shape) if output.numel() == len(true) else true
+        predicted = predicted_classes(output, true)
+        if predicted is not None:
+            yield from zip(true.flatten().tolist(), predicted.flatten().tolist(), strict=True)
+            return
+    raise DataError(
+        f"evaluate scores classes, so y must hold one whole number per event, and the network must "
+        f"give each event one logit or a score per class; here y holds {labels.dtype} and the "
+        f"network's output for one event has shape {tuple(output.shape[1:])}"
+    )

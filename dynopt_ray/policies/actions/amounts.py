@@ -10,11 +10,22 @@ def at_least_one(count: FloatArray) -> IntArray:
     return np.maximum(1, np.rint(count)).astype(np.int64)
 
 
-def check_fraction(action: str, fraction: float) -> None:
+def check_fraction(action: str, fraction: float, *, whole: bool = True) -> None:
     """Refuse a fraction outside (0, 1].
 
+    Args:
+        action: the action's name.
+        fraction: the fraction.
+        whole: whether 1 is allowed.
+
     Raises:
-        ValueError: the fraction is outside (0, 1].
+        ValueError: the fraction is out of this range.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"{action}: fraction is {fraction}; it must be in (0, 1]")
+        interval = "(0, 1]" if whole else "(0, 1)"
+        raise ValueError(f"{action}: fraction is {fraction}; it must be in {interval}")
+    if fraction == 1 and not whole:
+        raise ValueError(
+            f"{action}: fraction is {fraction}, which leaves nothing, so the action would never be "
+            "legal; give less than 1"
+        )

@@ -19,7 +19,7 @@ class PruneWeights:
 
     Attributes:
         fraction: number of weights to mask in each parameter, as a fraction of its unmasked
-            weights, in (0, 1]. A parameter that would lose its last unmasked weight is skipped.
+            weights, in (0, 1). A parameter that would lose its last unmasked weight is skipped.
         label: the action's name in tables and messages.
 
     Raises:
@@ -32,7 +32,7 @@ class PruneWeights:
     lowers: frozenset[CostKind] = frozenset({"nonzero"})
 
     def __post_init__(self) -> None:
-        check_fraction("prune", self.fraction)
+        check_fraction("prune", self.fraction, whole=False)
 
     def weights(self, networks: Descriptors) -> IntArray:
         """Return how many weights to mask in each parameter that produces the group, (N, P)."""

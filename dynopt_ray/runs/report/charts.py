@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette, which can be told apart with every kind of colour vision. The report has a
-# lighter variant of each colour for dark mode.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#808000")
+# Okabe & Ito's palette, which can be told apart with every kind of colour vision; its yellow, which
+# is faint on white, and its black, which is that of the axes, come last. The report has variants of
+# each colour for light and dark mode.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 INK, GRID, MUTED = "#1b1f24", "#d8dde3", "#8b949e"
 
 _SIZE = (4.6, 3.2)
 _MOST_NAMES = 12
 _FEW = 8
+_LEGEND_CHARACTERS = 60  # the width of a figure, in characters of its legend
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.grid": True,
@@ -115,7 +117,7 @@ def _pareto(axes: "Axes", table: "pd.DataFrame") -> None:
     axes.set(xlabel="cost relative to the start", ylabel="accuracy")
     axes.margins(x=0.15, y=0.12)  # room for the names of the outermost points
     axes.set_xlim(left=0)
-    axes.legend(loc="lower right")
+    _legend(axes)
 
 
 def _widths(axes: "Axes", table: "pd.DataFrame") -> None:
@@ -132,7 +134,7 @@ def _widths(axes: "Axes", table: "pd.DataFrame") -> None:
         axes.plot([], [], color=MUTED, label=f"{len(groups) - len(COLOURS)} more")
     axes.set(xlabel=str(time), ylabel="units")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    _legend(axes)
 
 
 def _lines(y: str, label: str, *, log: bool = False) -> Callable[["Axes", "pd.DataFrame"], None]:
@@ -148,7 +150,7 @@ def _lines(y: str, label: str, *, log: bool = False) -> Callable[["Axes", "pd.Da
         if log and len(table) and (table[y] > 0).all() and table[y].max() > 20 * table[y].min():
             axes.set_yscale("log")
         if table.groupby(series).ngroups > 1:
-            axes.legend()
+            _legend(axes)
 
     return draw
 
@@ -168,7 +170,7 @@ def _stream(axes: "Axes", table: "pd.DataFrame") -> None:
         height = np.full(len(found), float(points["accuracy"].min()))
         axes.scatter(found, height, marker="^", s=26, color=COLOURS[4], label="detected", zorder=3)
     axes.set(xlabel="event", ylabel="accuracy per window")
-    axes.legend()
+    _legend(axes)
 
 
 def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
@@ -177,7 +179,7 @@ def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
     for name, part in table.groupby(series, sort=False):
         axes.plot(part["steps"], part["episode_return"], label=str(name))
     if table.groupby(series).ngroups > 1:
-        axes.legend()
+        _legend(axes)
     axes.set(xlabel="environment steps", ylabel="gain in smooth utility per episode")
 
 
@@ -211,6 +213,14 @@ def _settings(axes: "Axes", table: "pd.DataFrame") -> None:
         axes.figure.legend(loc="outside upper center", ncols=3)
 
 
+def _legend(axes: "Axes") -> None:
+    """Add a legend above the axes, where it hides no point."""
+    labels = axes.get_legend_handles_labels()[1]
+    longest = max(map(len, labels), default=0)
+    ncols = max(1, min(len(labels), 4, _LEGEND_CHARACTERS // (longest + 5)))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=ncols, borderaxespad=0.2)
+
+
 def _lowest_shown(values: "pd.Series[float]") -> float:
     """Return the least accuracy to show: three interquartile ranges below the first quartile.
 
@@ -218,6 +228,10 @@ def _lowest_shown(values: "pd.Series[float]") -> float:
     """
     low, high = values.quantile([0.25, 0.75])
     return float(low - 3 * (high - low))
+
+
+def _widths_height(table: "pd.DataFrame") -> float:
+    return 2.6 + 0.2 * min(len(table.columns), len(COLOURS) + 1)  # for the legend
 
 
 def _settings_height(table: "pd.DataFrame") -> float:
@@ -249,7 +263,7 @@ CHARTS: Mapping[str, Chart] = {
         "settings", frozenset(FIGURES), "Settings compared", _settings, _settings_height
     ),
     "pareto": _chart("pareto", ["cost", "accuracy"], "Accuracy against cost", _pareto),
-    "widths": _chart("widths", [], "Widths over time", _widths),
+    "widths": Chart("widths", frozenset(), "Widths over time", _widths, _widths_height),
     "policy": _chart("policy", ["steps", "episode_return"], "Training of the policy", _policy),
     "stream": _chart(
         "stream", ["event", "accuracy", "series", "mark"], "Learning on the stream", _stream

@@ -57,6 +57,11 @@ def _set(data: dict[str, Any], parts: list[str], value: Any, override: str) -> N
 
 
 def _list_place(place: list[Any], part: str, override: str) -> int:
+    if not place:
+        raise SpecError(
+            f"--set {override!r}: the list is empty, so it has no place {part!r}; set the whole "
+            "list, e.g. to [1, 2]"
+        )
     if not part.isdigit() or int(part) >= len(place):
         raise SpecError(
             f"--set {override!r}: {part!r} is not a place in a list of {len(place)}; places are "

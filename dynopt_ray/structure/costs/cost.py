@@ -31,6 +31,9 @@ CostKind = Literal["params", "nonzero", "flops", "bytes", "latency_ms"]
 """The fields of `Cost`."""
 
 
+_PER_PASS = ("flops", "latency_ms", "latency_iqr_ms", "activation_bytes")
+
+
 @dataclass(frozen=True)
 class Cost:
     """The cost of a network.
@@ -38,13 +41,17 @@ class Cost:
     Attributes:
         params: number of parameters.
         nonzero: number of parameters that are not zero.
-        flops: floating-point operations of one forward pass on the example inputs. A multiply-add
-            counts as two, and only products are counted, as in `torch.utils.flop_counter`.
+        flops: floating-point operations of one forward pass on `num_samples` samples. A
+            multiply-add counts as two, and only products are counted, as in
+            `torch.utils.flop_counter`.
         bytes: memory of parameters and buffers.
         latency_ms: median time of one forward pass in milliseconds, or None if not measured.
         latency_iqr_ms: interquartile range of these times in milliseconds, or None.
         activation_bytes: peak memory of everything that a forward pass computes, without gradients
             and not counting parameters and inputs, or None if not measured.
+        num_samples: what `flops`, the latency and `activation_bytes` are for: 1 means one sample,
+            as in all results of pruning, growing, searches and `adapt`; None means all of the
+            example inputs, as in `measure` and `Graph.cost`.
     """
 
     params: int
@@ -54,9 +61,21 @@ class Cost:
     latency_ms: float | None = None
     latency_iqr_ms: float | None = None
     activation_bytes: int | None = None
+    num_samples: int | None = None
 
     def relative_to(self, start: "Cost", kind: str = "nonzero") -> float:
-        """Return this cost as a fraction of another; `kind` is the name of an attribute."""
+        """Return this cost as a fraction of another; `kind` is the name of an attribute.
+
+        Raises:
+            ValueError: the two figures are for different numbers of samples.
+        """
+        if kind in _PER_PASS and self.num_samples != start.num_samples:
+            one, other = (c.num_samples or "all example" for c in (self, start))
+            raise ValueError(
+                f"{kind} of a pass on {one} sample(s) cannot be compared with that of {other} "
+                "sample(s); Graph.cost and measure count all example inputs, results of prune and "
+                "grow one sample"
+            )
         return float(getattr(self, kind)) / max(float(getattr(start, kind)), 1e-12)
 
 

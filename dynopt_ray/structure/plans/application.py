@@ -38,8 +38,11 @@ from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resize
 from dynopt_ray.structure.plans.stages import Masking, PlanStage, check_plan
 from dynopt_ray.structure.preserve import (
     Transaction,
+    emptied,
+    has_tensors,
     masked_parameters,
     recompute_weights,
+    value_of,
     within,
 )
 from dynopt_ray.structure.refit import BeforeAndAfter, compensated, reading_removed
@@ -324,10 +327,11 @@ def _batches(
 
 def _drop_kept(network: Network, transaction: Transaction) -> None:
     """Remove the tensors that modules keep of an earlier pass, because they have the old sizes."""
-    for module, name in network.caches:
-        kept = getattr(module, name)
-        left = {k: v for k, v in kept.items() if not isinstance(v, Tensor)}
-        transaction.set_attribute(module, name, type(kept)(left))
+    for cache, empty in network.caches.items():
+        kept = value_of(cache)
+        if has_tensors(kept):
+            value = emptied(kept) if isinstance(kept, dict | list) else empty
+            transaction.set_kept(cache, value)
 
 
 def _apply_masks(

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError
+from dynopt_ray.structure.preserve.caches import saved_value, set_value
+from dynopt_ray.structure.preserve.contents import Cache
 from dynopt_ray.structure.preserve.masks import mask_of, set_mask
 from dynopt_ray.structure.preserve.shared_memory import sharing_memory
 from dynopt_ray.structure.preserve.surroundings import Surroundings
@@ -99,6 +101,12 @@ class Transaction:
         old = copy.deepcopy(module.get_extra_state())
         self._undo.append(lambda: module.set_extra_state(old))
         module.set_extra_state(value)
+
+    def set_kept(self, cache: Cache, value: Any) -> None:
+        """Set an attribute that holds tensors of a pass, or remove it if the value is `ABSENT`."""
+        old = saved_value(cache)
+        self._undo.append(lambda: set_value(cache, old))
+        set_value(cache, value)
 
     def set_item(self, owner: MutableMapping[Any, Any], key: Any, value: Any) -> None:
         """Set an item of a dict; `roll_back` restores the old value."""

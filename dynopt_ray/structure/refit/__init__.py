@@ -1,7 +1,9 @@
 """Refitting the consumers of removed units by least squares on their own inputs."""
 
-from dynopt_ray.structure.refit.compensation import BeforeAndAfter, compensated, reading_removed
-from dynopt_ray.structure.refit.observers import ObservedInputs, Observer, Use
+from dynopt_ray.structure.refit.before_and_after import BeforeAndAfter, reading_removed
+from dynopt_ray.structure.refit.compensation import compensated
+from dynopt_ray.structure.refit.observers import ObservedInputs, Observer
+from dynopt_ray.structure.refit.operations import Use
 from dynopt_ray.structure.refit.regression import (
     RIDGE,
     Moments,

@@ -13,15 +13,30 @@ is solved for the correction W' - W_K, which has to explain the residual: y minu
 consumer in the cut network. Small corrections are preferred, so inputs that hardly vary on these
 batches do not get arbitrary weights.
 
-Consumers are refitted in forward order, in large networks several at a time. Each is fitted to its
-outputs in the original network, on the inputs that it gets after the consumers before it were
-refitted. So it also corrects the errors that those leave.
+Consumers are refitted in forward order. Each is fitted to its outputs in the original network, on
+the inputs that it gets after the consumers before it were refitted. So it also corrects the errors
+that those leave. A pass of all batches for each consumer would take time quadratic in the depth.
+Instead, each batch runs through the cut network once, and all batches side by side: a batch that
+reaches a consumer that is not refitted yet pauses until the others have arrived there. Their rows
+are the inputs of the regression, and all batches continue with the new weight. Another pass of each
+batch, through the original network, runs ahead and records the outputs. It pauses, too, if it has
+recorded much that is not used yet. Batches beyond those that suffice for a consumer do not wait
+there; they begin when a later consumer needs them.
+
+A weight that is used several times in a pass is fitted to all its uses, but the later ones come
+after the first. So in networks with such weights a third pass goes ahead of the last one. At each
+use it refits the weight to this use and the earlier ones, and so finds the rows of the later ones.
+
+What is where: `side_by_side` lets passes pause, `operations` finds the uses of weights in a pass,
+`original_network` records outputs, `cut_network` waits and compares, `cut_passes` moves the batches
+from one consumer to the next, `correction` adds up the rows of a weight, and `regression` solves.
 
 The constant b' needs a place that serves only this weight: its bias, or else the running mean of
 the BatchNorm that follows. Without one, the regression has no intercept. The ridge is chosen by
 fitting on every second row and judging on the others; the final fit uses all rows. All of this
-needs only means and second moments, summed over batches, so memory does not depend on the number of
-batches.
+needs only means and second moments, summed over batches. What takes memory are the paused passes:
+each keeps what the rest of it reads, usually the input of the consumer and of the shortcuts around
+it. If this is much, fewer batches take part and give more rows each.
 
 References:
     He, Zhang, Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section
@@ -30,51 +45,23 @@ References:
     of a masked weight; here it is solved exactly, after the mask has been chosen.
 """
 
-import copy
-import math
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure.refit.observers import ROWS_PER_INPUT, ObservedOutputs, Observer, Use
-from dynopt_ray.structure.refit.regression import RIDGE, Moments, best_ridges
-from dynopt_ray.structure.tracing import Inputs, Reader, as_products, buffers_kept, undisturbed
-from dynopt_ray.structure.units import Attribute, Axis, Change, Consumer, attributes_changed
+from dynopt_ray.structure.preserve import within
+from dynopt_ray.structure.refit.before_and_after import BeforeAndAfter
+from dynopt_ray.structure.refit.cut_network import CutNetwork
+from dynopt_ray.structure.refit.cut_passes import CutPasses
+from dynopt_ray.structure.refit.original_network import OriginalNetwork
+from dynopt_ray.structure.refit.side_by_side import Turns
+from dynopt_ray.structure.tracing import Inputs, uncompiled, undisturbed
+from dynopt_ray.structure.units import Consumer
 
-_MOST_STAGES = 16
 # Bytes of outputs of the original network that are kept at one time.
 _MOST_BYTES = 2**28
-_FEWEST_ROWS = 2**14
-
-Halves = tuple[Moments, Moments]
-"""The moments of every second row, and of the others. A fit on one half is judged on the other."""
-
-
-@dataclass(frozen=True, eq=False)
-class BeforeAndAfter:
-    """A network before a change, and after the change but before refitting.
-
-    Attributes:
-        model: the network, in its old layout.
-        old: its parameters and buffers by name.
-        new: the same in the new layout.
-        attributes: its integer attributes that follow the widths.
-        changes: how its groups change.
-        axes: tensor name -> dimension -> new layout, for the dimensions that change.
-        masks: weight name -> bool tensor in the new layout; False is held at zero.
-    """
-
-    model: nn.Module
-    old: Mapping[str, Tensor]
-    new: Mapping[str, Tensor]
-    attributes: Sequence[Attribute]
-    changes: Sequence[Change]
-    axes: Mapping[str, Mapping[int, Axis]]
-    masks: Mapping[str, Tensor]
 
 
 def compensated(
@@ -84,9 +71,6 @@ def compensated(
     batches: Sequence[Inputs],
 ) -> dict[str, Tensor]:
     """Return new values of all weights, biases and running means to refit, in the new layout.
-
-    A network with many consumers is refitted in about 16 stages, each of several consumers. All
-    consumers of a stage are fitted to the network that the previous stage left.
 
     Args:
         cut: the network before and after the change. It runs in evaluation mode and is not
@@ -100,181 +84,39 @@ def compensated(
             consumer's inputs or outputs are not finite.
     """
     names = [name for name in consumers if name in lossy]
-    tensors = dict(cut.new)
-    refitted: dict[str, Tensor] = {}
-    size = max(1, math.ceil(len(names) / _MOST_STAGES))
-    for span in _spans(names, tensors):
-        given = _given(cut, {name: consumers[name] for name in span}, batches)
-        for start in range(0, len(span), size):
-            stage = {name: consumers[name] for name in span[start : start + size]}
-            for name, (reader, halves) in _collected(cut, tensors, stage, batches, given).items():
-                sink = _sink(name, consumers)
-                keep = cut.masks.get(name)
-                changed = _refit(name, tensors, stage[name], sink, reader, halves, keep)
-                tensors.update(changed)
-                refitted.update(changed)
-    return refitted
+    if not names:
+        return {}
+    with undisturbed(cut.model, training=False), uncompiled():
+        turns = Turns(cut.model, batches)
+        network = CutNetwork(cut, consumers, names, turns)
+        original = OriginalNetwork(cut.old, network.uses, turns, _MOST_BYTES)
+        return within(turns, partial(_refitted, network, original, turns))
 
 
-def _spans(names: Sequence[str], weights: Mapping[str, Tensor]) -> list[list[str]]:
-    """Group consecutive weights whose outputs in the original network are kept at one time."""
-    spans: list[list[str]] = []
-    room = 0
-    for name in names:
-        # An estimate, as about ROWS_PER_INPUT rows are kept per input.
-        size = ROWS_PER_INPUT * weights[name].nbytes
-        if size > room:
-            spans.append([])
-            room = _MOST_BYTES
-        spans[-1].append(name)
-        room -= size
-    return spans
+def _refitted(network: CutNetwork, original: OriginalNetwork, turns: Turns) -> dict[str, Tensor]:
+    """Refit all weights and return the new values."""
+    ahead, last = CutPasses(network, original, turns), CutPasses(network, original, turns)
 
+    def refit(name: str) -> bool:
+        if len(network.uses[name]) > 1 and not ahead.num_passed[name]:
+            ahead.refit_at_all_uses(name)
+        # What the passes ahead found at the first use, the last ones find there again.
+        network.corrections[name].forget_first_use()
+        return last.refit_at((name, 0))
 
-def reading_removed(changes: Sequence[Change]) -> set[str]:
-    """Return the parameters that read removed units."""
-    return {
-        s.parameter
-        for change in changes
-        if len(change.keep) < change.group.width
-        for s in change.group.slices
-        if s.role == "in"
-    }
-
-
-def _given(
-    cut: BeforeAndAfter, uses: Mapping[str, Sequence[Consumer]], batches: Sequence[Inputs]
-) -> list[dict[Use, ObservedOutputs]]:
-    """Return some weights' outputs in the original network by batch, until there are enough."""
-    given: list[dict[Use, ObservedOutputs]] = []
-    counts: Counter[str] = Counter()
-    for number, batch in enumerate(batches):
-        observer = Observer(cut.old, uses, number, len(batches), outputs_only=True)
-        with undisturbed(cut.model, training=False), buffers_kept(cut.model, cut.old):
-            _run(observer, cut.model, batch, number)
-        given.append(observer.given)
-        enough = set()
-        for (name, _), one in observer.given.items():
-            counts[name] += len(one.rows)
-            if counts[name] >= max(_FEWEST_ROWS, ROWS_PER_INPUT * one.num_inputs):
-                enough.add(name)
-        uses = {name: use for name, use in uses.items() if name not in enough}
-        if not uses:
-            break
-    return given
-
-
-def _run(observer: Observer, model: nn.Module, batch: Inputs, number: int) -> None:
-    try:
-        observer.run(model, batch)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise EditError(
-            f"compensate: the network does not run on batch {number}: {error}. Pass a list of "
-            "batches, each of them the input of one forward pass"
-        ) from error
-
-
-def _collected(
-    cut: BeforeAndAfter,
-    tensors: Mapping[str, Tensor],
-    stage: Mapping[str, Sequence[Consumer]],
-    batches: Sequence[Inputs],
-    given: Sequence[Mapping[Use, ObservedOutputs]],
-) -> dict[str, tuple[Reader, Halves]]:
-    """Return the moments of some weights' inputs in the cut network, and of the residuals."""
-    added = {change.group.name: change.added for change in cut.changes}
-    collected: dict[str, tuple[Reader, Halves]] = {}
-    incomparable: set[str] = set()
-    for number, (batch, before) in enumerate(zip(batches, given, strict=False)):
-        uses = {name: stage[name] for name in stage if any(name == use[0] for use in before)}
-        if not uses:
-            continue
-        after = Observer(tensors, uses, number, len(batches), like=before)
-        with (
-            undisturbed(cut.model, training=False),
-            buffers_kept(cut.model, tensors),
-            attributes_changed(cut.model, cut.attributes, added),
-        ):
-            _run(after, cut.model, batch, number)
-        for use, seen in after.seen.items():
-            name = use[0]
-            if before[use].num_rows != seen.reader.num_rows:
-                # Units were removed along its rows, so old and new rows do not correspond.
-                incomparable.add(name)
-                continue
-            wanted, got = before[use].outputs, after.given[use].outputs
-            residual = _residual(wanted, got, seen.reader.made, cut.axes.get(name, {}))
-            if not residual.numel():  # no rows, e.g. an expert that these samples do not reach
-                continue
-            r_GRO = residual.reshape(len(residual), len(seen.inputs_GRK), -1).transpose(0, 1)
-            if not (seen.inputs_GRK.isfinite().all() and r_GRO.isfinite().all()):
-                raise EditError(
-                    f"compensate: inputs or outputs of {name!r} are not finite on these batches"
-                )
-            if name not in collected:
-                start = Moments.start(seen.inputs_GRK, r_GRO.shape[2])
-                collected[name] = (seen.reader, (start, copy.deepcopy(start)))
-            for half, moments in enumerate(collected[name][1]):
-                moments.add(seen.inputs_GRK[:, half::2], r_GRO[:, half::2])
-    for name in stage.keys() - collected.keys() - incomparable:
-        raise EditError(
-            f"compensate: the batches never reach {name!r}, so it cannot be refitted. Pass "
-            "batches that use it, or compensate=None"
-        )
-    return {name: collected[name] for name in stage if name in collected}
-
-
-def _residual(
-    wanted: Tensor, given: Tensor, made: Sequence[int | None], axes: Mapping[int, Axis]
-) -> Tensor:
-    """Return what the refitted weight has to add to its outputs; 0 for outputs of fresh units."""
-    fresh = given.new_zeros((), dtype=torch.bool)
-    for dim, weight_dim in enumerate(made, start=1):
-        if weight_dim is not None and weight_dim in axes:
-            index = axes[weight_dim].index.to(wanted.device)
-            wanted = wanted.index_select(dim, index.clamp(min=0))
-            fresh = fresh | (index < 0).reshape([-1 if d == dim else 1 for d in range(wanted.ndim)])
-    return (wanted - given).masked_fill(fresh, 0)
-
-
-def _sink(name: str, consumers: Mapping[str, Sequence[Consumer]]) -> str | None:
-    """Return the name of the bias or running mean that can take up this weight's constant.
-
-    None if there is no such tensor, or if other weights use it, too.
-    """
-    sinks = {use.bias or use.mean for use in consumers[name]}
-    others = [use for n, uses in consumers.items() if n != name for use in uses]
-    taken = {place for use in others for place in (use.bias, use.mean)}
-    return next(iter(sinks)) if len(sinks) == 1 and sinks.isdisjoint(taken) else None
-
-
-def _refit(
-    name: str,
-    tensors: Mapping[str, Tensor],
-    uses: Sequence[Consumer],
-    sink: str | None,
-    reader: Reader,
-    halves: Halves,
-    keep: Tensor | None,
-) -> dict[str, Tensor]:
-    """Return the refitted weight and the tensor that takes up its constant, if there is one."""
-    one, other = halves
-    kept_GOK = None if keep is None else as_products(keep, reader, len(one.cross_GOK))
-    if sink is not None and tensors[sink].numel() != one.residual_GO.numel():
-        sink = None  # several groups share its entries
-    intercept = sink is not None
-
-    def loss(ridges: Tensor) -> Tensor:
-        fit = one.fit(intercept=intercept, ridge=ridges.item(), kept_GOK=kept_GOK)
-        return torch.tensor([other.loss(*fit)], dtype=torch.float64, device="cpu")
-
-    ridge = best_ridges(loss, 1).item() if one.count and other.count else RIDGE
-    both = one.plus(other)
-    slope_GOK, constant_GO = both.fit(intercept=intercept, ridge=ridge, kept_GOK=kept_GOK)
-    weight = tensors[name]
-    result = {name: (weight.double() + reader.in_layout(slope_GOK)).to(weight.dtype)}
-    if sink is not None:
-        sign = 1 if sink == uses[0].bias else -1
-        old = tensors[sink]
-        result[sink] = (old.double() + sign * constant_GO.flatten()).to(old.dtype)
-    return result
+    pending = list(network.uses)
+    while pending:
+        # A batch that takes another path may reach a later weight first.
+        refitted = next((name for name in pending if refit(name)), None)
+        if refitted is None:
+            raise EditError(
+                f"compensate: the batches never reach {pending[0]!r}, so it cannot be refitted. "
+                "Pass batches that use it, or compensate=None"
+            )
+        pending.remove(refitted)
+        original.finish((refitted, 0))
+        for passes in (ahead, last):
+            passes.let_pass(refitted)
+        if all(len(network.uses[name]) == 1 or ahead.num_passed[name] for name in pending):
+            ahead.stop()
+    return network.refitted()

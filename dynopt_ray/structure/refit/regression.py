@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynopt_ray.errors import DataError
+
 RIDGE = 1e-2
 """The ridge at which a search starts, and the ridge to use if there are too few rows to search."""
 
@@ -46,8 +48,9 @@ class Moments:
         residual_GO: sum of r.
         cross_GOK: sum of r (x - origin)ᵀ.
         settled_GKK: sum of (x - origin)(x - origin)ᵀ, without the rows in `recent_GKK`.
-        recent_GKK: the same sum over the latest rows. It is in float32, because it is the largest
-            of the sums: reading and writing it takes longer than the product of a small batch.
+        recent_GKK: the same sum over the latest rows, in the inputs' floating type, at least
+            float32. It is the largest of the sums, so in float64 reading and writing it would take
+            longer than the product of a small batch.
         num_recent: number of rows in `recent_GKK`.
     """
 
@@ -69,19 +72,19 @@ class Moments:
             return torch.zeros(groups, *shape, dtype=torch.float64, device=x_GRK.device)
 
         return cls(
-            origin_GK=x_GRK.float().mean(1),
+            origin_GK=_exact(x_GRK).mean(1),
             count=0,
             total_GK=zeros(inputs),
             residual_GO=zeros(num_outputs),
             cross_GOK=zeros(num_outputs, inputs),
             settled_GKK=zeros(inputs, inputs),
-            recent_GKK=zeros(inputs, inputs).float(),
+            recent_GKK=zeros(inputs, inputs).to(_exact(x_GRK[:0]).dtype),
         )
 
     def add(self, x_GRK: Tensor, r_GRO: Tensor) -> None:
         """Add rows. Sums are in float32 within a few batches and in float64 over all batches."""
-        x_GRK = x_GRK.float() - self.origin_GK[:, None]
-        r_GRO = r_GRO.float()
+        x_GRK = _exact(x_GRK) - self.origin_GK[:, None]
+        r_GRO = _exact(r_GRO)
         self.count += x_GRK.shape[1]
         self.total_GK += x_GRK.sum(1)
         self.recent_GKK.baddbmm_(x_GRK.transpose(1, 2), x_GRK)
@@ -175,6 +178,11 @@ class Moments:
         return self.product_GKK / self.count - shift[:, :, None] * shift[:, None]
 
 
+def _exact(values: Tensor) -> Tensor:
+    """Return values in their own floating type, or in float32 if that is more exact."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def best_ridges(loss: Callable[[Tensor], Tensor], num_problems: int) -> Tensor:
     """Return the ridges with which regressions that are fitted on some rows do best on others.
 
@@ -217,7 +225,12 @@ def ridge_solve(
 
     Returns:
         Coefficients (G, O, K); zero at padding.
+
+    Raises:
+        DataError: a moment is not finite.
     """
+    if not (cross_GOK.isfinite().all() and second_GKK.isfinite().all()):
+        raise _not_finite()
     size = second_GKK.shape[1]
     trace_G = second_GKK.diagonal(dim1=1, dim2=2).sum(1)
     # Rounding may make variances negative.
@@ -226,12 +239,21 @@ def ridge_solve(
     floor_G = torch.full_like(scale_G, 1e-12)
     while True:
         shift = (ridge_G * scale_G + floor_G)[:, None].expand(-1, size)
+        if not shift.isfinite().all():
+            raise _not_finite()
         factor, failed = torch.linalg.cholesky_ex(second_GKK + torch.diag_embed(shift))
         if not failed.any():
             return torch.cholesky_solve(cross_GOK.transpose(1, 2), factor).transpose(1, 2)
         # Rounding made the matrix indefinite, perhaps because some inputs hardly vary.
         ridge_G = torch.where(failed > 0, ridge_G * 10, ridge_G)
         floor_G = torch.where(failed > 0, floor_G * 10, floor_G)
+
+
+def _not_finite() -> DataError:
+    return DataError(
+        "the moments of a regression are not finite: some inputs or outputs are NaN, infinite or "
+        "too large to be squared"
+    )
 
 
 def masked_ridge_solve(
@@ -247,6 +269,9 @@ def masked_ridge_solve(
         kept_GOK: bool tensor, False if a coefficient has to be zero.
         ridge: relative to the mean variance of the inputs that an output keeps; one for all or
             one for each group.
+
+    Raises:
+        DataError: a moment is not finite.
     """
     ridge_G = torch.as_tensor(ridge, device=cross_GOK.device).expand(len(cross_GOK))
     slope_GOK = torch.zeros_like(cross_GOK)

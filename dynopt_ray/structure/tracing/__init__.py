@@ -1,5 +1,6 @@
 """Tracing: follow unit ids through a forward pass, and run networks without data."""
 
+from dynopt_ray.structure.tracing.cache_trials import empty_caches
 from dynopt_ray.structure.tracing.calls import Call, record_calls
 from dynopt_ray.structure.tracing.forward import (
     Inputs,
@@ -9,14 +10,15 @@ from dynopt_ray.structure.tracing.forward import (
     on_device,
     placeholder_tensors,
     run,
+    uncompiled,
     undisturbed,
 )
 from dynopt_ray.structure.tracing.nested_tensors import output_tensors, tensors_in
-from dynopt_ray.structure.tracing.passes import Passes, trace_at_own_sizes, unused
+from dynopt_ray.structure.tracing.passes import Passes, trace_at_own_sizes, unknown
 from dynopt_ray.structure.tracing.readers import Convolution, Reader, SumOfProducts, as_products
 from dynopt_ray.structure.tracing.registry import rule
+from dynopt_ray.structure.tracing.torch_functions import TRANSPARENT
 from dynopt_ray.structure.tracing.tracer import Heads, Trace
-from dynopt_ray.structure.tracing.transparent_functions import TRANSPARENT
 from dynopt_ray.structure.tracing.verification import Verified, Verifier
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "as_products",
     "buffers_kept",
     "call",
+    "empty_caches",
     "named_tensors",
     "on_device",
     "output_tensors",
@@ -43,6 +46,7 @@ __all__ = [
     "run",
     "tensors_in",
     "trace_at_own_sizes",
+    "uncompiled",
     "undisturbed",
-    "unused",
+    "unknown",
 ]

@@ -5,7 +5,8 @@ A forward pass computes with sizes as plain integers. After `B, N, C = x.shape`,
 tensor operation shows that. Under a trace, the size of a labelled dimension is therefore a
 `UnitCount`, which holds the ids that it counts, and an integer attribute of a module is a `Kept`,
 which knows its attribute. Divisions without remainder, and a few other operations on `Kept`, give
-the same type again. All other arithmetic gives a `Computed`, which only holds its operands.
+the same type again. All other arithmetic gives a `Computed`, which only holds its operands. If
+units lie along several dimensions together, the size of each of them is an `Extent`.
 
 The forward pass uses such an integer in one of two ways, and both are recorded. As a size (of a
 view, a slice or a new tensor), it tells the rules which units or which attribute the size follows.
@@ -34,13 +35,13 @@ class Tracked(int):
     """An integer that depends on widths and records each use of it as a value."""
 
     @abstractmethod
-    def sizes(self) -> "Iterable[Size]":
+    def sizes(self) -> "Iterable[Size | Extent]":
         """Yield the sizes that the number was computed from."""
 
     def as_value(self) -> int:
         """Return the plain number, and note that values are computed with it."""
         for size in self.sizes():
-            size.record.values.append(NumberUsed(int(size), tuple(size.sources())))
+            size.record.numbers.append(NumberUsed(int(size), tuple(size.sources())))
         return int(self)
 
     def __add__(self, other: Any) -> Any:
@@ -106,7 +107,7 @@ class Tracked(int):
         """Note the outcome of a comparison with a plain number, and return it."""
         if not isinstance(other, Tracked):
             for size in self.sizes():
-                size.record.values.append(NumberUsed(int(outcome), tuple(size.sources())))
+                size.record.numbers.append(NumberUsed(int(outcome), tuple(size.sources())))
         return outcome
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
@@ -129,7 +130,7 @@ class Computed(Tracked):
         self.sources = sources
         return self
 
-    def sizes(self) -> "Iterable[Size]":
+    def sizes(self) -> "Iterable[Size | Extent]":
         """See `Tracked`."""
         for source in self.sources:
             yield from source.sizes()
@@ -173,7 +174,7 @@ class Size(Tracked):
     def own_source(self) -> SizeSource:
         """Return what the size counts or is read from, apart from its divisors."""
 
-    def sizes(self) -> "Iterable[Size]":
+    def sizes(self) -> "Iterable[Size | Extent]":
         """See `Tracked`."""
         yield self
 
@@ -227,6 +228,37 @@ class UnitCount(Size):
         return self.ids.ravel()
 
 
+class Extent(Tracked):
+    """The size of one of several dimensions along which units lie together (heads × coordinates).
+
+    It is no count of units: either dimension may hold the coordinates of one unit.
+
+    Attributes:
+        ids: the ids along all of these dimensions.
+        record: the record that `as_value` writes to.
+    """
+
+    ids: IdArray
+    record: Record
+
+    def __new__(cls, ids: IdArray, axis: int, record: Record) -> "Extent":
+        """Make the size of `ids` along an axis."""
+        self = super().__new__(cls, ids.shape[axis])
+        self.ids, self.record = ids, record
+        return self
+
+    def __mul__(self, other: Any) -> Any:
+        return other * self if isinstance(other, Size) else super().__mul__(other)
+
+    def sizes(self) -> "Iterable[Extent]":
+        """See `Tracked`."""
+        yield self
+
+    def sources(self) -> Iterable[SizeSource]:
+        """Yield what the number depends on."""
+        yield self.ids.ravel()
+
+
 class Kept(Size):
     """An integer that a module keeps as an attribute.
 
@@ -268,8 +300,9 @@ class Kept(Size):
         return super().__floordiv__(other) if divides else Tracked.__floordiv__(self, other)
 
     def __mul__(self, other: Any) -> Any:
-        if not self.less and type(other) is int and other > 0 and self.divisor == 1:
-            return Kept(self.value, self.place, self.record, times=self.times * other)
+        plain = type(other) is int or isinstance(other, Extent)
+        if not self.less and plain and other > 0 and self.divisor == 1:
+            return Kept(self.value, self.place, self.record, times=self.times * int(other))
         if not self.less and self.times == 1:
             return super().__mul__(other)
         return Tracked.__mul__(self, other)
@@ -308,13 +341,12 @@ NUMBERS = {torch.Tensor.numel, torch.Tensor.nelement, torch.numel, torch.Tensor.
 def counted_sizes(
     size: Any, labels: Labels, record: Record, tensor: Tensor, dim: int | None = None
 ) -> Any:
-    """Return one size or all sizes of a tensor; labelled ones become `UnitCount`."""
-    counts = {
-        d: UnitCount(label.ids, record)
-        for label in labels
-        if len(label.dims) == 1
-        for d in label.dims
-    }
+    """Return one size or all sizes of a tensor; labelled ones are tracked."""
+    counts: dict[int, Tracked] = {}
+    for label in labels:
+        for axis, d in enumerate(label.dims):
+            one = len(label.dims) == 1
+            counts[d] = UnitCount(label.ids, record) if one else Extent(label.ids, axis, record)
     if dim is None:
         return torch.Size([counts.get(d, s) for d, s in enumerate(size)])
     return counts.get(dim % tensor.ndim, size)

@@ -14,9 +14,10 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_map_only
 
-from dynopt_ray.structure.preserve import Surroundings
+from dynopt_ray.structure.preserve import Cache, Surroundings
 from dynopt_ray.structure.tracing.calls import Call
 from dynopt_ray.structure.tracing.counts import marked
+from dynopt_ray.structure.tracing.quantisers import is_quantiser
 from dynopt_ray.structure.tracing.tracer import Trace
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -31,7 +32,7 @@ def call(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> Any
 
     Compiled modules run uncompiled, because nothing should be compiled for a pass without data.
     """
-    with _uncompiled():
+    with uncompiled():
         return functional_call(model, dict(tensors), *_arguments(inputs))
 
 
@@ -47,7 +48,8 @@ def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
+def uncompiled() -> contextlib.AbstractContextManager[object]:
+    """Return a context in which compiled modules run uncompiled."""
     if "torch._dynamo" not in sys.modules:  # slow to import; without it, nothing is compiled
         return contextlib.nullcontext()
     stance: Any = torch.compiler.set_stance
@@ -68,20 +70,29 @@ def on_device(inputs: Inputs, device: torch.device | str) -> Inputs:
 def placeholder_tensors(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Return empty or zero tensors, of the shape that `shapes` gives or else of their own shape."""
+    """Return tensors of the shapes in `shapes`; the others keep their own.
+
+    On the meta device they have no values. On any other, a network runs that looks at values: then
+    tensors of their own shape are copies, so that switches stay as they are, and others are zero.
+    """
     device = torch.device(device)
-    make = torch.empty if device.type == "meta" else torch.zeros
-    return {
-        name: make(tuple(shapes.get(name, t.shape)), dtype=t.dtype, device=device)
-        for name, t in tensors.items()
-    }
+    made = {}
+    for name, tensor in tensors.items():
+        shape = tuple(shapes.get(name, tensor.shape))
+        if device.type == "meta":
+            made[name] = torch.empty(shape, dtype=tensor.dtype, device=device)
+        elif shape == tensor.shape:
+            made[name] = tensor.detach().to(device, copy=True)
+        else:
+            made[name] = torch.zeros(shape, dtype=tensor.dtype, device=device)
+    return made
 
 
 class undisturbed:  # noqa: N801
     """Context that runs a network without gradients and without side effects.
 
-    It restores everything that `Surroundings` covers. On entry it returns a list. After the exit,
-    the list holds the (module, attribute) pairs of the dicts in which a pass kept tensors.
+    It restores everything that `Surroundings` covers. On entry it returns a dict. After the exit,
+    the dict holds the attributes in which the pass kept tensors; see `Surroundings.caches`.
 
     Args:
         model: the network that will run.
@@ -92,7 +103,7 @@ class undisturbed:  # noqa: N801
         self._model, self._training = model, training
         self._surroundings = Surroundings(model)
 
-    def __enter__(self) -> list[tuple[nn.Module, str]]:
+    def __enter__(self) -> dict[Cache, Any]:
         try:
             if self._training is not None:
                 self._model.train(self._training)
@@ -124,6 +135,8 @@ def buffers_kept(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) 
         with torch.no_grad():
             for tensor, copied, version in zip(kept, copies, versions, strict=True):
                 if tensor._version != version:
+                    if tensor.shape != copied.shape:  # statistics get their size in a first pass
+                        tensor.resize_(copied.shape)
                     tensor.copy_(copied)
 
 
@@ -135,6 +148,7 @@ def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
     """
     names = {module: name for name, module in model.named_modules()}
     trace.modules = {name: module for module, name in names.items()}
+    trace.quantisers = frozenset(filter(is_quantiser, names))
     for module, name in names.items():
         attributes = vars(module)
         for key, value in [*attributes.items()]:
@@ -159,7 +173,22 @@ def modules_known(model: nn.Module, trace: Trace) -> Iterator[None]:
     ]
     try:
         yield
+        for quantiser in trace.quantisers:
+            _pin_unread(trace, names[quantiser], quantiser)
     finally:
         for handle in handles:
             handle.remove()
         trace.running.clear()
+
+
+def _pin_unread(trace: Trace, name: str, quantiser: nn.Module) -> None:
+    """Pin the statistics of a quantiser that no rule has read in a pass.
+
+    It is switched off, or they describe a whole tensor. Either way the pass did reach them.
+    """
+    record = trace.record
+    for key, buffer in quantiser.named_buffers(prefix=name):
+        if key not in record.first_use:
+            record.first_use[key] = len(record.first_use)
+            for dim in range(buffer.ndim if (key, 0) in record.parameter_ids else 0):
+                trace.pin(record.parameter_ids[key, dim], "it describes no single unit")

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+_PLAIN = (int, float, str, slice, torch.dtype, torch.device)
 
 
 def output_tensors(output: Any) -> Iterable[Tensor]:
@@ -24,6 +27,17 @@ def tensors_in(value: Any) -> Iterable[Tensor]:
     elif hasattr(value, "__dataclass_fields__"):
         for key in value.__dataclass_fields__:
             yield from tensors_in(getattr(value, key))
+
+
+def operands(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return all tensors in the arguments of an operation; faster than `tensors_in`."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif value is not None and not isinstance(value, _PLAIN):
+            found += tensors_in(value)
+    return found
 
 
 def storage_of(tensor: Tensor) -> int | None:

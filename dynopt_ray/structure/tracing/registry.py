@@ -17,7 +17,10 @@ KEEPS_ZEROS: set[Callable[..., Any]] = set()
 JOINS_ZEROS: set[Callable[..., Any]] = set()
 """Operations that place their operands side by side, so zeros in all of them give zeros."""
 
-_NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg)
+SELECTS: set[Callable[..., Any]] = set()
+"""Operations that take some coordinates of a tensor and leave the others unread."""
+
+_NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch.special, torch.linalg, torch.fft)
 
 
 def rule(*operations: str | Callable[..., Any]) -> Callable[[OperationRule], OperationRule]:
@@ -54,12 +57,22 @@ def keeps_zeros(*names: str) -> None:
 
 def joins_zeros(*names: str) -> None:
     """Register operations that place their operands side by side."""
-    JOINS_ZEROS.update(operation for name in names for operation in _operations(name))
+    JOINS_ZEROS.update(operations(*names))
+
+
+def selects(*names: str) -> None:
+    """Register operations that take some coordinates of a tensor and leave the others unread."""
+    SELECTS.update(operations(*names))
 
 
 def operations(*names: str) -> frozenset[Callable[..., Any]]:
     """Return all callables as which these operations may reach a `TorchFunctionMode`."""
     return frozenset(operation for name in names for operation in _operations(name))
+
+
+def with_in_place(*names: str) -> tuple[str, ...]:
+    """Return the names of operations, and those of their in-place forms if torch has them."""
+    return (*names, *(f"{n}_" for n in names if hasattr(torch.Tensor, f"{n}_")))
 
 
 def _operations(operation: str | Callable[..., Any]) -> Iterable[Callable[..., Any]]:

@@ -15,17 +15,17 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from dynopt_ray.errors import TraceError
 from dynopt_ray.structure.tracing.consumers import Consumers
 from dynopt_ray.structure.tracing.counts import NUMBERS, SIZES, Kept, counted_entries, counted_sizes
-from dynopt_ray.structure.tracing.meta_results import shape_only
-from dynopt_ray.structure.tracing.nested_tensors import output_tensors, storage_of, tensors_in
-from dynopt_ray.structure.tracing.registry import RULES, OperationRule
-from dynopt_ray.structure.tracing.transparent_functions import TRANSPARENT
+from dynopt_ray.structure.tracing.inexactness import Inexactness
+from dynopt_ray.structure.tracing.nested_tensors import operands, storage_of, tensors_in
+from dynopt_ray.structure.tracing.quantisers import watches_only
+from dynopt_ray.structure.tracing.registry import RULES, SELECTS, OperationRule
+from dynopt_ray.structure.tracing.torch_functions import TRANSPARENT, shape_only
+from dynopt_ray.structure.tracing.values import LEAVES, READS, DataFlow, ValueReads
 from dynopt_ray.structure.tracing.weights import Weights
 from dynopt_ray.structure.units import (
     Consumer,
@@ -40,11 +40,6 @@ from dynopt_ray.structure.units import (
 )
 
 Heads = Literal["heads", "dims"]
-_LEAVES = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist}
-_VALUES = {
-    *(torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.__index__),
-    *(torch.Tensor.item, torch.Tensor.tolist, torch.is_nonzero, torch.equal, torch.allclose),
-}
 
 
 class Trace(TorchFunctionMode):
@@ -56,6 +51,7 @@ class Trace(TorchFunctionMode):
         heads: what a unit of attention is: a whole head, or one coordinate of all heads.
         buffers: names of the tensors that training does not change.
         frozen: names of the parameters that do not require a gradient.
+        reads: the values that the pass reads; repeats those of an earlier pass, if it has them.
     """
 
     def __init__(
@@ -65,25 +61,32 @@ class Trace(TorchFunctionMode):
         heads: Heads,
         buffers: Iterable[str] = (),
         frozen: Collection[str] = (),
+        reads: ValueReads | None = None,
     ) -> None:
         super().__init__()
         self.record = record
         self.heads: Heads = heads
         self.buffers = frozenset(buffers)
+        self.values = reads or ValueReads()
+        self.flow = DataFlow()
         self.running: list[tuple[str, nn.Module]] = []
         self.calls: dict[str, list[tuple[bool, int | None]]] = {}
         self.modules: dict[str, nn.Module] = {}
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
+        self.quantisers: frozenset[nn.Module] = frozenset()
         self.weights = Weights(tensors, self.buffers, frozen)
+        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self._consumers = Consumers(record)
-        self._picked: dict[int, tuple[Tensor, IdArray]] = {}
-        self._operation: object = None
+        self._pinned_if_read: dict[int, tuple[Tensor, list[tuple[IdArray, str]]]] = {}
+        self.inexact = Inexactness(record, self.running)
         for name, tensor in tensors.items():
             labels = []
             # Integer tensors (indices, masks) are data, so no units lie along them.
             sizes = tensor.shape if tensor.is_floating_point() or tensor.is_complex() else ()
             for dim, size in enumerate(sizes):
-                labels.append(Label((dim,), record.own((name, dim), size)))
+                ids = record.own((name, dim), size)
+                if ids.size == size:  # an earlier pass may have resized a buffer in place
+                    labels.append(Label((dim,), ids))
             self._labels[id(tensor)] = (tensor, tuple(labels))
 
     def __torch_function__(
@@ -95,32 +98,45 @@ class Trace(TorchFunctionMode):
     ) -> Any:
         """Run the operation, then apply its rule."""
         kwargs = kwargs or {}
+        if self.quantisers and watches_only(self.within_quantiser):
+            return func(*args, **kwargs)
         opened = TRANSPARENT.get(func)
         if opened is not None:
             with self:
                 out = opened(*args, **kwargs)
         elif (out := shape_only(func, args, kwargs)) is None:
-            out = func(*args, **kwargs)
+            decides = not self.quantisers or self.within_quantiser is None
+            out = self.values.run(func, args, kwargs, decides=decides)
+        if func in SIZES or func in NUMBERS:
+            self.values.note_size(args[0])
         if func in SIZES:
             return counted_sizes(out, self.labels(args[0]), self.record, *args, **kwargs)
         if func in NUMBERS:
             return counted_entries(func, out, self.labels(args[0]), self.record)
-        self.record.by_value |= func in _VALUES
-        if func in _LEAVES:
+        if func in LEAVES:
             self.pin(self.labels(args[0]), "its values are read outside torch")
-        if self._picked and (func in _VALUES or any(True for _ in tensors_in(out))):
-            self.pin_picked((args, kwargs))
-        handler, num_ties = RULES.get(func), len(self.record.ties)
-        self._operation = func
+        given, results = operands(args, kwargs), operands((out,), {})
+        taken = [label.ids for tensor in given for label in self.labels(tensor)]
+        noted, num_ties = len(self.record.mixed), len(self.record.ties)
+        if self._pinned_if_read and (func in READS or results):
+            self.pin_what_is_read(given)
+        handler = RULES.get(func)
+        self.inexact.operation = func
         if kwargs.get("out") is not None:
             unknown_operation(self, (), func, args, kwargs, "no rule with `out=`")
         elif handler is not None:
             self._follow(handler, out, func, args, kwargs)
-        elif any(True for _ in tensors_in(out)):
+        elif opened is None and results:
             unknown_operation(self, out, func, args, kwargs)
-        self._note_made(out, args, kwargs)
+        if taken and results and func not in SELECTS:
+            carried = [label.ids for tensor in results for label in self.labels(tensor)]
+            self.record.pass_through(taken, carried)
+        if self.record.with_costs:
+            self._note_made(results, given)
+            use = self.values.seen[-1].use if func in READS else None
+            self.flow.add(given, results, range(noted, len(self.record.mixed)), use)
         ties = self.record.ties[num_ties:]
-        self.weights.follow(func, (args, kwargs), out, ties=ties, labels=self.labels)
+        self.weights.follow(func, given, out, ties=ties, labels=self.labels)
         return out
 
     def _follow(
@@ -188,33 +204,9 @@ class Trace(TorchFunctionMode):
 
         With an axis, ids that are equal along it do not count (a norm over each head).
         """
-        if axis is None or ids.ndim == 1:
-            ids = ids.ravel()
-        else:
-            ids = np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis])
-        self.record.mixed.append((ids, self.cause(why)))
-
-    def norms(self, ids: IdArray) -> None:
-        """Note that zero weights of new units leave the result as it is (a norm of weights)."""
-        self.record.normed.append((ids.ravel(), self.cause("sums over them")))
-
-    def divides(self, ids: IdArray) -> None:
-        """Note that zero weights of new units would give 0/0."""
-        self.record.divisors.append((ids.ravel(), self.cause("divides by them, and 0/0 is NaN")))
-
-    def scales(self, tensor: Tensor) -> None:
-        """Note that a tensor is scaled by values that may depend on it.
-
-        The result is then not linear in the weights of the units along it.
-        """
-        if tensor in self.weights:
-            self.record.scaled += [label.ids.ravel() for label in self.labels(tensor)]
-
-    def cause(self, why: str) -> str:
-        """Return why growth is not exact, with the operation that runs and its module."""
-        name = getattr(self._operation, "__name__", "an operation")
-        module = self.running[-1][0] if self.running else ""
-        return f"`{name}` in {module!r} {why}" if module else f"`{name}` {why}"
+        if self.within_quantiser is not None:
+            return  # its statistics are not part of the result; see the rules for quantisation
+        self.inexact.mixes(ids, axis, why=why)
 
     def units(self, tensor: Tensor, dim: int) -> IdArray | None:
         """Return the ids along a dimension, or None if no one-dimensional label covers it."""
@@ -239,28 +231,18 @@ class Trace(TorchFunctionMode):
 
     def picked(self, out: Tensor, ids: IdArray) -> None:
         """Note that a constant index picked these units; they are pinned once `out` is read."""
-        _, before = self._picked.get(id(out), (out, ids[:0]))
-        self._picked[id(out)] = (out, np.concatenate([before, ids]))
+        self.pin_if_read(out, ids, "one of its units is picked by a constant index")
 
-    def pin_picked(self, read: Any) -> None:
-        """Pin the units that constant indices picked for these tensors, which are now read."""
+    def pin_if_read(self, out: Tensor, ids: IdArray, reason: str) -> None:
+        """Pin units once `out` is read."""
+        _, before = self._pinned_if_read.setdefault(id(out), (out, []))
+        before.append((ids.ravel(), reason))
+
+    def pin_what_is_read(self, read: Any) -> None:
+        """Pin the units that were to be pinned once these tensors are read."""
         for tensor in tensors_in(read):
-            _, ids = self._picked.pop(id(tensor), (tensor, None))
-            if ids is not None:
-                self.pin(ids, "one of its units is picked by a constant index")
-
-    def outputs(self, output: Any) -> list[Tensor]:
-        """Pin the units of the network's output and return its tensors."""
-        tensors = list(output_tensors(output))
-        if not tensors:
-            raise TraceError(
-                f"it returns a {type(output).__name__}, in which no tensor is found; let it return "
-                "a tensor, or a tuple, list, dict or dataclass of tensors"
-            )
-        self.pin_picked(tensors)
-        for tensor in tensors:
-            self.pin(self.labels(tensor), "it is the network's output")
-        return tensors
+            _, pins = self._pinned_if_read.pop(id(tensor), (tensor, []))
+            self.record.pinned += pins
 
     def use(self, tensor: Tensor | None, *roles: Role | None) -> None:
         """Note the roles of a parameter's dimensions, in order: `use(weight, "out", "in")`."""
@@ -268,6 +250,9 @@ class Trace(TorchFunctionMode):
         if name is None:
             return
         self.record.first_use.setdefault(name, len(self.record.first_use))
+        if name in self.buffers:  # training does not change it, so it does not make units
+            for dim in range(tensor.ndim if tensor is not None else 0):
+                self.record.roles.setdefault((name, dim), "scale")
         for dim, role in enumerate(roles):
             if role is not None and (name, dim) in self.record.parameter_ids:
                 self._set_role((name, dim), role)
@@ -287,7 +272,7 @@ class Trace(TorchFunctionMode):
                 continue
             if tensor not in self.weights:
                 if self.weights.vanishes(tensor):
-                    self.norms(label.ids)
+                    self.inexact.norms(label.ids)
                 else:
                     self.mix(label.ids, why="sums over them, and no parameter weights them")
                 continue
@@ -312,6 +297,21 @@ class Trace(TorchFunctionMode):
             self.mix(self.record.parameter_ids[key], why=why)
             role = "out"  # as a producer, it can name the group (tied embeddings)
         roles[key] = role
+
+    @property
+    def within_quantiser(self) -> nn.Module | None:
+        """The observer or fake quantiser whose `forward` is running, if any."""
+        module = self.running[-1][1] if self.running else None
+        return module if module in self.quantisers else None
+
+    def own(self, tensor: Tensor) -> None:
+        """Give ids to an integer buffer. It is data unless a rule shows that units lie along it."""
+        name = self.name(tensor)
+        known = tensor.shape == self._shapes.get(name or "")  # not resized in this pass
+        if name is not None and known and not self.labels(tensor):
+            sizes = enumerate(tensor.shape)
+            labels = [Label((dim,), self.record.own((name, dim), size)) for dim, size in sizes]
+            self._labels[id(tensor)] = (tensor, tuple(labels))
 
     def hide(self, tensor: Tensor, dims: Iterable[int]) -> None:
         """Note that these dimensions of a parameter are no widths (kernel sizes)."""
@@ -348,13 +348,11 @@ class Trace(TorchFunctionMode):
         if self.record.with_costs:
             self.record.work.append(Work.over(labels, sizes))
 
-    def _note_made(self, out: Any, args: Any, kwargs: Any) -> None:
+    def _note_made(self, results: Iterable[Tensor], given: Iterable[Tensor]) -> None:
         """Note the bytes that an operation writes; views write none."""
-        if not self.record.with_costs:
-            return
-        given = {storage_of(t) for t in tensors_in((args, kwargs))}
-        for tensor in tensors_in(out):
-            if storage_of(tensor) not in given:
+        storages = {storage_of(tensor) for tensor in given}
+        for tensor in results:
+            if storage_of(tensor) not in storages:
                 work = Work.over(self.labels(tensor), tensor.shape)
                 size = tensor.element_size() * work.coefficient
                 self.record.made.append(replace(work, coefficient=size))

@@ -22,9 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.structure.tracing.forward import Inputs, on_device, placeholder_tensors
+from dynopt_ray.errors import TraceError
+from dynopt_ray.structure.tracing.forward import Inputs, on_device
 from dynopt_ray.structure.tracing.passes import Passes, trace_passes
 from dynopt_ray.structure.tracing.tracer import Heads
+from dynopt_ray.structure.tracing.trial_tensors import trial_tensors
+from dynopt_ray.structure.tracing.values import OtherWayError
 from dynopt_ray.structure.units import (
     Attribute,
     Change,
@@ -96,13 +99,22 @@ class Verifier:
         self._linked = linked_attributes(passes.record.links, passes.grouping)
 
     def verdict(self) -> Verified:
-        """Find the groups that can be resized and the attributes that must follow them."""
+        """Find the groups that can be resized and the attributes that must follow them.
+
+        Raises:
+            TraceError: the network fails at its own sizes, too.
+        """
         pending = list(self._passes.grouping.groups)
         found = [*self._outside.follow]
         fixed: dict[str, str] = {}
         searched: set[str] = set()
         outcome = self._attempt(pending, found)
         while isinstance(outcome, str):
+            if not pending:
+                raise TraceError(
+                    f"{type(self._model).__name__} runs other operations each time it is called "
+                    f"with the same inputs: {outcome}"
+                )
             culprits = self._culprits(pending, found, outcome)
             for culprit, reason in culprits.items():
                 found = [a for a in found if culprit.name not in a.per_unit]
@@ -157,8 +169,8 @@ class Verifier:
         """
         followed = {a.place: a.per_unit for a in attributes}
         grouping, found = self._passes.grouping, {}
-        wider = self._seen.record.values if self._seen else []
-        for use, other in itertools.zip_longest(self._passes.record.values, wider):
+        wider = self._seen.record.numbers if self._seen else []
+        for use, other in itertools.zip_longest(self._passes.record.numbers, wider):
             if use is None or (other is not None and use.number == other.number):
                 continue
             for source in use.sources:
@@ -193,9 +205,7 @@ class Verifier:
     ) -> str | dict[str, WidthGroup]:
         """Trace with each group wider by its step; return the groups found, or what failed."""
         added = {group.name: self._step(group) for group in groups}
-        tensors = placeholder_tensors(
-            self._tensors, resized_shapes(self._tensors, groups, added), self._device
-        )
+        tensors = trial_tensors(self._tensors, groups, added, self._device)
         try:
             with attributes_changed(self._model, [*self._linked, *found], added):
                 seen = trace_passes(
@@ -206,11 +216,16 @@ class Verifier:
                     device=self._device,
                     with_costs=False,
                     counted=self._outside.tie,
+                    reads=self._passes.reads,
+                    families=self._passes.families,
+                    pinned=self._passes.pinned,
                 )
+        except OtherWayError as error:
+            return f"at another width, the forward pass takes another way: {error}"
         except Exception as error:
             # The network's forward ran at a size that it was not written for, so it may raise
             # any error.
-            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             return f"its size is written into the forward pass ({reason})"
         if seen.output_sizes != self._passes.output_sizes:
             return f"the output's size would become {[tuple(s) for s in seen.output_sizes]}"
@@ -304,18 +319,6 @@ class Verifier:
     @property
     def _device(self) -> torch.device:
         return self._passes.device
-
-
-def resized_shapes(
-    tensors: Mapping[str, Tensor], groups: Sequence[WidthGroup], added: Mapping[str, int]
-) -> dict[str, list[int]]:
-    """Return the new shapes of the tensors that change when `added[group]` units are added."""
-    shapes: dict[str, list[int]] = {}
-    for group in groups:
-        for s in group.slices:
-            shape = shapes.setdefault(s.parameter, list(tensors[s.parameter].shape))
-            shape[s.dim] += added.get(group.name, 0) * s.positions.shape[1]
-    return shapes
 
 
 def _attribute_name(place: Place) -> str:

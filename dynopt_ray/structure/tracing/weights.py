@@ -69,6 +69,13 @@ class Weights:
         """Return whether a tensor is zero for new units if the weights that made it are."""
         return tensor in self or id(tensor) in self._vanishing
 
+    def pass_on(self, source: Tensor, made: Tensor) -> None:
+        """Note that `made` is zero where `source` is, and has the same dimensions."""
+        if source in self:
+            self._add(made, self.rank(source))
+        elif self.vanishes(source):
+            self._vanishing[id(made)] = made
+
     def in_order(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return factors with the one last that should be zero for new units."""
         highest = 2 * _CONSTANT

@@ -6,7 +6,7 @@ from dynopt_ray.structure.units.attributes import (
     candidate_attributes,
     linked_attributes,
 )
-from dynopt_ray.structure.units.grouping import Grouping, Key, group_units
+from dynopt_ray.structure.units.grouping import IS_OUTPUT, Grouping, Key, group_units
 from dynopt_ray.structure.units.groups import Slice, WidthGroup, producer_name
 from dynopt_ray.structure.units.labels import (
     ID,
@@ -37,6 +37,7 @@ from dynopt_ray.structure.units.record import (
 
 __all__ = [
     "ID",
+    "IS_OUTPUT",
     "Attribute",
     "Axis",
     "Change",

@@ -11,9 +11,9 @@ added or removed together. Grouping takes three steps:
    each, are interchangeable: whichever is removed, the shapes that remain are the same. They are
    the units of one candidate group, called a bundle here. They are found by a signature: each
    dimension has a random number, and a component's signature is the sum of these numbers over its
-   coordinates. Pinned components, and those in a slice that an operation may treat differently
-   (`Record.parted`), are kept apart.
-3. A candidate that is pinned, or that the forward pass does not use, is reported as fixed with
+   coordinates. Components are kept apart if they are pinned, not reached, or in a slice that an
+   operation may treat differently (`Record.parted`).
+3. A candidate that is pinned, or that no operation reads (see `reach`), is reported as fixed with
    the reason. Every other candidate becomes a `WidthGroup`, named after its first producer.
 
 Networks have many more units than groups, so all steps are array operations without a loop over
@@ -30,12 +30,14 @@ import torch
 
 from dynopt_ray.structure.units.groups import Slice, WidthGroup, contiguous_runs, producer_name
 from dynopt_ray.structure.units.labels import ID, IdArray
+from dynopt_ray.structure.units.reach import read_units
 from dynopt_ray.structure.units.record import Link, Place, Record
 
 Key = tuple[str, int]
 """The name of a parameter or buffer, and one of its dimensions."""
 
-_UNUSED = "the forward pass does not use it"
+IS_OUTPUT = "it is the network's output"
+_NOT_REACHED = "not reached by this example"
 _ROLE_ORDER = {"out": 0, "scale": 1, "in": 2}
 
 
@@ -67,19 +69,23 @@ def group_units(record: Record) -> Grouping:
     component = _merged(record)
     num_components = int(component.max(initial=-1)) + 1
     reasons = _pinned(record, component, num_components)
-    least_two = np.zeros(num_components, dtype=bool)
-    for ids in record.never_one:
-        least_two[component[ids]] = True
-    mixed = _mixed(record, component, num_components)
 
     keys = sorted(
         (key for key in record.parameter_ids if key not in record.hidden),
         key=lambda key: _priority(record, key),
     )
     entries = _Entries.build(record, keys, component)
-    signature = _signatures(entries, reasons, num_components)
+    missed = ~read_units(record.passages, component, num_components)
+    record.passages.clear()
+    pinned = np.fromiter((reason is not None for reason in reasons), bool, num_components)
+    missed &= ~pinned
+    for unit in np.unique(entries.component[missed[entries.component]]).tolist():
+        reasons[unit] = _NOT_REACHED
+    signature = _signatures(entries, num_components)
     for number, ids in enumerate(record.parted):
         np.add.at(signature, component[ids], _token(number))
+    for number, units in enumerate((pinned, missed), start=len(record.parted)):
+        signature[units] += _token(number)
     leader = np.full(num_components, len(entries.key), dtype=ID)
     np.minimum.at(leader, entries.component, np.arange(len(entries.key), dtype=ID))
 
@@ -91,6 +97,8 @@ def group_units(record: Record) -> Grouping:
     bundle_of[present] = rank[bundle]
     unit_of = _counted_within(bundle_of, present, num_components)
 
+    mixed, counted = _mixed(record, component, bundle_of)
+    least_two = bundle_of[component[_joined(record.never_one)]]
     groups: list[WidthGroup] = []
     fixed: dict[str, str] = {}
     group_of_bundle = np.full(len(first) + 1, -1, dtype=ID)
@@ -99,17 +107,50 @@ def group_units(record: Record) -> Grouping:
         unit = component[record.parameter_ids[name, dim][int(positions[0, 0])]]
         reason = reasons[unit]
         if name not in record.first_use:
-            reason = reason or _UNUSED
+            reason = reason or _NOT_REACHED
         if reason is not None:
             for (parameter, d), _, _ in members:
-                fixed.setdefault(_fixed_name(record, parameter, d), reason)
+                _note_fixed(fixed, _fixed_name(record, parameter, d), reason)
             continue
         group_of_bundle[index] = len(groups)
-        fewest = 2 if least_two[unit] else 1
-        groups.append(_width_group(record, members, cause=mixed[unit], fewest=fewest))
+        cause = mixed.get(index) or (counted.get(index) if len(positions) == 1 else None)
+        fewest = 2 if index in least_two else 1
+        groups.append(_width_group(record, members, cause=cause or "", fewest=fewest))
     groups = _uniquely_named(groups)
     group_of = group_of_bundle[bundle_of[component]] if num_components else component
     return Grouping(tuple(groups), fixed, group_of, unit_of[component])
+
+
+def _mixed(
+    record: Record, component: IdArray, bundle_of: IdArray
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Return the bundles on whose units' number the output depends, of two kinds, with reasons.
+
+    The first kind meets others in an operation. The second meets none: the operation depends on
+    the number of its own coordinates (of one head). It matters only if it is the only unit of its
+    group, because then coordinates of other units would meet it.
+    """
+    together: dict[int, str] = {}
+    alone: dict[int, str] = {}
+    for ids, cause in record.mixed:
+        rows = component[ids] if ids.ndim > 1 else component[ids][None]
+        differ = (rows != rows[:, :1]).any(axis=1)
+        for found, units in ((together, rows[differ].ravel()), (alone, rows[~differ, 0])):
+            for bundle in np.unique(bundle_of[units]).tolist():
+                found.setdefault(bundle, cause)
+    return together, alone
+
+
+def _joined(arrays: Sequence[IdArray]) -> IdArray:
+    return np.concatenate([np.zeros(0, dtype=ID), *arrays])
+
+
+def _note_fixed(fixed: dict[str, str], name: str, reason: str) -> None:
+    """Note why something is fixed. If some of its units were not reached, that is the reason."""
+    if reason == _NOT_REACHED and fixed.get(name) != IS_OUTPUT:
+        fixed[name] = reason
+    else:
+        fixed.setdefault(name, reason)
 
 
 def _merged(record: Record) -> IdArray:
@@ -265,15 +306,11 @@ class _Entries:
             yield [members[index] for index in sorted(members)]
 
 
-def _signatures(
-    entries: _Entries, reasons: list[str | None], num_components: int
-) -> npt.NDArray[np.uint64]:
+def _signatures(entries: _Entries, num_components: int) -> npt.NDArray[np.uint64]:
     """Return a number per component: equal if they lie along the same dimensions, equally often."""
     tokens = np.random.default_rng(0).integers(2**63, size=len(entries.alike), dtype=np.uint64)
     signature = np.zeros(num_components, dtype=np.uint64)
     np.add.at(signature, entries.component, tokens[entries.key])
-    pinned = np.fromiter((reason is not None for reason in reasons), bool, num_components)
-    signature[pinned] += np.uint64(1)
     return signature
 
 
@@ -292,18 +329,6 @@ def _counted_within(bundle_of: IdArray, present: IdArray, num_components: int) -
     counts = np.diff([*starts, len(order)])
     unit_of[present[order]] = np.arange(len(order)) - np.repeat(starts, counts)
     return unit_of
-
-
-def _mixed(record: Record, component: IdArray, num_components: int) -> list[str]:
-    """Return for each component why the output depends on its number; empty if it does not."""
-    causes = [""] * num_components
-    for ids, cause in record.mixed:
-        units = component[ids]
-        if ids.ndim > 1 and ids.shape[1] > 1:
-            units = units[(units != units[:, :1]).any(axis=1)]
-        for unit in np.unique(units).tolist():
-            causes[unit] = causes[unit] or cause
-    return causes
 
 
 def _width_group(

@@ -59,7 +59,7 @@ def outside_sizes(model: nn.Module, record: Record, grouping: Grouping) -> Outsi
     """Find the attributes of modules that state a width but that the traced pass does not use."""
     linked = linked_attributes(record.links, grouping)
     used = {link.place for link in record.links} | record.sizes_of_data
-    used |= {s for use in record.values for s in use.sources if isinstance(s, tuple)}
+    used |= {s for use in record.numbers for s in use.sources if isinstance(s, tuple)}
     options: dict[Place, list[Attribute]] = defaultdict(list)
     for group in grouping.groups:
         for attribute in candidate_attributes(model, group):

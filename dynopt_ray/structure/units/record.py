@@ -6,12 +6,13 @@ import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
 
 from dynopt_ray.structure.units.labels import ID, IdArray, Labels
+from dynopt_ray.structure.units.reach import Passage
 
 Role = Literal["out", "in", "scale"]
 
@@ -158,6 +159,8 @@ class Record:
     rest, so they form groups of their own."""
     factors: list[IdArray] = field(default_factory=list)
     """Ids of dimensions that a view split in several. Units must vary along one of these only."""
+    passages: list[Passage] = field(default_factory=list)
+    """The operations that may read units, in forward order."""
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     """(parameter, dimension) -> its role."""
     first_use: dict[str, int] = field(default_factory=dict)
@@ -174,7 +177,7 @@ class Record:
     """Attributes of modules that follow a size."""
     sizes_of_data: set[Place] = field(default_factory=set)
     """Attributes that give sizes along which no units lie."""
-    values: list[NumberUsed] = field(default_factory=list)
+    numbers: list[NumberUsed] = field(default_factory=list)
     """Sizes that enter the computation as values, in forward order."""
     parameter_ids: dict[tuple[str, int], IdArray] = field(default_factory=dict)
     """(parameter, dimension) -> its ids, one per coordinate."""
@@ -183,10 +186,11 @@ class Record:
     blocks: dict[str, int | None] = field(default_factory=dict)
     """Modules that are called once and return a tensor like the one they take -> the number of
     further outputs, or None if the output is a single tensor."""
-    caches: list[tuple[nn.Module, str]] = field(default_factory=list)
-    """(module, attribute) pairs: the dicts in which modules keep tensors for the next pass."""
-    by_value: bool = False
-    """Whether the forward pass read values, and so may take another path on other data."""
+    followed: dict[str, None] = field(default_factory=dict)
+    """Modules that the pass did not reach and that follow a sibling in the same list."""
+    caches: dict[tuple[nn.Module | type[nn.Module], str], Any] = field(default_factory=dict)
+    """(module, attribute) pairs: where modules keep tensors for the next pass -> the value
+    without them; see `Surroundings`."""
     _owned: list[tuple[int, tuple[str, int]]] = field(default_factory=list)
 
     def own(self, key: tuple[str, int], size: int) -> IdArray:
@@ -208,6 +212,13 @@ class Record:
         ids = [ids for ids, _ in self.normed] + self.scaled
         keys = {key for array in ids for key in self.owners(array)}
         return frozenset(key for key in keys if self.roles.get(key) == "in")
+
+    def pass_through(self, taken: Sequence[IdArray], carried: Sequence[IdArray]) -> None:
+        """Note which ids an operation takes in, and which its results carry on; see `Passage`."""
+        same = set(map(id, carried))
+        taken = [ids for ids in taken if id(ids) not in same]
+        if taken:
+            self.passages.append(Passage(taken, carried))
 
     def owners(self, ids: IdArray) -> list[tuple[str, int]]:
         """Return the parameter dimensions that own some of these ids."""

@@ -22,6 +22,7 @@ that saves most for its loss. The better result is kept.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from dynopt_ray.errors import BudgetError
 from dynopt_ray.structure import CostKind
 from dynopt_ray.training.allocation.curves import Curve
 from dynopt_ray.training.budgets import ROUNDING, Widths
@@ -78,6 +79,9 @@ class Knapsack:
         Args:
             widths: the widths to start from.
             least: savings of a cost count only down to this fraction of its limit.
+
+        Raises:
+            BudgetError: a limit is exceeded, but no step lowers its cost.
         """
         now = dict(widths)
         while not _fits(used := self._used(now)):
@@ -93,6 +97,13 @@ class Knapsack:
                     if saved > 0:
                         added_loss = curve(width) - curve(now[name])
                         steps.append((added_loss / saved, -saved, name, width))
+            if not steps:
+                over = {k: round(s, 4) for k, s in zip(self.limits, used, strict=True) if s > 1}
+                raise BudgetError(
+                    f"allocate: no narrower width lowers {', '.join(over)}, which at widths {now} "
+                    f"is still {over} times its limit: a predicted cost does not fall with the "
+                    "widths. Allow more, or leave this limit out"
+                )
             *_, name, width = min(steps)
             now[name] = width
         return now

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, whose colours differ for every kind of colour vision.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#808000")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 _MUTED, _GRID = "#8b949e", "#d8dde3"
 # The part of viridis without the yellow end, which is hard to see on white.
 _DEPTHS = ("viridis", 0.0, 0.9)
@@ -60,7 +60,8 @@ def plot_sensitivity(curves: "pd.DataFrame") -> "Figure":
     axes.set(xlabel="fraction removed, of this group alone", ylabel="validation metric")
     axes.grid(color=_GRID, linewidth=0.6)
     axes.spines[["right", "top"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower left")
+    # Above the axes, where it hides no point.
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5)
     return figure
 
 

@@ -1,6 +1,6 @@
 """Budgets and other targets of pruning and growing, and how they are met."""
 
-from dynopt_ray.training.budgets.latency import measured_choices
+from dynopt_ray.training.budgets.latency import first_within, measured_choices
 from dynopt_ray.training.budgets.nonzero import NonzeroCount, is_nonzero
 from dynopt_ray.training.budgets.targets import (
     Budget,
@@ -28,6 +28,7 @@ __all__ = [
     "Threshold",
     "Widths",
     "asks_latency",
+    "first_within",
     "fractions_hint",
     "is_nonzero",
     "larger_widths",

@@ -58,7 +58,10 @@ class Budget:
         bytes: float | None = None,
         latency_ms: float | None = None,
     ) -> "Budget":
-        """Return a budget of absolute values, e.g. `Budget.absolute(params=100_000)`."""
+        """Return a budget of absolute values, e.g. `Budget.absolute(params=100_000)`.
+
+        FLOPs and latency are those of one sample; `Graph.cost` counts all example inputs instead.
+        """
         return cls(
             params=params,
             nonzero=nonzero,

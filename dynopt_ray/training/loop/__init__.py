@@ -5,7 +5,7 @@ from dynopt_ray.training.loop.costs_and_metrics import CostAndMetrics, Costs, co
 from dynopt_ray.training.loop.plain_state import copied, load_optimizer_state, optimizer_state
 from dynopt_ray.training.loop.rows import history_table, row
 from dynopt_ray.training.loop.sampling import SCORE_ROWS, calibration_inputs, sample_batches
-from dynopt_ray.training.loop.seeding import seeded
+from dynopt_ray.training.loop.seeding import RandomStream, seeded
 from dynopt_ray.training.loop.snapshot import KeptOptions, Snapshot
 from dynopt_ray.training.loop.stored_networks import loaded_network, network_bytes, restored, traced
 
@@ -15,6 +15,7 @@ __all__ = [
     "CostAndMetrics",
     "Costs",
     "KeptOptions",
+    "RandomStream",
     "Snapshot",
     "attempt",
     "calibration_inputs",

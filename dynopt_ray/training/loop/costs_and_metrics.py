@@ -101,7 +101,7 @@ class Costs:
         self._correction *= latency_ms / self.latency_ms_at(widths)
 
     def _scaled(self, cost: Cost) -> Cost:
-        return replace(cost, flops=round(cost.flops * self._per_sample))
+        return replace(cost, flops=round(cost.flops * self._per_sample), num_samples=1)
 
 
 def cost_and_metrics(

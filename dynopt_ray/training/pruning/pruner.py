@@ -134,7 +134,8 @@ def prune(
 
     Raises:
         BudgetError: the target cannot be reached. The message gives the lowest cost and what
-            prevents a lower one. Nothing has been changed.
+            prevents a lower one. Nothing has been changed. A latency may turn out to be out of
+            reach in a later round, when it is measured; earlier rounds then stay in effect.
         EditError: the target would remove nothing, an entry of `min_widths` is impossible, or the
             optimizer trains another network; a mapping gives a width that its group cannot keep or
             two widths for one group, or is combined with a recovery or a granularity other than

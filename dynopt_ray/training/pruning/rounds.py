@@ -28,6 +28,7 @@ from dynopt_ray.training.budgets import (
     Target,
     Threshold,
     asks_latency,
+    first_within,
     fractions_hint,
     measured_choices,
     widths_at,
@@ -327,10 +328,7 @@ def _selected(pruning: Pruning, pool: Pool, share: float) -> Selection:
     choices = measured_choices(
         choose, lambda chosen: pruning.costs.latency_ms_after(pool.plan(chosen.removed))
     )
-    for selection, latency_ms in choices:
-        if latency_ms <= limit:
-            return selection
-    return selection
+    return first_within(choices, limit, target)
 
 
 def _retrained(

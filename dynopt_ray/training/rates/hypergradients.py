@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from dynopt_ray.errors import CheckpointError
 from dynopt_ray.training.numbers import not_negative, positive
 from dynopt_ray.training.rates.controller import set_rates
 
@@ -67,6 +68,7 @@ class Hypergradient:
         self.multiplicative = multiplicative
         self.min_lr = _LEAST_SHARE * self.lr if min_lr is None else min_lr
         self._directions: list[Tensor | None] = []
+        self._directed: list[Tensor] = []  # the parameters that the directions belong to
         self._before: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
         self._attach()
@@ -99,8 +101,20 @@ class Hypergradient:
         return {"directions": [None if d is None else d.clone() for d in self._directions]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue as the controller whose `state_dict` this is."""
-        self._directions = [None if d is None else d.clone() for d in state["directions"]]
+        """Continue as the controller whose `state_dict` this is.
+
+        Raises:
+            CheckpointError: the state belongs to an optimizer of other parameters.
+        """
+        directions, parameters = state["directions"], self._parameters()
+        if directions and len(directions) != len(parameters):
+            raise CheckpointError(
+                f"Hypergradient: the state has directions of {len(directions)} parameters, but the "
+                f"optimizer has {len(parameters)}; load it into the controller of an optimizer "
+                "like the saved one"
+            )
+        self._directions = [None if d is None else d.clone() for d in directions]
+        self._directed = parameters if directions else []
 
     def _attach(self) -> None:
         self._handles += [
@@ -123,7 +137,10 @@ class Hypergradient:
     def _agreement(self, parameters: list[Tensor]) -> float:
         """Return Σ g d, or the cosine in the multiplicative form."""
         product = gradients = directions = 0.0
-        for p, d in zip(parameters, self._directions, strict=False):
+        # By identity: parameters may have joined the optimizer, or a group, since the last step.
+        known = dict(zip(map(id, self._directed), self._directions, strict=True))
+        for p in parameters:
+            d = known.get(id(p))
             if p.grad is not None and d is not None and d.shape == p.grad.shape:
                 product += float((p.grad * d).sum())
                 gradients += float(p.grad.square().sum())
@@ -135,9 +152,9 @@ class Hypergradient:
     @torch.no_grad()
     def _note(self, *_: Any) -> None:
         """Compute the directions of the step that was just taken."""
-        self._directions = []
+        self._directions, self._directed = [], self._parameters()
         rates = [g["lr"] for g in self.optimizer.param_groups for _ in g["params"]]
-        for p, before, rate in zip(self._parameters(), self._before, rates, strict=True):
+        for p, before, rate in zip(self._directed, self._before, rates, strict=True):
             self._directions.append((before - p) / rate if rate else None)
         self._before = []
 

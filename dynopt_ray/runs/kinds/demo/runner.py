@@ -8,7 +8,7 @@ import pandas as pd
 
 from dynopt_ray.cluster import SearchResult, session
 from dynopt_ray.online import ArrayStream
-from dynopt_ray.policies import ENVIRONMENT, AdaptResult, ChargedCost, DQNPolicy, RandomPolicy
+from dynopt_ray.policies import ENVIRONMENT, AdaptResult, ChargedCost, DQNPolicy
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.adapt import add_curve, points, run_adaptation, widths
 from dynopt_ray.runs.kinds.demo.spec import DemoSpec
@@ -115,7 +115,7 @@ def _policy(spec: DemoSpec, run: Run) -> DQNPolicy:
     policy = run_training(run, spec.policy, env_id=ENVIRONMENT, env=env, seed=spec.seed)
     run_comparison(
         run,
-        {"learned": policy, "random": RandomPolicy(spec.seed)},
+        policy,
         env_id=ENVIRONMENT,
         env=env,
         num_episodes=spec.num_episodes,

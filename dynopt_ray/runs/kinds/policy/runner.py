@@ -11,7 +11,9 @@ import pandas as pd
 from dynopt_ray.cluster import PolicyProgress, train_policy
 from dynopt_ray.errors import DynoptError, SpecError
 from dynopt_ray.policies import (
+    DEFAULT_ACTIONS,
     ENVIRONMENT,
+    ActionSet,
     DQNPolicy,
     DQNSettings,
     Policy,
@@ -23,10 +25,12 @@ from dynopt_ray.runs.kinds.policy.spec import PolicySpec
 from dynopt_ray.runs.run import Run
 
 POLICY_FILE = "policy/policy.safetensors"
-# Gives the evaluation other starts and batches than the training, whose seeds are small.
+# Gives the evaluation other starting networks, episodes and batches than the training, whose seeds
+# are small.
 _EVALUATION_SEED = 1_000_000
 _MOST_POINTS = 300
 _FIGURES = ["utility", "smooth_utility", "metric", "relative_cost"]
+_COLUMNS = ["returns", *_FIGURES, "num_steps", "gradient_steps"]
 
 
 def prepare(spec: PolicySpec) -> PreparedRun:
@@ -61,7 +65,7 @@ def _run(spec: PolicySpec, run: Run) -> None:
     policy = run_training(run, spec.policy, env_id=env_id, env=spec.env, seed=spec.seed)
     episodes = run_comparison(
         run,
-        {"learned": policy, "random": RandomPolicy(spec.seed)},
+        policy,
         env_id=env_id,
         env=spec.env,
         num_episodes=spec.num_episodes,
@@ -118,36 +122,65 @@ def run_training(
 
 def run_comparison(
     run: Run,
-    policies: Mapping[str, Policy],
+    policy: Policy,
     *,
     env_id: str,
     env: Mapping[str, Any],
     num_episodes: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Evaluate policies on the same starts, and show their means.
+    """Compare a policy with a random one on the same starts, and show their means.
+
+    In dynopt_ray's own environment, the starting networks are not in the training pool. The random
+    policy trains each network for as many gradient steps as the learned policy does.
 
     Returns:
         One row per policy and episode.
     """
     parts = []
+    unseen = with_unseen_networks(env_id, env)
+    effort = None
+    policies = {"learned": policy, "random": RandomPolicy(seed, _endings(env_id, env))}
     with run.progress.stage("compare policies", len(policies)) as stage:
-        for name, policy in policies.items():
+        for name, compared in policies.items():
             reached = evaluate_policy(
-                policy, env_id, env, num_episodes=num_episodes, seed=_EVALUATION_SEED + seed
+                compared,
+                env_id,
+                unseen,
+                num_episodes=num_episodes,
+                seed=_EVALUATION_SEED + seed,
+                effort=effort,
             )
-            columns = {
-                field: getattr(reached, field) for field in ("returns", *_FIGURES, "num_steps")
-            }
+            effort = reached.effort
+            columns = {field: getattr(reached, field) for field in _COLUMNS}
             part = pd.DataFrame({"policy": name, "episode": range(num_episodes), **columns})
             parts.append(part)
             stage.advance(note=f"{name}: utility {reached.mean:.4f}")
         episodes = pd.concat(parts, ignore_index=True)
-        means = episodes.groupby("policy", sort=False)[_FIGURES]
+        means = episodes.groupby("policy", sort=False)[[*_FIGURES, "gradient_steps"]]
         table = means.mean().reset_index()
         table.insert(2, "utility_sd", means.std()["utility"].to_numpy())
         table["episodes"] = num_episodes
         shown = ", ".join(f"{row.policy} {row.utility:.4f}" for row in table.itertuples())
         stage.result(f"utility {shown}")
-    run.outcome("policies", "Policies on unseen networks", table)
+    own = env_id == ENVIRONMENT
+    run.outcome("policies", "Policies on unseen networks" if own else "Policies", table)
     return episodes
+
+
+def with_unseen_networks(env_id: str, env: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an environment whose pool shares no network with the training pool.
+
+    Environments of other packages are returned as they are, since only they know their starts.
+    """
+    if env_id != ENVIRONMENT:
+        return dict(env)
+    return {**env, "first_start": env.get("first_start", 0) + _EVALUATION_SEED}
+
+
+def _endings(env_id: str, env: Mapping[str, Any]) -> frozenset[int]:
+    """Return the places of the actions that end an episode, if the environment's are known."""
+    if env_id != ENVIRONMENT:
+        return frozenset()
+    actions = ActionSet(env["actions"]) if "actions" in env else DEFAULT_ACTIONS
+    return frozenset(place for place, action in enumerate(actions) if action.ends)

@@ -207,6 +207,6 @@ def run_search(
         best = result.best
         stage.result(
             f"{ended}; best utility {best.utility:.4f} (accuracy {best.accuracy:.4f}, "
-            f"cost {best.cost:.3f})"
+            f"cost {best.cost:.3f})" + (f"; {result.note}" if result.note else "")
         )
     return result

@@ -3,10 +3,13 @@
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dynopt_ray.structure.tracing.nested_tensors import tensors_in
 from dynopt_ray.structure.tracing.registry import rule
+from dynopt_ray.structure.tracing.rules.joining import broadcast
 from dynopt_ray.structure.tracing.tracer import Trace
 from dynopt_ray.structure.units import Label, Labels, without
 
@@ -55,7 +58,7 @@ def convolution(
     rest = _along_space(trace, out, input, weight)
     labels = (*rest, *(() if made is None else (Label((channel,), made),)))
     trace.set(out, labels)
-    kernel = weight[0, 0].numel()
+    kernel = weight[0, 0].numel() * _num_real(weight)
     if groups == num_channels > 1:
         trace.count(labels, [*out.shape, kernel])
     else:
@@ -98,36 +101,68 @@ def transposed_convolution(
     rest = _along_space(trace, out, input, weight)
     trace.set(out, (*rest, *(() if channels is None else (Label((channel,), channels),))))
     inner = () if made is None else (Label((out.ndim,), made),)
-    kernel = weight[0, 0].numel()
+    kernel = weight[0, 0].numel() * _num_real(weight)
     labels = trace.labels(input)
     trace.count((*labels, *inner), [*input.shape, weight.shape[1], kernel])
 
 
-@rule(
-    *("avg_pool1d", "max_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "lp_pool1d"),
-    "max_pool1d_with_indices",
-)
+def _pools(num_dims: int) -> tuple[str, ...]:
+    """Return the names of torch's poolings over this many dimensions."""
+    found = []
+    for kind in ("avg", "max", "lp", "adaptive_avg", "adaptive_max", "fractional_max"):
+        name = f"{kind}_pool{num_dims}d"
+        found += [n for n in (name, f"{name}_with_indices") if hasattr(F, n) or hasattr(torch, n)]
+    return tuple(found)
+
+
+@rule(*_pools(1))
 def over_one_dim(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
     """The last dimension is pooled."""
     _over_space(trace, out, input, 1)
 
 
-@rule(
-    *("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "lp_pool2d"),
-    "max_pool2d_with_indices",
-)
+@rule(*_pools(2))
 def over_two_dims(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
     """The last two dimensions are pooled."""
     _over_space(trace, out, input, 2)
 
 
-@rule(
-    *("avg_pool3d", "max_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d"),
-    "max_pool3d_with_indices",
-)
+@rule(*_pools(3))
 def over_three_dims(trace: Trace, out: Any, input: Tensor, *_: Any, **__: Any) -> None:
     """The last three dimensions are pooled."""
     _over_space(trace, out, input, 3)
+
+
+@rule("max_unpool1d")
+def unpooled_along(
+    trace: Trace, out: Tensor, input: Tensor, indices: Tensor, *_: Any, **__: Any
+) -> None:
+    """Each value returns to the place in its channel from which a pooling took its maximum."""
+    _unpooled(trace, out, input, indices, 1)
+
+
+@rule("max_unpool2d")
+def unpooled_over_plane(
+    trace: Trace, out: Tensor, input: Tensor, indices: Tensor, *_: Any, **__: Any
+) -> None:
+    """The same over two dimensions."""
+    _unpooled(trace, out, input, indices, 2)
+
+
+@rule("max_unpool3d")
+def unpooled_over_volume(
+    trace: Trace, out: Tensor, input: Tensor, indices: Tensor, *_: Any, **__: Any
+) -> None:
+    """The same over three dimensions."""
+    _unpooled(trace, out, input, indices, 3)
+
+
+def _unpooled(trace: Trace, out: Tensor, input: Tensor, indices: Tensor, num_dims: int) -> None:
+    trace.use(input)
+    before = trace.labels(input)
+    trace.set(input, broadcast(trace, [input, indices], input))
+    _over_space(trace, out, input, num_dims)
+    trace.set(input, before)
 
 
 @rule("interpolate", "upsample")
@@ -143,6 +178,27 @@ def local_response_norm(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__:
         if 1 in label.dims:
             trace.pin(label.ids, "it is normalised over neighbouring channels")
     trace.set(out, trace.labels(input))
+
+
+@rule("grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def sampled(trace: Trace, out: Tensor, input: Tensor, grid: Tensor, *_: Any, **__: Any) -> None:
+    """Each channel is sampled at the places that a grid gives."""
+    trace.use(grid)
+    trace.pin(trace.labels(grid), "it gives the places at which another tensor is sampled")
+    _over_space(trace, out, input, input.ndim - 2)
+
+
+@rule("affine_grid", "affine_grid_generator")
+def grid(trace: Trace, out: Tensor, theta: Tensor, *_: Any, **__: Any) -> None:
+    """The places of a grid under an affine map."""
+    trace.use(theta)
+    trace.pin(trace.labels(theta), "it maps the two or three coordinates of space")
+    trace.set(out, ())
+
+
+def _num_real(weight: Tensor) -> int:
+    """Return the number of real convolutions by which torch computes one with this weight."""
+    return 3 if weight.is_complex() else 1
 
 
 def _over_space(trace: Trace, out: Any, input: Tensor, num_dims: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor
 
 from dynopt_ray.structure.tracing.tracer import Trace
@@ -32,15 +33,30 @@ def contract(
     operands: Sequence[Operand],
     out_dims: Sequence[int],
     bias: Tensor | None = None,
+    *,
+    counted: Sequence[Operand] | bool = True,
 ) -> None:
-    """Trace a sum of products (`einsum`), summed over the joint dimensions not in `out_dims`."""
-    sizes: dict[int, int] = {}
+    """Trace a sum of products (`einsum`), summed over the joint dimensions not in `out_dims`.
+
+    Args:
+        trace: the trace.
+        out: the result.
+        operands: the factors.
+        out_dims: for each dimension of the result, its dimension in the joint space.
+        bias: a vector that is added to the result.
+        counted: whether `torch.utils.flop_counter` counts the operation (products of matrices, not
+            those of a matrix with a vector), or the factors in the order in which torch takes them.
+    """
+    joint: dict[int, int] = {}
     for tensor, dims in operands:
         for dim, size in zip(dims, tensor.shape, strict=True):
-            sizes[dim] = max(size, sizes.get(dim, 1))
-    labels = join(trace, operands, [sizes[d] for d in range(len(sizes))])
-    summed = sorted(sizes.keys() - set(out_dims))
-    trace.count(labels, [sizes[d] for d in range(len(sizes))])
+            joint[dim] = max(size, joint.get(dim, 1))
+    sizes = [joint[d] for d in range(len(joint))]
+    labels = join(trace, operands, sizes)
+    summed = sorted(joint.keys() - set(out_dims))
+    if counted:
+        in_order = operands if counted is True else counted
+        _count_pairs(trace, labels, in_order, sizes, out_dims)
     for dim in summed:
         before, labels = labels, summed_over(trace, labels, dim)
         if len(labels) < len(before):
@@ -53,6 +69,32 @@ def contract(
         _note_consumer(trace, out, operands, out_dims, bias)
 
 
+def _count_pairs(
+    trace: Trace,
+    labels: Labels,
+    operands: Sequence[Operand],
+    sizes: Sequence[int],
+    out_dims: Sequence[int],
+) -> None:
+    """Count the products of one operand after the other, as torch computes them.
+
+    A dimension that only one factor of a pair has is summed before the product. A pair without a
+    dimension to sum over is multiplied elementwise, which does not count.
+    """
+    done = set(operands[0][1])
+    for index, (_, dims) in enumerate(operands[1:], start=1):
+        needed = set(out_dims).union(*(later for _, later in operands[index + 1 :]))
+        shared = done & set(dims)
+        if shared - needed:
+            joint = shared | (needed & (done | set(dims)))
+            cut = [_apart(label, set(label.dims) - joint) for label in labels]
+            trace.count(
+                tuple(label for label in cut if label.dims),
+                [size if d in joint else 1 for d, size in enumerate(sizes)],
+            )
+        done |= set(dims)
+
+
 def _note_consumer(
     trace: Trace,
     out: Tensor,
@@ -60,9 +102,10 @@ def _note_consumer(
     out_dims: Sequence[int],
     bias: Tensor | None,
 ) -> None:
-    """Note a consumer if exactly one of two factors is a parameter."""
+    """Note a consumer if exactly one of two dense factors is a parameter."""
     named = [trace.name(tensor) is not None for tensor, _ in operands]
-    if named.count(True) == 1:
+    dense = all(tensor.layout is torch.strided for tensor, _ in operands)
+    if dense and named.count(True) == 1:
         (_, read), (weight, own) = operands if named[1] else operands[::-1]
         dims = Contraction(tuple(read), tuple(own), tuple(out_dims))
         trace.consume(weight, out, bias=trace.name(bias), dims=dims)
@@ -112,6 +155,35 @@ def join(trace: Trace, operands: Sequence[Operand], sizes: Sequence[int]) -> Lab
     return tuple(result)
 
 
+def matched_apart_from(trace: Trace, operands: Sequence[Tensor], dim: int, reason: str) -> Labels:
+    """Return the common labels of tensors that meet elementwise along all dimensions except one.
+
+    Along `dim` the tensors may have any sizes; units there are pinned. Nothing is broadcast, so
+    units that meet a dimension of another size are pinned, too.
+
+    Args:
+        trace: the trace.
+        operands: tensors with the same number of dimensions.
+        dim: the dimension along which they differ.
+        reason: why units along `dim` cannot be resized.
+    """
+    ndim = operands[0].ndim
+    dim %= max(ndim, 1)
+    places = [[ndim + i if d == dim else d for d in range(ndim)] for i in range(len(operands))]
+    sizes = [max(t.shape[d] for t in operands) for d in range(ndim)]
+    sizes += [t.shape[dim] if ndim else 1 for t in operands]
+    kept = []
+    for label in join(trace, list(zip(operands, places, strict=True)), sizes):
+        unequal = any(t.shape[d] != sizes[d] for t in operands for d in label.dims if d < ndim)
+        if any(d >= ndim for d in label.dims):
+            trace.pin(label.ids, reason)
+        elif unequal:
+            trace.pin(label.ids, "it is combined with data of another size along this dimension")
+        else:
+            kept.append(label)
+    return tuple(kept)
+
+
 def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
     """Return the labels after a sum over `dim`.
 
@@ -121,6 +193,7 @@ def summed_over(trace: Trace, labels: Labels, dim: int) -> Labels:
     label = covering(labels, dim)
     if label is None:
         return labels
+    trace.record.pass_through([label.ids], [])  # read, even if the result has the same units
     rest = tuple(other for other in labels if other is not label)
     left = first_along(label, dim)
     if left is not None:

@@ -10,7 +10,11 @@ from dynopt_ray.structure.tracing.rules.joining import broadcast
 from dynopt_ray.structure.tracing.tracer import Trace
 
 
-@rule("cross_entropy", "nll_loss", "multi_margin_loss", "ctc_loss", "multilabel_margin_loss")
+@rule(
+    *("cross_entropy", "nll_loss", "multi_margin_loss", "ctc_loss", "multilabel_margin_loss"),
+    *("cosine_embedding_loss", "hinge_embedding_loss", "margin_ranking_loss"),
+    "triplet_margin_loss",
+)
 def over_classes(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     """The loss compares classes with labels, so the number of classes is fixed."""
     for tensor in tensors_in((args, kwargs)):

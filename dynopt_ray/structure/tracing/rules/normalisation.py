@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dynopt_ray.structure.tracing.registry import keeps_zeros, rule
@@ -28,6 +29,21 @@ def batch_norm(
     _mix_all_but(trace, input, 1)
     trace.normalised(input, running_mean)
     trace.set(out, trace.labels(input))
+
+
+@rule(torch.batch_norm, torch.instance_norm)
+def plain_batch_norm(
+    trace: Trace,
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *_: object,
+) -> None:
+    """The functions of `torch` itself, which take scale and shift before the statistics."""
+    batch_norm(trace, out, input, running_mean, running_var, weight, bias)
 
 
 @rule("layer_norm", "rms_norm")
@@ -118,7 +134,7 @@ def weight_norm(trace: Trace, out: Tensor, v: Tensor, g: Tensor, dim: int = 0) -
         trace.record.weight_norms.append(WeightNorm(gain, direction, None if whole else dim))
     else:
         for label in labels if whole else without(tuple(labels), dim):
-            trace.norms(label.ids)
+            trace.inexact.norms(label.ids)
     trace.set(out, tuple(labels))
 
 

@@ -148,7 +148,7 @@ def _cell(
     trace.match(hidden_weight, 1, made)
     for weight in (input_weight, hidden_weight):
         read = trace.units(weight, 1)
-        if read is not None:
+        if read is not None and trace.record.with_costs:
             trace.record.work.append(Work(num_steps, (gates, read)))
     for bias in cell[2:4] if has_biases else ():
         trace.use(bias, "out")
@@ -157,7 +157,8 @@ def _cell(
         _makes_and_reads(trace, cell[-1])
         trace.match(cell[-1], 1, hidden)
         trace.match(cell[-1], 0, made)
-        trace.record.work.append(Work(num_steps, (made, hidden)))
+        if trace.record.with_costs:
+            trace.record.work.append(Work(num_steps, (made, hidden)))
 
 
 def _makes_and_reads(trace: Trace, weight: Tensor) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dynopt_ray.structure.tracing.nested_tensors import tensors_in
-from dynopt_ray.structure.tracing.registry import keeps_zeros, rule
+from dynopt_ray.structure.tracing.registry import keeps_zeros, rule, with_in_place
 from dynopt_ray.structure.tracing.rules.joining import broadcast, summed_over
 from dynopt_ray.structure.tracing.tracer import Trace
 from dynopt_ray.structure.units import Label, covering, renumbered
@@ -15,7 +16,8 @@ from dynopt_ray.structure.units import Label, covering, renumbered
 
 @rule(
     *("mean", "amax", "amin", "max", "min", "std", "var", "prod", "logsumexp", "nanmean"),
-    *("median", "all", "any", "argmax", "argmin", "std_mean", "var_mean", "aminmax"),
+    *("median", "nanmedian", "all", "any", "argmax", "argmin", "std_mean", "var_mean"),
+    *("aminmax", "count_nonzero", "hash_tensor"),
 )
 def reduce(trace: Trace, out: Any, input: Tensor, dim: Any = None, *_: Any, **kwargs: Any) -> None:
     """Dimensions are reduced; the result depends on the number of units along them."""
@@ -28,7 +30,7 @@ def summed(trace: Trace, out: Any, input: Tensor, dim: Any = None, *_: Any, **kw
     _reduce(trace, out, input, kwargs.get("axis", dim), _summed, kwargs)
 
 
-@rule("norm")
+@rule("norm", "frobenius_norm", "matrix_norm")
 def norm(
     trace: Trace, out: Tensor, input: Tensor, p: Any = "fro", dim: Any = None, *_: Any, **__: Any
 ) -> None:
@@ -46,9 +48,21 @@ def vector_norm(
     _reduce(trace, out, input, dim, _normed)
 
 
-@rule("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp")
+@rule(
+    *(
+        "softmax",
+        "log_softmax",
+        "softmin",
+        "logcumsumexp",
+        "cummax",
+        "cummin",
+        torch.sparse.softmax,
+    ),
+    *with_in_place("cumsum", "cumprod"),
+    torch.sparse.log_softmax,
+)
 def along(
-    trace: Trace, out: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any
+    trace: Trace, out: Any, input: Tensor, dim: int | None = None, *_: Any, **__: Any
 ) -> None:
     """The shape stays, but each value depends on the other units along the dimension."""
     trace.use(input)
@@ -57,7 +71,8 @@ def along(
     label = covering(trace.labels(input), dim % input.ndim)
     if label is not None:
         trace.mix(label.ids, label.dims.index(dim % input.ndim))
-    trace.set(out, trace.labels(input))
+    for tensor in tensors_in(out):
+        trace.set(tensor, trace.labels(input))
 
 
 keeps_zeros("normalize")
@@ -94,7 +109,7 @@ def _summed(trace: Trace, input: Tensor, label: Label, dim: int) -> None:
 
 def _normed(trace: Trace, input: Tensor, label: Label, dim: int) -> None:
     if len(label.dims) == 1 and trace.weights.vanishes(input):
-        trace.norms(label.ids)
+        trace.inexact.norms(label.ids)
     else:
         _mixed(trace, input, label, dim)
 
@@ -109,6 +124,8 @@ def _reduce(
 ) -> None:
     if isinstance(dim, Tensor) or "other" in options:  # max(a, b) is elementwise
         other = options.get("other", dim)
+        for tensor in (input, other):
+            trace.use(tensor)
         trace.set(out, broadcast(trace, [input, other], out))
         return
     trace.use(input)
@@ -118,6 +135,32 @@ def _reduce(
         dims = sorted({d % input.ndim for d in ([dim] if isinstance(dim, int) else dim)})
     for tensor in tensors_in(out):
         _remove(trace, tensor, input, dims, note)
+        if not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+            _told_apart(trace, tensor, input, dims)
+
+
+@rule("diff", "trapezoid", "trapz", "cumulative_trapezoid", "gradient", "cross", "renorm")
+def neighbours(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
+    """Neighbouring coordinates are combined, or those that lie at certain places."""
+    for tensor in tensors_in((args, kwargs)):
+        trace.use(tensor)
+        trace.pin(trace.labels(tensor), "neighbouring coordinates are combined")
+    for tensor in tensors_in(out):
+        trace.set(tensor, ())
+
+
+@rule("_sparse_sum")
+def sparse_sum(trace: Trace, out: Tensor, input: Tensor, dim: Any = None, **_: Any) -> None:
+    """A sum over dimensions of a sparse tensor."""
+    reduce(trace, out, input, dim)
+
+
+def _told_apart(trace: Trace, out: Tensor, input: Tensor, dims: Sequence[int]) -> None:
+    """Pin units whose positions are the values of `out` (argmax), once these are read."""
+    if input.is_floating_point() or input.is_complex():
+        for label in trace.labels(input):
+            if set(dims).intersection(label.dims):
+                trace.pin_if_read(out, label.ids, "its units are told apart by their position")
 
 
 def _remove(trace: Trace, out: Tensor, input: Tensor, dims: Sequence[int], note: Note) -> None:

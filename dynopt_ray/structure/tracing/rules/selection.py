@@ -1,6 +1,6 @@
 """Rules for operations that select, reorder or pad the coordinates of a tensor."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -8,11 +8,14 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.tracing.counts import Kept, Size
-from dynopt_ray.structure.tracing.nested_tensors import tensors_in
-from dynopt_ray.structure.tracing.registry import rule
-from dynopt_ray.structure.tracing.rules.sizes import listed
+from dynopt_ray.structure.tracing.registry import rule, selects
 from dynopt_ray.structure.tracing.tracer import Trace
 from dynopt_ray.structure.units import Label, Labels, along, covering, renumbered
+
+selects(
+    *("__getitem__", "__setitem__", "select", "narrow", "chunk", "tensor_split", "split"),
+    *("split_with_sizes", "unbind", "index_select", "gather", "take_along_dim"),
+)
 
 
 @rule("__getitem__")
@@ -23,15 +26,15 @@ def getitem(trace: Trace, out: Tensor, input: Tensor, index: Any) -> None:
 
 
 @rule("__setitem__")
-def setitem(trace: Trace, out: None, input: Tensor, index: Any, value: Any) -> None:
+def setitem(trace: Trace, out: Any, input: Tensor, index: Any, value: Any) -> None:
     """The units of the written value must match those that it replaces."""
     del out
     if not isinstance(value, Tensor):
         indexed(trace, input, index, input)
-        trace.pin_picked(input)
+        trace.pin_what_is_read(input)
     else:
         target = indexed(trace, input, index, value)
-        trace.pin_picked(value)
+        trace.pin_what_is_read(value)
         covered = {dim for label in target for dim in label.dims}
         for label in trace.labels(value):
             if not covered.intersection(label.dims):
@@ -66,13 +69,23 @@ def narrow(trace: Trace, out: Tensor, input: Tensor, dim: int, start: int, lengt
     trace.set(out, labels)
 
 
-@rule("chunk", "tensor_split")
+@rule("chunk", "tensor_split", "unsafe_chunk")
 def chunk(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any, dim: int = 0) -> None:
     """A dimension is cut into a number of parts, or at given indices."""
     if isinstance(parts, int) and len(out) == parts:
         split(trace, out, input, out[0].shape[dim], dim)
     else:
         _parts(trace, out, input, dim)
+
+
+@rule("hsplit", "vsplit", "dsplit")
+def split_along(trace: Trace, out: Sequence[Tensor], input: Tensor, parts: Any) -> None:
+    """The second, first or third dimension is cut; it is the one that the parts do not share."""
+    cut = [d for d in range(input.ndim) if out[0].shape[d] != input.shape[d]]
+    if cut:
+        chunk(trace, out, input, parts, cut[0])
+    else:
+        _parts(trace, out, input, 0)
 
 
 @rule("glu")
@@ -91,7 +104,7 @@ def _halves(input: Tensor, dim: int) -> tuple[slice, slice]:
     return slice(middle), slice(middle, None)
 
 
-@rule("split", "split_with_sizes")
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 def split(trace: Trace, out: Sequence[Tensor], input: Tensor, sizes: Any, dim: int = 0) -> None:
     """Consecutive parts. Equal parts must stay equal at other widths, so their units are tied."""
     trace.use(input)
@@ -166,95 +179,6 @@ def fold(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
         else:
             trace.pin(label.ids, "it is cut into windows")
     trace.set(out, tuple(kept))
-
-
-@rule("index_select", "gather")
-def gather(trace: Trace, out: Tensor, input: Tensor, dim: int, *_: Any, **__: Any) -> None:
-    """Some coordinates of one dimension are selected."""
-    _reordered(trace, out, input, [dim])
-
-
-@rule("take_along_dim")
-def take_along_dim(
-    trace: Trace, out: Tensor, input: Tensor, indices: Tensor, dim: int | None = None
-) -> None:
-    """Some coordinates of one dimension, or of all dimensions, are selected."""
-    del indices
-    _reordered(trace, out, input, range(input.ndim) if dim is None else [dim])
-
-
-@rule("flip")
-def flip(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any) -> None:
-    """Dimensions are reversed."""
-    _reordered(trace, out, input, listed(kwargs.get("dims", dims)))
-
-
-@rule("roll")
-def roll(trace: Trace, out: Tensor, input: Tensor, shifts: Any, dims: Any = ()) -> None:
-    """Dimensions are shifted cyclically, or the flattened tensor if there are no `dims`."""
-    del shifts
-    dims = [dims] if isinstance(dims, int) else dims
-    _reordered(trace, out, input, dims or range(input.ndim))
-
-
-@rule("topk")
-def topk(trace: Trace, out: Any, input: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> None:
-    """The largest values along a dimension."""
-    del k
-    _reordered(trace, out, input, [dim])
-
-
-@rule("sort", "argsort")
-def sort(trace: Trace, out: Any, input: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Values are sorted along a dimension."""
-    numbers = [a for a in args if type(a) is not bool]  # `stable` may come before `dim`
-    _reordered(trace, out, input, [kwargs.get("dim", *numbers[:1] or [-1])])
-
-
-def _reordered(trace: Trace, out: Any, input: Tensor, dims: Iterable[int]) -> None:
-    """Pin units along dimensions whose coordinates are reordered."""
-    trace.use(input)
-    labels = trace.labels(input)
-    for dim in dims:
-        label = covering(labels, dim % max(input.ndim, 1))
-        if label is not None:
-            trace.pin(label.ids, "its units are put into another order")
-            labels = tuple(other for other in labels if other is not label)
-    for tensor in tensors_in(out):
-        trace.set(tensor, labels)
-
-
-@rule("pad")
-def pad(
-    trace: Trace,
-    out: Tensor,
-    input: Tensor,
-    pad: Sequence[int],
-    mode: str = "constant",
-    *_: Any,
-    **__: Any,
-) -> None:
-    """Constant coordinates are added around the others, and their number is fixed."""
-    trace.use(input)
-    labels: list[Label] = []
-    for label in trace.labels(input):
-        ids = label.ids
-        if mode != "constant" and any(_padding(pad, input.ndim, dim) for dim in label.dims):
-            trace.pin(label.ids, "it is padded with copies of its own units")
-            continue
-        for axis, dim in enumerate(label.dims):
-            before, after = _padding(pad, input.ndim, dim) or (0, 0)
-            if before or after:
-                ids = _padded(trace, ids, axis, before, after)
-        labels.append(Label(label.dims, ids))
-    trace.set(out, tuple(labels))
-
-
-def _padding(pad: Sequence[int], ndim: int, dim: int) -> tuple[int, int] | None:
-    """Return the number of coordinates added before and after in a dimension; None for none."""
-    offset = 2 * (ndim - 1 - dim)
-    before, after = (*pad[offset : offset + 2], 0, 0)[:2]
-    return (before, after) if before or after else None
 
 
 def indexed(trace: Trace, input: Tensor, index: Any, out: Tensor) -> Labels:
@@ -373,26 +297,3 @@ def _picked(trace: Trace, out: Tensor, labels: Labels, dim: int, index: int) -> 
 
 def _gap(ndim: int, dim: int) -> list[int]:
     return [d - (d > dim) for d in range(ndim)]
-
-
-def _padded(trace: Trace, ids: Any, axis: int, before: int, after: int) -> Any:
-    if axis > 0:
-        # Padding before or after the coordinates of a head belongs to the head.
-        amounts = [
-            (max(before, 0), max(after, 0)) if a == axis else (0, 0) for a in range(ids.ndim)
-        ]
-        ids = np.pad(ids, amounts, mode="edge")
-        before, after = min(before, 0), min(after, 0)
-    parts = []
-    for amount, reason in ((before, "before"), (0, ""), (after, "after")):
-        if not reason:
-            parts.append(ids)
-        elif amount > 0:
-            shape = list(ids.shape)
-            shape[axis] = amount
-            fresh = trace.record.fresh(int(np.prod(shape))).reshape(shape)
-            trace.pin(fresh, "it is padding of a constant size")
-            parts.append(fresh)
-    joined = np.concatenate(parts, axis=axis)
-    start, stop = max(-before, 0), joined.shape[axis] - max(-after, 0)
-    return joined.take(np.arange(start, stop), axis=axis)

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dynopt_ray.structure.tracing.counts import Size
-from dynopt_ray.structure.tracing.registry import joins_zeros, keeps_zeros, rule
+from dynopt_ray.structure.tracing.nested_tensors import tensors_in
+from dynopt_ray.structure.tracing.registry import joins_zeros, keeps_zeros, rule, with_in_place
 from dynopt_ray.structure.tracing.rules.joining import broadcast
-from dynopt_ray.structure.tracing.rules.sizes import counted, listed
+from dynopt_ray.structure.tracing.rules.sizes import counted, fresh_along, listed
 from dynopt_ray.structure.tracing.tracer import Trace
 from dynopt_ray.structure.units import (
     IdArray,
@@ -18,14 +18,14 @@ from dynopt_ray.structure.units import (
     covering,
     renumbered,
     reshaped,
-    spread,
 )
 
 keeps_zeros(
     *("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "permute"),
     *("transpose", "swapaxes", "swapdims", "t", "T", "mT", "movedim", "moveaxis", "unsqueeze"),
     *("squeeze", "expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave"),
-    *("chunk", "split", "split_with_sizes", "unbind", "__getitem__", "select", "narrow"),
+    *("chunk", "split", "split_with_sizes", "unbind", "__getitem__", "select", "narrow", "H", "mH"),
+    *("adjoint", "view_as_real", "view_as_complex"),
 )
 joins_zeros("cat", "concat", "concatenate", "stack")
 
@@ -64,7 +64,7 @@ def permute(trace: Trace, out: Tensor, input: Tensor, *dims: Any, **kwargs: Any)
     _reorder(trace, out, input, order)
 
 
-@rule("transpose", "swapaxes", "swapdims", "transpose_")
+@rule(*with_in_place("transpose", "swapaxes", "swapdims"))
 def transpose(trace: Trace, out: Tensor, input: Tensor, dim0: int, dim1: int) -> None:
     """Two dimensions are swapped."""
     order = list(range(out.ndim))
@@ -72,7 +72,7 @@ def transpose(trace: Trace, out: Tensor, input: Tensor, dim0: int, dim1: int) ->
     _reorder(trace, out, input, order)
 
 
-@rule("t", "T", "mT")
+@rule("t", "t_", "T", "mT", "H", "mH", "adjoint")
 def matrix_transpose(trace: Trace, out: Tensor, input: Tensor) -> None:
     """The last two dimensions are swapped; a vector stays as it is."""
     order = list(range(out.ndim))
@@ -89,6 +89,13 @@ def movedim(trace: Trace, out: Tensor, input: Tensor, source: Any, destination: 
     _reorder(
         trace, out, input, [places[d] if d in places else next(rest) for d in range(input.ndim)]
     )
+
+
+@rule("atleast_1d", "atleast_2d", "atleast_3d")
+def atleast(trace: Trace, out: Any, *tensors: Any) -> None:
+    """Dimensions of size 1 are added until there are enough."""
+    for tensor, result in zip(tensors_in(tensors), tensors_in(out), strict=True):
+        reshape(trace, result, tensor)
 
 
 @rule("unsqueeze", "unsqueeze_")
@@ -117,23 +124,49 @@ def squeeze(trace: Trace, out: Tensor, input: Tensor, dim: Any = None) -> None:
     trace.set(out, renumbered(labels, position.tolist()))
 
 
-@rule("expand", "expand_as", "broadcast_to")
-def expand(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **__: Any) -> None:
+@rule("expand", "broadcast_to")
+def expand(trace: Trace, out: Tensor, input: Tensor, *sizes: Any, **kwargs: Any) -> None:
     """Dimensions of size 1 are repeated. If the new size follows a width, the copies are units."""
     trace.use(input)
-    labels = list(broadcast(trace, [input], out))
-    arguments = listed(sizes)
-    for dim, size in enumerate(arguments if len(arguments) == out.ndim else ()):
-        # The copies get new ids, which are tied to the units that they meet.
-        old = dim - out.ndim + input.ndim
-        if isinstance(size, Size) and (old < 0 or input.shape[old] == 1):
-            labels.append(Label((dim,), trace.record.fresh(out.shape[dim])))
-    trace.set(out, tuple(labels))
+    arguments = listed(sizes or tuple(kwargs.values()))
+    labels = broadcast(trace, [input], out)
+    copies = fresh_along(trace, out, arguments, _copied(input, out, labels))
+    trace.set(out, (*labels, *copies))
     counted(trace, out, arguments)
 
 
+@rule("expand_as")
+def expand_as(trace: Trace, out: Tensor, input: Tensor, other: Tensor) -> None:
+    """Dimensions of size 1 are repeated; the copies are the units of the other tensor."""
+    trace.use(input)
+    labels = broadcast(trace, [input], out)
+    copied = _copied(input, out, labels)
+    copies = [label for label in trace.labels(other) if copied.issuperset(label.dims)]
+    trace.set(out, (*labels, *copies))
+
+
+@rule("broadcast_tensors")
+def broadcast_tensors(trace: Trace, out: Sequence[Tensor], *tensors: Any) -> None:
+    """Each tensor is repeated along the dimensions that it lacks, where others have units."""
+    given = list(tensors_in(tensors))
+    labels = broadcast(trace, given, out[0])
+    for tensor, result in zip(given, out, strict=True):
+        trace.use(tensor)
+        trace.set(result, labels)
+
+
+def _copied(input: Tensor, out: Tensor, labels: Labels) -> set[int]:
+    """Return the dimensions of `out` along which one coordinate of `input` was repeated."""
+    missing = out.ndim - input.ndim
+    return {
+        d
+        for d in range(out.ndim)
+        if (d < missing or input.shape[d - missing] == 1) and covering(labels, d) is None
+    }
+
+
 @rule("repeat", "tile")
-def repeat(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None:
+def repeat(trace: Trace, out: Tensor, input: Tensor, *times: Any, **_: Any) -> None:
     """The whole tensor is repeated along some dimensions, block by block."""
     trace.use(input)
     offset = out.ndim - input.ndim
@@ -143,9 +176,13 @@ def repeat(trace: Trace, out: Tensor, input: Tensor, *_: Any, **__: Any) -> None
             trace.pin(label.ids, "one unit is broadcast over a whole dimension")
             continue
         dims = tuple(d + offset for d in label.dims)
-        times = [out.shape[d] // input.shape[d - offset] for d in dims]
-        labels.append(Label(dims, np.tile(label.ids, times)))
+        counts = [out.shape[d] // input.shape[d - offset] for d in dims]
+        labels.append(Label(dims, np.tile(label.ids, counts)))
+    copied = _copied(input, out, tuple(labels))
+    arguments = listed(times)
+    labels += fresh_along(trace, out, arguments, copied)
     trace.set(out, tuple(labels))
+    counted(trace, out, [n if d in copied else -1 for d, n in enumerate(arguments)])
 
 
 @rule("repeat_interleave")
@@ -178,7 +215,7 @@ def pixel_unshuffle(trace: Trace, out: Tensor, input: Tensor, downscale_factor: 
     _regroup(trace, out, input, lambda ids: ids.repeat(downscale_factor**2)[:, None])
 
 
-@rule("channel_shuffle")
+@rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(trace: Trace, out: Tensor, input: Tensor, groups: int) -> None:
     """Channels are reordered: channel i of every group comes before channel i + 1 of any group."""
     label = covering(trace.labels(input), input.ndim - 3)
@@ -206,30 +243,6 @@ def _regroup(
     trace.set(out, tuple(labels))
 
 
-@rule("cat", "concat", "concatenate")
-def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0, **__: Any) -> None:
-    """Units are concatenated along `dim`; along other dimensions they must match."""
-    tensors = [t for t in tensors if t.numel() or t.ndim == out.ndim]
-    dim %= out.ndim
-    for tensor in tensors:
-        trace.use(tensor)
-    joined = _join(trace, tensors, dim)
-    first, *others = [_apart_from(trace, tensor, dim) for tensor in tensors]
-    for other in others:
-        first = _matched(trace, first, other)
-    trace.set(out, (*joined, *first))
-
-
-@rule("stack")
-def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
-    """Tensors, whose units must match, are stacked along a new dimension."""
-    dim %= out.ndim
-    first, *others = [trace.labels(tensor) for tensor in tensors]
-    for other in others:
-        first = _matched(trace, first, other)
-    trace.set(out, renumbered(first, [d + (d >= dim) for d in range(out.ndim - 1)]))
-
-
 def _columns(trace: Trace, label: Label) -> Label:
     """Tie units across all dimensions except the last, along which they then lie."""
     row = label.ids[(0,) * (label.ids.ndim - 1)]
@@ -242,44 +255,3 @@ def _reorder(trace: Trace, out: Tensor, input: Tensor, order: Sequence[int]) -> 
     trace.use(input)
     new_dim = np.argsort([d % input.ndim for d in order])
     trace.set(out, renumbered(trace.labels(input), new_dim.tolist()))
-
-
-def _join(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Labels:
-    """Return the label along the concatenated dimension; parts without units get pinned ids."""
-    labels = [covering(trace.labels(tensor), dim) for tensor in tensors]
-    dims = tuple(sorted({d for label in labels if label is not None for d in label.dims}))
-    if not dims:
-        return ()
-    given = [label for label in labels if label is not None]
-    if len(given) < len(labels) and all(label.ids.size == 1 for label in given):
-        for alone in given:  # a class token before the tokens of the data
-            trace.pin(alone.ids, "it is concatenated with data that has no units")
-        return ()
-    parts = []
-    for tensor, label in zip(tensors, labels, strict=True):
-        if label is None:
-            plain = trace.record.fresh(tensor.shape[dim])
-            trace.pin(plain, "it lies along data without units in a concatenation")
-            label = Label((dim,), plain)
-        parts.append(spread(label, dims, [tensor.shape[d] for d in dims]))
-    return (Label(dims, np.concatenate(parts, axis=dims.index(dim))),)
-
-
-def _apart_from(trace: Trace, tensor: Tensor, dim: int) -> Labels:
-    return tuple(label for label in trace.labels(tensor) if dim not in label.dims)
-
-
-def _matched(trace: Trace, one: Labels, other: Labels) -> Labels:
-    """Tie labels that must match and return them; pin and drop those without a counterpart."""
-    kept = []
-    for label in one:
-        twin = next((o for o in other if o.dims == label.dims), None)
-        if twin is None:
-            trace.pin(label.ids, "it is combined with data that has no units along this dimension")
-        else:
-            trace.tie(label.ids, twin.ids)
-            kept.append(label)
-    for label in other:
-        if all(label.dims != k.dims for k in one):
-            trace.pin(label.ids, "it is combined with data that has no units along this dimension")
-    return tuple(kept)

@@ -1,14 +1,14 @@
 """The sizes passed to operations: some count units, others are attributes of modules."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from dynopt_ray.structure.tracing.counts import Kept, UnitCount
+from dynopt_ray.structure.tracing.counts import Kept, Tracked, UnitCount
 from dynopt_ray.structure.tracing.tracer import Trace
-from dynopt_ray.structure.units import Label, along, covering
+from dynopt_ray.structure.units import Label, Labels, along, covering
 
 
 def counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
@@ -35,6 +35,20 @@ def counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
                 trace.record.counted.append((label.ids, size.ids))
         elif label is not None:
             _tie_factors(trace, out, label, dim, size)
+
+
+def fresh_along(trace: Trace, out: Tensor, sizes: Sequence[Any], dims: Collection[int]) -> Labels:
+    """Return labels with new ids along those of the dimensions whose sizes follow a width.
+
+    All coordinates along such a dimension are alike, so it may have any size.
+    """
+    if len(sizes) != out.ndim:
+        return ()
+    return tuple(
+        Label((dim,), trace.record.fresh(out.shape[dim]))
+        for dim, size in enumerate(sizes)
+        if dim in dims and isinstance(size, Tracked)
+    )
 
 
 def listed(sizes: Sequence[Any]) -> Sequence[Any]:
