@@ -1,4 +1,4 @@
-"""The command line: `dynopt run`, `dynopt report`, `dynopt plugins`.
+"""The command line: `dynopt run`, `resume`, `report`, `runs`, `specs` and `plugins`.
 
 Heavy imports happen inside the commands, so that `dynopt --help` is fast.
 """
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 import dynopt_ray
 from dynopt_ray.errors import DynoptError, described
 from dynopt_ray.interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from dynopt_ray.runs import Progress
+    from dynopt_ray.runs import PreparedRun, Progress, Run
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -73,6 +74,70 @@ def run(
 
 
 @app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="a.b=c", help="Override a value of the spec. Repeatable."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the Ray cluster to join. Default: start one on this machine."
+        ),
+    ] = None,
+) -> None:
+    """Continue a run that was interrupted or has died; nothing that it found is computed again."""
+    try:
+        _resume(run, set_ or [], address)
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+
+
+@app.command()
+def runs(
+    directory: Annotated[Path, typer.Argument(help="A directory of run directories.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """List runs: their kind, how they ended or how far they are, and when they began."""
+    from rich.table import Table
+
+    from dynopt_ray.runs import RunDirectory, status_of
+
+    table = Table("run", "kind", "status", "started", "duration", box=None, pad_edge=False)
+    found = sorted(directory.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    for path in found:
+        try:
+            about = RunDirectory.open(path.parent).manifest
+        except DynoptError as error:
+            table.add_row(escape(str(path.parent)), "", escape(f"damaged: {error}"), "", "")
+            continue
+        duration = f"{about['duration_s']:.0f} s" if "duration_s" in about else ""
+        status = status_of(RunDirectory.open(path.parent))
+        table.add_row(
+            *map(escape, (str(path.parent), about["kind"], status, about["started"][:19], duration))
+        )
+    if not found:
+        _say(Console(), f"no runs in {directory}")
+        return
+    Console().print(table)
+
+
+@app.command()
+def specs() -> None:
+    """List the specs that come with the package; `dynopt run NAME` carries one out."""
+    from rich.table import Table
+
+    from dynopt_ray.runs import load_spec, packaged
+
+    table = Table("name", "kind", "file", box=None, pad_edge=False)
+    for name, path in packaged().items():
+        table.add_row(name, load_spec(name).kind, escape(str(path)))
+    Console().print(table)
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="One or more run directories.")
@@ -82,10 +147,12 @@ def report(
     ),
 ) -> None:
     """Rebuild the report of a run, or compare several runs on one page."""
-    from dynopt_ray.runs import RunDirectory, write_comparison, write_report
+    from dynopt_ray.runs import RunDirectory, rebuild_tables, write_comparison, write_report
 
     try:
         directories = [RunDirectory.open(path) for path in runs]
+        for directory in directories:
+            rebuild_tables(directory)
         if len(directories) == 1:
             written = write_report(directories[0])
         else:
@@ -129,7 +196,6 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
     from dynopt_ray.runs import (
         Run,
         RunDirectory,
-        carry_out,
         check_address,
         default_path,
         load_spec,
@@ -151,19 +217,50 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
         )
     except DynoptError as error:
         raise _refusal(str(error), BAD_INPUT) from None
-    console = Console()
+    _carried_out(action, Run(directory, _progress(Console()), address, loaded.num_threads))
+
+
+def _resume(path: Path, overrides: list[str], address: str | None) -> None:
+    from dynopt_ray.runs import Run, RunDirectory, check_address, load_spec, prepare, spec_text
+
+    _find_modules_here()
+    try:
+        directory = RunDirectory.open(path)
+        if directory.manifest["status"] == "finished" and not overrides:
+            _say(Console(), f"{path} is finished; its report: {path / 'report.html'}")
+            return
+        loaded = load_spec(str(path / "spec.yaml"), overrides)
+        if address is not None:
+            check_address(loaded.kind, address)
+        action = prepare(loaded)
+        directory.lock()
+    except DynoptError as error:
+        raise _refusal(str(error), BAD_INPUT) from None
+    directory.reopen()
+    directory.write_text("spec.yaml", spec_text(loaded))
+    _carried_out(action, Run(directory, _progress(Console()), address, loaded.num_threads))
+
+
+def _carried_out(action: "PreparedRun", run: "Run") -> None:
+    from dynopt_ray.runs import carry_out
+
+    directory = run.directory
     log = directory.path / "log.txt"
     try:
-        carry_out(action, Run(directory, _progress(console), address, loaded.num_threads))
+        carry_out(action, run)
     except KeyboardInterrupt:
-        _say(_errors, f"{directory.path} holds the results so far")
+        _say(
+            _errors,
+            f"{directory.path} holds the results so far; continue with `dynopt resume "
+            f"{directory.path}`",
+        )
         raise
     except DynoptError as error:
         raise _refusal(f"{described(error)} (see {log})", FAILED) from None
     except Exception as error:
         # An unexpected error: the log holds the traceback, and the message says where the log is.
         raise _refusal(f"{described(error)} (traceback in {log})", FAILED) from None
-    _say(console, f"report: {directory.path / 'report.html'}")
+    _say(Console(), f"report: {directory.path / 'report.html'}")
 
 
 def _find_modules_here() -> None:

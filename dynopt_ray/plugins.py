@@ -97,7 +97,10 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
         "optuna": "dynopt_ray.cluster.searching.searchers:optuna",
         "random": "dynopt_ray.cluster.searching.searchers:random",
     },
-    "schedulers": {"asha": "dynopt_ray.cluster.searching.schedulers:asha"},
+    "schedulers": {
+        name: f"dynopt_ray.cluster.searching.schedulers:{name}"
+        for name in ("asha", "hyperband", "median", "none", "pb2", "pbt")
+    },
 }
 
 _registered: dict[tuple[Family, str], Any] = {}

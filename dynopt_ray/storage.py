@@ -1,11 +1,12 @@
 """Save state (numbers, strings and tensors) in one file, atomically and without pickle."""
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import json
 import os
-import socket
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,23 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dynopt_ray.errors import CheckpointError
+from dynopt_ray.errors import CheckpointError, described
 
 _VERSION = 1
 _TENSOR = "$tensor"
 # A single metadata key: safetensors writes several keys in random order, but equal states must
 # give equal bytes.
 _KEY = "dynopt_ray"
-DAMAGE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+_SUFFIX = ".tmp"
+DAMAGE_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+)
 """The errors that reading a damaged or altered state may raise."""
 
 
@@ -43,84 +53,186 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any], *, kind:
         CheckpointError: a value is neither JSON-able nor a tensor, a key is not a string, or
             writing failed.
     """
+    content = packed_state(state, kind=kind)
+    try:
+        replace_file(path, lambda temporary: _write_bytes(temporary, content))
+    except OSError as error:
+        kept = "the previous file is still valid" if Path(path).exists() else "there is none yet"
+        raise CheckpointError(
+            f"cannot write {kind} {path}: {error.strerror or error}; {kept}"
+        ) from error
+
+
+def packed_state(state: Mapping[str, Any], *, kind: str) -> bytes:
+    """Return the content of the file that `write_state` would write.
+
+    Raises:
+        CheckpointError: see `write_state`.
+    """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_without_tensors(state, "state", tensors))
     head = {"kind": kind, "version": _VERSION, "sha256": _digest(tree, tensors), "state": tree}
-
-    def write(temporary: Path) -> None:
-        safetensors.torch.save_file(tensors, temporary, {_KEY: json.dumps(head)})
-
-    try:
-        replace_file(path, write)
-    except (OSError, safetensors.SafetensorError) as error:
-        kept = "the previous file is still valid" if Path(path).exists() else "there is none yet"
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot write {kind} {path}: {reason}; {kept}") from error
+    return safetensors.torch.save(tensors, {_KEY: json.dumps(head)})
 
 
-def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
-    """Read the state that `write_state` wrote, with tensors on the CPU.
+def unpacked_state(content: bytes, *, kind: str, name: str) -> dict[str, Any]:
+    """Return the state in a file's content, with tensors on the CPU.
+
+    Args:
+        content: the content.
+        kind: the kind of object that the state belongs to.
+        name: what messages call the file.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, or of another kind.
+        CheckpointError: the content is truncated, altered, or of another kind.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            head = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise CheckpointError(f"cannot read {kind} {path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, *DAMAGE_ERRORS) as error:
-        raise CheckpointError(
-            f"{path} is truncated, or not the file of a {kind} at all ({error}); use an older one"
-        ) from error
+    head, tensors = _parsed(content, kind, name)
     if head is None:
-        raise CheckpointError(f"{path} is a safetensors file, but not one that dynopt_ray wrote")
+        raise CheckpointError(f"{name} is a safetensors file, but not one that dynopt_ray wrote")
     try:
         metadata = json.loads(head)
         found = {key: metadata[key] for key in ("kind", "version", "sha256", "state")}
         digest = _digest(found["state"], tensors)
     except DAMAGE_ERRORS as error:
         raise CheckpointError(
-            f"{path} has been altered: its metadata are damaged ({type(error).__name__}: {error})"
+            f"{name} has been altered: its metadata are damaged ({described(error):.300})"
         ) from error
     if found["kind"] != kind:
-        raise CheckpointError(f"{path} holds a {found['kind']}, but a {kind} is needed")
+        raise CheckpointError(f"{name} holds a {found['kind']!s:.60}, but a {kind} is needed")
     if found["version"] != _VERSION:
         raise CheckpointError(
-            f"{path} has version {found['version']}; this release reads version {_VERSION}"
+            f"{name} has version {found['version']!s:.60}; this release reads version {_VERSION}"
         )
     if digest != found["sha256"]:
         raise CheckpointError(
-            f"{path} has been altered: its checksum does not match; use an older one"
+            f"{name} has been altered: its checksum does not match; use an older one"
         )
     try:
-        return dict(_with_tensors(json.loads(found["state"]), tensors))
+        state = _with_tensors(json.loads(found["state"]), tensors)
+        if not isinstance(state, dict) or tensors:
+            raise ValueError("tensors and metadata do not belong together")
     except DAMAGE_ERRORS as error:
-        raise CheckpointError(f"{path} has been altered: {error}") from error
+        raise CheckpointError(f"{name} has been altered: {described(error):.300}") from error
+    return state
 
 
-def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+def read_state(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
+    """Read the state that `write_state` wrote, with tensors on the CPU.
+
+    The tensors own their memory, and the checksum is that of this memory. So the state stays the
+    same if the file is overwritten or truncated later.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, altered, or of another kind.
+    """
+    return unpacked_state(_read(path, kind), kind=kind, name=str(path))
+
+
+def _read(path: str | os.PathLike[str], kind: str) -> bytes:
+    """Return the content of a file.
+
+    The file is not mapped into memory. Whoever truncated or overwrote a mapped file would end this
+    process or change its tensors.
+    """
+    try:
+        if not Path(path).is_file():  # a pipe or a device may have no end
+            os.stat(path)
+            raise CheckpointError(f"cannot read {kind} {path}: it is not a file")
+        return Path(path).read_bytes()
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or described(error)
+        raise CheckpointError(f"cannot read {kind} {path}: {reason}") from error
+
+
+def _parsed(content: bytes, kind: str, name: str) -> tuple[str | None, dict[str, Tensor]]:
+    """Return our part of a file's metadata, or None, and its tensors."""
+    try:
+        tensors = safetensors.torch.load(content)
+        num_bytes = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + num_bytes]).get("__metadata__", {})
+    except MemoryError as error:
+        raise CheckpointError(f"cannot read {kind} {name}: {described(error)}") from error
+    except (safetensors.SafetensorError, *DAMAGE_ERRORS) as error:
+        raise CheckpointError(
+            f"{name} is truncated, or not the file of a {kind} at all ({described(error):.300}); "
+            "use an older one"
+        ) from error
+    return metadata.get(_KEY), tensors
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    # `safetensors.torch.save_file` would write to a temporary file of its own, which a killed
+    # process leaves behind under a name that nobody recognises.
+    path.write_bytes(content)
+
+
+def replace_file(
+    path: str | os.PathLike[str], write: Callable[[Path], object], *, private: bool = True
+) -> None:
     """Let `write` fill a temporary file next to `path`, then sync it and rename it to `path`.
 
-    Temporary files that processes of this machine left behind when they were killed are removed.
+    The name of the temporary file cannot be guessed, and it is new: no link that somebody put
+    there is followed. Several threads or processes may replace the same file; the last one wins.
+    Temporary files that processes left behind when they were killed are removed.
+
+    Args:
+        path: the file to replace.
+        write: fills the file at the path that it is given.
+        private: whether only the owner may read the file. Otherwise the process's umask decides.
 
     Raises:
         OSError: the file could not be written; `path` still has its previous content.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    _publish(Path(path), write, os.replace, private=private)
+
+
+def create_file(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Make a new private file as `replace_file` does, but never in the place of another one.
+
+    Raises:
+        FileExistsError: there is a file, also if another process has just made it.
+        OSError: the file could not be written.
+    """
+    _publish(Path(path), write, os.link, private=True)
+
+
+def _publish(
+    path: Path,
+    write: Callable[[Path], object],
+    publish: Callable[[Path, Path], None],
+    *,
+    private: bool,
+) -> None:
+    """Fill a temporary file and give it its name; `publish` is `os.replace` or `os.link`."""
     remove_temporaries(path, only_dead=True)
+    temporary, descriptor = _temporary_for(path, 0o600 if private else 0o666)
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.fsync(descriptor)
+        publish(temporary, path)
         sync_directory(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(OSError):  # `os.replace` has moved it
             temporary.unlink()
-        raise
+        os.close(descriptor)
+
+
+def _temporary_for(path: Path, mode: int) -> tuple[Path, int]:
+    """Make a new temporary file next to `path` and lock it as long as its descriptor is open.
+
+    The lock tells other processes that the file is still being written. It ends with the process,
+    whatever ends it, and unlike the number of a process it cannot be mistaken for another one's.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SUFFIX}")
+        # `mkstemp` does the same, but makes every file private.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        # Without locks on this file system, nobody else can lock the file either, and it is kept.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, descriptor
+        os.close(descriptor)  # another process has removed it before it was locked
 
 
 def remove_temporaries(path: str | os.PathLike[str], *, only_dead: bool = False) -> None:
@@ -132,27 +244,26 @@ def remove_temporaries(path: str | os.PathLike[str], *, only_dead: bool = False)
             machine or on another. Otherwise no process may be writing `path`.
     """
     path = Path(path)
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        *_, host, process = temporary.name.removesuffix(".tmp").rsplit(".", 2)
-        if only_dead and (host != _host() or _is_running(process)):
-            continue
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
         with contextlib.suppress(OSError):  # left-over files only take up space
-            temporary.unlink()
+            if only_dead:
+                _remove_unlocked(temporary)
+            else:
+                temporary.unlink()
 
 
-def _host() -> str:
-    return socket.gethostname().replace(".", "-")
+def _remove_unlocked(temporary: Path) -> None:
+    """Remove a file unless it is locked.
 
-
-def _is_running(process: str) -> bool:
-    """Whether a process of this machine, given by its number, may be running."""
+    Raises:
+        OSError: it is locked, belongs to another user, or its file system has no locks.
+    """
+    descriptor = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # it belongs to another user
-    return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(directory: Path) -> None:
@@ -188,10 +299,11 @@ def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if _TENSOR in value:
-            return tensors[value[_TENSOR]]
+            # Each tensor belongs to one place. Two that shared its memory would change together.
+            return tensors.pop(value[_TENSOR])
         return {key: _with_tensors(entry, tensors) for key, entry in value.items()}
     if isinstance(value, list):
         return [_with_tensors(entry, tensors) for entry in value]

@@ -32,6 +32,7 @@ FILES = {
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"arrays", "deprecation", "errors", "interrupts", "plugins", "storage"}),
+    frozenset({"journals"}),
     frozenset({"structure", "schedules"}),
     frozenset({"criteria"}),
     frozenset({"tasks"}),

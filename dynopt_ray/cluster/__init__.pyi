@@ -1,11 +1,11 @@
 from .learners import LearnerActor, LearnerStatus, Prediction, RemoteLearner
 from .policy_training import PolicyProgress, train_policy
 from .searching import (
-    Measurement,
     Point,
     PruneTrial,
     Range,
     SearchResult,
+    SearchStorage,
     Space,
     TrialLog,
     check_config,
@@ -17,6 +17,7 @@ from .searching import (
     search,
 )
 from .sessions import Session, check_reachable, session
+from .trials import Measurement
 
 __all__ = [
     "LearnerActor",
@@ -29,6 +30,7 @@ __all__ = [
     "Range",
     "RemoteLearner",
     "SearchResult",
+    "SearchStorage",
     "Session",
     "Space",
     "TrialLog",

@@ -24,9 +24,11 @@ from dynopt_ray.online.durable import (
     Entry,
     Event,
     Journal,
+    drop_journal,
     load,
     save,
     storable,
+    stored_bytes,
 )
 from dynopt_ray.online.learner import (
     Guard,
@@ -65,8 +67,10 @@ __all__ = [
     "RiverStream",
     "Verdict",
     "Widen",
+    "drop_journal",
     "evaluate",
     "load",
     "save",
     "storable",
+    "stored_bytes",
 ]

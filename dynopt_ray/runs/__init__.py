@@ -14,17 +14,20 @@ Example:
 """
 
 from dynopt_ray.runs.directory import RunDirectory, default_path
+from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds import KINDS, check_address, prepare
 from dynopt_ray.runs.loading import check_spec, load_spec, packaged, spec_text
 from dynopt_ray.runs.progress import Lines, Live, Progress, Silent
 from dynopt_ray.runs.report import write_comparison, write_report
 from dynopt_ray.runs.run import Run, carry_out
 from dynopt_ray.runs.spec import Spec
+from dynopt_ray.runs.state import rebuild_tables, status_of
 
 __all__ = [
     "KINDS",
     "Lines",
     "Live",
+    "PreparedRun",
     "Progress",
     "Run",
     "RunDirectory",
@@ -37,7 +40,9 @@ __all__ = [
     "load_spec",
     "packaged",
     "prepare",
+    "rebuild_tables",
     "spec_text",
+    "status_of",
     "write_comparison",
     "write_report",
 ]

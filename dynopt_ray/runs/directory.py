@@ -4,8 +4,9 @@ A run directory holds `spec.yaml` (the resolved spec), `manifest.json` (kind, se
 versions, hardware and commit), `results.csv` (the main table) and `tables/*.csv` (further tables).
 The charts and the report are drawn from these files alone, so they can be rebuilt at any time.
 
-A new directory is claimed by `mkdir`, which fails if the directory exists. So no run overwrites
-another, even if two start with the same path. Every file that this module writes is first written
+No run overwrites results of another. A directory without results, which a run left behind that
+failed early, may be used again. While a run goes on, its journal is locked, so that two processes
+never write to one directory. Every file that this module writes is first written
 to a temporary file and then renamed, so after a crash or with a full disk it has its old or its new
 content, never a part of it. The status is "running" until `finish` replaces it; a run that was
 killed therefore still says "running" and has no duration. Files are checked when they are read,
@@ -20,11 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynopt_ray.errors import RunError
+from dynopt_ray.journals import LocalLines, RunJournal, RunRecord, read_journal
 from dynopt_ray.runs import manifest
 from dynopt_ray.storage import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
+
+JOURNAL = "journal.jsonl"
+# A run directory with these files only has no results.
+_WITHOUT_RESULTS = frozenset({"spec.yaml", "manifest.json", "log.txt", "report.html"})
 
 RunStatus = Literal["running", "finished", "failed", "interrupted"]
 
@@ -57,10 +63,11 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
+        self._journal: RunJournal | None = None
 
     @staticmethod
     def create(path: Path, *, spec_text: str, about: Mapping[str, Any]) -> "RunDirectory":
-        """Make a new run directory with the status "running".
+        """Make a new run directory with the status "running", and lock it.
 
         Args:
             path: the directory to make. Missing parents are made too.
@@ -68,18 +75,20 @@ class RunDirectory:
             about: the first entries of the manifest: spec, kind and seed.
 
         Raises:
-            RunError: the path exists already, or the directory cannot be made.
+            RunError: the path has results of a run or other files, or the directory cannot be
+                made.
         """
-        if path.exists():
-            raise RunError(
-                f"{path} exists already, and a run never overwrites another; choose another --out"
-            )
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir()  # fails if another run has just made it
+            path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
         directory = RunDirectory(path)
+        directory.lock()
+        try:
+            directory._clear()
+        except BaseException:
+            directory.close()
+            raise
         directory.write_text("spec.yaml", spec_text)
         directory._write_manifest(
             {
@@ -106,6 +115,42 @@ class RunDirectory:
             )
             raise RunError(f"{path} is not a run directory: {what}")
         return RunDirectory(path)
+
+    def reopen(self) -> None:
+        """Record in the manifest that the run goes on."""
+        before = self.manifest
+        kept = {k: v for k, v in before.items() if k not in ("ended", "duration_s", "error")}
+        continued = [*before.get("continued", []), _now()]
+        self._write_manifest({**kept, "status": "running", "continued": continued})
+
+    def lock(self) -> None:
+        """Open the run's journal, and keep other processes from opening it, until `close`.
+
+        Raises:
+            RunError: another process has it open, or it is damaged.
+        """
+        self._journal = RunJournal(LocalLines(self.path / JOURNAL))
+
+    def close(self) -> None:
+        """Close the journal."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    @property
+    def journal(self) -> RunJournal:
+        """The run's journal, which is open between `create` or `lock` and `close`."""
+        assert self._journal is not None, "the run directory is not locked"
+        return self._journal
+
+    @property
+    def records(self) -> tuple[RunRecord, ...]:
+        """The records of the run's journal, also while another process writes to it.
+
+        Raises:
+            RunError: the journal is damaged.
+        """
+        return read_journal(LocalLines(self.path / JOURNAL))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -171,6 +216,28 @@ class RunDirectory:
         except ValueError as error:
             raise RunError(f"{path} is damaged: {str(error).strip()}") from error
 
+    def _clear(self) -> None:
+        """Delete what a run without results left behind.
+
+        Raises:
+            RunError: there are results, or other files.
+        """
+        others = sorted({e.name for e in self.path.iterdir()} - {*_WITHOUT_RESULTS, JOURNAL})
+        if (others or self.journal.records) and (self.path / "manifest.json").exists():
+            raise RunError(
+                f"{self.path} has the results of a run, and a run never overwrites another; "
+                f"continue it with `dynopt resume {self.path}`, or choose another --out"
+            )
+        if others:
+            self.close()
+            (self.path / JOURNAL).unlink()
+            raise RunError(
+                f"{self.path} exists already and has other files in it, such as {others[0]}; "
+                "choose another --out"
+            )
+        for name in _WITHOUT_RESULTS:
+            (self.path / name).unlink(missing_ok=True)
+
     def _write_manifest(self, content: Mapping[str, Any]) -> None:
         self.write_text("manifest.json", json.dumps(content, indent=2) + "\n")
 
@@ -189,7 +256,7 @@ def replace_text(path: Path, text: str) -> None:
     def write(temporary: Path) -> None:
         temporary.write_text(text, "utf-8")
 
-    replace_file(path, write)
+    replace_file(path, write, private=False)
 
 
 def _now() -> str:

@@ -20,8 +20,11 @@ class Kind:
             imported at its first use, and raises an error if the task, files or arguments that the
             spec names are wrong.
         on_cluster: whether runs of this kind use a Ray cluster.
+        rebuild: `module:function` of a function that writes the tables of a run directory from its
+            journal, for a run that died or goes on; None if the tables are written at the end only.
     """
 
     spec: type[Spec]
     runner: str
     on_cluster: bool = True
+    rebuild: str | None = None

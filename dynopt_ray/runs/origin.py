@@ -17,15 +17,16 @@ from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import (
     Budget,
     Costs,
+    TrainingInParts,
     loaded_network,
     make_optimizer,
     make_rate,
     traced,
-    trained_in_parts,
 )
 
 NETWORK_FILE = "model/network.safetensors"
 _PARTS = 40
+_TRAIN = "train"
 
 
 @dataclass
@@ -70,14 +71,22 @@ class Origin:
         """Return the loaded network, or train a new one and show the progress."""
         if self.network is not None:
             return loaded_network(self.task, self.network)
+        kept = run.parts.result(_TRAIN)
+        if kept is not None:
+            curves.rows += kept["curves"]
+            model = self.task.new_model(seed=self.spec.seed)
+            model.load_state_dict(kept["model"])
+            return model
+        return self._trained(run, curves)
+
+    def _trained(self, run: Run, curves: Curves) -> nn.Module:
         phase = self.spec.train
         assert phase is not None  # a spec has either start or train
         model = self.task.new_model(seed=self.spec.seed)
         rate = make_rate(phase.lr, phase.num_steps)
         optimizer = make_optimizer(self.spec.optimizer, model, lr=rate.initial)
         with run.progress.stage("train", phase.num_steps) as stage:
-            before, accuracy = 0, 0.0
-            for step, figures in trained_in_parts(
+            training = TrainingInParts(
                 model,
                 self.task,
                 optimizer,
@@ -85,12 +94,24 @@ class Origin:
                 num_steps=phase.num_steps,
                 num_parts=_PARTS,
                 seed=self.spec.seed,
-            ):
+            )
+            before, accuracy = 0, 0.0
+            begun = run.parts.state(_TRAIN)
+            if begun is not None:
+                training.load_state_dict(begun["training"])
+                curves.rows += begun["curves"]
+                before = curves.rows[-1]["step"]
+                stage.advance(before)
+            for step, figures in training:
                 curves.add("train", step, **figures)
                 accuracy = figures["accuracy"]
                 stage.advance(step - before, note=f"accuracy {accuracy:.4f}")
                 before = step
+                run.parts.save(
+                    _TRAIN, lambda: {"training": training.state_dict(), "curves": curves.rows}
+                )
             stage.result(f"accuracy {accuracy:.4f} after {phase.num_steps} steps")
+        run.parts.finish(_TRAIN, {"model": model.state_dict(), "curves": curves.rows})
         return model
 
 

@@ -6,20 +6,23 @@ also raises on SIGTERM), and "failed" on any other exception, whose text is stor
 status is written before the report, so a report that cannot be written does not hide how the run
 ended. The exception is then raised again, for the caller to handle. Only a process that is killed
 outright leaves a directory that still says "running". Log messages and warnings go to log.txt in
-the run directory for as long as the run lasts.
+the run directory for as long as the run lasts. A run that did not finish can be continued: what it
+found is in its journal and in its parts.
 """
 
 import logging
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from dynopt_ray.errors import described
 from dynopt_ray.runs.directory import RunDirectory
+from dynopt_ray.runs.parts import Parts
 from dynopt_ray.runs.progress import Progress
 from dynopt_ray.runs.report import write_report
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dynopt_ray")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """The context of a run: where it writes, shows its progress and computes.
 
@@ -45,6 +48,11 @@ class Run:
     address: str | None = None
     num_threads: int | None = None
 
+    @cached_property
+    def parts(self) -> Parts:
+        """The parts of the run that are done."""
+        return Parts(self.directory.path / "parts", self.directory.journal)
+
     def outcome(self, name: str, title: str, frame: "pd.DataFrame") -> None:
         """Write a table with an outcome of the run to its directory, and show it."""
         self.directory.write_table(name, frame)
@@ -52,13 +60,13 @@ class Run:
 
 
 def carry_out(action: Callable[[Run], None], run: Run) -> None:
-    """Carry out a run. However it ends, its directory says so, and has a report.
+    """Carry out a run. However it ends, its directory says so, has a report, and is unlocked.
 
     Raises:
         KeyboardInterrupt: the user interrupted the run; its status is "interrupted".
         Exception: the action raised it; the status is "failed", and log.txt has the traceback.
     """
-    with _logged(run.directory), threads(run.num_threads):
+    with closing(run.directory), _logged(run.directory), threads(run.num_threads):
         try:
             action(run)
             run.directory.finish("finished")

@@ -65,6 +65,14 @@ class ScheduleLR(LRScheduler):
             )
         return [rate * ratio for ratio in _ratios([float(base) for base in self.base_lrs])]
 
+    def set_rates(self) -> None:
+        """Set the optimizer's rates to those of the current step, e.g. after loading its state."""
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain numbers, which `torch.load(..., weights_only=True)` loads.
 

@@ -21,6 +21,7 @@ from dynopt_ray.training.loop import (
     RandomStream,
     Snapshot,
     attempt,
+    check_optimizer_state,
     copied,
     cost_and_metrics,
     history_table,
@@ -67,8 +68,8 @@ from dynopt_ray.training.rates import (
 from dynopt_ray.training.retraining import (
     Distillation,
     Retraining,
+    TrainingInParts,
     default_optimizer,
-    trained_in_parts,
 )
 
 __getattr__ = deprecated_names(__name__, {"Population": "PopulationBasedRate"})
@@ -107,10 +108,12 @@ __all__ = [
     "Snapshot",
     "Target",
     "Threshold",
+    "TrainingInParts",
     "When",
     "allocate",
     "asks_latency",
     "attempt",
+    "check_optimizer_state",
     "copied",
     "cost_and_metrics",
     "default_optimizer",
@@ -138,5 +141,4 @@ __all__ = [
     "sensitivity",
     "stalled",
     "traced",
-    "trained_in_parts",
 ]

@@ -73,7 +73,7 @@ def test_a_resolved_spec_runs_again() -> None:
         (["p.yaml", "--set", "seed"], "error: --set 'seed' is not of the form path=value"),
         (["p.yaml", "--set", "task={name: digits-mlp, hidden: []}"], "error: task: 'digits-mlp' "
          "refuses its arguments: hidden is empty; give at least one width"),
-        (["p.yaml", "--out", "p.yaml"], "error: p.yaml exists already, and a run never overwrites"),
+        (["p.yaml", "--out", "p.yaml"], "error: cannot make the run directory p.yaml: File exists"),
         (["p.yaml", "--set", "task={name: digits-mlp, hidden: '[red]'}"], "error: task: "
          "'digits-mlp' refuses its arguments: hidden must be a list of widths such as [64, 32], "
          "not '[red]'"),

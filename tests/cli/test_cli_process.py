@@ -24,6 +24,8 @@ search: {num_trials: 10_000, retrain_steps: 2_000, num_reports: 200, searcher: r
 space: {remove_fraction: {low: 0.1, high: 0.5}}
 """
 
+HOLDS = "run holds the results so far; continue with `dynopt resume run`"
+
 
 def dynopt(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
@@ -109,8 +111,8 @@ def test_signals_end_everything(tmp_path: Path, signals: list[signal.Signals], c
     process = started("run", "s.yaml", "--out", "run", cwd=tmp_path)
     try:
         deadline = time.monotonic() + 120
-        # The command line of a worker that runs a trial contains the name of Tune's actor.
-        while not any("ImplicitFunc" in command for command in descendants(process.pid).values()):
+        # The command line of a worker that runs a trial contains the name of its actor.
+        while not any("_TrialActor" in command for command in descendants(process.pid).values()):
             assert time.monotonic() < deadline, "no trial has started"
             assert process.poll() is None, process.communicate()
             time.sleep(0.2)
@@ -122,7 +124,7 @@ def test_signals_end_everything(tmp_path: Path, signals: list[signal.Signals], c
     finally:
         process.kill()
     assert process.returncode == code
-    assert errors.splitlines() == ["run holds the results so far", "interrupted"]
+    assert errors.splitlines() == [HOLDS, "interrupted"]
     assert "Traceback" not in output + errors
     assert alive(below) == []
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -147,7 +149,7 @@ def test_sigterm_while_ray_starts(tmp_path: Path) -> None:
         process.kill()
     assert (process.returncode, errors.splitlines()) == (
         143,
-        ["run holds the results so far", "interrupted"],
+        [HOLDS, "interrupted"],
     )
     assert alive(below) == []
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())

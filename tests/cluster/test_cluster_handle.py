@@ -1,5 +1,6 @@
 """The handle of a remote learner, tested with a plain object in this process as its actor."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -131,7 +132,7 @@ def test_a_label_that_could_not_be_sent_may_be_given_again(
     with pytest.raises(DataError, match="y is an array of <U1"):
         learner.label(predictions[1].id, "a")
     with monkeypatch.context() as patch:
-        patch.setattr(learner, "_max_pending", 0)
+        patch.setattr(learner._pending, "has_room", lambda _: False)
         patch.setattr(learner, "_timeout_s", 0.0)
         with pytest.raises(LearnerError, match="wait to be learned"):
             learner.label(predictions[1].id, 1)
@@ -196,3 +197,77 @@ def test_an_actor_that_does_not_answer_after_a_restart_is_given_up(
     monkeypatch.setattr(actor, "status", failing(actor.status, times=100, after_s=0.0))
     with pytest.raises(LearnerError, match=r"has not come back in 0\.3 s"):
         learner.learn(np.ones(4), 1).result(timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_pending", 0), ("batch_size", 0), ("max_bytes", 0), ("max_unlabelled", -1)],
+)
+def test_bounds_out_of_range_are_refused(name: str, value: int, handle: Handle) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is {value}; it must be at least"):
+        handle(**{name: value})
+
+
+def test_without_room_for_unlabelled_events_predictions_are_served(handle: Handle) -> None:
+    learner = handle(max_unlabelled=0)
+    prediction = learner.predict(np.ones(4))
+    with pytest.raises(LearnerError, match="is too old"):
+        learner.label(prediction.id, 1)
+
+
+def test_unlabelled_events_are_bounded_in_bytes(handle: Handle) -> None:
+    learner = handle(max_bytes=2**20)
+    rows = np.ones((2_000, 4))  # 64,000 bytes
+    ids = [learner.predict(rows).id for _ in range(100)]
+    kept = learner._unlabelled
+    assert kept._num_bytes == 16 * rows.nbytes <= 2**20
+    with pytest.raises(LearnerError, match="is too old"):
+        learner.label(ids[83], np.ones(2_000, np.int64))
+    assert learner.label(ids[84], np.ones(2_000, np.int64)).result(timeout=10) is not None
+    assert kept._num_bytes == 15 * rows.nbytes
+    # A single event may be larger than the bound.
+    huge = learner.predict(np.ones((50_000, 4)))
+    assert len(kept._events) == 1
+    assert learner.label(huge.id, np.ones(50_000, np.int64)).result(timeout=10) is not None
+    assert kept._num_bytes == 0
+
+
+def test_pending_events_are_bounded_in_bytes(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = handle(max_bytes=10_000, timeout_s=0.05)
+    actor, go_on = learner._actor.actor, threading.Event()
+    learn = actor.learn
+    monkeypatch.setattr(actor, "learn", lambda *args: go_on.wait(10) and learn(*args))
+    event = np.ones((100, 4)), np.ones(100, np.int64)  # 4,000 bytes and some
+    waiting = [learner.learn(*event) for _ in range(2)]
+    with pytest.raises(LearnerError, match="2 events wait to be learned"):
+        learner.learn(*event)
+    go_on.set()
+    assert all(learned.result(timeout=10) is not None for learned in waiting)
+    learner.flush()
+    large = np.ones((1_000, 4)), np.ones(1_000, np.int64)
+    assert learner.learn(*large).result(timeout=10) is not None
+    learner.flush()
+    assert learner._pending._num_bytes == 0
+
+
+def test_the_sender_splits_what_no_record_of_the_journal_holds(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event alone fits."""
+    monkeypatch.setattr("dynopt_ray.online.durable.journal.MAX_BODY_BYTES", 10_000)
+    monkeypatch.setattr(remote, "_CALL_BYTES", 10_000)
+    learner = handle()
+    with learner._changed:  # they gather in one batch
+        waiting = [learner.learn(np.ones((100, 4)), np.ones(100, np.int64)) for _ in range(7)]
+    assert all(learned.result(timeout=10) is not None for learned in waiting)
+    assert learner.status().sequence == 7
+
+
+def test_an_event_that_no_journal_holds_is_refused_before_queueing(handle: Handle) -> None:
+    learner = handle()
+    with pytest.raises(DataError, match=r"shape \(8589934592, 0\); a journal keeps at most"):
+        learner.learn(np.empty((2**33, 0)), 0)
+    assert learner.learn(np.ones(4), 1).result(timeout=10) is not None
+    assert learner.status().sequence == 1

@@ -127,7 +127,7 @@ class TestRemote:
         predictions = [shared.predict(x) for x, _ in stream if np.isfinite(x).all()]
         assert predictions[0].output.shape == (3,)
         assert shared.status().sequence == before
-        with pytest.raises(LearnerError, match=r"does not wait for a label.*latest 50"):
+        with pytest.raises(LearnerError, match=r"does not wait for a label.* is too old"):
             shared.label(predictions[-51].id, 0)
         result = shared.label(predictions[-50].id, 2).result(timeout=20)
         assert result is not None
@@ -149,7 +149,7 @@ class TestRemote:
         self, shared: RemoteLearner, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = shared.status()
-        monkeypatch.setattr(shared, "_max_pending", 5)
+        monkeypatch.setattr(shared._pending, "_max_events", 5)
         monkeypatch.setattr(shared, "_timeout_s", 0.0)
         os.kill(before.pid, signal.SIGSTOP)
         try:

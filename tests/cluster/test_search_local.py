@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from dynopt_ray.cluster.searching.driver import search
-from dynopt_ray.cluster.searching.log import TrialLog
-from dynopt_ray.cluster.searching.result import BestNetwork, pareto_front
-from dynopt_ray.cluster.searching.trial import Measurement
+from dynopt_ray.cluster.searching.result import pareto_front
+from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.errors import DivergedError, SearchError, SpecError, UnknownNameError
 
 OPTIMUM = 0.3
@@ -220,35 +219,6 @@ def test_errors_name_the_bad_argument() -> None:
 def test_measurements_must_be_finite() -> None:
     with pytest.raises(DivergedError, match=r"^the cost is inf at step 4$"):
         Measurement(step=4, accuracy=0.5, cost=math.inf).row(0.1)
-
-
-def test_only_a_better_network_is_wanted_and_kept() -> None:
-    keeper = BestNetwork()
-    keeper.offer("a", 0.5, 1.0, b"a")
-    assert not keeper.wants(0.5, 1.0)
-    assert keeper.wants(0.5, 0.9)  # as good, and cheaper
-    keeper.offer("b", 0.4, 0.1, b"b")  # too late: a better one has been kept
-    assert keeper.kept() == ("a", b"a")
-
-
-def test_of_equal_trials_the_best_is_the_one_whose_network_was_kept() -> None:
-    log = TrialLog()
-    for number, trial_id in enumerate("ab"):
-        log.start(trial_id, number, {"x": trial_id})
-        log.measure(trial_id, Measurement(1, 0.5, 1.0, final=True).row(0.1))
-        log.end(trial_id)
-    result = log.result(("b", b"network"))
-    assert (result.best.trial, result.network) == (1, b"network")
-
-
-def test_a_kept_network_of_a_trial_that_failed_later_is_not_the_best() -> None:
-    log = TrialLog()
-    for number, (trial_id, accuracy) in enumerate({"a": 0.9, "b": 0.5}.items()):
-        log.start(trial_id, number, {"x": trial_id})
-        log.measure(trial_id, Measurement(1, accuracy, 1.0, final=True).row(0.1))
-        log.end(trial_id, error="its process died" if trial_id == "a" else None)
-    result = log.result(("a", b"network"))
-    assert (result.best.trial, result.network) == (1, None)
 
 
 def test_the_front_has_one_row_per_cost_and_none_of_equal_accuracy() -> None:

@@ -13,7 +13,7 @@ import torch
 from dynopt_ray.cluster import session
 from dynopt_ray.cluster.searching.driver import search
 from dynopt_ray.cluster.searching.log import TrialLog
-from dynopt_ray.cluster.searching.trial import Measurement
+from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.errors import ClusterError
 
 pytestmark = pytest.mark.ray
@@ -87,8 +87,8 @@ def test_asha_and_optuna_on_ray() -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_a_trial_that_fits_on_no_node_is_refused_at_once() -> None:
-    with pytest.raises(ClusterError, match=r"^one task needs 1 CPUs and 3 GPUs, but no node has"):
-        search(Hill(), SPACE, num_trials=2, searcher="random", gpus_per_trial=3)
+    with pytest.raises(ClusterError, match=r"^one task needs 1 CPUs and 1 GPUs, but no node has"):
+        search(Hill(), SPACE, num_trials=2, searcher="random", gpus_per_trial=1)
 
 
 @pytest.mark.usefixtures("cluster")

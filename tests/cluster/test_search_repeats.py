@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dynopt_ray.cluster.searching.driver import search
 from dynopt_ray.cluster.searching.result import SearchResult
 from dynopt_ray.cluster.searching.space import Space
-from dynopt_ray.cluster.searching.trial import Measurement
+from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.errors import SearchError, SpecError
 
 TREES: dict[str, tuple[Any, int | None]] = {
@@ -139,12 +139,14 @@ def test_trials_at_once_do_not_repeat_either() -> None:
 
 
 def test_a_searcher_that_proposes_nothing_is_named() -> None:
-    from dynopt_ray.cluster.searching.local import run_locally
-    from dynopt_ray.cluster.searching.log import TrialLog
-    from dynopt_ray.cluster.searching.search_setup import SearchSetup
-    from dynopt_ray.cluster.searching.searchers import Grid
+    from ray.tune.search import Searcher
 
-    space = Space.parse({"a": [0, 1]})
-    setup = SearchSetup(quality, space, 3, 0.0, Grid(), None, lambda _: None, TrialLog())
+    class Nothing(Searcher):
+        def suggest(self, trial_id: str) -> None:
+            del trial_id
+
+        def on_trial_complete(self, *_: Any, **__: Any) -> None:
+            raise AssertionError("there are no trials")
+
     with pytest.raises(SearchError, match="the searcher proposed no configuration"):
-        setup.log.result(run_locally(setup))
+        search(quality, {"a": [0, 1]}, num_trials=3, searcher=Nothing(), local=True)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from dynopt_ray.cluster.searching.driver import search
-from dynopt_ray.cluster.searching.trial import Measurement, measured
+from dynopt_ray.cluster.trials import Measurement
+from dynopt_ray.cluster.trials.trial import measured
 from dynopt_ray.errors import SearchError
 
 
@@ -69,7 +70,7 @@ def test_a_mapping_may_bring_a_network() -> None:
 )
 def test_what_is_no_measurement_is_named(given: Any, message: str) -> None:
     with pytest.raises(SearchError, match=message):
-        list(measured(lambda _: given, {}, 0.1, lambda *_: None))
+        list(measured(lambda _: given, {}))
     with pytest.raises(SearchError, match=f"none of 2 trials finished, 2 failed.*{message}"):
         search(lambda _: given, {"a": [1, 2]}, num_trials=2, local=True)
 

@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +14,9 @@ import torch
 from torch import nn
 
 from dynopt_ray.errors import CheckpointError, DataError, DivergedError, LearnerError
-from dynopt_ray.online import DurableLearner, Guard, LearnResult, OnlineLearner
+from dynopt_ray.online import DurableLearner, Guard, LearnResult, OnlineLearner, drop_journal
 from dynopt_ray.online.durable.durable_learner import Event
-from dynopt_ray.storage import write_state
-
-
-def build() -> OnlineLearner:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    return OnlineLearner(
-        model, optimizer, detector="adwin", guard=Guard(window=8), reactions=["raise_rate"], seed=3
-    )
-
-
-def events(num_events: int) -> list[Event]:
-    x = np.random.default_rng(0).normal(size=(num_events, 4)).astype(np.float32)
-    x[10:11, 2] = np.nan
-    return [(row, np.asarray(row[:3].argmax())) for row in x]
-
+from tests.online.durable_learners import build, contents, events, state_bytes, undisturbed
 
 _OPEN: list[DurableLearner] = []
 
@@ -50,19 +34,6 @@ def opened(
 ) -> DurableLearner:
     _OPEN.append(DurableLearner(build, directory, snapshot_every=snapshot_every))
     return _OPEN[-1]
-
-
-def state_bytes(of: DurableLearner, tmp_path: Path) -> bytes:
-    write_state(tmp_path / "compared", of.learner.state_dict(), kind="learner")
-    return (tmp_path / "compared").read_bytes()
-
-
-def undisturbed(stream: Sequence[Event], tmp_path: Path) -> bytes:
-    learner = build()
-    for x, y in stream:
-        learner.learn(x, y)
-    write_state(tmp_path / "compared", learner.state_dict(), kind="learner")
-    return (tmp_path / "compared").read_bytes()
 
 
 def test_a_durable_learner_learns_like_a_plain_one(tmp_path: Path) -> None:
@@ -109,15 +80,23 @@ def test_a_crash_between_snapshot_and_journal_is_harmless(tmp_path: Path) -> Non
     assert state_bytes(revived, tmp_path) == undisturbed(stream, tmp_path)
 
 
-def test_a_journal_older_than_the_snapshot_is_left_behind(tmp_path: Path) -> None:
+def test_a_journal_older_than_the_snapshot_is_refused(tmp_path: Path) -> None:
+    """It is a copy from before; the latest one may have had events after the snapshot."""
     stream = events(20)
     durable = opened(tmp_path / "d", snapshot_every=100)
     durable.learn(1, stream[:5])
     journal = (tmp_path / "d" / "journal").read_bytes()
     durable.learn(6, stream[5:12])
     durable.snapshot()
+    durable.learn(13, stream[12:])
     durable.close()
     (tmp_path / "d" / "journal").write_bytes(journal)
+    before = contents(tmp_path / "d")
+    with pytest.raises(CheckpointError, match=r"ends at event 5, but the snapshot at event 12"):
+        opened(tmp_path / "d")
+    assert contents(tmp_path / "d") == before
+    # Whoever has no better copy can continue from the snapshot.
+    assert drop_journal(tmp_path / "d") == 12
     revived = opened(tmp_path / "d")
     assert revived.sequence == 12
     revived.learn(13, stream[12:])
@@ -159,8 +138,8 @@ def test_a_snapshot_empties_the_journal_and_bounds_it(tmp_path: Path) -> None:
     for first, event in enumerate(events(60), start=1):
         durable.learn(first, [event])
         sizes.append((tmp_path / "d" / "journal").stat().st_size)
-    assert sizes[9] == sizes[59] == 20
-    assert max(sizes) < 20 + 10 * 100
+    assert sizes[9] == sizes[59] == 36
+    assert max(sizes) < 36 + 10 * 100
 
 
 def test_two_processes_cannot_share_a_directory(tmp_path: Path) -> None:

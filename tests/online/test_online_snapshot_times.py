@@ -7,7 +7,7 @@ import pytest
 
 from dynopt_ray.online import DurableLearner
 from dynopt_ray.storage import read_state
-from tests.online.test_online_durable import build, events
+from tests.online.durable_learners import build, events
 
 EVENTS = events(60)
 

@@ -37,12 +37,50 @@ def test_a_new_run_is_running(directory: RunDirectory) -> None:
 
 
 def test_a_run_never_overwrites_another(directory: RunDirectory) -> None:
+    with pytest.raises(RunError, match="another process is writing to"):
+        RunDirectory.create(directory.path, spec_text="other", about=ABOUT)
+    directory.write_results(pd.DataFrame({"a": [1]}))
+    directory.close()
     with pytest.raises(RunError) as caught:
         RunDirectory.create(directory.path, spec_text="other", about=ABOUT)
     assert str(caught.value) == (
-        f"{directory.path} exists already, and a run never overwrites another; choose another --out"
+        f"{directory.path} has the results of a run, and a run never overwrites another; continue "
+        f"it with `dynopt resume {directory.path}`, or choose another --out"
     )
     assert directory.spec_text == "kind: prune\n"
+
+
+def test_a_journal_with_records_counts_as_results(directory: RunDirectory) -> None:
+    directory.journal.append("part", name="train")
+    directory.close()
+    with pytest.raises(RunError, match="has the results of a run"):
+        RunDirectory.create(directory.path, spec_text="other", about=ABOUT)
+
+
+def test_a_directory_without_results_may_be_used_again(directory: RunDirectory) -> None:
+    (directory.path / "log.txt").write_text("it failed at once")
+    directory.finish("failed", error="told to")
+    directory.close()
+    again = RunDirectory.create(directory.path, spec_text="other", about=ABOUT)
+    assert again.spec_text == "other"
+    assert again.manifest["status"] == "running"
+    assert not (directory.path / "log.txt").exists()
+
+
+def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match=r"exists already and has other files in it, such as thesis"):
+        RunDirectory.create(tmp_path, spec_text="other", about=ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_that_goes_on_says_so(directory: RunDirectory) -> None:
+    directory.finish("interrupted")
+    directory.reopen()
+    content = directory.manifest
+    assert content["status"] == "running"
+    assert len(content["continued"]) == 1
+    assert not {"ended", "duration_s"} & content.keys()
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dynopt_ray.structure import Mask, mask_of, trace
 from dynopt_ray.tasks import Task
 from dynopt_ray.training.optimizers import OPTIMIZERS, make_optimizer
 from dynopt_ray.training.rates.config import Rate, make_rate
-from dynopt_ray.training.retraining.measured_parts import trained_in_parts
+from dynopt_ray.training.retraining.measured_parts import TrainingInParts
 
 POPULATION = {"name": "population", "initial": 0.1, "num_members": 3, "spread": 10.0, "seed": 4}
 
@@ -18,7 +18,7 @@ def test_training_in_parts_is_even_and_seeded(blobs: Task) -> None:
     def run() -> tuple[list[int], torch.Tensor]:
         model = blobs.new_model(seed=0)
         optimizer = make_optimizer("sgd", model, lr=0.1)
-        parts = trained_in_parts(
+        parts = TrainingInParts(
             model, blobs, optimizer, Rate(0.1, constant(0.1)), num_steps=10, num_parts=4, seed=0
         )
         steps = [step for step, _ in parts]
@@ -33,7 +33,7 @@ def test_a_population_ends_as_its_best_member(blobs: Task) -> None:
     model = blobs.new_model(seed=0)
     rate = make_rate(POPULATION, num_steps=12)
     optimizer = make_optimizer("sgd", model, lr=rate.initial)
-    parts = trained_in_parts(model, blobs, optimizer, rate, num_steps=12, num_parts=3, seed=0)
+    parts = TrainingInParts(model, blobs, optimizer, rate, num_steps=12, num_parts=3, seed=0)
     figures = [figures for _, figures in parts]
     assert blobs.evaluate(model).loss == figures[-1]["validation_loss"]
     losses = []
@@ -52,7 +52,7 @@ def test_every_optimizer_trains_at_the_rate_given(blobs: Task, name: str) -> Non
     model = blobs.new_model(seed=0)
     optimizer = make_optimizer(name, model, lr=0.01)
     before = blobs.evaluate(model).loss
-    list(trained_in_parts(model, blobs, optimizer, make_rate(0.01, 30), num_steps=30, num_parts=2,
+    list(TrainingInParts(model, blobs, optimizer, make_rate(0.01, 30), num_steps=30, num_parts=2,
                           seed=0))  # fmt: skip
     assert optimizer.param_groups[0]["lr"] == 0.01
     assert blobs.evaluate(model).loss < before
@@ -65,7 +65,7 @@ def test_members_keep_masks(blobs: Task) -> None:
     graph.apply([Mask(name, keep=keep)])
     rate = make_rate(POPULATION, num_steps=4)
     optimizer = make_optimizer("sgd", graph.model, lr=rate.initial)
-    list(trained_in_parts(graph.model, blobs, optimizer, rate, num_steps=4, num_parts=2, seed=0))
+    list(TrainingInParts(graph.model, blobs, optimizer, rate, num_steps=4, num_parts=2, seed=0))
     weight = graph.model.get_parameter(name)
     assert torch.equal(weight != 0, keep)
     assert mask_of(weight) is not None

@@ -1,7 +1,7 @@
 """The object inside a learner's Ray actor, which keeps its state when its process dies."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class LearnerActor:
         directory: directory of the snapshot and the journal. If the actor may move to another
             node, it must be a directory that all nodes share.
         snapshot_every: number of events between snapshots.
+        skip: sequence numbers of events that are not learned; see `DurableLearner`.
         num_threads: number of threads that torch uses. It is fixed, because another number may
             round sums differently, and a replay must give the same result bit for bit.
 
@@ -61,6 +62,7 @@ class LearnerActor:
         *,
         snapshot_every: int,
         num_threads: int,
+        skip: Collection[int] = (),
     ) -> None:
         torch.set_num_threads(num_threads)
         if isinstance(build, str):
@@ -70,7 +72,9 @@ class LearnerActor:
                     f"build={path!r} is {build!r:.60}, not a function; give the path of a function "
                     "without arguments that returns an OnlineLearner"
                 )
-        self._durable = DurableLearner(build, Path(directory), snapshot_every=snapshot_every)
+        self._durable = DurableLearner(
+            build, Path(directory), snapshot_every=snapshot_every, skip=skip
+        )
         self._predictor = self._durable.freeze()
         self._snapshot_error: str | None = None
 

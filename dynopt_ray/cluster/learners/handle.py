@@ -20,9 +20,7 @@ first one locks the learner's directory.
 import os
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +29,19 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from torch import Tensor
 
 from dynopt_ray.cluster.learners.actor import LearnerActor, LearnerStatus
+from dynopt_ray.cluster.learners.buffers import (
+    Learned,
+    PendingEvent,
+    PendingEvents,
+    UnlabelledEvents,
+    at_least,
+)
 from dynopt_ray.errors import ClusterError, LearnerError
-from dynopt_ray.online import Ack, BuildLearner, Event, LearnResult, storable
-
-Learned = Future[LearnResult | None]
-"""A future that is done when the event is on disk and learned.
-
-Its result is None if the actor died after the event was on disk, but before it could reply.
-"""
+from dynopt_ray.online import Ack, BuildLearner, storable, stored_bytes
 
 _MAX_RESTARTS = 100
 _RETRY_S = 0.1
+_CALL_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,20 @@ class RemoteLearner:
         snapshot_every: number of events between snapshots.
         max_pending: maximum number of events that wait for their acknowledgement. At this limit,
             `learn` waits for room.
-        max_unlabelled: number of predictions kept for `label`. The oldest are forgotten.
-        batch_size: maximum number of events in one call.
+        max_unlabelled: number of predictions kept for `label`, at least 0. The oldest are
+            forgotten.
+        max_bytes: maximum size of the events that wait for their acknowledgement, and of those
+            kept for `label`: of each of the two. A single event may be larger.
+        batch_size: maximum number of events in one call; a call carries at most 64 MiB unless a
+            single event is larger.
+        skip: sequence numbers of events that are not learned, because learning them failed; see
+            `DurableLearner`.
         timeout_s: how long `learn` waits for room, and how long every call waits for the actor to
             start or restart, in seconds.
 
     Raises:
-        ValueError: `max_pending` or `batch_size` is below 1.
+        ValueError: `max_pending`, `max_bytes` or `batch_size` is below 1, or `max_unlabelled` is
+            below 0.
         ClusterError: the cluster has no room for the actor.
         LearnerError: the learner could not be built or restored; the message says why.
 
@@ -101,27 +108,27 @@ class RemoteLearner:
         snapshot_every: int = 1_000,
         max_pending: int = 10_000,
         max_unlabelled: int = 10_000,
+        max_bytes: int = 2**28,
         batch_size: int = 256,
+        skip: Collection[int] = (),
         timeout_s: float = 60.0,
     ) -> None:
-        for name, value in (("max_pending", max_pending), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"RemoteLearner: {name} is {value}; it must be at least 1")
-        self._max_pending = max_pending
-        self._max_unlabelled = max_unlabelled
+        at_least(1, max_pending=max_pending, max_bytes=max_bytes, batch_size=batch_size)
+        at_least(0, max_unlabelled=max_unlabelled)
         self._batch_size = batch_size
         self._timeout_s = timeout_s
         self._actor = _start_actor(
             build,
             os.path.abspath(directory),
             snapshot_every=snapshot_every,
+            skip=tuple(skip),
             num_cpus=num_cpus,
             num_gpus=num_gpus,
         )
         self._next = self._started().sequence + 1
         self._changed = threading.Condition()
-        self._pending: deque[tuple[int, Event, Learned]] = deque()
-        self._unlabelled: OrderedDict[int, Any] = OrderedDict()
+        self._pending = PendingEvents(max_events=max_pending, max_bytes=max_bytes)
+        self._unlabelled = UnlabelledEvents(max_events=max_unlabelled, max_bytes=max_bytes)
         self._num_predictions = 0
         self._failure: Exception | None = None
         self._closing = False
@@ -135,26 +142,24 @@ class RemoteLearner:
             A future of the result, which may be ignored.
 
         Raises:
-            DataError: x or y is not an array of numbers, or its type cannot be kept in a journal.
+            DataError: x or y is not an array of numbers, or cannot be kept in a journal.
             LearnerError: there was no room within `timeout_s`, the learner has failed, or the
                 handle is closed.
         """
         event = (storable("x", x), storable("y", y))
+        num_bytes = stored_bytes(*event)
         with self._changed:
             has_room = self._changed.wait_for(
-                lambda: len(self._pending) < self._max_pending or self._is_over(),
+                lambda: self._pending.has_room(num_bytes) or self._is_over(),
                 timeout=self._timeout_s,
             )
             self._refuse_if_over()
             if not has_room:
                 raise LearnerError(
-                    f"{self._max_pending} events wait to be learned, and none was learned within "
+                    f"{len(self._pending)} events wait to be learned, and none was learned within "
                     f"{self._timeout_s:g} s; send more slowly, or use mini-batches"
                 )
-            learned: Learned = Future()
-            # This prevents cancelling: the event may already be on its way to the actor.
-            learned.set_running_or_notify_cancel()
-            self._pending.append((self._next, event, learned))
+            learned = self._pending.add(self._next, event)
             self._next += 1
             self._changed.notify_all()
         return learned
@@ -174,7 +179,7 @@ class RemoteLearner:
         output = self._call(lambda: self._actor.predict.remote(array))
         with self._changed:
             self._num_predictions += 1
-            self._keep(self._num_predictions, array)
+            self._unlabelled.add(self._num_predictions, array)
             return Prediction(self._num_predictions, output)
 
     def label(self, prediction_id: int, y: Any) -> Learned:
@@ -187,17 +192,17 @@ class RemoteLearner:
                 case, the prediction still waits for its label.
         """
         with self._changed:
-            x = self._unlabelled.pop(prediction_id, None)
+            x = self._unlabelled.take(prediction_id)
         if x is None:
             raise LearnerError(
                 f"prediction {prediction_id} does not wait for a label: it was labelled already, "
-                f"is older than the latest {self._max_unlabelled}, or belongs to another handle"
+                "is too old (see max_unlabelled and max_bytes), or belongs to another handle"
             )
         try:
             return self.learn(x, y)
         except BaseException:
             with self._changed:
-                self._keep(prediction_id, x)
+                self._unlabelled.add(prediction_id, x)
             raise
 
     def flush(self) -> None:
@@ -249,12 +254,6 @@ class RemoteLearner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _keep(self, prediction_id: int, x: Any) -> None:
-        """Keep an event for its label, and forget the oldest ones if there are too many."""
-        self._unlabelled[prediction_id] = x
-        while len(self._unlabelled) > self._max_unlabelled:
-            self._unlabelled.popitem(last=False)
 
     def _started(self) -> LearnerStatus:
         """Wait until the new actor has started, and return its status."""
@@ -322,38 +321,35 @@ class RemoteLearner:
     def _send(self) -> None:
         """Send until the handle closes: one call at a time, so that events stay in order."""
         while batch := self._take():
-            first = batch[0][0]
-            events = [event for _, event, _ in batch]
+            first = batch[0].sequence
+            events = [one.event for one in batch]
             try:
                 ack: Ack = self._call(lambda: self._actor.learn.remote(first, events))  # noqa: B023
             except Exception as error:
                 self._fail(error)
                 return
-            for (_, _, learned), result in zip(batch, ack.results, strict=True):
+            for one, result in zip(batch, ack.results, strict=True):
                 if isinstance(result, Exception):
-                    learned.set_exception(result)
+                    one.learned.set_exception(result)
                 else:
-                    learned.set_result(result)
+                    one.learned.set_result(result)
             with self._changed:
-                for _ in batch:
-                    self._pending.popleft()
+                self._pending.drop(len(batch))
                 self._changed.notify_all()
 
-    def _take(self) -> list[tuple[int, Event, Learned]]:
+    def _take(self) -> list[PendingEvent]:
         """Wait for events, and return the next batch. It is empty when the handle closes."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._closing)
-            num_events = min(len(self._pending), self._batch_size)
-            return [self._pending[index] for index in range(num_events)]
+            return self._pending.first(self._batch_size, _CALL_BYTES)
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
             self._failure = error
-            waiting = [learned for _, _, learned in self._pending]
-            self._pending.clear()
+            waiting = self._pending.drop(len(self._pending))
             self._changed.notify_all()
-        for learned in waiting:
-            learned.set_exception(error)
+        for one in waiting:
+            one.learned.set_exception(error)
 
     def _is_over(self) -> bool:
         return self._closing or self._failure is not None
@@ -376,6 +372,7 @@ def _start_actor(
     directory: str,
     *,
     snapshot_every: int,
+    skip: tuple[int, ...],
     num_cpus: float,
     num_gpus: float,
 ) -> Any:
@@ -394,5 +391,9 @@ def _start_actor(
         concurrency_groups={"predict": 2, "status": 1},
     )(kind)
     return actor.remote(
-        build, directory, snapshot_every=snapshot_every, num_threads=max(1, int(num_cpus))
+        build,
+        directory,
+        snapshot_every=snapshot_every,
+        skip=skip,
+        num_threads=max(1, int(num_cpus)),
     )

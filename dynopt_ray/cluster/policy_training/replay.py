@@ -25,6 +25,7 @@ References:
     Schaul et al. 2016, "Prioritized Experience Replay", proportional variant.
 """
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ class PrioritizedReplay:
         Raises:
             ValueError: the state does not fit the capacity or the columns of this replay.
         """
-        data = state["data"]
+        data, row, largest = state["data"], state["next"], state["largest"]
         size = len(data["actions"])
         capacity = len(self._data["actions"])
         fits = all(data[n].shape[1:] == self._data[n].shape[1:] for n in _COLUMNS)
@@ -198,10 +199,21 @@ class PrioritizedReplay:
                 f"does not fit one of capacity {capacity} with "
                 f"{self._data['observations'].shape[1]} features; make it with the same settings"
             )
+        is_whole = data.keys() == set(_COLUMNS) and all(len(data[n]) == size for n in _COLUMNS)
+        if not is_whole or any(data[n].dtype != self._data[n].dtype for n in _COLUMNS):
+            raise ValueError("the columns of the replay have other names, lengths or types")
+        if type(row) is not int or not 0 <= row < capacity or not 0 < largest < math.inf:
+            raise ValueError(f"the replay goes on at row {row!r:.60} with {largest!r:.60}")
+        if not np.all((data["priorities"] > 0) & np.isfinite(data["priorities"])):
+            raise ValueError("the replay has priorities that are not positive numbers")
+        num_actions = self._data["masks"].shape[1]
+        actions, lengths = data["actions"], data["num_steps"]
+        if not np.all((actions >= 0) & (actions < num_actions)) or not np.all(lengths >= 1):
+            raise ValueError("the replay has actions or lengths that are out of range")
+        self._generator.bit_generator.state = state["generator"]  # it refuses other states
         for name in _COLUMNS:
             self._data[name][:size] = data[name]
-        self._size, self._next, self._largest = size, state["next"], state["largest"]
-        self._generator.bit_generator.state = state["generator"]
+        self._size, self._next, self._largest = size, row, largest
         self._pending.clear()
 
     def _put(

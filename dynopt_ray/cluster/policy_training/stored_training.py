@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dynopt_ray.errors import CheckpointError
-from dynopt_ray.storage import read_state, write_state
+from dynopt_ray.errors import CheckpointError, described
+from dynopt_ray.storage import DAMAGE_ERRORS, read_state, write_state
 
 _KIND = "policy training"
 _ARRAY_DTYPES = (np.float32, np.float64, np.int64, np.int8, np.bool_)
@@ -33,15 +33,26 @@ def read_training(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     saved = read_state(path, kind=_KIND)
     wanted = _plain(settings)
+    if saved.keys() != {"settings", "state"} or not isinstance(saved["settings"], dict):
+        raise CheckpointError(f"{path} does not hold a training run")
     for name in sorted(wanted.keys() | saved["settings"].keys()):
         old, new = saved["settings"].get(name), wanted.get(name)
-        if old != new:
+        if _differ(old, new):
             raise CheckpointError(
-                f"{path} belongs to a run with {name} = {old!r}, not {new!r}; use the same "
+                f"{path} belongs to a run with {name} = {old!r:.200}, not {new!r}; use the same "
                 f"settings to continue it, or another directory to start a new run"
             )
-    state: dict[str, Any] = _restored(saved["state"])
-    return state
+    try:
+        return dict(_restored(saved["state"]))
+    except DAMAGE_ERRORS as error:
+        raise CheckpointError(f"{path} has been altered: {described(error):.300}") from error
+
+
+def _differ(old: Any, new: Any) -> bool:
+    try:
+        return bool(old != new)
+    except RuntimeError:  # there are tensors among the saved settings
+        return True
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from dynopt_ray.cluster.policy_training.module import exported_network
 from dynopt_ray.cluster.policy_training.replay import PrioritizedReplay
 from dynopt_ray.cluster.policy_training.stored_training import read_training, write_training
 from dynopt_ray.cluster.sessions import session
-from dynopt_ray.errors import DataError
+from dynopt_ray.errors import CheckpointError, DataError, described
 from dynopt_ray.policies import DQNPolicy, DQNSettings
 
 _RLLIB_ENVIRONMENT = "rllib-single-agent-env-v0"
@@ -108,7 +108,7 @@ def _run(
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
     if path is not None and path.exists():
-        algorithm.load_state_dict(read_training(path, settings.as_dict()))
+        _restore(algorithm, path, settings)
     algorithm.restart_episodes(_seed(settings.seed, algorithm.num_steps))
     saved_steps = algorithm.num_steps
     while algorithm.num_steps < settings.num_steps:
@@ -124,6 +124,16 @@ def _run(
             if path is not None:
                 write_training(path, algorithm.state_dict(), settings.as_dict())
             algorithm.restart_episodes(_seed(settings.seed, saved_steps))
+
+
+def _restore(algorithm: Any, path: Path, settings: DQNSettings) -> None:
+    state = read_training(path, settings.as_dict())
+    try:
+        algorithm.load_state_dict(state)
+    except Exception as error:  # what RLlib raises if its part has been altered is not documented
+        raise CheckpointError(
+            f"{path} does not hold the state of this training: {described(error):.400}"
+        ) from error
 
 
 def _build(settings: DQNSettings, num_features: int, num_actions: int) -> Any:

@@ -4,14 +4,14 @@ from .prune_trial import PruneTrial, check_config, rate_range
 from .result import SearchResult, pareto_front
 from .search_setup import check_limits, draws, make_scheduler
 from .space import Point, Range, Space
-from .trial import Measurement
+from .storage import SearchStorage
 
 __all__ = [
-    "Measurement",
     "Point",
     "PruneTrial",
     "Range",
     "SearchResult",
+    "SearchStorage",
     "Space",
     "TrialLog",
     "check_config",

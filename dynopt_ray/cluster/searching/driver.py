@@ -1,23 +1,47 @@
 """`search` runs trials drawn from a space, in this process or on a cluster."""
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynopt_ray.cluster.searching.log import TrialLog
 from dynopt_ray.cluster.searching.result import SearchResult
 from dynopt_ray.cluster.searching.search_setup import (
-    PluginConfig,
-    SearchSetup,
+    SchedulerLike,
+    SearcherLike,
     check_configurations,
     check_limits,
     draws,
     make_scheduler,
 )
 from dynopt_ray.cluster.searching.space import Point, Space, SpaceConfig
-from dynopt_ray.cluster.searching.trial import Trial
+from dynopt_ray.cluster.searching.storage import Directory, SearchStorage, opened
+from dynopt_ray.cluster.trials import (
+    ActorPool,
+    KeptNetworks,
+    LocalPool,
+    LoopConfig,
+    RecordSink,
+    SearchRecords,
+    SlotPool,
+    Trial,
+    TrialBoard,
+    TrialFiles,
+    TrialLoop,
+    WorkerConfig,
+    replay,
+    to_json,
+)
+from dynopt_ray.journals import RunRecord, store_at
 
 if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
     from dynopt_ray.cluster.sessions import Node
 
 _log = logging.getLogger("dynopt_ray.search")
@@ -29,19 +53,31 @@ def search(
     *,
     num_trials: int | None = None,
     cost_weight: float = 0.1,
-    searcher: PluginConfig = "optuna",
-    scheduler: PluginConfig | None = None,
+    searcher: SearcherLike = "optuna",
+    scheduler: "SchedulerLike | None" = None,
     num_reports: int = 10,
     first: Sequence[Point] = (),
     seed: int = 0,
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
     max_concurrent: int | None = None,
+    trials_per_slot: int = 1,
+    accelerator_type: str | None = None,
+    resources: Mapping[str, float] | None = None,
+    order: Literal["arrival", "drawn"] = "arrival",
+    max_failures: int = 3,
+    time_limit_s: float | None = None,
+    storage: Directory | SearchStorage | None = None,
     local: bool = False,
     address: str | None = None,
     on_end: Callable[[TrialLog], None] = lambda _: None,
 ) -> SearchResult:
     """Find the configuration with the highest utility, and the Pareto front of accuracy and cost.
+
+    With `storage`, nothing that was measured is lost when this process, a trial's process or a node
+    dies: called again with the same arguments, the search continues where it stopped, down to the
+    state of its searcher and its scheduler. Trials that were running continue from their last
+    stored state.
 
     Args:
         trial: runs one configuration and yields or returns measurements; see `Trial`. Its data,
@@ -52,10 +88,10 @@ def search(
             searchers need a number. No built-in searcher tries a configuration twice, so a search
             ends early, and `SearchResult.note` says so, once all of a finite space were tried.
         cost_weight: λ of utility = accuracy − λ · cost, >= 0.
-        searcher: the algorithm that draws configurations: its name, or a mapping with its name
-            and arguments.
-        scheduler: the algorithm that stops trials early, given in the same way. None lets every
-            trial finish.
+        searcher: the algorithm that draws configurations: its name, a mapping with its name and
+            arguments, or a searcher of Ray Tune.
+        scheduler: the algorithm that stops, pauses or changes trials, given in the same way. None
+            lets every trial finish.
         num_reports: number of measurements of a complete trial; the scheduler needs it.
         first: points to try before the searcher draws. Each maps names of dimensions to a number
             from a range or to the index of an option, from 0. The names of nested dimensions are
@@ -64,9 +100,22 @@ def search(
             most `num_trials` points.
         seed: seed of the draws.
         cpus_per_trial: CPU cores reserved for each trial, which uses one thread per core.
-        gpus_per_trial: GPUs reserved for each trial. With a fraction, trials share a GPU.
-        max_concurrent: maximum number of trials at once. Default: as many as the cluster has room
-            for.
+        gpus_per_trial: GPUs reserved for each trial, at most 1. With a fraction, trials share a
+            GPU.
+        max_concurrent: maximum number of slots, in each of which one trial runs, or
+            `trials_per_slot`. Default: as many as the cluster has room for.
+        trials_per_slot: number of trials that take turns in one slot and share its process. For
+            trials of milliseconds, which would otherwise mostly wait for the network.
+        accelerator_type: kind of GPU that a trial needs, such as "H100".
+        resources: custom resources that a slot reserves: name -> amount.
+        order: "arrival" decides about measurements as they arrive. "drawn" decides in the order in
+            which trials were drawn: all running trials make a measurement before any goes on. A
+            search with several trials at once then repeats, if `max_concurrent` is given.
+        max_failures: how often a trial whose process or node died is continued before it counts as
+            failed. A trial that raises an error or measures NaN fails at once, alone.
+        time_limit_s: the time in seconds after which a trial is ended, or None.
+        storage: a directory, or a URI that pyarrow can open such as s3://bucket/run, for the
+            journal, the states and the networks of the search. None keeps nothing after the search.
         local: run the trials in this process, one at a time. Searchers and schedulers belong to
             Ray Tune, so its package is imported, but no cluster is started.
         address: address of a cluster to join if Ray is not running yet. None starts one on this
@@ -79,6 +128,7 @@ def search(
         ValueError: a number is out of range.
         UnknownNameError: there is no searcher or scheduler of this name.
         ClusterError: no node has room for a trial.
+        RunError: the storage is in use by another process, is damaged, or has another search.
         SearchError: no trial finished.
 
     Example:
@@ -98,6 +148,9 @@ def search(
         gpus_per_trial=gpus_per_trial,
         max_concurrent=max_concurrent,
         cost_weight=cost_weight,
+        max_failures=max_failures,
+        time_limit_s=time_limit_s,
+        trials_per_slot=trials_per_slot,
     )
     wanted = num_trials
     search_algorithm, num_trials = draws(
@@ -108,35 +161,200 @@ def search(
         note = f"the space has only {num_trials} configurations, so {wanted} trials are not run"
         _log.warning("search: %s", note)
     check_configurations(trial, parsed)
-    setup = SearchSetup(
+    plan = _Plan(
         trial=trial,
         space=parsed,
         num_trials=num_trials,
+        seed=seed,
         cost_weight=cost_weight,
         searcher=search_algorithm,
-        scheduler=make_scheduler(scheduler, num_reports=num_reports),
-        on_end=on_end,
-        log=TrialLog(),
+        scheduler=make_scheduler(scheduler, num_reports=num_reports, space=parsed),
+        loop=LoopConfig(
+            per_slot=trials_per_slot,
+            max_failures=max_failures,
+            time_limit_s=time_limit_s,
+            in_order=order == "drawn",
+        ),
+        slot=_SlotNeed(cpus_per_trial, gpus_per_trial, accelerator_type, dict(resources or {})),
+        max_concurrent=max_concurrent,
+        address=None if local else (address or ""),
     )
-    if local:
-        from dynopt_ray.cluster.searching.local import run_locally
+    settings = to_json(
+        {
+            "space": parsed.plain,
+            "searcher": _described(searcher),
+            "scheduler": _described(scheduler),
+            "num_reports": num_reports,
+            "cost_weight": cost_weight,
+            "first": [dict(point) for point in first],
+            "seed": seed,
+            "order": order,
+            "trial": _identity(trial),
+        }
+    )
+    log = TrialLog()
+    with opened(storage) as place:
+        records = place.begin(settings) if place else ()
+        network = _searched(plan, place, records, log, on_end)
+    return log.result(network, note=note)
 
-        return setup.log.result(run_locally(setup), note=note)
 
-    from dynopt_ray.cluster.searching.tune import run_on_cluster
-    from dynopt_ray.cluster.sessions import session
+@dataclass(frozen=True)
+class _SlotNeed:
+    """What a slot reserves."""
 
-    with session(address, task_cpus=cpus_per_trial, task_gpus=gpus_per_trial) as cluster:
-        room = sum(_room(node, cpus_per_trial, gpus_per_trial) for node in cluster.nodes)
-        kept = run_on_cluster(
-            setup,
-            resources={"cpu": cpus_per_trial, "gpu": gpus_per_trial},
-            max_concurrent=min(room, num_trials, max_concurrent or num_trials),
+    cpus: float
+    gpus: float
+    accelerator_type: str | None
+    resources: dict[str, float]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of an actor."""
+        kind = {"accelerator_type": self.accelerator_type} if self.accelerator_type else {}
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "resources": self.resources,
+            **kind,
+        }
+
+    def room(self, node: "Node") -> int:
+        """Return the number of slots for which a node has room at once."""
+        room = int(node.cpus / self.cpus)
+        if self.gpus:
+            # A slot is on one GPU, so what is left of several GPUs does not add up.
+            room = min(room, int(node.gpus) * int(1 / self.gpus + 1e-9))
+        return room
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """The parts of a search, which are made and checked before any trial starts."""
+
+    trial: Trial
+    space: Space
+    num_trials: int
+    seed: int
+    cost_weight: float
+    searcher: "Searcher"
+    scheduler: "TrialScheduler"
+    loop: LoopConfig
+    slot: _SlotNeed
+    max_concurrent: int | None
+    address: str | None
+
+
+def _searched(
+    plan: _Plan,
+    place: SearchStorage | None,
+    records: Sequence[RunRecord],
+    log: TrialLog,
+    on_end: Callable[[TrialLog], None],
+) -> bytes | None:
+    """Run a search, or the rest of it, and return the network of the best trial."""
+    from dynopt_ray.cluster.searching.domains import tune_space
+    from dynopt_ray.cluster.searching.schedulers import draws_ahead
+
+    plan.searcher.set_search_properties("utility", "max", tune_space(plan.space))
+    plan.scheduler.set_search_properties("utility", "max")
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        files = place.files if place else TrialFiles(store_at(_temporary(stack)))
+        board = TrialBoard(
+            plan.searcher,
+            plan.scheduler,
+            num_trials=plan.num_trials,
+            seed=plan.seed,
+            copy_state=lambda trial, source: files.copy_state(
+                source.number, source.report, trial.number, trial.report
+            ),
         )
-    return setup.log.result(kept, note=note)
+        kept = KeptNetworks(forget=files.forget_network)
+        sinks: list[RecordSink] = [place.journal, log] if place else [log]
+        writer = SearchRecords(sinks, kept, lambda: on_end(log))
+        for record in records:
+            log.append(record.kind, **record.fields)
+        finished = replay(records, board, kept)
+        if records:
+            writer.continued()
+        if board.num_left or finished:
+            pool = stack.enter_context(_pool(plan, place, files))
+            loop = TrialLoop(
+                board,
+                pool,
+                writer,
+                files,
+                plan.space.decode,
+                replace(plan.loop, draw_ahead=draws_ahead(plan.scheduler)),
+            )
+            loop.finish(finished)
+            loop.run()
+        return None if log.best_number is None else files.network(log.best_number)
 
 
-def _room(node: "Node", cpus: float, gpus: float) -> int:
-    """Return the number of trials for which a node has room at once."""
-    by_cpu = int(node.cpus / cpus)
-    return min(by_cpu, int(node.gpus / gpus)) if gpus else by_cpu
+@contextmanager
+def _pool(plan: _Plan, place: SearchStorage | None, files: TrialFiles) -> Iterator[SlotPool]:
+    """Provide the slots in which trials run."""
+    from dynopt_ray.cluster.searching.schedulers import pauses
+    from dynopt_ray.cluster.sessions import alive_nodes, session
+
+    with ExitStack() as stack:
+        is_local = plan.address is None
+        config = WorkerConfig(
+            cost_weight=plan.cost_weight,
+            files=files,
+            probe=stack.enter_context(place.probe()) if place else None,
+            every_state=pauses(plan.scheduler),
+            time_limit_s=plan.loop.time_limit_s,
+            cpus=plan.slot.cpus,
+            gpus=plan.slot.gpus,
+        )
+        if is_local:
+            yield LocalPool(plan.trial, config)
+            return
+        stack.enter_context(
+            session(plan.address or None, task_cpus=plan.slot.cpus, task_gpus=plan.slot.gpus)
+        )
+        pool = ActorPool(
+            plan.trial,
+            config,
+            plan.slot.options,
+            lambda: plan.max_concurrent or sum(map(plan.slot.room, alive_nodes())),
+        )
+        stack.callback(pool.close)
+        yield pool
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Tune's schedulers from telling every decision."""
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # ASHA takes quantiles of nothing but NaN if the first trials of a rung have failed.
+            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+            # PB2 fits Gaussian processes to a handful of points.
+            warnings.filterwarnings("ignore", module="sklearn.gaussian_process")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _temporary(stack: ExitStack) -> str:
+    return stack.enter_context(tempfile.TemporaryDirectory(prefix="dynopt-search-"))
+
+
+def _described(part: Any) -> Any:
+    """Return a searcher or scheduler as it was given, or the name of its class."""
+    return part if part is None or isinstance(part, str | Mapping) else type(part).__qualname__
+
+
+def _identity(trial: Trial) -> str:
+    """Return what makes a trial the same one in another process."""
+    identity = getattr(trial, "identity", None)
+    if identity is not None:
+        return str(identity())
+    return str(getattr(trial, "__qualname__", type(trial).__qualname__))

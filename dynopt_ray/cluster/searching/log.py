@@ -1,76 +1,90 @@
 """The log of a search: what its trials measured and how they ended."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynopt_ray.cluster.searching.result import (
     BestTrial,
     SearchResult,
     flat_config,
     pareto_front,
-    rank,
 )
-from dynopt_ray.cluster.searching.trial import TrialStatus
+from dynopt_ray.cluster.trials import TrialStatus, from_json, rank
 from dynopt_ray.errors import SearchError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
 class _Record:
     number: int
     config: dict[str, Any]
-    status: TrialStatus = "running"
+    status: TrialStatus = "waiting"
     last: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    num_losses: int = 0
 
 
 class TrialLog:
-    """Collects, in the driver's process, what trials measure and how they end."""
+    """Collects what trials measure and how they end, from the records of a search.
+
+    It needs nothing but the records, so it can also be made from the journal of a search that is
+    running elsewhere or has died.
+    """
 
     def __init__(self) -> None:
-        self._records: dict[str, _Record] = {}
+        self._records: list[_Record] = []
         self._history: list[dict[str, Any]] = []
 
-    def start(self, trial_id: str, number: int, config: Mapping[str, Any]) -> None:
-        """Record the start of a trial; `number` is its place in the order of drawing, from 0."""
-        self._records[trial_id] = _Record(number, dict(config))
+    def append(self, kind: str, /, **fields: Any) -> None:
+        """Take in a record; see `SearchRecords`. Records of other parts of a run are left out."""
+        if kind == "drawn":
+            self._records.append(_Record(fields["trial"], from_json(fields["config"])))
+            return
+        if kind not in ("started", "measured", "lost", "ended"):
+            return
+        record = self._records[fields["trial"]]
+        if kind == "started":
+            record.status, record.config = "running", from_json(fields["config"])
+        elif kind == "measured":
+            row = from_json(fields["row"])
+            record.last = {name: value for name, value in row.items() if name != "final"}
+            self._history.append({"trial": record.number, **record.last})
+        elif kind == "lost":
+            record.status, record.num_losses = "waiting", record.num_losses + 1
+        else:
+            record.status, record.error = fields["status"], fields["error"]
 
-    def measure(self, trial_id: str, row: Mapping[str, Any]) -> None:
-        """Record a measurement, as a row made by `Measurement.row`."""
-        record = self._records[trial_id]
-        record.last = {name: value for name, value in row.items() if name != "final"}
-        record.status = "finished" if row["final"] else "running"
-        self._history.append({"trial": record.number, **record.last})
+    def statuses(self) -> Counter[TrialStatus]:
+        """Return the number of trials by status: waiting, running, finished, stopped, failed."""
+        return Counter(record.status for record in self._records)
 
-    def end(self, trial_id: str, *, error: str | None = None, note: str = "") -> None:
-        """Record that a trial has failed (if there is an error), finished or stopped early.
-
-        Args:
-            trial_id: the trial.
-            error: why it failed; None if it did not.
-            note: why it stopped early, if no scheduler stopped it.
-        """
-        record = self._records[trial_id]
-        if error is not None:
-            record.status, record.error = "failed", error
-        elif record.status == "running":
-            record.status, record.error = "stopped", note
-
-    def status(self, trial_id: str) -> TrialStatus:
-        """Return whether a trial is running, or how it ended."""
-        return self._records[trial_id].status
+    @property
+    def num_losses(self) -> int:
+        """How often the process of a trial was lost."""
+        return sum(record.num_losses for record in self._records)
 
     @property
     def best_so_far(self) -> dict[str, Any] | None:
         """The last measurement of the finished trial with the highest utility, or None."""
-        done = [r.last for r in self._records.values() if r.status == "finished"]
+        done = [r.last for r in self._records if r.status == "finished"]
         return max(done, key=_rank, default=None)
 
-    def result(self, kept: tuple[str, bytes] | None, *, note: str = "") -> SearchResult:
+    @property
+    def best_number(self) -> int | None:
+        """The number of the finished trial with the highest utility, or None."""
+        done = [r for r in self._records if r.status == "finished"]
+        best = max(done, key=lambda record: (*_rank(record.last), -record.number), default=None)
+        return None if best is None else best.number
+
+    def result(self, network: bytes | None = None, *, note: str = "") -> SearchResult:
         """Return the results of the search as tables.
 
         Args:
-            kept: the id and the network of the best trial, as `BestNetwork.kept` returns them.
+            network: the network of the best trial, if it gave one.
             note: what a reader should know about the search.
 
         Raises:
@@ -78,27 +92,27 @@ class TrialLog:
         """
         import pandas as pd
 
-        records = sorted(self._records.values(), key=lambda record: record.number)
-        done = [r for r in records if r.status == "finished"]
-        if not done:
-            raise SearchError(_nothing_finished(records))
-        best = max(done, key=lambda record: (*_rank(record.last), -record.number))
-        network = None
-        if kept is not None and self._records[kept[0]].status == "finished":
-            # Of equally good trials, the best one is the one whose network was kept.
-            best, network = self._records[kept[0]], kept[1]
-        trials = pd.DataFrame([_trial_row(r) for r in records])
-        finished = trials[trials["status"] == "finished"]
+        number = self.best_number
+        if number is None:
+            raise SearchError(_nothing_finished(self._records))
+        best = self._records[number]
+        trials = self.table()
         return SearchResult(
             trials=trials,
             best=BestTrial(
                 best.number, best.config, *(best.last[k] for k in ("accuracy", "cost", "utility"))
             ),
-            pareto=pareto_front(finished),
+            pareto=pareto_front(trials[trials["status"] == "finished"]),
             history=pd.DataFrame(self._history).sort_values("trial", kind="stable"),
             network=network,
             note=note,
         )
+
+    def table(self) -> "pd.DataFrame":
+        """Return one row per trial; see `SearchResult.trials`."""
+        import pandas as pd
+
+        return pd.DataFrame([_trial_row(r) for r in self._records])
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -1,16 +1,17 @@
 """The trial of pruning searches: prune a trained network and retrain it."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.cluster.searching.space import Range, Space
-from dynopt_ray.cluster.searching.trial import Measurement
+from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.criteria import SCOPES, build_criterion
 from dynopt_ray.errors import DynoptError, SpecError, did_you_mean
 from dynopt_ray.structure import Cost, Graph, mask_of
@@ -20,6 +21,7 @@ from dynopt_ray.training import (
     Fraction,
     Granularity,
     Rate,
+    TrainingInParts,
     find_rate,
     loaded_network,
     make_optimizer,
@@ -28,7 +30,6 @@ from dynopt_ray.training import (
     network_bytes,
     prune,
     traced,
-    trained_in_parts,
 )
 
 _RATE = re.compile(r"(^|\.)lr(\.\d+)?(\.initial)?$")
@@ -104,23 +105,26 @@ class PruneTrial:
         """
         check_config(config, self.retrain_steps)
 
-    def __call__(self, config: Mapping[str, Any]) -> Iterator[Measurement]:
-        """Prune, then retrain and yield a measurement every few steps."""
-        settings = PruneConfig(**config)
-        seed = self.seed + settings.seed
-        task, graph = self._loaded()
-        costs = Costs(graph, task.example_inputs())
-        start = self.start or costs.now()
-        rate, optimizer = self._pruned(graph, task, settings)
-        parts = trained_in_parts(
-            graph.model,
-            task,
-            optimizer,
-            rate,
-            num_steps=self.retrain_steps,
-            num_parts=self.num_reports,
-            seed=seed,
+    def identity(self) -> str:
+        """Return what makes the trial the same one in another process."""
+        network = hashlib.sha256(self.network).hexdigest()[:16]
+        return (
+            f"prune {network}, {self.retrain_steps} steps in {self.num_reports} reports, seed "
+            f"{self.seed}, cost {self.cost}"
         )
+
+    def __call__(
+        self, config: Mapping[str, Any], state: Mapping[str, Any] | None = None
+    ) -> Iterator[Measurement]:
+        """Prune, then retrain and yield a measurement every few steps.
+
+        With a state, training continues from there. A learning rate that has changed since then
+        takes effect, and if more is to be removed, this is done first.
+        """
+        settings = PruneConfig(**config)
+        task, graph, parts = self._begun(settings, state)
+        costs = Costs(graph, task.example_inputs())
+        start = self.start or self._start_cost(task)
         cost = costs.now()  # retraining changes neither masks nor widths
         sizes = {"params": cost.params, "nonzero": cost.nonzero, "flops": cost.flops}
         for step, figures in parts:
@@ -132,6 +136,11 @@ class PruneTrial:
                 final=final,
                 details={**figures, **sizes},
                 network=(lambda: network_bytes(graph.model)) if final else None,
+                state=lambda: {
+                    "network": _as_tensor(network_bytes(graph.model)),
+                    "training": parts.state_dict(),
+                    "remove_fraction": float(settings.remove_fraction),
+                },
             )
 
     def find_rate(self, config: Mapping[str, Any]) -> float:
@@ -146,18 +155,53 @@ class PruneTrial:
         _, optimizer = self._pruned(graph, task, settings)
         return find_rate(graph.model, task, optimizer, seed=self.seed + settings.seed).suggestion
 
-    def _loaded(self) -> tuple[Task, Graph]:
+    def _begun(
+        self, settings: PruneConfig, state: Mapping[str, Any] | None
+    ) -> tuple[Task, Graph, TrainingInParts]:
+        """Return the task, the pruned network and its retraining, begun or continued."""
+        task, graph = self._loaded(None if state is None else _as_bytes(state["network"]))
+        if state is None:
+            rate, optimizer = self._pruned(graph, task, settings)
+        else:
+            rate, optimizer = self._rate_and_optimizer(graph, settings)
+        parts = TrainingInParts(
+            graph.model,
+            task,
+            optimizer,
+            rate,
+            num_steps=self.retrain_steps,
+            num_parts=self.num_reports,
+            seed=self.seed + settings.seed,
+        )
+        if state is not None:
+            parts.load_state_dict(state["training"])
+            before = state["remove_fraction"]
+            if settings.remove_fraction > before:
+                more = 1 - (1 - settings.remove_fraction) / (1 - before)
+                one_cut = replace(settings, remove_fraction=more, rounds=1)
+                _prune(graph, task, one_cut, optimizer, self.seed + settings.seed)
+        return task, graph, parts
+
+    def _start_cost(self, task: Task) -> Cost:
+        graph = traced(task, loaded_network(task, self.network))
+        return Costs(graph, task.example_inputs()).now()
+
+    def _loaded(self, network: bytes | None = None) -> tuple[Task, Graph]:
         task = self.task.to("cuda") if torch.cuda.is_available() else self.task
-        return task, traced(task, loaded_network(task, self.network))
+        return task, traced(task, loaded_network(task, network or self.network))
 
     def _pruned(self, graph: Graph, task: Task, settings: PruneConfig) -> tuple[Rate, Optimizer]:
         """Prune the network, and return the learning rate and the optimizer of the retraining."""
+        rate, optimizer = self._rate_and_optimizer(graph, settings)
+        if settings.remove_fraction > 0:
+            _prune(graph, task, settings, optimizer, self.seed + settings.seed)
+        return rate, optimizer
+
+    def _rate_and_optimizer(self, graph: Graph, settings: PruneConfig) -> tuple[Rate, Optimizer]:
         rate = make_rate(settings.lr, self.retrain_steps)
         optimizer = make_optimizer(
             settings.optimizer or self.optimizer, graph.model, lr=rate.initial
         )
-        if settings.remove_fraction > 0:
-            _prune(graph, task, settings, optimizer, self.seed + settings.seed)
         return rate, optimizer
 
 
@@ -182,6 +226,14 @@ def _prune(
         optimizer=optimizer,
         seed=seed,
     )
+
+
+def _as_tensor(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def _as_bytes(tensor: Tensor) -> bytes:
+    return tensor.numpy().tobytes()
 
 
 def _share(graph: Graph, settings: PruneConfig) -> float:

@@ -46,32 +46,6 @@ class SearchResult:
     note: str = ""
 
 
-def rank(utility: float, cost: float) -> tuple[float, float]:
-    """Return the sort key of a trial: larger is better. Of equal utilities the cheaper wins."""
-    return utility, -cost
-
-
-class BestNetwork:
-    """Keeps the network of the best trial so far. It is an actor if trials run on a cluster."""
-
-    def __init__(self) -> None:
-        self._rank = (-math.inf, -math.inf)
-        self._kept: tuple[str, bytes] | None = None
-
-    def wants(self, utility: float, cost: float) -> bool:
-        """Whether a network with this utility and cost would be kept."""
-        return rank(utility, cost) > self._rank
-
-    def offer(self, trial_id: str, utility: float, cost: float, network: bytes) -> None:
-        """Keep a network, unless a better one has been offered in the meantime."""
-        if self.wants(utility, cost):
-            self._rank, self._kept = rank(utility, cost), (trial_id, network)
-
-    def kept(self) -> tuple[str, bytes] | None:
-        """Return the id and the network of the best trial, or None if none was offered."""
-        return self._kept
-
-
 def pareto_front(points: "pd.DataFrame") -> "pd.DataFrame":
     """Return the Pareto front in order of increasing `cost`.
 

@@ -1,12 +1,10 @@
 """The parts of a search, which are made and checked before any trial starts."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dynopt_ray.cluster.searching.log import TrialLog
 from dynopt_ray.cluster.searching.space import Point, Space
-from dynopt_ray.cluster.searching.trial import Trial
+from dynopt_ray.cluster.trials import Trial
 from dynopt_ray.errors import SpecError
 from dynopt_ray.plugins import build
 
@@ -18,45 +16,32 @@ if TYPE_CHECKING:
 PluginConfig = str | Mapping[str, Any]
 """The name of a plugin, or a mapping with its name and arguments."""
 
+SearcherLike: TypeAlias = "PluginConfig | Searcher"
+"""A searcher, or the name and the arguments of one."""
 
-@dataclass(frozen=True, eq=False)
-class SearchSetup:
-    """The parts of a search, whether its trials run in this process or on a cluster.
-
-    Attributes:
-        trial: runs one configuration.
-        space: the configurations that may be tried.
-        num_trials: total number of trials.
-        cost_weight: λ of utility = accuracy − λ · cost.
-        searcher: draws the configurations.
-        scheduler: stops trials early. None lets every trial finish.
-        on_end: called with the log after each trial has ended.
-        log: collects what trials measure and how they end.
-    """
-
-    trial: Trial
-    space: Space
-    num_trials: int
-    cost_weight: float
-    searcher: "Searcher"
-    scheduler: "TrialScheduler | None"
-    on_end: Callable[["TrialLog"], None]
-    log: "TrialLog"
+SchedulerLike: TypeAlias = "PluginConfig | TrialScheduler"
+"""A scheduler, or the name and the arguments of one."""
 
 
-def make_searcher(config: PluginConfig, *, seed: int) -> "Searcher":
+def make_searcher(config: SearcherLike, *, seed: int) -> "Searcher":
     """Make a searcher from its name, or from a mapping with its name and arguments.
+
+    A searcher of Ray Tune is returned as it is.
 
     Raises:
         SpecError, UnknownNameError, PluginError: there is no such searcher, or it refuses its
             arguments.
     """
-    made: Searcher = build("searchers", config, seed=seed)
+    from ray.tune.search import Searcher
+
+    made = config if isinstance(config, Searcher) else build("searchers", config, seed=seed)
+    if not isinstance(made, Searcher):
+        raise SpecError(f"the searcher {config!r:.60} is {made!r:.60}, not a Searcher of Ray Tune")
     return made
 
 
 def draws(
-    searcher: PluginConfig,
+    searcher: SearcherLike,
     space: Space,
     *,
     num_trials: int | None,
@@ -66,7 +51,7 @@ def draws(
     """Make the searcher of a search, and count the trials.
 
     Args:
-        searcher: name of the searcher, or a mapping with its name and arguments.
+        searcher: the searcher, its name, or a mapping with its name and arguments.
         space: the space that it draws from.
         num_trials: total number of trials. None tries every configuration of a grid.
         first: points to try before it draws; see `search`.
@@ -126,16 +111,35 @@ def _beginning_with(searcher: "Searcher", first: Sequence[Point], space: Space) 
     return searcher.beginning_with(points)
 
 
-def make_scheduler(config: PluginConfig | None, *, num_reports: int) -> "TrialScheduler | None":
-    """Make a scheduler from its name, or from a mapping with name and arguments. None gives None.
+def make_scheduler(
+    config: "SchedulerLike | None", *, num_reports: int, space: Space | None = None
+) -> "TrialScheduler":
+    """Make a scheduler from its name, or from a mapping with name and arguments.
+
+    A scheduler of Ray Tune is returned as it is. None is the same as "none".
+
+    Args:
+        config: what to make.
+        num_reports: number of measurements of a complete trial.
+        space: the space of the search. None leaves out what depends on it.
 
     Raises:
-        SpecError, UnknownNameError, PluginError: there is no such scheduler, or it refuses its
-            arguments.
+        SpecError, UnknownNameError, PluginError: there is no such scheduler, it refuses its
+            arguments, or the space lacks what it changes.
     """
-    if config is None:
-        return None
-    made: TrialScheduler = build("schedulers", config, num_reports=num_reports)
+    from ray.tune.schedulers import TrialScheduler
+
+    config = "none" if config is None else config
+    if isinstance(config, TrialScheduler):
+        return config
+    made = build("schedulers", config, num_reports=num_reports)
+    if not isinstance(made, TrialScheduler):
+        raise SpecError(
+            f"the scheduler {config!r:.60} is {made!r:.60}, not a TrialScheduler of Ray Tune"
+        )
+    cover = getattr(made, "cover", None)
+    if cover is not None and space is not None:
+        cover(space)
     return made
 
 
@@ -147,6 +151,9 @@ def check_limits(
     gpus_per_trial: float,
     max_concurrent: int | None,
     cost_weight: float = 0.0,
+    max_failures: int = 0,
+    time_limit_s: float | None = None,
+    trials_per_slot: int = 1,
 ) -> None:
     """Refuse numbers that are out of range; see `search`.
 
@@ -157,6 +164,7 @@ def check_limits(
         "num_trials": num_trials,
         "num_reports": num_reports,
         "max_concurrent": max_concurrent,
+        "trials_per_slot": trials_per_slot,
     }
     for name, count in counts.items():
         if count is not None and count < 1:
@@ -166,6 +174,15 @@ def check_limits(
             f"cpus_per_trial is {cpus_per_trial} and gpus_per_trial {gpus_per_trial}; the first "
             "must be above 0 and the second at least 0"
         )
+    if gpus_per_trial > 1:
+        raise ValueError(
+            f"gpus_per_trial is {gpus_per_trial}; a trial trains one network on one GPU, so it can "
+            "hold at most 1"
+        )
+    if max_failures < 0:
+        raise ValueError(f"max_failures is {max_failures}; it must be at least 0")
+    if time_limit_s is not None and not time_limit_s > 0:
+        raise ValueError(f"time_limit_s is {time_limit_s}; it must be above 0")
     if not 0 <= cost_weight < float("inf"):
         raise ValueError(f"cost_weight is {cost_weight}; it must be finite and >= 0")
 

@@ -12,6 +12,9 @@ from typing import Any
 
 import ray
 
+from dynopt_ray.errors import ClusterError
+from dynopt_ray.storage import create_file, remove_temporaries
+
 _MODE = "RAY_AUTH_MODE"
 
 
@@ -21,22 +24,57 @@ def token_file() -> Path:
 
 
 def has_token() -> bool:
-    """Whether Ray would find a token."""
-    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(given) or token_file().exists()
+    """Whether Ray would find a token.
+
+    Raises:
+        ClusterError: Ray would read the token from a file that is empty or cannot be read.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        _check_token(Path(given))
+        return True
+    if token_file().exists():
+        _check_token(token_file())
+        return True
+    return False
+
+
+def _check_token(path: Path) -> None:
+    try:
+        token = path.read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"cannot read the token file {path}: {error}") from error
+    if not token:
+        raise ClusterError(
+            f"the token file {path} is empty, so anybody could guess the token. Restore it; or "
+            "end all clusters that use it and delete it, and the next start makes a new one"
+        )
 
 
 def make_token(path: Path) -> None:
-    """Write a new token unless there is one, and make the file readable by its owner only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a new token unless there is one, and make the file readable by its owner only.
+
+    Raises:
+        ClusterError: the file cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(secrets.token_hex(32))
+
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        # Ray itself creates this file so that everybody can read it.
-        path.chmod(0o600)
-        return
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            create_file(path, write)
+        except FileExistsError:
+            # Ray itself creates this file so that everybody can read it.
+            path.chmod(0o600)
+            remove_temporaries(path, only_dead=True)
+    except OSError as error:
+        raise ClusterError(
+            f"cannot write the token file {path}: {error.strerror}. Set RAY_AUTH_TOKEN, or HOME "
+            "to a directory that can be written"
+        ) from error
 
 
 def use_token(*, starting: bool) -> None:
@@ -48,6 +86,9 @@ def use_token(*, starting: bool) -> None:
         starting: whether a cluster is about to be started. If so, a missing token is made.
             Joining a cluster needs the token of that cluster, so authentication stays off if
             there is none.
+
+    Raises:
+        ClusterError: the token is empty, or its file cannot be read or written.
     """
     if os.environ.get(_MODE, "token") != "token":
         return

@@ -100,7 +100,7 @@ def session(
         else:
             _join(address)
         is_up = True
-        nodes = _nodes()
+        nodes = alive_nodes()
         check_nodes(need, nodes)
         yield Session(_address(), nodes, started=address is None)
     finally:
@@ -117,7 +117,7 @@ def _running(address: str | None, need: Need) -> Session:
             f"Ray is already connected to {_address()}, so this process cannot join {address}; "
             "end that session first"
         )
-    nodes = _nodes()
+    nodes = alive_nodes()
     check_nodes(need, nodes)
     return Session(_address(), nodes, started=False)
 
@@ -166,7 +166,8 @@ def _object_store_bytes() -> int:
     return max(80 * 2**20, min(2**30, memory // 10, int(0.8 * free)))
 
 
-def _nodes() -> tuple[Node, ...]:
+def alive_nodes() -> tuple[Node, ...]:
+    """Return the nodes of the cluster that this process is connected to."""
     return tuple(
         Node(
             node["NodeManagerAddress"],

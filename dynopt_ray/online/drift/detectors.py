@@ -114,13 +114,17 @@ class Replayed:
             CheckpointError: the log belongs to another detector, or is longer than this detector
                 would have kept.
         """
-        kind = type(self._detector).__name__
-        if state["kind"] != kind:
+        kind, log = type(self._detector).__name__, state.get("errors")
+        if state.get("kind") != kind:
             raise CheckpointError(
-                f"the snapshot belongs to the drift detector {state['kind']}, but this one is "
-                f"{kind}; build this learner like the saved one"
+                f"the snapshot belongs to the drift detector {state.get('kind')!s:.60}, but this "
+                f"one is {kind}; build this learner like the saved one"
             )
-        errors = array("d", state["errors"].tolist())
+        if not isinstance(log, torch.Tensor) or log.ndim != 1 or not log.is_floating_point():
+            raise CheckpointError(f"the log of the drift detector is {log!r:.60}; it is no log")
+        if not bool(log.isfinite().all()):
+            raise CheckpointError("the log of the drift detector has errors that are not finite")
+        errors = array("d", log.tolist())
         if len(errors) >= self._max_log:
             raise CheckpointError(
                 f"the snapshot holds {len(errors)} errors, but this drift detector keeps fewer "
@@ -137,10 +141,10 @@ class Replayed:
         self._restart(self._log)
 
     def _restart(self, errors: "array[float]") -> None:
-        self._log = errors
-        self._detector = self._build()
+        detector = self._build()
         for error in errors:
-            self._detector.update(error)
+            detector.update(error)
+        self._log, self._detector = errors, detector
 
 
 def _has_risen(errors: "array[float]") -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dynopt_ray.errors import CheckpointError
 from dynopt_ray.online.drift.reaction import ReactingLearner
 
 
@@ -42,7 +43,7 @@ class RaiseRate:
             self._since = learner.events
         if self._since is None:
             return
-        age = learner.events - self._since
+        age = max(0, learner.events - self._since)
         boost = 1 + (self._factor - 1) * 2 ** (-age / self._half_life)
         if boost < 1.01:
             boost, self._since = 1.0, None
@@ -53,5 +54,12 @@ class RaiseRate:
         return {"since": self._since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the event at which the boost began."""
-        self._since = state["since"]
+        """Replace the event at which the boost began.
+
+        Raises:
+            CheckpointError: the state is not one of this reaction.
+        """
+        since = state.get("since")
+        if state.keys() != {"since"} or not (since is None or (type(since) is int and since >= 0)):
+            raise CheckpointError(f"RaiseRate: the state is {state!r:.100}; it names no event")
+        self._since = since

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from dynopt_ray.errors import DataError
+from dynopt_ray.errors import CheckpointError, DataError
 from dynopt_ray.online.drift.reaction import ReactingLearner
 
 
@@ -65,4 +65,10 @@ class Replay:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: there is no state to restore."""
+        """Check that there is no state to restore.
+
+        Raises:
+            CheckpointError: there is one, so it is not one of this reaction.
+        """
+        if state:
+            raise CheckpointError(f"Replay: the state is {state!r:.100}; this reaction has none")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dynopt_ray.errors import LearnerError
+from dynopt_ray.errors import CheckpointError, LearnerError
 from dynopt_ray.online.drift.reaction import ReactingLearner
 from dynopt_ray.structure import Grow
 
@@ -69,5 +69,19 @@ class Widen:
         return {"first_widths": dict(self._first_widths)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the initial widths."""
-        self._first_widths = dict(state["first_widths"])
+        """Replace the initial widths.
+
+        Raises:
+            CheckpointError: they are not those of the learner's network.
+        """
+        widths = state.get("first_widths")
+        if (
+            not isinstance(widths, dict)
+            or widths.keys() != self._first_widths.keys()
+            or not all(type(width) is int and width >= 1 for width in widths.values())
+        ):
+            raise CheckpointError(
+                f"Widen: the initial widths are {widths!r:.200}; the network has the width groups "
+                f"{', '.join(self._first_widths)!s:.200}"
+            )
+        self._first_widths = dict(widths)

@@ -16,13 +16,17 @@ already learned are ignored and gaps are refused, so each event takes effect exa
 
 Events that the learner quarantines, and events at which it reports divergence, have the same
 outcome in a replay. After any other error the network may be half updated, so the object refuses
-further events. Only building it again, from snapshot and journal, restores a valid state.
+further events. Only building it again, from snapshot and journal, restores a valid state. If the
+same event fails again, `skip` leaves it out.
+
+The directory has an id, which `lock`, journal and snapshot repeat. So a file of another learner is
+refused, and a missing journal is noticed: an empty one in its place would lose acknowledged events.
 """
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +34,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dynopt_ray.errors import CheckpointError, DivergedError, LearnerError
-from dynopt_ray.online.durable.journal import Entry, Journal, storable
-from dynopt_ray.online.learner import LearnResult, OnlineLearner, Predictor
-from dynopt_ray.storage import read_state, remove_temporaries, write_state
+from dynopt_ray.online.durable.directory import LearnerDirectory
+from dynopt_ray.online.durable.records import Entry, storable, stored_bytes
+from dynopt_ray.online.learner import LearnResult, OnlineLearner, Predictor, Rejected
 
 Event = tuple[NDArray[Any], NDArray[Any]]
 """x and y of one call of `learn`, as arrays."""
@@ -41,8 +45,7 @@ BuildLearner = Callable[[], OnlineLearner]
 """Builds a learner. Every call must build the same one, so its random draws must be seeded."""
 
 _CLOSED = "the learner was closed"
-_KIND = "durable learner"
-_SNAPSHOT, _JOURNAL = "snapshot.safetensors", "journal"
+_MAX_JOURNAL_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,9 @@ class Ack:
 
     Attributes:
         sequence: the last sequence number that is on disk and learned.
-        results: one result per event sent. None for a duplicate, which was learned before, and a
-            `DivergedError` for an event that came when the network had diverged.
+        results: one result per event sent. None for a duplicate, which was learned before, and for
+            an event that was skipped; a `DivergedError` for an event that came when the network had
+            diverged.
         snapshot_error: why the latest periodic snapshot failed, or None. A failure loses nothing:
             the journal grows until a snapshot succeeds.
     """
@@ -70,15 +74,22 @@ class DurableLearner:
     refused. When this object is built again on the same directory after a crash, it loads the
     snapshot and replays the journal. It then equals, bit for bit, a learner that never died.
 
+    Several threads may use the object; each call waits for the one before. They must agree on the
+    sequence numbers, because a number that was learned already is taken for a duplicate.
+
     Args:
         build: builds the learner. Every call must build the same one, so seed its random draws.
         directory: holds `snapshot.safetensors`, `journal` and `lock`; it is created if missing.
+            Its files are readable by their owner only.
         snapshot_every: number of events between snapshots, >= 1. A smaller number makes restarts
-            faster and learning slower.
+            faster and learning slower. A journal of more than 256 MiB causes a snapshot too.
+        skip: sequence numbers of events that are not learned, because learning them failed. They
+            count as quarantined. If the journal holds some of them, a snapshot is written at once,
+            after which they need not be named again.
 
     Raises:
-        CheckpointError: the content of the directory is damaged, or belongs to another kind of
-            learner.
+        CheckpointError: the content of the directory is damaged, incomplete, or belongs to
+            another learner. If the journal is lost, `drop_journal` allows to continue without it.
         LearnerError: another process has the directory open.
         ValueError: `snapshot_every` is below 1.
 
@@ -93,22 +104,20 @@ class DurableLearner:
         directory: str | os.PathLike[str],
         *,
         snapshot_every: int = 1_000,
+        skip: Collection[int] = (),
     ) -> None:
         if snapshot_every < 1:
             raise ValueError(f"DurableLearner: snapshot_every is {snapshot_every}; it must be >= 1")
-        self._directory = Path(directory)
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self._directory / "lock")
+        self._busy = threading.RLock()
         self._snapshot_every = snapshot_every
+        self._skip = frozenset(skip)
         self._broken: str | None = None
         self._snapshot_error: str | None = None
         with contextlib.ExitStack() as on_failure:
-            on_failure.callback(os.close, self._lock)
-            for name in (_SNAPSHOT, _JOURNAL):
-                remove_temporaries(self._directory / name)  # the lock excludes other writers
+            self._directory = on_failure.enter_context(LearnerDirectory(Path(directory)))
+            self._journal = on_failure.enter_context(self._directory.journal())
             self.learner = build()
             self.sequence = self._covered = self._load_snapshot()
-            self._journal = on_failure.enter_context(Journal(self._directory / _JOURNAL))
             self._catch_up()
             on_failure.pop_all()
 
@@ -118,20 +127,27 @@ class DurableLearner:
         Events that the network cannot learn from are quarantined, and a diverged network is
         reported per event; see `OnlineLearner.learn`. After any other error, the events stay in
         the journal and this object refuses further ones. Correct the cause, such as the optimizer
-        or a reaction, and build this object again; it then replays the events.
+        or a reaction, and build this object again; it then replays the events. If the event itself
+        is the cause, build this object with `skip=[its number]`.
 
         Args:
-            first: sequence number of the first event; the others follow without gaps.
+            first: sequence number of the first event, from 1; the others follow without gaps.
             events: x and y of each event.
 
         Raises:
-            LearnerError: events before `first` are missing, the disk is full, or the learner
-                failed earlier or was closed. No event of this call was learned; send them again
-                once the cause is removed.
-            DataError: an event does not consist of numbers, or their type cannot be kept in a
-                journal. No event of this call was learned.
+            LearnerError: events before `first` are missing, the events are larger than a record of
+                the journal, the disk is full, or the learner failed earlier or was closed. No event
+                of this call was learned; send them again once the cause is removed.
+            DataError: an event does not consist of numbers, or cannot be kept in a journal. No
+                event of this call was learned.
         """
+        with self._busy:
+            return self._learn(first, events)
+
+    def _learn(self, first: int, events: Sequence[Event]) -> Ack:
         self._refuse_if_broken()
+        if first < 1:
+            raise LearnerError(f"event {first} was sent, but sequence numbers begin at 1")
         if first > self.sequence + 1:
             raise LearnerError(
                 f"event {first} was sent but {self.sequence + 1} is next: events in between are "
@@ -143,9 +159,12 @@ class DurableLearner:
             for index, (x, y) in enumerate(events)
             if index >= num_known
         ]
+        for entry in entries:
+            stored_bytes(entry.x, entry.y)
         self._journal.append(entries)
         results = [self._apply(entry) for entry in entries]
-        if self.sequence - self._covered >= self._snapshot_every:
+        is_large = self._journal.num_bytes > _MAX_JOURNAL_BYTES
+        if is_large or self.sequence - self._covered >= self._snapshot_every:
             self._snapshot_if_possible()
         return Ack(self.sequence, (*[None] * num_known, *results), self._snapshot_error)
 
@@ -157,24 +176,26 @@ class DurableLearner:
                 emptied. The files in the directory are still valid.
             LearnerError: the learner failed at an earlier event, or was closed.
         """
-        self._refuse_if_broken()
-        state = {"sequence": self.sequence, "learner": self.learner.state_dict()}
-        write_state(self._directory / _SNAPSHOT, state, kind=_KIND)
-        self._covered = self.sequence
-        self._snapshot_error = None
-        # A crash at this point leaves entries that the snapshot covers; `_catch_up` skips them.
-        self._journal.restart(self.sequence)
+        with self._busy:
+            self._refuse_if_broken()
+            self._directory.write_snapshot(self.sequence, self.learner.state_dict())
+            self._covered = self.sequence
+            self._snapshot_error = None
+            # A crash at this point leaves entries that the snapshot covers; `_catch_up` skips them.
+            self._journal.restart(self.sequence)
 
     def freeze(self) -> Predictor:
         """Return an immutable copy of the present network, which can only predict."""
-        return self.learner.freeze()
+        with self._busy:
+            return self.learner.freeze()
 
     def close(self) -> None:
         """Release the directory. All acknowledged events are on disk already."""
-        if self._broken != _CLOSED:
-            self._broken = _CLOSED
-            self._journal.close()
-            os.close(self._lock)
+        with self._busy:
+            if self._broken != _CLOSED:
+                self._broken = _CLOSED
+                self._journal.close()
+                self._directory.close()
 
     def __enter__(self) -> "DurableLearner":
         return self
@@ -187,37 +208,50 @@ class DurableLearner:
             raise LearnerError(self._broken)
 
     def _load_snapshot(self) -> int:
-        path = self._directory / _SNAPSHOT
-        if not path.exists():
+        snapshot = self._directory.read_snapshot()
+        if snapshot is None:
             return 0
-        state = read_state(path, kind=_KIND)
-        self.learner.load_state_dict(state["learner"])
-        sequence: int = state["sequence"]
+        sequence, state = snapshot
+        self.learner.load_state_dict(state)
         return sequence
 
     def _catch_up(self) -> None:
         if self._journal.base > self.sequence:
             raise CheckpointError(
-                f"{self._directory}: the journal begins after event {self._journal.base}, but the "
-                f"snapshot ends at event {self.sequence}; restore the snapshot that belongs to "
+                f"{self._directory.path}: the journal begins after event {self._journal.base}, but "
+                f"the snapshot ends at event {self.sequence}; restore the snapshot that belongs to "
                 "this journal"
             )
+        if self._journal.last < self.sequence:
+            # Events are in the journal before a snapshot covers them.
+            raise CheckpointError(
+                f"{self._directory.path}: the journal ends at event {self._journal.last}, but the "
+                f"snapshot at event {self.sequence}: it is an older copy, and later events are "
+                "missing. Restore the latest journal; if it is lost, see drop_journal"
+            )
+        skipped = {entry.sequence for entry in self._journal.entries(after=self.sequence)}
         for entry in self._journal.entries(after=self.sequence):
             self._apply(entry)
-        if self._journal.last < self.sequence:
-            self._journal.restart(self.sequence)
+        if skipped & self._skip:
+            self.snapshot()
 
-    def _apply(self, entry: Entry) -> LearnResult | DivergedError:
+    def _apply(self, entry: Entry) -> LearnResult | DivergedError | None:
+        result: LearnResult | DivergedError | None = None
         try:
-            result: LearnResult | DivergedError = self.learner.learn(entry.x, entry.y)
+            if entry.sequence in self._skip:
+                reason = f"event {entry.sequence} of the journal was skipped, as was asked for"
+                self.learner.quarantine.add([Rejected(self.learner.events, reason)])
+            else:
+                result = self.learner.learn(entry.x, entry.y)
         except DivergedError as error:
             # The learner guarantees that it is unchanged, so a replay has the same outcome.
             result = error
         except BaseException as error:
             self._broken = (
-                f"learning event {entry.sequence} failed with {type(error).__name__}: {error}; "
-                "the event is in the journal; correct the network or the loss and build the "
-                "learner again, which replays it"
+                f"learning event {entry.sequence} failed with {type(error).__name__}: "
+                f"{error!s:.500}; the event is in the journal; correct the network or the loss and "
+                "build the learner again, which replays it. If the event itself is the cause, "
+                f"build the learner with skip=[{entry.sequence}]"
             )
             raise
         self.sequence = entry.sequence
@@ -228,22 +262,3 @@ class DurableLearner:
             self.snapshot()
         except CheckpointError as error:
             self._snapshot_error = str(error)
-
-
-def _locked(path: Path) -> int:
-    """Return the descriptor of an exclusive lock, which is released however the process ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise LearnerError(
-                f"{path.parent} cannot be locked: {error.strerror}; choose a directory on a file "
-                "system that has locks"
-            ) from error
-        raise LearnerError(
-            f"{path.parent} is in use by another process; two learners on one journal would "
-            "overwrite each other's events. End that process or choose another directory"
-        ) from None
-    return descriptor

@@ -16,52 +16,30 @@ journal holds these events. Three rules ensure that no acknowledged event is los
 Layout, all little-endian:
 
     file   = header record*
-    header = magic (8) | base sequence (u64) | CRC-32 of both (u32)
+    header = magic (8) | id of the learner (16) | base sequence (u64) | CRC-32 of the three (u32)
     record = marker (4) | body length (u32) | first sequence (u64) | events (u32)
              | CRC-32 of the body (u32) | CRC-32 of the 24 bytes before (u32) | body
-    body   = (x y)*, each an array: type (u8) | dimensions (u8) | sizes (u32 each) | bytes
+    body   = events; see `records`
 """
 
 import os
 import struct
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from uuid import UUID, uuid4
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from dynopt_ray.errors import CheckpointError, DataError, LearnerError
+from dynopt_ray.errors import CheckpointError, LearnerError
+from dynopt_ray.online.durable.records import MAX_BODY_BYTES, Entry, decode, encode
 from dynopt_ray.storage import replace_file, sync_directory
 
-_MAGIC = b"DYNOPTJ1"
-_HEADER = struct.Struct("<8sQI")
+_MAGIC = b"DYNOPTJ2"
+_HEADER = struct.Struct("<8s16sQI")
 _MARKER = b"\xd5REC"
 _RECORD = struct.Struct("<4sIQIII")
-_TYPES = ("?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "u2", "u4")
-_CODES = {np.dtype(name): code for code, name in enumerate(_TYPES)}
-_ADVICE = f"convert it to one of the NumPy types {', '.join(_TYPES)}"
-_MAX_BODY_BYTES = 2**32 - 1
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The event or mini-batch of one call of `learn`, as the journal stores it.
-
-    Attributes:
-        sequence: number of the call in the stream, from 1.
-        x: the event or mini-batch.
-        y: its target or targets.
-    """
-
-    sequence: int
-    x: NDArray[Any]
-    y: NDArray[Any]
+_MAX_SEQUENCE = 2**63 - 1
 
 
 class Journal:
@@ -69,28 +47,45 @@ class Journal:
 
     Args:
         path: the file; it is created if it is missing. A torn last record is dropped on opening.
+        learner: id of the learner that the journal must belong to. None accepts a journal of any
+            learner, and draws an id for a new one.
 
     Attributes:
+        learner: id of the learner that the journal belongs to.
         base: the sequence number before that of the first entry.
         last: the sequence number of the last entry, or `base` if there is none.
 
     Raises:
-        CheckpointError: the file is not a journal, or it is damaged.
+        CheckpointError: the file is not a journal, is damaged, or belongs to another learner.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, learner: UUID | None = None) -> None:
         self._path = Path(path)
         self._broken: str | None = None
         self.base = self.last = self._end = 0
-        if not self._path.exists():
-            self._write_empty(0)
-        self._file = self._reopened()
+        try:
+            if not self._path.exists():
+                write_empty(self._path, learner or uuid4(), base=0)
+            self._file = self._reopened()
+        except OSError as error:
+            raise CheckpointError(f"cannot open journal {path}: {error.strerror}") from error
         self._is_settled = True
         try:
-            self._read()
+            self.learner = self._read()
+            if learner not in (None, self.learner):
+                raise CheckpointError(
+                    f"journal {self._path} belongs to another learner: its id is {self.learner}, "
+                    f"not {learner}. Restore the journal of this learner"
+                )
+            self._drop_torn()
         except BaseException:
             self._file.close()
             raise
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the file."""
+        return self._end
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Write entries and wait until the disk has them.
@@ -99,33 +94,37 @@ class Journal:
             LearnerError: the entries are out of sequence or too large, they could not be written,
                 or the journal is closed. The journal is unchanged, and the entries must not be
                 acknowledged.
-            DataError: an entry holds data of a type that the journal cannot keep.
+            DataError: an entry holds data that the journal cannot keep.
+            CheckpointError: the file was damaged while a restart was not finished.
         """
         if not entries:
             return
         self._refuse_if_broken()
         sequences = [entry.sequence for entry in entries]
+        try:
+            self._settle()
+        except OSError as error:
+            raise self._not_accepted(sequences, error) from error
         if sequences != list(range(self.last + 1, self.last + 1 + len(entries))):
             raise LearnerError(
                 f"the next sequence of the journal is {self.last + 1}; got {_range(sequences)}"
             )
-        body = b"".join(_encode(entry.x) + _encode(entry.y) for entry in entries)
-        if len(body) > _MAX_BODY_BYTES:
+        body = b"".join(map(encode, entries))
+        if len(body) > MAX_BODY_BYTES:
             raise LearnerError(f"{len(entries)} events take {len(body)} bytes; send fewer at once")
         try:
-            self._settle()
             self._file.seek(self._end)
             rest = memoryview(_record_header(sequences[0], len(entries), body) + body)
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fdatasync(self._file.fileno())
-        except OSError as error:
-            if self._is_settled:
-                self._take_back(error)
-            raise LearnerError(
-                f"cannot write journal {self._path}: {error.strerror}; events "
-                f"{_range(sequences)} were not accepted; send them again once there is room"
-            ) from error
+        except BaseException as error:
+            # Half a record must not stay, whatever the reason: a shorter one that is written over
+            # it would be followed by its rest, and opening would find the file damaged.
+            self._take_back()
+            if isinstance(error, OSError):
+                raise self._not_accepted(sequences, error) from error
+            raise
         self._end += _RECORD.size + len(body)
         self.last = sequences[-1]
 
@@ -135,7 +134,7 @@ class Journal:
         while position < self._end:
             first, count, body, position = self._record_at(position)
             if first + count - 1 > after:
-                yield from (e for e in _decode(first, count, body) if e.sequence > after)
+                yield from (e for e in decode(first, count, body) if e.sequence > after)
 
     def restart(self, sequence: int) -> None:
         """Discard all entries, because a snapshot on disk now covers them.
@@ -157,7 +156,7 @@ class Journal:
         # to the old one would be lost. So the next append first reopens the file.
         self._is_settled = False
         try:
-            self._write_empty(sequence)
+            write_empty(self._path, self.learner, base=sequence)
             self._settle()
         except OSError as error:
             raise CheckpointError(
@@ -184,74 +183,84 @@ class Journal:
         if self._is_settled:
             return
         sync_directory(self._path.parent)
-        self._file.close()
-        self._file = self._reopened()
+        old, self._file = self._file, self._reopened()
+        old.close()
         self._read()
+        self._drop_torn()
         self._is_settled = True
 
     def _reopened(self) -> FileIO:
         # Unbuffered: after a failed write, no bytes may remain that a later write would flush.
         return FileIO(self._path, "r+")
 
-    def _write_empty(self, base: int) -> None:
-        head = struct.pack("<8sQ", _MAGIC, base)
-        head += struct.pack("<I", zlib.crc32(head))
+    def _not_accepted(self, sequences: Sequence[int], error: OSError) -> LearnerError:
+        return LearnerError(
+            f"cannot write journal {self._path}: {error.strerror}; events "
+            f"{_range(sequences)} were not accepted; send them again once there is room"
+        )
 
-        def write(temporary: Path) -> None:
-            temporary.write_bytes(head)
+    def _read(self) -> UUID:
+        """Verify the header and every record up to a torn one, and return the learner's id.
 
-        replace_file(self._path, write)
-
-    def _read(self) -> None:
-        """Read the header, verify every record and cut off a torn last record."""
+        This changes nothing in the file.
+        """
         self._end = _HEADER.size
+        self._file.seek(0)
         head = self._file.read(_HEADER.size)
         if len(head) < _HEADER.size or head[:8] != _MAGIC:
             raise CheckpointError(f"{self._path} is not a journal of this version")
-        _, base, checksum = _HEADER.unpack(head)
-        if checksum != zlib.crc32(head[:16]):
+        _, learner, base, checksum = _HEADER.unpack(head)
+        if checksum != zlib.crc32(head[:-4]) or base > _MAX_SEQUENCE:
             raise CheckpointError(f"journal {self._path} is damaged in its header")
         self.base = self.last = base
-        size = os.fstat(self._file.fileno()).st_size
+        size = self._size()
         while self._end < size:
             try:
-                first, count, _, end = self._record_at(self._end)
+                first, count, body, end = self._record_at(self._end)
             except CheckpointError:
-                self._drop_torn(size)
-                return
-            if first != self.last + 1:
+                self._refuse_unless_torn()
+                break
+            if first != self.last + 1 or first + count > _MAX_SEQUENCE:
                 raise CheckpointError(
                     f"journal {self._path} jumps from sequence {self.last} to {first}"
                 )
+            try:
+                deque(decode(first, count, body), maxlen=0)
+            except CheckpointError as error:
+                raise CheckpointError(f"journal {self._path} is damaged: {error}") from error
             self.last, self._end = first + count - 1, end
+        return UUID(bytes=learner)
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
 
     def _record_at(self, position: int) -> tuple[int, int, bytes, int]:
         """Return (first sequence, count, body, end) of the record at a position of the file."""
         self._file.seek(position)
         head = self._file.read(_RECORD.size)
         if len(head) == _RECORD.size:
-            marker, length, first, count, body_sum, head_sum = _RECORD.unpack(head)
-            if marker == _MARKER and head_sum == zlib.crc32(head[:-4]):
+            _, length, first, count, body_sum, _ = _RECORD.unpack(head)
+            is_whole = position + _RECORD.size + length <= self._size()
+            if _is_header(head) and is_whole:
                 body = self._file.read(length)
                 if len(body) == length and zlib.crc32(body) == body_sum:
                     return first, count, body, position + _RECORD.size + length
         raise CheckpointError(f"journal {self._path} is damaged at byte {position}")
 
-    def _drop_torn(self, size: int) -> None:
-        """Cut off a torn record at the end of the file; refuse the file if it is damaged."""
+    def _drop_torn(self) -> None:
+        """Cut off the torn record at the end of the file, if there is one."""
+        if self._end < self._size():
+            self._file.truncate(self._end)
+            os.fsync(self._file.fileno())
+
+    def _refuse_unless_torn(self) -> None:
+        """Raise an error unless what follows the last good record was torn by a crash."""
+        size = self._size()
         self._file.seek(self._end)
         rest = self._file.read()
         if _is_torn(rest):
-            self._file.truncate(self._end)
-            os.fsync(self._file.fileno())
             return
-        place = rest.find(_MARKER, 1)
-        while place >= 0:
-            try:
-                first, *_ = self._record_at(self._end + place)
-            except CheckpointError:
-                place = rest.find(_MARKER, place + 1)
-                continue
+        if (first := _later_record(rest)) is not None:
             raise CheckpointError(
                 f"journal {self._path} is damaged after sequence {self.last}, at byte "
                 f"{self._end} of {size}: events up to {first - 1} are lost, but later ones exist"
@@ -263,80 +272,59 @@ class Journal:
             "if no event of the record was acknowledged, cut the file off at that byte"
         )
 
-    def _take_back(self, error: OSError) -> None:
+    def _take_back(self) -> None:
         try:
             self._file.truncate(self._end)
             os.fsync(self._file.fileno())
-        except OSError:
+        except OSError as error:
             self._broken = f"a failed write could not be undone ({error.strerror})"
+
+
+def write_empty(path: Path, learner: UUID, *, base: int) -> None:
+    """Replace a journal by an empty one, whose first entry follows the sequence number `base`.
+
+    Raises:
+        OSError: the file could not be written; the journal is unchanged.
+    """
+    head = struct.pack("<8s16sQ", _MAGIC, learner.bytes, base)
+    head += struct.pack("<I", zlib.crc32(head))
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(head)
+
+    replace_file(path, write)
 
 
 def _is_torn(rest: bytes) -> bool:
     """Whether the bytes behind the last good record are the beginning of one, or only zeros."""
     if len(rest) < _RECORD.size or not any(rest):
         return True
-    marker, length, _, _, _, head_sum = _RECORD.unpack_from(rest)
-    is_header: bool = marker == _MARKER and head_sum == zlib.crc32(rest[: _RECORD.size - 4])
-    return is_header and len(rest) < _RECORD.size + length
+    _, length, *_ = _RECORD.unpack_from(rest)
+    return _is_header(rest[: _RECORD.size]) and len(rest) < _RECORD.size + length
 
 
-def storable(name: str, value: Any) -> NDArray[Any]:
-    """Return a copy of a value as the array that the journal would give back.
+def _is_header(head: bytes) -> bool:
+    *_, head_sum = _RECORD.unpack(head)
+    return head.startswith(_MARKER) and bool(head_sum == zlib.crc32(head[:-4]))
 
-    The copy has native byte order and row-major layout. A learner that learns an event now and
-    one that replays it later then compute with the same bytes in the same layout. Otherwise they
-    might round differently.
 
-    Args:
-        name: name of the value in error messages.
-        value: a number, list, array or tensor. bfloat16 becomes float32, which holds the same
-            numbers.
+def _later_record(rest: bytes) -> int | None:
+    """Return the first sequence number of a record behind a damaged one, or None.
 
-    Raises:
-        DataError: the value is not an array of numbers, or its type cannot be kept in a journal.
+    Only its header is verified. To read the body behind every marker could take forever.
     """
-    try:
-        if isinstance(value, Tensor):
-            value = value.detach().cpu()
-            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-        array = np.array(value, order="C")
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{name} is not an array of numbers: {error}") from None
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.dtype not in _CODES:
-        raise DataError(f"{name} is an array of {array.dtype}; {_ADVICE}")
-    return array
+    place = rest.find(_MARKER, 1)
+    while 0 <= place <= len(rest) - _RECORD.size:
+        head = rest[place : place + _RECORD.size]
+        if _is_header(head):
+            return int(_RECORD.unpack(head)[2])
+        place = rest.find(_MARKER, place + 1)
+    return None
 
 
 def _record_header(first: int, count: int, body: bytes) -> bytes:
     head = struct.pack("<4sIQII", _MARKER, len(body), first, count, zlib.crc32(body))
     return head + struct.pack("<I", zlib.crc32(head))
-
-
-def _encode(array: NDArray[Any]) -> bytes:
-    code = _CODES.get(array.dtype)
-    if code is None:
-        raise DataError(f"the journal cannot keep {array.dtype} data; {_ADVICE}")
-    shape = struct.pack(f"<BB{array.ndim}I", code, array.ndim, *array.shape)
-    return shape + np.ascontiguousarray(array).tobytes()
-
-
-def _decode(first: int, count: int, body: bytes) -> Iterator[Entry]:
-    position = 0
-    for sequence in range(first, first + count):
-        x, position = _decode_array(body, position)
-        y, position = _decode_array(body, position)
-        yield Entry(sequence, x, y)
-
-
-def _decode_array(body: bytes, position: int) -> tuple[NDArray[Any], int]:
-    code, ndim = struct.unpack_from("<BB", body, position)
-    shape = struct.unpack_from(f"<{ndim}I", body, position + 2)
-    dtype = np.dtype(_TYPES[code])
-    position += 2 + 4 * ndim
-    size = int(np.prod(shape, dtype=np.int64))
-    array = np.frombuffer(body, dtype, size, position).reshape(shape).copy()
-    return array, position + size * dtype.itemsize
 
 
 def _range(sequences: Sequence[int]) -> str:

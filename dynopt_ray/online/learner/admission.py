@@ -21,10 +21,13 @@ from dynopt_ray.tasks import LossFunction, TargetKind
 
 _OUTPUT = "the network's output"
 # AcceleratorError exists since torch 2.8.
-_OF_THE_DEVICE = (
+_OF_THE_MACHINE = (
     torch.OutOfMemoryError,
     getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+    MemoryError,
+    OSError,
 )
+_USUAL = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ class Admission:
             return Admitted(1, TestedEvents(), {0: str(error)})
         if not len(batch_x):
             return Admitted(0, TestedEvents(), {})
+        if not batch_x.numel():
+            # Rows without numbers take no memory, so there may be more of them than can be tested.
+            reason = f"x has shape {tuple(batch_x.shape)}, so its events hold no numbers"
+            return Admitted(1, TestedEvents(), {0: reason})
         batch_x = self.whole_numbers(batch_x)
         tested = self._test(batch_x, batch_y)
         if isinstance(tested, TestedEvents):
@@ -167,8 +174,11 @@ def refusals(what: str) -> Iterator[None]:
         yield
     except DataError:
         raise  # it says itself what is wrong
-    except _OF_THE_DEVICE:
-        # The device failed, not the events. A replay may find enough memory and succeed.
+    except _OF_THE_MACHINE:
+        # The machine failed, not the events. A replay may find enough memory and succeed.
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"{what}: {error}") from error
+    except Exception as error:
+        # A network or loss of the user's own may raise anything. Nothing has been changed by it,
+        # and a replay meets the same error.
+        kind = "" if isinstance(error, _USUAL) else f"{type(error).__name__}: "
+        raise DataError(f"{what}: {kind}{error!s:.500}") from error

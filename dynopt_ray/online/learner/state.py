@@ -16,6 +16,7 @@ from dynopt_ray.online.learner.events import Quarantine
 from dynopt_ray.online.learner.guard import Guard
 from dynopt_ray.online.learner.rates import Rates
 from dynopt_ray.online.learner.recent_events import EventBuffer
+from dynopt_ray.online.learner.state_checks import check_types
 from dynopt_ray.structure import (
     Edit,
     Graph,
@@ -28,7 +29,12 @@ from dynopt_ray.structure import (
     set_mask,
     storable_extra_state,
 )
-from dynopt_ray.training import copied, load_optimizer_state, optimizer_state
+from dynopt_ray.training import (
+    check_optimizer_state,
+    copied,
+    load_optimizer_state,
+    optimizer_state,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,23 +50,6 @@ class LearnerParts:
     detector: Detector | None
     guard: Guard | None
     reactions: Sequence[Reaction]
-
-
-_PARTS = {
-    "kinds",
-    "counters",
-    "model",
-    "extra",
-    "modes",
-    "structure",
-    "masks",
-    "optimizer",
-    "rates",
-    "memory",
-    "quarantine",
-    "detector",
-    "reactions",
-}
 
 
 def learner_state(learner: LearnerParts) -> dict[str, Any]:
@@ -83,23 +72,48 @@ def learner_state(learner: LearnerParts) -> dict[str, Any]:
 
 
 def load_learner_state(learner: LearnerParts, state: Mapping[str, Any]) -> None:
-    """Restore a state that `learner_state` returned, after checking that all of it fits.
+    """Restore a state that `learner_state` returned, or change nothing.
+
+    All that is known about a state is checked before anything changes. A detector, a reaction or a
+    controller may refuse its own part later. Then everything is put back.
 
     Raises:
-        CheckpointError: the state belongs to another kind of learner; nothing has been changed.
+        CheckpointError: the state belongs to another kind of learner, or has been altered;
+            nothing has been changed.
     """
+    check_types(state)
     _check_parts(learner, state)
-    with _resized(learner, state["structure"]):
-        _check_tensors(learner.model, state["model"])
-        _check_optimizer(learner.optimizer, state["optimizer"])
-        if learner.detector is not None:
-            learner.detector.load_state_dict(state["detector"])
+    before = learner_state(learner)
+    try:
+        with _resized(learner, state):
+            _check_tensors(learner.model, state["model"])
+            _check_masks(learner.model, state["masks"])
+            check_optimizer_state(learner.optimizer, state["optimizer"])
+            _assign(learner, state)
+    except CheckpointError:
+        _assign(learner, before)
+        raise
+    except Exception as error:  # a part of the user's own may raise anything
+        _assign(learner, before)
+        raise CheckpointError(
+            f"the state does not fit this learner: {type(error).__name__}: {error!s:.300}"
+        ) from error
+    except BaseException:
+        _assign(learner, before)
+        raise
+
+
+def _assign(learner: LearnerParts, state: Mapping[str, Any]) -> None:
+    """Replace the state of every part; the network has the widths of the state already."""
     _load_network(learner, state)
     load_optimizer_state(learner.optimizer, state["optimizer"])
-    learner.rates.load_state_dict(state["rates"])
     device = next((p.device for p in learner.model.parameters()), torch.device("cpu"))
     learner.memory.load_state_dict({k: v.to(device) for k, v in state["memory"].items()})
     learner.quarantine.load_state_dict(state["quarantine"])
+    # Parts that may be a plugin come last: by then, all others are as they must be.
+    learner.rates.load_state_dict(state["rates"])
+    if learner.detector is not None:
+        learner.detector.load_state_dict(state["detector"])
     for reaction, saved in zip(learner.reactions, state["reactions"], strict=True):
         reaction.load_state_dict(saved)
 
@@ -119,14 +133,16 @@ def _load_network(learner: LearnerParts, state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _resized(learner: LearnerParts, saved: Mapping[str, Any] | None) -> Iterator[None]:
+def _resized(learner: LearnerParts, state: Mapping[str, Any]) -> Iterator[None]:
     """Resize the network to the widths of a state; undo this if the block raises an error."""
-    graph = learner.structure
+    graph, saved = learner.structure, state["structure"]
     if graph is None or saved is None:
         yield
         return
-    plan, num_edits, receipt = _plan_to(graph, saved["widths"]), graph.num_edits, None
+    most_weights = sum(tensor.numel() for tensor in state["model"].values())
+    num_edits, receipt = graph.num_edits, None
     try:
+        plan = _plan_to(graph, saved["widths"], most_weights)
         if plan:
             receipt = graph.apply(plan, optimizer=learner.optimizer)
         yield
@@ -140,11 +156,18 @@ def _resized(learner: LearnerParts, saved: Mapping[str, Any] | None) -> Iterator
     graph.num_edits = saved["num_edits"]
 
 
-def _plan_to(graph: Graph, widths: Mapping[str, int]) -> list[Edit]:
-    """Return the edits that change a network's present widths to the widths of a state."""
+def _plan_to(graph: Graph, widths: Mapping[str, int], most_weights: int) -> list[Edit]:
+    """Return the edits that change a network's present widths to the widths of a state.
+
+    Raises:
+        CheckpointError: at these widths, the network would have more weights than the state.
+    """
+    if widths.keys() != graph.widths.keys() or graph.cost(widths).params > most_weights:
+        # To try it might take more memory than there is.
+        raise CheckpointError("the widths of the state belong to another network than its weights")
     plan: list[Edit] = []
     for group in graph.groups:
-        wanted = widths.get(group.name, group.width)
+        wanted = widths[group.name]
         if wanted > group.width:
             plan.append(Grow(group.name, units=wanted - group.width, exact=False))
         elif wanted < group.width:
@@ -187,19 +210,31 @@ def _modes(model: nn.Module) -> dict[str, bool]:
 
 
 def _check_parts(learner: LearnerParts, state: Mapping[str, Any]) -> None:
-    if set(state) | {"extra"} != _PARTS:
-        raise CheckpointError(
-            f"this is not the state of a learner: it has the keys {sorted(state)}, but a learner's "
-            f"state has {sorted(_PARTS)}"
-        )
     for name, kinds in _kinds(learner).items():
-        saved = state["kinds"][name]
+        saved = state["kinds"].get(name, [])
         if kinds != saved:
             raise CheckpointError(
                 f"the {name} {'are' if name == 'reactions' else 'is'} {', '.join(kinds) or 'none'} "
-                f"in the learner but {', '.join(saved) or 'none'} in the state; build this "
+                f"in the learner but {', '.join(saved) or 'none'!s:.200} in the state; build this "
                 "learner like the saved one"
             )
+    controller = state["rates"]["controller"]
+    for name, present, saved in (
+        ("detector", learner.detector, state["detector"]),
+        ("rate controller", learner.rates.controller, controller),
+    ):
+        if (present is None) != (saved is None):
+            raise CheckpointError(f"only one of the learner and the state has a {name}")
+    if len(state["reactions"]) != len(learner.reactions):
+        raise CheckpointError(
+            f"the learner has {len(learner.reactions)} reactions, but the state has the state of "
+            f"{len(state['reactions'])}"
+        )
+    if len(state["rates"]["own"]) != len(learner.optimizer.param_groups):
+        raise CheckpointError(
+            f"the optimizer has {len(learner.optimizer.param_groups)} parameter groups, but the "
+            f"state has the rates of {len(state['rates']['own'])}"
+        )
     if (learner.structure is None) != (state["structure"] is None):
         raise CheckpointError(
             "only one of the learner and the state has the network's structure; build this "
@@ -222,7 +257,9 @@ def _check_tensors(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     tensors = named_tensors(model)
     for name in tensors.keys() ^ saved.keys():
         owner = "the network" if name in tensors else "the state"
-        raise CheckpointError(f"only {owner} has {name!r}: the state belongs to another network")
+        raise CheckpointError(
+            f"only {owner} has {name!r:.100}: the state belongs to another network"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != saved[name].shape or tensor.dtype != saved[name].dtype:
             raise CheckpointError(
@@ -232,18 +269,11 @@ def _check_tensors(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    saved_sizes = [len(group["params"]) for group in saved["groups"]]
-    if sizes != saved_sizes:
-        raise CheckpointError(
-            f"the optimizer has groups of {sizes} parameters, but the state has groups of "
-            f"{saved_sizes}"
-        )
-    keys = [sorted(group) for group in optimizer.param_groups]
-    saved_keys = [sorted(group) for group in saved["groups"]]
-    if keys != saved_keys:
-        raise CheckpointError(
-            f"the optimizer is {type(optimizer).__name__} with settings {keys[0]}, but the state "
-            f"belongs to one with {saved_keys[0]}"
-        )
+def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, keep in masks.items():
+        parameter = parameters.get(name)
+        if parameter is None or keep.dtype != torch.bool or keep.shape != parameter.shape:
+            raise CheckpointError(
+                f"the mask {name!r:.100} of the state fits no parameter of the network"
+            )

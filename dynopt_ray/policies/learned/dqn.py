@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.errors import CheckpointError, DataError
+from dynopt_ray.errors import CheckpointError, DataError, described
 from dynopt_ray.policies.actions import ActionMask
 from dynopt_ray.policies.observation import Observation
-from dynopt_ray.storage import read_state, write_state
+from dynopt_ray.storage import DAMAGE_ERRORS, read_state, write_state
 
 _KIND = "policy"
 
@@ -144,19 +144,44 @@ class DQNPolicy:
         """
         state = read_state(path, kind=_KIND)
         try:
-            tensors, hidden, head = state["tensors"], state["hidden"], state["head"]
-            features = tensors["encoder.0.weight"].shape[1]
-            actions = tensors["advantage.2.weight"].shape[0]
-            network = DuelingNetwork(features, actions, hidden, head)
-            network.load_state_dict(tensors)
-            return cls(network, hidden=hidden, head=head, metadata=state["metadata"])
-        except (KeyError, RuntimeError, TypeError) as error:
+            if state.keys() != {"hidden", "head", "tensors", "metadata"}:
+                raise ValueError(f"it has the keys {sorted(state)!s:.200}")
+            hidden, head = list(state["hidden"]), state["head"]
+            network = _network(hidden, head, dict(state["tensors"]))
+            return cls(network, hidden=hidden, head=head, metadata=dict(state["metadata"]))
+        except DAMAGE_ERRORS as error:
             raise CheckpointError(
-                f"{path} holds a policy that this release cannot read: {error}"
+                f"{path} holds a policy that this release cannot read: {described(error):.400}"
             ) from error
 
     def _size(self, parameter: str, dim: int) -> int:
         return int(self.network.get_parameter(parameter).shape[dim])
+
+
+def _network(hidden: list[int], head: int, tensors: dict[str, Tensor]) -> DuelingNetwork:
+    """Return a network of saved tensors.
+
+    Raises:
+        ValueError: they are not those of such a network, or not all finite.
+        LookupError: a tensor is missing.
+        RuntimeError: a tensor has another shape, or there are more of them.
+    """
+    widths = [*hidden, head]
+    if len(widths) < 2 or len(widths) > len(tensors):
+        raise ValueError(f"it has {len(hidden)} hidden layers and {len(tensors)} tensors")
+    if not all(type(width) is int and width >= 1 for width in widths):
+        raise ValueError(f"its widths are {widths!s:.100}; they must be whole numbers above 0")
+    if not all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values()):
+        raise ValueError("its weights are not finite numbers of type float32")
+    features = tensors["encoder.0.weight"].shape[1]
+    actions = tensors["advantage.2.weight"].shape[0]
+    if not features or not actions:
+        raise ValueError("it has no features or no actions")
+    # On the meta device no memory is taken for widths that the tensors do not have.
+    with torch.device("meta"):
+        network = DuelingNetwork(features, actions, hidden, head)
+    network.load_state_dict(tensors, assign=True)
+    return network
 
 
 def _layers(widths: Sequence[int]) -> nn.Sequential:

@@ -18,6 +18,7 @@ a cell merges different networks, and its Q-values average over them.
 With the same seed, training gives the same table.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,12 +27,13 @@ import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dynopt_ray.errors import CheckpointError
+from dynopt_ray.errors import CheckpointError, described
 from dynopt_ray.policies.actions import ActionMask
 from dynopt_ray.policies.evaluation import ENVIRONMENT
 from dynopt_ray.policies.observation import FEATURES, Observation
-from dynopt_ray.storage import read_state, write_state
+from dynopt_ray.storage import DAMAGE_ERRORS, read_state, write_state
 
 _KIND = "Q-table"
 
@@ -160,17 +162,53 @@ class QTable:
         """
         state = read_state(path, kind=_KIND)
         try:
+            if state.keys() != {"edges", "num_actions", "cells", "values", "visits"}:
+                raise ValueError(f"it has the keys {sorted(state)!s:.200}")
+            _check_edges(state["edges"], state["num_actions"])
             table = cls(dict(state["edges"]), state["num_actions"])
+            _check_cells(table, state["cells"], state["values"], state["visits"])
             for cell, values, visits in zip(
                 state["cells"], state["values"].numpy(), state["visits"].numpy(), strict=True
             ):
                 table.values[tuple(cell)] = values
                 table.visits[tuple(cell)] = visits
-        except (KeyError, TypeError, ValueError) as error:
+        except DAMAGE_ERRORS as error:
             raise CheckpointError(
-                f"{path} holds a Q-table that this release cannot read: {error}"
+                f"{path} holds a Q-table that this release cannot read: {described(error):.400}"
             ) from error
         return table
+
+
+def _check_edges(edges: list[Any], num_actions: Any) -> None:
+    """Raise a ValueError unless saved edges are finite numbers of features, each named once."""
+    if type(num_actions) is not int:
+        raise ValueError(f"num_actions is {num_actions!r:.60}")
+    indices = [index for index, _ in edges]
+    if not all(type(index) is int and index >= 0 for index in indices):
+        raise ValueError("edges belong to features that are no whole numbers")
+    if len(set(indices)) != len(indices):
+        raise ValueError("edges belong to a feature twice")
+    cuts = [cut for _, cuts in edges for cut in cuts]
+    if not all(isinstance(cut, int | float) and math.isfinite(cut) for cut in cuts):
+        raise ValueError("edges are not finite numbers")
+
+
+def _check_cells(table: QTable, cells: list[Any], values: Tensor, visits: Tensor) -> None:
+    """Raise a ValueError unless saved cells, Q-values and counts belong to a table."""
+    most = [len(cuts) for cuts in table.edges.values()]
+    for cell in cells:
+        bins = zip(cell, most, strict=True)
+        if not all(type(bin_) is int and 0 <= bin_ <= last for bin_, last in bins):
+            raise ValueError(f"{cell!r:.100} is no cell of the table")
+    if len({tuple(cell) for cell in cells}) != len(cells):
+        raise ValueError("a cell stands twice")
+    shape = (len(cells), table.num_actions) if cells else (0,)
+    for tensor, dtype in ((values, torch.float64), (visits, torch.int64)):
+        empty = not cells and tensor.numel() == 0
+        if not empty and (tuple(tensor.shape) != shape or tensor.dtype != dtype):
+            raise ValueError(f"values or visits have shape {tuple(tensor.shape)!s:.60}")
+    if not bool(values.isfinite().all()) or bool((visits < 0).any()):
+        raise ValueError("a Q-value is not finite, or a number of visits is below 0")
 
 
 def train_qtable(

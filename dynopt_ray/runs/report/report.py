@@ -115,7 +115,9 @@ def _draw(chart: Chart, table: "pd.DataFrame", name: str, png: Path | None = Non
     with figure(chart, table) as drawn:
         if png is not None:
             png.parent.mkdir(exist_ok=True)
-            replace_file(png, lambda path: drawn.savefig(path, format="png", dpi=160))
+            replace_file(
+                png, lambda path: drawn.savefig(path, format="png", dpi=160), private=False
+            )
         return to_svg(drawn, name=name, label=chart.title)
 
 

@@ -21,6 +21,7 @@ from dynopt_ray.structure.plans.history import (
     to_state,
 )
 from dynopt_ray.structure.plans.initialisation import fresh_tensors, seeded
+from dynopt_ray.structure.plans.optimizer_checks import check_saved_state
 from dynopt_ray.structure.plans.optimizer_state import (
     Optimizers,
     check_optimizer,
@@ -45,6 +46,7 @@ __all__ = [
     "apply_plan",
     "check_optimizer",
     "check_plan",
+    "check_saved_state",
     "check_trains",
     "each_optimizer",
     "fresh_tensors",

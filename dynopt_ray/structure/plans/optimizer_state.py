@@ -93,6 +93,24 @@ class _Start:
     value: float | None
 
 
+@dataclass(frozen=True)
+class StateEntry:
+    """The form of one entry of an optimizer's state.
+
+    Attributes:
+        dims: the dimensions that a tensor shares with its parameter, as for `_Start`; None if it is
+            not such a tensor.
+        is_floating_point: whether such a tensor holds floating-point numbers.
+        is_number: whether the entry is a single number, as such or as a tensor.
+        is_tensor: whether it is a tensor.
+    """
+
+    dims: tuple[int | None, ...] | None = None
+    is_floating_point: bool = False
+    is_number: bool = False
+    is_tensor: bool = False
+
+
 _STARTS: "weakref.WeakKeyDictionary[Optimizer, dict[Any, Mapping[Any, _Start]]]"
 _STARTS = weakref.WeakKeyDictionary()  # a cache: finding them takes as long as the rest of an edit
 
@@ -221,6 +239,40 @@ def _starts(
     return {}
 
 
+def state_after_steps(
+    kind: type[Optimizer], group: Mapping[str, Any], parameter: Tensor
+) -> dict[str, StateEntry] | None:
+    """Return what an optimizer keeps for a parameter after two steps; the second uses the first.
+
+    Args:
+        kind: the class of the optimizer.
+        group: the options of the parameter's group.
+        parameter: any parameter of this number of dimensions, dtype and device.
+
+    Returns:
+        The entries by name; None if they cannot be found out.
+    """
+    zeros = torch.zeros(_SIZES[: parameter.ndim], dtype=parameter.dtype, device=parameter.device)
+    for base in kind.__mro__[: kind.__mro__.index(Optimizer)]:
+        for gradient in (zeros, zeros.to_sparse() if zeros.ndim else zeros):
+            try:
+                state = _stepped(base, group, zeros, gradient, times=2)[1]
+            except Exception:  # a foreign class may raise anything
+                continue
+            return {name: _entry(value, zeros) for name, value in state.items()}
+    return None
+
+
+def _entry(value: Any, parameter: Tensor) -> StateEntry:
+    if not isinstance(value, Tensor):
+        return StateEntry(is_number=isinstance(value, int | float) and not isinstance(value, bool))
+    dim_of = {size: dim for dim, size in enumerate(parameter.shape)}
+    dims = tuple(dim_of.get(size) for size in value.shape)
+    if value.ndim and _fits(value, parameter, dims):
+        return StateEntry(dims=dims, is_floating_point=value.is_floating_point(), is_tensor=True)
+    return StateEntry(is_number=value.numel() == 1, is_tensor=True)
+
+
 def _first_state(
     kind: type[Optimizer], group: Mapping[str, Any], parameter: nn.Parameter
 ) -> State | None:
@@ -245,12 +297,18 @@ def _twin(
 
 
 def _stepped(
-    kind: type[Optimizer], group: Mapping[str, Any], value: Tensor, gradient: Tensor
+    kind: type[Optimizer],
+    group: Mapping[str, Any],
+    value: Tensor,
+    gradient: Tensor,
+    *,
+    times: int = 1,
 ) -> tuple[Tensor, State]:
-    """Return a parameter and its state after one step from a value, with a gradient of zeros."""
+    """Return a parameter and its state after steps from a value, with a gradient of zeros."""
     optimizer, twin = _twin(kind, group, value)
     twin.grad = gradient.clone()
-    optimizer.step()
+    for _ in range(times):
+        optimizer.step()
     return twin.detach(), optimizer.state[twin]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import CheckpointError
+from dynopt_ray.structure.plans import check_saved_state
 from dynopt_ray.structure.preserve import Transaction
 from dynopt_ray.structure.stored.names import parameters_by_name
 
@@ -76,12 +77,21 @@ def _load_optimizer(
         )
     parameters = parameters_by_name(model)
     groups = list(_matching_groups(path, parameters, optimizer, [*map(dict, saved["groups"])]))
+    states = {parameters[name]: dict(state) for name, state in saved["state"].items()}
+    try:
+        check_saved_state(
+            optimizer,
+            [dict(options) for _, options in groups],
+            [[states.get(parameter) for parameter in group["params"]] for group, _ in groups],
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} does not fit: {error}") from error
     for group, options in groups:
         for key, value in options.items():
             if key not in _IMPLEMENTATION | {"params"}:
                 transaction.set_item(group, key, _as_kind(group.get(key), value))
-    for name, parameter in parameters.items():
-        state = saved["state"].get(name)
+    for parameter in parameters.values():
+        state = states.get(parameter)
         moved = None if state is None else _moved_state(state, parameter)
         transaction.set_state(optimizer, parameter, moved)
 

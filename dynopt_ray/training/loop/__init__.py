@@ -2,7 +2,12 @@
 
 from dynopt_ray.training.loop.attempts import Attempt, attempt, in_round, undone
 from dynopt_ray.training.loop.costs_and_metrics import CostAndMetrics, Costs, cost_and_metrics
-from dynopt_ray.training.loop.plain_state import copied, load_optimizer_state, optimizer_state
+from dynopt_ray.training.loop.plain_state import (
+    check_optimizer_state,
+    copied,
+    load_optimizer_state,
+    optimizer_state,
+)
 from dynopt_ray.training.loop.rows import history_table, row
 from dynopt_ray.training.loop.sampling import SCORE_ROWS, calibration_inputs, sample_batches
 from dynopt_ray.training.loop.seeding import RandomStream, seeded
@@ -19,6 +24,7 @@ __all__ = [
     "Snapshot",
     "attempt",
     "calibration_inputs",
+    "check_optimizer_state",
     "copied",
     "cost_and_metrics",
     "history_table",

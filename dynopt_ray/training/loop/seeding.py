@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,19 @@ class RandomStream:
                 yield
             finally:
                 self._states = self._read()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the generators."""
+        return {"states": [state.clone() for state in self._states]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue as the stream whose `state_dict` this is.
+
+        A network that has moved to a GPU since draws there from the seed again.
+        """
+        self._states = [*state["states"], *self._states[len(state["states"]) :]][
+            : len(self._states)
+        ]
 
     def _read(self) -> list[Tensor]:
         return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]

@@ -106,7 +106,11 @@ class Hypergradient:
         Raises:
             CheckpointError: the state belongs to an optimizer of other parameters.
         """
-        directions, parameters = state["directions"], self._parameters()
+        directions, parameters = state.get("directions"), self._parameters()
+        if not isinstance(directions, list) or not all(
+            d is None or (isinstance(d, Tensor) and d.is_floating_point()) for d in directions
+        ):
+            raise CheckpointError(f"Hypergradient: the directions are {directions!r:.100}")
         if directions and len(directions) != len(parameters):
             raise CheckpointError(
                 f"Hypergradient: the state has directions of {len(directions)} parameters, but the "

@@ -6,8 +6,14 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from dynopt_ray.errors import CheckpointError
 from dynopt_ray.structure import masked_parameters
-from dynopt_ray.training.loop import copied, load_optimizer_state, optimizer_state
+from dynopt_ray.training.loop import (
+    check_optimizer_state,
+    copied,
+    load_optimizer_state,
+    optimizer_state,
+)
 from dynopt_ray.training.numbers import not_negative, share, whole
 from dynopt_ray.training.rates.controller import set_rates, shapes
 
@@ -101,9 +107,24 @@ class Plateau:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue as the controller whose `state_dict` this is."""
-        self.best_loss, self.num_bad = state["best_loss"], state["num_bad"]
-        self._best = copied(state["best"])
+        """Continue as the controller whose `state_dict` this is.
+
+        Raises:
+            CheckpointError: the state is not one of this controller, or of another optimizer.
+        """
+        loss, num_bad, best = (state.get(key) for key in ("best_loss", "num_bad", "best"))
+        if isinstance(loss, bool) or not isinstance(loss, int | float) or math.isnan(loss):
+            raise CheckpointError(f"Plateau: the best loss is {loss!r:.60}, which is no loss")
+        if type(num_bad) is not int or num_bad < 0:
+            raise CheckpointError(f"Plateau: the number of losses is {num_bad!r:.60}")
+        if best is not None:
+            is_state = isinstance(best, dict) and best.keys() == {"model", "optimizer"}
+            if not is_state or not isinstance(best["model"], dict):
+                raise CheckpointError(f"Plateau: the best state is {best!r:.100}")
+            # A network that was resized since is of other shapes, and this state will be forgotten.
+            if self._fits(best["model"]):
+                check_optimizer_state(self.optimizer, best["optimizer"])
+        self.best_loss, self.num_bad, self._best = loss, num_bad, copied(best)
 
     def _cut(self) -> None:
         self.num_bad = 0

@@ -1,6 +1,7 @@
 """Train in parts, with a measurement after each part."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,20 +11,22 @@ from torch.optim.lr_scheduler import LRScheduler
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.schedules import to_torch
 from dynopt_ray.tasks import Task
+from dynopt_ray.training.loop import (
+    RandomStream,
+    copied,
+    load_optimizer_state,
+    optimizer_state,
+)
 from dynopt_ray.training.rates import Rate
 
 
-def trained_in_parts(
-    model: nn.Module,
-    task: Task,
-    optimizer: Optimizer,
-    rate: Rate,
-    *,
-    num_steps: int,
-    num_parts: int,
-    seed: int,
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train a network in parts and yield measurements after each part.
+class TrainingInParts:
+    """Trains a network in parts. Iterating trains the next part and gives measurements after it.
+
+    Each item is (number of steps so far, {"loss", "lr", "validation_loss", "accuracy"}): the mean
+    training loss and the last learning rate of the part, and then the validation loss and the
+    task's metric on validation data after it. Iterating raises a `DivergedError`, which says after
+    how many steps, if the loss is NaN or infinite.
 
     Args:
         model: the network, which is trained in place.
@@ -34,44 +37,106 @@ def trained_in_parts(
             the best member, whose weights the network gets at the end.
         num_steps: total number of optimizer steps.
         num_parts: number of parts of nearly equal length. At most `num_steps` parts are made.
-        seed: seed of the order of training rows.
-
-    Yields:
-        (number of steps so far, {"loss", "lr", "validation_loss", "accuracy"}): the mean training
-        loss and the last learning rate of the part, and then the validation loss and the task's
-        metric on validation data after it.
-
-    Raises:
-        DivergedError: the loss is NaN or infinite. The message says after how many steps.
+        seed: seed of the order of training rows, and of what layers such as dropout draw.
     """
-    scheduler = None if rate.schedule is None else to_torch(rate.schedule, optimizer)
-    controller = rate.controller and rate.controller(model, optimizer)
-    population = rate.population(model, optimizer) if rate.population else None
-    pairs = population.members if population else [(model, optimizer)]
-    members = [(*pair, torch.Generator().manual_seed(seed)) for pair in pairs]
-    num_parts, done = min(num_parts, num_steps), 0
-    try:
-        for part in range(1, num_parts + 1):
-            end = round(num_steps * part / num_parts)
-            try:
-                found = [_trained(task, *member, end - done, scheduler) for member in members]
-            except DivergedError as error:
-                raise DivergedError(f"after {done} of {num_steps} steps: {error}") from error
-            done = end
-            losses = [figures["validation_loss"] for figures in found]
-            figures = found[losses.index(min(losses))]
-            if rate.schedule is not None:
-                figures["lr"] = float(rate.schedule(done - 1))
-            if controller is not None:
-                controller.observe(min(losses))
-            if population is not None and part < num_parts:
-                population.observe(losses)
-            elif population is not None:
-                population.copy(losses.index(min(losses)), 0)
-            yield done, figures
-    finally:
-        if controller is not None:
-            controller.detach()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        optimizer: Optimizer,
+        rate: Rate,
+        *,
+        num_steps: int,
+        num_parts: int,
+        seed: int,
+    ) -> None:
+        self._task = task
+        self._rate = rate
+        self._scheduler = None if rate.schedule is None else to_torch(rate.schedule, optimizer)
+        self._controller = rate.controller and rate.controller(model, optimizer)
+        self._population = rate.population(model, optimizer) if rate.population else None
+        pairs = self._population.members if self._population else [(model, optimizer)]
+        self._members = [(*pair, torch.Generator().manual_seed(seed)) for pair in pairs]
+        self._random = RandomStream(model, seed)
+        self._num_steps = num_steps
+        self._num_parts = min(num_parts, num_steps)
+        self._part = 0
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Train the parts that are left."""
+        try:
+            while self._part < self._num_parts:
+                yield self._trained_part()
+        finally:
+            if self._controller is not None:
+                self._controller.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the training needs to continue, as plain data and tensors."""
+        parts = (self._scheduler, self._controller, self._population)
+        return {
+            "part": self._part,
+            "random": self._random.state_dict(),
+            "members": [
+                {
+                    "model": {name: copied(value) for name, value in model.state_dict().items()},
+                    "optimizer": optimizer_state(optimizer),
+                    "generator": generator.get_state(),
+                }
+                for model, optimizer, generator in self._members
+            ],
+            "rate": [None if part is None else part.state_dict() for part in parts],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the training whose `state_dict` this is.
+
+        The networks must have the same widths. A learning rate that follows a schedule is that of
+        this training's schedule, which may be another one.
+        """
+        self._part = state["part"]
+        self._random.load_state_dict(state["random"])
+        for (model, optimizer, generator), saved in zip(
+            self._members, state["members"], strict=True
+        ):
+            model.load_state_dict(saved["model"])
+            load_optimizer_state(optimizer, saved["optimizer"])
+            generator.set_state(saved["generator"])
+        parts = (self._scheduler, self._controller, self._population)
+        for part, saved in zip(parts, state["rate"], strict=True):
+            if part is not None and saved is not None:
+                part.load_state_dict(saved)
+        if self._scheduler is not None:
+            self._scheduler.set_rates()
+
+    def _trained_part(self) -> tuple[int, dict[str, float]]:
+        done = self._steps(self._part)
+        end = self._steps(self._part + 1)
+        try:
+            with self._random():
+                found = [
+                    _trained(self._task, *member, end - done, self._scheduler)
+                    for member in self._members
+                ]
+        except DivergedError as error:
+            raise DivergedError(f"after {done} of {self._num_steps} steps: {error}") from error
+        self._part += 1
+        losses = [figures["validation_loss"] for figures in found]
+        figures = found[losses.index(min(losses))]
+        if self._rate.schedule is not None:
+            figures["lr"] = float(self._rate.schedule(end - 1))
+        if self._controller is not None:
+            self._controller.observe(min(losses))
+        if self._population is not None and self._part < self._num_parts:
+            self._population.observe(losses)
+        elif self._population is not None:
+            self._population.copy(losses.index(min(losses)), 0)
+        return end, figures
+
+    def _steps(self, num_parts: int) -> int:
+        """Return the number of steps after some parts."""
+        return round(self._num_steps * num_parts / self._num_parts)
 
 
 def _trained(

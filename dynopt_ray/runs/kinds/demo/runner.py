@@ -18,7 +18,7 @@ from dynopt_ray.runs.kinds.search import (
     check_plugins,
     front,
     run_search,
-    search_points,
+    trial_points,
 )
 from dynopt_ray.runs.kinds.stream import check_learner, make_stream, run_stream
 from dynopt_ray.runs.origin import (
@@ -130,7 +130,7 @@ def _write(
     run.directory.write_results(found.trials)
     run.directory.write_table("widths", widths(adaptation))
     decisions = points(adaptation, spec.cost).drop(columns="name")
-    run.directory.write_table("pareto", pd.concat([decisions, search_points(found)]))
+    run.directory.write_table("pareto", pd.concat([decisions, trial_points(found.trials)]))
     run.directory.write_table("front", front(found))
     add_curve(curves, adaptation, spec.adapt)
     add_best_curve(curves, found)

@@ -1,5 +1,6 @@
-from .runner import add_best_curve, check_plugins, front, run_search, search_points
+from .runner import add_best_curve, check_plugins, front, run_search
 from .spec import KIND, SearchSettings, SearchSpace, SearchSpec, check_space
+from .tables import rebuild, trial_points
 
 __all__ = [
     "KIND",
@@ -10,6 +11,7 @@ __all__ = [
     "check_plugins",
     "check_space",
     "front",
+    "rebuild",
     "run_search",
-    "search_points",
+    "trial_points",
 ]

@@ -12,6 +12,7 @@ from dynopt_ray.cluster import (
     PruneTrial,
     Range,
     SearchResult,
+    SearchStorage,
     Space,
     TrialLog,
     draws,
@@ -20,8 +21,10 @@ from dynopt_ray.cluster import (
     search,
 )
 from dynopt_ray.errors import DynoptError, SpecError
+from dynopt_ray.journals import store_at
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.search.spec import SearchSettings, SearchSpec
+from dynopt_ray.runs.kinds.search.tables import SearchTables, trial_points
 from dynopt_ray.runs.origin import (
     Curves,
     Origin,
@@ -35,6 +38,8 @@ from dynopt_ray.runs.run import Run
 from dynopt_ray.structure import Cost
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import loaded_network, network_bytes
+
+_RANGE_TEST = "range test"
 
 
 def prepare(spec: SearchSpec) -> PreparedRun:
@@ -76,8 +81,8 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
     run.directory.write_table("trials", result.history)
     run.directory.write_table("front", front(result))
     start = {"series": "start", "name": "start", "cost": 1.0, "accuracy": before["accuracy"]}
-    points = pd.concat([pd.DataFrame([start]), search_points(result)])
-    run.directory.write_table("pareto", points)
+    chart = pd.concat([pd.DataFrame([start]), trial_points(result.trials)])
+    run.directory.write_table("pareto", chart)
     add_best_curve(curves, result)
     curves.write(run)
     keep_network(run, winner, task=spec.task, config=result.best.config)
@@ -87,15 +92,6 @@ def front(result: SearchResult) -> pd.DataFrame:
     """Return the trials on the Pareto front, without empty columns, status and step."""
     without_empty = result.pareto.replace("", None).dropna(axis="columns", how="all")
     return without_empty.drop(columns=["status", "step"])
-
-
-def search_points(result: SearchResult) -> pd.DataFrame:
-    """Return accuracy and cost of the finished trials, as points of a chart."""
-    done = result.trials[result.trials["status"] == "finished"]
-    name = "#" + done["trial"].astype(str)
-    return pd.DataFrame(
-        {"series": "trials", "name": name, "cost": done["cost"], "accuracy": done["accuracy"]}
-    )
 
 
 def add_best_curve(curves: Curves, result: SearchResult) -> None:
@@ -124,7 +120,7 @@ def check_plugins(settings: SearchSettings, space: Space) -> None:
     # The check is the same for every first point.
     first: list[Point] = [{}] if settings.find_rate else []
     draws(settings.searcher, space, num_trials=settings.num_trials, first=first)
-    make_scheduler(settings.scheduler, num_reports=settings.num_reports)
+    make_scheduler(settings.scheduler, num_reports=settings.num_reports, space=space)
 
 
 def _first(run: Run, trial: PruneTrial, space: Space) -> list[Point]:
@@ -137,14 +133,20 @@ def _first(run: Run, trial: PruneTrial, space: Space) -> list[Point]:
     rates = space.dimensions[name]
     assert isinstance(rates, Range)
     point = space.point({name: rates.low})
+    kept = run.parts.result(_RANGE_TEST)
+    if kept is not None:
+        return list(kept["first"])
+    first: list[Point] = []
     with run.progress.stage("range test") as stage:
         try:
             found = trial.find_rate(space.decode(point))
         except DynoptError as error:  # a failed test, like a failed trial, does not end the search
             stage.result(f"no rate found, so the searcher chooses the first trial: {error}")
-            return []
-        stage.result(f"the search begins at the rate {found:.3g}")
-    return [{name: min(max(found, rates.low), rates.high)}]
+        else:
+            stage.result(f"the search begins at the rate {found:.3g}")
+            first = [{name: min(max(found, rates.low), rates.high)}]
+    run.parts.finish(_RANGE_TEST, {"first": first})
+    return first
 
 
 def run_search(
@@ -187,10 +189,12 @@ def run_search(
     first = _first(run, trial, space) if settings.find_rate else []
     _, num_trials = draws(settings.searcher, space, num_trials=settings.num_trials)
     with run.progress.stage("search", num_trials) as stage:
+        tables = SearchTables(run.directory)
 
         def on_end(log: TrialLog) -> None:
             best = log.best_so_far
             stage.advance(note=f"best utility {best['utility']:.4f}" if best else "")
+            tables.update(log)
 
         result = search(
             trial,
@@ -200,6 +204,7 @@ def run_search(
             cost_weight=cost_weight,
             seed=seed,
             address=run.address,
+            storage=SearchStorage(run.directory.journal, store_at(str(run.directory.path))),
             on_end=on_end,
         )
         counts = result.trials["status"].value_counts()

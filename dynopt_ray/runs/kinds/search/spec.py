@@ -37,7 +37,8 @@ class SearchSettings(Strict):
     Attributes:
         num_trials: number of trials. A grid needs none and then tries all its configurations.
         searcher: "optuna", "random", "grid" or a plugin; draws configurations.
-        scheduler: "asha", a plugin, or None; stops trials early.
+        scheduler: "asha", "hyperband", "median", "pbt", "pb2", a plugin, or None; stops, pauses or
+            changes trials.
         find_rate: whether to begin with a trial in the middle of the space, at the learning rate
             that the range test (`training.find_rate`) suggests for it.
         retrain_steps: number of optimizer steps of each trial.
@@ -45,6 +46,12 @@ class SearchSettings(Strict):
         cpus_per_trial: number of CPU cores that a trial holds; it uses one thread per core.
         gpus_per_trial: number of GPUs that a trial holds. With a fraction, trials share a GPU.
         max_concurrent: maximum number of trials at once; None is as many as there is room for.
+        accelerator_type: kind of GPU that a trial needs, such as "H100".
+        resources: custom resources that a trial reserves: name -> amount.
+        order: "arrival" decides about measurements as they arrive; "drawn" in the order in which
+            trials were drawn, so that a search with several trials at once repeats.
+        max_failures: how often a trial whose process died is continued before it counts as failed.
+        time_limit_s: the time in seconds after which a trial is ended, or None.
         local: whether to run the trials in this process, one at a time, without a cluster.
     """
 
@@ -57,6 +64,11 @@ class SearchSettings(Strict):
     cpus_per_trial: float = default_of(search, "cpus_per_trial")
     gpus_per_trial: float = default_of(search, "gpus_per_trial")
     max_concurrent: int | None = default_of(search, "max_concurrent")
+    accelerator_type: str | None = default_of(search, "accelerator_type")
+    resources: dict[str, float] | None = default_of(search, "resources")
+    order: Literal["arrival", "drawn"] = default_of(search, "order")
+    max_failures: int = default_of(search, "max_failures")
+    time_limit_s: float | None = default_of(search, "time_limit_s")
     local: bool = default_of(search, "local")
 
     @model_validator(mode="after")
@@ -67,6 +79,8 @@ class SearchSettings(Strict):
             cpus_per_trial=self.cpus_per_trial,
             gpus_per_trial=self.gpus_per_trial,
             max_concurrent=self.max_concurrent,
+            max_failures=self.max_failures,
+            time_limit_s=self.time_limit_s,
         )
         return self
 
@@ -100,4 +114,8 @@ def check_space(space: Space, retrain_steps: int) -> None:
         checked_by(lambda probe: check_config(probe, retrain_steps))(config)
 
 
-KIND = Kind(SearchSpec, "dynopt_ray.runs.kinds.search.runner:prepare")
+KIND = Kind(
+    SearchSpec,
+    "dynopt_ray.runs.kinds.search.runner:prepare",
+    rebuild="dynopt_ray.runs.kinds.search.tables:rebuild",
+)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from dynopt_ray.errors import DivergedError, SearchError, did_you_mean
 from dynopt_ray.policies import utility
 
-TrialStatus = Literal["running", "finished", "stopped", "failed"]
+TrialStatus = Literal["waiting", "running", "finished", "stopped", "failed"]
 Config = Mapping[str, Any]
 
 
@@ -25,7 +25,10 @@ class Measurement:
             and ends without a final one counts as stopped early.
         details: further figures for the tables, such as the loss.
         network: returns the network in the format of `structure.save`. It is called at most once:
-            at the final measurement, if no earlier trial was better.
+            at the final measurement, if the search keeps the network.
+        state: returns everything that the trial needs to continue from here: nested dicts and lists
+            of numbers, texts and tensors. It is called at most once, before the trial goes on. None
+            if the trial cannot be continued and has to begin anew.
     """
 
     step: int
@@ -34,6 +37,7 @@ class Measurement:
     final: bool = False
     details: Mapping[str, float] = field(default_factory=dict)
     network: Callable[[], bytes] | None = None
+    state: Callable[[], Mapping[str, Any]] | None = None
 
     def row(self, cost_weight: float) -> dict[str, Any]:
         """Return the figures as a row of a table, with utility = accuracy − cost_weight · cost.
@@ -66,7 +70,10 @@ class Trial(Protocol):
     1 and its cost 0 unless given; further numbers in it are details.
 
     It must be picklable by cloudpickle, and may depend only on its own fields and the
-    configuration. It may have a method `check(config)` that raises `SpecError` for a
+    configuration. If its measurements have a `state`, it must accept a keyword argument `state`:
+    the state to continue from. It then yields the measurements that follow that state. A trial
+    whose process or node died, or that a scheduler paused, is continued in this way; one without
+    states begins anew. It may have a method `check(config)` that raises `SpecError` for a
     configuration that it cannot run. Before any trial starts, `check` is called with a few
     configurations that cover the space.
     """
@@ -80,30 +87,23 @@ UNFINISHED = "the trial ended without a final measurement; yield the last one wi
 
 
 def measured(
-    trial: Trial,
-    config: Config,
-    cost_weight: float,
-    keep: Callable[[float, float, Callable[[], bytes]], None],
-) -> Iterator[dict[str, Any]]:
-    """Run a trial and yield a row per measurement; offer the final network to `keep`.
+    trial: Trial, config: Config, state: Mapping[str, Any] | None = None
+) -> Iterator[Measurement]:
+    """Run a trial, and yield its measurements up to the final one.
 
     Args:
         trial: the trial to run.
         config: its configuration.
-        cost_weight: λ of utility = accuracy − λ · cost.
-        keep: called with the utility, the cost and a function that returns the network.
+        state: the state to continue from; None begins anew.
 
     Raises:
-        DivergedError: a figure is not finite.
         SearchError: the trial gives no measurement, or something else than measurements.
     """
+    given = trial(config) if state is None else trial(config, state=state)  # type: ignore[call-arg]
     is_empty = True
-    for measurement in _measurements(trial(config)):
+    for measurement in _measurements(given):
         is_empty = False
-        row = measurement.row(cost_weight)
-        if measurement.final and measurement.network is not None:
-            keep(row["utility"], row["cost"], measurement.network)
-        yield row
+        yield measurement
         if measurement.final:
             return
     if is_empty:
@@ -149,7 +149,7 @@ def _measurement(given: object) -> Measurement:
             f"the trial gave a measurement with the keys {', '.join(map(str, given)) or 'none'}, "
             f"but without 'accuracy', which the search maximises.{closest} Rename the key"
         )
-    of_measurement = {"step": 1, "cost": 0.0, "final": False, "network": None}
+    of_measurement = {"step": 1, "cost": 0.0, "final": False, "network": None, "state": None}
     figures = {key: given.get(key, default) for key, default in of_measurement.items()}
     details = {key: given[key] for key in given if key not in {*of_measurement, "accuracy"}}
     if taken := _COMPUTED & given.keys():

@@ -1,0 +1,43 @@
+"""Values as JSON can hold them, and back."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_FLOAT = "$float"
+
+
+def plain(value: Any) -> Any:
+    """Return nested values without NumPy's types: dicts, lists, numbers and texts."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def to_json(value: Any) -> Any:
+    """Return nested values with NaN and infinities as {"$float": "nan"}, which JSON lacks."""
+    value = plain(value)
+    if isinstance(value, dict):
+        return {key: to_json(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [to_json(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: repr(value)}
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """Return what `to_json` was given."""
+    if isinstance(value, dict):
+        if value.keys() == {_FLOAT}:
+            return float(value[_FLOAT])
+        return {key: from_json(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [from_json(one) for one in value]
+    return value
