@@ -23,7 +23,18 @@ from dynopt_ray.structure.plans import (
     plan_to_json,
     seeded,
 )
-from dynopt_ray.structure.preserve import Surroundings, mask_of, masked_parameters, set_mask, within
+from dynopt_ray.structure.preserve import (
+    Surroundings,
+    extra_states,
+    from_stored,
+    has_extra_state,
+    mask_of,
+    masked_parameters,
+    set_mask,
+    set_masks,
+    storable_extra_state,
+    within,
+)
 from dynopt_ray.structure.refit import (
     RIDGE,
     Moments,
@@ -34,6 +45,7 @@ from dynopt_ray.structure.refit import (
     masked_ridge_solve,
     ridge_solve,
 )
+from dynopt_ray.structure.stored import unwrapped
 from dynopt_ray.structure.tracing import (
     Inputs,
     Reader,
@@ -83,8 +95,11 @@ __all__ = [
     "check_plan",
     "check_saved_state",
     "check_trains",
+    "extra_states",
     "fit_latency",
     "fresh_tensors",
+    "from_stored",
+    "has_extra_state",
     "history_of",
     "load",
     "mask_of",
@@ -101,8 +116,11 @@ __all__ = [
     "save",
     "seeded",
     "set_mask",
+    "set_masks",
+    "storable_extra_state",
     "trace",
     "undisturbed",
+    "unwrapped",
     "within",
     "without",
 ]

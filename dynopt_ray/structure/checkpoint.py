@@ -1,33 +1,49 @@
 """Saving a resized network and loading it into a freshly constructed original."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from dynopt_ray.errors import CheckpointError, EditError
+from dynopt_ray.errors import CheckpointError, EditError, UnknownNameError
 from dynopt_ray.storage import DAMAGE_ERRORS, read_state, write_state
 from dynopt_ray.structure.plans import (
     HISTORIES,
     HISTORY,
+    RESIZED,
     Optimizers,
-    check_saved_state,
     each_optimizer,
     from_state,
     history_of,
     redo,
     to_state,
 )
-from dynopt_ray.structure.preserve import Transaction, masked_parameters, within
-from dynopt_ray.structure.tracing import named_tensors
+from dynopt_ray.structure.preserve import (
+    Transaction,
+    from_stored,
+    has_extra_state,
+    mask_of,
+    recompute_weights,
+    sharing_memory,
+    storable_extra_state,
+    within,
+)
+from dynopt_ray.structure.stored import (
+    End,
+    check_ends,
+    check_fits,
+    load_optimizers,
+    modules_by_name,
+    optimizer_state,
+    parameters_by_name,
+    tensors_by_name,
+    unwrapped,
+)
 
 _KIND = "network"
-# Options that choose an implementation. They are not loaded, because the right choice depends on
-# the device that the optimizer now runs on.
-_IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
 
 
 def save(
@@ -38,32 +54,44 @@ def save(
 ) -> None:
     """Write a network with its masks, history and optimizer to one safetensors file.
 
+    Names are those of the network as it was written: a file saved from what `torch.compile` or
+    DistributedDataParallel returned fits the plain network too.
+
     Args:
         path: the file; it is replaced only once the new one is complete and on disk.
-        model: the network, at any widths.
+        model: the network, at any widths. What its modules return from `get_extra_state` is saved,
+            if it consists of numbers, strings, lists, tuples, dicts and tensors.
         optimizer: its optimizer, or several; parameter groups and state are saved by parameter
             name.
         metadata: JSON-able values to store in the same file.
 
     Raises:
-        CheckpointError: writing failed (a full disk, say); the previous file is still valid.
+        CheckpointError: writing failed (a full disk, say), or a module's extra state cannot be
+            written; the previous file is still valid.
     """
     _check_is_network("save", model)
+    model = unwrapped(model)
     state = {
         "class": type(model).__qualname__,
-        "tensors": named_tensors(model),
+        "tensors": tensors_by_name(model),
         "attributes": _attributes(model),
+        "extra": _extra_states(model),
         "blocks": _histories(model),
-        "masks": masked_parameters(model),
+        "masks": _masks(model),
         "history": to_state(history_of(model)),
-        "optimizer": [_optimizer_state(model, one) for one in each_optimizer(optimizer)] or None,
+        "resized": sorted(RESIZED.get(model, ())),
+        "optimizer": [optimizer_state(model, one) for one in each_optimizer(optimizer)] or None,
         "metadata": dict(metadata or {}),
     }
     write_state(path, state, kind=_KIND)
 
 
 def load(
-    path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizers | None = None
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: Optimizers | None = None,
+    *,
+    free: End | Iterable[End] = (),
 ) -> dict[str, Any]:
     """Load a saved network, and its optimizer, into a freshly constructed original.
 
@@ -77,23 +105,29 @@ def load(
             others.
         optimizer: an optimizer of the saved class over `model`'s parameters, in the same groups;
             or a list of as many as were saved, in the same order.
+        free: "input", "output" or both: the ends that take their sizes from the file. By default
+            a file whose network has other inputs or outputs (three classes instead of ten) is
+            refused, unless plans have resized them.
 
     Returns:
         The saved metadata.
 
     Raises:
+        UnknownNameError: `free` names no end of a network.
         CheckpointError: the file is missing, truncated, altered or foreign, or it does not fit the
             network or the optimizer. Neither has been changed.
     """
     _check_is_network("load", model)
+    ends = _ends(free)
+    model = unwrapped(model)
     state = read_state(path, kind=_KIND)
     optimizers = each_optimizer(optimizer)
     transaction = Transaction(model, optimizers)
 
     def loaded() -> None:
-        _load_model(path, transaction, model, optimizers, state)
+        _load_model(path, transaction, model, optimizers, state, ends)
         if optimizers:
-            _load_optimizers(path, transaction, model, optimizers, state["optimizer"])
+            load_optimizers(path, transaction, model, optimizers, state["optimizer"])
 
     try:
         metadata = dict(state["metadata"])
@@ -101,6 +135,8 @@ def load(
     except DAMAGE_ERRORS as error:
         if isinstance(error, CheckpointError):
             raise
+        if isinstance(error, EditError):
+            raise CheckpointError(f"{path} does not fit: {error}") from error
         raise CheckpointError(
             f"{path} does not hold a network that save wrote: {error!r}"
         ) from error
@@ -121,26 +157,82 @@ def _load_model(
     model: nn.Module,
     optimizers: Sequence[Optimizer],
     state: Mapping[str, Any],
+    free: frozenset[End],
 ) -> None:
     _redo_blocks(path, model, optimizers, state.get("blocks", {}), transaction)
-    tensors = named_tensors(model)
-    _check_fits(path, model, tensors, state)
+    tensors = tensors_by_name(model)
+    check_fits(path, model, tensors, state)
+    resized = RESIZED.get(model, frozenset()) | {(n, d) for n, d in state.get("resized", ())}
+    check_ends(path, model, tensors, state["tensors"], resized=resized, free=free)
     for name, tensor in tensors.items():
         value = state["tensors"][name].to(device=tensor.device, dtype=tensor.dtype)
         transaction.assign(tensor, value, None)
         keep = state["masks"].get(name)
         transaction.set_mask(tensor, None if keep is None else keep.to(tensor.device))
-    for name, module in model.named_modules():
+    for name, other in sharing_memory(tensors).items():
+        if not torch.equal(tensors[name].cpu(), state["tensors"][name].to(tensors[name].dtype)):
+            raise CheckpointError(
+                f"{path} does not fit: {name!r} shares memory with {other!r} in this network, but "
+                "their values in the file differ"
+            )
+    for name, module in modules_by_name(model).items():
         for attribute, value in state["attributes"].get(name, {}).items():
             _set_attribute(transaction, module, attribute, value)
+    recompute_weights(model.modules(), transaction)
+    _load_extra_states(path, transaction, model, state.get("extra", {}))
     transaction.set_item(HISTORIES, model, from_state(state.get("history", ())))
+    transaction.set_item(RESIZED, model, resized)
+
+
+def _ends(free: End | Iterable[End]) -> frozenset[End]:
+    """Return the ends of a network that a caller names.
+
+    Raises:
+        UnknownNameError: a name is none of an end.
+    """
+    names: list[Any] = [free] if isinstance(free, str) else list(free)
+    for name in names:
+        if name not in get_args(End):
+            raise UnknownNameError("end of a network", name, get_args(End))
+    return frozenset(names)
+
+
+def _masks(model: nn.Module) -> dict[str, Any]:
+    found = {name: mask_of(parameter) for name, parameter in parameters_by_name(model).items()}
+    return {name: keep for name, keep in found.items() if keep is not None}
+
+
+def _extra_states(model: nn.Module) -> dict[str, Any]:
+    return {
+        name: storable_extra_state(name, module)
+        for name, module in modules_by_name(model).items()
+        if has_extra_state(module)
+    }
+
+
+def _load_extra_states(
+    path: str | os.PathLike[str],
+    transaction: Transaction,
+    model: nn.Module,
+    saved: Mapping[str, Any],
+) -> None:
+    modules = {n: m for n, m in modules_by_name(model).items() if has_extra_state(m)}
+    for name in [*(saved.keys() - modules.keys()), *(modules.keys() - saved.keys())]:
+        where = "file" if name in saved else "network"
+        raise CheckpointError(
+            f"{path} does not fit: only in the {where} does module {name!r} have extra state "
+            "(get_extra_state)"
+        )
+    for name, module in modules.items():
+        now = module.get_extra_state()
+        transaction.set_extra_state(module, from_stored(saved[name], now))
 
 
 def _histories(model: nn.Module) -> dict[str, list[Any]]:
     """Return which blocks were inserted and removed, by the name of the edited module."""
     return {
         name: list(history)
-        for name, module in model.named_modules()
+        for name, module in modules_by_name(model).items()
         if (history := vars(module).get(HISTORY))
     }
 
@@ -153,7 +245,7 @@ def _redo_blocks(
     log: Transaction,
 ) -> None:
     """Insert and remove the blocks that were inserted and removed in the saved network."""
-    modules = dict(model.named_modules())
+    modules = modules_by_name(model)
     for name in [*histories, *_histories(model).keys() - histories.keys()]:
         module = modules.get(name)
         done = [] if module is None else vars(module).get(HISTORY, [])
@@ -177,7 +269,7 @@ def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
     """
     return {
         name: found
-        for name, module in model.named_modules()
+        for name, module in modules_by_name(model).items()
         if (
             found := {
                 attribute: list(value) if isinstance(value, tuple | list) else value
@@ -200,151 +292,3 @@ def _set_attribute(transaction: Transaction, module: nn.Module, name: str, value
         value = type(old)(value)
     if _is_size(old) and type(old) is type(value) and old != value:
         transaction.set_attribute(module, name, value)
-
-
-def _check_fits(
-    path: str | os.PathLike[str],
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-) -> None:
-    saved = state["tensors"]
-    for name in [*(saved.keys() - tensors.keys()), *(tensors.keys() - saved.keys())]:
-        where = "file" if name in saved else "network"
-        raise CheckpointError(
-            f"{path} was saved from a {state['class']} and does not fit this "
-            f"{type(model).__qualname__}: only the {where} has {name!r}"
-        )
-    for name, tensor in tensors.items():
-        if saved[name].ndim != tensor.ndim:
-            raise CheckpointError(
-                f"{path} does not fit: {name!r} has {saved[name].ndim} dimensions in the file and "
-                f"{tensor.ndim} in this {type(model).__qualname__}"
-            )
-        if _numbers(saved[name]) != _numbers(tensor):
-            raise CheckpointError(
-                f"{path} does not fit: {name!r} has dtype {saved[name].dtype} in the file and "
-                f"{tensor.dtype} in this {type(model).__qualname__}"
-            )
-    for name, keep in state["masks"].items():
-        if name not in tensors or keep.dtype != torch.bool or keep.shape != saved[name].shape:
-            raise CheckpointError(f"{path} has been altered: its mask {name!r} fits no parameter")
-
-
-def _numbers(tensor: Tensor) -> tuple[bool, bool, bool]:
-    """Return the kind of numbers a tensor holds, whatever their precision."""
-    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
-
-
-def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = []
-    for group in optimizer.param_groups:
-        missing = [p for p in group["params"] if p not in names]
-        if missing:
-            raise CheckpointError(
-                f"the optimizer has a parameter of shape {tuple(missing[0].shape)} that the "
-                "network lacks; save the optimizer with the network that it trains"
-            )
-        options = {k: v for k, v in group.items() if k != "params"}
-        groups.append({"params": [names[p] for p in group["params"]], "options": options})
-    state = {name: dict(optimizer.state[p]) for p, name in names.items() if p in optimizer.state}
-    return {"class": type(optimizer).__qualname__, "groups": groups, "state": state}
-
-
-def _load_optimizers(
-    path: str | os.PathLike[str],
-    transaction: Transaction,
-    model: nn.Module,
-    optimizers: Sequence[Optimizer],
-    saved: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None,
-) -> None:
-    if saved is None:
-        raise CheckpointError(f"{path} was saved without an optimizer; call load without one")
-    several = [saved] if isinstance(saved, Mapping) else saved
-    if len(several) != len(optimizers):
-        raise CheckpointError(
-            f"{path} was saved with {len(several)} optimizers; load it with as many, not "
-            f"{len(optimizers)}"
-        )
-    for optimizer, one in zip(optimizers, map(dict, several), strict=True):
-        _load_optimizer(path, transaction, model, optimizer, one)
-
-
-def _load_optimizer(
-    path: str | os.PathLike[str],
-    transaction: Transaction,
-    model: nn.Module,
-    optimizer: Optimizer,
-    saved: Mapping[str, Any],
-) -> None:
-    if saved["class"] != type(optimizer).__qualname__:
-        raise CheckpointError(
-            f"{path} has the state of {saved['class']}, which {type(optimizer).__qualname__} "
-            "cannot use"
-        )
-    parameters = dict(model.named_parameters())
-    groups = list(_matching_groups(path, parameters, optimizer, [*map(dict, saved["groups"])]))
-    states = {parameters[name]: dict(state) for name, state in saved["state"].items()}
-    try:
-        check_saved_state(
-            optimizer,
-            [dict(options) for _, options in groups],
-            [[states.get(parameter) for parameter in group["params"]] for group, _ in groups],
-        )
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} does not fit: {error}") from error
-    for group, options in groups:
-        for key, value in options.items():
-            if key not in _IMPLEMENTATION | {"params"}:
-                transaction.set_item(group, key, _as_kind(group.get(key), value))
-    for parameter in parameters.values():
-        state = states.get(parameter)
-        moved = None if state is None else _moved_state(state, parameter)
-        transaction.set_state(optimizer, parameter, moved)
-
-
-def _matching_groups(
-    path: str | os.PathLike[str],
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: Optimizer,
-    saved: list[Mapping[str, Any]],
-) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
-    if len(saved) != len(optimizer.param_groups):
-        raise CheckpointError(
-            f"{path} has {len(saved)} parameter groups, this optimizer "
-            f"{len(optimizer.param_groups)}"
-        )
-    for index, (group, other) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
-        wanted = [parameters.get(name) for name in other["params"]]
-        if len(wanted) != len(group["params"]) or any(
-            one is not two for one, two in zip(wanted, group["params"], strict=True)
-        ):
-            raise CheckpointError(
-                f"{path}: parameter group {index} holds other parameters than this optimizer's; "
-                "create the optimizer with the same parameter groups as before saving"
-            )
-        yield group, other["options"]
-
-
-def _as_kind(old: object, value: Any) -> Any:
-    """Convert a saved option to its type in the optimizer: a tuple, a tensor or a number."""
-    if isinstance(old, tuple):
-        return tuple(value)
-    if isinstance(old, Tensor):
-        return torch.as_tensor(value).to(old, copy=True)
-    if isinstance(old, int | float):
-        value = value.item() if isinstance(value, Tensor) else value
-        if not isinstance(value, int | float):
-            raise TypeError(f"an option is {value!r} instead of a number")
-    return value
-
-
-def _moved_state(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
-    """Move moments to the parameter's device and dtype; leave step counts unchanged."""
-    return {
-        key: value.to(device=parameter.device, dtype=parameter.dtype)
-        if isinstance(value, Tensor) and value.ndim and value.is_floating_point()
-        else value
-        for key, value in state.items()
-    }

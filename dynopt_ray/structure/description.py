@@ -7,7 +7,7 @@ listed in `Description.groups`. One that fails is listed in `Description.fixed` 
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -16,7 +16,13 @@ from torch.nn.parameter import is_lazy
 
 from dynopt_ray.errors import TraceError, UnknownNameError
 from dynopt_ray.structure.costs import CostModel
-from dynopt_ray.structure.preserve import Cache, CollectorPaused, Surroundings, within
+from dynopt_ray.structure.preserve import (
+    Cache,
+    CollectorPaused,
+    Surroundings,
+    sharing_memory,
+    within,
+)
 from dynopt_ray.structure.tracing import (
     Heads,
     Inputs,
@@ -28,7 +34,14 @@ from dynopt_ray.structure.tracing import (
     trace_at_own_sizes,
     unknown,
 )
-from dynopt_ray.structure.units import Attribute, Consumer, WidthGroup, producer_name
+from dynopt_ray.structure.units import (
+    Attribute,
+    Consumer,
+    WeightNorm,
+    WidthGroup,
+    outside_sizes,
+    producer_name,
+)
 
 _BY_CALLER = "the caller fixed it"
 _MOST_PLACES = 3
@@ -65,6 +78,9 @@ class Description:
         caches: where modules keep tensors of an earlier pass -> the value without them.
         consumers: parameter name -> the operations that read units through the parameter.
         blocks: the modules that `Remove` can take out; see `Graph`.
+        weight_norms: the weights that are computed from gains and directions.
+        nonlinear: the (parameter, dimension) pairs that read units in a way that is not linear in
+            the weights, because these are normalised.
         cost_model: computes costs from widths.
         output_sizes: the shapes of all output tensors on the example inputs.
     """
@@ -76,6 +92,8 @@ class Description:
     caches: Mapping[Cache, Any]
     consumers: Mapping[str, Sequence[Consumer]]
     blocks: dict[str, int | None]
+    weight_norms: tuple[WeightNorm, ...]
+    nonlinear: frozenset[tuple[str, int]]
     cost_model: CostModel
     output_sizes: tuple[torch.Size, ...]
 
@@ -93,9 +111,15 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
     def proven() -> tuple[Mapping[str, Tensor], Passes, Verified]:
         empty_caches(model, inputs)
         tensors = named_tensors(model)  # without the buffers that are caches
-        passes = trace_at_own_sizes(model, inputs, tensors, heads, pinned)
+        held = pinned | _in_shared_memory(tensors)
+        passes = trace_at_own_sizes(model, inputs, tensors, heads, held)
+        outside = outside_sizes(model, passes.record, passes.grouping)
+        if outside.tie:
+            passes = trace_at_own_sizes(model, inputs, tensors, heads, held, outside.tie)
+            now = outside_sizes(model, passes.record, passes.grouping)
+            outside = replace(now, tie=outside.tie)
         _warn_of_other_ways(model, passes)
-        verifier = Verifier(model, inputs, tensors, passes, heads)
+        verifier = Verifier(model, inputs, tensors, passes, heads, outside)
         return tensors, passes, verifier.verdict()
 
     surroundings = Surroundings(model)
@@ -114,9 +138,21 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
         caches=passes.record.caches,
         consumers=passes.record.consumers,
         blocks={name: more for name, more in passes.record.blocks.items() if name in owners},
+        weight_norms=tuple(dict.fromkeys(passes.record.weight_norms)),
+        nonlinear=passes.record.nonlinear(),
         cost_model=CostModel(tensors, passes.record, passes.grouping.only(verdict.groups)),
         output_sizes=passes.output_sizes,
     )
+
+
+def _in_shared_memory(tensors: Mapping[str, Tensor]) -> dict[tuple[str, int], str]:
+    """Return the dimensions of tensors that share memory with another one, with the reason."""
+    return {
+        (name, dim): f"it shares memory with {other!r}"
+        for name, other in sharing_memory(tensors).items()
+        if tensors[name].is_floating_point() or tensors[name].is_complex()
+        for dim in range(tensors[name].ndim)
+    }
 
 
 def _check_model(model: nn.Module) -> None:

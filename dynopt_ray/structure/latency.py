@@ -12,6 +12,7 @@ from dynopt_ray.structure.costs import latency_ms
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.plans import Edit, Grow, Shrink
 from dynopt_ray.structure.tracing import Inputs
+from dynopt_ray.structure.units import WidthGroup
 
 
 def median_ms(model: nn.Module, inputs: Inputs) -> float:
@@ -101,9 +102,16 @@ def _points(
     points = [np.full(len(graph), share) for share in np.linspace(*shares, (number + 1) // 2)]
     points += [rng.uniform(*shares, len(graph)) for _ in range(number // 2)]
     return [
-        {g.name: max(g.min_width, round(s * g.width)) for g, s in zip(graph, point, strict=True)}
+        {g.name: _width(g, share) for g, share in zip(graph, point, strict=True)}
         for point in points
     ]
+
+
+def _width(group: WidthGroup, share: float) -> int:
+    """Return the width nearest to a share of the present one that the group can have."""
+    fewest = group.min_width - group.width
+    steps = max(round((share - 1) * group.width / group.step), -(-fewest // group.step))
+    return group.width + steps * group.step
 
 
 def _at(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.structure.costs import Cost, count_nonzero
 from dynopt_ray.structure.description import Description, TraceArguments
+from dynopt_ray.structure.preserve import masked_parameters, set_masks
 from dynopt_ray.structure.tracing import named_tensors
 from dynopt_ray.structure.units import WidthGroup
+
+_MASKS = "masks of the network"
 
 
 class AppliedPlan(Protocol):
@@ -50,11 +53,22 @@ class Network:
         self.caches = description.caches
         self.consumers = description.consumers
         self.blocks = description.blocks
+        self.weight_norms = description.weight_norms
+        self.nonlinear = description.nonlinear
         self.cost_model = description.cost_model
         self.output_sizes = description.output_sizes
         self.receipts: Sequence[AppliedPlan] = []
         self.num_edits = 0
         self.shapes = self.shapes_now()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle with the masks, but without receipts: they undo the original alone."""
+        return {**vars(self), "receipts": [], _MASKS: masked_parameters(self.model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        masks = state.pop(_MASKS)
+        vars(self).update(state)
+        set_masks(self.model, masks)
 
     def __getitem__(self, name: str) -> WidthGroup:
         """Return the width group that a module or parameter produces.

@@ -87,6 +87,37 @@ def test_a_latency_model_finds_what_takes_the_time(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+class InSteps(nn.Module):
+    """Its widths must be multiples of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if int(x.shape[-1]) % 4:
+            raise ValueError("rows must be aligned")
+        y: Tensor = self.last(x.relu())
+        return y
+
+
+@pytest.mark.parametrize("shares", [(1 / 8, 1.0), (0.3, 1.7), (0.01, 0.02)])
+def test_latency_models_measure_widths_that_groups_can_have(shares: tuple[float, float]) -> None:
+    graph = trace(InSteps(), x := torch.randn(3, 5))
+    assert graph["first"].step == 4
+    seen: list[int] = []
+
+    def timed(model: nn.Module, inputs: Inputs) -> float:
+        model(inputs)
+        seen.append(model.get_parameter("first.weight").shape[0])
+        return measure(model, inputs).flops * 1e-3
+
+    fit_latency(graph, x, shares=shares, measure_ms=timed)
+    assert len(seen) == 10
+    assert all(width % 4 == 0 and width >= 4 for width in seen)
+
+
 def test_bytes_that_operations_write() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Unflatten(1, (8,)), nn.GELU())
     graph = trace(nn.Sequential(*model, nn.Linear(8, 2)), torch.zeros(5, 3))

@@ -1,6 +1,7 @@
 """What an edit must not touch, and what must not touch an edit."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError, TraceError, UnknownNameError
 from dynopt_ray.structure import (
+    Graph,
     Grow,
     Insert,
     Mask,
     Shrink,
     history_of,
     load,
+    mask_of,
     measure,
     plan_from_json,
     save,
@@ -134,6 +137,20 @@ def test_undo_is_refused_after_another_graph_or_a_file_changed_the_network(tmp_p
     load(tmp_path / "same.safetensors", model)
     with pytest.raises(EditError, match="behind this graph's back"):
         receipt.undo()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda graph: pickle.loads(pickle.dumps(graph))])
+def test_a_copy_of_a_graph_has_its_masks_and_no_receipts(copied: Callable[[Graph], Graph]) -> None:
+    graph = trace(model := mlp(), X)
+    keep = torch.rand(6, 8) > 0.5
+    graph.apply([Mask("2.weight", keep=keep), Shrink("0", remove=[1])])
+    twin = copied(graph)
+    mask = mask_of(twin.model.get_parameter("2.weight"))
+    assert mask is not None
+    assert torch.equal(mask, keep[:, [0, *range(2, 8)]])
+    assert not twin.receipts
+    twin.apply(Shrink("0", remove=[0])).undo()
+    assert torch.equal(twin.model(X), model(X))
 
 
 def test_plans_are_taken_from_generators_and_single_edits() -> None:

@@ -25,8 +25,11 @@ def grouped(note: str, *, units: slice) -> Grouping:
     """Group six units, some of which are added to a list of the record."""
     record, made = six_units()
     record.pass_through([made], [])
-    ids: list[IdArray] = getattr(record, note)
-    ids.append(made[units])
+    if note == "mixed":
+        record.mixed.append((made[units], "it depends on their number"))
+    else:
+        ids: list[IdArray] = getattr(record, note)
+        ids.append(made[units])
     return group_units(record)
 
 
@@ -52,6 +55,7 @@ def test_growth_is_inexact_if_any_unit_meets_others(units: slice) -> None:
     (group,) = grouped("mixed", units=units).groups
     assert group.width == 6
     assert not group.exact_growth
+    assert group.why_inexact == "it depends on their number"
     assert group.min_width == 1
 
 

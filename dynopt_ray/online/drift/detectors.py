@@ -8,6 +8,7 @@ detector, so it works for all of river's detectors, present and future.
 
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -131,6 +132,14 @@ class Replayed:
             )
         self._restart(errors)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle the errors instead of river's detector, which is rebuilt from them."""
+        return {name: value for name, value in vars(self).items() if name != "_detector"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._restart(self._log)
+
     def _restart(self, errors: "array[float]") -> None:
         detector = self._build()
         for error in errors:
@@ -149,8 +158,9 @@ def _river(
     path: str, settings: dict[str, Any], *, max_log: int = 10_000, finds_falls: bool = True
 ) -> Replayed:
     """Return the river detector at a path; river is imported here, at first use."""
-    kind = plugins.import_attribute(path)
-    return Replayed(lambda: kind(**settings), max_log=max_log, finds_falls=finds_falls)
+    # Not a lambda: learners are pickled (by multiprocessing and joblib).
+    build = partial(plugins.import_attribute(path), **settings)
+    return Replayed(build, max_log=max_log, finds_falls=finds_falls)
 
 
 def adwin(**settings: Any) -> Replayed:

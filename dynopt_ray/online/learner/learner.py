@@ -19,11 +19,20 @@ from dynopt_ray.online.learner.rates import RateConfig, Rates
 from dynopt_ray.online.learner.recent_events import EventBuffer
 from dynopt_ray.online.learner.state import LearnerParts, learner_state, load_learner_state
 from dynopt_ray.online.learner.whole_numbers import WholeNumbers
-from dynopt_ray.structure import Edit, Graph, Receipt, check_optimizer
+from dynopt_ray.structure import (
+    Edit,
+    Graph,
+    Receipt,
+    check_optimizer,
+    masked_parameters,
+    set_masks,
+    unwrapped,
+)
 from dynopt_ray.tasks import LossFunction, TargetKind, resolve_loss
 
 # A diverged network overflows at every event. Ten overflows in a row cannot be mere outliers.
 _MAX_OVERFLOWS = 10
+_MASKS = "masks of the network"
 
 
 @dataclass(frozen=True)
@@ -298,9 +307,18 @@ class OnlineLearner:
         shape = counters["event_shape"]
         self.event_shape = None if shape is None else torch.Size(shape)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle with the masks, which belong to the parameter objects."""
+        return {**vars(self), _MASKS: masked_parameters(self.model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        masks = state.pop(_MASKS)
+        vars(self).update(state)
+        set_masks(self.model, masks)
+
     def _parts(self) -> LearnerParts:
         return LearnerParts(
-            model=self.model,
+            model=unwrapped(self.model),
             optimizer=self.optimizer,
             structure=self.structure,
             rates=self.rates,

@@ -1,5 +1,6 @@
 """The state of a learner: everything that determines its future, and how to restore it."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,12 @@ from dynopt_ray.structure import (
     Graph,
     Grow,
     Shrink,
+    from_stored,
+    has_extra_state,
     masked_parameters,
     named_tensors,
     set_mask,
+    storable_extra_state,
 )
 from dynopt_ray.training import (
     check_optimizer_state,
@@ -54,6 +58,7 @@ def learner_state(learner: LearnerParts) -> dict[str, Any]:
     return {
         "kinds": _kinds(learner),
         "model": {name: copied(tensor) for name, tensor in named_tensors(learner.model).items()},
+        "extra": _extra(learner.model),
         "modes": _modes(learner.model),
         "structure": _structure(learner.structure),
         "masks": {name: copied(keep) for name, keep in masks.items()},
@@ -119,6 +124,9 @@ def _load_network(learner: LearnerParts, state: Mapping[str, Any]) -> None:
             tensor.copy_(state["model"][name])
     for name, module in learner.model.named_modules():
         module.training = state["modes"][name]
+        if has_extra_state(module):
+            value = from_stored(state["extra"][name], module.get_extra_state())
+            module.set_extra_state(value)
     for name, parameter in learner.model.named_parameters():
         keep = state["masks"].get(name)
         set_mask(parameter, None if keep is None else copied(keep).to(parameter.device))
@@ -187,6 +195,15 @@ def _structure(graph: Graph | None) -> dict[str, Any] | None:
     return None if graph is None else {"widths": graph.widths, "num_edits": graph.num_edits}
 
 
+def _extra(model: nn.Module) -> dict[str, Any]:
+    """Return what modules keep outside of tensors (`get_extra_state`), by module name."""
+    return {
+        name: copy.deepcopy(storable_extra_state(name, module))
+        for name, module in model.named_modules()
+        if has_extra_state(module)
+    }
+
+
 def _modes(model: nn.Module) -> dict[str, bool]:
     """Return for each module whether it is in train mode."""
     return {name: module.training for name, module in model.named_modules()}
@@ -222,6 +239,12 @@ def _check_parts(learner: LearnerParts, state: Mapping[str, Any]) -> None:
         raise CheckpointError(
             "only one of the learner and the state has the network's structure; build this "
             "learner like the saved one, with or without structure="
+        )
+    has_extra = {n for n, m in learner.model.named_modules() if has_extra_state(m)}
+    for name in has_extra ^ state.get("extra", {}).keys():
+        raise CheckpointError(
+            f"only one of the network and the state has extra state of the module {name!r} "
+            "(get_extra_state): the state belongs to another network"
         )
     for name in _modes(learner.model).keys() ^ state["modes"].keys():
         raise CheckpointError(

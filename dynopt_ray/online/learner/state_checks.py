@@ -60,6 +60,7 @@ class _LearnerState(_Strict):
     kinds: dict[str, list[str]]
     counters: _Counters
     model: dict[str, Tensor]
+    extra: dict[str, Any] = {}  # files of earlier versions have none
     modes: dict[str, bool]
     structure: _Widths | None
     masks: dict[str, Tensor]
@@ -83,7 +84,7 @@ def check_types(state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it has not.
     """
-    if set(state) != state_keys():
+    if set(state) | {"extra"} != state_keys():
         raise CheckpointError(
             "this is not the state of a learner: it has the keys "
             f"{sorted(map(str, state))!s:.300}, but a learner's state has {sorted(state_keys())}"

@@ -13,7 +13,13 @@ from dynopt_ray.structure.plans.edits import (
     plan_from_json,
     plan_to_json,
 )
-from dynopt_ray.structure.plans.history import HISTORIES, from_state, history_of, to_state
+from dynopt_ray.structure.plans.history import (
+    HISTORIES,
+    RESIZED,
+    from_state,
+    history_of,
+    to_state,
+)
 from dynopt_ray.structure.plans.initialisation import fresh_tensors, seeded
 from dynopt_ray.structure.plans.optimizer_checks import check_saved_state
 from dynopt_ray.structure.plans.optimizer_state import (
@@ -27,6 +33,7 @@ from dynopt_ray.structure.plans.stages import check_plan
 __all__ = [
     "HISTORIES",
     "HISTORY",
+    "RESIZED",
     "Edit",
     "Grow",
     "Insert",

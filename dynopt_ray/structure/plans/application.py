@@ -29,9 +29,11 @@ from dynopt_ray.structure.network import Network
 from dynopt_ray.structure.plans.depth import insert_block, remove_block
 from dynopt_ray.structure.plans.edits import Edit, Grow, Insert, Mask, Remove, Shrink
 from dynopt_ray.structure.plans.exactness import check_growth
-from dynopt_ray.structure.plans.history import HISTORIES, History, extended, history_of
+from dynopt_ray.structure.plans.gains import rescale_gains
+from dynopt_ray.structure.plans.history import HISTORIES, RESIZED, History, extended, history_of
 from dynopt_ray.structure.plans.initialisation import Draw
 from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerState, each_optimizer
+from dynopt_ray.structure.plans.pruned import free_new_weights
 from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.plans.stages import Masking, PlanStage, check_plan
 from dynopt_ray.structure.preserve import (
@@ -39,12 +41,13 @@ from dynopt_ray.structure.preserve import (
     emptied,
     has_tensors,
     masked_parameters,
+    recompute_weights,
     value_of,
     within,
 )
 from dynopt_ray.structure.refit import BeforeAndAfter, compensated, reading_removed
 from dynopt_ray.structure.tracing import Inputs
-from dynopt_ray.structure.units import Change, moved_group, new_axes
+from dynopt_ray.structure.units import Axis, Change, Key, moved_group, new_axes
 
 
 @dataclass(eq=False)
@@ -218,7 +221,7 @@ def _apply_widths(
     sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
     axes = new_axes(changes, sizes)
     by_tensor = axes_of_tensors(axes)
-    weights = resized_weights(network.model, tensors, changes, axes, draw=draw)
+    weights = _resized_weights(network, tensors, changes, axes, draw)
     _check_growth(network, edits, changes, weights, draw)
     refitted: dict[str, Tensor] = {}
     masks = {
@@ -244,6 +247,8 @@ def _apply_widths(
         for state in states:
             transaction.set_state(state.optimizer, tensor, state.resized(tensor, along, value))
         transaction.assign(tensor, value, grad)
+    owners = {network.model.get_submodule(name.rpartition(".")[0]) for name in weights}
+    recompute_weights(owners, transaction)
     added = {change.group.name: change.added for change in changes}
     for attribute in network.attributes:
         if attribute.change(added):
@@ -251,9 +256,28 @@ def _apply_widths(
             module = network.model.get_submodule(attribute.module)
             transaction.set_attribute(module, attribute.name, getattr(module, attribute.name))
             attribute.write(network.model, value_now + attribute.change(added))
+    resized_here = {(s.parameter, s.dim) for change in changes for s in change.group.slices}
+    before = RESIZED.get(network.model, frozenset())
+    transaction.set_item(RESIZED, network.model, before | resized_here)
     transaction.set_attribute(network, "groups", tuple(groups))
     transaction.set_attribute(network, "num_edits", network.num_edits + 1)
     return [name for name in refitted if name in network.consumers]
+
+
+def _resized_weights(
+    network: Network,
+    tensors: Mapping[str, Tensor],
+    changes: Sequence[Change],
+    axes: Mapping[Key, Axis],
+    draw: Draw,
+) -> dict[str, Tensor]:
+    """Return the new values of every parameter and buffer that the changes touch."""
+    weights = resized_weights(
+        network.model, tensors, changes, axes, draw=draw, nonlinear=network.nonlinear
+    )
+    free_new_weights(tensors, weights, axes)
+    rescale_gains(tensors, weights, network.weight_norms, axes)
+    return weights
 
 
 def _check_growth(
@@ -272,7 +296,7 @@ def _check_growth(
     if len(growing) < len(changes):
         sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
         axes = new_axes(growing, sizes)
-        weights = resized_weights(network.model, tensors, growing, axes, draw=draw)
+        weights = _resized_weights(network, tensors, growing, axes, draw)
     inputs = network.arguments.example_inputs
     check_growth(network.model, inputs, tensors, weights, network.attributes, growing)
 

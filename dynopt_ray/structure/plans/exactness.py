@@ -58,15 +58,40 @@ def check_growth(
     if before is None:
         return
     added = {change.group.name: change.added for change in changes}
-    with attributes_changed(model, attributes, added):
-        after = _outputs(model, inputs, {**tensors, **grown})
+    names = ", ".join(map(repr, added))
+    try:
+        with attributes_changed(model, attributes, added):
+            after = _outputs(model, inputs, {**tensors, **grown})
+    except Exception as error:
+        raise EditError(
+            f"growing {names} this way would stop the forward pass, which raises "
+            f"{type(error).__name__}: {error}. Grow by fewer units"
+        ) from error
     if change := output_change(before, after, tensors):
         raise EditError(
-            f"growing {', '.join(map(repr, added))} this way would change the output by "
-            f"{change:.2g} of its largest value: the forward pass computes with the number of "
-            "units, treats them by their position, or (init='split') is not linear in the weights "
-            "that read them. Try init='fresh', or pass exact=False to accept the change"
+            f"growing {names} this way {_how_much(change)}: {_why(changes)}, or pass exact=False "
+            "to accept the change"
         )
+
+
+def _how_much(change: float) -> str:
+    if change == float("inf"):
+        return "would make the output NaN or infinite, or change its shape"
+    return f"would change the output by {change:.2g} of its largest value"
+
+
+def _why(changes: Sequence[Change]) -> str:
+    """Return what may cause a change that tracing did not find, and what to try."""
+    computes = (
+        "the forward pass computes with the number of units, with values that it reads from them "
+        "outside torch, or treats them by their position"
+    )
+    if all(bool((change.source < 0).all()) for change in changes):
+        return f"{computes}. Fix this width (trace(…, fixed=…))"
+    return (
+        f"{computes}, or it is not linear in the weights that read the copied units. Try "
+        "init='fresh'"
+    )
 
 
 def other_inputs(inputs: Inputs) -> list[Inputs]:

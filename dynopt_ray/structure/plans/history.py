@@ -22,6 +22,10 @@ History = tuple[tuple[Edit, ...], ...]
 HISTORIES: "weakref.WeakKeyDictionary[nn.Module, History]" = weakref.WeakKeyDictionary()
 """Network -> the plans applied to it. Written by transactions."""
 
+RESIZED: "weakref.WeakKeyDictionary[nn.Module, frozenset[tuple[str, int]]]"
+RESIZED = weakref.WeakKeyDictionary()
+"""Network -> the (tensor, dimension) pairs that plans have resized. Written by transactions."""
+
 
 def history_of(model: nn.Module) -> History:
     """The plans that were applied to a network and not undone, oldest first.

@@ -32,7 +32,9 @@ def fresh_tensors(
 
     Tensors that this method does not fill (of a module without the method, parameters used
     directly, buffers) are drawn from the existing entries. So positive values stay positive, and
-    zeros or ones stay zeros or ones.
+    zeros or ones stay zeros or ones. What does not learn is drawn unit by unit, because its entries
+    may belong together: those of a grid increase along each row. So are parameters whose entries
+    increase in all rows. A buffer of zeros and ones is taken for a mask; new units are not masked.
 
     Args:
         module: owner of the tensors; not changed.
@@ -42,7 +44,11 @@ def fresh_tensors(
     """
     # Not `copy.copy`: a parametrised module refuses it.
     shell = module.__new__(type(module))
-    shell.__dict__ = dict(vars(module))
+    # Plain tensors (a weight computed from others) are copied: the method may fill them in place.
+    shell.__dict__ = {
+        key: value.detach().clone() if isinstance(value, Tensor) else value
+        for key, value in vars(module).items()
+    }
     filled = {
         name: torch.full(tuple(shape), torch.nan, dtype=old[name].dtype, device=old[name].device)
         if old[name].is_floating_point() or old[name].is_complex()
@@ -114,7 +120,32 @@ def _reset_method(module: nn.Module) -> object:
 
 def _fill_missing(tensor: Tensor, old: Tensor) -> None:
     missing = tensor.isnan()
-    if missing.any():
+    if not missing.any():
+        return
+    learns, old = old.requires_grad, old.detach()
+    if not learns and _is_mask(old):
+        drawn = torch.ones_like(tensor)
+    elif learns and not _is_ordered(old, tensor.shape):
         at = torch.randint(old.numel(), tensor.shape, device="cpu")
-        drawn = old.detach().flatten()[at.to(old.device)]
-        tensor.copy_(torch.where(missing, drawn.to(tensor), tensor))
+        drawn = old.flatten()[at.to(old.device)]
+    else:
+        drawn = old
+        for dim, (size, wanted) in enumerate(zip(old.shape, tensor.shape, strict=True)):
+            if size != wanted:
+                at = torch.randint(size, (wanted,), device="cpu")
+                drawn = drawn.index_select(dim, at.to(old.device))
+    tensor.copy_(torch.where(missing, drawn.to(tensor), tensor))
+
+
+def _is_mask(values: Tensor) -> bool:
+    """Return whether a tensor consists of zeros and ones, of both."""
+    zeros = values == 0
+    return bool(zeros.any() and not zeros.all() and (zeros | (values == 1)).all())
+
+
+def _is_ordered(values: Tensor, shape: Sequence[int]) -> bool:
+    """Return whether entries increase along a dimension that keeps its size, for all units."""
+    return values.is_floating_point() and any(
+        size == wanted > 2 and bool((values.diff(dim=dim) > 0).all())
+        for dim, (size, wanted) in enumerate(zip(values.shape, shape, strict=True))
+    )

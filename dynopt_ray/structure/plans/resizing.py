@@ -1,7 +1,7 @@
 """Computes new tensors for a new layout. Nothing here writes to a network."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,12 @@ def resized_weights(
     axes: Mapping[Key, Axis],
     *,
     draw: Draw,
+    nonlinear: Collection[Key] = (),
 ) -> dict[str, Tensor]:
     """Return the new values of every parameter and buffer that the changes touch.
 
-    Copied units have the incoming weights of their original and share its outgoing weights. Fresh
+    Copied units have the incoming weights of their original and share its outgoing weights. If what
+    reads them is not linear in its weights, the original keeps all of these. Fresh
     units have incoming weights as their layer would initialise them, and zero outgoing weights into
     existing units. New units may read each other without changing the output, because no existing
     unit reads any of them.
@@ -65,9 +67,10 @@ def resized_weights(
         changes: how its groups change.
         axes: the new layout.
         draw: what determines the random weights of new units.
+        nonlinear: the (tensor, dimension) pairs that read units in a nonlinear way.
     """
     by_tensor = axes_of_tensors(axes)
-    families = _families(changes, axes)
+    families, unread = _families(changes, axes, nonlinear)
     result: dict[str, Tensor] = {}
     for module_name, names in _by_module(by_tensor).items():
         grown = [n for n in names if any(_makes_fresh(a) for a in by_tensor[n].values())]
@@ -77,6 +80,8 @@ def resized_weights(
             if name in families:
                 seed = seeded(draw, "split", name)
                 result[name].mul_(split_shares(result[name], families[name], seed))
+            for dim, positions in unread.get(name, {}).items():
+                result[name].index_fill_(dim, positions.to(result[name].device), 0)
     return result
 
 
@@ -157,23 +162,33 @@ def _fresh(
     return {own[short]: tensor for short, tensor in filled.items()}
 
 
-def _families(changes: Sequence[Change], axes: Mapping[Key, Axis]) -> dict[str, dict[int, Tensor]]:
-    """Return which coordinates read copies of one unit: tensor -> dimension -> family numbers.
+def _families(
+    changes: Sequence[Change], axes: Mapping[Key, Axis], nonlinear: Collection[Key]
+) -> tuple[dict[str, dict[int, Tensor]], dict[str, dict[int, Tensor]]]:
+    """Return which coordinates read copies of one unit, and which must not read their copy.
 
-    A family's number is the coordinate that reads the original unit.
+    Returns:
+        Tensor -> dimension -> family numbers; a family's number is the coordinate that reads the
+        original unit. And tensor -> dimension -> the coordinates that would read copies in a
+        nonlinear way.
     """
     families: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    unread: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for change in changes:
         if not len(change.source) or bool((change.source < 0).any()):
             continue
         kept = torch.arange(len(change.keep), device="cpu")
         original = torch.cat([kept, torch.searchsorted(change.keep, change.source)])
         for s in moved_group(change.group, change, axes).slices:
-            if s.role == "in":
+            if s.role == "in" and (s.parameter, s.dim) in nonlinear:
+                copies = s.positions[len(change.keep) :].flatten()
+                before = unread[s.parameter].get(s.dim, copies[:0])
+                unread[s.parameter][s.dim] = torch.cat([before, copies])
+            elif s.role == "in":
                 everyone = torch.arange(len(axes[s.parameter, s.dim].index), device="cpu")
                 family = families[s.parameter].setdefault(s.dim, everyone)
                 family[s.positions] = s.positions[original]
-    return families
+    return families, unread
 
 
 def _by_module(names: Mapping[str, object]) -> dict[str, list[str]]:

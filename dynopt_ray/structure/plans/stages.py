@@ -93,8 +93,8 @@ def _check_grow(network: Network, edit: Grow) -> None:
         )
     if edit.exact and not group.exact_growth:
         raise EditError(
-            f"Grow({edit.group!r}): more units change the output, because an operation depends on "
-            "their number (a normalisation or a mean over them). Pass exact=False to accept that."
+            f"Grow({edit.group!r}): more units change the output: {group.why_inexact}. Pass "
+            "exact=False to accept that."
         )
 
 

@@ -11,9 +11,17 @@ from dynopt_ray.structure.preserve.caches import (
     value_of,
 )
 from dynopt_ray.structure.preserve.collector import CollectorPaused
+from dynopt_ray.structure.preserve.computed_weights import recompute_weights
 from dynopt_ray.structure.preserve.contents import Cache, containers_of, set_contents
 from dynopt_ray.structure.preserve.entered_twice import within
-from dynopt_ray.structure.preserve.masks import mask_of, masked_parameters, set_mask
+from dynopt_ray.structure.preserve.extra_state import (
+    extra_states,
+    from_stored,
+    has_extra_state,
+    storable_extra_state,
+)
+from dynopt_ray.structure.preserve.masks import mask_of, masked_parameters, set_mask, set_masks
+from dynopt_ray.structure.preserve.shared_memory import sharing_memory
 from dynopt_ray.structure.preserve.surroundings import RandomState, Surroundings
 from dynopt_ray.structure.preserve.torch_state import ThreadState
 from dynopt_ray.structure.preserve.transaction import Transaction
@@ -28,14 +36,21 @@ __all__ = [
     "Transaction",
     "containers_of",
     "emptied",
+    "extra_states",
     "filled_caches",
+    "from_stored",
+    "has_extra_state",
     "has_tensors",
     "mask_of",
     "masked_parameters",
+    "recompute_weights",
     "saved_value",
     "set_contents",
     "set_mask",
+    "set_masks",
     "set_value",
+    "sharing_memory",
+    "storable_extra_state",
     "tensors_within",
     "value_of",
     "within",

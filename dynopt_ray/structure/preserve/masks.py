@@ -6,6 +6,7 @@ again, whatever the optimizer did to them (momentum, weight decay, noise). `stat
 neither masks nor hooks.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,3 +75,9 @@ def masked_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return the masks of all masked parameters of a network, by parameter name."""
     found = {name: mask_of(parameter) for name, parameter in model.named_parameters()}
     return {name: keep for name, keep in found.items() if keep is not None}
+
+
+def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Give a network the masks that `masked_parameters` returned for one of the same parameters."""
+    for name, parameter in model.named_parameters():
+        set_mask(parameter, masks.get(name))

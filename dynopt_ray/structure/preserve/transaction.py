@@ -1,5 +1,6 @@
 """Assignments to a live network that are either all kept or all undone."""
 
+import copy
 from collections.abc import Callable, Iterable, MutableMapping
 from types import TracebackType
 from typing import Any
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynopt_ray.errors import EditError
 from dynopt_ray.structure.preserve.caches import saved_value, set_value
 from dynopt_ray.structure.preserve.contents import Cache
 from dynopt_ray.structure.preserve.masks import mask_of, set_mask
+from dynopt_ray.structure.preserve.shared_memory import sharing_memory
 from dynopt_ray.structure.preserve.surroundings import Surroundings
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -28,6 +31,10 @@ class Transaction:
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
         self._undo: list[Callable[[], None]] = []
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._shared = {
+            id(tensors[one]): (one, two) for one, two in sharing_memory(tensors).items()
+        }
         self._surroundings: Surroundings | None = Surroundings(model, optimizers)
 
     def __enter__(self) -> "Transaction":
@@ -59,16 +66,41 @@ class Transaction:
         self._undo.clear()
 
     def assign(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
-        """Give a parameter or buffer a new value of any shape; it stays the same object."""
+        """Give a parameter or buffer a new value of any shape; it stays the same object.
+
+        Raises:
+            EditError: it shares memory with another tensor, and the shape is another one.
+        """
+        if id(tensor) in self._shared:
+            self._write(tensor, value, grad)
+            return
         old, old_grad = tensor.data, tensor.grad
         self._undo.append(lambda: _assign(tensor, old, old_grad))
         _assign(tensor, _in_format_of(old, value), grad)
+
+    def _write(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+        """Write a new value into the memory of a tensor."""
+        if tensor.shape != value.shape:
+            one, other = self._shared[id(tensor)]
+            raise EditError(
+                f"{one!r} shares memory with {other!r}, so it cannot be resized; give both memory "
+                "of their own (.clone()), or make them one parameter under two names"
+            )
+        old, old_grad = tensor.detach().clone(), tensor.grad
+        self._undo.append(lambda: _overwrite(tensor, old, old_grad))
+        _overwrite(tensor, value, grad)
 
     def set_attribute(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute; `roll_back` restores the old value."""
         old = getattr(owner, name)
         self._undo.append(lambda: setattr(owner, name, old))
         setattr(owner, name, value)
+
+    def set_extra_state(self, module: nn.Module, value: Any) -> None:
+        """Give a module another extra state; `roll_back` restores a copy of the old one."""
+        old = copy.deepcopy(module.get_extra_state())
+        self._undo.append(lambda: module.set_extra_state(old))
+        module.set_extra_state(value)
 
     def set_kept(self, cache: Cache, value: Any) -> None:
         """Set an attribute that holds tensors of a pass, or remove it if the value is `ABSENT`."""
@@ -113,6 +145,13 @@ def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
     torch.clear_autocast_cache()  # it may hold a cast of the old value
 
 
+def _overwrite(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
+    with torch.no_grad():
+        tensor.copy_(value)
+    tensor.grad = grad
+    torch.clear_autocast_cache()
+
+
 def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None) -> None:
     if state is None:
         optimizer.state.pop(parameter, None)
@@ -121,7 +160,20 @@ def _set_state(optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | 
 
 
 def _in_format_of(old: Tensor, value: Tensor) -> Tensor:
-    """Keep channels-last weights channels-last, which makes convolutions several times faster."""
+    """Return a value in the memory format of `old`, and in memory of processes if `old` is.
+
+    Channels-last weights make convolutions several times faster. Processes that start later train
+    the weights of `Module.share_memory` together.
+    """
+    value = _in_memory_format_of(old, value)
+    if type(old) is Tensor and old.device.type == "cpu" and old.layout is torch.strided:
+        memory: Any = value  # torch does not annotate these methods
+        if old.untyped_storage().is_shared():
+            memory.share_memory_()
+    return value
+
+
+def _in_memory_format_of(old: Tensor, value: Tensor) -> Tensor:
     if not old.is_contiguous():
         for ndim, memory_format in _CHANNELS_LAST.items():
             if old.ndim == ndim and old.is_contiguous(memory_format=memory_format):

@@ -10,30 +10,39 @@ units lie along several dimensions together, the size of each of them is an `Ext
 
 The forward pass uses such an integer in one of two ways, and both are recorded. As a size (of a
 view, a slice or a new tensor), it tells the rules which units or which attribute the size follows.
-As a value (in a product with a tensor, or in a comparison that could turn out differently with
-more units), it makes the output depend on the width: `as_value` notes that growing these units is
-not exact. `int(n)` and `range(n)` drop the tracking. Growth that changes the output through them is
-caught later, when `apply` compares the network's outputs before and after.
+As a value (in a product with a tensor, or in a comparison), it may make the output depend on the
+width. `as_value` records the number, and verification compares it with the number at another width:
+the size of a head stays the same if a head is added, but that of the embedding does not. `int(n)`
+and `range(n)` drop the tracking. Growth that changes the output through them is caught later, when
+`apply` compares the network's outputs before and after.
 """
 
 import operator
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dynopt_ray.structure.units import IdArray, Labels, Place, Record
+from dynopt_ray.structure.units import IdArray, Labels, NumberUsed, Place, Record
+
+SizeSource = IdArray | Place
+"""The ids that a size counts, or the attribute that it is read from."""
 
 
 class Tracked(int):
     """An integer that depends on widths and records each use of it as a value."""
 
     @abstractmethod
+    def sizes(self) -> "Iterable[Size | Extent]":
+        """Yield the sizes that the number was computed from."""
+
     def as_value(self) -> int:
-        """Return the plain number, and note that the computed values depend on it."""
+        """Return the plain number, and note that values are computed with it."""
+        for size in self.sizes():
+            size.record.numbers.append(NumberUsed(int(size), tuple(size.sources())))
+        return int(self)
 
     def __add__(self, other: Any) -> Any:
         return _computed(operator.add, self, other)
@@ -80,25 +89,26 @@ class Tracked(int):
     def __rpow__(self, other: Any, modulo: Any = None) -> Any:
         return pow(other, self.as_value(), modulo)
 
-    # A comparison that stays the same with more units does not make the output depend on them.
+    # The outcome of a comparison is what counts, not the numbers.
 
     def __gt__(self, other: Any) -> bool:
-        return int(self) > other or self._decides(other)
+        return self._decided(bool(int(self) > other), other)
 
     def __ge__(self, other: Any) -> bool:
-        return int(self) >= other or self._decides(other)
+        return self._decided(bool(int(self) >= other), other)
 
     def __lt__(self, other: Any) -> bool:
-        return int(self) < other and not self._decides(other)
+        return self._decided(bool(int(self) < other), other)
 
     def __le__(self, other: Any) -> bool:
-        return int(self) <= other and not self._decides(other)
+        return self._decided(bool(int(self) <= other), other)
 
-    def _decides(self, other: Any) -> bool:
-        """Note that a comparison with a number may change with more units; return False."""
+    def _decided(self, outcome: bool, other: Any) -> bool:
+        """Note the outcome of a comparison with a plain number, and return it."""
         if not isinstance(other, Tracked):
-            self.as_value()
-        return False
+            for size in self.sizes():
+                size.record.numbers.append(NumberUsed(int(outcome), tuple(size.sources())))
+        return outcome
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         """Copy and pickle as a plain number."""
@@ -120,11 +130,10 @@ class Computed(Tracked):
         self.sources = sources
         return self
 
-    def as_value(self) -> int:
+    def sizes(self) -> "Iterable[Size | Extent]":
         """See `Tracked`."""
         for source in self.sources:
-            source.as_value()
-        return int(self)
+            yield from source.sizes()
 
 
 def _computed(operation: Callable[..., Any], *operands: Any) -> Any:
@@ -144,10 +153,12 @@ class Size(Tracked):
 
     Attributes:
         divisor: the number by which it has been divided.
+        divisors: the sizes among its divisors.
         record: the record that `as_value` writes to.
     """
 
     divisor: int
+    divisors: "tuple[Size, ...]" = ()
     record: Record
 
     @property
@@ -159,11 +170,33 @@ class Size(Tracked):
     def divided(self, divisor: int) -> Self:
         """Return `undivided`, divided by `divisor`."""
 
+    @abstractmethod
+    def own_source(self) -> SizeSource:
+        """Return what the size counts or is read from, apart from its divisors."""
+
+    def sizes(self) -> "Iterable[Size | Extent]":
+        """See `Tracked`."""
+        yield self
+
+    def sources(self) -> Iterable[SizeSource]:
+        """Yield everything that the number depends on."""
+        yield self.own_source()
+        for divisor in self.divisors:
+            yield from divisor.sources()
+
     def __floordiv__(self, other: Any) -> Any:
         divisor = self.divisor * int(other) if isinstance(other, int) and other > 0 else 0
         if divisor and self.undivided % divisor == 0:
-            return self.divided(divisor)
+            quotient = self.divided(divisor)
+            quotient.divisors = (*self.divisors, *([other] if isinstance(other, Size) else ()))
+            return quotient
         return super().__floordiv__(other)
+
+    def __truediv__(self, other: Any) -> Any:
+        quotient = self // other if isinstance(other, int) and other > 0 else None
+        if isinstance(quotient, Size) and int(quotient) * int(other) == int(self):
+            return float(quotient.as_value())
+        return super().__truediv__(other)
 
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, int) and other > 0 and self.divisor % other == 0:
@@ -190,10 +223,9 @@ class UnitCount(Size):
         """See `Size`."""
         return UnitCount(self.ids, self.record, divisor)
 
-    def as_value(self) -> int:
-        """See `Tracked`."""
-        self.record.mixed.append(self.ids.ravel())
-        return int(self)
+    def own_source(self) -> IdArray:
+        """See `Size`."""
+        return self.ids.ravel()
 
 
 class Extent(Tracked):
@@ -202,7 +234,7 @@ class Extent(Tracked):
     It is no count of units: either dimension may hold the coordinates of one unit.
 
     Attributes:
-        ids: the ids along the dimension, which come last, for each coordinate of the others.
+        ids: the ids along all of these dimensions.
         record: the record that `as_value` writes to.
     """
 
@@ -212,16 +244,19 @@ class Extent(Tracked):
     def __new__(cls, ids: IdArray, axis: int, record: Record) -> "Extent":
         """Make the size of `ids` along an axis."""
         self = super().__new__(cls, ids.shape[axis])
-        self.ids, self.record = np.moveaxis(ids, axis, -1), record
+        self.ids, self.record = ids, record
         return self
 
     def __mul__(self, other: Any) -> Any:
         return other * self if isinstance(other, Size) else super().__mul__(other)
 
-    def as_value(self) -> int:
-        """See `Tracked`. The coordinates of one unit do not change with the number of units."""
-        self.record.mixed.append(self.ids.reshape(-1, int(self)))
-        return int(self)
+    def sizes(self) -> "Iterable[Extent]":
+        """See `Tracked`."""
+        yield self
+
+    def sources(self) -> Iterable[SizeSource]:
+        """Yield what the number depends on."""
+        yield self.ids.ravel()
 
 
 class Kept(Size):
@@ -281,10 +316,9 @@ class Kept(Size):
         """See `Size`."""
         return Kept(self.value, self.place, self.record, divisor=divisor)
 
-    def as_value(self) -> int:
-        """See `Tracked`."""
-        self.record.valued.add(self.place)
-        return int(self)
+    def own_source(self) -> Place:
+        """See `Size`."""
+        return self.place
 
 
 def marked(value: Any, module: str, attribute: str, record: Record) -> Any:

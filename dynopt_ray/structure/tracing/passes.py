@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,7 +30,16 @@ from dynopt_ray.structure.tracing.idle_siblings import (
 from dynopt_ray.structure.tracing.nested_tensors import output_tensors, tensors_in
 from dynopt_ray.structure.tracing.tracer import Heads, Trace
 from dynopt_ray.structure.tracing.values import ValueReads, place_of_error
-from dynopt_ray.structure.units import IS_OUTPUT, Grouping, Key, Record, group_units, producer_name
+from dynopt_ray.structure.units import (
+    IS_OUTPUT,
+    Grouping,
+    Key,
+    Link,
+    Place,
+    Record,
+    group_units,
+    producer_name,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +73,11 @@ def trace_passes(
     *,
     heads: Heads,
     device: torch.device,
-    pinned: Mapping[Key, str] | None = None,
+    pinned: Mapping[Key, str] = MappingProxyType({}),
     with_costs: bool = True,
     reads: ValueReads | None = None,
     families: Sequence[Siblings] = (),
+    counted: Mapping[Place, Sequence[Key]] = MappingProxyType({}),
 ) -> Passes:
     """Trace the network in evaluation mode, and in training mode too if parameters stay unused.
 
@@ -76,10 +87,13 @@ def trace_passes(
         tensors: its parameters and buffers at the sizes to trace, on `device`.
         heads: what a unit of attention is; see `Trace`.
         device: the device to run on; "meta" computes shapes only.
-        pinned: (parameter, dimension) -> reason, for dimensions that must keep their size.
+        pinned: (parameter or buffer, dimension) -> reason, for dimensions that must keep their
+            size.
         with_costs: whether to record the costs of operations and the blocks.
         reads: the values that an earlier trace read, to decide the same; None for the first trace.
         families: modules that are alike; those that are not reached follow those that are.
+        counted: attribute -> the parameter dimensions whose units it counts, though the pass does
+            not use it.
 
     Raises:
         OtherWayError: the network ran other operations than in the earlier trace.
@@ -89,7 +103,9 @@ def trace_passes(
     reads = ValueReads() if reads is None else reads.repeated()
 
     def one_pass(*, training: bool) -> tuple[torch.Size, ...]:
-        trace = Trace(tensors, record, heads, [name for name, _ in model.named_buffers()], reads)
+        buffers = [name for name, _ in model.named_buffers()]
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        trace = Trace(tensors, record, heads, buffers, frozen, reads)
         return _run(model, inputs, tensors, trace, families, training=training)
 
     sizes = one_pass(training=False)
@@ -101,16 +117,25 @@ def trace_passes(
         sizes += one_pass(training=True)
         record.work, record.consumers = work, defaultdict(list, consumers)
         reads.branches = branches
-    pinned = {**(pinned or {}), **read_by_siblings(model, record.first_use)}
+    pinned = {**pinned, **read_by_siblings(model, record.first_use)}
     if reads.branches:
         pinned |= _possibly_read(record, {name: tensors[name] for name in unknown(model, record)})
     for key, reason in pinned.items():
         record.pinned.append((record.parameter_ids[key], reason))
-    for ids in record.normed:
-        if any(record.roles.get(key) != "in" for key in record.owners(ids)):
-            record.mixed.append(ids)
-    record.mixed += [link.ids for link in record.links if link.place in record.valued]
+    for place, keys in counted.items():
+        record.links += [Link(place, record.parameter_ids[key]) for key in keys]
+    _note_mixed(record)
     return Passes(record, group_units(record), sizes, device, reads, families, pinned)
+
+
+def _note_mixed(record: Record) -> None:
+    """Note which norms and divisors depend on the number of units, now that all roles are known."""
+    for ids, cause in record.normed:
+        if any(record.roles.get(key) != "in" for key in record.owners(ids)):
+            record.mixed.append((ids, cause))
+    for ids, cause in record.divisors:
+        if any(record.roles.get(key) == "in" for key in record.owners(ids)):
+            record.mixed.append((ids, cause))
 
 
 def unused(record: Record, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -152,6 +177,7 @@ def trace_at_own_sizes(
     tensors: Mapping[str, Tensor],
     heads: Heads,
     pinned: Mapping[Key, str],
+    counted: Mapping[Place, Sequence[Key]] = MappingProxyType({}),
 ) -> Passes:
     """Trace on the meta device, or on the network's own device if it needs values.
 
@@ -159,13 +185,13 @@ def trace_at_own_sizes(
         TraceError: the network does not run on these inputs.
     """
     try:
-        return _trace_on(torch.device("meta"), model, inputs, tensors, heads, pinned)
+        return _trace_on(torch.device("meta"), model, inputs, tensors, heads, pinned, counted)
     except Exception as meta_error:
         device = next((t.device for t in tensors.values()), torch.device("cpu"))
         if device.type == "meta":
             raise _untraceable(model, inputs, meta_error) from meta_error
         try:
-            return _trace_on(device, model, inputs, tensors, heads, pinned)
+            return _trace_on(device, model, inputs, tensors, heads, pinned, counted)
         except Exception as error:
             raise _untraceable(model, inputs, error) from error
 
@@ -177,6 +203,7 @@ def _trace_on(
     tensors: Mapping[str, Tensor],
     heads: Heads,
     pinned: Mapping[Key, str],
+    counted: Mapping[Place, Sequence[Key]],
 ) -> Passes:
     if device.type == "meta":
         traced = placeholder_tensors(tensors, {}, device)
@@ -193,6 +220,7 @@ def _trace_on(
             device=device,
             pinned=pinned,
             families=families,
+            counted=counted,
         )
 
     passes = passes_with(())

@@ -10,7 +10,7 @@ Ids that reach an operation without a rule, or meet data without units, are pinn
 their units. Rules need shapes but no values, so the pass can run on the meta device.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from dynopt_ray.structure.tracing.consumers import Consumers
 from dynopt_ray.structure.tracing.counts import NUMBERS, SIZES, Kept, counted_entries, counted_sizes
+from dynopt_ray.structure.tracing.inexactness import Inexactness
 from dynopt_ray.structure.tracing.nested_tensors import operands, storage_of, tensors_in
 from dynopt_ray.structure.tracing.quantisers import watches_only
 from dynopt_ray.structure.tracing.registry import RULES, SELECTS, OperationRule
@@ -49,6 +50,7 @@ class Trace(TorchFunctionMode):
         record: the record to fill in.
         heads: what a unit of attention is: a whole head, or one coordinate of all heads.
         buffers: names of the tensors that training does not change.
+        frozen: names of the parameters that do not require a gradient.
         reads: the values that the pass reads; repeats those of an earlier pass, if it has them.
     """
 
@@ -58,6 +60,7 @@ class Trace(TorchFunctionMode):
         record: Record,
         heads: Heads,
         buffers: Iterable[str] = (),
+        frozen: Collection[str] = (),
         reads: ValueReads | None = None,
     ) -> None:
         super().__init__()
@@ -71,10 +74,11 @@ class Trace(TorchFunctionMode):
         self.modules: dict[str, nn.Module] = {}
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
         self.quantisers: frozenset[nn.Module] = frozenset()
-        self.weights = Weights(tensors)
+        self.weights = Weights(tensors, self.buffers, frozen)
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self._consumers = Consumers(record)
         self._pinned_if_read: dict[int, tuple[Tensor, list[tuple[IdArray, str]]]] = {}
+        self.inexact = Inexactness(record, self.running)
         for name, tensor in tensors.items():
             labels = []
             # Integer tensors (indices, masks) are data, so no units lie along them.
@@ -117,6 +121,7 @@ class Trace(TorchFunctionMode):
         if self._pinned_if_read and (func in READS or results):
             self.pin_what_is_read(given)
         handler = RULES.get(func)
+        self.inexact.operation = func
         if kwargs.get("out") is not None:
             unknown_operation(self, (), func, args, kwargs, "no rule with `out=`")
         elif handler is not None:
@@ -192,17 +197,16 @@ class Trace(TorchFunctionMode):
         for array in [ids] if isinstance(ids, np.ndarray) else [label.ids for label in ids]:
             self.record.pinned.append((array.ravel(), reason))
 
-    def mix(self, ids: IdArray, axis: int | None = None) -> None:
+    def mix(
+        self, ids: IdArray, axis: int | None = None, why: str = "depends on their number"
+    ) -> None:
         """Note that the result depends on the number of these units.
 
         With an axis, ids that are equal along it do not count (a norm over each head).
         """
         if self.within_quantiser is not None:
             return  # its statistics are not part of the result; see the rules for quantisation
-        if axis is None or ids.ndim == 1:
-            self.record.mixed.append(ids.ravel())
-        else:
-            self.record.mixed.append(np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis]))
+        self.inexact.mixes(ids, axis, why=why)
 
     def units(self, tensor: Tensor, dim: int) -> IdArray | None:
         """Return the ids along a dimension, or None if no one-dimensional label covers it."""
@@ -255,7 +259,7 @@ class Trace(TorchFunctionMode):
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a parameter, or made of parameters and zero where they are."""
-        return tensor in self.weights
+        return self.weights.is_pure(tensor)
 
     def reads(self, tensor: Tensor, dim: int) -> None:
         """Note that units along `dim` of `tensor` are summed over, weighted by its entries.
@@ -266,13 +270,17 @@ class Trace(TorchFunctionMode):
         for label in self.labels(tensor):
             if dim % tensor.ndim not in label.dims:
                 continue
-            if not self.weights.hides(tensor, dim):
-                self.mix(label.ids)
+            if tensor not in self.weights:
+                if self.weights.vanishes(tensor):
+                    self.inexact.norms(label.ids)
+                else:
+                    self.mix(label.ids, why="sums over them, and no parameter weights them")
                 continue
             for key in self.record.owners(self.weights.alike(label.ids)):
                 self._set_role(key, "in")
-                if key[0] in self.buffers:  # zeros for new units would stay zero
-                    self.mix(label.ids)
+                if key[0] in self.buffers:
+                    why = f"weights them by the buffer {key[0]!r}, which cannot learn"
+                    self.mix(label.ids, why=why)
 
     def makes(self, weight: Tensor, dim: int) -> None:
         """Note that a weight makes the units along its dimension `dim`."""
@@ -285,7 +293,8 @@ class Trace(TorchFunctionMode):
         """Set a role. A dimension that both makes and reads units cannot grow exactly."""
         roles = self.record.roles
         if {role, roles.get(key, role)} == {"in", "out"}:
-            self.mix(self.record.parameter_ids[key])
+            why = f"uses {key[0]!r}, which both makes and reads them"
+            self.mix(self.record.parameter_ids[key], why=why)
             role = "out"  # as a producer, it can name the group (tied embeddings)
         roles[key] = role
 

@@ -15,9 +15,10 @@ positions, not values.
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from dynopt_ray.structure.tracing.values import OtherWayError
 from dynopt_ray.structure.units import (
     Attribute,
     Change,
+    OutsideSizes,
     Place,
     WidthGroup,
     attributes_changed,
@@ -72,6 +74,7 @@ class Verifier:
         tensors: its parameters and buffers.
         passes: the result of tracing it at its own sizes.
         heads: what a unit of attention is; see `Trace`.
+        outside: the attributes that state widths outside the traced pass.
     """
 
     def __init__(
@@ -81,15 +84,18 @@ class Verifier:
         tensors: Mapping[str, Tensor],
         passes: Passes,
         heads: Heads,
+        outside: OutsideSizes,
     ) -> None:
         self._model = model
         self._inputs = on_device(inputs, passes.device)
         self._tensors = tensors
         self._passes = passes
         self._heads: Heads = heads
+        self._outside = outside
         self._steps: dict[str, int] = {}
         self._hopeless: set[str] = set()
         self._unsolved: set[frozenset[_Kind]] = set()
+        self._seen: Passes | None = None
         self._linked = linked_attributes(passes.record.links, passes.grouping)
 
     def verdict(self) -> Verified:
@@ -99,10 +105,11 @@ class Verifier:
             TraceError: the network fails at its own sizes, too.
         """
         pending = list(self._passes.grouping.groups)
-        found: list[Attribute] = []
+        found = [*self._outside.follow]
         fixed: dict[str, str] = {}
         searched: set[str] = set()
-        while (outcome := self._attempt(pending, found)) and isinstance(outcome, str):
+        outcome = self._attempt(pending, found)
+        while isinstance(outcome, str):
             if not pending:
                 raise TraceError(
                     f"{type(self._model).__name__} runs other operations each time it is called "
@@ -122,21 +129,60 @@ class Verifier:
                 found += solution
                 others = [g for g in pending if g.name not in searched and g not in culprits]
                 found += self._alike(solution, others, {a.place for a in found})
-        runs = outcome if isinstance(outcome, dict) else {}
-        groups = tuple(self._confirmed(group, runs[group.name], found) for group in pending)
+            outcome = self._attempt(pending, found)
+        if not {a.place for a in self._outside.follow} <= {a.place for a in found}:
+            found += self._harmless(pending, found)
+        inexact = self._computed_with([*self._linked, *found])
+        groups = tuple(
+            self._confirmed(group, outcome[group.name], inexact.get(group.name))
+            for group in pending
+        )
         return Verified(groups, (*self._linked, *found), fixed)
 
-    def _confirmed(
-        self, group: WidthGroup, wider: WidthGroup, found: Sequence[Attribute]
-    ) -> WidthGroup:
-        """Return the group with its final runs and step.
+    def _harmless(
+        self, groups: Sequence[WidthGroup], found: Sequence[Attribute]
+    ) -> list[Attribute]:
+        """Return the attributes outside the pass that can follow their groups, found by halving."""
+        names, known = {group.name for group in groups}, {a.place for a in found}
+        harmless: list[Attribute] = []
+        untried = [[a for a in self._outside.follow if a.place not in known]]
+        while untried:
+            part = [a for a in untried.pop() if a.per_unit.keys() <= names]
+            if not part:
+                continue
+            if isinstance(self._attempt(groups, [*found, *harmless, *part]), dict):
+                harmless += part
+            elif len(part) > 1:
+                untried += [part[: len(part) // 2], part[len(part) // 2 :]]
+        return harmless
 
-        It cannot grow exactly if an attribute that follows it also scales the result.
-        """
-        valued = self._passes.record.valued
-        scales = any(group.name in a.per_unit and a.place in valued for a in found)
+    def _confirmed(self, group: WidthGroup, wider: WidthGroup, cause: str | None) -> WidthGroup:
+        """Return the group with its final runs and step, and why its growth is not exact, if so."""
         group = replace(_with_runs(group, wider), step=self._step(group))
-        return replace(group, exact_growth=False) if scales else group
+        return replace(group, exact_growth=False, why_inexact=cause) if cause else group
+
+    def _computed_with(self, attributes: Sequence[Attribute]) -> dict[str, str]:
+        """Return the groups whose sizes the forward pass uses as values, with the reason.
+
+        A value that is the same at the other width (the size of a head if heads are added) does
+        not count.
+        """
+        followed = {a.place: a.per_unit for a in attributes}
+        grouping, found = self._passes.grouping, {}
+        wider = self._seen.record.numbers if self._seen else []
+        for use, other in itertools.zip_longest(self._passes.record.numbers, wider):
+            if use is None or (other is not None and use.number == other.number):
+                continue
+            for source in use.sources:
+                if isinstance(source, tuple):
+                    names: Iterable[str] = followed.get(source, ())
+                    cause = f"the forward pass computes with {_attribute_name(source)}"
+                else:
+                    numbers = np.unique(grouping.group_of[source])
+                    names = [grouping.groups[n].name for n in numbers.tolist() if n >= 0]
+                    cause = "the forward pass computes with their number"
+                found.update({name: cause for name in names if name not in found})
+        return found
 
     def _step(self, group: WidthGroup) -> int:
         return self._steps.get(group.name, 1)
@@ -169,6 +215,7 @@ class Verifier:
                     heads=self._heads,
                     device=self._device,
                     with_costs=False,
+                    counted=self._outside.tie,
                     reads=self._passes.reads,
                     families=self._passes.families,
                     pinned=self._passes.pinned,
@@ -189,6 +236,8 @@ class Verifier:
             if twin is None or twin.width != wider or _layout(twin) != _layout(group):
                 return "at another width, the forward pass groups its units differently"
         misplaced = self._misplaced([_with_runs(g, now[g.name]) for g in groups], now)
+        if misplaced is None:
+            self._seen = seen
         return misplaced or now
 
     def _misplaced(self, groups: Sequence[WidthGroup], now: Mapping[str, WidthGroup]) -> str | None:
@@ -270,6 +319,13 @@ class Verifier:
     @property
     def _device(self) -> torch.device:
         return self._passes.device
+
+
+def _attribute_name(place: Place) -> str:
+    """Return an attribute as it is written in code, with its module's name."""
+    module, name, index = place
+    entry = "" if index is None else f"[{index}]"
+    return f"{module}.{name}{entry}" if module else f"{name}{entry}"
 
 
 def _layout(group: WidthGroup) -> list[tuple[str, int, int]]:

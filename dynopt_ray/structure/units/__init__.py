@@ -9,6 +9,7 @@ from dynopt_ray.structure.units.attributes import (
 from dynopt_ray.structure.units.grouping import IS_OUTPUT, Grouping, Key, group_units
 from dynopt_ray.structure.units.groups import Slice, WidthGroup, producer_name
 from dynopt_ray.structure.units.labels import (
+    ID,
     IdArray,
     Label,
     Labels,
@@ -21,9 +22,21 @@ from dynopt_ray.structure.units.labels import (
     without,
 )
 from dynopt_ray.structure.units.layout import Axis, Change, moved_group, new_axes, only_shift
-from dynopt_ray.structure.units.record import Consumer, Contraction, Link, Place, Record, Role, Work
+from dynopt_ray.structure.units.outside_forward import OutsideSizes, outside_sizes
+from dynopt_ray.structure.units.record import (
+    Consumer,
+    Contraction,
+    Link,
+    NumberUsed,
+    Place,
+    Record,
+    Role,
+    WeightNorm,
+    Work,
+)
 
 __all__ = [
+    "ID",
     "IS_OUTPUT",
     "Attribute",
     "Axis",
@@ -36,10 +49,13 @@ __all__ = [
     "Label",
     "Labels",
     "Link",
+    "NumberUsed",
+    "OutsideSizes",
     "Place",
     "Record",
     "Role",
     "Slice",
+    "WeightNorm",
     "WidthGroup",
     "Work",
     "along",
@@ -52,6 +68,7 @@ __all__ = [
     "moved_group",
     "new_axes",
     "only_shift",
+    "outside_sizes",
     "producer_name",
     "renumbered",
     "reshaped",

@@ -97,7 +97,7 @@ def group_units(record: Record) -> Grouping:
     bundle_of[present] = rank[bundle]
     unit_of = _counted_within(bundle_of, present, num_components)
 
-    mixed, counted = (bundle_of[units] for units in _mixed(record, component))
+    mixed, counted = _mixed(record, component, bundle_of)
     least_two = bundle_of[component[_joined(record.never_one)]]
     groups: list[WidthGroup] = []
     fixed: dict[str, str] = {}
@@ -113,28 +113,32 @@ def group_units(record: Record) -> Grouping:
                 _note_fixed(fixed, _fixed_name(record, parameter, d), reason)
             continue
         group_of_bundle[index] = len(groups)
-        exact = not (index in mixed or (len(positions) == 1 and index in counted))
+        cause = mixed.get(index) or (counted.get(index) if len(positions) == 1 else None)
         fewest = 2 if index in least_two else 1
-        groups.append(_width_group(record, members, exact=exact, fewest=fewest))
+        groups.append(_width_group(record, members, cause=cause or "", fewest=fewest))
     groups = _uniquely_named(groups)
     group_of = group_of_bundle[bundle_of[component]] if num_components else component
     return Grouping(tuple(groups), fixed, group_of, unit_of[component])
 
 
-def _mixed(record: Record, component: IdArray) -> tuple[IdArray, IdArray]:
-    """Return the components on whose number the output depends, of two kinds.
+def _mixed(
+    record: Record, component: IdArray, bundle_of: IdArray
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Return the bundles on whose units' number the output depends, of two kinds, with reasons.
 
     The first kind meets others in an operation. The second meets none: the operation depends on
     the number of its own coordinates (of one head). It matters only if it is the only unit of its
     group, because then coordinates of other units would meet it.
     """
-    together, alone = [], []
-    for ids in record.mixed:
+    together: dict[int, str] = {}
+    alone: dict[int, str] = {}
+    for ids, cause in record.mixed:
         rows = component[ids] if ids.ndim > 1 else component[ids][None]
         differ = (rows != rows[:, :1]).any(axis=1)
-        together.append(rows[differ].ravel())
-        alone.append(rows[~differ, 0])
-    return np.unique(_joined(together)), np.unique(_joined(alone))
+        for found, units in ((together, rows[differ].ravel()), (alone, rows[~differ, 0])):
+            for bundle in np.unique(bundle_of[units]).tolist():
+                found.setdefault(bundle, cause)
+    return together, alone
 
 
 def _joined(arrays: Sequence[IdArray]) -> IdArray:
@@ -328,7 +332,7 @@ def _counted_within(bundle_of: IdArray, present: IdArray, num_components: int) -
 
 
 def _width_group(
-    record: Record, members: Sequence[Member], *, exact: bool, fewest: int
+    record: Record, members: Sequence[Member], *, cause: str, fewest: int
 ) -> WidthGroup:
     slices = [
         Slice(name, dim, record.roles.get((name, dim), "out"), positions, runs)
@@ -339,10 +343,11 @@ def _width_group(
     return WidthGroup(
         name=name,
         width=len(slices[0].positions),
-        exact_growth=exact,
+        exact_growth=not cause,
         slices=tuple(slices),
         producers=tuple(producers) or (name,),
         min_width=fewest,
+        why_inexact=cause,
     )
 
 

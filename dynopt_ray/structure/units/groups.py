@@ -11,9 +11,10 @@ from dynopt_ray.structure.units.labels import IdArray
 from dynopt_ray.structure.units.record import Role
 
 # The names that torch's layers give their parameters: weight and bias; weight_ih_l0 of recurrent
-# layers, weight_ih of their cells; in_proj_weight and bias_k of attention.
+# layers, weight_ih of their cells; in_proj_weight and bias_k of attention. Torch's pruning and its
+# old weight normalisation append _orig, _g or _v.
 _LAYER_PARAMETER = re.compile(
-    r"((in|[qkv])_proj_)?(weight|bias)(_(ih|hh|hr)(_l\d+(_reverse)?)?|_[kv])?"
+    r"((in|[qkv])_proj_)?(weight|bias)(_(ih|hh|hr)(_l\d+(_reverse)?)?|_[kv])?(_orig|_[gv])?"
 )
 
 # The name that torch.nn.utils.parametrize gives to a parametrized weight.
@@ -60,6 +61,7 @@ class WidthGroup:
         producers: names of all modules and parameters that produce the width.
         min_width: the fewest units that can remain.
         step: units are added and removed in multiples of this.
+        why_inexact: why growth is not exact; empty if it is.
     """
 
     name: str
@@ -69,6 +71,7 @@ class WidthGroup:
     producers: tuple[str, ...]
     min_width: int = 1
     step: int = 1
+    why_inexact: str = ""
 
     def __repr__(self) -> str:
         note = "" if self.exact_growth else ", exact_growth=False"

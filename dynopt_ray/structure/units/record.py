@@ -97,6 +97,34 @@ class Link:
     ids: IdArray
 
 
+@dataclass(frozen=True)
+class WeightNorm:
+    """A weight that is computed as `gain * direction / |direction|`.
+
+    Attributes:
+        gain: name of the parameter with the gains.
+        direction: name of the parameter with the directions.
+        dim: the dimension with one gain per coordinate; None if there is a single gain.
+    """
+
+    gain: str
+    direction: str
+    dim: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class NumberUsed:
+    """A use of sizes as a value, such as a scale of `dim ** -0.5` or a comparison.
+
+    Attributes:
+        number: the value, or the outcome of the comparison.
+        sources: the ids that are counted, and the attributes that are read.
+    """
+
+    number: int
+    sources: tuple["IdArray | Place", ...]
+
+
 @dataclass
 class Record:
     """Everything that a trace found out about the units of a network."""
@@ -109,13 +137,21 @@ class Record:
     """Pairs of id arrays. Ids that correspond after broadcasting belong to the same unit."""
     pinned: list[tuple[IdArray, str]] = field(default_factory=list)
     """Units that cannot be resized, with the reason."""
-    mixed: list[IdArray] = field(default_factory=list)
-    """Units whose number the output depends on. A row of a 2-D array counts if its units differ."""
+    mixed: list[tuple[IdArray, str]] = field(default_factory=list)
+    """Units whose number the output depends on, with the reason. A row of a 2-D array counts if its
+    units differ."""
     counted: list[tuple[IdArray, IdArray]] = field(default_factory=list)
     """Pairs (ids, others) for sizes computed from a count of `others`. They are tied unless `ids`
     already are these units."""
-    normed: list[IdArray] = field(default_factory=list)
-    """Units that the norm of a weight sums over. Units with zero weights do not change the norm."""
+    normed: list[tuple[IdArray, str]] = field(default_factory=list)
+    """Units that the norm of a weight sums over, and where. Units with zero weights do not change
+    the norm."""
+    divisors: list[tuple[IdArray, str]] = field(default_factory=list)
+    """Units of a divisor, and where it divides. Units with zero weights would give 0/0."""
+    scaled: list[IdArray] = field(default_factory=list)
+    """Units along weights that are scaled by values which may depend on them."""
+    weight_norms: list[WeightNorm] = field(default_factory=list)
+    """Weights that are computed from gains and directions."""
     never_one: list[IdArray] = field(default_factory=list)
     """Units of which at least two must stay, because a dimension of size 1 is squeezed away."""
     parted: list[IdArray] = field(default_factory=list)
@@ -139,8 +175,10 @@ class Record:
     """Bytes that each operation writes."""
     links: list[Link] = field(default_factory=list)
     """Attributes of modules that follow a size."""
-    valued: set[Place] = field(default_factory=set)
-    """Attributes whose values enter the computation, whether or not they also give a size."""
+    sizes_of_data: set[Place] = field(default_factory=set)
+    """Attributes that give sizes along which no units lie."""
+    numbers: list[NumberUsed] = field(default_factory=list)
+    """Sizes that enter the computation as values, in forward order."""
     parameter_ids: dict[tuple[str, int], IdArray] = field(default_factory=dict)
     """(parameter, dimension) -> its ids, one per coordinate."""
     num_ids: int = 0
@@ -168,6 +206,12 @@ class Record:
         ids = np.arange(self.num_ids, self.num_ids + size, dtype=ID)
         self.num_ids += size
         return ids
+
+    def nonlinear(self) -> frozenset[tuple[str, int]]:
+        """Return the dimensions that read units in a way that is not linear in the weights."""
+        ids = [ids for ids, _ in self.normed] + self.scaled
+        keys = {key for array in ids for key in self.owners(array)}
+        return frozenset(key for key in keys if self.roles.get(key) == "in")
 
     def pass_through(self, taken: Sequence[IdArray], carried: Sequence[IdArray]) -> None:
         """Note which ids an operation takes in, and which its results carry on; see `Passage`."""

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure import Graph, Receipt, mask_of, set_mask
+from dynopt_ray.structure import Graph, Receipt, extra_states, mask_of, set_mask
 
 
 class Snapshot:
     """The present state of a network and its optimizer, which `restore` brings back bit for bit.
 
-    A snapshot holds weights, buffers, gradients, masks, the train or eval mode of each module, the
-    optimizer's state and options (such as learning rates), and the random states of torch and of
-    `generators`. A snapshot of a graph also restores widths and attributes. The position of a data
-    loader is not part of it.
+    A snapshot holds weights, buffers, gradients, masks, the train or eval mode and the extra state
+    of each module, the optimizer's state and options (such as learning rates), and the random
+    states of torch and of `generators`. A snapshot of a graph also restores widths and
+    attributes. The position of a data loader is not part of it.
 
     Args:
         network: the graph of a traced network, or a module whose shapes do not change.
@@ -49,6 +49,7 @@ class Snapshot:
         self._masks = [(p, mask_of(p)) for p in model.parameters()]
         tensors = [*model.parameters(), *model.buffers()]
         self._tensors = [(t, t.detach().clone(), _cloned(t.grad)) for t in tensors]
+        self._extra = extra_states(model)
         self._modes = [(module, module.training) for module in model.modules()]
         self._optimizer = optimizer
         self._state = {} if optimizer is None else _copied(dict(optimizer.state))
@@ -77,6 +78,8 @@ class Snapshot:
         for parameter, keep in self._masks:
             if mask_of(parameter) is not keep:  # set by a committed plan, which cannot be undone
                 set_mask(parameter, keep)
+        for module, extra in self._extra:
+            module.set_extra_state(copy.deepcopy(extra))
         for module, training in self._modes:
             module.training = training
         if self._optimizer is not None:

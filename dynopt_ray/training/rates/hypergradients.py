@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from dynopt_ray.errors import CheckpointError
 from dynopt_ray.training.numbers import not_negative, positive
@@ -69,10 +70,8 @@ class Hypergradient:
         self._directions: list[Tensor | None] = []
         self._directed: list[Tensor] = []  # the parameters that the directions belong to
         self._before: list[Tensor] = []
-        self._handles = [
-            optimizer.register_step_pre_hook(self._adapt),
-            optimizer.register_step_post_hook(self._note),
-        ]
+        self._handles: list[RemovableHandle] = []
+        self._attach()
 
     @property
     def lr(self) -> float:
@@ -86,6 +85,16 @@ class Hypergradient:
         """Stop controlling the optimizer, which keeps its present rates."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the hooks out: torch drops them from a copied optimizer."""
+        return {**vars(self), "_handles": bool(self._handles)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _handles=[])
+        if state["_handles"]:
+            self._attach()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last directions. The rate itself is part of the optimizer's state."""
@@ -110,6 +119,12 @@ class Hypergradient:
             )
         self._directions = [None if d is None else d.clone() for d in directions]
         self._directed = parameters if directions else []
+
+    def _attach(self) -> None:
+        self._handles += [
+            self.optimizer.register_step_pre_hook(self._adapt),
+            self.optimizer.register_step_post_hook(self._note),
+        ]
 
     @torch.no_grad()
     def _adapt(self, *_: Any) -> None:

@@ -41,6 +41,7 @@ def convolution(
         _depthwise(trace, input, weight, channel, groups)
     else:
         trace.use(weight, "out", "in")
+        trace.makes(weight, 0)
         if read is not None:
             channels = np.tile(read, groups)
             trace.link("in_channels", channels, owner=weight)
@@ -82,6 +83,7 @@ def transposed_convolution(
     channel = out.ndim - weight.ndim + 1
     trace.hide(weight, range(2, weight.ndim))
     trace.use(weight, "in", "out")
+    trace.makes(weight, 1)
     trace.use(bias, "out")
     read, made = trace.units(weight, 0), trace.units(weight, 1)
     trace.match(input, channel, read)

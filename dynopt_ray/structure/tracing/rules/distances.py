@@ -52,7 +52,8 @@ def cosine_similarity(
     """The cosine of the angle between vectors along a dimension."""
     del eps
     with trace:
-        result = (x1 * x2).sum(dim)
+        one, other = (x / x.norm(dim=dim, keepdim=True) for x in (x1, x2))
+        result = (one * other).sum(dim)
     trace.set(out, trace.labels(result))
 
 

@@ -49,17 +49,17 @@ joins_zeros("complex")
 @rule(
     *with_in_place(
         *("addcdiv", "addcmul", "arctan2", "atan2", "bitwise_and", "bitwise_left_shift"),
-        *("bitwise_or", "bitwise_right_shift", "bitwise_xor", "copysign", "div", "divide", "eq"),
+        *("bitwise_or", "bitwise_right_shift", "bitwise_xor", "copysign", "eq"),
         *("float_power", "floor_divide", "fmod", "gcd", "ge", "greater", "greater_equal", "gt"),
         *("heaviside", "hypot", "igamma", "igammac", "lcm", "ldexp", "le", "lerp", "less"),
         *("less_equal", "logaddexp", "logaddexp2", "logical_and", "logical_or", "logical_xor"),
         *("lt", "masked_fill", "ne", "nextafter", "not_equal", "pow", "remainder", "sub"),
-        *("subtract", "true_divide", "xlogy"),
+        *("subtract", "xlogy"),
     ),
     *("complex", "polar", "isclose", "maximum", "minimum", "fmax", "fmin", "rsub"),
     *("xlog1py", "zeta", "gammainc", "gammaincc"),
-    *("__sub__", "__rsub__", "__isub__", "__div__", "__truediv__", "__rtruediv__", "__rdiv__"),
-    *("__itruediv__", "__idiv__", "__pow__", "__rpow__", "__ipow__", "__mod__", "__rmod__"),
+    *("__sub__", "__rsub__", "__isub__", "__rtruediv__", "__rdiv__"),
+    *("__pow__", "__rpow__", "__ipow__", "__mod__", "__rmod__"),
     *("__imod__", "__floordiv__", "__rfloordiv__", "__ifloordiv__", "__and__", "__rand__"),
     *("__iand__", "__or__", "__ror__", "__ior__", "__xor__", "__rxor__", "__ixor__"),
     *("__lshift__", "__rshift__", "__ilshift__", "__irshift__"),
@@ -90,15 +90,34 @@ def add(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
 def multiply(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     """An elementwise operation. A parameter among the factors scales units.
 
-    A matrix that is larger than all other factors is itself what they scale.
+    A matrix that is larger than all other factors is itself what they scale. Labels are those of
+    the factor that should be zero for new units; see `Weights`.
     """
+    _valued((*args, *kwargs.values()))
     factors = list(tensors_in((args, kwargs)))
     for tensor in factors:
         smaller = [t.numel() < tensor.numel() for t in factors if t is not tensor]
         if tensor.ndim < 2 or not smaller or not all(smaller):
             scales: list[Role] = ["scale"] * tensor.ndim
             trace.use(tensor, *scales)
+        else:
+            trace.use(tensor)
+    trace.set(out, broadcast(trace, trace.weights.in_order(factors), out))
+
+
+@rule(
+    *with_in_place("div", "divide", "true_divide"),
+    *("__div__", "__truediv__", "__itruediv__", "__idiv__"),
+)
+def divide(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
+    """An elementwise operation. Divisors must not be zero for new units."""
     elementwise(trace, out, *args, **kwargs)
+    dividend, *divisors = tensors_in((args, kwargs))
+    for divisor in divisors:
+        for label in trace.labels(divisor):
+            trace.inexact.divides(label.ids)
+        if dividend in trace.weights:
+            trace.inexact.scales(trace.labels(dividend))
 
 
 @rule("where")

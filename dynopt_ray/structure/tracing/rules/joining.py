@@ -61,7 +61,8 @@ def contract(
         before, labels = labels, summed_over(trace, labels, dim)
         if len(labels) < len(before):
             _note_reader(trace, operands, dim)
-    _note_makers(trace, operands, out_dims)
+    if not all(trace.is_weight(tensor) for tensor, _ in operands):
+        _note_makers(trace, operands, out_dims)  # a product of weights is a weight itself
     position = [list(out_dims).index(d) if d in out_dims else -1 for d in range(len(sizes))]
     trace.set(out, renumbered(labels, position))
     if len(operands) == 2 and summed:
@@ -111,10 +112,9 @@ def _note_consumer(
 
 
 def _note_reader(trace: Trace, operands: Sequence[Operand], dim: int) -> None:
-    """Note the tensor that weights the units along a summed dimension: the last weight, if any."""
+    """Note the tensor that weights the units along a summed dimension; see `Weights.reader`."""
     tensors = [(t, list(dims).index(dim)) for t, dims in operands if dim in dims]
-    weights = [(t, own) for t, own in tensors if trace.is_weight(t)]
-    trace.reads(*(weights or tensors)[-1])
+    trace.reads(*trace.weights.reader(tensors))
 
 
 def _note_makers(trace: Trace, operands: Sequence[Operand], out_dims: Sequence[int]) -> None:
@@ -208,11 +208,16 @@ def _apart(label: Label, dims: Collection[int]) -> Label:
 
 
 def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]) -> list[Label]:
-    """Return the labels with one more, after tying it to every label that it overlaps."""
-    apart = [other for other in result if set(other.dims).isdisjoint(label.dims)]
-    for other in result:
-        if set(other.dims).isdisjoint(label.dims):
-            continue
+    """Return the labels with one more, after tying it to every label that it overlaps.
+
+    It takes the place of the first of these: the order decides which units are kept if a view
+    merges those of two labels into one dimension.
+    """
+    overlapping = [
+        n for n, other in enumerate(result) if not set(other.dims).isdisjoint(label.dims)
+    ]
+    place = overlapping[0] if overlapping else len(result)
+    for other in (result[n] for n in overlapping):
         if other.dims == label.dims:
             trace.tie(other.ids, label.ids)
             continue
@@ -227,7 +232,8 @@ def _merge(trace: Trace, result: list[Label], label: Label, sizes: Sequence[int]
             # One scale serves all heads (after a norm over each head); heads stay the units.
             trace.pin(narrow.ids, "it is shared by all heads")
         label = wide
-    return [*apart, label]
+    apart = [other for n, other in enumerate(result) if n not in overlapping]
+    return [*apart[:place], label, *apart[place:]]
 
 
 def _plain_dims(

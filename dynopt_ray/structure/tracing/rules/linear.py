@@ -67,6 +67,7 @@ def embedding_bag(
 def _table(trace: Trace, out: Tensor, index: Tensor, weight: Tensor, *, limited: bool) -> None:
     """Trace rows of a table. With `limited`, rows are scaled down to a norm over their columns."""
     trace.use(weight, "in", "out")
+    trace.makes(weight, 1)
     rows, columns = trace.units(weight, 0), trace.units(weight, 1)
     if rows is not None:
         trace.pin(rows, "it has one row for each index that the data may hold")
@@ -80,7 +81,7 @@ def _table(trace: Trace, out: Tensor, index: Tensor, weight: Tensor, *, limited:
     trace.set(out, (*before, *made))
 
 
-@rule("matmul", "__matmul__", "mm", "bmm", "mv", "dot")
+@rule("matmul", "__matmul__", "mm", "bmm", "mv", "dot", "vdot")
 def matmul(trace: Trace, out: Tensor, one: Tensor, other: Tensor) -> None:
     """A product of two tensors, batched over their leading dimensions."""
     _matmul(trace, out, one, other, counted=other.ndim > 1)

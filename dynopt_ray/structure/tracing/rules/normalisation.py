@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynopt_ray.structure.tracing.registry import keeps_zeros, rule
 from dynopt_ray.structure.tracing.tracer import Trace
-from dynopt_ray.structure.units import IdArray, Role, covering
+from dynopt_ray.structure.units import IdArray, Label, Role, WeightNorm, covering, without
 
 
 @rule("batch_norm", "instance_norm")
@@ -110,17 +110,32 @@ keeps_zeros("_weight_norm")
 
 @rule("_weight_norm")
 def weight_norm(trace: Trace, out: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> None:
-    """Weight normalisation: `g * v / |v|`, with one norm per coordinate of `dim`."""
+    """Weight normalisation: `g * v / |v|`, with one norm per coordinate of `dim`, or one for all.
+
+    If a new unit has a norm of its own and its weight has to be zero, the gain `g` is zero, because
+    0/0 is undefined. Otherwise the part of `v` is zero. Whatever changes the norms, edits rescale
+    the gains, so that the other weights stay as they are.
+    """
+    whole = dim == -1  # torch's sign for one norm of all entries
     dim %= v.ndim
     trace.use(v)
-    trace.use(g, *["scale" if d == dim else None for d in range(g.ndim)])
-    trace.hide(g, [d for d in range(g.ndim) if d != dim])
+    scaled = {dim} & set(range(g.ndim))
+    trace.use(g, *["scale" if d in scaled else None for d in range(g.ndim)])
+    trace.hide(g, [d for d in range(g.ndim) if d not in scaled])
+    labels = []
     for label in trace.labels(v):
-        if label.dims == (dim,):
+        if label.dims == (dim,) and not whole:
             trace.match(g, dim, label.ids)
-        else:
-            trace.record.normed.append(label.ids.ravel())
-    trace.set(out, trace.labels(v))
+            gains = trace.units(g, dim)
+            label = label if gains is None else Label(label.dims, gains)
+        labels.append(label)
+    gain, direction = trace.name(g), trace.name(v)
+    if gain is not None and direction is not None:
+        trace.record.weight_norms.append(WeightNorm(gain, direction, None if whole else dim))
+    else:
+        for label in labels if whole else without(tuple(labels), dim):
+            trace.inexact.norms(label.ids)
+    trace.set(out, tuple(labels))
 
 
 def _mix_all_but(trace: Trace, input: Tensor, dim: int) -> None:

@@ -113,9 +113,8 @@ def _rounded(
             trace.own(tensor)
             _along_channels(trace, input, tensor, axis)
     for label in trace.labels(input):
-        reads = any(trace.weights.hides(input, d) for d in label.dims)
-        if (on or reads) and label.dims != (axis,):
-            trace.record.mixed.append(label.ids.ravel())
+        if (on or input in trace.weights) and label.dims != (axis,):
+            trace.inexact.mixes(label.ids, why="rounds all of them alike")
     trace.set(out, trace.labels(input))
     trace.weights.pass_on(input, out)
 

@@ -143,7 +143,7 @@ def _cell(
     gates = np.tile(hidden, num_gates)
     input_weight, hidden_weight = cell[:2]
     for weight in (input_weight, hidden_weight):
-        trace.use(weight, "out", "in")
+        _makes_and_reads(trace, weight)
         trace.match(weight, 0, gates)
     trace.match(hidden_weight, 1, made)
     for weight in (input_weight, hidden_weight):
@@ -154,11 +154,17 @@ def _cell(
         trace.use(bias, "out")
         trace.match(bias, 0, gates)
     if projected:
-        trace.use(cell[-1], "out", "in")
+        _makes_and_reads(trace, cell[-1])
         trace.match(cell[-1], 1, hidden)
         trace.match(cell[-1], 0, made)
         if trace.record.with_costs:
             trace.record.work.append(Work(num_steps, (made, hidden)))
+
+
+def _makes_and_reads(trace: Trace, weight: Tensor) -> None:
+    trace.use(weight, "out", "in")
+    trace.makes(weight, 0)
+    trace.reads(weight, 1)
 
 
 def _units(trace: Trace, weight: Tensor, num_gates: int) -> IdArray:

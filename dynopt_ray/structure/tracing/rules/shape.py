@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from dynopt_ray.structure.tracing.nested_tensors import tensors_in
-from dynopt_ray.structure.tracing.registry import keeps_zeros, rule, with_in_place
+from dynopt_ray.structure.tracing.registry import joins_zeros, keeps_zeros, rule, with_in_place
 from dynopt_ray.structure.tracing.rules.joining import broadcast
 from dynopt_ray.structure.tracing.rules.sizes import counted, fresh_along, listed
 from dynopt_ray.structure.tracing.tracer import Trace
@@ -27,6 +27,7 @@ keeps_zeros(
     *("chunk", "split", "split_with_sizes", "unbind", "__getitem__", "select", "narrow", "H", "mH"),
     *("adjoint", "view_as_real", "view_as_complex"),
 )
+joins_zeros("cat", "concat", "concatenate", "stack")
 
 
 @rule("view", "reshape", "flatten", "view_as", "reshape_as", "ravel")

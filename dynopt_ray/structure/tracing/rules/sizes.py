@@ -24,6 +24,8 @@ def counted(trace: Trace, out: Tensor, sizes: Sequence[Any]) -> None:
         if not isinstance(size, UnitCount):
             if label is not None and isinstance(size, Kept):
                 _kept(trace, out, label, dim, size)
+            elif isinstance(size, Kept):
+                trace.record.sizes_of_data.add(size.place)
         elif label is not None and np.isin(label.ids, size.ids).all():
             continue
         elif size.divisor == 1:
