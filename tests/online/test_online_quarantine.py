@@ -129,6 +129,59 @@ def test_a_mini_batch_refused_in_training_changes_nothing_but_the_counts(
     assert subject.learn(x, y).rows == tuple(range(8))
 
 
+def test_each_row_keeps_the_first_reason_against_it() -> None:
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    x[0, 0], x[1, 2] = 9, math.nan
+    torch.manual_seed(0)
+    result = learner(Fussy("forward")).learn(x, [0, 1, 2])
+    assert not result.rows
+    reasons = {rejected.event: rejected.reason for rejected in result.rejected}
+    assert reasons[2] == "x[2] is nan"
+    assert reasons[1] == reasons[3]
+    assert "cannot be trained on 2 event(s)" in reasons[1]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.functional.cross_entropy])
+def test_probabilities_are_no_labels_for_a_loss_of_classes_by_name(loss: Any) -> None:
+    result = learner(loss=loss).learn([0.0] * 4, [0.2, 0.3, 0.5])
+    assert bool(result.rows) == callable(loss)
+    if not callable(loss):
+        assert result.rejected[0].reason.startswith("y has shape (3,); the network needs ()")
+
+
+@pytest.mark.parametrize(
+    ("y", "reason"),
+    [
+        ([math.nan, 0.0, 0.0], "y[0] is nan"),
+        ([0.0, 0.0, -math.inf], "y[2] is -inf"),
+        ([1e30, 0.0, 0.0], "the loss of the event is inf"),
+    ],
+)
+def test_a_target_that_leaves_no_loss_is_quarantined(y: list[float], reason: str) -> None:
+    subject = learner(loss="mse")
+    result = subject.learn([0.0] * 4, y)
+    assert [rejected.reason for rejected in result.rejected] == [reason]
+    assert subject.learn([0.0] * 4, [1.0, 0.0, 0.0]).rows == (0,)
+
+
+def test_one_label_for_several_events_is_quarantined() -> None:
+    subject = learner()
+    subject.learn([0.0] * 4, 1)
+    result = subject.learn([[0.0] * 4] * 2, 1)
+    assert result.rejected[0].reason.startswith("x holds 2 events but y holds one label(s)")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.int64])
+def test_labels_may_be_whole_numbers_of_any_size(dtype: torch.dtype) -> None:
+    subject, plain = learner(), learner()
+    x = torch.stack([x for x, _ in events(6)])
+    y = torch.arange(6) % 2
+    assert subject.learn(x, y.to(dtype)).rows == tuple(range(6))
+    assert plain.learn(x, y).errors == learner().learn(x, y.to(dtype)).errors
+    for one, other in zip(subject.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_single_event_cannot_train_batch_norm_and_is_quarantined() -> None:
     subject = learner(network(batch_norm=True))
     result = subject.learn(*events(1)[0])
@@ -230,6 +283,46 @@ def test_an_extreme_event_is_quarantined() -> None:
     model.weight.data.fill_(100.0)
     result = learner(model).learn([3e38] * 4, 0)
     assert result.rejected[0].reason == "the network's output[0] is inf"
+
+
+def test_extreme_events_beside_good_ones_are_no_divergence() -> None:
+    """Ten calls in a row of which nothing could be learned would be."""
+    model = nn.Linear(4, 3)
+    nn.init.constant_(model.weight, 100.0)
+    subject = learner(model, optimizer=lambda p: torch.optim.SGD(p, lr=1e-9))
+    extreme = [3e38] * 4
+    for _ in range(25):
+        assert subject.learn([extreme, [0.1] * 4], [0, 1]).rows == (1,)
+    for _ in range(9):
+        assert not subject.learn(extreme, 0).rows
+    assert subject.learn([extreme, [0.1] * 4], [0, 1]).rows == (1,)
+    for _ in range(9):
+        assert not subject.learn(extreme, 0).rows
+    with pytest.raises(DivergedError, match="for 10 events in a row"):
+        subject.learn(extreme, 0)
+
+
+def test_a_step_after_which_the_network_refuses_the_window_is_taken_back() -> None:
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training and abs(float(self.w)) > 1.3:
+                raise ValueError("out of bounds")
+            return self.w.expand(len(x))
+
+    def squared(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().mean()
+
+    for max_halvings, verdict, weight in ((0, "rolled back", 1.0), (2, "shrunk", 1.2)):
+        guard = Guard(max_halvings=max_halvings)
+        sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+        subject = learner(Bounded(), loss=squared, guard=guard, **sgd)
+        # From 1 to 1.4 where the network no longer runs; half of the step is fine.
+        assert subject.learn(0.0, 3.0).verdict == verdict
+        assert next(subject.model.parameters()).item() == pytest.approx(weight)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,15 @@ def test_the_raised_rate_falls_back_by_half_lives(scheduled: bool) -> None:
     assert rates[-1] == 0.1
 
 
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_drift_anywhere_in_a_mini_batch_is_one_of_the_mini_batch(at: int) -> None:
+    subject = learner(RaiseRate(factor=5, half_life=10), at=(at,))
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    results = [subject.learn(x, x[:, :3].argmax(1)) for _ in range(2)]
+    assert [result.drift for result in results] == [at <= 3, at > 3]
+    assert subject.rates.boost > 4
+
+
 def test_a_second_drift_raises_the_rate_again() -> None:
     rates = learn(learner(RaiseRate(factor=5, half_life=10), at=(3, 20)), 30)
     assert rates[3] == rates[20] == pytest.approx(0.5)
