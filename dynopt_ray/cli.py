@@ -5,6 +5,10 @@ Heavy imports happen inside the commands, so that `dynopt --help` is fast.
 
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +21,7 @@ from dynopt_ray.errors import DynoptError, described
 from dynopt_ray.interrupts import Interrupts
 
 if TYPE_CHECKING:
+    from dynopt_ray.plugins import Plugin
     from dynopt_ray.runs import PreparedRun, Progress, Run
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -168,6 +173,7 @@ def report(
 def plugins() -> None:
     """List everything that can be used by name, and report plugins that cannot be loaded."""
     from rich.table import Table
+    from rich.text import Text
 
     from dynopt_ray.plugins import FAMILIES
     from dynopt_ray.plugins import plugins as members
@@ -175,21 +181,43 @@ def plugins() -> None:
     _find_modules_here()
     table = Table("family", "name", "source", box=None, pad_edge=False)
     table.add_column("where", overflow="fold")
-    broken = []
+    remarks = []
     for family in FAMILIES:
         found = sorted(members(family), key=lambda plugin: plugin.name)
         if not found:
             table.add_row(family, "none", style="dim")
-        for plugin in found:
-            checked = plugin.check()
-            style = "red" if checked.error else None
-            table.add_row(family, plugin.name, plugin.source, plugin.target, style=style)
-            if checked.error:
-                broken.append(checked)
+        for plugin in map(_checked, found):
+            # As `Text`, because names that others chose may look like rich's markup.
+            cells = map(Text, map(_printable, (plugin.name, plugin.source, plugin.target)))
+            table.add_row(family, *cells, style="red" if plugin.error else None)
+            remarks += _remarks(plugin)
     console = Console()
     console.print(table)
-    for plugin in broken:
-        _say(console, f"broken: {plugin.family} {plugin.name!r}: {plugin.error}")
+    for remark in remarks:
+        _say(console, remark)
+
+
+def _checked(plugin: "Plugin") -> "Plugin":
+    try:
+        return plugin.check()
+    except KeyboardInterrupt:
+        if _interrupts.exit_code is not None:
+            raise
+        # No signal has arrived, so the plugin itself raised it.
+        return replace(plugin, error="it raises KeyboardInterrupt when it is imported")
+
+
+def _remarks(plugin: "Plugin") -> list[str]:
+    """Return what a user should know about a plugin beyond where it is."""
+    remarks = []
+    if plugin.shadowed_by:
+        remarks.append(
+            f"not used: {plugin.family} {plugin.name!r} of {plugin.source}, because the plugin of "
+            f"this name from {plugin.shadowed_by} comes first; write {plugin.target} instead"
+        )
+    if plugin.error:
+        remarks.append(f"broken: {plugin.family} {plugin.name!r}: {plugin.error}")
+    return remarks
 
 
 def _run(spec: str, overrides: list[str], out: Path | None, address: str | None) -> None:
@@ -197,6 +225,7 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
         Run,
         RunDirectory,
         check_address,
+        check_can_start,
         default_path,
         load_spec,
         prepare,
@@ -204,27 +233,35 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
     )
 
     _find_modules_here()
-    try:
+    with _bad_input():
         loaded = load_spec(spec, overrides)
         if address is not None:
             check_address(loaded.kind, address)
         action = prepare(loaded)
+        if address is None:
+            check_can_start(loaded)
         name = Path(spec).stem
         directory = RunDirectory.create(
             out or default_path(name),
             spec_text=spec_text(loaded),
             about={"spec": name, "kind": loaded.kind, "seed": loaded.seed},
         )
-    except DynoptError as error:
-        raise _refusal(str(error), BAD_INPUT) from None
     _carried_out(action, Run(directory, _progress(Console()), address, loaded.num_threads))
 
 
 def _resume(path: Path, overrides: list[str], address: str | None) -> None:
-    from dynopt_ray.runs import Run, RunDirectory, check_address, load_spec, prepare, spec_text
+    from dynopt_ray.runs import (
+        Run,
+        RunDirectory,
+        check_address,
+        check_can_start,
+        load_spec,
+        prepare,
+        spec_text,
+    )
 
     _find_modules_here()
-    try:
+    with _bad_input():
         directory = RunDirectory.open(path)
         if directory.manifest["status"] == "finished" and not overrides:
             _say(Console(), f"{path} is finished; its report: {path / 'report.html'}")
@@ -233,11 +270,11 @@ def _resume(path: Path, overrides: list[str], address: str | None) -> None:
         if address is not None:
             check_address(loaded.kind, address)
         action = prepare(loaded)
+        if address is None:
+            check_can_start(loaded)
         directory.lock()
-    except DynoptError as error:
-        raise _refusal(str(error), BAD_INPUT) from None
-    directory.reopen()
-    directory.write_text("spec.yaml", spec_text(loaded))
+        directory.reopen()
+        directory.write_text("spec.yaml", spec_text(loaded))
     _carried_out(action, Run(directory, _progress(Console()), address, loaded.num_threads))
 
 
@@ -261,6 +298,26 @@ def _carried_out(action: "PreparedRun", run: "Run") -> None:
         # An unexpected error: the log holds the traceback, and the message says where the log is.
         raise _refusal(f"{described(error)} (traceback in {log})", FAILED) from None
     _say(Console(), f"report: {directory.path / 'report.html'}")
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """Turn every error that comes before a run begins into one message and exit code 2."""
+    try:
+        yield
+    except DynoptError as error:
+        raise _refusal(str(error), BAD_INPUT) from None
+    except Exception as error:
+        # A user's own code, or a library that the spec has given impossible values.
+        raise _refusal(f"{described(error)} ({_place(error)})", BAD_INPUT) from None
+
+
+def _place(error: BaseException) -> str:
+    """Return where an error was raised, for a message that stands in for a traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        f"raised in {frames[-1].filename}, line {frames[-1].lineno}" if frames else "no traceback"
+    )
 
 
 def _find_modules_here() -> None:
@@ -294,4 +351,11 @@ def _interrupted() -> typer.Exit:
 
 def _say(console: Console, text: str) -> None:
     # No markup: messages quote what users wrote, which may look like rich's markup.
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(_printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """Return a text without control characters, which could rewrite what a terminal shows."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )

@@ -6,14 +6,24 @@ can be given instead of a name. Nothing is imported before its first use, so a b
 nothing else.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from dynopt_ray.errors import DynoptError, PluginError, SpecError, UnknownNameError, did_you_mean
+from dynopt_ray.errors import (
+    DynoptError,
+    PluginError,
+    SpecError,
+    UnknownNameError,
+    described,
+    did_you_mean,
+    short,
+)
 
 Family = Literal[
     "criteria",
@@ -103,6 +113,9 @@ _BUILT_IN: dict[Family, dict[str, str]] = {
     },
 }
 
+IN_CODE = "code"
+"""The source of plugins that `register` added."""
+
 _registered: dict[tuple[Family, str], Any] = {}
 
 
@@ -115,6 +128,7 @@ class Plugin:
         name: its name in specs and function arguments.
         target: `module:attribute`, or the object's repr if it was registered in code.
         source: "code", "built in" or the name of the distribution that provides it.
+        shadowed_by: the source of the plugin of the same name that is used instead, or None.
         error: why it cannot be loaded, or None. `check` fills it in.
     """
 
@@ -122,14 +136,16 @@ class Plugin:
     name: str
     target: str
     source: str
+    shadowed_by: str | None = None
     error: str | None = None
 
     def check(self) -> "Plugin":
         """Try to load the plugin; return a copy with `error` set if that failed, else itself."""
         try:
-            load(self.family, self.name)
+            if self.source != IN_CODE:
+                import_attribute(self.target)
         except PluginError as error:
-            return Plugin(self.family, self.name, self.target, self.source, str(error))
+            return replace(self, error=str(error))
         return self
 
 
@@ -187,33 +203,63 @@ def load(family: Family, name: str) -> Any:
 
 
 def check_name(family: Family, name: str) -> None:
-    """Refuse a name that `load` would refuse, without importing built-in plugins.
+    """Refuse a name that no plugin has, and a path that has not the form of one. Import nothing.
 
     Raises:
         UnknownNameError: no plugin has this name; the message gives the closest match.
-        PluginError: the plugin exists but cannot be imported.
+        PluginError: the path is not of the form module:attribute.
     """
     _check_family(family)
-    if name not in _BUILT_IN[family]:
-        load(family, name)
+    if ":" in name:
+        _parts(name)
+    elif name not in names(family):
+        raise UnknownNameError(_SINGULAR.get(family, family), name, names(family))
 
 
 def names(family: Family) -> list[str]:
     """Return the names of all plugins of a family, sorted."""
-    return sorted(plugin.name for plugin in plugins(family))
+    return sorted({plugin.name for plugin in plugins(family)})
+
+
+def names_code(value: Any) -> bool:
+    """Return whether plain data may name code as `module:attribute`, at any depth.
+
+    Using such data runs the code. Any text with a colon counts.
+    """
+    if isinstance(value, str):
+        return ":" in value
+    if isinstance(value, Mapping):
+        return any(map(names_code, value.values()))
+    return isinstance(value, list | tuple) and any(map(names_code, value))
 
 
 def plugins(family: Family) -> Iterator[Plugin]:
-    """Yield all plugins of a family without loading them."""
+    """Yield all plugins of a family without loading them; the first one of each name is used."""
     _check_family(family)
+    first: dict[str, str] = {}
+    for plugin in _all_plugins(family):
+        yield replace(plugin, shadowed_by=first.get(plugin.name))
+        first.setdefault(plugin.name, plugin.source)
+
+
+def _all_plugins(family: Family) -> Iterator[Plugin]:
     for (registered_family, name), plugin in _registered.items():
         if registered_family == family:
-            yield Plugin(family, name, repr(plugin), "code")
+            yield Plugin(family, name, short(plugin), IN_CODE)
     for name, target in _BUILT_IN[family].items():
         yield Plugin(family, name, target, "built in")
-    for entry in importlib.metadata.entry_points(group=f"dynopt_ray.{family}"):
-        source = entry.dist.name if entry.dist else "entry point"
-        yield Plugin(family, entry.name, entry.value, source)
+    for name, target, source in _entry_points(family, tuple(sys.path)):
+        yield Plugin(family, name, target, source)
+
+
+@functools.cache
+def _entry_points(family: Family, path: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
+    """Return name, target and distribution of a family's entry points on an import path."""
+    del path  # finding them reads a file of every package, and searches look up thousands of names
+    return tuple(
+        (entry.name, entry.value, (entry.dist.name if entry.dist else None) or "entry point")
+        for entry in importlib.metadata.entry_points(group=f"dynopt_ray.{family}")
+    )
 
 
 def import_attribute(path: str) -> Any:
@@ -222,17 +268,15 @@ def import_attribute(path: str) -> Any:
     Raises:
         PluginError: the module cannot be imported or lacks the attribute.
     """
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise PluginError(
-            f"{path!r} is not of the form module:attribute, e.g. 'my_package.x:thing'"
-        )
+    module_name, attribute = _parts(path)
     try:
         value: Any = importlib.import_module(module_name)
-    except Exception as error:
-        # A user's module can raise anything while it is imported.
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # A user's module can raise anything while it is imported, also SystemExit.
         raise PluginError(
-            f"cannot import {module_name!r} for {path!r}: {type(error).__name__}: {error}"
+            f"cannot import {module_name!r} for {path!r}: {described(error)}"
         ) from error
     for part in attribute.split("."):
         try:
@@ -241,7 +285,24 @@ def import_attribute(path: str) -> Any:
             raise PluginError(
                 f"{module_name!r} has no attribute {attribute!r} ({path!r})"
             ) from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module's own `__getattr__` can raise anything too
+            raise PluginError(
+                f"cannot get {attribute!r} of {module_name!r}: {described(error)}"
+            ) from error
     return value
+
+
+def _parts(path: str) -> tuple[str, str]:
+    """Return the module and the attribute that a path names."""
+    module_name, _, attribute = path.partition(":")
+    parts = [*module_name.split("."), *attribute.split(".")]
+    if not all(part.isidentifier() for part in parts):
+        raise PluginError(
+            f"{short(path)} is not of the form module:attribute, e.g. 'my_package.x:thing'"
+        )
+    return module_name, attribute
 
 
 def build(family: Family, config: str | Mapping[str, Any], /, **more: Any) -> Any:
@@ -269,19 +330,21 @@ def build(family: Family, config: str | Mapping[str, Any], /, **more: Any) -> An
     if not isinstance(given, Mapping):
         raise SpecError(
             f"a {_SINGULAR.get(family, family)} is given by name or as a mapping with a 'name', "
-            f"not as {config!r}"
+            f"not as {short(config)}"
         )
     name = given.get("name")
     if not isinstance(name, str):
         raise SpecError(
-            f"{dict(given)!r} has no 'name', the name of one of the {family}; "
+            f"{short(dict(given))} has no 'name', the name of one of the {family}; "
             f"known: {', '.join(names(family))}"
         )
     for key in sorted(more.keys() & given.keys()):
-        raise SpecError(f"{name!r}: {key!r} is given twice: {given[key]!r} and {more[key]!r}")
+        raise SpecError(
+            f"{name!r}: {key!r} is given twice: {short(given[key])} and {short(more[key])}"
+        )
     factory = load(family, name)
     if not callable(factory):
-        raise PluginError(f"{name!r} of {family} is {factory!r}, which is not a factory")
+        raise PluginError(f"{name!r} of {family} is {short(factory)}, which is not a factory")
     arguments = {key: value for key, value in {**given, **more}.items() if key != "name"}
     _check_arguments(name, factory, arguments)
     try:
@@ -290,6 +353,10 @@ def build(family: Family, config: str | Mapping[str, Any], /, **more: Any) -> An
         raise  # our own errors are clear already, and callers distinguish their types
     except (TypeError, ValueError) as error:
         raise SpecError(f"{name!r} refuses its arguments: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's factory can raise anything, also SystemExit
+        raise PluginError(f"{name!r} of {family} fails: {described(error)}") from error
 
 
 _SINGULAR: dict[str, str] = {

@@ -16,7 +16,7 @@ from .searching import (
     rate_range,
     search,
 )
-from .sessions import Session, check_reachable, session
+from .sessions import Session, check_can_start, check_reachable, session
 from .trials import Measurement
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Session",
     "Space",
     "TrialLog",
+    "check_can_start",
     "check_config",
     "check_limits",
     "check_reachable",

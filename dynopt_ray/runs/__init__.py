@@ -15,7 +15,7 @@ Example:
 
 from dynopt_ray.runs.directory import RunDirectory, default_path
 from dynopt_ray.runs.kind import PreparedRun
-from dynopt_ray.runs.kinds import KINDS, check_address, prepare
+from dynopt_ray.runs.kinds import KINDS, check_address, check_can_start, prepare
 from dynopt_ray.runs.loading import check_spec, load_spec, packaged, spec_text
 from dynopt_ray.runs.progress import Lines, Live, Progress, Silent
 from dynopt_ray.runs.report import write_comparison, write_report
@@ -35,6 +35,7 @@ __all__ = [
     "Spec",
     "carry_out",
     "check_address",
+    "check_can_start",
     "check_spec",
     "default_path",
     "load_spec",

@@ -14,16 +14,17 @@ and an error names the damaged one.
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from dynopt_ray.errors import RunError
+from dynopt_ray.errors import RunError, short, shortened
 from dynopt_ray.journals import LocalLines, RunJournal, RunRecord, read_journal
 from dynopt_ray.runs import manifest
-from dynopt_ray.storage import replace_file
+from dynopt_ray.storage import DAMAGE_ERRORS, replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +32,14 @@ if TYPE_CHECKING:
 JOURNAL = "journal.jsonl"
 # A run directory with these files only has no results.
 _WITHOUT_RESULTS = frozenset({"spec.yaml", "manifest.json", "log.txt", "report.html"})
-
+_LONGEST_SHOWN = 200
+# A run may be someone else's, so its files are not trusted to have the size of ours.
+_LARGEST_TEXT, _LARGEST_TABLE = 2**20, 100 * 2**20
+_LONGEST_RUN_S = 1e9
+# Linux takes paths of 4,095 bytes, and a run makes files in directories of its own.
+_LONGEST_PATH = 3_800
 RunStatus = Literal["running", "finished", "failed", "interrupted"]
+STATES = get_args(RunStatus)
 
 _MANIFEST: Mapping[str, type | tuple[type, ...]] = {
     "kind": str,
@@ -78,28 +85,29 @@ class RunDirectory:
             RunError: the path has results of a run or other files, or the directory cannot be
                 made.
         """
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
+        shown = _make(path)
         directory = RunDirectory(path)
-        directory.lock()
         try:
+            directory.lock()
             directory._clear()
+            directory.write_text("spec.yaml", spec_text)
+            directory._write_manifest(
+                {
+                    **about,
+                    "status": "running",
+                    "started": _now(),
+                    "versions": manifest.versions(),
+                    "hardware": manifest.hardware(),
+                    "commit": manifest.commit(Path.cwd()),
+                }
+            )
+        except OSError as error:
+            directory.close()
+            reason = f"cannot write to {shown}: {error.strerror}; choose another --out"
+            raise RunError(reason) from error
         except BaseException:
             directory.close()
             raise
-        directory.write_text("spec.yaml", spec_text)
-        directory._write_manifest(
-            {
-                **about,
-                "status": "running",
-                "started": _now(),
-                "versions": manifest.versions(),
-                "hardware": manifest.hardware(),
-                "commit": manifest.commit(Path.cwd()),
-            }
-        )
         return directory
 
     @staticmethod
@@ -159,12 +167,22 @@ class RunDirectory:
         Raises:
             RunError: the file is damaged.
         """
+        path = self.path / "manifest.json"
         try:
-            read: dict[str, Any] = json.loads((self.path / "manifest.json").read_text("utf-8"))
-        except ValueError as error:
-            raise RunError(f"{self.path / 'manifest.json'} is damaged: {error}") from error
-        _check_manifest(read, self.path / "manifest.json")
+            read: dict[str, Any] = json.loads(self.manifest_text)
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path} is damaged: {error}") from error
+        _check_manifest(read, path)
         return read
+
+    @property
+    def manifest_text(self) -> str:
+        """The text of manifest.json.
+
+        Raises:
+            RunError: the file cannot be read.
+        """
+        return self._read_text("manifest.json")
 
     @property
     def spec_text(self) -> str:
@@ -173,10 +191,7 @@ class RunDirectory:
         Raises:
             RunError: spec.yaml cannot be read.
         """
-        try:
-            return (self.path / "spec.yaml").read_text("utf-8")
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {self.path / 'spec.yaml'}: {error}") from error
+        return self._read_text("spec.yaml")
 
     def finish(self, status: RunStatus, *, error: str | None = None) -> None:
         """Record in the manifest how and when the run ended."""
@@ -188,9 +203,18 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file; a folder in its name is made if it is missing."""
+        replace_text(self.writable(name), text)
+
+    def writable(self, name: str) -> Path:
+        """Return the path of a file to write; a folder in its name is made if it is missing.
+
+        Raises:
+            RunError: the folder is a link that leads out of the run.
+        """
         path = self.path / name
+        self._check_inside(path.parent)
         path.parent.mkdir(exist_ok=True)
-        replace_text(path, text)
+        return path
 
     def write_results(self, frame: "pd.DataFrame") -> None:
         """Write results.csv, the run's main table."""
@@ -211,10 +235,32 @@ class RunDirectory:
         path = self.path / ("results.csv" if name == "results" else f"tables/{name}.csv")
         if not path.is_file() or path.stat().st_size <= 1:
             return None
+        self._check_readable(path, _LARGEST_TABLE)
         try:
             return pd.read_csv(path)
-        except ValueError as error:
+        except (*DAMAGE_ERRORS, OSError) as error:
             raise RunError(f"{path} is damaged: {str(error).strip()}") from error
+
+    def _read_text(self, name: str) -> str:
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(f"cannot read {path}: there is no such file")
+        self._check_readable(path, _LARGEST_TEXT)
+        try:
+            return path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {path}: {error}") from error
+
+    def _check_readable(self, path: Path, most_bytes: int) -> None:
+        self._check_inside(path)
+        size = path.stat().st_size
+        if size > most_bytes:
+            raise RunError(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
+
+    def _check_inside(self, path: Path) -> None:
+        """Refuse a link out of the run, which would copy other files of this user into a report."""
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise RunError(f"{path} leads out of the run, to {path.resolve()}; replace the link")
 
     def _clear(self) -> None:
         """Delete what a run without results left behind.
@@ -242,19 +288,41 @@ class RunDirectory:
         self.write_text("manifest.json", json.dumps(content, indent=2) + "\n")
 
 
-def _check_manifest(content: object, path: Path) -> None:
+def _make(path: Path) -> str:
+    """Make a directory unless it exists; return its path as messages show it."""
+    shown = shortened(str(path), _LONGEST_SHOWN)
+    if len(os.fsencode(path.absolute())) > _LONGEST_PATH:
+        raise RunError(f"the run directory {shown} has too long a path; choose a shorter --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make the run directory {shown}: {error.strerror}; choose another --out"
+        ) from error
+    return shown
+
+
+def _check_manifest(content: Any, path: Path) -> None:
     for key, kind in _MANIFEST.items():
         if not isinstance(content, dict) or (key not in content and key != "duration_s"):
             raise RunError(f"{path} is damaged: it has no {key!r}")
         if key in content and not isinstance(content[key], kind):
-            raise RunError(f"{path} is damaged: its {key!r} is {content[key]!r}")
+            raise RunError(f"{path} is damaged: its {key!r} is {short(content[key])}")
+    if content["status"] not in STATES:
+        raise RunError(
+            f"{path} is damaged: its 'status' is {short(content['status'])}, which is none of "
+            f"{', '.join(STATES)}"
+        )
+    if not 0 <= content.get("duration_s", 0) <= _LONGEST_RUN_S:
+        raise RunError(f"{path} is damaged: its 'duration_s' is {short(content['duration_s'])}")
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file completely or not at all."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, "utf-8")
+        # File names may hold bytes that are no text, and UTF-8 cannot express them.
+        temporary.write_text(text, "utf-8", errors="backslashreplace")
 
     replace_file(path, write, private=False)
 

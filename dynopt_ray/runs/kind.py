@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.spec import Spec
@@ -22,9 +23,11 @@ class Kind:
         on_cluster: whether runs of this kind use a Ray cluster.
         rebuild: `module:function` of a function that writes the tables of a run directory from its
             journal, for a run that died or goes on; None if the tables are written at the end only.
+        is_local: spec -> whether its run needs no cluster, although runs of this kind may use one.
     """
 
     spec: type[Spec]
     runner: str
     on_cluster: bool = True
     rebuild: str | None = None
+    is_local: Callable[[Any], bool] = lambda _: False

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import dynopt_ray
-from dynopt_ray.errors import SpecError, did_you_mean
+from dynopt_ray.errors import SpecError, did_you_mean, short
 from dynopt_ray.runs.kinds import KINDS
-from dynopt_ray.runs.spec import Spec, dump, parse, short, validated, with_overrides
+from dynopt_ray.runs.spec import Spec, dump, parse, validated, with_overrides
 
 
 def packaged() -> dict[str, Path]:
@@ -37,8 +37,8 @@ def find(spec: str) -> Path:
         what = "is a directory" if path.is_dir() else "does not exist"
         raise SpecError(f"the spec {spec} {what}; give a YAML file or one of {', '.join(known)}")
     raise SpecError(
-        f"no spec {spec!r}.{did_you_mean(spec, known)} Known: {', '.join(known)}. Or give the path "
-        "of a YAML file."
+        f"no spec {short(spec)}.{did_you_mean(spec, known)} Known: {', '.join(known)}. "
+        "Or give the path of a YAML file."
     )
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,57 @@ def hardware() -> dict[str, Any]:
 
 
 def commit(directory: Path) -> dict[str, Any] | None:
-    """Return the commit of a git checkout and whether tracked files differ; None outside git."""
-    head = _git(directory, "rev-parse", "HEAD")
-    if head is None:
+    """Return the commit of a git checkout and whether tracked files differ; None outside git.
+
+    `changed_files` is None if that cannot be found out.
+    """
+    places = ("--show-toplevel", "--git-path", "objects", "--git-path", "index")
+    found = _git(directory, "rev-parse", *places, "HEAD")
+    lines = [] if found is None else found.splitlines()
+    if len(lines) != 4:
         return None
-    changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
-    return {"hash": head, "changed_files": bool(changed)}
+    top, objects, index = (directory.absolute() / line for line in lines[:3])
+    with tempfile.TemporaryDirectory() as empty:
+        changed = _git(
+            directory,
+            *("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all"),
+            environment=_unconfigured(Path(empty), lines[3], top=top, objects=objects, index=index),
+        )
+    return {"hash": lines[3], "changed_files": None if changed is None else bool(changed)}
 
 
-def _git(directory: Path, *arguments: str) -> str | None:
+def _unconfigured(git: Path, head: str, *, top: Path, objects: Path, index: Path) -> dict[str, str]:
+    """Make a git directory without configuration; return the environment in which git uses it.
+
+    A checkout that somebody else packed may have settings in its own git directory that make `git
+    status` run programs: a monitor of the file system, or filters of files.
+    """
+    for name in ("objects", "refs"):
+        (git / name).mkdir()
+    (git / "HEAD").write_text(f"{head}\n")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return {
+        **own,
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_DIR": str(git),
+        "GIT_WORK_TREE": str(top),
+        "GIT_OBJECT_DIRECTORY": str(objects),
+        "GIT_INDEX_FILE": str(index),
+    }
+
+
+def _git(directory: Path, *arguments: str, environment: dict[str, str] | None = None) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=directory, capture_output=True, text=True, timeout=10
+            ["git", *arguments],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

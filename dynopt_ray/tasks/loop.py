@@ -32,6 +32,7 @@ from dynopt_ray.tasks.objectives import (
     confidence,
     default_metric,
     kind_of,
+    row_scores,
 )
 from dynopt_ray.tasks.sources import Source
 
@@ -128,6 +129,21 @@ def evaluate(
                 f"not finite or too large, so the model cannot be judged"
             )
     return metrics
+
+
+def scores(
+    model: nn.Module, batches: Iterator[Batch], *, source: Source, kind: TargetKind | None
+) -> Tensor | None:
+    """Return one score per row, or None if the targets are not classes; see `Task.row_scores`."""
+    found: list[Tensor] = []
+    with mode(model, training=False), torch.no_grad():
+        for inputs, targets in batches:
+            output = checked_output(model, inputs, targets, source, kind)
+            some = row_scores(output, targets)
+            if some is None:
+                return None
+            found.append(some.cpu())
+    return torch.cat(found)
 
 
 def checked_output(

@@ -108,6 +108,25 @@ def confidence(output: Tensor, targets: Tensor) -> float | None:
     return output.double().softmax(dim=1).gather(1, targets.unsqueeze(1)).mean().item()
 
 
+def row_scores(output: Tensor, targets: Tensor) -> Tensor | None:
+    """One score per row, (rows,): the mean of right (1) or wrong (0) and of `confidence`.
+
+    Their mean over all rows is `Metrics.smooth` of a task whose metric is the accuracy. None if the
+    targets are not classes.
+    """
+    logits = binary_logits(output, targets)
+    if logits is not None and is_binary(targets):
+        right = (logits > 0) == targets.bool()
+        probability = (logits * (2 * targets - 1)).double().sigmoid()
+    elif logits is None and is_classification(output, targets):
+        right = output.argmax(dim=1) == targets
+        probability = output.double().softmax(dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    else:
+        return None
+    scores: Tensor = (right.double() + probability) / 2
+    return scores.reshape(len(targets), -1).mean(dim=1)
+
+
 LOSSES: dict[str, Objective[LossFunction]] = {
     "cross_entropy": Objective(F.cross_entropy, "labels"),
     "mse": Objective(F.mse_loss, "numbers"),

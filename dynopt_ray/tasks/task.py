@@ -1,6 +1,6 @@
 """A task: a model factory, data splits, a loss and a metric."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import cast, final
@@ -17,6 +17,7 @@ from dynopt_ray.structure import Inputs, check_trains
 from dynopt_ray.tasks import loop
 from dynopt_ray.tasks.batches import OutputKind
 from dynopt_ray.tasks.loop import AddedLoss, TrainStats
+from dynopt_ray.tasks.model_factories import ModelFactory, check_factory
 from dynopt_ray.tasks.objectives import (
     LossFunction,
     MetricFunction,
@@ -37,9 +38,6 @@ from dynopt_ray.tasks.sources import (
     array_sources,
     loader_sources,
 )
-
-ModelFactory = Callable[[], nn.Module]
-"""Makes a new network of the starting size, with weights drawn from torch's generator."""
 
 
 @final
@@ -122,7 +120,7 @@ class Task:
             TypeError: `model` is a module rather than a function that makes one.
             ValueError: `batch_size` is below 1, or the metric is for the other kind of targets.
         """
-        _check_factory(model)
+        check_factory(model)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         objective = resolve_loss(loss)
@@ -183,7 +181,7 @@ class Task:
                 cannot be iterated over.
             ValueError: the metric is for the other kind of targets.
         """
-        _check_factory(model)
+        check_factory(model)
         objective = resolve_loss(loss)
         place = torch.device(device)
         return Task(
@@ -338,6 +336,16 @@ class Task:
             kind=self.kind,
         )
 
+    def row_scores(self, model: nn.Module, split: Split = "validation") -> Tensor | None:
+        """Return one score per row of a split, (rows,) on the CPU; None unless there are classes.
+
+        It is the mean of right (1) or wrong (0) and of the probability given to the right class.
+
+        Raises: see `evaluate`.
+        """
+        source = self._source(split)
+        return loop.scores(model, source.batches(None, None), source=source, kind=self.kind)
+
     def arrays(self, split: Split) -> tuple[Tensor, Tensor]:
         """The inputs and targets of a split, on the task's device. Do not write to them.
 
@@ -390,11 +398,3 @@ class Task:
         if not isinstance(model, nn.Module):
             raise TypeError(f"the model factory of task {self.name!r} returned {model!r}")
         return model.to(self.device)
-
-
-def _check_factory(model: object) -> None:
-    if isinstance(model, nn.Module) or not callable(model):
-        raise TypeError(
-            f"model must be a function without arguments that makes a new network, not "
-            f"{type(model).__name__}: write model=lambda: MyNetwork(…)"
-        )

@@ -2,7 +2,7 @@
 
 from dynopt_ray.deprecation import deprecated_names
 from dynopt_ray.training.allocation import allocate, plot_sensitivity, sensitivity
-from dynopt_ray.training.arguments import round_shares
+from dynopt_ray.training.arguments import MOST_ROUNDS, round_shares
 from dynopt_ray.training.budgets import Budget, Fraction, Target, Threshold, asks_latency
 from dynopt_ray.training.growing import (
     GrowResult,
@@ -76,6 +76,7 @@ __getattr__ = deprecated_names(__name__, {"Population": "PopulationBasedRate"})
 
 __all__ = [
     "GRANULARITIES",
+    "MOST_ROUNDS",
     "Attempt",
     "Budget",
     "Candidates",

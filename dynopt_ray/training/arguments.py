@@ -6,10 +6,13 @@ import math
 from torch import nn
 from torch.optim import Optimizer
 
-from dynopt_ray.errors import EditError
+from dynopt_ray.errors import EditError, short
 from dynopt_ray.schedules import Schedule, linear
 from dynopt_ray.structure import check_optimizer
 from dynopt_ray.tasks import Task
+
+MOST_ROUNDS = 10_000
+"""The most rounds of `prune` and `grow`, each of which measures the network."""
 
 
 def check_is_task(caller: str, task: object) -> None:
@@ -79,15 +82,17 @@ def round_shares(caller: str, rounds: int, schedule: Schedule | None) -> list[fl
 
     Raises:
         TypeError: the schedule is not callable.
-        ValueError: the fractions do not rise from above 0 to 1.
+        ValueError: there are too many rounds, or the fractions do not rise from above 0 to 1.
     """
+    if rounds > MOST_ROUNDS:
+        raise ValueError(f"{caller}: {rounds} rounds are too many; the most are {MOST_ROUNDS:,}")
     check_callable(f"{caller}: schedule", schedule, "a function of the round, or None")
     wanted = schedule or linear(0.0, num_steps=rounds, final=1.0)
     shares = [float(wanted(number)) for number in range(1, rounds + 1)]
     rising = all(a <= b for a, b in itertools.pairwise([0.0, *shares]))
     if not rising or shares[0] <= 0 or not math.isclose(shares[-1], 1.0):
         raise ValueError(
-            f"{caller}: the schedule gives the shares {shares} for rounds 1 to {rounds}; they must "
-            f"rise to 1, e.g. polynomial(0.0, num_steps={rounds}, power=3, final=1.0)"
+            f"{caller}: the schedule gives the shares {short(shares)} for rounds 1 to {rounds}; "
+            f"they must rise to 1, e.g. polynomial(0.0, num_steps={rounds}, power=3, final=1.0)"
         )
     return shares

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from dynopt_ray import plugins
 from dynopt_ray.cli import app
+from dynopt_ray.runs import load_spec
 
 PRUNE = """
 kind: prune
@@ -25,6 +26,8 @@ runner = CliRunner()
 def in_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for module in ("marker", "odd_plugin"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     (tmp_path / "p.yaml").write_text(PRUNE)
 
 
@@ -72,7 +75,7 @@ def test_a_resolved_spec_runs_again() -> None:
         (["p.yaml", "--set", "sed=3"], "error: p.yaml: sed: unknown key (its value is 3)."),
         (["p.yaml", "--set", "seed"], "error: --set 'seed' is not of the form path=value"),
         (["p.yaml", "--set", "task={name: digits-mlp, hidden: []}"], "error: task: 'digits-mlp' "
-         "refuses its arguments: hidden is empty; give at least one width"),
+         "refuses its arguments: hidden has 0 widths; give 1 to 200"),
         (["p.yaml", "--out", "p.yaml"], "error: cannot make the run directory p.yaml: File exists"),
         (["p.yaml", "--set", "task={name: digits-mlp, hidden: '[red]'}"], "error: task: "
          "'digits-mlp' refuses its arguments: hidden must be a list of widths such as [64, 32], "
@@ -177,6 +180,99 @@ def test_plugins_are_listed_and_broken_ones_shown() -> None:
     for words in (("criteria", "magnitude", "built in"), ("criteria", "mine", "code")):
         assert any(all(word in line for word in words) for line in result.stdout.splitlines())
     assert "broken" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "error"),
+    [
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "it raises KeyboardInterrupt when it is imported"),
+        ("raise BaseException('odd')", "BaseException: odd"),
+        ("def __getattr__(name): raise OSError('no ' + name)", "OSError: no thing"),
+        ("def __getattr__(name): raise SystemExit", "SystemExit: "),
+    ],
+)
+def test_a_plugin_can_raise_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, error: str
+) -> None:
+    (tmp_path / "odd_plugin.py").write_text(module)
+    monkeypatch.setitem(plugins._BUILT_IN["rules"], "odd", "odd_plugin:thing")
+    result = runner.invoke(app, ["plugins"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("broken"))
+    assert line.startswith("broken: rules 'odd': ")
+    assert line.rstrip().endswith(error.strip())
+
+
+def test_names_of_plugins_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "dynopt_ray.schedules:constant"
+    for name in ("[red]x[/red]", "[/]", "a\x1b[2Jb"):
+        monkeypatch.setitem(plugins._BUILT_IN["rules"], name, target)
+    result = runner.invoke(app, ["plugins"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for shown in ("[red]x[/red]", "[/]", r"a\x1b[2Jb"):
+        assert any(line.split()[1:2] == [shown] for line in result.stdout.splitlines())
+    assert "\x1b" not in result.stdout
+
+
+def test_a_plugin_that_is_shadowed_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = tmp_path / "other-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[dynopt_ray.criteria]\nmagnitude = lost_module:x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = runner.invoke(app, ["plugins"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert (
+        "not used: criteria 'magnitude' of other, because the plugin of this name from built in "
+        "comes first; write lost_module:x instead" in result.stdout
+    )
+    assert "broken: criteria 'magnitude': cannot import 'lost_module'" in result.stdout
+    assert plugins.names("criteria").count("magnitude") == 1
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.lr={name: 'marker:rate'}",
+        "train.lr={name: sequence, schedules: [{name: 'marker:rate'}], milestones: []}",
+        "prune.retrain={num_steps: 3, lr: {name: 'marker:rate'}}",
+        "prune.criterion=marker:rate",
+        "prune.schedule={name: 'marker:rate'}",
+        "task=marker:rate",
+    ],
+)
+def test_reading_a_spec_runs_no_code_that_it_names(tmp_path: Path, setting: str) -> None:
+    (tmp_path / "marker.py").write_text(
+        "open('ran', 'w').close()\ndef rate(): raise ValueError('no')\n"
+    )
+    sys.path.append(str(tmp_path))
+    spec = load_spec("p.yaml", [setting])
+    assert not Path("ran").exists()
+    result = runner.invoke(app, ["run", "p.yaml", "--set", setting])
+    assert Path("ran").exists()
+    assert result.exit_code == 2
+    assert "marker:rate" in result.stderr
+    assert list(tmp_path.glob("runs*")) == []
+    assert spec.kind == "prune"
+
+
+def test_a_home_that_cannot_be_written_is_found_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    result = runner.invoke(app, ["run", "search"])
+    assert result.exit_code == 2
+    assert "needs a token, but" in result.stderr
+    assert "or HOME to a directory that can be written" in result.stderr
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "missing"))
+    assert "RAY_TMPDIR is" in runner.invoke(app, ["run", "search"]).stderr
+    assert list(tmp_path.glob("runs*")) == []
 
 
 def test_a_broken_plugin_is_shown_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_little_is_computed_twice(tmp_path: Path) -> None:
     )
     # A lost process repeats at most the step whose measurement did not arrive.
     assert len(set(trial.steps)) == 12 * 4
-    assert len(trial.steps) < 1.3 * 12 * 4
+    assert len(trial.steps) < 1.5 * 12 * 4
 
 
 def test_a_trial_whose_process_dies_too_often_fails_alone(tmp_path: Path) -> None:

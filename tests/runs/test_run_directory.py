@@ -1,5 +1,6 @@
 """Run directories: complete files, a correct manifest, and no overwritten run."""
 
+import errno
 import json
 import logging
 import os
@@ -89,6 +90,30 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RunDirectory.create(tmp_path / "file" / "run", spec_text="", about=ABOUT)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("x" * 300, "File name too long"), ("y/" * 2_500 + "z", "has too long a path")],
+)
+def test_a_path_that_is_too_long_is_refused_briefly(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(RunError, match=reason) as caught:
+        RunDirectory.create(tmp_path / name, spec_text="", about=ABOUT)
+    assert len(str(caught.value)) < 400
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_filled_may_be_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "write_text", full)
+        with pytest.raises(RunError, match="No space left on device; choose another --out"):
+            RunDirectory.create(tmp_path / "run", spec_text="", about=ABOUT)
+    RunDirectory.create(tmp_path / "run", spec_text="", about=ABOUT).close()
+
+
 def test_opening_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run directory: there is no such directory$"):
         RunDirectory.open(tmp_path / "nowhere")
@@ -175,6 +200,33 @@ def test_the_commit_is_that_of_the_working_directory(tmp_path: Path) -> None:
     assert found is not None
     assert len(found["hash"]) == 40
     assert found["changed_files"] is False
+
+
+@pytest.mark.parametrize("where", [".", "below"])
+def test_a_checkout_runs_no_program_of_its_own(tmp_path: Path, where: str) -> None:
+    ran = tmp_path / "ran"
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\ncat\n")
+    program.chmod(0o700)
+    checkout = tmp_path / "checkout"
+    (checkout / "below").mkdir(parents=True)
+    (checkout / ".gitattributes").write_text("*.txt filter=own\n")
+    (checkout / "a.txt").write_text("a")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    commands = [["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "x"]]
+    for setting in ("core.fsmonitor", "filter.own.clean", "filter.own.process"):
+        commands.append(["config", setting, str(program)])
+    for command in commands:
+        subprocess.run(["git", *command], cwd=checkout, check=True)
+    os.utime(checkout / "a.txt", (0, 0))  # git has to read the file to see that it is the same
+    found = manifest.commit(checkout / where)
+    assert found is not None
+    assert found["changed_files"] is False
+    (checkout / "a.txt").write_text("b")
+    changed = manifest.commit(checkout / where)
+    assert changed is not None
+    assert changed["changed_files"] is True
+    assert not ran.exists()
 
 
 def log_text(directory: RunDirectory) -> str:

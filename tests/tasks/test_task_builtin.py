@@ -245,7 +245,7 @@ def test_other_arrays_are_not_fashion_mnist(images: Path) -> None:
         ("digits-mlp", {"hidden": "64"}, SpecError, "hidden must be a list"),
         ("digits-mlp", {"hidden": [6.5]}, SpecError, "hidden must hold whole numbers, not 6.5"),
         ("digits-mlp", {"hidden": [0]}, SpecError, "hidden holds 0"),
-        ("digits-mlp", {"hidden": []}, SpecError, "hidden is empty"),
+        ("digits-mlp", {"hidden": []}, SpecError, "hidden has 0 widths"),
         ("digits-mlp", {"batch_size": 0}, SpecError, "batch_size is 0"),
         ("digits-cnn", {"channels": [2] * 4}, SpecError, "channels has 4 blocks.*give at most 3"),
         (

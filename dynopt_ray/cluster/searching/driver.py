@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from dynopt_ray.cluster.searching.choice import Winner
 from dynopt_ray.cluster.searching.log import TrialLog
 from dynopt_ray.cluster.searching.result import SearchResult
 from dynopt_ray.cluster.searching.search_setup import (
@@ -65,6 +66,7 @@ def search(
     accelerator_type: str | None = None,
     resources: Mapping[str, float] | None = None,
     order: Literal["arrival", "drawn"] = "arrival",
+    choice: Winner = "one_standard_error",
     max_failures: int = 3,
     time_limit_s: float | None = None,
     storage: Directory | SearchStorage | None = None,
@@ -111,6 +113,9 @@ def search(
         order: "arrival" decides about measurements as they arrive. "drawn" decides in the order in
             which trials were drawn: all running trials make a measurement before any goes on. A
             search with several trials at once then repeats, if `max_concurrent` is given.
+        choice: which finished trial wins: "best" is the one with the highest utility.
+            "one_standard_error" is the cheapest one that cannot be told from it on the validation
+            rows, if trials give `row_scores`; the best of many trials is partly luck.
         max_failures: how often a trial whose process or node died is continued before it counts as
             failed. A trial that raises an error or measures NaN fails at once, alone.
         time_limit_s: the time in seconds after which a trial is ended, or None.
@@ -177,6 +182,7 @@ def search(
         ),
         slot=_SlotNeed(cpus_per_trial, gpus_per_trial, accelerator_type, dict(resources or {})),
         max_concurrent=max_concurrent,
+        choice=choice,
         address=None if local else (address or ""),
     )
     settings = to_json(
@@ -196,7 +202,7 @@ def search(
     with opened(storage) as place:
         records = place.begin(settings) if place else ()
         network = _searched(plan, place, records, log, on_end)
-    return log.result(network, note=note)
+    return log.result(network, choice=choice, note=note)
 
 
 @dataclass(frozen=True)
@@ -242,6 +248,7 @@ class _Plan:
     loop: LoopConfig
     slot: _SlotNeed
     max_concurrent: int | None
+    choice: Winner
     address: str | None
 
 
@@ -290,7 +297,8 @@ def _searched(
             )
             loop.finish(finished)
             loop.run()
-        return None if log.best_number is None else files.network(log.best_number)
+        winner = log.winner(plan.choice)
+        return None if winner is None else files.network(winner)
 
 
 @contextmanager

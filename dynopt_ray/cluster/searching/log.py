@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from dynopt_ray.cluster.searching.choice import Candidate, Winner, chosen
 from dynopt_ray.cluster.searching.result import (
     BestTrial,
     SearchResult,
     flat_config,
     pareto_front,
 )
-from dynopt_ray.cluster.trials import TrialStatus, from_json, rank
+from dynopt_ray.cluster.trials import KeptNetworks, TrialStatus, from_json, rank
 from dynopt_ray.errors import SearchError
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ class _Record:
     last: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     num_losses: int = 0
+    row_scores: list[float] | None = None
 
 
 class TrialLog:
@@ -38,6 +42,7 @@ class TrialLog:
     def __init__(self) -> None:
         self._records: list[_Record] = []
         self._history: list[dict[str, Any]] = []
+        self._kept = KeptNetworks(forget=lambda _: None)
 
     def append(self, kind: str, /, **fields: Any) -> None:
         """Take in a record; see `SearchRecords`. Records of other parts of a run are left out."""
@@ -52,11 +57,14 @@ class TrialLog:
         elif kind == "measured":
             row = from_json(fields["row"])
             record.last = {name: value for name, value in row.items() if name != "final"}
+            record.row_scores = fields["row_scores"]
             self._history.append({"trial": record.number, **record.last})
         elif kind == "lost":
             record.status, record.num_losses = "waiting", record.num_losses + 1
         else:
             record.status, record.error = fields["status"], fields["error"]
+            if record.status == "finished":
+                self._kept.offer(record.number, record.last, record.row_scores)
 
     def statuses(self) -> Counter[TrialStatus]:
         """Return the number of trials by status: waiting, running, finished, stopped, failed."""
@@ -73,18 +81,22 @@ class TrialLog:
         done = [r.last for r in self._records if r.status == "finished"]
         return max(done, key=_rank, default=None)
 
-    @property
-    def best_number(self) -> int | None:
-        """The number of the finished trial with the highest utility, or None."""
-        done = [r for r in self._records if r.status == "finished"]
-        best = max(done, key=lambda record: (*_rank(record.last), -record.number), default=None)
-        return None if best is None else best.number
+    def winner(self, choice: Winner) -> int | None:
+        """Return the number of the finished trial that wins, or None if none has finished.
 
-    def result(self, network: bytes | None = None, *, note: str = "") -> SearchResult:
+        Only trials that no other one beats in everything can win, as only their networks are kept.
+        """
+        found = [_candidate(self._records[number]) for number in self._kept]
+        return chosen(found, choice) if found else None
+
+    def result(
+        self, network: bytes | None = None, *, choice: Winner = "best", note: str = ""
+    ) -> SearchResult:
         """Return the results of the search as tables.
 
         Args:
-            network: the network of the best trial, if it gave one.
+            network: the network of the trial that wins, if it gave one.
+            choice: which trial wins; see `search`.
             note: what a reader should know about the search.
 
         Raises:
@@ -92,16 +104,14 @@ class TrialLog:
         """
         import pandas as pd
 
-        number = self.best_number
+        number = self.winner(choice)
         if number is None:
             raise SearchError(_nothing_finished(self._records))
-        best = self._records[number]
         trials = self.table()
         return SearchResult(
             trials=trials,
-            best=BestTrial(
-                best.number, best.config, *(best.last[k] for k in ("accuracy", "cost", "utility"))
-            ),
+            best=_best(self._records[number]),
+            highest=_best(self._records[self.winner("best") or 0]),
             pareto=pareto_front(trials[trials["status"] == "finished"]),
             history=pd.DataFrame(self._history).sort_values("trial", kind="stable"),
             network=network,
@@ -113,6 +123,17 @@ class TrialLog:
         import pandas as pd
 
         return pd.DataFrame([_trial_row(r) for r in self._records])
+
+
+def _best(record: _Record) -> BestTrial:
+    figures = (record.last[name] for name in ("accuracy", "cost", "utility"))
+    return BestTrial(record.number, record.config, *figures)
+
+
+def _candidate(record: _Record) -> Candidate:
+    accuracy, cost, utility = (record.last[name] for name in ("accuracy", "cost", "utility"))
+    scores = None if record.row_scores is None else np.array(record.row_scores)
+    return Candidate(record.number, cost, accuracy - utility, accuracy, scores)
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[float, float]:

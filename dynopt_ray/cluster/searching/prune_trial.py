@@ -17,6 +17,7 @@ from dynopt_ray.errors import DynoptError, SpecError, did_you_mean
 from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import (
+    MOST_ROUNDS,
     Costs,
     Fraction,
     Granularity,
@@ -32,6 +33,7 @@ from dynopt_ray.training import (
     traced,
 )
 
+_MOST_SCORES = 2_000
 _RATE = re.compile(r"(^|\.)lr(\.\d+)?(\.initial)?$")
 
 
@@ -136,6 +138,7 @@ class PruneTrial:
                 final=final,
                 details={**figures, **sizes},
                 network=(lambda: network_bytes(graph.model)) if final else None,
+                row_scores=_scores(task, graph) if final else None,
                 state=lambda: {
                     "network": _as_tensor(network_bytes(graph.model)),
                     "training": parts.state_dict(),
@@ -228,6 +231,15 @@ def _prune(
     )
 
 
+def _scores(task: Task, graph: Graph) -> list[float] | None:
+    """Return scores of evenly spaced validation rows, the same rows for every network."""
+    scores = task.row_scores(graph.model)
+    if scores is None:
+        return None
+    found: list[float] = scores[:: -(-len(scores) // _MOST_SCORES)].tolist()
+    return found
+
+
 def _as_tensor(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
@@ -270,8 +282,11 @@ def _check_settings(settings: PruneConfig, retrain_steps: int) -> None:
     fraction = settings.remove_fraction
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
         raise SpecError(f"space.remove_fraction: must be from 0 to below 1, not {fraction!r}")
-    if type(settings.rounds) is not int or settings.rounds < 1:
-        raise SpecError(f"space.rounds: must be a whole number from 1, not {settings.rounds!r}")
+    if type(settings.rounds) is not int or not 1 <= settings.rounds <= MOST_ROUNDS:
+        raise SpecError(
+            f"space.rounds: must be a whole number from 1 to {MOST_ROUNDS:,}, not "
+            f"{settings.rounds!r}"
+        )
     if type(settings.seed) is not int or settings.seed < 0:
         raise SpecError(f"space.seed: must be a whole number from 0, not {settings.seed!r}")
     for name, known in (("granularity", get_args(Granularity)), ("scope", SCOPES)):

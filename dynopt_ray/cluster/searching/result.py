@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BestTrial:
-    """The finished trial with the highest utility."""
+    """A finished trial that is better than others."""
 
     trial: int
     config: dict[str, Any]
@@ -29,11 +29,12 @@ class SearchResult:
             `config.<name>` for each setting, the `step`, `accuracy`, `cost`, `utility` and
             details of its last measurement, and `error`, which is empty unless it failed or
             ended without a final measurement.
-        best: the finished trial with the highest utility.
+        best: the finished trial that wins; see `search(choice=…)`.
+        highest: the finished trial with the highest utility, which `best` may undercut in cost.
         pareto: the finished trials that no other one beats in accuracy without a higher cost, in
             order of increasing cost.
         history: every measurement, with the number of its trial.
-        network: the network of the best trial in the format of `structure.save`, or None if the
+        network: the network of `best` in the format of `structure.save`, or None if the
             trials give no networks.
         note: why the search ran fewer trials than it was given, or an empty string.
     """
@@ -42,6 +43,7 @@ class SearchResult:
     best: BestTrial
     pareto: "pd.DataFrame"
     history: "pd.DataFrame"
+    highest: BestTrial
     network: bytes | None = None
     note: str = ""
 

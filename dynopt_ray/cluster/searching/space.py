@@ -159,9 +159,11 @@ class Space:
         """Yield a few configurations that cover every option and both ends of every range."""
         dimensions = self.dimensions
         first = {name: _values(dimension)[0] for name, dimension in dimensions.items()}
+        above = dict(options_above(self.tree, self._root))
         for name, dimension in dimensions.items():
+            leading = {**first, **above[name]}
             for value in _values(dimension):
-                yield self.decode({**first, **self._leading_to(name), name: value})
+                yield self.decode({**leading, name: value})
 
     def point(self, some: Point) -> dict[str, Any]:
         """Complete a point: other ranges take their middle, and other choices their first option.

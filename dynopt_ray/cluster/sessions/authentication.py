@@ -52,6 +52,22 @@ def _check_token(path: Path) -> None:
         )
 
 
+def check_token() -> None:
+    """Refuse to start a cluster for which no token could be made. Write nothing.
+
+    Raises:
+        ClusterError: there is no token, and no file can be made in the home directory.
+    """
+    if os.environ.get(_MODE, "token") != "token" or has_token():
+        return
+    place = next(path for path in token_file().parents if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ClusterError(
+            f"a cluster on this machine needs a token, but {token_file()} cannot be made in "
+            f"{place}; set RAY_AUTH_TOKEN, or HOME to a directory that can be written"
+        )
+
+
 def make_token(path: Path) -> None:
     """Write a new token unless there is one, and make the file readable by its owner only.
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,13 @@ import ray
 from ray.job_config import JobConfig
 
 from dynopt_ray.cluster.sessions.address import answering_address, found_address, is_this_machine
-from dynopt_ray.cluster.sessions.authentication import use_token
+from dynopt_ray.cluster.sessions.authentication import check_token, use_token
 from dynopt_ray.cluster.sessions.preflight import Need, Node, check_disk, check_nodes, this_machine
+from dynopt_ray.cluster.sessions.private_directory import (
+    check_length,
+    place_for_ray,
+    private_directory,
+)
 from dynopt_ray.cluster.sessions.processes import end, ray_processes
 from dynopt_ray.cluster.sessions.ray_patches import init_ray, loopback_only, ray_environment
 from dynopt_ray.errors import ClusterError
@@ -54,8 +59,10 @@ def session(
 
     Without an address (and without RAY_ADDRESS, which is set for jobs on a cluster), Ray is
     started on this machine. It is reachable from this machine only, uses token authentication,
-    sends no usage reports, and has an object store of at most a tenth of the memory. All its
-    processes are ended at the end of the block, also after an exception or Ctrl-C.
+    sends no usage reports, and has an object store of at most a tenth of the memory. Its files lie
+    in a new directory in RAY_TMPDIR, or in the system's directory for temporary files, that no
+    other user can enter. All its processes are ended and its files are removed at the end of the
+    block, also after an exception or Ctrl-C.
 
     With an address, the block joins that cluster and only leaves it at the end. If the cluster is
     on another machine, the working directory is shipped to it. If this process is already
@@ -92,11 +99,13 @@ def session(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     before = ray_processes()
     is_up = False
+    files = ExitStack()
     try:
         if address is None:
             machine = this_machine()
             check_nodes(need, [Node(machine.name, num_cpus or machine.cpus, machine.gpus)])
-            _start(num_cpus or int(machine.cpus), int(machine.gpus), dashboard)
+            directory = files.enter_context(private_directory())
+            _start(num_cpus or int(machine.cpus), int(machine.gpus), dashboard, directory)
         else:
             _join(address)
         is_up = True
@@ -108,6 +117,21 @@ def session(
         ray.shutdown()
         # `ray.shutdown` does not end the processes of a start that was interrupted.
         end(started, grace_s=10 if is_up else 0)
+        files.close()
+
+
+def check_can_start() -> None:
+    """Refuse to start Ray on this machine where that would fail. Start and write nothing.
+
+    Raises:
+        ClusterError: Ray's own files cannot be written, or there is neither a token nor a place
+            for one.
+    """
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        return
+    check_disk(Need())
+    check_length(place_for_ray())
+    check_token()
 
 
 def _running(address: str | None, need: Need) -> Session:
@@ -122,7 +146,7 @@ def _running(address: str | None, need: Need) -> Session:
     return Session(_address(), nodes, started=False)
 
 
-def _start(num_cpus: int, num_gpus: int, dashboard: bool) -> None:
+def _start(num_cpus: int, num_gpus: int, dashboard: bool, directory: Path) -> None:
     use_token(starting=True)
     with loopback_only(True):
         init_ray(
@@ -131,6 +155,7 @@ def _start(num_cpus: int, num_gpus: int, dashboard: bool) -> None:
             object_store_memory=_object_store_bytes(),
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
+            _temp_dir=str(directory),
             job_config=JobConfig(_py_driver_sys_path=_own_paths()),
         )
 

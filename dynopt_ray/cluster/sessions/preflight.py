@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynopt_ray.cluster.sessions.private_directory import place_for_ray
 from dynopt_ray.errors import ClusterError
 
 
@@ -72,12 +73,11 @@ def check_disk(need: Need) -> None:
     Raises:
         ClusterError: a directory cannot be used; the message says which one and why.
     """
-    temporary = os.environ.get("RAY_TMPDIR")
-    place = Path(temporary or tempfile.gettempdir())
+    place = place_for_ray()
     if not place.is_dir():
         what = "does not exist" if not place.exists() else "is not a directory"
         raise ClusterError(
-            f"RAY_TMPDIR is {temporary}, which {what}, so Ray has no place for its own files; "
+            f"RAY_TMPDIR is {place}, which {what}, so Ray has no place for its own files; "
             "create it, set RAY_TMPDIR to a directory, or unset it"
         )
     places = {place: "Ray's own files"}
@@ -92,6 +92,11 @@ def check_disk(need: Need) -> None:
                 f"storage {need.storage} cannot be written: {error.strerror}; give a directory "
                 "that every node can write to"
             ) from error
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ClusterError(
+            f"{place} cannot be written, so Ray has no place for its own files; set RAY_TMPDIR to "
+            "a directory that can be"
+        )
     for place, use in places.items():
         free = shutil.disk_usage(place).free
         if free < need.disk_bytes:

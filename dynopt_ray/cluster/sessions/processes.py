@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+_KILLED_WITHIN_S = 5.0
+
 
 @dataclass(frozen=True)
 class Process:
@@ -42,12 +44,20 @@ def ray_processes() -> set[Process]:
 
 def end(processes: set[Process], *, grace_s: float) -> None:
     """Wait until all processes have ended, and kill those left after `grace_s` seconds."""
-    deadline = time.monotonic() + grace_s
-    while (processes := processes & _all_processes().keys()) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    processes = _left(processes, grace_s)
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
+    # A process that was killed may still be writing for a moment.
+    _left(processes, _KILLED_WITHIN_S)
+
+
+def _left(processes: set[Process], wait_s: float) -> set[Process]:
+    """Wait until all processes have ended; return those left after `wait_s` seconds."""
+    deadline = time.monotonic() + wait_s
+    while (processes := processes & _all_processes().keys()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return processes
 
 
 def _all_processes() -> dict[Process, int]:

@@ -1,6 +1,6 @@
 """Which networks of a search are kept: the best one, and those on the Pareto front."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +14,22 @@ def rank(utility: float, cost: float) -> tuple[float, float]:
 class _Kept:
     number: int
     accuracy: float
+    score: float
     cost: float
-    utility: float
 
     def beats(self, other: "_Kept") -> bool:
-        """Whether it is at least as good in accuracy and cost; of equal ones the earlier wins."""
-        if (self.accuracy, self.cost) == (other.accuracy, other.cost):
+        """Whether it is at least as good in everything; of equal ones the earlier wins."""
+        mine, theirs = ((one.accuracy, one.score, -one.cost) for one in (self, other))
+        if mine == theirs:
             return self.number < other.number
-        return self.accuracy >= other.accuracy and self.cost <= other.cost
+        return all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
 class KeptNetworks:
-    """Decides whose networks are kept: no other finished trial is better in accuracy and cost.
+    """Decides whose networks are kept: no other finished trial is at least as good in everything.
 
-    The trial with the highest utility is always among them.
+    That is in accuracy, in the mean score of validation rows, and in cost. The trial with the
+    highest utility is always among them.
 
     Args:
         forget: called with a trial whose network is no longer needed.
@@ -37,9 +39,18 @@ class KeptNetworks:
         self._forget = forget
         self._kept: dict[int, _Kept] = {}
 
-    def offer(self, number: int, row: Mapping[str, Any]) -> bool:
-        """Return whether to keep the network of a trial with these final figures."""
-        offered = _Kept(number, row["accuracy"], row["cost"], row["utility"])
+    def offer(
+        self, number: int, row: Mapping[str, Any], scores: Sequence[float] | None = None
+    ) -> bool:
+        """Return whether to keep the network of a trial.
+
+        Args:
+            number: the trial.
+            row: its final figures.
+            scores: its scores of validation rows, if it gave them.
+        """
+        score = sum(scores) / len(scores) if scores else row["accuracy"]
+        offered = _Kept(number, row["accuracy"], score, row["cost"])
         if any(one.beats(offered) for one in self._kept.values()):
             return False
         for one in [*self._kept.values()]:
@@ -52,5 +63,5 @@ class KeptNetworks:
     def __contains__(self, number: int) -> bool:
         return number in self._kept
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[int]:
         return iter(sorted(self._kept))

@@ -226,7 +226,9 @@ class TrialLoop:
         decision = self._board.measured(
             number, event.report, event.row, elapsed_s=event.elapsed_s, has_state=event.has_state
         )
-        keep = decision == "finish" and self._records.wants_network(number, event.row)
+        keep = decision == "finish" and self._records.wants_network(
+            number, event.row, event.row_scores
+        )
         self._records.measured(event, decision)
         if decision == "continue":
             commands.append(ContinueTrial(number))

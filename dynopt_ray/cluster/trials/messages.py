@@ -65,6 +65,7 @@ class TrialMeasured:
         elapsed_s: the time that the trial has run for, in seconds, in all processes together.
         has_state: whether its state after this measurement is stored.
         has_network: whether the trial can give a network.
+        row_scores: the scores of validation rows, if the measurement is final and has them.
         state: the state, if this process cannot store it itself.
     """
 
@@ -74,6 +75,7 @@ class TrialMeasured:
     elapsed_s: float
     has_state: bool = False
     has_network: bool = False
+    row_scores: list[float] | None = field(default=None, repr=False)
     state: bytes | None = field(default=None, repr=False)
 
 

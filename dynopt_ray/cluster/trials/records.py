@@ -6,7 +6,7 @@ rebuilt by telling it the same in the same order. Tables and reports need no boa
 the records alone.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from dynopt_ray.cluster.trials.board import Decision, TrialBoard
@@ -59,6 +59,7 @@ class SearchRecords:
             elapsed_s=event.elapsed_s,
             has_state=event.has_state,
             decision=decision,
+            row_scores=event.row_scores,
         )
 
     def lost(self, number: int, cause: str) -> None:
@@ -74,9 +75,11 @@ class SearchRecords:
         """Record that a driver takes the search up again."""
         self._add("continued")
 
-    def wants_network(self, number: int, row: Mapping[str, Any]) -> bool:
+    def wants_network(
+        self, number: int, row: Mapping[str, Any], scores: Sequence[float] | None
+    ) -> bool:
         """Return whether the network of a trial that made its final measurement is to be kept."""
-        return self._kept.offer(number, row)
+        return self._kept.offer(number, row, scores)
 
     def keeps(self, number: int) -> bool:
         """Return whether the network of a finished trial is to be kept."""
@@ -134,7 +137,7 @@ def _told(records: Iterable[RunRecord], board: TrialBoard, kept: KeptNetworks) -
                 )
                 _check(decision == record["decision"], record)
                 if decision == "finish":
-                    kept.offer(record["trial"], row)
+                    kept.offer(record["trial"], row, record["row_scores"])
                     open_ends.add(record["trial"])
             case "lost":
                 board.trials[record["trial"]].num_losses += 1

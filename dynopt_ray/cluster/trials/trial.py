@@ -1,7 +1,7 @@
 """The interface of trials, and the measurements that they yield. Nothing here imports Ray."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, Protocol
@@ -29,6 +29,9 @@ class Measurement:
         state: returns everything that the trial needs to continue from here: nested dicts and lists
             of numbers, texts and tensors. It is called at most once, before the trial goes on. None
             if the trial cannot be continued and has to begin anew.
+        row_scores: a score for each of some validation rows, the same rows in all trials; larger is
+            better. With them, the search can tell a better trial from a luckier one. Only those of
+            the final measurement are used.
     """
 
     step: int
@@ -38,6 +41,7 @@ class Measurement:
     details: Mapping[str, float] = field(default_factory=dict)
     network: Callable[[], bytes] | None = None
     state: Callable[[], Mapping[str, Any]] | None = None
+    row_scores: Sequence[float] | None = None
 
     def row(self, cost_weight: float) -> dict[str, Any]:
         """Return the figures as a row of a table, with utility = accuracy − cost_weight · cost.
@@ -149,7 +153,8 @@ def _measurement(given: object) -> Measurement:
             f"the trial gave a measurement with the keys {', '.join(map(str, given)) or 'none'}, "
             f"but without 'accuracy', which the search maximises.{closest} Rename the key"
         )
-    of_measurement = {"step": 1, "cost": 0.0, "final": False, "network": None, "state": None}
+    optional = ("network", "state", "row_scores")
+    of_measurement = {"step": 1, "cost": 0.0, "final": False, **dict.fromkeys(optional)}
     figures = {key: given.get(key, default) for key, default in of_measurement.items()}
     details = {key: given[key] for key in given if key not in {*of_measurement, "accuracy"}}
     if taken := _COMPUTED & given.keys():

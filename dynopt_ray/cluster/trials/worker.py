@@ -155,6 +155,7 @@ class TrialWorker:
             elapsed_s=member.elapsed_s,
             has_state=state is not None,
             has_network=measurement.final and measurement.network is not None,
+            row_scores=_rounded(measurement.row_scores) if measurement.final else None,
             state=None if self._sees_files else state,
         )
 
@@ -183,6 +184,10 @@ class TrialWorker:
         close = getattr(member.rows, "close", None) if member is not None else None
         if close is not None:
             close()
+
+
+def _rounded(scores: Sequence[float] | None) -> list[float] | None:
+    return None if scores is None else [round(float(score), 4) for score in scores]
 
 
 def use_resources(cpus: float, gpus: float) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -121,38 +121,88 @@ class Admission:
             reason = f"x has shape {tuple(batch_x.shape)}, so its events hold no numbers"
             return Admitted(1, TestedEvents(), {0: reason})
         batch_x = self.whole_numbers(batch_x)
-        tested = self._test(batch_x, batch_y)
-        if isinstance(tested, TestedEvents):
-            return Admitted(len(batch_x), tested, {})
-        overflowed = tested.startswith(_OUTPUT)
-        # One bad row must not exclude the others, so test each row alone.
-        alone = [self._test(batch_x[r : r + 1], batch_y[r : r + 1]) for r in range(len(batch_x))]
-        reasons = {row: result for row, result in enumerate(alone) if isinstance(result, str)}
+        reasons = _not_finite(batch_x, batch_y)
         good = [row for row in range(len(batch_x)) if row not in reasons]
-        tested = self._test(batch_x[good], batch_y[good]) if good else tested
-        if isinstance(tested, str):
-            # Each row alone is good, but the network refuses them together.
-            return Admitted(len(batch_x), TestedEvents(), {}, overflowed).refused(tested)
-        return Admitted(len(batch_x), tested, reasons, overflowed)
+        if not good:
+            return Admitted(len(batch_x), TestedEvents(), reasons)
+        if reasons:
+            batch_x, batch_y = batch_x[good], batch_y[good]
+        admitted = self._separated(batch_x, batch_y)
+        found = {good[row]: reason for row, reason in admitted.reasons.items()}
+        return replace(
+            admitted,
+            num_events=len(good) + len(reasons),
+            reasons=dict(sorted({**reasons, **found}.items())),
+        )
 
     def _tensor(self, value: Any) -> Tensor:
         return event_tensor(value, dtype=self.dtype, device=self.device)
 
-    def _test(self, x: Tensor, y: Tensor) -> TestedEvents | str:
-        """Return the test results of a mini-batch, or what is wrong with it."""
-        problem = non_finite_problem("x", x) or non_finite_problem("y", y)
-        if problem:
-            return problem
+    def _separated(self, x: Tensor, y: Tensor) -> Admitted:
+        """Separate rows of finite values.
+
+        A clean mini-batch needs one forward pass, and one with wrong labels a second one, of the
+        rows that remain. Any other refusal may come from each of the rows, so halves are tested
+        until the rows at fault are found: one such row costs about four passes of all rows.
+        """
+        unfit: dict[int, str] = {}
+        tested = self._test(x, y, unfit)
+        good = [row for row in range(len(x)) if row not in unfit]
+        if unfit and good:
+            tested = self._test(x[good], y[good])
+        if isinstance(tested, TestedEvents) or not good:
+            return Admitted(len(x), _events(tested), unfit)
+        overflowed = tested.startswith(_OUTPUT)
+
+        def problem(rows: range) -> str | None:
+            places = good[rows.start : rows.stop]
+            found = self._test(x[places], y[places])
+            return found if isinstance(found, str) else None
+
+        refused = {good[row]: why for row, why in _faults(len(good), problem, tested).items()}
+        kept = [row for row in good if row not in refused]
+        if kept:
+            tested = self._test(x[kept], y[kept])
+            if isinstance(tested, str):
+                # Each row alone is good, but the network refuses them together.
+                refused |= dict.fromkeys(kept, tested)
+        return Admitted(len(x), _events(tested), unfit | refused, overflowed)
+
+    def _test(
+        self, x: Tensor, y: Tensor, unfit: dict[int, str] | None = None
+    ) -> TestedEvents | str:
+        """Return the test results of a mini-batch, or what is wrong with it.
+
+        If `unfit` is given and targets do not fit the output, it gets the rows at fault.
+        """
         refused = f"an event of shape {tuple(x.shape[1:])}"
         try:
             with refusals(f"the network refuses {refused}"):
                 output = self.forward(x)
             if problem := non_finite_problem(_OUTPUT, output):
                 return problem
-            with refusals(f"the loss refuses {refused}"):
-                return self._judged(x, y, output)
+            try:
+                with refusals(f"the loss refuses {refused}"):
+                    return self._judged(x, y, output)
+            except DataError:
+                if unfit is not None:
+                    unfit.update(self._unfit(y, output))
+                raise
         except DataError as error:
             return str(error)
+
+    def _unfit(self, y: Tensor, output: Tensor) -> dict[int, str]:
+        """Return the rows whose targets do not fit their outputs, with reasons."""
+
+        def problem(rows: range) -> str | None:
+            try:
+                part = slice(rows.start, rows.stop)
+                fitted_targets(y[part], output[part], self.targets)
+            except DataError as error:
+                return str(error)
+            return None
+
+        return _faults(len(y), problem)
 
     def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> TestedEvents | str:
         y, kind = fitted_targets(y, output, self.targets)
@@ -161,6 +211,43 @@ class Admission:
             return f"the loss of the event is {loss}"
         errors = event_errors(self.loss, output, y, kind)
         return TestedEvents(x, y, output, loss, tuple(errors), kind)
+
+
+def _events(tested: TestedEvents | str) -> TestedEvents:
+    return TestedEvents() if isinstance(tested, str) else tested
+
+
+def _not_finite(x: Tensor, y: Tensor) -> dict[int, str]:
+    """Return the rows with NaN or infinity in their inputs or targets, with the place of it."""
+
+    def problem(rows: range) -> str | None:
+        part = slice(rows.start, rows.stop)
+        return non_finite_problem("x", x[part]) or non_finite_problem("y", y[part])
+
+    return _faults(len(x), problem)
+
+
+def _faults(
+    num_rows: int, problem: Callable[[range], str | None], known: str | None = None
+) -> dict[int, str]:
+    """Return the rows that have a problem of their own, found by halving repeatedly.
+
+    Args:
+        num_rows: the number of rows.
+        problem: rows -> what is wrong with them together, or None.
+        known: the problem of all rows together, if the caller knows it already.
+    """
+    faults: dict[int, str] = {}
+    waiting: list[tuple[range, str | None]] = [(range(num_rows), known)]
+    while waiting:
+        rows, found = waiting.pop()
+        found = found or problem(rows)
+        if found and len(rows) == 1:
+            faults[rows.start] = found
+        elif found:
+            middle = rows.start + len(rows) // 2
+            waiting += [(range(rows.start, middle), None), (range(middle, rows.stop), None)]
+    return faults
 
 
 @contextmanager

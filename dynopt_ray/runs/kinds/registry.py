@@ -10,7 +10,7 @@ from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError
 from dynopt_ray.runs.kind import Kind, PreparedRun
 from dynopt_ray.runs.run import threads
-from dynopt_ray.runs.spec import Spec
+from dynopt_ray.runs.spec import Spec, validated
 
 
 def _found() -> dict[str, Kind]:
@@ -41,12 +41,32 @@ def check_address(kind: str, address: str) -> None:
     check_reachable(address)
 
 
+def check_can_start(spec: Spec) -> None:
+    """Refuse a run without an address that needs Ray if Ray could not be started on this machine.
+
+    Ray starts only after a network has been trained, so this must be known before.
+
+    Raises:
+        ClusterError: Ray's own files or its token cannot be written.
+    """
+    kind = KINDS[spec.kind]
+    if kind.on_cluster and not kind.is_local(spec):
+        from dynopt_ray import cluster
+
+        cluster.check_can_start()
+
+
 def prepare(spec: Spec) -> PreparedRun:
     """Check everything that a spec names, and return the prepared run. Write nothing.
+
+    This runs the code that the spec names as `module:attribute`.
 
     Raises:
         DynoptError: data, files or arguments that the spec names are missing or wrong.
     """
     runner = cast(Callable[[Spec], PreparedRun], plugins.import_attribute(KINDS[spec.kind].runner))
+    plain = spec.model_dump(mode="json")
+    if plugins.names_code(plain):
+        validated(type(spec), plain, source="the spec", run_code=True)
     with threads(spec.num_threads):
         return runner(spec)

@@ -4,6 +4,7 @@ Figures are small: on a phone one of them fills the screen without scaling, and 
 fit next to each other.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynopt_ray.errors import shortened
 from dynopt_ray.runs.report.settings_table import FIGURES
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ INK, GRID, MUTED = "#1b1f24", "#d8dde3", "#8b949e"
 _SIZE = (4.6, 3.2)
 _MOST_NAMES = 12
 _FEW = 8
+_MOST_COLUMNS, _MOST_POINTS, _MOST_SERIES, _MOST_SETTINGS = 200, 20_000, 40, 100
+_LONGEST_LABEL = 60
 _LEGEND_CHARACTERS = 60  # the width of a figure, in characters of its legend
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
@@ -83,12 +87,46 @@ def figure(chart: Chart, table: "pd.DataFrame") -> Iterator["Figure"]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
+    table = _bounded(table)
+    with (
+        mpl.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}),
+        warnings.catch_warnings(),
+    ):
+        # Names may hold characters that matplotlib's font lacks; the page uses another font. They
+        # may also leave no room for the axes.
+        warnings.filterwarnings("ignore", message="Glyph")
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         # Not pyplot: it would keep global state and might look for a display.
         drawn = Figure(figsize=(_SIZE[0], max(_SIZE[1], chart.height(table))))
         FigureCanvasAgg(drawn)
         chart.draw(drawn.subplots(), table)
         yield drawn
+
+
+def cut(table: "pd.DataFrame") -> str:
+    """Return a remark if a chart of this table leaves a part of it out, else an empty string."""
+    return "" if _bounded(table).shape == table.shape else " (a part of the table)"
+
+
+def _bounded(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return so much of a table as a chart can show; a page of any table stays readable."""
+    table = table.iloc[:, :_MOST_COLUMNS]
+    if set(FIGURES) <= set(table.columns):
+        return table.head(_MOST_SETTINGS)
+    for name in ("series", "phase"):
+        if name in table:
+            table = table[table[name].isin(table[name].unique()[:_MOST_SERIES])]
+    return table.iloc[:: max(1, -(-len(table) // _MOST_POINTS))]
+
+
+def _plain(name: object) -> str:
+    """Return a name as a label that is shown as it is.
+
+    matplotlib would read dollar signs as formulas, and leave out labels with a leading underscore.
+    """
+    text = "".join(c if c.isprintable() else " " for c in shortened(str(name), _LONGEST_LABEL))
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _pareto(axes: "Axes", table: "pd.DataFrame") -> None:
@@ -99,7 +137,7 @@ def _pareto(axes: "Axes", table: "pd.DataFrame") -> None:
     for name, points in table.groupby(series, sort=False):
         alone = len(points) == 1
         axes.scatter(
-            points["cost"], points["accuracy"], label=str(name),
+            points["cost"], points["accuracy"], label=_plain(name),
             s=60 if alone else 18, marker="D" if alone else "o", alpha=1 if alone else 0.75,
             zorder=3 if alone else 2,
         )  # fmt: skip
@@ -112,7 +150,7 @@ def _pareto(axes: "Axes", table: "pd.DataFrame") -> None:
     for _, point in named[:_MOST_NAMES].iterrows():
         place = (point["cost"], point["accuracy"])
         axes.annotate(
-            str(point["name"]), place, fontsize=8, xytext=(3, 4), textcoords="offset points"
+            _plain(point["name"]), place, fontsize=8, xytext=(3, 4), textcoords="offset points"
         )
     axes.set(xlabel="cost relative to the start", ylabel="accuracy")
     axes.margins(x=0.15, y=0.12)  # room for the names of the outermost points
@@ -127,12 +165,12 @@ def _widths(axes: "Axes", table: "pd.DataFrame") -> None:
     time, *groups = table.columns  # the first is "decision" or "round"
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for name in groups[: len(COLOURS)]:
-        axes.step(table[time], table[name], where="post", label=f"group {name}")
+        axes.step(table[time], table[name], where="post", label=_plain(f"group {name}"))
     if len(groups) > len(COLOURS):
         for name in groups[len(COLOURS) :]:
             axes.step(table[time], table[name], where="post", color=MUTED, linewidth=0.7)
         axes.plot([], [], color=MUTED, label=f"{len(groups) - len(COLOURS)} more")
-    axes.set(xlabel=str(time), ylabel="units")
+    axes.set(xlabel=_plain(time), ylabel="units")
     axes.set_ylim(bottom=0)
     _legend(axes)
 
@@ -145,7 +183,7 @@ def _lines(y: str, label: str, *, log: bool = False) -> Callable[["Axes", "pd.Da
         series = table["phase"] if "phase" in table else np.full(len(table), y)
         for name, part in table.groupby(series, sort=False):
             marker = "." if len(part) < _FEW else None
-            axes.plot(part["step"], part[y], label=str(name), marker=marker)
+            axes.plot(part["step"], part[y], label=_plain(name), marker=marker)
         axes.set(xlabel="step", ylabel=label)
         if log and len(table) and (table[y] > 0).all() and table[y].max() > 20 * table[y].min():
             axes.set_yscale("log")
@@ -157,10 +195,10 @@ def _lines(y: str, label: str, *, log: bool = False) -> Callable[["Axes", "pd.Da
 
 def _stream(axes: "Axes", table: "pd.DataFrame") -> None:
     """Draw accuracy over a stream, with true drift (line) and detected drift (triangle)."""
-    marks = table["mark"].fillna("")
+    marks = table["mark"].astype(object).where(table["mark"].notna(), "")
     points = table[marks == ""]
     for name, part in points.groupby("series", sort=False):
-        axes.plot(part["event"], part["accuracy"], label=str(name))
+        axes.plot(part["event"], part["accuracy"], label=_plain(name))
     for number, event in enumerate(sorted(set(table.loc[marks == "drift", "event"]))):
         axes.axvline(
             event, color=INK, linestyle="--", linewidth=1, label="drift" if number == 0 else None
@@ -177,7 +215,7 @@ def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
     """Draw the return per episode over the training of a policy."""
     series = table["series"] if "series" in table else np.full(len(table), "policy")
     for name, part in table.groupby(series, sort=False):
-        axes.plot(part["steps"], part["episode_return"], label=str(name))
+        axes.plot(part["steps"], part["episode_return"], label=_plain(name))
     if table.groupby(series).ngroups > 1:
         _legend(axes)
     axes.set(xlabel="environment steps", ylabel="gain in smooth utility per episode")
@@ -196,14 +234,14 @@ def _settings(axes: "Axes", table: "pd.DataFrame") -> None:
         heights = part[rows].map(order.index) - shift
         shown, below = part["accuracy"] >= lowest, part["accuracy"] < lowest
         drawn = axes.errorbar(
-            part["accuracy"][shown], heights[shown], xerr=part["accuracy_sd"][shown], label=name,
-            fmt="o", markersize=4, linewidth=1,
+            part["accuracy"][shown], heights[shown], xerr=part["accuracy_sd"][shown],
+            label=_plain(name), fmt="o", markersize=4, linewidth=1,
         )  # fmt: skip
         axes.plot(
             [lowest] * int(below.sum()), heights[below], "<", markersize=4,
             color=drawn.lines[0].get_color(), clip_on=False,
         )  # fmt: skip
-    axes.set_yticks(range(len(order)), labels=order)
+    axes.set_yticks(range(len(order)), labels=list(map(_plain, order)))
     axes.set(xlabel="accuracy (mean ± sd over seeds)")
     if table["accuracy"].min() < lowest:
         axes.set(xlabel=f"accuracy (mean ± sd over seeds; ◂ below {lowest:.2f})")

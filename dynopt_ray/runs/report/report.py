@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynopt_ray.errors import RunError
+from dynopt_ray.errors import RunError, short, shortened
 from dynopt_ray.runs.directory import RunDirectory, replace_text
 from dynopt_ray.runs.report import html as page
-from dynopt_ray.runs.report.charts import CHARTS, Chart, drawable, figure
+from dynopt_ray.runs.report.charts import CHARTS, Chart, cut, drawable, figure
 from dynopt_ray.runs.report.svg import to_svg
 from dynopt_ray.runs.spec import parse
-from dynopt_ray.storage import replace_file
+from dynopt_ray.storage import DAMAGE_ERRORS, replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_LONGEST_LINE = 200
 _OUTCOMES = (
     ("summary", "Networks"),
     ("settings", "Settings, mean over seeds"),
@@ -40,10 +41,10 @@ def write_report(directory: RunDirectory) -> Path:
     manifest = directory.manifest
     charts = []
     for name, chart in drawable(tables).items():
-        plot = directory.path / "plots" / f"{name}.png"
+        plot = directory.writable(f"plots/{name}.png")
         with _damage_named(f"{directory.path / 'tables' / chart.table}.csv"):
             svg = _draw(chart, tables[chart.table], name, plot)
-        charts.append((chart.title, svg))
+        charts.append((chart.title + cut(tables[chart.table]), svg))
     results = tables.get("results")
     best = _best_row(results) if results is not None else None
     body = [
@@ -55,7 +56,7 @@ def write_report(directory: RunDirectory) -> Path:
         page.section(
             "Spec and manifest",
             page.details("spec.yaml", directory.spec_text)
-            + page.details("manifest.json", (directory.path / "manifest.json").read_text("utf-8")),
+            + page.details("manifest.json", directory.manifest_text),
         ),
     ]
     directory.write_text("report.html", page.page(directory.name, body))
@@ -81,7 +82,8 @@ def write_comparison(directories: Sequence[RunDirectory], path: Path) -> Path:
     charts = []
     for name, chart in drawable(joined).items():
         with _damage_named(f"tables/{chart.table}.csv of one of the runs"):
-            charts.append((chart.title, _draw(chart, joined[chart.table], name)))
+            svg = _draw(chart, joined[chart.table], name)
+        charts.append((chart.title + cut(joined[chart.table]), svg))
     body = [
         f"<h1>{len(names)} runs compared</h1>",
         page.section("Runs", page.table(about)),
@@ -107,14 +109,13 @@ def _damage_named(table: str) -> Iterator[None]:
     """Report errors in drawing as damage of a table, such as text in a column of numbers."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except DAMAGE_ERRORS as error:
         raise RunError(f"{table} is damaged: {error}") from error
 
 
 def _draw(chart: Chart, table: "pd.DataFrame", name: str, png: Path | None = None) -> str:
     with figure(chart, table) as drawn:
         if png is not None:
-            png.parent.mkdir(exist_ok=True)
             replace_file(
                 png, lambda path: drawn.savefig(path, format="png", dpi=160), private=False
             )
@@ -122,18 +123,18 @@ def _draw(chart: Chart, table: "pd.DataFrame", name: str, png: Path | None = Non
 
 
 def _header(name: str, manifest: Mapping[str, Any]) -> str:
-    status = str(manifest["status"])
-    started = str(manifest["started"])[:16].replace("T", " ")
-    facts = [f"kind {manifest['kind']}", f"seed {manifest['seed']}", f"{started} UTC"]
+    status = html.escape(manifest["status"])
+    started = manifest["started"][:16].replace("T", " ")
+    facts = [f"kind {manifest['kind']}", f"seed {short(manifest['seed'])}", f"{started} UTC"]
     if "duration_s" in manifest:
         facts.append(f"{manifest['duration_s']:,.0f} s")
     lines = [
-        f"<h1>{html.escape(name)}</h1>",
+        f"<h1>{html.escape(shortened(name, _LONGEST_LINE))}</h1>",
         f'<p class="about"><span class="status {status}">{status}</span> · '
-        f"{html.escape(' · '.join(facts))}</p>",
+        f"{html.escape(shortened(' · '.join(facts), _LONGEST_LINE))}</p>",
     ]
     if manifest.get("error"):
-        lines.append(f'<p class="error">{html.escape(str(manifest["error"]))}</p>')
+        lines.append(f'<p class="error">{html.escape(shortened(str(manifest["error"])))}</p>')
     return "\n".join(lines)
 
 
@@ -201,10 +202,14 @@ def _differences(names: Sequence[str], directories: Sequence[RunDirectory]) -> s
     if not differing:
         return "<p>All runs have the same spec.</p>"
     rows = [
-        {"key": k, **{n: str(s.get(k, "")) for n, s in zip(names, flat, strict=True)}}
+        {"key": k, **{n: _shown(s.get(k, "")) for n, s in zip(names, flat, strict=True)}}
         for k in differing
     ]
     return page.table(pd.DataFrame(rows), wrap=True)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else short(value)
 
 
 def _flat(spec: Any, path: str = "") -> dict[str, Any]:

@@ -15,10 +15,9 @@ from dynopt_ray.runs.spec.fields import (
     RecoveryField,
     SchedulerField,
     SearcherField,
-    checked_by,
 )
 from dynopt_ray.runs.spec.overrides import with_overrides
-from dynopt_ray.runs.spec.validation import Strict, short, validated
+from dynopt_ray.runs.spec.validation import Strict, checked_by, validated
 from dynopt_ray.runs.spec.yaml_text import dump, parse
 
 __all__ = [
@@ -44,7 +43,6 @@ __all__ = [
     "default_of",
     "dump",
     "parse",
-    "short",
     "validated",
     "with_overrides",
 ]

@@ -9,6 +9,8 @@ from dynopt_ray.runs.spec.fields import OptimizerField, Phase, TaskField
 from dynopt_ray.runs.spec.validation import Strict
 
 _LARGEST_FRACTION = 10
+_LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger ones
+_MOST_THREADS = 1_024  # starting millions of threads ends the process, or the machine
 
 
 class Spec(Strict):
@@ -17,13 +19,13 @@ class Spec(Strict):
     Attributes:
         kind: the kind of run, which determines the other keys.
         seed: seed of all random draws.
-        num_threads: number of torch's threads in this process. None leaves the choice to torch.
-            Small networks are much faster with one thread.
+        num_threads: number of torch's threads in this process, at most 1,024. None leaves the
+            choice to torch. Small networks are much faster with one thread.
     """
 
     kind: str
-    seed: int = Field(default=0, ge=0)
-    num_threads: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, le=_LARGEST_SEED)
+    num_threads: int | None = Field(default=None, ge=1, le=_MOST_THREADS)
 
 
 class NetworkSpec(Spec):

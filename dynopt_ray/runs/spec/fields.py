@@ -1,38 +1,23 @@
 """Field types that specs share: plugins by name, learning rates, optimizers, phases."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator
 
 from dynopt_ray import plugins
-from dynopt_ray.errors import DynoptError
-from dynopt_ray.runs.spec.validation import Strict, short
+from dynopt_ray.errors import DynoptError, short
+from dynopt_ray.runs.spec.validation import Strict, checked_by
 
 ByName = dict[str, Any]
 """A mapping with `name` and the arguments of the plugin, schedule or optimizer of this name."""
 
 
-def checked_by(check: Callable[[Any], object]) -> Callable[[Any], Any]:
-    """Return a validator that calls `check` and returns the value unchanged.
-
-    A DynoptError or TypeError that `check` raises becomes the error of the field.
-    """
-
-    def validate(value: Any) -> Any:
-        try:
-            check(value)
-        except (DynoptError, TypeError) as error:
-            raise ValueError(str(error)) from None  # pydantic collects ValueErrors only
-        return value
-
-    return validate
-
-
 def _plugin(family: plugins.Family) -> PlainValidator:
     """Return a validator for the name of a plugin, or a mapping with its name and arguments.
 
-    Only the name is checked here. The arguments are checked when the plugin is made.
+    Only the name is checked here, and nothing is imported. The arguments are checked when the
+    plugin is made.
     """
 
     def validate(value: Any) -> str | ByName:
@@ -42,7 +27,10 @@ def _plugin(family: plugins.Family) -> PlainValidator:
                 f"must be the name of one of the {family}, or a mapping with 'name' and its "
                 f"arguments, not {short(value)}"
             )
-        checked_by(lambda name: plugins.check_name(family, name))(name)
+        try:
+            plugins.check_name(family, name)
+        except DynoptError as error:
+            raise ValueError(str(error)) from None  # pydantic collects ValueErrors only
         return dict(value) if isinstance(value, Mapping) else name
 
     return PlainValidator(validate)

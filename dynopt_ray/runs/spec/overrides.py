@@ -4,9 +4,9 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dynopt_ray.errors import SpecError
-from dynopt_ray.runs.spec.validation import dotted, short
-from dynopt_ray.runs.spec.yaml_text import parse
+from dynopt_ray.errors import SpecError, short
+from dynopt_ray.runs.spec.validation import dotted
+from dynopt_ray.runs.spec.yaml_text import DEEPEST, parse
 
 
 def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -30,8 +30,12 @@ def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         path, separator, text = override.partition("=")
         parts = path.strip().split(".")
         if not separator or not all(parts):
-            raise SpecError(f"--set {override!r} is not of the form path=value, e.g. train.lr=0.1")
-        _set(result, parts, parse(text, source=f"--set {override!r}"), override)
+            raise SpecError(
+                f"--set {short(override)} is not of the form path=value, e.g. train.lr=0.1"
+            )
+        if len(parts) > DEEPEST:
+            raise SpecError(f"--set {short(override)}: the path has more than {DEEPEST} parts")
+        _set(result, parts, parse(text, source=f"--set {short(override)}"), override)
     return result
 
 
@@ -47,8 +51,9 @@ def _set(data: dict[str, Any], parts: list[str], value: Any, override: str) -> N
                 place.setdefault(key, {})
         else:
             raise SpecError(
-                f"--set {override!r}: {dotted(parts[:index])} is {short(place)}, which has no "
-                f"{part!r} within it; set {dotted(parts[:index])} as a whole, to a mapping in {{…}}"
+                f"--set {short(override)}: {dotted(parts[:index])} is {short(place)}, which has no "
+                f"{short(part)} within it; set {dotted(parts[:index])} as a whole, to a mapping in "
+                "{…}"
             )
         if done:
             place[key] = value
@@ -59,12 +64,13 @@ def _set(data: dict[str, Any], parts: list[str], value: Any, override: str) -> N
 def _list_place(place: list[Any], part: str, override: str) -> int:
     if not place:
         raise SpecError(
-            f"--set {override!r}: the list is empty, so it has no place {part!r}; set the whole "
-            "list, e.g. to [1, 2]"
+            f"--set {short(override)}: the list is empty, so it has no place {short(part)}; set "
+            "the whole list, e.g. to [1, 2]"
         )
-    if not part.isdigit() or int(part) >= len(place):
+    is_place = part.isascii() and part.isdigit() and len(part) <= len(str(len(place)))
+    if not is_place or int(part) >= len(place):
         raise SpecError(
-            f"--set {override!r}: {part!r} is not a place in a list of {len(place)}; places are "
-            f"numbered 0 to {len(place) - 1}"
+            f"--set {short(override)}: {short(part)} is not a place in a list of {len(place)}; "
+            f"places are numbered 0 to {len(place) - 1}"
         )
     return int(part)

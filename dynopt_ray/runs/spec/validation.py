@@ -12,16 +12,20 @@ that should hold the key. The keys of this part give the closest match and the l
 and its descriptions say what to give for a missing key.
 """
 
-import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from dynopt_ray.errors import SpecError, did_you_mean
+from dynopt_ray import plugins
+from dynopt_ray.errors import DynoptError, SpecError, did_you_mean, short, shortened
 
 Path = Sequence[str | int]
+
+_MOST_MESSAGES = 20
+_LONGEST_KEY = 60
 
 # pydantic's error types -> the words of someone who writes YAML.
 _EXPECTED = {
@@ -48,41 +52,66 @@ class Strict(BaseModel):
 _Spec = TypeVar("_Spec", bound=Strict)
 
 
-def validated(model: type[_Spec], data: Mapping[str, Any], *, source: str) -> _Spec:
+_may_run_code = ContextVar("_may_run_code", default=False)
+
+
+def validated(
+    model: type[_Spec], data: Mapping[str, Any], *, source: str, run_code: bool = False
+) -> _Spec:
     """Return the spec that plain data describe.
 
     Args:
         model: the class of the spec.
         data: the data as read from YAML.
         source: where the data come from, for messages.
+        run_code: whether to check values that name code as `module:attribute`, too, by running
+            that code. Reading a spec must not run what it names; preparing its run does.
 
     Raises:
         SpecError: there are mistakes; one message lists every wrong key, type and value.
     """
+    token = _may_run_code.set(run_code)
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise spec_error([_message(model, detail) for detail in error.errors()], source) from None
+        details = error.errors(include_url=False)
+        messages = [_message(model, detail) for detail in details[:_MOST_MESSAGES]]
+        raise spec_error(messages, source, more=len(details) - len(messages)) from None
+    finally:
+        _may_run_code.reset(token)
 
 
-def spec_error(messages: Sequence[str], source: str) -> SpecError:
-    """Return one error for one or more mistakes."""
-    if len(messages) == 1:
+def checked_by(check: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """Return a validator that calls `check` and returns the value unchanged.
+
+    A DynoptError or TypeError that `check` raises becomes the error of the field. A value that
+    names code is not checked unless `validated` may run code.
+    """
+
+    def validate(value: Any) -> Any:
+        if plugins.names_code(value) and not _may_run_code.get():
+            return value
+        try:
+            check(value)
+        except (DynoptError, TypeError, OverflowError) as error:
+            raise ValueError(str(error)) from None  # pydantic collects ValueErrors only
+        return value
+
+    return validate
+
+
+def spec_error(messages: Sequence[str], source: str, *, more: int = 0) -> SpecError:
+    """Return one error for one or more mistakes, and for `more` that have no message."""
+    if len(messages) == 1 and not more:
         return SpecError(f"{source}: {messages[0]}")
-    lines = "".join(f"\n  {message}" for message in messages)
-    return SpecError(f"{source} has {len(messages)} errors:{lines}")
+    lines = "".join(f"\n  {shortened(message, 600)}" for message in messages)
+    rest = f"\n  … and {more:,} more" if more else ""
+    return SpecError(f"{source} has {len(messages) + more:,} errors:{lines}{rest}")
 
 
 def dotted(path: Path) -> str:
     """Return a path in a spec as `--set` takes it, e.g. search.space.lr.0."""
-    return ".".join(str(part) for part in path)
-
-
-def short(value: Any) -> str:
-    """Return a value for a message: its repr, shortened if it is long."""
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = 60
-    return shortener.repr(value)
+    return ".".join(shortened(str(part), _LONGEST_KEY) for part in path)
 
 
 def _message(model: type[BaseModel], detail: ErrorDetails) -> str:

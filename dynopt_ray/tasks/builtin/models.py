@@ -6,6 +6,9 @@ from itertools import pairwise
 
 from torch import nn
 
+# Beyond these a network takes more than the memory of any machine, or the stack of the tracer.
+_LARGEST_WIDTH, _MOST_LAYERS = 2**20, 200
+
 
 def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Sequential:
     """Linear layers with ReLU between them; the hidden layers are named "0", "2", "4", ….
@@ -61,7 +64,7 @@ def mlp_factory(
 
     Raises:
         TypeError: `hidden` is not a list of whole numbers.
-        ValueError: `hidden` is empty or holds a width below 1.
+        ValueError: `hidden` is empty or too long, or holds a width that is out of range.
     """
     return partial(mlp, num_inputs, _widths("hidden", hidden), num_outputs)
 
@@ -73,7 +76,7 @@ def vgg_factory(
 
     Raises:
         TypeError: a width is not a whole number.
-        ValueError: a width is below 1, or the image cannot be halved once per block.
+        ValueError: a width is out of range, or the image cannot be halved once per block.
     """
     widths = _widths("channels", channels)
     if image_size >> len(widths) < 1:
@@ -94,6 +97,8 @@ def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
             raise TypeError(f"{name} must hold whole numbers, not {width!r}")
         if width < 1:
             raise ValueError(f"{name} holds {width}; every width must be at least 1")
-    if not widths:
-        raise ValueError(f"{name} is empty; give at least one width")
+        if width > _LARGEST_WIDTH:
+            raise ValueError(f"{name} holds {width}; the largest width is {_LARGEST_WIDTH:,}")
+    if not 1 <= len(widths) <= _MOST_LAYERS:
+        raise ValueError(f"{name} has {len(widths)} widths; give 1 to {_MOST_LAYERS}")
     return tuple(widths)

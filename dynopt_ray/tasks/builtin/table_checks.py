@@ -56,10 +56,11 @@ def check_not_empty(table: "pd.DataFrame", target: str) -> None:
     Raises:
         DataError: a column has no value; the message names the first such column.
     """
-    for name in table.columns:
-        if not table[name].notna().any():
-            instead = "name another target" if name == target else "leave it out"
-            raise DataError(f"column {name!r} has no value in any row; {instead}")
+    is_empty: NDArray[np.bool_] = np.asarray(table.isna().to_numpy().all(axis=0))
+    if is_empty.any():
+        empty = table.columns[is_empty]
+        instead = "name another target" if empty[0] == target else "leave it out"
+        raise DataError(f"column {empty[0]!r} has no value in any row; {instead}")
 
 
 def check_features(table: "pd.DataFrame", max_categories: int) -> None:

@@ -49,6 +49,11 @@ class Encoder:
 
     columns: tuple[Numeric | Categorical, ...]
 
+    @property
+    def width(self) -> int:
+        """The number of encoded columns."""
+        return sum(len(c.categories) if isinstance(c, Categorical) else 1 for c in self.columns)
+
     def encode(self, table: "pd.DataFrame") -> NDArray[np.float32]:
         """Encode the table; shape (rows, encoded columns)."""
         parts = [column.encode(table[column.name]) for column in self.columns]
@@ -74,8 +79,15 @@ def _fit(column: "pd.Series[Any]") -> Numeric | Categorical:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
         fill = float(np.nanmedian(values))
         values = np.where(np.isnan(values), fill, values)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = float(values.mean()), float(values.std())
+        if not np.isfinite(deviation):
+            raise DataError(
+                f"column {name!r} holds numbers up to {np.abs(values).max():g}, which are too "
+                "large to standardise; give them in another unit"
+            )
         # A column that is constant in training carries no information; 1 keeps the result finite.
-        return Numeric(name, float(values.mean()), float(values.std()) or 1.0, fill)
+        return Numeric(name, mean, deviation or 1.0, fill)
     if not (
         types.is_string_dtype(column)
         or types.is_object_dtype(column)

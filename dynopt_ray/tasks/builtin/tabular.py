@@ -19,6 +19,7 @@ from dynopt_ray.tasks.builtin.table_checks import (
     text_among_numbers,
 )
 from dynopt_ray.tasks.builtin.table_encoder import fit_encoder
+from dynopt_ray.tasks.builtin.table_reader import read_table
 from dynopt_ray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ Missing = Literal["error", "drop", "impute"]
 
 _MOST_INTEGER_CLASSES = 20
 _LEAST_ROWS_PER_CLASS = 3
+_MOST_NUMBERS = 500_000_000  # of four bytes each; making them takes several times as much
 
 _CORRECT = "correct it, remove the row, or leave it empty and use missing='drop'"
 
@@ -98,6 +100,7 @@ def tabular(
     )
     targets = _numbers(table[target], rows["train"]) if labels is None else labels
     encoder = fit_encoder(features.iloc[rows["train"]])
+    _check_size(len(features), encoder.width)
     encoded = encoder.encode(features)
     splits = array_splits(
         {split: encoded[index] for split, index in rows.items()},
@@ -111,33 +114,6 @@ def tabular(
         name=Path(path).stem,
         device=device,
     )
-
-
-def read_table(path: str | Path) -> "pd.DataFrame":
-    """Read the table in a CSV or Parquet file.
-
-    Raises:
-        DataError: the file is missing, is empty, has another format or cannot be parsed.
-    """
-    import pandas as pd
-
-    path = Path(path)
-    suffixes = path.suffixes
-    try:
-        if ".csv" in suffixes:
-            table = pd.read_csv(path)
-        elif suffixes and suffixes[-1] in (".parquet", ".pq"):
-            table = pd.read_parquet(path)
-        else:
-            raise DataError(f"{path} is neither .csv nor .parquet; convert it to one of them")
-    except DataError:
-        raise
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
-        raise DataError(f"cannot read {path}: {error}") from error
-    if table.empty:
-        raise DataError(f"{path} holds no rows")
-    table.columns = table.columns.map(str)
-    return table.reset_index(drop=True)
 
 
 def _without_missing(table: "pd.DataFrame", target: str, missing: Missing) -> "pd.DataFrame":
@@ -207,8 +183,8 @@ def _labels(target: "pd.Series[Any]") -> tuple[NDArray[np.int64], int]:
     counts = np.bincount(labels)
     if len(classes) < 2:
         raise DataError(
-            f"column {target.name!r} has only one class, {classes[0]!r}, so there is nothing to "
-            "predict; name another target"
+            f"column {target.name!r} has only one class, {str(classes[0])!r}, so there is nothing "
+            "to predict; name another target"
         )
     if counts.min() < _LEAST_ROWS_PER_CLASS:
         if not is_number and (place := text_among_numbers(target.astype(str))):
@@ -241,6 +217,15 @@ def _numbers(target: "pd.Series[Any]", train: NDArray[np.int64]) -> NDArray[np.f
         )
     scaled: NDArray[np.float32] = ((values - mean) / deviation).astype(np.float32)
     return scaled[:, None]
+
+
+def _check_size(num_rows: int, width: int) -> None:
+    if num_rows * width > _MOST_NUMBERS:
+        raise DataError(
+            f"the table would become {num_rows:,} rows of {width:,} numbers, because each text of "
+            "a column becomes a column; leave out columns with many different texts, or lower "
+            "max_categories to find them"
+        )
 
 
 def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:

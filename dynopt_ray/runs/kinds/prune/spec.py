@@ -1,10 +1,10 @@
 """The spec of `kind: prune`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from dynopt_ray.errors import did_you_mean
+from dynopt_ray.errors import SpecError, did_you_mean
 from dynopt_ray.runs.kind import Kind
 from dynopt_ray.runs.spec import (
     ByName,
@@ -20,6 +20,7 @@ from dynopt_ray.runs.spec import (
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.training import (
     GRANULARITIES,
+    MOST_ROUNDS,
     Distillation,
     Pattern,
     Regrowth,
@@ -93,7 +94,7 @@ class PruneSettings(Strict):
     criterion: CriterionField = "magnitude"
     granularity: str = "unit"
     scope: Literal["global", "layer"] = "global"
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, le=MOST_ROUNDS)
     schedule: ByName | None = None
     min_widths: dict[str, Annotated[int, Field(ge=1)]] | None = None
     retrain: Phase | None = None
@@ -129,8 +130,15 @@ class PruneSettings(Strict):
     @field_validator("retrain")
     @classmethod
     def _of_one_network(cls, value: Phase | None) -> Phase | None:
-        if value is not None and make_rate(value.lr, value.num_steps).population is not None:
-            raise ValueError("a population trains several networks; only one is retrained")
+        if value is None:
+            return None
+        num_steps = value.num_steps
+
+        def check(rate: Any) -> None:
+            if make_rate(rate, num_steps).population is not None:
+                raise SpecError("a population trains several networks; only one is retrained")
+
+        checked_by(check)(value.lr)
         return value
 
     @model_validator(mode="after")

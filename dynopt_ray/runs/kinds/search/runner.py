@@ -105,6 +105,17 @@ def add_best_curve(curves: Curves, result: SearchResult) -> None:
         )
 
 
+def _lead(result: SearchResult) -> str:
+    """Say which trial wins, and why if it is not the one with the highest utility."""
+    best, highest = result.best, result.highest
+    if best.trial == highest.trial:
+        return "best "
+    return (
+        f"trial {best.trial} is the cheapest within one standard error of trial {highest.trial} "
+        f"(utility {highest.utility:.4f}): "
+    )
+
+
 def check_plugins(settings: SearchSettings, space: Space) -> None:
     """Make the searcher and the scheduler once, to check their arguments.
 
@@ -211,7 +222,7 @@ def run_search(
         ended = ", ".join(f"{count} {status}" for status, count in counts.items())
         best = result.best
         stage.result(
-            f"{ended}; best utility {best.utility:.4f} (accuracy {best.accuracy:.4f}, "
+            f"{ended}; {_lead(result)}utility {best.utility:.4f} (accuracy {best.accuracy:.4f}, "
             f"cost {best.cost:.3f})" + (f"; {result.note}" if result.note else "")
         )
     return result

@@ -50,6 +50,8 @@ class SearchSettings(Strict):
         resources: custom resources that a trial reserves: name -> amount.
         order: "arrival" decides about measurements as they arrive; "drawn" in the order in which
             trials were drawn, so that a search with several trials at once repeats.
+        choice: which finished trial wins: "best" has the highest utility; "one_standard_error" is
+            the cheapest that cannot be told from it on the validation rows.
         max_failures: how often a trial whose process died is continued before it counts as failed.
         time_limit_s: the time in seconds after which a trial is ended, or None.
         local: whether to run the trials in this process, one at a time, without a cluster.
@@ -67,6 +69,7 @@ class SearchSettings(Strict):
     accelerator_type: str | None = default_of(search, "accelerator_type")
     resources: dict[str, float] | None = default_of(search, "resources")
     order: Literal["arrival", "drawn"] = default_of(search, "order")
+    choice: Literal["one_standard_error", "best"] = default_of(search, "choice")
     max_failures: int = default_of(search, "max_failures")
     time_limit_s: float | None = default_of(search, "time_limit_s")
     local: bool = default_of(search, "local")
@@ -118,4 +121,5 @@ KIND = Kind(
     SearchSpec,
     "dynopt_ray.runs.kinds.search.runner:prepare",
     rebuild="dynopt_ray.runs.kinds.search.tables:rebuild",
+    is_local=lambda spec: spec.search.local,
 )

@@ -81,4 +81,8 @@ class StreamSpec(NetworkSpec):
     learner: LearnerSettings = LearnerSettings()
 
 
-KIND = Kind(StreamSpec, "dynopt_ray.runs.kinds.stream.runner:prepare")
+KIND = Kind(
+    StreamSpec,
+    "dynopt_ray.runs.kinds.stream.runner:prepare",
+    is_local=lambda spec: spec.learner.local,
+)
