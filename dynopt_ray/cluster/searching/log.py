@@ -103,7 +103,9 @@ class TrialLog:
                 best.number, best.config, *(best.last[k] for k in ("accuracy", "cost", "utility"))
             ),
             pareto=pareto_front(trials[trials["status"] == "finished"]),
-            history=pd.DataFrame(self._history).sort_values("trial", kind="stable"),
+            history=pd.DataFrame(self._history).sort_values(
+                "trial", kind="stable", ignore_index=True
+            ),
             network=network,
             note=note,
         )
