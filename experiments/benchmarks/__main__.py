@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("compensation", "growing", "pruning", "structure")
+BENCHMARKS = ("cluster", "compensation", "growing", "pruning", "structure")
 
 
 def main() -> None:

@@ -137,7 +137,7 @@ def run(
     pool: Callable[[WorkerConfig], TurnsPool],
 ) -> Sink:
     """Run a search, or the rest of one, and return its records, also if the driver dies."""
-    board, drawer = board_of(files, searcher, scheduler, num_trials)
+    board, drawer = board_of(files, searcher, scheduler, num_trials, in_order=in_order)
     kept = KeptNetworks(forget=files.forget_network)
     sink = Sink(records)
     writer = SearchRecords([sink], kept, lambda: None)
@@ -154,7 +154,12 @@ def run(
         writer,
         files,
         SPACE.decode,
-        LoopConfig(max_failures=max_failures, in_order=in_order, draw_ahead=draws_ahead(drawer)),
+        LoopConfig(
+            max_failures=max_failures,
+            in_order=in_order,
+            num_slots=3,
+            draw_ahead=draws_ahead(drawer),
+        ),
     )
     loop.finish(finished)
     with contextlib.suppress(DriverDiedError):
@@ -163,7 +168,7 @@ def run(
 
 
 def board_of(
-    files: TrialFiles, searcher: Any, scheduler: Any, num_trials: int
+    files: TrialFiles, searcher: Any, scheduler: Any, num_trials: int, *, in_order: bool = False
 ) -> tuple[TrialBoard, Any]:
     """Return a new board, and its scheduler."""
     algorithm, num_trials = draws(searcher, SPACE, num_trials=num_trials, seed=3)
@@ -178,6 +183,7 @@ def board_of(
         copy_state=lambda trial, source: files.copy_state(
             source.number, source.report, trial.number, trial.report
         ),
+        in_order=in_order,
     )
     return board, drawer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dynopt_ray.cluster.trials import KeptNetworks, TrialFiles, replay
+from dynopt_ray.cluster.trials import KeptNetworks, TrialFiles, loop, replay
 from dynopt_ray.errors import RunError
 from dynopt_ray.journals import LocalStore, RunRecord
 from tests.cluster.slots import Climb, TurnsPool, board_of, run, table
@@ -79,6 +79,55 @@ def test_decisions_in_the_order_of_drawing_repeat(scheduler: str, tmp_path: Path
         for seed in (1, 2)
     ]
     pd.testing.assert_frame_equal(tables[0], tables[1])
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_decisions_in_order_do_not_depend_on_who_dies_when(scheduler: str, tmp_path: Path) -> None:
+    """Several slots, some of which are lost, and a driver that dies again and again."""
+    undisturbed = run(
+        files_in(tmp_path / "a"),
+        searcher="optuna",
+        scheduler=scheduler,
+        in_order=True,
+        pool=lambda config: TurnsPool(config, num_slots=3, seed=0),
+    ).records
+    records: list[RunRecord] = []
+    for seed in range(100):
+        records = run(
+            files_in(tmp_path / "b"),
+            searcher="optuna",
+            scheduler=scheduler,
+            in_order=True,
+            records=records,
+            pool=partial(TurnsPool, num_slots=3, seed=seed, loss=0.1, answers_left=5 + seed % 9),
+        ).records
+        if sum(r.kind == "ended" for r in records) == 12:
+            break
+    assert sum(r.kind == "continued" for r in records) >= 3
+    pd.testing.assert_frame_equal(table(records), table(undisturbed))
+    networks = [files_in(tmp_path / one).network for one in "ab"]
+    for number in range(12):
+        assert networks[0](number) == networks[1](number)
+
+
+def test_fewer_slots_than_expected_decide_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_PATIENCE_S", 0.0)
+    tables = [
+        table(
+            run(
+                files_in(tmp_path / str(num_slots)),
+                searcher="optuna",
+                scheduler="hyperband",
+                in_order=True,
+                pool=partial(TurnsPool, num_slots=num_slots, seed=1),
+            ).records
+        )
+        for num_slots in (3, 2, 1)
+    ]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    pd.testing.assert_frame_equal(tables[0], tables[2])
 
 
 def test_little_is_computed_twice(tmp_path: Path) -> None:

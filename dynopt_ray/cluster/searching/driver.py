@@ -103,7 +103,7 @@ def search(
         seed: seed of the draws.
         cpus_per_trial: CPU cores reserved for each trial, which uses one thread per core.
         gpus_per_trial: GPUs reserved for each trial, at most 1. With a fraction, trials share a
-            GPU.
+            GPU: as many as fit on it.
         max_concurrent: maximum number of slots, in each of which one trial runs, or
             `trials_per_slot`. Default: as many as the cluster has room for.
         trials_per_slot: number of trials that take turns in one slot and share its process. For
@@ -220,10 +220,21 @@ class _SlotNeed:
         kind = {"accelerator_type": self.accelerator_type} if self.accelerator_type else {}
         return {
             "num_cpus": self.cpus,
-            "num_gpus": self.gpus,
+            "num_gpus": self._share_of_gpu,
             "resources": self.resources,
             **kind,
         }
+
+    @property
+    def _share_of_gpu(self) -> float:
+        """The share of a GPU that a slot reserves: 1/n if n slots fit on one.
+
+        Ray adds up what is left on the GPUs of a node. It would send a third slot of 0.6 to a node
+        of two GPUs, where it would wait, and not to one where a GPU is free.
+        """
+        if not self.gpus:
+            return 0
+        return int(1e4 / int(1 / self.gpus + 1e-9)) / 1e4  # Ray counts in steps of 0.0001
 
     def room(self, node: "Node") -> int:
         """Return the number of slots for which a node has room at once."""
@@ -261,7 +272,6 @@ def _searched(
 ) -> bytes | None:
     """Run a search, or the rest of it, and return the network of the best trial."""
     from dynopt_ray.cluster.searching.domains import tune_space
-    from dynopt_ray.cluster.searching.schedulers import draws_ahead
 
     plan.searcher.set_search_properties("utility", "max", tune_space(plan.space))
     plan.scheduler.set_search_properties("utility", "max")
@@ -276,6 +286,7 @@ def _searched(
             copy_state=lambda trial, source: files.copy_state(
                 source.number, source.report, trial.number, trial.report
             ),
+            in_order=plan.loop.in_order,
         )
         kept = KeptNetworks(forget=files.forget_network)
         sinks: list[RecordSink] = [place.journal, log] if place else [log]
@@ -293,7 +304,7 @@ def _searched(
                 writer,
                 files,
                 plan.space.decode,
-                replace(plan.loop, draw_ahead=draws_ahead(plan.scheduler)),
+                _loop_config(plan),
             )
             loop.finish(finished)
             loop.run()
@@ -301,11 +312,30 @@ def _searched(
         return None if winner is None else files.network(winner)
 
 
+def _loop_config(plan: _Plan) -> LoopConfig:
+    """Return how to run trials, once the cluster is there."""
+    from dynopt_ray.cluster.searching.schedulers import draws_ahead
+
+    config = replace(plan.loop, draw_ahead=draws_ahead(plan.scheduler))
+    if not config.in_order:
+        return config
+    if plan.address is None:  # one slot, in which as many trials take turns as would on a cluster
+        return replace(config, per_slot=config.per_slot * (plan.max_concurrent or 1))
+    return replace(config, num_slots=plan.max_concurrent or _room(plan))
+
+
+def _room(plan: _Plan) -> int:
+    """Return the number of slots for which the cluster has room."""
+    from dynopt_ray.cluster.sessions import alive_nodes
+
+    return sum(map(plan.slot.room, alive_nodes()))
+
+
 @contextmanager
 def _pool(plan: _Plan, place: SearchStorage | None, files: TrialFiles) -> Iterator[SlotPool]:
     """Provide the slots in which trials run."""
     from dynopt_ray.cluster.searching.schedulers import pauses
-    from dynopt_ray.cluster.sessions import alive_nodes, session
+    from dynopt_ray.cluster.sessions import session
 
     with ExitStack() as stack:
         is_local = plan.address is None
@@ -328,7 +358,7 @@ def _pool(plan: _Plan, place: SearchStorage | None, files: TrialFiles) -> Iterat
             plan.trial,
             config,
             plan.slot.options,
-            lambda: plan.max_concurrent or sum(map(plan.slot.room, alive_nodes())),
+            lambda: plan.max_concurrent or _room(plan),
         )
         stack.callback(pool.close)
         yield pool

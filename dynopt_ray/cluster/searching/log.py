@@ -113,7 +113,9 @@ class TrialLog:
             best=_best(self._records[number]),
             highest=_best(self._records[self.winner("best") or 0]),
             pareto=pareto_front(trials[trials["status"] == "finished"]),
-            history=pd.DataFrame(self._history).sort_values("trial", kind="stable"),
+            history=pd.DataFrame(self._history).sort_values(
+                "trial", kind="stable", ignore_index=True
+            ),
             network=network,
             note=note,
         )

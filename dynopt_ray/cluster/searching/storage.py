@@ -64,6 +64,8 @@ class SearchStorage:
         Raises:
             CheckpointError: nothing can be written there.
         """
+        for left in self.store.names("probes"):  # by drivers that were killed
+            self.store.delete(left)
         name = f"probes/{secrets.token_hex(8)}"
         self.store.put(name, b"")
         try:

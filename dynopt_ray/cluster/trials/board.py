@@ -26,6 +26,7 @@ from dynopt_ray.cluster.trials.board_trial import (
     StateOf,
 )
 from dynopt_ray.cluster.trials.plain_values import plain
+from dynopt_ray.cluster.trials.turns import Turns
 from dynopt_ray.errors import SearchError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class TrialBoard:
         seed: seed of Python's and NumPy's global generators during calls to the searcher and the
             scheduler, some of which draw from them. Outside these calls nothing changes.
         copy_state: called when a scheduler makes a trial continue from the state of another.
+        in_order: whether decisions are made in the order of drawing; see `Turns`. Trials whose
+            process is lost then keep running, as far as the scheduler is concerned.
 
     Attributes:
         ends: the trials that have ended since `take_ends` was last called.
@@ -84,6 +87,7 @@ class TrialBoard:
         num_trials: int,
         seed: int,
         copy_state: CopyState,
+        in_order: bool = False,
     ) -> None:
         self._searcher = searcher
         self._scheduler = scheduler
@@ -94,6 +98,8 @@ class TrialBoard:
         self._num_ended = 0
         self._copies: list[tuple[BoardTrial, StateOf]] = []
         self._is_exhausted = False
+        self._in_order = in_order
+        self._turns = Turns()
         self._globals: tuple[Any, Any] = _seeded(seed)
         self._are_own = False
 
@@ -114,6 +120,17 @@ class TrialBoard:
         """The number of trials that have not ended, including those that are yet to be drawn."""
         total = self._num_trials if self.may_draw else len(self._trials)
         return total - self._num_ended
+
+    @property
+    def running(self) -> list[int]:
+        """The trials that run."""
+        return [trial.number for trial in self._trials if trial.status == RUNNING]
+
+    def turns(self) -> Turns:
+        """Return whose turn it is; begin a new round if the last one is over."""
+        if self._in_order:
+            self._turns.advance(self.running)
+        return self._turns
 
     def next_trial(self) -> BoardTrial | None:
         """Return the trial that the scheduler wants to run next, or None."""
@@ -151,7 +168,8 @@ class TrialBoard:
     def started(self, number: int) -> None:
         """Note that a trial runs (again). One that has ended only gives its network again."""
         trial = self._trials[number]
-        if trial.status not in ENDED:
+        if trial.status not in ENDED | {RUNNING}:
+            self.turns().started(number)
             trial.status = RUNNING
 
     def measured(
@@ -159,6 +177,7 @@ class TrialBoard:
     ) -> Decision:
         """Decide about a running trial that has made a measurement."""
         trial = self._trials[number]
+        self.turns().taken(number)
         trial.report, trial.elapsed_s = report, elapsed_s
         if has_state:
             trial.state = StateOf(number, report)
@@ -182,6 +201,7 @@ class TrialBoard:
     def failed(self, number: int, error: str) -> None:
         """Note that a trial has failed."""
         trial = self._trials[number]
+        self.turns().taken(number)
         self._end(trial, "ERROR", TrialEnd(number, "failed", error))
         with self._own_globals():
             self._scheduler.on_trial_error(self, trial)  # type: ignore[arg-type]
@@ -189,6 +209,7 @@ class TrialBoard:
 
     def stopped(self, number: int, note: str) -> None:
         """Note that a trial has ended without a final measurement."""
+        self.turns().taken(number)
         self._complete(self._trials[number], TrialEnd(number, "stopped", note))
 
     def lost(self, number: int) -> None:
@@ -197,7 +218,7 @@ class TrialBoard:
         The scheduler is not told. The trial will report what it would have reported.
         """
         trial = self._trials[number]
-        if trial.status == RUNNING:
+        if trial.status == RUNNING and not self._in_order:
             trial.status = PENDING
 
     def interrupted(self) -> None:

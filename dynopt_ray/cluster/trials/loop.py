@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynopt_ray.cluster.trials.board import TrialBoard
+from dynopt_ray.cluster.trials.board import Decision, TrialBoard
 from dynopt_ray.cluster.trials.board_trial import ENDED, BoardTrial
 from dynopt_ray.cluster.trials.messages import (
     ContinueTrial,
@@ -23,6 +23,8 @@ from dynopt_ray.cluster.trials.records import SearchRecords
 from dynopt_ray.cluster.trials.trial_files import TrialFiles
 from dynopt_ray.cluster.trials.worker import over_time
 
+_PATIENCE_S = 60.0
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -33,8 +35,10 @@ class LoopConfig:
         max_failures: how often a trial is continued after its process was lost.
         time_limit_s: the time after which a trial is ended, in seconds, or None.
         in_order: whether to decide about measurements in the order in which their trials were
-            drawn, so that a search repeats with several trials at once. Slots then wait for the
-            slowest.
+            drawn, so that a search repeats with several trials at once; see `Turns`. Slots then
+            wait for the slowest.
+        num_slots: with `in_order`, the number of slots, `num_slots` · `per_slot` trials run at a
+            time. If slots are lost and not replaced, others hold more trials.
         draw_ahead: whether the scheduler wants a trial to be drawn, although others wait.
     """
 
@@ -42,6 +46,7 @@ class LoopConfig:
     max_failures: int = 3
     time_limit_s: float | None = None
     in_order: bool = False
+    num_slots: int = 1
     draw_ahead: Callable[[], bool] = lambda: False
 
 
@@ -74,7 +79,11 @@ class TrialLoop:
         self._config = config
         self._todo: dict[Slot, list[TrialCommand]] = {}
         self._num_busy = 0
-        self._waiting: list[tuple[Slot, list[TrialEvent] | SlotLost]] = []
+        # In order: events of trials that wait for their turn, and trials that wait for a slot.
+        self._waiting: dict[int, tuple[Slot, TrialEvent]] = {}
+        self._unplaced: list[int] = board.running
+        self._num_members = config.per_slot
+        self._filled_at = time.monotonic()
         # Trials that made their final measurement but have not ended: -> whether their network is
         # wanted. If it gets lost with its process, the last part of the trial is run again.
         self._finishing: dict[int, bool] = {}
@@ -99,16 +108,18 @@ class TrialLoop:
         """
         while True:
             has_room = self._fill()
-            if not self._num_busy and not self._waiting and (has_room or not self._num_left):
+            is_idle = not (self._num_busy or self._waiting or self._unplaced)
+            if is_idle and (has_room or not self._num_left):
                 self._end_waiting()
                 return
-            for slot, answer in self._in_turn(self._pool.wait()):
+            for slot, answer in self._pool.wait():
                 self._num_busy -= 1
                 if isinstance(answer, SlotLost):
                     self._lost(slot, answer)
                 else:
                     for event in answer:
-                        self._happened(slot, event)
+                        self._arrived(slot, event)
+            self._take_turns()
 
     def _fill(self) -> bool:
         """Send every idle slot its commands, and trials to run if it has room for them.
@@ -116,12 +127,11 @@ class TrialLoop:
         Returns:
             Whether a slot is left that got nothing to do.
         """
-        if self._waiting:
-            return False  # in order: the next decisions come first
+        self._begin_round()
         has_room = False
-        for slot in self._pool.idle(-(-self._num_left // self._config.per_slot)):
+        for slot in self._pool.idle(-(-self._num_wanted // self._config.per_slot)):
             commands = self._todo.pop(slot, [])
-            while len(slot.members) < self._config.per_slot:
+            while len(slot.members) < self._num_members:
                 command = self._next_start(slot)
                 if command is None:
                     break
@@ -132,17 +142,47 @@ class TrialLoop:
                 self._set_deadline(slot)
                 self._pool.send(slot, commands)
                 self._num_busy += 1
+                self._filled_at = time.monotonic()
         return has_room
+
+    def _begin_round(self) -> None:
+        """In order: start trials until as many run as may, and let them wait for slots."""
+        if not self._config.in_order:
+            return
+        turns = self._board.turns()
+        while turns.may_start and len(self._board.running) < self._most:
+            trial = self._next()
+            if trial is None:
+                break
+            self._board.started(trial.number)
+            self._unplaced.append(trial.number)
+        if not self._unplaced or self._num_busy:
+            self._filled_at = time.monotonic()
+        elif time.monotonic() - self._filled_at > _PATIENCE_S:
+            self._num_members += 1  # too few slots for this round, and none has come for a while
+
+    @property
+    def _most(self) -> int:
+        return self._config.num_slots * self._config.per_slot
 
     @property
     def _num_left(self) -> int:
         return self._board.num_left + len(self._finishing)
+
+    @property
+    def _num_wanted(self) -> int:
+        return min(self._num_left, self._most) if self._config.in_order else self._num_left
 
     def _next_start(self, slot: Slot) -> StartTrial | None:
         """Return the command that starts the next trial in a slot, or None if there is none."""
         if self._again:
             trial = self._board.trials[self._again.pop(0)]
             report = trial.report - 1  # so that it makes its final measurement again
+        elif self._config.in_order:
+            if not self._unplaced:
+                return None
+            trial = self._board.trials[self._unplaced.pop(0)]
+            report = trial.report
         else:
             chosen = self._next()
             if chosen is None:
@@ -182,17 +222,22 @@ class TrialLoop:
             left = [limit - trials[number].elapsed_s for number in slot.members]
             slot.deadline = time.monotonic() + sum(max(0.0, one) for one in left)
 
-    def _in_turn(
-        self, answers: list[tuple[Slot, list[TrialEvent] | SlotLost]]
-    ) -> Sequence[tuple[Slot, list[TrialEvent] | SlotLost]]:
-        """Return the answers to deal with now."""
+    def _arrived(self, slot: Slot, event: TrialEvent) -> None:
+        """Deal with an event, now or when it is its trial's turn."""
+        if self._config.in_order and event.number not in self._finishing:
+            self._waiting[event.number] = slot, event
+        else:
+            self._happened(slot, event)
+
+    def _take_turns(self) -> None:
+        """In order: deal with the events of a round, once all are there."""
         if not self._config.in_order:
-            return answers
-        self._waiting += answers
-        if len(self._waiting) < self._num_busy:
-            return []
-        ready, self._waiting = self._waiting, []
-        return sorted(ready, key=lambda answer: min(answer[0].members, default=-1))
+            return
+        due = self._board.turns().due
+        if due and due <= self._waiting.keys():
+            for number in sorted(due):
+                if number in self._board.turns().due:  # it was not ended by a decision before it
+                    self._happened(*self._waiting.pop(number))
 
     def _happened(self, slot: Slot, event: TrialEvent) -> None:
         match event:
@@ -202,9 +247,12 @@ class TrialLoop:
                 slot.members.discard(number)
                 if network is not None:
                     self._files.keep_network(number, network)
-                if self._finishing.pop(number, None) is None:
+                wanted = self._finishing.pop(number, None)
+                if wanted is None:
                     self._board.stopped(number, note)
                 else:
+                    if wanted and not self._records.keeps(number):
+                        self._files.forget_network(number)  # a better one came in the meantime
                     self._end(number)
             case TrialFailed(number, error):
                 slot.members.discard(number)
@@ -221,6 +269,10 @@ class TrialLoop:
         if number in self._finishing:
             commands.append(FinishTrial(number, keep=True))
             return
+        if self._board.trials[number].status in ENDED:  # by a decision about another trial
+            slot.members.discard(number)
+            commands.append(StopTrial(number))
+            return
         if event.state is not None:
             self._files.keep_state(number, event.report, event.state)
         decision = self._board.measured(
@@ -230,7 +282,9 @@ class TrialLoop:
             number, event.row, event.row_scores
         )
         self._records.measured(event, decision)
-        if decision == "continue":
+        if number not in slot.members:
+            self._decided_without_process(number, decision, keep and event.has_network)
+        elif decision == "continue":
             commands.append(ContinueTrial(number))
         elif decision == "finish":
             self._finishing[number] = keep and event.has_network
@@ -238,6 +292,16 @@ class TrialLoop:
         else:
             slot.members.discard(number)
             commands.append(StopTrial(number))
+
+    def _decided_without_process(self, number: int, decision: Decision, keep: bool) -> None:
+        """Carry out a decision about a trial whose process was lost after it had measured."""
+        if decision == "continue":
+            self._unplaced.append(number)
+        elif decision == "finish" and keep:
+            self._finishing[number] = True
+            self._again.append(number)
+        elif decision == "finish":
+            self._end(number)
 
     def _end(self, number: int, status: str = "finished", error: str = "") -> None:
         self._records.ended(number, status, error)
@@ -258,7 +322,9 @@ class TrialLoop:
     def _lost(self, slot: Slot, loss: SlotLost) -> None:
         """Let the trials of a lost slot be continued, unless that has been tried too often."""
         self._todo.pop(slot, None)
-        for number in sorted(slot.members):
+        members = sorted(slot.members)
+        slot.members.clear()
+        for number in members:
             trial = self._board.trials[number]
             if trial.status in ENDED:
                 if self._finishing[number]:
@@ -267,17 +333,19 @@ class TrialLoop:
                     del self._finishing[number]
                     self._end(number)
                 continue
+            if number in self._waiting:
+                continue  # its measurement has arrived
             limit = self._config.time_limit_s
-            if loss.over_time and limit is not None and len(slot.members) == 1:
-                self._board.stopped(number, over_time(limit))
+            if loss.over_time and limit is not None and len(members) == 1:
+                self._arrived(slot, TrialEnded(number, over_time(limit)))
                 continue
             trial.num_losses += 1
             self._records.lost(number, loss.cause)
             if trial.num_losses > self._config.max_failures:
-                self._board.failed(
-                    number, f"its process died {trial.num_losses} times; lastly: {loss.cause}"
-                )
-            else:
-                self._board.lost(number)
-        slot.members.clear()
+                cause = f"its process died {trial.num_losses} times; lastly: {loss.cause}"
+                self._arrived(slot, TrialFailed(number, cause))
+                continue
+            self._board.lost(number)
+            if self._config.in_order:
+                self._unplaced.append(number)
         self._note_ends()

@@ -15,6 +15,7 @@ from dynopt_ray.errors import SearchError
 _RESIZE_S = 2.0
 _FAILED_STARTS = 3
 _GRACE_S = 5.0
+_NODE_DIED = "node has died"  # part of Ray's message about an actor
 
 
 @dataclass(eq=False)
@@ -25,11 +26,13 @@ class Slot:
         members: numbers of the trials that run here.
         deadline: when the slot is given up if it has not answered; compare with `time.monotonic`.
         where: the machine and the process.
+        round: the round of starts that it belongs to; see `ActorPool`.
     """
 
     members: set[int] = field(default_factory=set)
     deadline: float = float("inf")
     where: str = ""
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class ActorPool:
         self._calls: dict[Any, Slot] = {}
         self._starting: set[Slot] = set()
         self._resized_at = -float("inf")
-        self._num_failed_starts = 0
+        self._round = 0  # of starts
+        self._failed_rounds: set[int] = set()
 
     def idle(self, num_left: int) -> list[Slot]:
         """See `SlotPool`."""
@@ -184,8 +188,9 @@ class ActorPool:
         if now - self._resized_at < _RESIZE_S and len(self._actors) >= 1:
             return
         self._resized_at = now
+        self._round += 1
         for _ in range(len(self._actors), min(num_left, self._room())):
-            slot = Slot()
+            slot = Slot(round=self._round)
             actor = self._actor.remote(self._trial, self._config)
             self._actors[slot] = actor
             self._starting.add(slot)
@@ -202,16 +207,19 @@ class ActorPool:
             if slot not in self._starting:
                 return SlotLost(_first_line(error))
             self._starting.discard(slot)
-            self._num_failed_starts += 1
             self._resized_at = -float("inf")
-            if self._num_failed_starts >= _FAILED_STARTS:
+            if _NODE_DIED not in str(error):
+                # Whatever hinders one process from starting hinders all of a round.
+                self._failed_rounds.add(slot.round)
+            if len(self._failed_rounds) >= _FAILED_STARTS:
                 raise SearchError(
-                    f"{_FAILED_STARTS} processes for trials could not be started: {error}"
+                    f"processes for trials could not be started, {_FAILED_STARTS} times in a row: "
+                    f"{error}"
                 ) from error
             return None
         if slot in self._starting:
             self._starting.discard(slot)
-            self._num_failed_starts = 0
+            self._failed_rounds.clear()
             slot.where = given
             return None
         events: list[TrialEvent] = given
