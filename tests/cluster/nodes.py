@@ -88,7 +88,7 @@ class Nodes:
 
     def close(self) -> None:
         """End all nodes."""
-        self._cluster.shutdown()
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def running_nodes(num_nodes: int = 2, **resources: Any) -> Iterator[Nodes]:
                 nodes.add(**resources)
             yield nodes
         finally:
-            ray.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
             started = ray_processes() - before
             nodes.close()
             end(started, grace_s=5)

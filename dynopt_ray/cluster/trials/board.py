@@ -26,7 +26,7 @@ from dynopt_ray.cluster.trials.board_trial import (
     StateOf,
 )
 from dynopt_ray.cluster.trials.plain_values import plain
-from dynopt_ray.cluster.trials.turns import Turns
+from dynopt_ray.cluster.trials.turns import TrialTurns
 from dynopt_ray.errors import SearchError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TrialBoard:
         seed: seed of Python's and NumPy's global generators during calls to the searcher and the
             scheduler, some of which draw from them. Outside these calls nothing changes.
         copy_state: called when a scheduler makes a trial continue from the state of another.
-        in_order: whether decisions are made in the order of drawing; see `Turns`. Trials whose
+        in_order: whether decisions are made in the order of drawing; see `TrialTurns`. Trials whose
             process is lost then keep running, as far as the scheduler is concerned.
 
     Attributes:
@@ -99,7 +99,7 @@ class TrialBoard:
         self._copies: list[tuple[BoardTrial, StateOf]] = []
         self._is_exhausted = False
         self._in_order = in_order
-        self._turns = Turns()
+        self._turns = TrialTurns()
         self._globals: tuple[Any, Any] = _seeded(seed)
         self._are_own = False
 
@@ -126,7 +126,7 @@ class TrialBoard:
         """The trials that run."""
         return [trial.number for trial in self._trials if trial.status == RUNNING]
 
-    def turns(self) -> Turns:
+    def turns(self) -> TrialTurns:
         """Return whose turn it is; begin a new round if the last one is over."""
         if self._in_order:
             self._turns.advance(self.running)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 
-class Turns:
+class TrialTurns:
     """The rounds of a search.
 
     At the beginning of a round, trials are started until as many run as may. Then each of them has
