@@ -35,8 +35,8 @@ class LoopConfig:
         max_failures: how often a trial is continued after its process was lost.
         time_limit_s: the time after which a trial is ended, in seconds, or None.
         in_order: whether to decide about measurements in the order in which their trials were
-            drawn, so that a search repeats with several trials at once; see `TrialTurns`. Slots then
-            wait for the slowest.
+            drawn, so that a search repeats with several trials at once; see `TrialTurns`. Slots
+            then wait for the slowest.
         num_slots: with `in_order`, the number of slots, `num_slots` · `per_slot` trials run at a
             time. If slots are lost and not replaced, others hold more trials.
         draw_ahead: whether the scheduler wants a trial to be drawn, although others wait.
