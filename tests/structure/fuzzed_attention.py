@@ -42,9 +42,9 @@ class Attention(Step):
             self.view = "attributes"
         self.how = ", ".join((self.projection, self.view, self.product, self.scale, self.mask))
         self.how += ", rotary" * self.rotary
-        inner.pin("what a unit of attention is depends on how the heads are viewed")
+        inner.pins.append("what a unit of attention is depends on how the heads are viewed")
         self._make_layers(before, inner)
-        self._make_tables(before)
+        self._make_tables()
 
     def _make_layers(self, before: Layout, inner: Width) -> None:
         channels, size = before.size, inner.size
@@ -61,7 +61,7 @@ class Attention(Step):
         self.out = nn.Linear(size, self.after.size)
         self.after.made_by(self.out)
 
-    def _make_tables(self, before: Layout) -> None:
+    def _make_tables(self) -> None:
         if self.mask == "buffer":
             ones = torch.ones(LONGEST, LONGEST, dtype=torch.bool)
             self.register_buffer("seen", ones.tril())

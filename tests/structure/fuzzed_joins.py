@@ -115,6 +115,7 @@ class Halves(Step):
     """Divides the channels in two halves, of which one takes a branch."""
 
     def __init__(self, draw: Draw, before: Layout) -> None:
+        before.parts[0].width.divide("halves")
         half = before.parts[0].width.half()
         branch = Chain(draw, before.of(half), before.of(draw.width()))
         super().__init__(before.of(branch.after.parts[0].width, half))
@@ -170,6 +171,7 @@ class Shuffle(Step):
             ["view", "unflatten", "module"] if before.kind == "image" else ["view"]
         )
         self.module = nn.ChannelShuffle(2)
+        before.parts[0].width.divide("shuffle")
 
     @classmethod
     def accepts(cls, layout: Layout) -> bool:
@@ -214,10 +216,12 @@ class PerHead(Step):
         self.heads, self.head_dim, self.literal = 2, before.size // 2, before.base // 2
         if self.how in ("of two", "mixed"):
             self.heads, self.head_dim = before.size // 2, 2
-        else:
-            before.pin("each of the two heads has a parameter")
+            before.parts[0].width.divide("heads")
+        if self.how != "of two" or draw.heads == "dims":
+            before.pin("each of a number of heads has a parameter, or heads are mixed")
         self.gain = nn.Parameter(torch.rand(self.heads, 1) + 0.5)
-        self.mix = nn.Parameter(torch.randn(self.heads, self.heads) * self.heads**-0.5)
+        if self.how == "mixed":
+            self.mix = nn.Parameter(torch.randn(self.heads, self.heads) * self.heads**-0.5)
 
     @classmethod
     def accepts(cls, layout: Layout) -> bool:

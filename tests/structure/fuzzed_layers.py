@@ -68,6 +68,9 @@ class Convolution(Step):
         self.how = draw.one_of(["plain", "pointwise", "dilated", "grouped", "transposed"])
         if self.how == "grouped" and (before.base % 2 or not before.is_simple):
             self.how = "plain"
+        if self.how == "grouped":
+            before.parts[0].width.divide("groups")
+            self.after.parts[0].width.divide("groups")
         plane = before.kind == "image"
         sizes = before.size, self.after.size
         bias = draw.chance(0.7)
@@ -126,7 +129,10 @@ def _norm(draw: Draw, layout: Layout) -> nn.Module:
         kinds += [lambda: nn.InstanceNorm2d(size, affine=True)]
     if layout.base % 2 == 0 and layout.is_simple:
         kinds += [lambda: nn.GroupNorm(2, size)]
-    return draw.one_of(kinds)()
+    layer = draw.one_of(kinds)()
+    if isinstance(layer, nn.GroupNorm) and layer.num_groups > 1:
+        layout.parts[0].width.divide("norm")
+    return layer
 
 
 class Norm(Step):

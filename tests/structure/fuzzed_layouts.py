@@ -23,22 +23,29 @@ class Width:
         size: the number that layers are constructed with; other than `base` if a network is
             constructed wider by hand.
         makers: the modules and parameters that produce these channels.
-        pinned: why another number would change the meaning of the network; empty if it would not.
+        pins: why another number would change the meaning of the network.
+        divided: by which operations the channels are divided in two.
+        is_half: whether it is half of another width.
     """
 
     base: int
     size: int
     makers: list[object] = field(default_factory=list)
-    pinned: str = ""
-    whole: "Width | None" = None
+    pins: list[str] = field(default_factory=list)
+    divided: set[str] = field(default_factory=set)
+    is_half: bool = False
 
     def half(self) -> "Width":
-        return Width(self.base // 2, self.size // 2, self.makers, whole=self)
+        """Half of the channels; all else that is known of them is known of the whole."""
+        return Width(self.base // 2, self.size // 2, self.makers, self.pins, self.divided, True)
 
-    def pin(self, reason: str) -> None:
-        self.pinned = reason
-        if self.whole is not None:
-            self.whole.pin(reason)
+    def divide(self, how: str) -> None:
+        """Note that an operation divides the channels in groups, which must be those of others."""
+        if self.divided and not self.divided | {how} <= {"halves", "groups"}:
+            self.pins.append("it is divided in groups in different ways")
+        if self.is_half:
+            self.pins.append("it is divided in quarters")
+        self.divided.add(how)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +92,7 @@ class Layout:
 
     def pin(self, reason: str) -> None:
         for part in self.parts:
-            part.width.pin(reason)
+            part.width.pins.append(reason)
 
 
 class Draw:
@@ -95,6 +102,8 @@ class Draw:
         widths: all widths, in the order in which they were drawn.
         any_length: whether the number of tokens of the input may differ from the example's.
         is_random: whether the network draws random numbers in training mode.
+        heads: what a unit of attention is.
+        depth: the number of branches around the step that is drawn.
     """
 
     def __init__(self, seed: int, added: Mapping[int, int]) -> None:
@@ -103,6 +112,7 @@ class Draw:
         self.widths: list[Width] = []
         self.any_length = True
         self.is_random = False
+        self.heads: Literal["heads", "dims"] = "dims" if self.chance(0.2) else "heads"
         self.depth = 0
 
     def one_of(self, options: Sequence[T]) -> T:

@@ -2,9 +2,10 @@
 
 Everything about a network follows from its number. Every step is constructed for the layout of the
 value that reaches it, so the shapes fit together. `python -m tests.structure.fuzzed_networks 17`
-prints network 17 and checks its properties; `17-40` checks a range of them.
+prints network 17; `fuzzed_properties` checks it.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -67,7 +68,7 @@ class Composition(nn.Module):
         kind: Kind = draw.one_of(["flat", "tokens", "tokens", "tokens", "series", "image"])
         spaces: dict[Kind, list[tuple[int, ...]]] = {"flat": [()], "image": [(4, 4), (6, 4)]}
         space = draw.one_of(spaces.get(kind, [(4,), (6,)]))
-        data = Width(NUM_FEATURES, NUM_FEATURES, pinned="the inputs")
+        data = Width(NUM_FEATURES, NUM_FEATURES, pins=["the inputs"])
         self.start = layout = Layout(kind, (Part(data),), space)
         self.words = None
         if kind == "tokens" and draw.chance(0.4):
@@ -82,7 +83,7 @@ class Composition(nn.Module):
         for _ in range(draw.one_of([1, 2, 3, 4, 5, 6, 7])):
             self.steps.append(step := draw_step(draw, layout, keeps_places=False, others=VIEWS))
             layout = step.after
-        outputs = layout.of(Width(NUM_OUTPUTS, NUM_OUTPUTS, pinned="the outputs"))
+        outputs = layout.of(Width(NUM_OUTPUTS, NUM_OUTPUTS, pins=["the outputs"]))
         self.is_tied = self.words is not None and layout.dim == -1 and draw.chance(0.5)
         self.head = projection(
             layout, layout.of(self.start.parts[0].width) if self.is_tied else outputs
@@ -103,5 +104,10 @@ def network(number: int, wider: Mapping[int, int] | None = None) -> Network:
     torch.manual_seed(number)
     model = Composition(draw)
     dtype = draw.one_of([torch.float64, torch.float64, torch.float32])
-    heads: Literal["heads", "dims"] = "dims" if draw.chance(0.2) else "heads"
-    return Network(number, model.to(dtype), draw.widths, draw.any_length, draw.is_random, heads)
+    return Network(
+        number, model.to(dtype), draw.widths, draw.any_length, draw.is_random, draw.heads
+    )
+
+
+if __name__ == "__main__":
+    print(network(int(sys.argv[1])))
