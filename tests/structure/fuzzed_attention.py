@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.structure.fuzzed_layers import LONGEST
-from tests.structure.fuzzed_layouts import Draw, Layout, Step, Width
+from tests.structure.fuzzed_layouts import Draw, Layout, Step, Width, written
 
 VIEWS = ("attributes", "heads", "head size", "literal")
 PROJECTIONS = ("separate", "chunk", "split", "three", "own", "grouped", "repeated")
@@ -31,17 +31,17 @@ class Attention(Step):
         self.projection = draw.one_of(PROJECTIONS)
         self.view, self.product = draw.one_of(VIEWS), draw.one_of(PRODUCTS)
         self.scale, self.mask = draw.one_of(SCALES), draw.one_of(MASKS)
-        self.rotary = draw.chance(0.2)
-        self.heads, self.literal_heads = 2, 2
-        self.head_dim, self.literal_dim = inner.size // 2, inner.base // 2
+        self.rotary = draw.one_of(["", "", "", "", "rotary", "partly rotary"])
+        self.heads, self.head_dim = 2, inner.size // 2
+        self.written_heads, self.written_dim = written(2), written(inner.base // 2)
         if self.view == "head size" or self.projection in ("grouped", "repeated"):
             self.view = "head size" if self.view == "heads" else self.view
-            self.heads, self.literal_heads = inner.size // 2, inner.base // 2
-            self.head_dim = self.literal_dim = 2
+            self.heads, self.head_dim = inner.size // 2, 2
+            self.written_heads, self.written_dim = written(inner.base // 2), written(2)
         if self.projection == "own" and self.view != "literal":
             self.view = "attributes"
         self.how = ", ".join((self.projection, self.view, self.product, self.scale, self.mask))
-        self.how += ", rotary" * self.rotary
+        self.how += f", {self.rotary}" if self.rotary else ""
         inner.pins.append("what a unit of attention is depends on how the heads are viewed")
         self._make_layers(before, inner)
         self._make_tables()
@@ -73,7 +73,7 @@ class Attention(Step):
         batch, tokens, _ = x.shape
         q, k, v = self._projected(x)
         if self.rotary:
-            q, k = _rotated(q), _rotated(k)
+            q, k = (_rotated(y, 4 if self.rotary == "partly rotary" else 2) for y in (q, k))
         mixed = self._mixed(q, k, v).transpose(1, 2)
         out: Tensor = self.out(mixed.reshape(batch, tokens, -1))
         return out
@@ -104,7 +104,7 @@ class Attention(Step):
             "attributes": (self.heads // fewer, self.head_dim),
             "heads": (self.heads // fewer, -1),
             "head size": (-1, self.head_dim),
-            "literal": (self.literal_heads // fewer, self.literal_dim),
+            "literal": (self.written_heads() // fewer, self.written_dim()),
         }
         return y.reshape(*y.shape[:-1], *sizes[self.view])
 
@@ -148,9 +148,9 @@ class Attention(Step):
         return torch.softmax(scores + allowed, dim=-1)
 
 
-def _rotated(x: Tensor) -> Tensor:
-    """Turn the halves of each head by angles that grow with the position."""
-    half = x.shape[-1] // 2
+def _rotated(x: Tensor, parts: int) -> Tensor:
+    """Turn two parts of each head by angles that grow with the position; the rest stays."""
+    half = -(-x.shape[-1] // parts)
     places = torch.arange(x.shape[-2], device=x.device, dtype=x.dtype)
     speeds = 10.0 ** -torch.arange(half, device=x.device, dtype=x.dtype)
     angles = places[:, None] * speeds
@@ -215,7 +215,8 @@ class Summaries(Step):
             weights = torch.einsum("qc,btc->bqt", self.queries, self.key(x)).softmax(-1)
             return x + torch.einsum("bqt,btc->bqc", weights, self.value(x)).mean(1, keepdim=True)
         weights = (self.queries @ self.key(x).transpose(1, 2)).softmax(-1)
-        return x + (weights @ self.value(x)).mean(1, keepdim=True)
+        heard: Tensor = weights @ self.value(x)
+        return x + heard.mean(1, keepdim=True)
 
 
 ATTENTION: tuple[type[Step], ...] = (Attention, Attention, Attention, TorchAttention, Summaries)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tests.structure.fuzzed_attention import ATTENTION
 from tests.structure.fuzzed_layers import ACTIVATIONS, LAYERS
-from tests.structure.fuzzed_layouts import Draw, Layout, Part, Step, projection
+from tests.structure.fuzzed_layouts import Draw, Layout, Part, Step, projection, written
 
 DEEPEST = 2
 
@@ -108,7 +108,8 @@ class Stacked(Step):
         weights = self.weights.softmax(0)
         if self.how == "einsum":
             return torch.einsum("s,s...->...", weights, torch.stack(values))
-        return weights[0] * values[0] + weights[1] * values[1]
+        weighted: Tensor = weights[0] * values[0] + weights[1] * values[1]
+        return weighted
 
 
 class Halves(Step):
@@ -134,7 +135,7 @@ class Halves(Step):
         elif self.how == "tensor_split":
             one, other = x.tensor_split(2, dim)
         elif self.how == "split":
-            one, other = x.split(half, dim)
+            one, other = torch.split(x, half, dim)
         else:
             one, other = x.narrow(dim, 0, half), x.narrow(dim, half, half)
         return torch.cat([self.branch(one), other], dim)
@@ -182,7 +183,7 @@ class Shuffle(Step):
             out: Tensor = self.module(x)
             return out
         if self.how == "unflatten":
-            return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+            return torch.unflatten(x, 1, (2, -1)).transpose(1, 2).flatten(1, 2)
         batch, channels = x.shape[:2]
         x = x.view(batch, 2, channels // 2, *x.shape[2:]).transpose(1, 2)
         return x.reshape(batch, channels, *x.shape[3:])
@@ -213,7 +214,7 @@ class PerHead(Step):
     def __init__(self, draw: Draw, before: Layout) -> None:
         super().__init__(before)
         self.how = draw.one_of(["two heads", "attribute", "literal", "of two", "mixed"])
-        self.heads, self.head_dim, self.literal = 2, before.size // 2, before.base // 2
+        self.heads, self.head_dim, self.literal = 2, before.size // 2, written(before.base // 2)
         if self.how in ("of two", "mixed"):
             self.heads, self.head_dim = before.size // 2, 2
             before.parts[0].width.divide("heads")
@@ -232,7 +233,7 @@ class PerHead(Step):
         sizes = {
             "two heads": (2, -1),
             "attribute": (2, self.head_dim),
-            "literal": (2, self.literal),
+            "literal": (2, self.literal()),
             "of two": (-1, 2),
             "mixed": (self.heads, self.head_dim),
         }
@@ -253,18 +254,10 @@ def draw_step(
 ) -> Step:
     """A random step that the layout allows; few of those that hold others, deep within."""
     joins = JOINS if draw.depth < DEEPEST else JOINS[5:]
-    families: list[tuple[type[Step], ...]] = [
-        LAYERS,
-        LAYERS,
-        LAYERS,
-        joins,
-        joins,
-        ATTENTION,
-        ATTENTION,
-    ]
+    families = [*[LAYERS] * 3, *[joins] * 2, *[ATTENTION] * 2]
     if not keeps_places:
-        families += [others, others]
+        families += [others] * 2
     while True:
         kind = draw.one_of(draw.one_of(families))
         if kind.accepts(layout):
-            return kind(draw, layout)
+            return kind.drawn(draw, layout)

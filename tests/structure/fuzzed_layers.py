@@ -51,7 +51,7 @@ class Dense(Step):
         if self.how == "F.linear":
             return F.linear(x, self.layer.weight, self.layer.bias)
         if self.how == "functional_call":
-            parameters = dict(self.layer.named_parameters())
+            parameters: dict[str, Tensor] = dict(self.layer.named_parameters())
             called: Tensor = torch.func.functional_call(self.layer, parameters, (x,))
             return called
         out: Tensor = self.layer(x)
@@ -101,6 +101,7 @@ class Depthwise(Step):
         super().__init__(before)
         self.how = draw.one_of(["module", "functional", "transposed"])
         plane = before.kind == "image"
+        kind: type[nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d]
         if self.how == "transposed":
             kind = nn.ConvTranspose2d if plane else nn.ConvTranspose1d
         else:
@@ -118,17 +119,18 @@ class Depthwise(Step):
 
 def _norm(draw: Draw, layout: Layout) -> nn.Module:
     size = layout.size
-    if layout.kind == "tokens":
-        return draw.one_of([nn.LayerNorm, nn.RMSNorm])(size)
-    if layout.kind == "flat":
-        return draw.one_of([nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm])(size)
     batch_norm = nn.BatchNorm2d if layout.kind == "image" else nn.BatchNorm1d
-    kinds: list[Callable[[], nn.Module]] = [lambda: batch_norm(size)] * 3
-    kinds += [lambda: nn.GroupNorm(1, size)]
-    if layout.kind == "image":
-        kinds += [lambda: nn.InstanceNorm2d(size, affine=True)]
-    if layout.base % 2 == 0 and layout.is_simple:
-        kinds += [lambda: nn.GroupNorm(2, size)]
+    kinds: list[Callable[[], nn.Module]] = [lambda: nn.GroupNorm(1, size)]
+    if layout.kind == "tokens":
+        kinds = [lambda: nn.LayerNorm(size), lambda: nn.RMSNorm(size)]
+    elif layout.kind == "flat":
+        kinds = [lambda: batch_norm(size), lambda: nn.LayerNorm(size), lambda: nn.RMSNorm(size)]
+    else:
+        kinds += [lambda: batch_norm(size)] * 3
+        if layout.kind == "image":
+            kinds += [lambda: nn.InstanceNorm2d(size, affine=True)]
+        if layout.base % 2 == 0 and layout.is_simple:
+            kinds += [lambda: nn.GroupNorm(2, size)]
     layer = draw.one_of(kinds)()
     if isinstance(layer, nn.GroupNorm) and layer.num_groups > 1:
         layout.parts[0].width.divide("norm")
@@ -279,7 +281,7 @@ class Positions(Step):
         self.how = draw.one_of(["parameter", "embedding", "buffer", "from the end"])
         table = torch.randn(LONGEST, before.size) * 0.5
         if self.how == "embedding":
-            self.embedding = nn.Embedding.from_pretrained(table, freeze=False)
+            self.embedding = nn.Embedding(*table.shape)
         elif self.how == "buffer":
             self.register_buffer("table", table[None])
         else:

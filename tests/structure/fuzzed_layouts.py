@@ -1,9 +1,9 @@
 """What the generator of random networks knows of the value that runs through a network."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -149,12 +149,23 @@ class Step(nn.Module):
     def accepts(cls, layout: Layout) -> bool:
         return layout.kind in cls.kinds
 
+    @classmethod
+    def drawn(cls, draw: Draw, layout: Layout) -> Self:
+        """Construct a step; those that are drawn take a draw and a layout."""
+        make: Callable[[Draw, Layout], Self] = cls
+        return make(draw, layout)
+
     def extra_repr(self) -> str:
         """Name the decisions that the modules within do not show."""
         return self.how
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def written(number: int) -> Callable[[], int]:
+    """A number that is written into the code, so that no attribute has it."""
+    return lambda: number
 
 
 def projection(before: Layout, after: Layout) -> nn.Module:

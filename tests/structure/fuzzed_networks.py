@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.structure.fuzzed_joins import draw_step
 from tests.structure.fuzzed_layers import Convolution, Dense
-from tests.structure.fuzzed_layouts import Draw, Kind, Layout, Part, Width, projection
+from tests.structure.fuzzed_layouts import Draw, Kind, Layout, Part, Step, Width, projection
 from tests.structure.fuzzed_views import VIEWS
 
 NUM_WORDS, NUM_FEATURES, NUM_OUTPUTS = 11, 5, 3
@@ -77,8 +77,8 @@ class Composition(nn.Module):
             layout.made_by(self.words)
         self.steps = nn.ModuleList()
         if self.words is None and draw.chance(0.8):
-            first = Dense if layout.dim == -1 else Convolution
-            self.steps.append(step := first(draw, layout))
+            first: type[Step] = Dense if layout.dim == -1 else Convolution
+            self.steps.append(step := first.drawn(draw, layout))
             layout = step.after
         for _ in range(draw.one_of([1, 2, 3, 4, 5, 6, 7])):
             self.steps.append(step := draw_step(draw, layout, keeps_places=False, others=VIEWS))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.structure.fuzzed_layouts import Draw, Layout, Part, Step
+from tests.structure.fuzzed_layouts import Draw, Layout, Part, Step, written
 
 
 class View(Step):
@@ -62,7 +62,7 @@ class ImageToTokens(View):
         height, width = before.space
         super().__init__(Layout("tokens", before.parts, (height * width,)))
         self.how = draw.one_of(["flatten", "reshape", "attribute", "literal"])
-        self.channels, self.literal = before.size, before.base
+        self.channels, self.literal = before.size, written(before.base)
 
     @classmethod
     def accepts(cls, layout: Layout) -> bool:
@@ -74,7 +74,7 @@ class ImageToTokens(View):
         if self.how == "reshape":
             batch, channels, height, width = x.shape
             return x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        channels = self.channels if self.how == "attribute" else self.literal
+        channels = self.channels if self.how == "attribute" else self.literal()
         return x.movedim(1, -1).reshape(len(x), -1, channels)
 
 
@@ -94,7 +94,7 @@ class TokensToImage(View):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.how == "unflatten":
-            return x.transpose(1, 2).unflatten(2, (2, 2))
+            return torch.unflatten(x.transpose(1, 2), 2, (2, 2))
         return x.mT.reshape(x.shape[0], x.shape[2], 2, 2)
 
 
@@ -108,7 +108,7 @@ class Flatten(View):
         parts = tuple(Part(part.width, part.copies * places) for part in before.parts)
         super().__init__(Layout("flat", parts))
         self.how = draw.one_of(["flatten", "view", "attribute", "literal", "module", "product"])
-        self.flat, self.literal = self.after.size, self.after.base
+        self.flat, self.literal = self.after.size, written(self.after.base)
         draw.any_length = False
 
     @classmethod
@@ -125,7 +125,7 @@ class Flatten(View):
             return x.reshape(x.size(0), -1)
         if self.how == "product":
             return x.reshape(-1, x[0].numel())
-        return x.reshape(-1, self.flat if self.how == "attribute" else self.literal)
+        return x.reshape(-1, self.flat if self.how == "attribute" else self.literal())
 
 
 class Pooled(View):

@@ -1,5 +1,7 @@
 """Units of layers and of single units that lie in several orders."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -134,3 +136,47 @@ def test_all_producers_of_a_width_that_is_fixed_say_why() -> None:
     for name in ("one", "other"):
         with pytest.raises(EditError, match="its size is written into the forward pass"):
             graph[name]
+
+
+class PartlyTurned(nn.Module):
+    """Attention of 3 heads; positions turn the first coordinates of queries and keys."""
+
+    def __init__(self, turned: int, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(5, 12) for _ in range(3))
+        self.last, self.turned, self.join = nn.Linear(12, 3), turned, join
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.q, self.k))
+        q, k = map(self.with_positions, heads)
+        v = self.v(x).unflatten(-1, (-1, 4)).transpose(1, 2)
+        mixed = ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2)
+        out: Tensor = self.last(mixed.flatten(2))
+        return out
+
+    def with_positions(self, y: Tensor) -> Tensor:
+        places = torch.arange(y.shape[-2], device=y.device, dtype=y.dtype)
+        angles = places[:, None] * torch.arange(1, self.turned + 1, device=y.device)
+        return self.join(y[..., : self.turned] * angles.cos(), y[..., self.turned :])
+
+
+JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "turned first": lambda turned, rest: torch.cat([turned, rest], -1),
+    "rest first": lambda turned, rest: torch.cat([rest, turned], -1),
+    "three parts": lambda turned, rest: torch.cat([turned[..., :1], turned[..., 1:], rest], 3),
+}
+
+
+@pytest.mark.parametrize("turned", [2, 4])
+@pytest.mark.parametrize("join", JOINS)
+def test_heads_are_units_if_positions_turn_a_part_of_their_coordinates(
+    join: str, turned: int
+) -> None:
+    torch.manual_seed(0)
+    model, x = PartlyTurned(turned, JOINS[join]), torch.randn(2, 4, 5)
+    graph, before = trace(model, x), model(x)
+    assert graph.widths == {"q": 3}
+    graph.apply(Grow("q", units=2))
+    torch.testing.assert_close(model(x), before)
+    graph.apply(Shrink("q", keep=[0, 3]))
+    assert model(x).shape == before.shape
