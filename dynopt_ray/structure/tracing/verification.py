@@ -123,7 +123,8 @@ class Verifier:
                 if solution is None and self._in_steps(culprit, reason):
                     continue
                 if solution is None:
-                    fixed |= dict.fromkeys((culprit.name, *culprit.producers), reason)
+                    fixed = {**dict.fromkeys(culprit.producers, reason), **fixed}
+                    fixed[culprit.name] = reason
                     pending.remove(culprit)
                     continue
                 found += solution
