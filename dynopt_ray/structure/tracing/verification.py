@@ -57,7 +57,7 @@ class Verified:
     Attributes:
         groups: the groups that can be resized.
         attributes: the integer attributes that must follow them.
-        fixed: group name -> the reason why it cannot be resized.
+        fixed: name of a group or of a producer of its units -> why it cannot be resized.
     """
 
     groups: tuple[WidthGroup, ...]
@@ -123,6 +123,7 @@ class Verifier:
                 if solution is None and self._in_steps(culprit, reason):
                     continue
                 if solution is None:
+                    fixed = {**dict.fromkeys(culprit.producers, reason), **fixed}
                     fixed[culprit.name] = reason
                     pending.remove(culprit)
                     continue

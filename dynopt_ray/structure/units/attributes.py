@@ -76,8 +76,9 @@ def _per_unit(ids: IdArray, grouping: Grouping) -> dict[str, int]:
     for index in np.unique(group_of[group_of >= 0]).tolist():
         group = grouping.groups[index]
         times = np.bincount(unit_of[group_of == index], minlength=group.width)
-        # With a single unit, the attribute may count units or the coordinates of the unit.
-        if bool((times != times[0]).any()) or group.width == 1 < times[0]:
+        # If all ids are of a single unit, the attribute may count units or the unit's coordinates.
+        ambiguous = len(ids) == times.sum() and group.width == 1 < times[0]
+        if bool((times != times[0]).any()) or ambiguous:
             return {}
         per_unit[group.name] = int(times[0])
     return per_unit

@@ -60,11 +60,12 @@ def new_axes(changes: Sequence[Change], sizes: Mapping[Key, int]) -> dict[Key, A
     for change in changes:
         for s in change.group.slices:
             members[s.parameter, s.dim].append((change, s))
-    # Dimensions along which exactly the same units lie share their positions and new layout.
+    # Dimensions along which exactly the same units lie, in the same runs, share their positions and
+    # new layout. The positions of a single unit may be shared by dimensions with other runs.
     known: dict[Any, Axis] = {}
     axes: dict[Key, Axis] = {}
     for key, here in members.items():
-        alike = tuple((id(change), id(s.positions), s.role == "in") for change, s in here)
+        alike = tuple((id(change), id(s.positions), s.runs, s.role == "in") for change, s in here)
         if (sizes[key], alike) not in known:
             known[sizes[key], alike] = _axis(sizes[key], here)
         axes[key] = known[sizes[key], alike]

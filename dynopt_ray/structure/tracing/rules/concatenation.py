@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynopt_ray.structure.tracing.registry import joins_zeros, rule
 from dynopt_ray.structure.tracing.tracer import Trace
-from dynopt_ray.structure.units import Label, Labels, covering, renumbered, spread
+from dynopt_ray.structure.units import Label, Labels, covering, first_along, renumbered, spread
 
 joins_zeros("cat", "concat", "concatenate", "stack")
 
@@ -21,8 +21,10 @@ def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0, **__
     dim %= out.ndim
     for tensor in tensors:
         trace.use(tensor)
-    joined = _join(trace, tensors, dim)
-    first, *others = [_apart_from(trace, tensor, dim) for tensor in tensors]
+    tensors = _without_empty(trace, tensors, dim)
+    labels = _alike(trace, [trace.labels(tensor) for tensor in tensors], dim)
+    joined = _join(trace, tensors, labels, dim)
+    first, *others = [tuple(own for own in each if dim not in own.dims) for each in labels]
     for other in others:
         first = _matched(trace, first, other)
     trace.set(out, (*joined, *first))
@@ -77,15 +79,40 @@ def _joined(
     trace.set(out, trace.labels(result))
 
 
-def _join(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Labels:
+def _without_empty(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
+    """Leave out slices without coordinates (`x[..., 4:]` of four), unless all are."""
+    rest = [t for t in tensors if t.shape[dim] or covering(trace.labels(t), dim) is None]
+    return rest or tensors
+
+
+def _alike(trace: Trace, parts: Sequence[Labels], dim: int) -> Sequence[Labels]:
+    """Make whole heads the units of all parts, if they are the units of one of them.
+
+    Rotary positions tie the coordinates of each head. If they turn some coordinates only, the rest
+    is concatenated to these.
+    """
+    whole = {label.dims for labels in parts for label in labels if dim not in label.dims}
+    result = []
+    for labels in parts:
+        own = []
+        for label in labels:
+            if dim in label.dims and tuple(d for d in label.dims if d != dim) in whole:
+                trace.tie(label.ids, label.ids.take([0], axis=label.dims.index(dim)))
+                label = first_along(label, dim) or label
+            own.append(label)
+        result.append(tuple(own))
+    return result
+
+
+def _join(trace: Trace, tensors: Sequence[Tensor], given: Sequence[Labels], dim: int) -> Labels:
     """Return the label along the concatenated dimension; parts without units get pinned ids."""
-    labels = [covering(trace.labels(tensor), dim) for tensor in tensors]
+    labels = [covering(each, dim) for each in given]
     dims = tuple(sorted({d for label in labels if label is not None for d in label.dims}))
     if not dims:
         return ()
-    given = [label for label in labels if label is not None]
-    if len(given) < len(labels) and all(label.ids.size == 1 for label in given):
-        for alone in given:  # a class token before the tokens of the data
+    units = [label for label in labels if label is not None]
+    if len(units) < len(labels) and all(label.ids.size == 1 for label in units):
+        for alone in units:  # a class token before the tokens of the data
             trace.pin(alone.ids, "it is concatenated with data that has no units")
         return ()
     parts = []
@@ -96,10 +123,6 @@ def _join(trace: Trace, tensors: Sequence[Tensor], dim: int) -> Labels:
             label = Label((dim,), plain)
         parts.append(spread(label, dims, [tensor.shape[d] for d in dims]))
     return (Label(dims, np.concatenate(parts, axis=dims.index(dim))),)
-
-
-def _apart_from(trace: Trace, tensor: Tensor, dim: int) -> Labels:
-    return tuple(label for label in trace.labels(tensor) if dim not in label.dims)
 
 
 def _matched(trace: Trace, one: Labels, other: Labels) -> Labels:

@@ -79,9 +79,15 @@ def transposed_convolution(
     groups: int = 1,
     dilation: Any = 1,
 ) -> None:
-    """Dimension 0 of the weight reads the channels of `input`; dimension 1 makes channels."""
+    """Dimension 0 of the weight reads the channels of `input`; dimension 1 makes channels.
+
+    As in other convolutions, the number of groups stays, unless each channel is a group.
+    """
     channel = out.ndim - weight.ndim + 1
     trace.hide(weight, range(2, weight.ndim))
+    if groups == input.shape[channel] > 1:
+        _depthwise_transposed(trace, out, input, weight, bias, groups)
+        return
     trace.use(weight, "in", "out")
     trace.makes(weight, 1)
     trace.use(bias, "out")
@@ -240,3 +246,29 @@ def _depthwise(trace: Trace, input: Tensor, weight: Tensor, channel: int, groups
     trace.match(input, channel, per_channel[:, 0])
     trace.counts(groups, per_channel[:, 0])
     trace.link("in_channels", per_channel[:, 0], owner=weight)
+
+
+def _depthwise_transposed(
+    trace: Trace, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int
+) -> None:
+    """Tie channel j of the input to the channels j·m … j·m + m - 1 that are made from it."""
+    channel = out.ndim - weight.ndim + 1
+    trace.use(weight, "scale")
+    trace.hide(weight, [1])
+    units = trace.units(weight, 0)
+    trace.match(input, channel, units)
+    trace.use(bias, "out")
+    made = None
+    if units is not None:
+        trace.counts(groups, units)
+        trace.link("in_channels", units, owner=weight)
+        made = np.repeat(units, weight.shape[1])
+        trace.link("out_channels", made, owner=weight)
+    if bias is not None:
+        trace.match(bias, 0, made)
+    labels = (
+        *_along_space(trace, out, input, weight),
+        *(() if made is None else (Label((channel,), made),)),
+    )
+    trace.set(out, labels)
+    trace.count(trace.labels(input), [*input.shape, weight[0].numel() * _num_real(weight)])
