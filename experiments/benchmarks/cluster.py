@@ -12,6 +12,7 @@
 this machine, and their GPUs exist on paper only.
 """
 
+import os
 import statistics
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from dynopt_ray.journals import lines_at, read_journal
 from experiments.benchmarks import cluster_pbt, cluster_soak
 from tests.cluster.nodes import running_nodes
 
-NUM_TRIVIAL, REPETITIONS = 100, 3
+NUM_TRIVIAL, REPETITIONS = 200, 3
 NUM_FUNCTIONS, FUNCTIONS_PER_SLOT = 10_000, 64
 NUM_NODES, GPUS_PER_NODE, NUM_WAITING, WAIT_S = 4, 4, 128, 5.0
 SPACE: Mapping[str, Any] = {"x": {"low": 0.0, "high": 1.0}}
@@ -87,26 +88,19 @@ def _with_journal(on_end: Callable[[], None]) -> None:
 
 
 def _with_tune(on_end: Callable[[], None]) -> None:
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # else Tune prints every result
     from ray import tune
 
     class Ends(tune.Callback):
         def on_trial_complete(self, *_: Any, **__: Any) -> None:
             on_end()
 
-    class Trivial(tune.Trainable):
-        def setup(self, config: dict[str, Any]) -> None:
-            self.x = config["x"]
-
-        def step(self) -> dict[str, Any]:
-            return {"accuracy": self.x, "done": True}
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.x = new_config["x"]
-            return True
+    def report(config: dict[str, Any]) -> None:
+        tune.report(trivial(config))
 
     with tempfile.TemporaryDirectory() as folder:
         tune.Tuner(
-            Trivial,
+            report,
             param_space={"x": tune.uniform(0.0, 1.0)},
             tune_config=tune.TuneConfig(num_samples=NUM_TRIVIAL, reuse_actors=True),
             run_config=tune.RunConfig(storage_path=folder, verbose=0, callbacks=[Ends()]),

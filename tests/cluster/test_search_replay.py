@@ -81,6 +81,17 @@ def test_decisions_in_the_order_of_drawing_repeat(scheduler: str, tmp_path: Path
     pd.testing.assert_frame_equal(tables[0], tables[1])
 
 
+def test_trials_have_their_turns_in_the_order_of_drawing(tmp_path: Path) -> None:
+    records = run(
+        files_in(tmp_path),
+        num_trials=6,
+        in_order=True,
+        pool=lambda config: TurnsPool(config, num_slots=3, seed=5, loss=0.2),
+    ).records
+    measured = [record["trial"] for record in records if record.kind == "measured"]
+    assert measured == [0, 1, 2] * 4 + [3, 4, 5] * 4
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_decisions_in_order_do_not_depend_on_who_dies_when(scheduler: str, tmp_path: Path) -> None:
     """Several slots, some of which are lost, and a driver that dies again and again."""
