@@ -1,6 +1,8 @@
 """A cluster of several nodes on this machine, with GPUs that exist on paper only."""
 
+import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ class Nodes:
 
     Attributes:
         address: what drivers join.
+        num_replaced: number of dead nodes that were replaced.
     """
 
     def __init__(self) -> None:
@@ -44,6 +47,7 @@ class Nodes:
             shutdown_at_exit=False,  # its handlers of signals would allow no threads to add nodes
         )
         self.address: str = self._cluster.address
+        self.num_replaced = 0
 
     def add(self, **resources: Any) -> Any:
         """Start a node and wait until it has joined."""
@@ -55,10 +59,11 @@ class Nodes:
 
     def kill(self, node: Any) -> None:
         """End a node as if its machine lost power."""
-        node.kill_raylet()
+        # `node.kill_raylet()` would also strike it off the list in which `replace_dead` looks.
+        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
-    def replace_dead(self) -> int:
-        """Start a node for each that has died since the last call; return their number."""
+    def replace_dead(self) -> None:
+        """Start a node for each that has died since the last call."""
         dead = [
             node
             for node in self._cluster.worker_nodes
@@ -67,7 +72,7 @@ class Nodes:
         for node in dead:
             self._cluster.remove_node(node, allow_graceful=False)
             self.add()
-        return len(dead)
+            self.num_replaced += 1
 
     @contextmanager
     def replaced(self) -> Iterator[None]:

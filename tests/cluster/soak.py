@@ -77,11 +77,13 @@ class Soak:
 
     Attributes:
         kills: number of kills of each kind.
+        num_replaced: number of dead nodes that were replaced.
         wall_s: time from the first start to the end, in seconds.
         num_steps: number of optimizer steps in all processes.
     """
 
     kills: dict[Victim, int] = field(default_factory=dict)
+    num_replaced: int = 0
     wall_s: float = 0.0
     num_steps: int = 0
 
@@ -138,6 +140,7 @@ def soak(
         finally:
             driver.kill()
     result.wall_s = time.monotonic() - begun
+    result.num_replaced = nodes.num_replaced
     result.num_steps = (folder / STEPS).stat().st_size
     return result
 

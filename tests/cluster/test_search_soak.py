@@ -33,6 +33,7 @@ def test_six_kills_during_24_pruning_trials_change_no_figure(tmp_path: Path) -> 
             **size,
         )
     assert result.kills == {"process": 3, "driver": 2, "node": 1}
+    assert result.num_replaced == 1
     log = TrialLog()
     records = records_of(there / "run")
     for record in records:
