@@ -44,7 +44,7 @@ class Attention(Step):
         self.how += f", {self.rotary}" if self.rotary else ""
         inner.pins.append("what a unit of attention is depends on how the heads are viewed")
         self._make_layers(before, inner)
-        self._make_tables()
+        self._make_tables(self.heads)
 
     def _make_layers(self, before: Layout, inner: Width) -> None:
         channels, size = before.size, inner.size
@@ -61,13 +61,13 @@ class Attention(Step):
         self.out = nn.Linear(size, self.after.size)
         self.after.made_by(self.out)
 
-    def _make_tables(self) -> None:
+    def _make_tables(self, heads: int) -> None:
         if self.mask == "buffer":
             ones = torch.ones(LONGEST, LONGEST, dtype=torch.bool)
             self.register_buffer("seen", ones.tril())
             self.seen: Tensor
         if self.mask == "bias":
-            self.bias = nn.Parameter(torch.randn(self.heads, LONGEST, LONGEST))
+            self.bias = nn.Parameter(torch.randn(heads, LONGEST, LONGEST))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, _ = x.shape

@@ -191,6 +191,32 @@ def test_one_size_of_two_layers_ties_them() -> None:
     assert model(SEQUENCES, model.begin(3)).shape == (3, 2)
 
 
+class BesideAnother(nn.Module):
+    """Of the two layers whose size a method uses, one lies in another layer beside more units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 6
+        self.both, self.one, self.other = nn.Linear(4, 14), nn.Linear(4, 8), nn.Linear(4, 6)
+        self.alone, self.last, self.second = nn.Linear(4, 6), nn.Linear(14, 2), nn.Linear(6, 2)
+
+    def begin(self, batch: int) -> Tensor:
+        return torch.zeros(batch, self.n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.both(x) + torch.cat([self.one(x), self.other(x)], -1)
+        out: Tensor = self.last(y.relu()) + self.second(self.alone(x).relu())
+        return out
+
+
+def test_one_size_ties_layers_of_which_one_lies_beside_another() -> None:
+    graph = trace(model := BesideAnother(), ROWS)
+    assert graph.widths == {"both": 8, "both#2": 6}
+    graph.apply(Shrink("both#2", remove=[0, 1]))
+    assert (model.n, model.other.out_features, model.alone.out_features) == (4, 4, 4)
+    assert model(ROWS).shape == (3, 2)
+
+
 class Loud(nn.Module):
     """An attribute of another meaning stops the pass if it follows."""
 

@@ -79,7 +79,7 @@ def outside_sizes(model: nn.Module, record: Record, grouping: Grouping) -> Outsi
         if len(units) == 1 and (namesakes or named):
             follow += units
         elif len(units) > 1 and place[1] in code.tensors:
-            tie[place] = [key for a in units for key in _counted_by(a, grouping)]
+            tie[place] = [key for a in units for key in _counted_by(a, record, grouping)]
     return OutsideSizes(follow, tie)
 
 
@@ -93,13 +93,17 @@ def _is_namesake(attribute: Attribute, linked: Attribute) -> bool:
     )
 
 
-def _counted_by(attribute: Attribute, grouping: Grouping) -> Iterator[Key]:
+def _counted_by(attribute: Attribute, record: Record, grouping: Grouping) -> Iterator[Key]:
     """Yield one dimension, if any, that consists of the coordinates that the attribute counts."""
     ((name, per_unit),) = attribute.per_unit.items()
     group = next(g for g in grouping.groups if g.name == name)
     for s in group.slices:
-        if s.positions.shape[1] == per_unit:
-            yield s.parameter, s.dim
+        key = s.parameter, s.dim
+        if (
+            s.positions.shape[1] == per_unit
+            and s.positions.numel() == record.parameter_ids[key].size
+        ):
+            yield key
             return
 
 
