@@ -109,6 +109,36 @@ def test_a_single_unit_may_lie_in_two_orders() -> None:
     torch.testing.assert_close(model(x), before)
 
 
+class PairsInHeads(nn.Module):
+    """Six channels are scaled in pairs and viewed as two heads of three, so they are one unit.
+
+    Twelve channels are two heads of six: the first head has what was in both heads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.scales = nn.Parameter(torch.rand(3, 1) + 0.5)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self.made(x).unflatten(-1, (-1, 2)) * self.scales).flatten(-2)
+        out: Tensor = self.last(self.attention(y, y, y, need_weights=False)[0])
+        return out
+
+
+def test_growth_is_not_exact_if_a_view_divides_a_unit_otherwise() -> None:
+    model, x = PairsInHeads(), torch.randn(2, 4, 5)
+    graph = trace(model, x)
+    assert graph["made"].width == 1
+    assert not graph["made"].exact_growth
+    with pytest.raises(EditError, match="a view divides the coordinates"):
+        graph.apply(Grow("made", units=1))
+    graph.apply(Grow("made", units=1, exact=False))
+    assert (model.made.out_features, model.attention.num_heads) == (12, 2)
+    assert model(x).shape == (2, 4, 3)
+
+
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_what_lies_beside_a_single_unit_is_resized(kind: type[nn.GRU]) -> None:
     """The size that a recurrent layer checks counts the channels of the unit and others."""
@@ -180,3 +210,22 @@ def test_heads_are_units_if_positions_turn_a_part_of_their_coordinates(
     torch.testing.assert_close(model(x), before)
     graph.apply(Shrink("q", keep=[0, 3]))
     assert model(x).shape == before.shape
+
+
+def test_a_layer_that_reads_a_single_unit_alone_follows() -> None:
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made, self.last = OneUnit(), nn.Linear(3, 2)
+            self.recurrent = nn.GRU(4, 3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.recurrent(self.made(x)[0])[0])
+            return out
+
+    model, x = Sequence(), torch.randn(2, 4, 5)
+    graph, before = trace(model, x), model(x)
+    assert graph.widths == {"made.layer": 1, "recurrent": 3}
+    graph.apply(Grow("made.layer", units=1))
+    assert (model.made.layer.out_features, model.recurrent.input_size) == (8, 8)
+    torch.testing.assert_close(model(x), before)

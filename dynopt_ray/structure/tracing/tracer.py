@@ -372,14 +372,14 @@ class Trace(TorchFunctionMode):
         value: Any = getattr(self.modules.get(module), attribute, None)
         if index is not None:
             value = value[index] if isinstance(value, tuple | list) else None
-        self.counts(value, ids)
+        self.counts(value, ids, of_layer=True)
 
-    def counts(self, size: Any, ids: IdArray) -> None:
+    def counts(self, size: Any, ids: IdArray, *, of_layer: bool = False) -> None:
         """Note that `size`, if a module keeps it, follows the number of these ids."""
         if isinstance(size, Kept) and not size.less and size.value * size.times == ids.size:
             rows = ids.reshape(size.times, -1)
             if bool((rows == rows[0]).all()):
-                self.record.links.append(Link(size.place, rows[0]))
+                self.record.links.append(Link(size.place, rows[0], of_layer))
 
 
 def unknown_operation(

@@ -133,7 +133,7 @@ class Verifier:
             outcome = self._attempt(pending, found)
         if not {a.place for a in self._outside.follow} <= {a.place for a in found}:
             found += self._harmless(pending, found)
-        inexact = self._computed_with([*self._linked, *found])
+        inexact = self._computed_with([*self._linked, *found]) | self._divided_otherwise()
         groups = tuple(
             self._confirmed(group, outcome[group.name], inexact.get(group.name))
             for group in pending
@@ -183,6 +183,26 @@ class Verifier:
                     names = [grouping.groups[n].name for n in numbers.tolist() if n >= 0]
                     cause = "the forward pass computes with their number"
                 found.update({name: cause for name in names if name not in found})
+        return found
+
+    def _divided_otherwise(self) -> dict[str, str]:
+        """Return the groups of one unit that a view divides differently at another width.
+
+        If 2 heads of 3 coordinates are one unit, 2 heads of 6 coordinates may be two units: what
+        was in both heads is then in the first one.
+        """
+        now, wider = self._passes, self._seen
+        single = {i: g.name for i, g in enumerate(now.grouping.groups) if g.width == 1}
+        if not single or wider is None:
+            return {}
+        twins = {group.name: i for i, group in enumerate(wider.grouping.groups)}
+        found: dict[str, str] = {}
+        for ids, more in zip(now.record.factors, wider.record.factors, strict=False):
+            for number in single.keys() & set(now.grouping.group_of[ids].flat):
+                name = single[number]
+                before = now.grouping.extents(ids, number)
+                if name in twins and before != wider.grouping.extents(more, twins[name]):
+                    found[name] = "a view divides the coordinates of a unit by their number"
         return found
 
     def _step(self, group: WidthGroup) -> int:

@@ -9,7 +9,6 @@ from torch import nn
 
 from dynopt_ray.structure.units.grouping import Grouping
 from dynopt_ray.structure.units.groups import WidthGroup
-from dynopt_ray.structure.units.labels import IdArray
 from dynopt_ray.structure.units.record import Link, Place
 
 
@@ -58,26 +57,27 @@ def linked_attributes(links: Sequence[Link], grouping: Grouping) -> list[Attribu
     """Return the linked attributes that follow the width of a group."""
     found: dict[Place, Attribute] = {}
     for link in links:
-        per_unit = _per_unit(link.ids, grouping)
+        per_unit = _per_unit(link, grouping)
         attribute = Attribute(*link.place, per_unit)
         if per_unit:
             found[link.place] = attribute
     return list(found.values())
 
 
-def _per_unit(ids: IdArray, grouping: Grouping) -> dict[str, int]:
+def _per_unit(link: Link, grouping: Grouping) -> dict[str, int]:
     """Return the number of coordinates that each unit of a group has among the ids.
 
     The result is empty if the units of a group differ in this number, because such a size does not
     follow the width.
     """
-    per_unit = {}
+    per_unit, ids = {}, link.ids
     group_of, unit_of = grouping.group_of[ids], grouping.unit_of[ids]
     for index in np.unique(group_of[group_of >= 0]).tolist():
         group = grouping.groups[index]
         times = np.bincount(unit_of[group_of == index], minlength=group.width)
         # If all ids are of a single unit, the attribute may count units or the unit's coordinates.
-        ambiguous = len(ids) == times.sum() and group.width == 1 < times[0]
+        alone = len(ids) == times.sum() and group.width == 1 < times[0]
+        ambiguous = alone and not link.of_layer
         if bool((times != times[0]).any()) or ambiguous:
             return {}
         per_unit[group.name] = int(times[0])

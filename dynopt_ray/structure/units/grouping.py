@@ -63,6 +63,11 @@ class Grouping:
         renumber = np.array([*(index.get(g.name, -1) for g in self.groups), -1], dtype=ID)
         return replace(self, groups=tuple(groups), group_of=renumber[self.group_of])
 
+    def extents(self, ids: IdArray, group: int) -> tuple[int, ...]:
+        """Return in how many rows along each axis the first unit of a group lies."""
+        here = (self.group_of[ids] == group) & (self.unit_of[ids] == 0)
+        return tuple(len(np.unique(places)) for places in here.nonzero())
+
 
 def group_units(record: Record) -> Grouping:
     """Merge tied ids into units, and units that lie along the same dimensions into width groups."""

@@ -91,10 +91,13 @@ class Link:
     Attributes:
         place: the attribute.
         ids: the unit ids along that dimension, one per coordinate.
+        of_layer: whether it is known to count coordinates: `out_features`, not a size in a view,
+            which may count the heads or the coordinates of one head.
     """
 
     place: Place
     ids: IdArray
+    of_layer: bool = False
 
 
 @dataclass(frozen=True)
