@@ -27,6 +27,7 @@ from tests.structure.fuzzed_networks import Network, network
 LONGER = 2
 _TRIED_BY_HAND = range(1, 13)
 _SHARE_SPLIT = 0.25
+_SIZES = ("out_features", "in_features", "out_channels", "in_channels", "num_features")
 _MOST_DRAWS = 4
 
 
@@ -102,6 +103,7 @@ def grows_and_returns(checked: Checked, name: str) -> None:
     checked.apply(Grow(name, units=units, exact=group.exact_growth))
     if group.exact_growth:
         assert_close(checked.outputs(), before, f"growing {name!r}")
+    sizes_fit(model)
     new = range(group.width, group.width + units)
     checked.apply(Shrink(name, remove=new))
     for tensor, value in graph.tensors().items():
@@ -120,6 +122,23 @@ def grows_and_returns(checked: Checked, name: str) -> None:
         else:
             assert_close(checked.outputs(), before, f"splitting units of {name!r}")
             checked.undo()
+
+
+def sizes_fit(model: nn.Module) -> None:
+    """Layers state the sizes that their weights have."""
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and type(module).__module__.startswith("torch."):
+            made, read = weight.shape[0], weight.shape[-1]
+            if weight.ndim > 2:
+                made, read = made, weight.shape[1] * module.groups
+            if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+                made, read = read, made
+            sizes = dict(zip(_SIZES, (made, read, made, read, made), strict=True))
+            stated = {a: getattr(module, a) for a in _SIZES if hasattr(module, a)}
+            assert stated.items() <= sizes.items(), (
+                f"{name} states {stated}, its weight has {sizes}"
+            )
 
 
 def new_units_learn(checked: Checked, name: str) -> None:
@@ -226,6 +245,7 @@ def everything_halves(checked: Checked) -> None:
     checked.undo()
     assert_same(checked.now(), before)
     checked.apply(*plan)
+    sizes_fit(model)
     touched = [s.parameter for edit in plan for s in graph[edit.group].slices]
     _train(net, model, checked.optimizer, 3, longer=LONGER)
     for p, values in checked.optimizer.state.items():

@@ -229,3 +229,50 @@ def test_a_layer_that_reads_a_single_unit_alone_follows() -> None:
     graph.apply(Grow("made.layer", units=1))
     assert (model.made.layer.out_features, model.recurrent.input_size) == (8, 8)
     torch.testing.assert_close(model(x), before)
+
+
+class Tied(nn.Module):
+    """Two layers share a weight, and an embedding shares one with the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.last = nn.Embedding(7, 6), nn.Linear(6, 7, bias=False)
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.last.weight, self.other.weight = self.words.weight, self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.other(self.one(self.words(x)).tanh()))
+        return out
+
+
+def test_all_layers_that_share_a_weight_follow() -> None:
+    model, x = Tied(), torch.tensor([[1, 4, 2]])
+    graph = trace(model, x)
+    assert graph.widths == {"words": 6}
+    graph.apply(Shrink("words", keep=[0, 2, 3, 5]))
+    layers = (model.words.embedding_dim, model.last.in_features, model.other.in_features)
+    assert (*layers, model.one.out_features, model.other.out_features) == (4, 4, 4, 4, 4)
+    assert model(x).shape == (1, 3, 7)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_depthwise_layer_that_is_called_by_its_weight_follows(transposed: bool) -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            kind = nn.ConvTranspose1d if transposed else nn.Conv1d
+            self.first, self.last = nn.Conv1d(5, 6, 1), nn.Conv1d(6, 3, 1)
+            self.depthwise = kind(6, 6, 3, padding=1, groups=6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            convolve = torch.conv_transpose1d if transposed else torch.conv1d
+            weight, bias = self.depthwise.weight, self.depthwise.bias
+            y = self.first(x)
+            out: Tensor = self.last(convolve(y, weight, bias, padding=1, groups=y.shape[1]))
+            return out
+
+    model = Called()
+    graph = trace(model, torch.randn(2, 5, 4))
+    graph.apply(Shrink("first", remove=[1, 2]))
+    assert (model.depthwise.in_channels, model.depthwise.groups) == (4, 4)
+    assert model.depthwise(torch.randn(2, 4, 4)).shape == (2, 4, 4)

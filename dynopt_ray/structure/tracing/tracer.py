@@ -364,15 +364,17 @@ class Trace(TorchFunctionMode):
         index: int | None = None,
         owner: Tensor | None = None,
     ) -> None:
-        """Note that an attribute of `owner`'s module, or of the running module, follows a size."""
+        """Note that an attribute of `owner`'s modules, or of the running module, follows a size."""
         name = self.name(owner)
-        if name is None and not self.running:
-            return
-        module = self.running[-1][0] if name is None else name.rpartition(".")[0]
-        value: Any = getattr(self.modules.get(module), attribute, None)
-        if index is not None:
-            value = value[index] if isinstance(value, tuple | list) else None
-        self.counts(value, ids, of_layer=True)
+        modules = {} if name is None else {name.rpartition(".")[0]: None}
+        for running, module in self.running[-1:]:
+            if name is None or any(p is owner for p in module._parameters.values()):
+                modules[running] = None  # a weight may be tied to that of another module
+        for each in modules:
+            value: Any = getattr(self.modules.get(each), attribute, None)
+            if index is not None:
+                value = value[index] if isinstance(value, tuple | list) else None
+            self.counts(value, ids, of_layer=True)
 
     def counts(self, size: Any, ids: IdArray, *, of_layer: bool = False) -> None:
         """Note that `size`, if a module keeps it, follows the number of these ids."""

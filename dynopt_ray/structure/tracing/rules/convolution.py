@@ -245,7 +245,8 @@ def _depthwise(trace: Trace, input: Tensor, weight: Tensor, channel: int, groups
     trace.tie(per_channel, per_channel[:, :1])
     trace.match(input, channel, per_channel[:, 0])
     trace.counts(groups, per_channel[:, 0])
-    trace.link("in_channels", per_channel[:, 0], owner=weight)
+    for attribute in ("in_channels", "groups"):
+        trace.link(attribute, per_channel[:, 0], owner=weight)
 
 
 def _depthwise_transposed(
@@ -261,7 +262,8 @@ def _depthwise_transposed(
     made = None
     if units is not None:
         trace.counts(groups, units)
-        trace.link("in_channels", units, owner=weight)
+        for attribute in ("in_channels", "groups"):
+            trace.link(attribute, units, owner=weight)
         made = np.repeat(units, weight.shape[1])
         trace.link("out_channels", made, owner=weight)
     if bias is not None:
