@@ -43,6 +43,9 @@ class Attention(Step):
         self.how = ", ".join((self.projection, self.view, self.product, self.scale, self.mask))
         self.how += f", {self.rotary}" if self.rotary else ""
         inner.pins.append("what a unit of attention is depends on how the heads are viewed")
+        if self.projection == "own":
+            shape = 3, before.size, self.heads, self.head_dim
+            self.weight = nn.Parameter(torch.randn(shape) / 3)
         self._make_layers(before, inner)
         self._make_tables(self.heads)
 
@@ -53,9 +56,7 @@ class Attention(Step):
             self.q = nn.Linear(channels, size)
             self.k, self.v = (nn.Linear(channels, size // fewer) for _ in range(2))
             inner.makers.append(self.q)
-        elif self.projection == "own":
-            self.weight = nn.Parameter(torch.randn(3, channels, self.heads, self.head_dim) / 3)
-        else:
+        elif self.projection != "own":
             self.qkv = nn.Linear(channels, 3 * size)
             inner.makers.append(self.qkv)
         self.out = nn.Linear(size, self.after.size)
