@@ -52,7 +52,10 @@ class Network:
         dtype = next(self.model.parameters()).dtype
         shape = (batch, *space, NUM_FEATURES)
         values = torch.randn(shape, generator=chance, dtype=torch.float64).to(dtype)
-        return values if self.model.start.dim == -1 else values.movedim(-1, 1)
+        if self.model.start.dim == -1:
+            return values
+        # Not channels last: torch 2.13 crashes in the backward pass of a GroupNorm that reads them.
+        return values.movedim(-1, 1).contiguous()
 
     def __str__(self) -> str:
         dtype = next(self.model.parameters()).dtype
