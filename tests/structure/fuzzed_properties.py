@@ -289,7 +289,8 @@ def reasons_are_true(checked: Checked) -> None:
         if width.pins:
             continue
         if fixed:
-            fits = [added for added in _TRIED_BY_HAND if _runs_wider(net, number, added)]
+            tried = _TRIED_BY_HAND[1::2] if width.divided else _TRIED_BY_HAND
+            fits = [added for added in tried if _runs_wider(net, number, added)]
             assert not fits, (
                 f"{fixed[0]!r} is fixed ({graph.fixed[fixed[0]]}), but fits {fits} more"
             )
