@@ -1,30 +1,45 @@
-"""The command line: `dynopt run`, `resume`, `report`, `runs`, `specs` and `plugins`.
+"""The command line: runs, their reports, jobs on clusters, and what can be used by name.
 
 Heavy imports happen inside the commands, so that `dynopt --help` is fast.
 """
 
 import os
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 import dynopt_ray
 from dynopt_ray.errors import DynoptError, described
 from dynopt_ray.interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from dynopt_ray.plugins import Plugin
-    from dynopt_ray.runs import PreparedRun, Progress, Run
+    from dynopt_ray.runs import PreparedRun, Progress, Run, Spec
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+SpecName = Annotated[
+    str, typer.Argument(help="The spec of the run: a YAML file or the name of a packaged spec.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="Override a value of the spec. Repeatable."),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Address of the Ray cluster to join. Default: start one on this machine."),
+]
+Dashboard = Annotated[
+    str,
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="Address of the cluster's dashboard, such as http://host:8265.",
+    ),
+]
 
 app = typer.Typer(
     name="dynopt",
@@ -54,26 +69,23 @@ def _version(
 
 @app.command()
 def run(
-    spec: Annotated[
-        str, typer.Argument(help="The spec of the run: a YAML file or the name of a packaged spec.")
-    ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a.b=c", help="Override a value of the spec. Repeatable."),
-    ] = None,
+    spec: SpecName,
+    set_: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="The run directory. Default: runs/<spec>-<time>.")
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of the Ray cluster to join. Default: start one on this machine."
-        ),
-    ] = None,
+    address: Cluster = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would run and how long; write nothing."),
+    ] = False,
 ) -> None:
     """Carry out the run that a spec describes, and write its run directory."""
     try:
-        _run(spec, set_ or [], out, address)
+        if dry_run:
+            _show_dry_run(spec, set_ or [], out, address)
+        else:
+            _run(spec, set_ or [], out, address)
     except KeyboardInterrupt:
         raise _interrupted() from None
 
@@ -81,16 +93,8 @@ def run(
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="a.b=c", help="Override a value of the spec. Repeatable."),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of the Ray cluster to join. Default: start one on this machine."
-        ),
-    ] = None,
+    set_: Overrides = None,
+    address: Cluster = None,
 ) -> None:
     """Continue a run that was interrupted or has died; nothing that it found is computed again."""
     try:
@@ -106,40 +110,17 @@ def runs(
     ),
 ) -> None:
     """List runs: their kind, how they ended or how far they are, and when they began."""
-    from rich.table import Table
+    from dynopt_ray.commands import show_runs
 
-    from dynopt_ray.runs import RunDirectory, status_of
-
-    table = Table("run", "kind", "status", "started", "duration", box=None, pad_edge=False)
-    found = sorted(directory.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
-    for path in found:
-        try:
-            about = RunDirectory.open(path.parent).manifest
-        except DynoptError as error:
-            table.add_row(escape(str(path.parent)), "", escape(f"damaged: {error}"), "", "")
-            continue
-        duration = f"{about['duration_s']:.0f} s" if "duration_s" in about else ""
-        status = status_of(RunDirectory.open(path.parent))
-        table.add_row(
-            *map(escape, (str(path.parent), about["kind"], status, about["started"][:19], duration))
-        )
-    if not found:
-        _say(Console(), f"no runs in {directory}")
-        return
-    Console().print(table)
+    show_runs(directory, say=_told)
 
 
 @app.command()
 def specs() -> None:
     """List the specs that come with the package; `dynopt run NAME` carries one out."""
-    from rich.table import Table
+    from dynopt_ray.commands import show_specs
 
-    from dynopt_ray.runs import load_spec, packaged
-
-    table = Table("name", "kind", "file", box=None, pad_edge=False)
-    for name, path in packaged().items():
-        table.add_row(name, load_spec(name).kind, escape(str(path)))
-    Console().print(table)
+    show_specs()
 
 
 @app.command()
@@ -152,16 +133,10 @@ def report(
     ),
 ) -> None:
     """Rebuild the report of a run, or compare several runs on one page."""
-    from dynopt_ray.runs import RunDirectory, rebuild_tables, write_comparison, write_report
+    from dynopt_ray.commands import make_report
 
     try:
-        directories = [RunDirectory.open(path) for path in runs]
-        for directory in directories:
-            rebuild_tables(directory)
-        if len(directories) == 1:
-            written = write_report(directories[0])
-        else:
-            written = write_comparison(directories, out)
+        written = make_report(runs, out)
     except DynoptError as error:
         raise _refusal(str(error), BAD_INPUT) from None
     except OSError as error:
@@ -172,110 +147,180 @@ def report(
 @app.command()
 def plugins() -> None:
     """List everything that can be used by name, and report plugins that cannot be loaded."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from dynopt_ray.plugins import FAMILIES
-    from dynopt_ray.plugins import plugins as members
+    from dynopt_ray.commands import show_plugins
 
     _find_modules_here()
-    table = Table("family", "name", "source", box=None, pad_edge=False)
-    table.add_column("where", overflow="fold")
-    remarks = []
-    for family in FAMILIES:
-        found = sorted(members(family), key=lambda plugin: plugin.name)
-        if not found:
-            table.add_row(family, "none", style="dim")
-        for plugin in map(_checked, found):
-            # As `Text`, because names that others chose may look like rich's markup.
-            cells = map(Text, map(_printable, (plugin.name, plugin.source, plugin.target)))
-            table.add_row(family, *cells, style="red" if plugin.error else None)
-            remarks += _remarks(plugin)
-    console = Console()
-    console.print(table)
-    for remark in remarks:
-        _say(console, remark)
+    show_plugins(say=_told, is_interrupted=lambda: _interrupts.exit_code is not None)
 
 
-def _checked(plugin: "Plugin") -> "Plugin":
-    try:
-        return plugin.check()
-    except KeyboardInterrupt:
-        if _interrupts.exit_code is not None:
-            raise
-        # No signal has arrived, so the plugin itself raised it.
-        return replace(plugin, error="it raises KeyboardInterrupt when it is imported")
+@app.command()
+def submit(
+    spec: SpecName,
+    address: Dashboard,
+    set_: Overrides = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="The run directory on the cluster. Default: below $HOME/runs there."),
+    ] = None,
+    ship: Annotated[
+        list[Path] | None,
+        typer.Option(help="A package or wheel to send along, such as plugins. Repeatable."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out instead.")
+    ] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Do not wait for the end of the run.")
+    ] = False,
+) -> None:
+    """Submit a run to a cluster as a job, with the working directory, and show its output."""
+    from dynopt_ray.commands import submit_run
 
-
-def _remarks(plugin: "Plugin") -> list[str]:
-    """Return what a user should know about a plugin beyond where it is."""
-    remarks = []
-    if plugin.shadowed_by:
-        remarks.append(
-            f"not used: {plugin.family} {plugin.name!r} of {plugin.source}, because the plugin of "
-            f"this name from {plugin.shadowed_by} comes first; write {plugin.target} instead"
+    _find_modules_here()
+    with _refused():
+        succeeded = submit_run(
+            spec,
+            set_ or [],
+            address=address,
+            out=out,
+            ship=ship or [],
+            resume=resume,
+            wait=not no_wait,
+            say=_told,
         )
-    if plugin.error:
-        remarks.append(f"broken: {plugin.family} {plugin.name!r}: {plugin.error}")
-    return remarks
+    if not succeeded:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def status(
+    address: Dashboard,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="One job, with the end of its output.")
+    ] = None,
+) -> None:
+    """List the jobs of a cluster, or show one of them."""
+    from dynopt_ray.commands import show_jobs
+
+    with _refused():
+        show_jobs(address, job, say=_told)
+
+
+@app.command()
+def stop(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The name of the job.")],
+    address: Dashboard,
+) -> None:
+    """Stop a job of a cluster; its run keeps what it found, and can be resumed."""
+    from dynopt_ray.commands import stop_job
+
+    with _refused():
+        stop_job(address, job, say=_told)
+
+
+@app.command()
+def doctor(
+    address: Cluster = None,
+    storage: Annotated[
+        str, typer.Option(help="The directory or URI to which runs will be written.")
+    ] = ".",
+) -> None:
+    """Examine versions, devices, Ray, storage, data and plugins; fail if something is missing."""
+    from dynopt_ray.commands import examine
+
+    _find_modules_here()
+    missing = 0
+    with _refused():
+        for finding in examine(address, storage):
+            missing += finding.state == "missing"
+            _told(f"{finding.state:8}{finding.what}: {finding.text}")
+    if missing:
+        raise _refusal(f"what runs need is missing: {missing}", FAILED)
+
+
+def _show_dry_run(spec: str, overrides: list[str], out: Path | None, address: str | None) -> None:
+    from dynopt_ray.commands import show_dry_run
+
+    _find_modules_here()
+    with _refused():
+        show_dry_run(spec, overrides, out=out, address=address, say=_told)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Turn errors within a block into a message and an exit code."""
+    try:
+        with _bad_input():
+            yield
+    except KeyboardInterrupt:
+        raise _interrupted() from None
 
 
 def _run(spec: str, overrides: list[str], out: Path | None, address: str | None) -> None:
-    from dynopt_ray.runs import (
-        Run,
-        RunDirectory,
-        check_address,
-        check_can_start,
-        default_path,
-        load_spec,
-        prepare,
-        spec_text,
-    )
+    from dynopt_ray.runs import Run, RunDirectory, cluster_for, default_path, spec_text
 
     _find_modules_here()
-    with _bad_input():
-        loaded = load_spec(spec, overrides)
-        if address is not None:
-            check_address(loaded.kind, address)
-        action = prepare(loaded)
-        if address is None:
-            check_can_start(loaded)
-        name = Path(spec).stem
-        directory = RunDirectory.create(
-            out or default_path(name),
-            spec_text=spec_text(loaded),
-            about={"spec": name, "kind": loaded.kind, "seed": loaded.seed},
-        )
-    _carried_out(action, Run(directory, _progress(Console()), address, loaded.num_threads))
+    progress = _progress(Console())
+    with ExitStack() as stack:
+        with _bad_input():
+            loaded, action = _prepared(spec, overrides, address)
+            name = Path(spec).stem
+            directory = RunDirectory.create(
+                out or default_path(name),
+                spec_text=spec_text(loaded),
+                about={"spec": name, "kind": loaded.kind, "seed": loaded.seed},
+            )
+            with _undone(directory.discard):
+                address = stack.enter_context(
+                    cluster_for(loaded, address=address, storage=directory.path, progress=progress)
+                )
+                _interrupts.check()
+        _carried_out(action, Run(directory, progress, address, loaded.num_threads))
 
 
 def _resume(path: Path, overrides: list[str], address: str | None) -> None:
-    from dynopt_ray.runs import (
-        Run,
-        RunDirectory,
-        check_address,
-        check_can_start,
-        load_spec,
-        prepare,
-        spec_text,
-    )
+    from dynopt_ray.runs import Run, RunDirectory, cluster_for, spec_text
 
     _find_modules_here()
-    with _bad_input():
-        directory = RunDirectory.open(path)
-        if directory.manifest["status"] == "finished" and not overrides:
-            _say(Console(), f"{path} is finished; its report: {path / 'report.html'}")
-            return
-        loaded = load_spec(str(path / "spec.yaml"), overrides)
-        if address is not None:
-            check_address(loaded.kind, address)
-        action = prepare(loaded)
-        if address is None:
-            check_can_start(loaded)
-        directory.lock()
-        directory.reopen()
-        directory.write_text("spec.yaml", spec_text(loaded))
-    _carried_out(action, Run(directory, _progress(Console()), address, loaded.num_threads))
+    progress = _progress(Console())
+    with ExitStack() as stack:
+        with _bad_input():
+            directory = RunDirectory.open(path)
+            if directory.manifest["status"] == "finished" and not overrides:
+                _told(f"{path} is finished; its report: {path / 'report.html'}")
+                return
+            loaded, action = _prepared(str(path / "spec.yaml"), overrides, address)
+            directory.lock()
+            with _undone(directory.close):
+                address = stack.enter_context(
+                    cluster_for(loaded, address=address, storage=path, progress=progress)
+                )
+                _interrupts.check()
+                directory.reopen()
+                directory.write_text("spec.yaml", spec_text(loaded))
+        _carried_out(action, Run(directory, progress, address, loaded.num_threads))
+
+
+def _prepared(spec: str, overrides: list[str], address: str | None) -> tuple["Spec", "PreparedRun"]:
+    from dynopt_ray.runs import check_address, check_can_start, load_spec, prepare
+
+    loaded = load_spec(spec, overrides)
+    if address is not None:
+        check_address(loaded.kind, address)
+    action = prepare(loaded)
+    if address is None:
+        check_can_start(loaded)
+    return loaded, action
+
+
+@contextmanager
+def _undone(undo: Callable[[], None]) -> Iterator[None]:
+    """Undo what was done before a block that fails."""
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
 
 
 def _carried_out(action: "PreparedRun", run: "Run") -> None:
@@ -309,15 +354,9 @@ def _bad_input() -> Iterator[None]:
         raise _refusal(str(error), BAD_INPUT) from None
     except Exception as error:
         # A user's own code, or a library that the spec has given impossible values.
-        raise _refusal(f"{described(error)} ({_place(error)})", BAD_INPUT) from None
+        from dynopt_ray.commands import raised_in
 
-
-def _place(error: BaseException) -> str:
-    """Return where an error was raised, for a message that stands in for a traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return (
-        f"raised in {frames[-1].filename}, line {frames[-1].lineno}" if frames else "no traceback"
-    )
+        raise _refusal(f"{described(error)} ({raised_in(error)})", BAD_INPUT) from None
 
 
 def _find_modules_here() -> None:
@@ -349,13 +388,12 @@ def _interrupted() -> typer.Exit:
     return typer.Exit(_interrupts.exit_code or INTERRUPTED)
 
 
+def _told(text: str) -> None:
+    _say(Console(), text)
+
+
 def _say(console: Console, text: str) -> None:
     # No markup: messages quote what users wrote, which may look like rich's markup.
-    console.print(_printable(text), markup=False, highlight=False, soft_wrap=True)
+    from dynopt_ray.commands import printable
 
-
-def _printable(text: str) -> str:
-    """Return a text without control characters, which could rewrite what a terminal shows."""
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
-    )
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

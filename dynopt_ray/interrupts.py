@@ -32,6 +32,16 @@ class Interrupts:
         """
         return None if self._first is None else 128 + self._first[0]
 
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal has arrived.
+
+        The exception of the first signal is lost if it is raised where nothing can propagate: in a
+        callback from C, or while an object is deleted. Code that goes on after much of that, such
+        as the start of Ray, calls this.
+        """
+        if self._first is not None:
+            raise KeyboardInterrupt
+
     def raise_first(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal: raise for the first one, and ignore those that follow soon after."""
         if self._first is None:

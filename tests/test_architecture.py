@@ -41,6 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"online"}),
     frozenset({"cluster"}),
     frozenset({"runs"}),
+    frozenset({"commands"}),
     frozenset({"cli"}),
 )
 HEAVY = ("ray", "pandas", "matplotlib", "sklearn", "plotly", "optuna", "river", "scipy")

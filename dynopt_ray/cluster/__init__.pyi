@@ -1,3 +1,4 @@
+from .jobs import ClusterJob, JobClient
 from .learners import LearnerActor, LearnerStatus, Prediction, RemoteLearner
 from .policy_training import PolicyProgress, train_policy
 from .searching import (
@@ -16,10 +17,22 @@ from .searching import (
     rate_range,
     search,
 )
-from .sessions import Session, check_can_start, check_reachable, session
+from .sessions import (
+    ClusterNeed,
+    Session,
+    check_can_start,
+    check_nodes,
+    check_reachable,
+    check_storage,
+    session,
+    this_machine,
+)
 from .trials import Measurement
 
 __all__ = [
+    "ClusterJob",
+    "ClusterNeed",
+    "JobClient",
     "LearnerActor",
     "LearnerStatus",
     "Measurement",
@@ -37,12 +50,15 @@ __all__ = [
     "check_can_start",
     "check_config",
     "check_limits",
+    "check_nodes",
     "check_reachable",
+    "check_storage",
     "draws",
     "make_scheduler",
     "pareto_front",
     "rate_range",
     "search",
     "session",
+    "this_machine",
     "train_policy",
 ]

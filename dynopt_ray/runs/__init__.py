@@ -13,7 +13,9 @@ Example:
     >>> carry_out(action, Run(directory, Silent()))  # doctest: +SKIP
 """
 
+from dynopt_ray.runs.clusters import cluster_for
 from dynopt_ray.runs.directory import RunDirectory, default_path
+from dynopt_ray.runs.forecasting import Forecast, forecast
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds import KINDS, check_address, check_can_start, prepare
 from dynopt_ray.runs.loading import check_spec, load_spec, packaged, spec_text
@@ -25,6 +27,7 @@ from dynopt_ray.runs.state import rebuild_tables, status_of
 
 __all__ = [
     "KINDS",
+    "Forecast",
     "Lines",
     "Live",
     "PreparedRun",
@@ -37,7 +40,9 @@ __all__ = [
     "check_address",
     "check_can_start",
     "check_spec",
+    "cluster_for",
     "default_path",
+    "forecast",
     "load_spec",
     "packaged",
     "prepare",

@@ -13,6 +13,7 @@ killed therefore still says "running" and has no duration. Files are checked whe
 and an error names the damaged one.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -71,6 +72,7 @@ class RunDirectory:
         self.path = path
         self.name = path.name
         self._journal: RunJournal | None = None
+        self._made: list[Path] = []
 
     @staticmethod
     def create(path: Path, *, spec_text: str, about: Mapping[str, Any]) -> "RunDirectory":
@@ -85,8 +87,10 @@ class RunDirectory:
             RunError: the path has results of a run or other files, or the directory cannot be
                 made.
         """
-        shown = _make(path)
         directory = RunDirectory(path)
+        directory._made = [p for p in (path, *path.parents) if not os.path.exists(p)]
+        shown = _make(path)
+        had_journal = (path / JOURNAL).exists()
         try:
             directory.lock()
             directory._clear()
@@ -107,6 +111,8 @@ class RunDirectory:
             raise RunError(reason) from error
         except BaseException:
             directory.close()
+            if not had_journal:
+                (path / JOURNAL).unlink(missing_ok=True)
             raise
         return directory
 
@@ -138,6 +144,15 @@ class RunDirectory:
             RunError: another process has it open, or it is damaged.
         """
         self._journal = RunJournal(LocalLines(self.path / JOURNAL))
+
+    def discard(self) -> None:
+        """Delete what `create` has made, for a run that was refused before it did anything."""
+        self.close()
+        for name in (*_WITHOUT_RESULTS, JOURNAL):
+            (self.path / name).unlink(missing_ok=True)
+        for place in self._made:
+            with contextlib.suppress(OSError):  # somebody else has put files there
+                place.rmdir()
 
     def close(self) -> None:
         """Close the journal."""
@@ -275,8 +290,6 @@ class RunDirectory:
                 f"continue it with `dynopt resume {self.path}`, or choose another --out"
             )
         if others:
-            self.close()
-            (self.path / JOURNAL).unlink()
             raise RunError(
                 f"{self.path} exists already and has other files in it, such as {others[0]}; "
                 "choose another --out"

@@ -21,6 +21,7 @@ from dynopt_ray.cluster.searching.search_setup import (
 )
 from dynopt_ray.cluster.searching.space import Point, Space, SpaceConfig
 from dynopt_ray.cluster.searching.storage import Directory, SearchStorage, opened
+from dynopt_ray.cluster.sessions import ClusterNeed
 from dynopt_ray.cluster.trials import (
     ActorPool,
     KeptNetworks,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
-    from dynopt_ray.cluster.sessions import Node
 
 _log = logging.getLogger("dynopt_ray.search")
 
@@ -180,7 +180,7 @@ def search(
             time_limit_s=time_limit_s,
             in_order=order == "drawn",
         ),
-        slot=_SlotNeed(cpus_per_trial, gpus_per_trial, accelerator_type, dict(resources or {})),
+        slot=ClusterNeed(cpus_per_trial, gpus_per_trial, accelerator_type, resources or {}),
         max_concurrent=max_concurrent,
         choice=choice,
         address=None if local else (address or ""),
@@ -205,46 +205,6 @@ def search(
     return log.result(network, choice=choice, note=note)
 
 
-@dataclass(frozen=True)
-class _SlotNeed:
-    """What a slot reserves."""
-
-    cpus: float
-    gpus: float
-    accelerator_type: str | None
-    resources: dict[str, float]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of an actor."""
-        kind = {"accelerator_type": self.accelerator_type} if self.accelerator_type else {}
-        return {
-            "num_cpus": self.cpus,
-            "num_gpus": self._share_of_gpu,
-            "resources": self.resources,
-            **kind,
-        }
-
-    @property
-    def _share_of_gpu(self) -> float:
-        """The share of a GPU that a slot reserves: 1/n if n slots fit on one.
-
-        Ray adds up what is left on the GPUs of a node. It would send a third slot of 0.6 to a node
-        of two GPUs, where it would wait, and not to one where a GPU is free.
-        """
-        if not self.gpus:
-            return 0
-        return int(1e4 / int(1 / self.gpus + 1e-9)) / 1e4  # Ray counts in steps of 0.0001
-
-    def room(self, node: "Node") -> int:
-        """Return the number of slots for which a node has room at once."""
-        room = int(node.cpus / self.cpus)
-        if self.gpus:
-            # A slot is on one GPU, so what is left of several GPUs does not add up.
-            room = min(room, int(node.gpus) * int(1 / self.gpus + 1e-9))
-        return room
-
-
 @dataclass(frozen=True, eq=False)
 class _Plan:
     """The parts of a search, which are made and checked before any trial starts."""
@@ -257,7 +217,7 @@ class _Plan:
     searcher: "Searcher"
     scheduler: "TrialScheduler"
     loop: LoopConfig
-    slot: _SlotNeed
+    slot: ClusterNeed
     max_concurrent: int | None
     choice: Winner
     address: str | None
@@ -352,12 +312,18 @@ def _pool(plan: _Plan, place: SearchStorage | None, files: TrialFiles) -> Iterat
             yield LocalPool(plan.trial, config)
             return
         stack.enter_context(
-            session(plan.address or None, task_cpus=plan.slot.cpus, task_gpus=plan.slot.gpus)
+            session(
+                plan.address or None,
+                task_cpus=plan.slot.cpus,
+                task_gpus=plan.slot.gpus,
+                accelerator_type=plan.slot.accelerator_type,
+                resources=plan.slot.resources,
+            )
         )
         pool = ActorPool(
             plan.trial,
             config,
-            plan.slot.options,
+            plan.slot.actor_options,
             lambda: plan.max_concurrent or _room(plan),
         )
         stack.callback(pool.close)

@@ -1,5 +1,6 @@
 """Resolve and check the addresses of clusters."""
 
+import os
 import socket
 
 from ray._private import services
@@ -7,6 +8,9 @@ from ray._private import services
 from dynopt_ray.errors import ClusterError
 
 _CONNECT_S = 5.0
+# The first bytes of an HTTP/2 client, with empty settings; a server's first frame has its settings.
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = bytes([4])
 
 
 def check_reachable(address: str) -> None:
@@ -17,6 +21,15 @@ def check_reachable(address: str) -> None:
     """
     if address != "local":
         answering_address(found_address(address))
+
+
+def check_accepts(host: str, port: int) -> None:
+    """Refuse a server that does not accept connections.
+
+    Raises:
+        ClusterError: nothing accepts connections there.
+    """
+    _connected(f"{host}:{port}", host, port).close()
 
 
 def found_address(address: str) -> str:
@@ -33,10 +46,34 @@ def found_address(address: str) -> str:
 
 
 def answering_address(address: str) -> str:
-    """Connect to an address, and return the IP address of the machine that accepted."""
+    """Connect to an address, and return the IP address of the machine that accepted.
+
+    Ray's servers speak gRPC, so the answer must be HTTP/2. Ray itself would wait for minutes for
+    the answer of another server.
+
+    Raises:
+        ClusterError: nothing accepts connections there, or it is no server of Ray.
+    """
+    with _connected(address, *_split(address)) as connection:
+        ip = str(connection.getpeername()[0])
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return ip
+        try:
+            connection.sendall(_HTTP2_HELLO)
+            answer = connection.recv(9)
+        except OSError:
+            answer = b""
+    if answer[3:4] != _SETTINGS:
+        raise ClusterError(
+            f"what answers at {address} is not a Ray cluster; give the address that `ray start` "
+            "prints, host:6379, or ray://host:10001, not that of the dashboard"
+        )
+    return ip
+
+
+def _connected(address: str, host: str, port: int) -> socket.socket:
     try:
-        with socket.create_connection(_split(address), timeout=_CONNECT_S) as connection:
-            return str(connection.getpeername()[0])
+        return socket.create_connection((host, port), timeout=_CONNECT_S)
     except OSError as error:
         raise ClusterError(
             f"no cluster answers at {address}: {error}; check the address, and that the head node "

@@ -1,22 +1,32 @@
 """`session` starts or joins Ray, and ends what it started."""
 
 import ipaddress
+import math
 import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.job_config import JobConfig
 
 from dynopt_ray.cluster.sessions.address import answering_address, found_address, is_this_machine
 from dynopt_ray.cluster.sessions.authentication import check_token, use_token
-from dynopt_ray.cluster.sessions.preflight import Need, Node, check_disk, check_nodes, this_machine
+from dynopt_ray.cluster.sessions.dashboards import check_dashboard
+from dynopt_ray.cluster.sessions.node_probe import ask_nodes, check_answers
+from dynopt_ray.cluster.sessions.preflight import (
+    ClusterNeed,
+    Node,
+    check_disk,
+    check_nodes,
+    this_machine,
+)
 from dynopt_ray.cluster.sessions.private_directory import (
     check_length,
     place_for_ray,
@@ -26,7 +36,11 @@ from dynopt_ray.cluster.sessions.processes import end, ray_processes
 from dynopt_ray.cluster.sessions.ray_patches import init_ray, loopback_only, ray_environment
 from dynopt_ray.errors import ClusterError
 
-_NOT_SHIPPED = (".git", ".venv*", "venv", "__pycache__", "*.pyc", "runs", ".mypy_cache", "data")
+NOT_SHIPPED = (".git", ".venv*", "venv", "__pycache__", "*.pyc", "runs", ".mypy_cache", "data")
+"""What of the working directory is not sent to a cluster."""
+
+_ACCELERATOR = "accelerator_type:"
+_OTHER_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory", "node:", _ACCELERATOR)
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,9 @@ def session(
     *,
     task_cpus: float = 1,
     task_gpus: float = 0,
+    accelerator_type: str | None = None,
+    resources: Mapping[str, float] | None = None,
+    total_cpus: float = 0,
     storage: str | os.PathLike[str] | None = None,
     disk_bytes: int = 2**30,
     num_cpus: int | None = None,
@@ -65,15 +82,21 @@ def session(
     block, also after an exception or Ctrl-C.
 
     With an address, the block joins that cluster and only leaves it at the end. If the cluster is
-    on another machine, the working directory is shipped to it. If this process is already
-    connected to Ray, for example inside another session, that connection is used and nothing is
-    ended.
+    on another machine, the working directory is shipped to it. All nodes are asked for their
+    versions and whether they can use the storage. If this process is already connected to Ray, for
+    example inside another session, that connection is used and nothing is ended.
 
     Args:
-        address: "host:port", "ray://host:port" or "auto". None starts Ray on this machine.
+        address: "host:port", "ray://host:port" or "auto". None starts Ray on this machine, even if
+            another cluster runs on it.
         task_cpus: number of CPUs of the largest single task or actor that will run.
         task_gpus: number of GPUs of that task or actor; may be a fraction.
-        storage: a directory for results. It must be writable and have enough free space.
+        accelerator_type: kind of GPU that it needs, such as "H100".
+        resources: custom resources that it reserves: name -> amount.
+        total_cpus: number of CPUs that are reserved at the same time, over all nodes. A cluster
+            started here offers at least as many.
+        storage: a directory or a URI for results. It must be writable, readable and have enough
+            free space. Nodes that see it must be able to write to it too.
         disk_bytes: free space needed there and for Ray's own files, in bytes.
         num_cpus: number of CPUs that a cluster started here offers. None offers all that this
             process may use.
@@ -81,15 +104,17 @@ def session(
             this machine only.
 
     Raises:
-        ClusterError: there is no such cluster, or it lacks something that is needed. The error
-            comes within seconds.
+        ClusterError: there is no such cluster, it lacks something that is needed, or its dashboard
+            is open to the network without a token. The error comes within seconds.
 
     Example:
         >>> with session(task_cpus=2, storage="runs") as here:  # doctest: +SKIP
         ...     print(here.address, here.started)
         127.0.0.1:40123 True
     """
-    need = Need(task_cpus, task_gpus, None if storage is None else Path(storage), disk_bytes)
+    need = ClusterNeed(
+        task_cpus, task_gpus, accelerator_type, resources or {}, total_cpus, storage, disk_bytes
+    )
     check_disk(need)
     address = address or os.environ.get("RAY_ADDRESS") or None
     address = None if address == "local" else address
@@ -103,14 +128,21 @@ def session(
     try:
         if address is None:
             machine = this_machine()
-            check_nodes(need, [Node(machine.name, num_cpus or machine.cpus, machine.gpus)])
+            cpus = num_cpus or int(max(machine.cpus, math.ceil(total_cpus)))
+            # Ray finds out the kinds of GPUs when it starts.
+            known = replace(need, accelerator_type=None) if machine.gpus else need
+            check_nodes(known, [replace(machine, cpus=cpus)])
             directory = files.enter_context(private_directory())
-            _start(num_cpus or int(machine.cpus), int(machine.gpus), dashboard, directory)
+            _start(cpus, int(machine.gpus), dashboard, directory)
         else:
             _join(address)
         is_up = True
         nodes = alive_nodes()
         check_nodes(need, nodes)
+        if address is not None:
+            answers = ask_nodes(nodes, storage)
+            check_dashboard(answers[0][1]["dashboard"])
+            check_answers(answers, storage)
         yield Session(_address(), nodes, started=address is None)
     finally:
         started = ray_processes() - before
@@ -129,12 +161,12 @@ def check_can_start() -> None:
     """
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         return
-    check_disk(Need())
+    check_disk(ClusterNeed())
     check_length(place_for_ray())
     check_token()
 
 
-def _running(address: str | None, need: Need) -> Session:
+def _running(address: str | None, need: ClusterNeed) -> Session:
     """Return a session for the connection that this process already has."""
     if address not in (None, "auto", _address()) and not address.startswith("ray://"):
         raise ClusterError(
@@ -150,13 +182,16 @@ def _start(num_cpus: int, num_gpus: int, dashboard: bool, directory: Path) -> No
     use_token(starting=True)
     with loopback_only(True):
         init_ray(
+            # Without it, Ray would join a cluster that runs on this machine, or would fail at the
+            # address that a killed one has left behind.
+            address="local",
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             object_store_memory=_object_store_bytes(),
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
             _temp_dir=str(directory),
-            job_config=JobConfig(_py_driver_sys_path=_own_paths()),
+            job_config=_job_config(),
         )
 
 
@@ -165,22 +200,33 @@ def _join(address: str) -> None:
     address = found_address(address)
     ip = answering_address(address)
     elsewhere = not is_this_machine(ip)
-    settings: dict[str, Any] = {"job_config": JobConfig(_py_driver_sys_path=_own_paths())}
-    if elsewhere:
-        shipped = {"working_dir": os.getcwd(), "excludes": list(_NOT_SHIPPED)}
-        settings = {"runtime_env": shipped}
+    if elsewhere and RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:
+        shipped = {"working_dir": os.getcwd(), "excludes": list(NOT_SHIPPED)}
+        settings: dict[str, Any] = {"runtime_env": shipped}
+    elif address.startswith("ray://"):
+        # Ray's client sends its settings as JSON, which a JobConfig is not.
+        paths = os.pathsep.join(_own_paths())
+        settings = {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
+    else:
+        # What a job brought along is added to this by Ray.
+        settings = {"job_config": _job_config()}
     loopback = ipaddress.ip_address(ip).is_loopback
     # Ray would retry for 20 s. A server that still refuses after 3 s is not just starting up.
     with loopback_only(loopback), ray_environment("RAY_gcs_server_port_wait_time_s", "3"):
         init_ray(address=address, **settings)
 
 
+def _job_config() -> JobConfig:
+    # A worker inserts the paths at the front of its own one by one, which reverses their order.
+    return JobConfig(_py_driver_sys_path=_own_paths()[::-1])
+
+
 def _own_paths() -> list[str]:
     """The import paths other than installed packages; workers on this machine use them too."""
     installed = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platlib", "purelib"))
-    return [
-        os.path.abspath(p) for p in sys.path if os.path.isdir(p) and not p.startswith(installed)
-    ]
+    # An empty path stands for the working directory.
+    paths = [os.path.abspath(path) for path in sys.path]
+    return [path for path in paths if os.path.isdir(path) and not path.startswith(installed)]
 
 
 def _object_store_bytes() -> int:
@@ -194,13 +240,23 @@ def _object_store_bytes() -> int:
 def alive_nodes() -> tuple[Node, ...]:
     """Return the nodes of the cluster that this process is connected to."""
     return tuple(
-        Node(
-            node["NodeManagerAddress"],
-            node["Resources"].get("CPU", 0.0),
-            node["Resources"].get("GPU", 0.0),
-        )
+        _node(node)
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
+    )
+
+
+def _node(described: Mapping[str, Any]) -> Node:
+    offered: Mapping[str, float] = described["Resources"]
+    return Node(
+        described["NodeManagerAddress"],
+        offered.get("CPU", 0.0),
+        offered.get("GPU", 0.0),
+        resources={k: n for k, n in offered.items() if not k.startswith(_OTHER_RESOURCES)},
+        accelerators=tuple(
+            sorted(k.removeprefix(_ACCELERATOR) for k in offered if k.startswith(_ACCELERATOR))
+        ),
+        node_id=described["NodeID"],
     )
 
 

@@ -24,7 +24,7 @@ def init_ray(**settings: Any) -> None:
         with _own_sigterm():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as e:
-        if "address" not in settings:
+        if settings.get("address") == "local":
             raise ClusterError(f"Ray could not be started on this machine: {e}") from e
         raise ClusterError(
             f"could not join a cluster at {settings['address']}: {e}. If one runs there, it has "
@@ -37,16 +37,31 @@ def init_ray(**settings: Any) -> None:
 def _own_sigterm() -> Iterator[None]:
     """Keep the process's handler of SIGTERM.
 
-    `ray.init` sets a handler that calls `sys.exit` at once. Ray's core later replaces it with
-    one that dumps the stack and aborts. Either would bypass this process's own handler.
+    `ray.init` sets a handler that calls `sys.exit` at once. Ray's core then replaces it with one
+    that dumps the stack and aborts. Either would bypass this process's own handler, so it is set
+    again as soon as the core is made. A signal in these tenths of a second ends the process with a
+    dump of the stack.
     """
+    raylet: Any = ray._raylet
+    in_main = threading.current_thread() is threading.main_thread()
     handler, set_by_ray = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    make_core = raylet.CoreWorker
+
+    def make_core_only(*arguments: Any, **settings: Any) -> Any:
+        try:
+            return make_core(*arguments, **settings)
+        finally:
+            if in_main:
+                signal.signal(signal.SIGTERM, handler)
+
     utils.set_sigterm_handler = lambda _: None
+    raylet.CoreWorker = make_core_only
     try:
         yield
     finally:
         utils.set_sigterm_handler = set_by_ray
-        if threading.current_thread() is threading.main_thread():
+        raylet.CoreWorker = make_core
+        if in_main:
             signal.signal(signal.SIGTERM, handler)
 
 

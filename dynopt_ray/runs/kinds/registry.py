@@ -31,8 +31,8 @@ def check_address(kind: str, address: str) -> None:
         SpecError: runs of this kind use no cluster.
         ClusterError: nothing answers at the address.
     """
-    if not KINDS[kind].on_cluster:
-        on_cluster = ", ".join(name for name, known in KINDS.items() if known.on_cluster)
+    if KINDS[kind].need is None:
+        on_cluster = ", ".join(name for name, known in KINDS.items() if known.need is not None)
         raise SpecError(
             f"--address {address}: a run of kind {kind} uses no cluster (these do: {on_cluster})"
         )
@@ -44,13 +44,11 @@ def check_address(kind: str, address: str) -> None:
 def check_can_start(spec: Spec) -> None:
     """Refuse a run without an address that needs Ray if Ray could not be started on this machine.
 
-    Ray starts only after a network has been trained, so this must be known before.
-
     Raises:
         ClusterError: Ray's own files or its token cannot be written.
     """
-    kind = KINDS[spec.kind]
-    if kind.on_cluster and not kind.is_local(spec):
+    need = KINDS[spec.kind].need
+    if need is not None and need(spec) is not None:
         from dynopt_ray import cluster
 
         cluster.check_can_start()

@@ -115,11 +115,16 @@ def read_fashion_mnist(data_dir: str | Path | None = None) -> dict[str, NDArray[
         if missing:
             raise DataError(f"data_dir {str(data_dir)!r} lacks {', '.join(missing)} (plain or .gz)")
         return _read(Path(data_dir))
-    directories = _search_path()
-    for directory in directories:
+    found = fashion_mnist_directory()
+    return _download(_search_path()) if found is None else _read(found)
+
+
+def fashion_mnist_directory() -> Path | None:
+    """Return the directory in which the IDX files are found, or None if they are not there."""
+    for directory in _search_path():
         if all(_file(directory, name) for name in FILES):
-            return _read(directory)
-    return _download(directories)
+            return directory
+    return None
 
 
 def _splits(shape: tuple[int, ...], seed: int, data_dir: str | Path | None) -> ArraySplits:

@@ -1,10 +1,11 @@
 from .runner import add_curve, points, run_adaptation, widths
-from .spec import KIND, AdaptSettings, AdaptSpec
+from .spec import KIND, AdaptSettings, AdaptSpec, adaptation_work
 
 __all__ = [
     "KIND",
     "AdaptSettings",
     "AdaptSpec",
+    "adaptation_work",
     "add_curve",
     "points",
     "run_adaptation",

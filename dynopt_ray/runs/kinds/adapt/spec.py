@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dynopt_ray.policies import DEFAULT_ACTIONS, adapt, check_adaptation
-from dynopt_ray.runs.kind import Kind
+from dynopt_ray.runs.kind import Kind, WorkPart, training_work
 from dynopt_ray.runs.spec import (
     ActionsField,
     CostFractions,
@@ -56,4 +56,14 @@ class AdaptSpec(UtilitySpec):
     adapt: AdaptSettings = AdaptSettings()
 
 
-KIND = Kind(AdaptSpec, "dynopt_ray.runs.kinds.adapt.runner:prepare", on_cluster=False)
+def adaptation_work(settings: AdaptSettings) -> WorkPart:
+    """Return the training between decisions."""
+    steps = settings.horizon * settings.train_steps
+    return WorkPart("adapt", steps, note=f"up to {settings.horizon} decisions")
+
+
+KIND = Kind(
+    AdaptSpec,
+    "dynopt_ray.runs.kinds.adapt.runner:prepare",
+    work=lambda spec: (*training_work(spec), adaptation_work(spec.adapt)),
+)

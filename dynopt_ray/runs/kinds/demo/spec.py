@@ -1,15 +1,23 @@
 """The spec of `kind: demo`."""
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dynopt_ray.policies import DQNSettings
-from dynopt_ray.runs.kind import Kind
-from dynopt_ray.runs.kinds.adapt import AdaptSettings
-from dynopt_ray.runs.kinds.policy import PolicyTraining
-from dynopt_ray.runs.kinds.search import SearchSettings, SearchSpace, check_space
-from dynopt_ray.runs.kinds.stream import LearnerSettings, StreamSettings
+from dynopt_ray.cluster import ClusterNeed
+from dynopt_ray.policies import ENVIRONMENT, DQNSettings
+from dynopt_ray.runs.kind import Kind, WorkPart, training_work
+from dynopt_ray.runs.kinds.adapt import AdaptSettings, adaptation_work
+from dynopt_ray.runs.kinds.policy import PolicyTraining, policy_work, training_need
+from dynopt_ray.runs.kinds.search import (
+    SearchSettings,
+    SearchSpace,
+    check_space,
+    search_need,
+    search_work,
+)
+from dynopt_ray.runs.kinds.stream import LearnerSettings, StreamSettings, stream_work
 from dynopt_ray.runs.spec import UtilitySpec
 
 
@@ -43,4 +51,21 @@ class DemoSpec(UtilitySpec):
         return self
 
 
-KIND = Kind(DemoSpec, "dynopt_ray.runs.kinds.demo.runner:prepare")
+def demo_need(spec: DemoSpec) -> ClusterNeed:
+    """Return what all parts of the demo need from a cluster."""
+    searching = search_need(spec.search) or ClusterNeed()
+    return replace(searching, total_cpus=training_need(spec.policy).total_cpus)
+
+
+def demo_work(spec: DemoSpec) -> tuple[WorkPart, ...]:
+    """Return the work of all parts of the demo."""
+    return (
+        *training_work(spec),
+        policy_work(spec.policy, ENVIRONMENT, {"task": spec.task}),
+        adaptation_work(spec.adapt),
+        search_work(spec.search, spec.space),
+        stream_work(spec.stream),
+    )
+
+
+KIND = Kind(DemoSpec, "dynopt_ray.runs.kinds.demo.runner:prepare", work=demo_work, need=demo_need)

@@ -1,5 +1,5 @@
 from .runner import POLICY_FILE, check_environment, run_comparison, run_training
-from .spec import KIND, PolicySpec, PolicyTraining
+from .spec import KIND, PolicySpec, PolicyTraining, policy_work, training_need
 
 __all__ = [
     "KIND",
@@ -7,6 +7,8 @@ __all__ = [
     "PolicySpec",
     "PolicyTraining",
     "check_environment",
+    "policy_work",
     "run_comparison",
     "run_training",
+    "training_need",
 ]

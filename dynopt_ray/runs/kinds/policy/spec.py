@@ -1,11 +1,13 @@
 """The spec of `kind: policy`."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dynopt_ray.policies import DQNSettings
-from dynopt_ray.runs.kind import Kind
+from dynopt_ray.cluster import ClusterNeed
+from dynopt_ray.policies import ENVIRONMENT, DQNSettings
+from dynopt_ray.runs.kind import Kind, WorkPart
 from dynopt_ray.runs.spec import Fills, Spec
 
 PolicyTraining = Annotated[DQNSettings, Fills(DQNSettings, omit=("env_id", "env_kwargs", "seed"))]
@@ -30,4 +32,27 @@ class PolicySpec(Spec):
     num_episodes: int = Field(default=32, ge=1)
 
 
-KIND = Kind(PolicySpec, "dynopt_ray.runs.kinds.policy.runner:prepare")
+def training_need(settings: DQNSettings) -> ClusterNeed:
+    """Return what the training of a policy needs from a cluster: one CPU for each process."""
+    return ClusterNeed(total_cpus=settings.num_env_runners + settings.num_learners)
+
+
+def policy_work(settings: DQNSettings, env_id: str, env: Mapping[str, Any]) -> WorkPart:
+    """Return the rounds in which each environment takes a step."""
+    rounds = -(-settings.num_steps // settings.num_envs)
+    note = f"{settings.num_steps:,} steps of {settings.num_envs} environments, without learning"
+    return WorkPart(
+        "policy",
+        rounds,
+        "environment rounds",
+        note=note,
+        environments={"id": env_id, "num_envs": settings.num_envs, **env},
+    )
+
+
+KIND = Kind(
+    PolicySpec,
+    "dynopt_ray.runs.kinds.policy.runner:prepare",
+    work=lambda spec: (policy_work(spec.policy, spec.env_id or ENVIRONMENT, spec.env),),
+    need=lambda spec: training_need(spec.policy),
+)

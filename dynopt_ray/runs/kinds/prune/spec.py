@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynopt_ray.errors import SpecError, did_you_mean
-from dynopt_ray.runs.kind import Kind
+from dynopt_ray.runs.kind import Kind, WorkPart, training_work
 from dynopt_ray.runs.spec import (
     ByName,
     CostFractions,
@@ -175,4 +175,11 @@ class PruneSpec(NetworkSpec):
     prune: PruneSettings
 
 
-KIND = Kind(PruneSpec, "dynopt_ray.runs.kinds.prune.runner:prepare", on_cluster=False)
+def prune_work(spec: PruneSpec) -> tuple[WorkPart, ...]:
+    """Return the training and the retraining of all rounds."""
+    settings = spec.prune
+    steps = 0 if settings.retrain is None else settings.rounds * settings.retrain.num_steps
+    return (*training_work(spec), WorkPart("prune", steps, note=f"{settings.rounds} rounds"))
+
+
+KIND = Kind(PruneSpec, "dynopt_ray.runs.kinds.prune.runner:prepare", work=prune_work)

@@ -1,5 +1,13 @@
 from .runner import add_best_curve, check_plugins, front, run_search
-from .spec import KIND, SearchSettings, SearchSpace, SearchSpec, check_space
+from .spec import (
+    KIND,
+    SearchSettings,
+    SearchSpace,
+    SearchSpec,
+    check_space,
+    search_need,
+    search_work,
+)
 from .tables import rebuild, trial_points
 
 __all__ = [
@@ -13,5 +21,7 @@ __all__ = [
     "front",
     "rebuild",
     "run_search",
+    "search_need",
+    "search_work",
     "trial_points",
 ]

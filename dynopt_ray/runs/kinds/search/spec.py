@@ -4,9 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
-from dynopt_ray.cluster import PruneTrial, Space, check_config, check_limits, search
+from dynopt_ray.cluster import (
+    ClusterNeed,
+    PruneTrial,
+    Space,
+    check_config,
+    check_limits,
+    draws,
+    search,
+)
 from dynopt_ray.errors import SpecError
-from dynopt_ray.runs.kind import Kind
+from dynopt_ray.runs.kind import Kind, WorkPart, training_work
 from dynopt_ray.runs.spec import (
     SchedulerField,
     SearcherField,
@@ -117,9 +125,36 @@ def check_space(space: Space, retrain_steps: int) -> None:
         checked_by(lambda probe: check_config(probe, retrain_steps))(config)
 
 
+def search_need(settings: SearchSettings) -> ClusterNeed | None:
+    """Return what a search needs from a cluster, or None if it runs in this process."""
+    if settings.local:
+        return None
+    return ClusterNeed(
+        cpus=settings.cpus_per_trial,
+        gpus=settings.gpus_per_trial,
+        accelerator_type=settings.accelerator_type,
+        resources=settings.resources or {},
+    )
+
+
+def search_work(settings: SearchSettings, space: Space) -> WorkPart:
+    """Return the retraining of all trials."""
+    _, trials = draws(settings.searcher, space, num_trials=settings.num_trials)
+    note = f"{trials} trials of {settings.retrain_steps} steps"
+    if settings.scheduler is not None:
+        note += "; the scheduler stops some early"
+    return WorkPart(
+        "search",
+        trials * settings.retrain_steps,
+        in_slots=not settings.local,
+        note=note,
+    )
+
+
 KIND = Kind(
     SearchSpec,
     "dynopt_ray.runs.kinds.search.runner:prepare",
+    work=lambda spec: (*training_work(spec), search_work(spec.search, spec.space)),
+    need=lambda spec: search_need(spec.search),
     rebuild="dynopt_ray.runs.kinds.search.tables:rebuild",
-    is_local=lambda spec: spec.search.local,
 )

@@ -1,6 +1,6 @@
 from .learners import check_learner
 from .runner import make_stream, run_stream
-from .spec import KIND, LearnerSettings, StreamSettings, StreamSpec
+from .spec import KIND, LearnerSettings, StreamSettings, StreamSpec, stream_work
 
 __all__ = [
     "KIND",
@@ -10,4 +10,5 @@ __all__ = [
     "check_learner",
     "make_stream",
     "run_stream",
+    "stream_work",
 ]

@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from dynopt_ray.cluster import ClusterNeed
 from dynopt_ray.errors import SpecError
 from dynopt_ray.online import Drift, Guard
-from dynopt_ray.runs.kind import Kind
+from dynopt_ray.runs.kind import Kind, WorkPart, training_work
 from dynopt_ray.runs.spec import (
     DetectorField,
     Fills,
@@ -81,8 +82,15 @@ class StreamSpec(NetworkSpec):
     learner: LearnerSettings = LearnerSettings()
 
 
+def stream_work(settings: StreamSettings) -> WorkPart:
+    """Return the events of the stream."""
+    note = "one pass over its rows" if settings.num_events is None else ""
+    return WorkPart("stream", settings.num_events or 0, "events", note=note)
+
+
 KIND = Kind(
     StreamSpec,
     "dynopt_ray.runs.kinds.stream.runner:prepare",
-    is_local=lambda spec: spec.learner.local,
+    work=lambda spec: (*training_work(spec), stream_work(spec.stream)),
+    need=lambda spec: None if spec.learner.local else ClusterNeed(),
 )

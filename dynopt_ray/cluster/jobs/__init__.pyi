@@ -1,0 +1,3 @@
+from .client import ClusterJob, JobClient
+
+__all__ = ["ClusterJob", "JobClient"]

@@ -1,0 +1,5 @@
+"""What the commands of the command line do, apart from runs themselves."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
