@@ -1,5 +1,6 @@
 """A run of a search is ended at random moments, continued each time, and ends with its table."""
 
+import json
 import random
 import signal
 import subprocess
@@ -32,12 +33,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return pd.read_csv(folder / "run" / "results.csv")
 
 
+def num_beginnings(run: Path) -> int:
+    """How often a run was begun or continued."""
+    path = run / "manifest.json"
+    return 1 + len(json.loads(path.read_text()).get("continued", [])) if path.exists() else 0
+
+
 def end_at_a_random_moment(
     process: "subprocess.Popen[str]", number: signal.Signals, moments: random.Random, run: Path
 ) -> dict[int, str]:
     """Send a signal to a command once its run has begun; return the processes below it."""
-    deadline = time.monotonic() + 120
-    while not (run / "manifest.json").exists():
+    deadline, before = time.monotonic() + 120, num_beginnings(run)
+    while process.poll() is None and num_beginnings(run) == before:
         assert time.monotonic() < deadline, "the run does not begin"
         time.sleep(0.05)
     time.sleep(moments.uniform(1, 20))
