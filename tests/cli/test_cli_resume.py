@@ -1,16 +1,15 @@
 """A run of a search is ended at random moments, continued each time, and ends with its table."""
 
-import json
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.cli.test_cli_process import alive, descendants, dynopt, started
+from tests.cli.ending import end_after
+from tests.cli.test_cli_process import alive, dynopt, started
 
 pytestmark = pytest.mark.ray
 
@@ -33,26 +32,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return pd.read_csv(folder / "run" / "results.csv")
 
 
-def num_beginnings(run: Path) -> int:
-    """How often a run was begun or continued."""
-    path = run / "manifest.json"
-    return 1 + len(json.loads(path.read_text()).get("continued", [])) if path.exists() else 0
-
-
-def end_at_a_random_moment(
-    process: "subprocess.Popen[str]", number: signal.Signals, moments: random.Random, run: Path
-) -> dict[int, str]:
-    """Send a signal to a command once its run has begun; return the processes below it."""
-    deadline, before = time.monotonic() + 120, num_beginnings(run)
-    while process.poll() is None and num_beginnings(run) == before:
-        assert time.monotonic() < deadline, "the run does not begin"
-        time.sleep(0.05)
-    time.sleep(moments.uniform(1, 20))
-    below = descendants(process.pid)
-    process.send_signal(number)
-    return below
-
-
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 )
@@ -65,7 +44,7 @@ def test_a_run_that_is_ended_again_and_again_ends_with_its_table(
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
         process = started(*arguments, cwd=tmp_path)
         try:
-            below = end_at_a_random_moment(process, number, moments, run)
+            below = end_after(process, number, moments.uniform(1, 20), run)
             output, errors = process.communicate(timeout=60)
         finally:
             process.kill()
