@@ -10,6 +10,7 @@ from .searching import (
     Space,
     TrialLog,
     check_config,
+    check_configurations,
     check_limits,
     draws,
     make_scheduler,
@@ -27,7 +28,7 @@ from .sessions import (
     session,
     this_machine,
 )
-from .trials import Measurement
+from .trials import Measurement, Trial
 
 __all__ = [
     "ClusterJob",
@@ -46,9 +47,11 @@ __all__ = [
     "SearchStorage",
     "Session",
     "Space",
+    "Trial",
     "TrialLog",
     "check_can_start",
     "check_config",
+    "check_configurations",
     "check_limits",
     "check_nodes",
     "check_reachable",

@@ -2,7 +2,7 @@ from .driver import search
 from .log import TrialLog
 from .prune_trial import PruneTrial, check_config, rate_range
 from .result import SearchResult, pareto_front
-from .search_setup import check_limits, draws, make_scheduler
+from .search_setup import check_configurations, check_limits, draws, make_scheduler
 from .space import Point, Range, Space
 from .storage import SearchStorage
 
@@ -15,6 +15,7 @@ __all__ = [
     "Space",
     "TrialLog",
     "check_config",
+    "check_configurations",
     "check_limits",
     "draws",
     "make_scheduler",
