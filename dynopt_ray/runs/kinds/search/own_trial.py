@@ -7,7 +7,12 @@ from dynopt_ray.cluster import Trial, check_configurations
 from dynopt_ray.errors import SpecError, described
 from dynopt_ray.plugins import import_attribute
 from dynopt_ray.runs.kind import PreparedRun
-from dynopt_ray.runs.kinds.search.searched import check_plugins, searched, write_tables
+from dynopt_ray.runs.kinds.search.searched import (
+    check_plugins,
+    check_warm_start,
+    searched,
+    write_tables,
+)
 from dynopt_ray.runs.kinds.search.spec import OwnTrialSpec
 from dynopt_ray.runs.kinds.search.tables import trial_points
 from dynopt_ray.runs.kinds.search.winner import keep_winner
@@ -53,6 +58,7 @@ def make_trial(config: str | dict[str, Any]) -> Trial:
 
 
 def _run(spec: OwnTrialSpec, trial: Trial, run: Run) -> None:
+    check_warm_start(run, spec.search, spec.space, spec.cost_weight)
     result = searched(
         run,
         trial,

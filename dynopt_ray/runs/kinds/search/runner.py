@@ -11,7 +11,12 @@ from dynopt_ray.cluster import Point, PruneTrial, Range, SearchResult, Space, ra
 from dynopt_ray.errors import DynoptError
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.search.own_trial import prepare_own
-from dynopt_ray.runs.kinds.search.searched import check_plugins, searched, write_tables
+from dynopt_ray.runs.kinds.search.searched import (
+    check_plugins,
+    check_warm_start,
+    searched,
+    write_tables,
+)
 from dynopt_ray.runs.kinds.search.spec import OwnTrialSpec, SearchSettings, SearchSpec
 from dynopt_ray.runs.kinds.search.tables import trial_points
 from dynopt_ray.runs.kinds.search.winner import keep_winner
@@ -47,6 +52,7 @@ def prepare(spec: SearchSpec | OwnTrialSpec) -> PreparedRun:
 
 
 def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
+    check_warm_start(run, spec.search, spec.space, spec.cost_weight)
     curves = Curves()
     model = origin.model(run, curves)
     before = figures("before", origin.task, model)

@@ -12,6 +12,7 @@ from dynopt_ray.cluster import (
     Trial,
     TrialLog,
     draws,
+    earlier_trials,
     make_scheduler,
     rate_range,
     search,
@@ -91,6 +92,16 @@ def searched(
             f"cost {best.cost:.3f})" + (f"; {result.note}" if result.note else "")
         )
     return result
+
+
+def check_warm_start(run: Run, settings: SearchOptions, space: Space, cost_weight: float) -> None:
+    """Read the earlier searches that a new one begins with, before time is spent on training.
+
+    Raises:
+        SpecError: there is no such search, or none of its trials is in the space.
+    """
+    if not any(record.kind == "search" for record in run.directory.journal.records):
+        earlier_trials(settings.warm_start, space, cost_weight=cost_weight)
 
 
 def write_tables(run: Run, result: SearchResult) -> None:

@@ -10,6 +10,7 @@ from dynopt_ray.cluster import (
     Space,
     check_config,
     check_limits,
+    check_objective,
     draws,
     search,
 )
@@ -70,6 +71,9 @@ class SearchOptions(Strict):
             the cheapest that cannot be told from it on the validation rows.
         max_failures: how often a trial whose process died is continued before it counts as failed.
         time_limit_s: the time in seconds after which a trial is ended, or None.
+        objective: what the searcher looks for: "utility", "pareto" (a front of high accuracy and
+            low cost), or a list such as [accuracy, flops, params] for a front of other costs.
+        warm_start: run directories of earlier searches, from whose trials the searcher learns.
         local: whether to run the trials in this process, one at a time, without a cluster.
     """
 
@@ -86,6 +90,8 @@ class SearchOptions(Strict):
     choice: Literal["one_standard_error", "best"] = default_of(search, "choice")
     max_failures: int = default_of(search, "max_failures")
     time_limit_s: float | None = default_of(search, "time_limit_s")
+    objective: Literal["utility", "pareto"] | list[str] = "utility"
+    warm_start: tuple[str, ...] = Field(default=(), strict=False)
     local: bool = default_of(search, "local")
 
     @model_validator(mode="after")
@@ -99,6 +105,7 @@ class SearchOptions(Strict):
             max_failures=self.max_failures,
             time_limit_s=self.time_limit_s,
         )
+        check_objective(self.objective)
         return self
 
 
