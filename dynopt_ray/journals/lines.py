@@ -220,7 +220,11 @@ class SegmentLines:
     def close(self) -> None:
         """Remove the lock."""
         owner, self._owner = self._owner, None
-        if owner is not None:
+        if owner is None:
+            return
+        # If the store cannot be reached now, an error of the last sync says so, and the lock will
+        # count as a dead driver's after a minute.
+        with contextlib.suppress(RunError):
             held = self._lock_content()
             if held is not None and held["owner"] == owner:
                 with _of_run():
