@@ -67,7 +67,7 @@ class PaddedSize:
     @property
     def length(self) -> int:
         """The number of numbers in a row."""
-        return self.layers[-1][1].stop
+        return int(self.layers[-1][1].stop)
 
     def weights(self, rows: Tensor, layer: int) -> Tensor:
         """Return a layer's part of rows, (P, length), as a view (P, O, I)."""
