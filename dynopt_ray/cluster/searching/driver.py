@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynopt_ray.cluster.searching.choice import Winner
+from dynopt_ray.cluster.searching.earlier import (
+    EarlierTrial,
+    check_learns,
+    earlier_trials,
+    known_trials,
+    learn_from,
+)
 from dynopt_ray.cluster.searching.log import TrialLog
+from dynopt_ray.cluster.searching.objectives import Objectives, SearchObjective
 from dynopt_ray.cluster.searching.result import SearchResult
 from dynopt_ray.cluster.searching.search_setup import (
     SchedulerLike,
@@ -70,6 +78,8 @@ def search(
     max_failures: int = 3,
     time_limit_s: float | None = None,
     storage: Directory | SearchStorage | None = None,
+    objective: SearchObjective = "utility",
+    warm_start: Sequence[Directory] = (),
     local: bool = False,
     address: str | None = None,
     on_end: Callable[[TrialLog], None] = lambda _: None,
@@ -121,6 +131,14 @@ def search(
         time_limit_s: the time in seconds after which a trial is ended, or None.
         storage: a directory, or a URI that pyarrow can open such as s3://bucket/run, for the
             journal, the states and the networks of the search. None keeps nothing after the search.
+        objective: what the searcher looks for. "utility" is one figure. "pareto" is a front of
+            high accuracy and low cost, and a list such as ["accuracy", "flops", "params"] one with
+            other costs, which trials measure. All trials then have to finish: there is no
+            scheduler. The best trial is still that of the highest utility, and with `storage` the
+            networks of the whole front are in trials/.
+        warm_start: run directories, or the `storage` of earlier searches, from whose finished
+            trials the searcher learns before it draws. Only trials whose configurations are in this
+            space count. Their figures should be of the same task and the same starting network.
         local: run the trials in this process, one at a time. Searchers and schedulers belong to
             Ray Tune, so its package is imported, but no cluster is started.
         address: address of a cluster to join if Ray is not running yet. None starts one on this
@@ -128,9 +146,10 @@ def search(
         on_end: called with the log after each trial has ended.
 
     Raises:
-        SpecError: the space, a configuration in it, a point of `first`, or a plugin's arguments
-            are wrong. No trial has started.
-        ValueError: a number is out of range.
+        SpecError: the space, a configuration in it, a point of `first`, an entry of `warm_start`
+            or a plugin's arguments are wrong. No trial has started.
+        ValueError: a number is out of range, or the searcher or the scheduler cannot look for the
+            objective.
         UnknownNameError: there is no searcher or scheduler of this name.
         ClusterError: no node has room for a trial.
         RunError: the storage is in use by another process, is damaged, or has another search.
@@ -166,6 +185,10 @@ def search(
         note = f"the space has only {num_trials} configurations, so {wanted} trials are not run"
         _log.warning("search: %s", note)
     check_configurations(trial, parsed)
+    objectives = Objectives.parse(objective)
+    made_scheduler = make_scheduler(scheduler, num_reports=num_reports, space=parsed)
+    objectives.check(search_algorithm, made_scheduler)
+    check_learns(search_algorithm, warm_start)
     plan = _Plan(
         trial=trial,
         space=parsed,
@@ -173,7 +196,8 @@ def search(
         seed=seed,
         cost_weight=cost_weight,
         searcher=search_algorithm,
-        scheduler=make_scheduler(scheduler, num_reports=num_reports, space=parsed),
+        scheduler=made_scheduler,
+        objectives=objectives,
         loop=LoopConfig(
             per_slot=trials_per_slot,
             max_failures=max_failures,
@@ -195,13 +219,19 @@ def search(
             "first": [dict(point) for point in first],
             "seed": seed,
             "order": order,
+            "objective": list(objective) if not isinstance(objective, str) else objective,
             "trial": _identity(trial),
         }
     )
-    log = TrialLog()
+    log = TrialLog(objectives.costs)
     with opened(storage) as place:
-        records = place.begin(settings) if place else ()
-        network = _searched(plan, place, records, log, on_end)
+        known: Sequence[EarlierTrial] = ()
+        if place is None or place.is_new:
+            known = earlier_trials(warm_start, parsed, cost_weight=cost_weight)
+        records = place.begin(settings, known) if place else ()
+        if records:
+            known = known_trials(records)
+        network = _searched(plan, place, records, known, log, on_end)
     return log.result(network, choice=choice, note=note)
 
 
@@ -216,6 +246,7 @@ class _Plan:
     cost_weight: float
     searcher: "Searcher"
     scheduler: "TrialScheduler"
+    objectives: Objectives
     loop: LoopConfig
     slot: ClusterNeed
     max_concurrent: int | None
@@ -227,13 +258,17 @@ def _searched(
     plan: _Plan,
     place: SearchStorage | None,
     records: Sequence[RunRecord],
+    known: Sequence[EarlierTrial],
     log: TrialLog,
     on_end: Callable[[TrialLog], None],
 ) -> bytes | None:
     """Run a search, or the rest of it, and return the network of the best trial."""
     from dynopt_ray.cluster.searching.domains import tune_space
 
-    plan.searcher.set_search_properties("utility", "max", tune_space(plan.space))
+    metric: Any = plan.objectives.metric
+    mode: Any = plan.objectives.mode
+    plan.searcher.set_search_properties(metric, mode, tune_space(plan.space))
+    learn_from(known, plan.searcher, plan.objectives)
     plan.scheduler.set_search_properties("utility", "max")
     with ExitStack() as stack:
         stack.enter_context(_quiet())
@@ -248,7 +283,7 @@ def _searched(
             ),
             in_order=plan.loop.in_order,
         )
-        kept = KeptNetworks(forget=files.forget_network)
+        kept = KeptNetworks(forget=files.forget_network, costs=plan.objectives.costs)
         sinks: list[RecordSink] = [place.journal, log] if place else [log]
         writer = SearchRecords(sinks, kept, lambda: on_end(log))
         for record in records:
@@ -307,6 +342,7 @@ def _pool(plan: _Plan, place: SearchStorage | None, files: TrialFiles) -> Iterat
             time_limit_s=plan.loop.time_limit_s,
             cpus=plan.slot.cpus,
             gpus=plan.slot.gpus,
+            figures=plan.objectives.costs,
         )
         if is_local:
             yield LocalPool(plan.trial, config)
