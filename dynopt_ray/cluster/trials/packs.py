@@ -90,3 +90,15 @@ class TurnTaking:
         except (Exception, SystemExit) as error:
             return Advance(None, time.monotonic() - begun, error)
         return Advance(measurement, time.monotonic() - begun)
+
+
+def new_pack(trial: Trial, *, together: bool) -> TrialPack:
+    """Return a pack without trials.
+
+    Args:
+        trial: runs one configuration.
+        together: whether to compute trials together, if they can be.
+    """
+    if together and isinstance(trial, PackableTrial):
+        return trial.new_pack()
+    return TurnTaking(trial)

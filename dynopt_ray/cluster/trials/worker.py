@@ -21,7 +21,7 @@ from dynopt_ray.cluster.trials.messages import (
     TrialFailed,
     TrialMeasured,
 )
-from dynopt_ray.cluster.trials.packs import Advance, PackableTrial, TrialPack, TurnTaking
+from dynopt_ray.cluster.trials.packs import Advance, TurnTaking, new_pack
 from dynopt_ray.cluster.trials.trial import UNFINISHED, Measurement, Trial, failure
 from dynopt_ray.cluster.trials.trial_files import TrialFiles, packed
 from dynopt_ray.errors import SearchError, did_you_mean
@@ -79,13 +79,12 @@ class TrialWorker:
     """
 
     def __init__(self, trial: Trial, config: WorkerConfig) -> None:
-        together = config.together and isinstance(trial, PackableTrial)
-        self._pack: TrialPack = trial.new_pack() if together else TurnTaking(trial)
+        self._pack = new_pack(trial, together=config.together)
         self._config = config
         self._members: dict[int, _RunningTrial] = {}
         # Trials that take turns store their first state, to find out how long it takes. In a pack
         # of many short trials this alone would take longer than the trials.
-        self._is_together = together
+        self._takes_turns = isinstance(self._pack, TurnTaking)
         self._save_s = 0.0
         self._sees_files = (
             config.files is not None
@@ -147,7 +146,7 @@ class TrialWorker:
             known=command.report,
             elapsed_s=command.elapsed_s,
             saved_at_s=command.elapsed_s,
-            save_s=self._save_s if self._is_together else 0.0,
+            save_s=0.0 if self._takes_turns else self._save_s,
         )
 
     def _advanced(self, number: int, advance: Advance) -> TrialEvent | None:
