@@ -1,23 +1,23 @@
 from .jobs import ClusterJob, JobClient
 from .learners import LearnerActor, LearnerStatus, Prediction, RemoteLearner
 from .policy_training import PolicyProgress, train_policy
+from .pruning_trials import PruneTrial, check_config, rate_range
 from .searching import (
+    PackSize,
     Point,
-    PruneTrial,
     Range,
     SearchResult,
     SearchStorage,
     Space,
     TrialLog,
-    check_config,
     check_configurations,
     check_limits,
     check_objective,
+    check_pack,
     draws,
     earlier_trials,
     make_scheduler,
     pareto_front,
-    rate_range,
     search,
 )
 from .sessions import (
@@ -39,6 +39,7 @@ __all__ = [
     "LearnerActor",
     "LearnerStatus",
     "Measurement",
+    "PackSize",
     "Point",
     "PolicyProgress",
     "Prediction",
@@ -57,6 +58,7 @@ __all__ = [
     "check_limits",
     "check_nodes",
     "check_objective",
+    "check_pack",
     "check_reachable",
     "check_storage",
     "draws",

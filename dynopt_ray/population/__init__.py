@@ -15,18 +15,38 @@ Example:
 
 from dynopt_ray.population.edits import grow, shrink
 from dynopt_ray.population.evaluation import PopulationMetrics, evaluate
+from dynopt_ray.population.joint_training import (
+    MemberMetrics,
+    evaluate_together,
+    train_together,
+)
 from dynopt_ray.population.layout import MlpLayout, mlp_layout
+from dynopt_ray.population.padded import (
+    PaddedMember,
+    PaddedSize,
+    StepRule,
+    checked_layout,
+    padded_inputs,
+)
 from dynopt_ray.population.stack import Population
 from dynopt_ray.population.steps import batch_rows, train_steps
 
 __all__ = [
+    "MemberMetrics",
     "MlpLayout",
+    "PaddedMember",
+    "PaddedSize",
     "Population",
     "PopulationMetrics",
+    "StepRule",
     "batch_rows",
+    "checked_layout",
     "evaluate",
+    "evaluate_together",
     "grow",
     "mlp_layout",
+    "padded_inputs",
     "shrink",
     "train_steps",
+    "train_together",
 ]

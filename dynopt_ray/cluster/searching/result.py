@@ -37,7 +37,8 @@ class SearchResult:
         history: every measurement, with the number of its trial.
         network: the network of `best` in the format of `structure.save`, or None if the
             trials give no networks.
-        note: why the search ran fewer trials than it was given, or an empty string.
+        note: why the search ran fewer trials than it was given, and how many trials it put into a
+            pack if that was "auto"; or an empty string.
     """
 
     trials: "pd.DataFrame"

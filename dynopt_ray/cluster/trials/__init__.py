@@ -4,6 +4,7 @@ from dynopt_ray.cluster.trials.board import TrialBoard
 from dynopt_ray.cluster.trials.board_trial import BoardTrial
 from dynopt_ray.cluster.trials.front import KeptNetworks, rank
 from dynopt_ray.cluster.trials.loop import LoopConfig, TrialLoop
+from dynopt_ray.cluster.trials.packs import Advance, PackableTrial, TrialPack, TurnTaking
 from dynopt_ray.cluster.trials.plain_values import from_json, to_json
 from dynopt_ray.cluster.trials.pools import ActorPool, LocalPool, SlotPool
 from dynopt_ray.cluster.trials.records import RecordSink, SearchRecords, replay
@@ -17,11 +18,12 @@ from dynopt_ray.cluster.trials.trial import (
     failure,
 )
 from dynopt_ray.cluster.trials.trial_files import TrialFiles
-from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig
+from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig, use_resources
 
 __all__ = [
     "UNFINISHED",
     "ActorPool",
+    "Advance",
     "BoardTrial",
     "Config",
     "KeptNetworks",
@@ -29,6 +31,7 @@ __all__ = [
     "LoopConfig",
     "Measured",
     "Measurement",
+    "PackableTrial",
     "RecordSink",
     "SearchRecords",
     "SlotPool",
@@ -36,12 +39,15 @@ __all__ = [
     "TrialBoard",
     "TrialFiles",
     "TrialLoop",
+    "TrialPack",
     "TrialStatus",
     "TrialWorker",
+    "TurnTaking",
     "WorkerConfig",
     "failure",
     "from_json",
     "rank",
     "replay",
     "to_json",
+    "use_resources",
 ]

@@ -7,7 +7,15 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from dynopt_ray.cluster import Point, PruneTrial, Range, SearchResult, Space, rate_range
+from dynopt_ray.cluster import (
+    Point,
+    PruneTrial,
+    Range,
+    SearchResult,
+    Space,
+    check_pack,
+    rate_range,
+)
 from dynopt_ray.errors import DynoptError
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.search.own_trial import prepare_own
@@ -42,13 +50,19 @@ def prepare(spec: SearchSpec | OwnTrialSpec) -> PreparedRun:
 
     Raises:
         SpecError: the searcher or the scheduler refuses its arguments, the number of trials is
-            missing, or the search cannot begin with a range test.
+            missing, the search cannot begin with a range test, or trials cannot be put into packs.
         DynoptError: the task or the starting network is missing or wrong.
     """
     if isinstance(spec, OwnTrialSpec):
         return prepare_own(spec)
     check_plugins(spec.search, spec.space)
-    return partial(_run, spec, prepare_origin(spec))
+    origin = prepare_origin(spec)
+    # What can be in a pack follows from the structure of the network, so it need not be trained.
+    some = PruneTrial(
+        origin.task, b"", retrain_steps=spec.search.retrain_steps, optimizer=spec.optimizer
+    )
+    check_pack(some, spec.space, spec.search.pack, order=spec.search.order)
+    return partial(_run, spec, origin)
 
 
 def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:

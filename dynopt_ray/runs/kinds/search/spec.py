@@ -62,7 +62,10 @@ class SearchOptions(Strict):
         num_reports: number of measurements in a trial, at which it may be stopped.
         cpus_per_trial: number of CPU cores that a trial holds; it uses one thread per core.
         gpus_per_trial: number of GPUs that a trial holds. With a fraction, trials share a GPU.
-        max_concurrent: maximum number of trials at once; None is as many as there is room for.
+        max_concurrent: maximum number of slots, in each of which a trial or a pack runs; None is as
+            many as there is room for.
+        pack: number of trials that share a slot, "auto" to measure it, or None; see
+            `dynopt_ray.cluster.search`.
         accelerator_type: kind of GPU that a trial needs, such as "H100".
         resources: custom resources that a trial reserves: name -> amount.
         order: "arrival" decides about measurements as they arrive; "drawn" in the order in which
@@ -84,6 +87,7 @@ class SearchOptions(Strict):
     cpus_per_trial: float = default_of(search, "cpus_per_trial")
     gpus_per_trial: float = default_of(search, "gpus_per_trial")
     max_concurrent: int | None = default_of(search, "max_concurrent")
+    pack: Annotated[int, Field(ge=1)] | Literal["auto"] | None = default_of(search, "pack")
     accelerator_type: str | None = default_of(search, "accelerator_type")
     resources: dict[str, float] | None = default_of(search, "resources")
     order: Literal["arrival", "drawn"] = default_of(search, "order")
@@ -128,7 +132,7 @@ class SearchSpec(UtilitySpec):
     Attributes:
         search: how to search.
         space: the settings that trials may be given; see `PruneConfig` in
-            dynopt_ray/cluster/searching/prune_trial.py.
+            dynopt_ray/cluster/pruning_trials/prune_config.py.
     """
 
     kind: Literal["search"]
@@ -186,6 +190,8 @@ def search_work(settings: SearchSettings, space: Space) -> WorkPart:
     """Return the retraining of all trials."""
     _, trials = draws(settings.searcher, space, num_trials=settings.num_trials)
     note = f"{trials} trials of {settings.retrain_steps} steps"
+    if settings.pack is not None:
+        note += f", in packs ({settings.pack}), which are faster than estimated here"
     if settings.scheduler is not None:
         note += "; the scheduler stops some early"
     return WorkPart(
