@@ -30,7 +30,8 @@ from .sessions import (
     session,
     this_machine,
 )
-from .trials import Measurement, Trial
+from .tracking import Tracker, busy_share, slot_use
+from .trials import Measurement, Trial, TrialStatus
 
 __all__ = [
     "ClusterJob",
@@ -50,8 +51,11 @@ __all__ = [
     "SearchStorage",
     "Session",
     "Space",
+    "Tracker",
     "Trial",
     "TrialLog",
+    "TrialStatus",
+    "busy_share",
     "check_can_start",
     "check_config",
     "check_configurations",
@@ -68,6 +72,7 @@ __all__ = [
     "rate_range",
     "search",
     "session",
+    "slot_use",
     "this_machine",
     "train_policy",
 ]

@@ -25,8 +25,9 @@ from dynopt_ray.cluster.searching.search_setup import (
     make_scheduler,
 )
 from dynopt_ray.cluster.searching.space import Point, Space, SpaceConfig
-from dynopt_ray.cluster.searching.storage import Directory, SearchStorage, opened
+from dynopt_ray.cluster.searching.storage import Directory, SearchStorage, local_directory, opened
 from dynopt_ray.cluster.sessions import ClusterNeed
+from dynopt_ray.cluster.tracking import TrackerLike, make_trackers
 from dynopt_ray.cluster.trials import LoopConfig, PackableTrial, Trial, to_json
 
 _log = logging.getLogger("dynopt_ray.search")
@@ -56,6 +57,7 @@ def search(
     storage: Directory | SearchStorage | None = None,
     objective: SearchObjective = "utility",
     warm_start: Sequence[Directory] = (),
+    trackers: "Sequence[TrackerLike]" = (),
     local: bool = False,
     address: str | None = None,
     on_end: Callable[[TrialLog], None] = lambda _: None,
@@ -119,6 +121,10 @@ def search(
         warm_start: run directories, or the `storage` of earlier searches, from whose finished
             trials the searcher learns before it draws. Only trials whose configurations are in this
             space count. Their figures should be of the same task and the same starting network.
+        trackers: show the trials in other tools while they run: "tensorboard" (event files in the
+            directory of `storage`, or in one that a mapping with `name` and `directory` gives),
+            "mlflow", or objects with the methods of `Tracker`. If a tracker fails, the search goes
+            on without it.
         local: run the trials in this process, one at a time. Searchers and schedulers belong to
             Ray Tune, so its package is imported, but no cluster is started.
         address: address of a cluster to join if Ray is not running yet. None starts one on this
@@ -189,6 +195,7 @@ def search(
         choice=choice,
         address=None if local else (address or ""),
         pack=pack,
+        trackers=make_trackers(trackers, directory=local_directory(storage)),
     )
     settings = to_json(
         {
