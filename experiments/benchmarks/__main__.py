@@ -3,7 +3,15 @@
 import importlib
 import sys
 
-BENCHMARKS = ("cluster", "compensation", "growing", "pruning", "structure")
+BENCHMARKS = (
+    "choice",
+    "cluster",
+    "cluster_simulation",
+    "compensation",
+    "growing",
+    "pruning",
+    "structure",
+)
 
 
 def main() -> None:
