@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from dynopt_ray import population
 from dynopt_ray.cluster import Measurement, PruneTrial, SearchResult, TrialLog, search
 from dynopt_ray.cluster.pruning_trials import prune_pack
 from dynopt_ray.cluster.searching import pack_size
@@ -42,8 +43,8 @@ def alone(trial: PruneTrial) -> SearchResult:
 
 
 def assert_same(one: SearchResult, other: SearchResult) -> None:
-    pd.testing.assert_frame_equal(*(by_trial(r.trials) for r in (one, other)), check_exact=True)
-    pd.testing.assert_frame_equal(*(by_trial(r.history) for r in (one, other)), check_exact=True)
+    for ours, theirs in ((one.trials, other.trials), (one.history, other.history)):
+        pd.testing.assert_frame_equal(by_trial(ours), by_trial(theirs), check_exact=True)
     assert one.network == other.network
 
 
@@ -103,7 +104,7 @@ def test_an_error_in_one_member_leaves_the_others_untouched(
     trial: PruneTrial, alone: SearchResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example a batch of products for which there is no memory: then members go one by one."""
-    real = prune_pack.train_together
+    real = population.train_together
 
     def limited(members: Any, *arguments: Any, **options: Any) -> Any:
         if len(members) > 1:
