@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHMARKS = ("cluster", "compensation", "growing", "pruning", "structure")
+BENCHMARKS = ("cluster", "compensation", "growing", "packs", "pruning", "structure")
 
 
 def main() -> None:

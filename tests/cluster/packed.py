@@ -1,7 +1,10 @@
 """Pruning trials of one small network, for tests of packs."""
 
+import os
+import signal
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,3 +78,33 @@ class _PackOfPoints:
 
     def close(self, number: int) -> None:
         self.pack.close(number)
+
+
+@dataclass(frozen=True, eq=False)
+class DyingPacks(OfPoint):
+    """Trials of which two packs kill their process, in the middle of a turn.
+
+    Attributes:
+        folder: gets a file for each death.
+    """
+
+    folder: Path
+
+    def new_pack(self) -> TrialPack:
+        """See `PackableTrial`."""
+        return _DyingPack(self, self.trial.new_pack())
+
+
+@dataclass(frozen=True, eq=False)
+class _DyingPack(_PackOfPoints):
+    trial: DyingPacks
+    turns: list[int] = field(default_factory=list)
+
+    def advance(self, numbers: Any) -> Mapping[int, Advance]:
+        self.turns.append(len(numbers))
+        found = super().advance(numbers)
+        deaths = len([*self.trial.folder.iterdir()])
+        if len(self.turns) == 3 and deaths < 2:
+            (self.trial.folder / f"{deaths} {os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
