@@ -14,6 +14,7 @@ from .searching import (
     check_limits,
     check_objective,
     check_pack,
+    check_size,
     draws,
     earlier_trials,
     make_scheduler,
@@ -30,9 +31,10 @@ from .sessions import (
     session,
     this_machine,
 )
-from .trials import Measurement, Trial
+from .trials import Advance, Measurement, PackableTrial, Trial, TrialPack
 
 __all__ = [
+    "Advance",
     "ClusterJob",
     "ClusterNeed",
     "JobClient",
@@ -40,6 +42,7 @@ __all__ = [
     "LearnerStatus",
     "Measurement",
     "PackSize",
+    "PackableTrial",
     "Point",
     "PolicyProgress",
     "Prediction",
@@ -52,6 +55,7 @@ __all__ = [
     "Space",
     "Trial",
     "TrialLog",
+    "TrialPack",
     "check_can_start",
     "check_config",
     "check_configurations",
@@ -60,6 +64,7 @@ __all__ = [
     "check_objective",
     "check_pack",
     "check_reachable",
+    "check_size",
     "check_storage",
     "draws",
     "earlier_trials",

@@ -38,11 +38,13 @@ from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import make_optimizer, network_bytes
 from experiments.benchmarks.cluster import functions
 
-REPETITIONS, NUM_SLOTS = 1, 2
-TUNE_TRIALS, PACK_TRIALS, PACK = 60, 512, 64
-LENGTHS = ((200, 10),)
-"""Optimizer steps and measurements of a trial."""
+REPETITIONS, NUM_SLOTS = 3, 2
+TUNE_TRIALS, PACK_TRIALS, PACK = 60, 256, 64
+CASES = ((128, 200, 10), (32, 200, 10), (32, 1000, 10))
+"""Rows per batch, optimizer steps and measurements of a trial."""
 SIZES = (1, 4, 16, 64)
+STEPS = (([32], 32, "sgd"), ([32, 32], 128, "adam"), ([256], 128, "adam"))
+"""Widths, rows per batch, and optimizer."""
 SPACE: Mapping[str, Any] = {
     "remove_fraction": {"low": 0.2, "high": 0.8},
     "lr": {"name": "cosine", "initial": {"low": 1e-3, "high": 0.1, "log": True}},
@@ -58,25 +60,26 @@ def main(parts: Sequence[str] = ("mlps", "steps", "others", "functions")) -> Non
 
 def mlps() -> Table:
     """Compare trials per minute with plain Tune, for short and long trials."""
-    task = load_task({"name": "digits-mlp", "hidden": [32], "batch_size": 32})
-    network = _trained(task)
     table = Table(
-        title=f"Pruning trials of an MLP 64-32-10, batches of 32, {NUM_SLOTS} slots, packs of {PACK}",
-        caption="from the start of the first trial to the end of the last; median (least, greatest) "
-        f"of {REPETITIONS} runs that alternate",
+        title=f"Pruning trials of an MLP 64-32-10, {NUM_SLOTS} slots, packs of {PACK}",
+        caption="from the start of the first trial to the end of the last; median (least, "
+        f"greatest) of {REPETITIONS} runs that alternate",
     )
-    for column in ("steps, measurements", "Tune, trials/min", "packs, trials/min", "ratio"):
+    for column in ("batch, steps, measurements", "Tune, trials/min", "packs, trials/min", "ratio"):
         table.add_column(column)
     with session(num_cpus=NUM_SLOTS):
-        for num_steps, num_reports in LENGTHS:
-            trial = PruneTrial(task, network, retrain_steps=num_steps, num_reports=num_reports)
+        for batch, num_steps, num_reports in CASES:
+            task = load_task({"name": "digits-mlp", "hidden": [32], "batch_size": batch})
+            trial = PruneTrial(
+                task, _trained(task), retrain_steps=num_steps, num_reports=num_reports
+            )
             theirs, ours = [], []
             for _ in range(REPETITIONS):
                 theirs.append(60 * TUNE_TRIALS / _with_tune(trial))
                 ours.append(60 * PACK_TRIALS / _with_packs(trial))
             ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
             table.add_row(
-                f"{num_steps}, {num_reports}",
+                f"{batch}, {num_steps}, {num_reports}",
                 *(_spread(values, "{:.0f}") for values in (theirs, ours)),
                 _spread(ratios, "{:.1f}"),
             )
@@ -184,7 +187,7 @@ def steps() -> Table:
         row = [name, f"{alone:,.0f}"]
         for size in SIZES:
             rate = size * 20 / _seconds(_pack_of(task, model, optimizer, batch, size))
-            row.append(f"{rate:,.0f} ({rate / alone:.1f} ×)")
+            row.append(f"{rate:,.0f} ({rate / alone:.1f} x)")
         table.add_row(*row)
     return table
 
@@ -219,7 +222,7 @@ def _seconds(run: Callable[[], object], repetitions: int = 5) -> float:
 
 
 OTHERS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "CNN on 8×8 pixels": (
+    "CNN on 8x8 pixels": (
         lambda: nn.Sequential(
             *(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -227,7 +230,7 @@ OTHERS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (1, 8, 8),
     ),
-    "CNN on 28×28 pixels": (
+    "CNN on 28x28 pixels": (
         lambda: nn.Sequential(
             *(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),

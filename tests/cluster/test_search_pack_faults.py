@@ -32,10 +32,10 @@ def test_killed_packs_change_no_figure(tmp_path: Path) -> None:
         )
     assert len([*deaths.iterdir()]) == 2
     pd.testing.assert_frame_equal(result.trials, alone.trials, check_exact=True)
-    figures = [r.history.sort_values(["trial", "step"]) for r in (result, alone)]
-    pd.testing.assert_frame_equal(
-        *(frame.reset_index(drop=True) for frame in figures), check_exact=True
+    ours, theirs = (
+        found.history.sort_values(["trial", "step"], ignore_index=True) for found in (result, alone)
     )
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     assert result.network == alone.network
     records = read_journal(lines_at(str(tmp_path / "run")))
     lost = Counter(record["trial"] for record in records if record.kind == "lost")

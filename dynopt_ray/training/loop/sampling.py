@@ -16,15 +16,10 @@ CALIBRATION_ROWS = 4096
 _CALIBRATION_BATCH = 4
 
 
-def sample_batches(
-    task: Task, num_rows: int, generator: torch.Generator, batch_size: int | None = None
-) -> list[Batch]:
-    """Return random training batches with at least `num_rows` rows, or all rows if fewer.
-
-    `batch_size` is the number of rows per batch; None is the task's.
-    """
+def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> list[Batch]:
+    """Return random training batches with at least `num_rows` rows, or all rows if fewer."""
     batches: list[Batch] = []
-    for batch in task.batches("train", batch_size, generator=generator):
+    for batch in task.batches("train", generator=generator):
         batches.append(batch)
         num_rows -= len(batch[1])
         if num_rows <= 0:
@@ -52,9 +47,7 @@ def calibration_inputs(
     if compensate is None or compensate is False:
         return None
     if compensate is True:
-        own: int | None = getattr(task.sources["train"], "batch_size", None)
-        size = None if own is None else _CALIBRATION_BATCH * own  # a loader makes its own batches
-        return [x for x, _ in sample_batches(task, CALIBRATION_ROWS, generator, size)]
+        return _joined([x for x, _ in sample_batches(task, CALIBRATION_ROWS, generator)])
     if isinstance(compensate, Tensor):
         return [compensate]
     if isinstance(compensate, str | Mapping) or not isinstance(compensate, Iterable):
@@ -63,3 +56,11 @@ def calibration_inputs(
             "the network takes them"
         )
     return list(compensate)
+
+
+def _joined(batches: list[Inputs]) -> list[Inputs]:
+    """Return the same rows in batches that are larger, if these are tensors."""
+    if not all(isinstance(batch, Tensor) for batch in batches):
+        return batches
+    some = range(0, len(batches), _CALIBRATION_BATCH)
+    return [torch.cat(batches[first : first + _CALIBRATION_BATCH]) for first in some]  # type: ignore[arg-type]
