@@ -14,6 +14,7 @@ from .searching import (
     check_limits,
     check_objective,
     check_pack,
+    check_size,
     draws,
     earlier_trials,
     make_scheduler,
@@ -31,9 +32,10 @@ from .sessions import (
     this_machine,
 )
 from .tracking import Tracker, busy_share, slot_use
-from .trials import Measurement, Trial, TrialStatus
+from .trials import Advance, Measurement, PackableTrial, Trial, TrialPack, TrialStatus
 
 __all__ = [
+    "Advance",
     "ClusterJob",
     "ClusterNeed",
     "JobClient",
@@ -41,6 +43,7 @@ __all__ = [
     "LearnerStatus",
     "Measurement",
     "PackSize",
+    "PackableTrial",
     "Point",
     "PolicyProgress",
     "Prediction",
@@ -54,6 +57,7 @@ __all__ = [
     "Tracker",
     "Trial",
     "TrialLog",
+    "TrialPack",
     "TrialStatus",
     "busy_share",
     "check_can_start",
@@ -64,6 +68,7 @@ __all__ = [
     "check_objective",
     "check_pack",
     "check_reachable",
+    "check_size",
     "check_storage",
     "draws",
     "earlier_trials",

@@ -9,6 +9,7 @@ BENCHMARKS = (
     "cluster_simulation",
     "compensation",
     "growing",
+    "packs",
     "pruning",
     "structure",
 )

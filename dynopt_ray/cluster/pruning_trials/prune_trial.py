@@ -128,7 +128,8 @@ class PruneTrial:
     def original(self) -> TracedStart:
         """Return the trained network, traced, and its cost."""
         task, graph = self._loaded()
-        return TracedStart(task, graph, self.start or Costs(graph, task.example_inputs()).now())
+        costs = Costs(graph, task.example_inputs())
+        return TracedStart(task, graph, costs, self.start or costs.now())
 
     def begin(
         self,
@@ -140,7 +141,7 @@ class PruneTrial:
         settings = PruneConfig(**config)
         task, graph, parts = self._begun(settings, state, original)
         # Retraining changes neither masks nor widths.
-        cost = Costs(graph, task.example_inputs()).now()
+        cost = original.costs.of_copy(graph).now()
         return PrunedTraining(
             task=task,
             graph=graph,

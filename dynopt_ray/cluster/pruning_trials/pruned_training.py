@@ -11,7 +11,7 @@ from torch import Tensor
 from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.structure import Cost, Graph
 from dynopt_ray.tasks import Task
-from dynopt_ray.training import TrainingInParts, network_bytes
+from dynopt_ray.training import Costs, TrainingInParts, network_bytes
 
 _MOST_SCORES = 2_000
 
@@ -23,11 +23,13 @@ class TracedStart:
     Attributes:
         task: what it has learned, on the device of the trials.
         graph: the traced network.
+        costs: its costs.
         cost: what the costs of trials are relative to.
     """
 
     task: Task
     graph: Graph
+    costs: Costs
     cost: Cost
 
 

@@ -2,7 +2,7 @@ from .driver import search
 from .earlier import earlier_trials
 from .log import TrialLog
 from .objectives import check_objective
-from .pack_size import PackSize, check_pack
+from .pack_size import PackSize, check_pack, check_size
 from .result import SearchResult, pareto_front
 from .search_setup import check_configurations, check_limits, draws, make_scheduler
 from .space import Point, Range, Space
@@ -20,6 +20,7 @@ __all__ = [
     "check_limits",
     "check_objective",
     "check_pack",
+    "check_size",
     "draws",
     "earlier_trials",
     "make_scheduler",

@@ -42,6 +42,19 @@ class PackRates:
         return f"packs of {self.best} trials (steps per second of packs of {rates})"
 
 
+def check_size(pack: Any) -> PackSize:
+    """Return the size of a pack as it was given.
+
+    Raises:
+        SpecError: it is no size.
+    """
+    is_number = isinstance(pack, int) and not isinstance(pack, bool) and pack >= 1
+    if not is_number and pack not in (None, "auto"):
+        raise SpecError(f"pack is {pack!r:.40}; give a number of trials, at least 1, or 'auto'")
+    size: PackSize = pack
+    return size
+
+
 def check_pack(trial: Trial, space: Space, pack: PackSize, *, order: str = "arrival") -> None:
     """Refuse a pack that cannot be, before any training.
 
@@ -49,7 +62,7 @@ def check_pack(trial: Trial, space: Space, pack: PackSize, *, order: str = "arri
         SpecError: the size is wrong; or the trials cannot be trained together, or only in several
             families.
     """
-    if pack is None:
+    if check_size(pack) is None:
         return
     if pack == "auto":
         if order == "drawn":
@@ -58,14 +71,12 @@ def check_pack(trial: Trial, space: Space, pack: PackSize, *, order: str = "arri
                 "the search should repeat; give a number"
             )
         return
-    if isinstance(pack, bool) or not isinstance(pack, int) or pack < 1:
-        raise SpecError(f"pack is {pack!r:.40}; give a number of trials, at least 1, or 'auto'")
     if not isinstance(trial, PackableTrial):
         return
     configs = [*space.probes()]
     families = [trial.family(config) for config in configs]
     for config, family in zip(configs, families, strict=True):
-        if pack > 1 and family != families[0]:
+        if pack != 1 and family != families[0]:
             raise SpecError(
                 f"pack is {pack}, but the space has several families of trials, which cannot be "
                 f"trained together: {configs[0]!r:.200} is of {families[0]}, but {config!r:.200} "

@@ -57,12 +57,21 @@ def prepare(spec: SearchSpec | OwnTrialSpec) -> PreparedRun:
         return prepare_own(spec)
     check_plugins(spec.search, spec.space)
     origin = prepare_origin(spec)
-    # What can be in a pack follows from the structure of the network, so it need not be trained.
-    some = PruneTrial(
-        origin.task, b"", retrain_steps=spec.search.retrain_steps, optimizer=spec.optimizer
-    )
-    check_pack(some, spec.space, spec.search.pack, order=spec.search.order)
+    check_packs(spec.search, spec.space, origin.task, spec.optimizer)
     return partial(_run, spec, origin)
+
+
+def check_packs(
+    settings: SearchSettings, space: Space, task: Task, optimizer: str | Mapping[str, Any]
+) -> None:
+    """Refuse packs that cannot be, before any training.
+
+    Raises:
+        SpecError: the trials cannot be trained together.
+    """
+    # It follows from the structure of the network, which therefore need not be trained yet.
+    trial = PruneTrial(task, b"", retrain_steps=settings.retrain_steps, optimizer=optimizer)
+    check_pack(trial, space, settings.pack, order=settings.order)
 
 
 def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:

@@ -6,11 +6,13 @@ from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, mod
 
 from dynopt_ray.cluster import (
     ClusterNeed,
+    PackSize,
     PruneTrial,
     Space,
     check_config,
     check_limits,
     check_objective,
+    check_size,
     draws,
     search,
 )
@@ -33,6 +35,17 @@ def _space(value: Any) -> Space:
         return Space.parse(value)
     except SpecError as error:
         raise ValueError(str(error)) from None  # pydantic collects ValueErrors only
+
+
+def _pack(value: Any) -> PackSize:
+    try:
+        return check_size(value)
+    except SpecError as error:
+        raise ValueError(str(error)) from None
+
+
+PackField = Annotated[PackSize, PlainValidator(_pack)]
+"""The number of trials of a pack, "auto", or None."""
 
 
 def _names_code(value: str | dict[str, Any]) -> str | dict[str, Any]:
@@ -89,7 +102,7 @@ class SearchOptions(Strict):
     cpus_per_trial: float = default_of(search, "cpus_per_trial")
     gpus_per_trial: float = default_of(search, "gpus_per_trial")
     max_concurrent: int | None = default_of(search, "max_concurrent")
-    pack: Annotated[int, Field(ge=1)] | Literal["auto"] | None = default_of(search, "pack")
+    pack: PackField = default_of(search, "pack")
     accelerator_type: str | None = default_of(search, "accelerator_type")
     resources: dict[str, float] | None = default_of(search, "resources")
     order: Literal["arrival", "drawn"] = default_of(search, "order")
