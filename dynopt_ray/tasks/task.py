@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynopt_ray.criteria import Batch
+from dynopt_ray.devices import chosen_device
 from dynopt_ray.errors import DataError, UnknownNameError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Inputs, check_trains
@@ -111,9 +112,11 @@ class Task:
                 is better. Default: accuracy for labels, R² for numbers.
             batch_size: rows per batch.
             name: the name of the task in messages and reports.
-            device: the device for models and data.
+            device: the device for models and data; "auto" is the GPU if there is one, or else the
+                CPU.
 
         Raises:
+            DeviceError: there is no such device.
             DataError: arrays are empty or do not match, a value is NaN or infinite (the message
                 names row and column), or labels are not 0, 1, ….
             UnknownNameError: `loss` or `metric` is unknown.
@@ -171,9 +174,10 @@ class Task:
             loss: see `from_arrays`.
             metric: see `from_arrays`.
             name: the name of the task in messages and reports.
-            device: the device for models and batches.
+            device: the device for models and batches, as for `from_arrays`.
 
         Raises:
+            DeviceError: there is no such device.
             DataError: a loader can be iterated over only once. Errors in a batch are raised when
                 it is read, and name its number.
             UnknownNameError: `loss` or `metric` is unknown.
@@ -183,7 +187,7 @@ class Task:
         """
         check_factory(model)
         objective = resolve_loss(loss)
-        place = torch.device(device)
+        place = chosen_device(device)
         return Task(
             name=name,
             model=model,
@@ -362,7 +366,7 @@ class Task:
 
         `Task.from_arrays(model=…, **task.data)` makes a task from them again, without a copy.
         Pickling a task uses the same arrays, so `ray.put(task)` stores them once and every
-        worker on a node reads them in place.
+        worker on a node reads them in place, and decides itself on which device to compute.
 
         Raises:
             DataError: the data come from loaders.
@@ -371,10 +375,18 @@ class Task:
         return cast(ArraySplits, arrays)
 
     def to(self, device: str | torch.device) -> "Task":
-        """Return the same task with its models and batches on another device."""
-        place = torch.device(device)
+        """Return the same task with its models and batches on another device.
+
+        Raises:
+            DeviceError: there is no such device; see `chosen_device`.
+        """
+        place = chosen_device(device)
         sources = {split: source.to(place) for split, source in self.sources.items()}
         return replace(self, sources=sources, device=place)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy from a pickle is on the CPU, as its sources are; `to` moves it."""
+        return {**self.__dict__, "device": torch.device("cpu")}
 
     def __repr__(self) -> str:
         return f"Task({self.name!r}, splits={', '.join(self.splits)}, device={self.device})"

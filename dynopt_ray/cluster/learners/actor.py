@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dynopt_ray import plugins
-from dynopt_ray.errors import PluginError
-from dynopt_ray.online import Ack, BuildLearner, DurableLearner, Event
+from dynopt_ray.errors import DivergedError, PluginError
+from dynopt_ray.online import Ack, BuildLearner, DurableLearner, Event, LearnResult
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class LearnerActor:
         self._snapshot_error = ack.snapshot_error
         # A single assignment, so that a prediction uses either the old network or the new one.
         self._predictor = self._durable.freeze()
-        return ack
+        return replace(ack, results=tuple(map(_on_the_cpu, ack.results)))
 
     def predict(self, x: Any) -> Tensor:
-        """Return the output of the network as it was after the last call of `learn`."""
-        return self._predictor.predict(x)
+        """Return the output of the network as it was after the last call of `learn`, on the CPU."""
+        return self._predictor.predict(x).cpu()
 
     def snapshot(self) -> None:
         """Write the whole state to disk now."""
@@ -108,3 +108,10 @@ class LearnerActor:
         """Write a snapshot and release the directory."""
         self._durable.snapshot()
         self._durable.close()
+
+
+def _on_the_cpu(result: LearnResult | DivergedError | None) -> LearnResult | DivergedError | None:
+    """Return a result that a driver without a GPU can read."""
+    if not isinstance(result, LearnResult) or result.output.device.type == "cpu":
+        return result
+    return replace(result, output=result.output.cpu())

@@ -52,7 +52,7 @@ class StandIn:
                 return run_backward(roots, *args, **kwargs)
 
         with contextlib.ExitStack() as stack:
-            for name, value in self._answers().items():
+            for name, value in {**self._answers(), **self._calls.factories()}.items():
                 stack.enter_context(mock.patch(f"torch.{name}", value))
             for module in ("torch.autograd", "torch.autograd.graph"):
                 stack.enter_context(mock.patch(f"{module}._engine_run_backward", backward))
