@@ -1,18 +1,20 @@
-"""The device that computes, and errors that are the machine's fault.
+"""The device that computes, how precisely and repeatably, and errors that are the machine's fault.
 
 Code that takes a device takes `auto` as well: the GPU, if this process was granted one that works,
 or else the CPU. Who starts the work says whether it was granted one: Ray reserves GPUs, but leaves
 a process that reserved none free to use all of them.
 """
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Literal, get_args
 
 import torch
 
-from dynopt_ray.errors import DeviceError
+from dynopt_ray.errors import DeviceError, UnknownNameError
 
 AUTO = "auto"
 """Stands for the GPU if there is one to use, or else the CPU."""
@@ -95,3 +97,86 @@ def _has_gpu() -> bool:
         warnings.warn(f"the GPU is not used, because it does not work: {error}", stacklevel=3)
         return False
     return True
+
+
+Precision = Literal["float32", "tf32", "bf16"]
+"""How precisely products of matrices and convolutions are computed.
+
+`float32` does so in 32 bits, also where PyTorch would use TF32 by itself. `tf32` rounds the factors
+to 10 bits on a GPU that can, and changes nothing elsewhere. `bf16` is PyTorch's autocast to
+bfloat16: weights and the optimizer's state stay float32.
+"""
+
+PRECISIONS = get_args(Precision)
+
+
+def check_precision(precision: str | None) -> None:
+    """Refuse an unknown precision.
+
+    Raises:
+        UnknownNameError: it is none of `PRECISIONS`, and not None.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
+
+
+@contextmanager
+def computing(device: torch.device, precision: str | None) -> Iterator[None]:
+    """Compute within the block with a precision; None leaves PyTorch as it is set.
+
+    A process-wide setting of PyTorch is changed for `float32` and `tf32` on a GPU, and restored.
+    """
+    if precision == "bf16":
+        # The cache would keep the rounded weights of before an optimizer step within the block.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            yield
+        return
+    if precision is None or device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+class Determinism:
+    """Lets the same operations on the same GPU give the same bits, within a `with` block.
+
+    Without it, the order in which a GPU adds numbers may vary, above all in convolutions. Some
+    operations become slower, and those that have no such version raise a RuntimeError that names
+    them. The CPU gives the same bits anyway, for the same number of threads.
+
+    Args:
+        wanted: whether to do so. If not, PyTorch stays as it is set.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self._before = (False, False, False)
+
+    def begin(self) -> None:
+        """Begin without a block, for the rest of the process."""
+        self._before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark,
+        )
+        if self._wanted:
+            # cuBLAS reads it when it is first used.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False  # it chooses algorithms by their speed
+
+    def __enter__(self) -> "Determinism":
+        self.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        enabled, warns, benchmark = self._before
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        torch.backends.cudnn.benchmark = benchmark

@@ -326,6 +326,20 @@ def _array_source(
     return ArraySource(split, x, y, batch_size)
 
 
+def in_memory(source: Source, split: Split, name: str) -> ArraySource:
+    """Return a source of arrays.
+
+    Raises:
+        DataError: the split of this task comes from a loader.
+    """
+    if not isinstance(source, ArraySource):
+        raise DataError(
+            f"task {name!r} reads its {split} split from a loader, so there are no arrays; if the "
+            "data fit in memory, make the task with Task.from_arrays"
+        )
+    return source
+
+
 def _check_alike(train: ArraySource, other: ArraySource) -> None:
     for part, ours, theirs in (("x", train.x, other.x), ("y", train.y, other.y)):
         if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:

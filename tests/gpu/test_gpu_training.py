@@ -228,7 +228,7 @@ def test_a_snapshot_restores_everything(gpu: torch.device) -> None:
 
 @pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")
 @pytest.mark.parametrize("options", [{"fused": True}, {"capturable": True}, {}])
-def test_plain_state_keeps_the_implementation(gpu: torch.device, options: dict[str, bool]) -> None:
+def test_plain_state_keeps_the_implementation(gpu: torch.device, options: dict[str, Any]) -> None:
     """State travels between a GPU and the CPU, in both directions."""
     on_gpu, on_cpu = small_task(gpu), small_task(CPU)
     model = on_gpu.new_model(seed=0)
@@ -276,7 +276,9 @@ def test_a_pickled_task_leaves_the_device_to_who_reads_it() -> None:
         on_gpu = small_task(torch.device("cuda:1"))
         batches = [*small_task(CPU).batches("validation")]
         loaded = Task.from_loaders(model=linear, train=batches, validation=batches, device="cuda:1")
-        assert next(iter(loaded.batches("train")))[0].device == torch.device("cuda:1")
+        inputs, _ = next(iter(loaded.batches("train")))
+        assert isinstance(inputs, Tensor)
+        assert inputs.device == torch.device("cuda:1")
         content = pickle.dumps([on_gpu, loaded])
     # Without a GPU, as in a worker to which none was granted.
     for task in pickle.loads(content):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from dynopt_ray import plugins
+from dynopt_ray.cluster.resources import use_resources
+from dynopt_ray.devices import Determinism
 from dynopt_ray.errors import DivergedError, PluginError
 from dynopt_ray.online import Ack, BuildLearner, DurableLearner, Event, LearnResult
 
@@ -47,6 +49,10 @@ class LearnerActor:
         skip: sequence numbers of events that are not learned; see `DurableLearner`.
         num_threads: number of threads that torch uses. It is fixed, because another number may
             round sums differently, and a replay must give the same result bit for bit.
+        num_gpus: number of GPUs that were reserved for this process, which limits it to them. None
+            limits nothing.
+        deterministic: whether a GPU gives the same bits for the same events; see `Determinism`. The
+            CPU always does.
 
     Raises:
         CheckpointError: the content of the directory is damaged, or belongs to another kind of
@@ -62,9 +68,14 @@ class LearnerActor:
         *,
         snapshot_every: int,
         num_threads: int,
+        num_gpus: float | None = None,
+        deterministic: bool = False,
         skip: Collection[int] = (),
     ) -> None:
+        if num_gpus is not None:
+            use_resources(num_threads, num_gpus)
         torch.set_num_threads(num_threads)
+        Determinism(deterministic).begin()
         if isinstance(build, str):
             path, build = build, plugins.import_attribute(build)
             if not callable(build):

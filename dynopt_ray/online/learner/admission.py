@@ -255,7 +255,9 @@ def refusals(what: str) -> Iterator[None]:
         yield
     except DataError:
         raise  # it says itself what is wrong
-    except (*OF_THE_MACHINE, OSError):
+    except OSError:
+        raise
+    except OF_THE_MACHINE:
         # The machine failed, not the events. A replay may find enough memory and succeed.
         raise
     except Exception as error:
