@@ -1,6 +1,6 @@
 from .jobs import ClusterJob, JobClient
 from .learners import LearnerActor, LearnerStatus, Prediction, RemoteLearner
-from .policy_training import PolicyProgress, train_policy
+from .policy_training import PolicyProgress, train_policy, training_need
 from .searching import (
     Point,
     PruneTrial,
@@ -61,4 +61,5 @@ __all__ = [
     "session",
     "this_machine",
     "train_policy",
+    "training_need",
 ]

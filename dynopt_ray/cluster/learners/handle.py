@@ -77,15 +77,13 @@ class RemoteLearner:
         snapshot_every: number of events between snapshots.
         max_pending: maximum number of events that wait for their acknowledgement. At this limit,
             `learn` waits for room.
-        max_unlabelled: number of predictions kept for `label`, at least 0. The oldest are
-            forgotten.
+        max_unlabelled: number of predictions kept for `label`; the oldest are forgotten.
         max_bytes: maximum size of the events that wait for their acknowledgement, and of those
             kept for `label`: of each of the two. A single event may be larger.
         batch_size: maximum number of events in one call; a call carries at most 64 MiB unless a
             single event is larger.
         skip: sequence numbers of events that are not learned; see `DurableLearner`.
-        timeout_s: how long `learn` waits for room, and how long every call waits for the actor to
-            start or restart, in seconds.
+        timeout_s: seconds that `learn` waits for room, and every call for the actor to (re)start.
 
     Raises:
         ValueError: a number is out of range; `num_gpus` above 1 must be whole.
