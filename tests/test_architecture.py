@@ -32,7 +32,10 @@ FILES = {
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"arrays", "deprecation", "errors", "interrupts", "plugin_families", "plugins", "storage"}
+        {
+            *("arrays", "deprecation", "devices", "errors", "interrupts"),
+            *("plugin_families", "plugins", "storage"),
+        }
     ),
     frozenset({"journals"}),
     frozenset({"structure", "schedules"}),

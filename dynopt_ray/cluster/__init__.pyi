@@ -1,6 +1,6 @@
 from .jobs import ClusterJob, JobClient
 from .learners import LearnerActor, LearnerStatus, Prediction, RemoteLearner
-from .policy_training import PolicyProgress, train_policy
+from .policy_training import PolicyProgress, train_policy, training_need
 from .pruning_trials import PruneTrial, check_config, rate_range
 from .searching import (
     PackSize,
@@ -80,4 +80,5 @@ __all__ = [
     "slot_use",
     "this_machine",
     "train_policy",
+    "training_need",
 ]

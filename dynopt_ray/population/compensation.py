@@ -66,7 +66,9 @@ def _refit(
     widest = activations.shape[2]
     num_kept = max(int(kept.sum()) for kept in keep.values())
     num_removed = max(len(kept) - int(kept.sum()) for kept in keep.values())
-    order_MU = torch.full((len(members), num_kept + num_removed), widest, dtype=torch.int64)
+    order_MU = torch.full(
+        (len(members), num_kept + num_removed), widest, dtype=torch.int64, device="cpu"
+    )
     for row, kept in zip(order_MU, keep.values(), strict=True):
         stays, goes = kept.cpu().nonzero()[:, 0], (~kept.cpu()).nonzero()[:, 0]
         row[: len(stays)] = stays
@@ -85,7 +87,7 @@ def _refit(
         return (spread_M + mean_MO.square().sum(1)).cpu()
 
     enough = all(moments.count for moments in halves)
-    ridges = best_ridges(loss, len(members)) if enough else torch.tensor(RIDGE)
+    ridges = best_ridges(loss, len(members)) if enough else torch.tensor(RIDGE, device="cpu")
     everything = _ordered(halves[0].plus(halves[1]), order_MU)
     slope_MOK, shift_MO = _fit(everything, weight_MOU, stays_MOK, ridges)
     weight_MOK = weight_MOU[:, :, :num_kept] + slope_MOK

@@ -107,7 +107,7 @@ def _select(population: Population, layer: int, members: list[int], order_PU: Te
 def _kept_first(population: Population, layer: int, keep: Mapping[int, Tensor]) -> Tensor:
     """Return the order of each member's units: kept units, removed units, then padding."""
     size = population.weights[layer].shape[1]
-    gone_PU = torch.full((len(keep), size), 2, dtype=torch.int8)
+    gone_PU = torch.full((len(keep), size), 2, dtype=torch.int8, device="cpu")
     for row, kept in zip(gone_PU, keep.values(), strict=True):
         row[: len(kept)] = (~kept.cpu()).to(torch.int8)
     return gone_PU.argsort(dim=1, stable=True).to(population.device)

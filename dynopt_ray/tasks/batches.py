@@ -53,7 +53,7 @@ def batch_indices(
 def _batch_indices(
     num_samples: int, batch_size: int, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
-    rest = torch.empty(0, dtype=torch.int64)
+    rest = torch.empty(0, dtype=torch.int64, device="cpu")
     while True:
         rest = torch.cat([rest, epoch_order(num_samples, generator)])
         while len(rest) >= batch_size:
@@ -64,8 +64,8 @@ def _batch_indices(
 def epoch_order(num_samples: int, generator: torch.Generator | None) -> Tensor:
     """All row numbers once: shuffled with a generator, in order without one."""
     if generator is None:
-        return torch.arange(num_samples)
-    return torch.randperm(num_samples, generator=generator)
+        return torch.arange(num_samples, device="cpu")
+    return torch.randperm(num_samples, generator=generator, device="cpu")
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:

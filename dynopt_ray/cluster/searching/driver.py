@@ -51,6 +51,7 @@ def search(
     accelerator_type: str | None = None,
     resources: Mapping[str, float] | None = None,
     order: Literal["arrival", "drawn"] = "arrival",
+    deterministic: bool = False,
     choice: Winner = "one_standard_error",
     max_failures: int = 3,
     time_limit_s: float | None = None,
@@ -105,6 +106,8 @@ def search(
         order: "arrival" decides about measurements as they arrive. "drawn" decides in the order in
             which trials were drawn: all running trials make a measurement before any goes on. A
             search with several trials at once then repeats, if `max_concurrent` is given.
+        deterministic: whether the same trial gives the same bits on the same GPU; see
+            `devices.Determinism`. Slower.
         choice: which finished trial wins: "best" is the one with the highest utility.
             "one_standard_error" is the cheapest one that cannot be told from it on the validation
             rows, if trials give `row_scores`; the best of many trials is partly luck.
@@ -125,7 +128,8 @@ def search(
             directory of `storage`, or in one that a mapping with `name` and `directory` gives),
             "mlflow", or objects with the methods of `Tracker`. If a tracker fails, the search goes
             on without it.
-        local: run the trials in this process, one at a time. Searchers and schedulers belong to
+        local: run the trials in this process, one at a time, on a GPU only if `gpus_per_trial` is
+            above 0. Searchers and schedulers belong to
             Ray Tune, so its package is imported, but no cluster is started.
         address: address of a cluster to join if Ray is not running yet. None starts one on this
             machine.
@@ -192,6 +196,7 @@ def search(
         ),
         slot=ClusterNeed(cpus_per_trial, gpus_per_trial, accelerator_type, resources or {}),
         max_concurrent=max_concurrent,
+        deterministic=deterministic,
         choice=choice,
         address=None if local else (address or ""),
         pack=pack,

@@ -57,6 +57,7 @@ class SearchPlan:
     loop: LoopConfig
     slot: ClusterNeed
     max_concurrent: int | None
+    deterministic: bool
     choice: Winner
     address: str | None
     pack: PackSize
@@ -208,6 +209,7 @@ def _pool(plan: SearchPlan, place: SearchStorage | None, files: TrialFiles) -> I
             time_limit_s=plan.loop.time_limit_s,
             cpus=plan.slot.cpus,
             gpus=plan.slot.gpus,
+            deterministic=plan.deterministic,
             figures=plan.objectives.costs,
             together=plan.pack is not None,
         )

@@ -18,7 +18,7 @@ from dynopt_ray.cluster.trials.trial import (
     failure,
 )
 from dynopt_ray.cluster.trials.trial_files import TrialFiles
-from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig, use_resources
+from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig
 
 __all__ = [
     "UNFINISHED",
@@ -50,5 +50,4 @@ __all__ = [
     "rank",
     "replay",
     "to_json",
-    "use_resources",
 ]

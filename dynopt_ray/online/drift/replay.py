@@ -47,7 +47,7 @@ class Replay:
         x, y = learner.memory.latest(self._window)
         refusal, num_updates = None, 0
         for _ in range(self._passes):
-            order = torch.randperm(len(x), generator=learner.generator()).to(x.device)
+            order = torch.randperm(len(x), generator=learner.generator(), device="cpu").to(x.device)
             for rows in torch.split(order, self._batch_size):
                 try:
                     learner.update(x[rows], y[rows])

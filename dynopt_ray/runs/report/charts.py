@@ -223,11 +223,13 @@ def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
 
 def _slots(axes: "Axes", table: "pd.DataFrame") -> None:
     """Draw how many slots of each machine ran a trial over time."""
+    from matplotlib.ticker import MaxNLocator
+
     end = table["seconds"].max()
     for name, part in table.groupby("machine", sort=False):
         steps = np.append(part["seconds"].to_numpy(), end)
         axes.stairs(part["busy"].to_numpy(), steps, baseline=None, label=_plain(name), zorder=3)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="seconds", ylabel="busy slots", ylim=(0, None))
     if table.groupby("machine").ngroups > 1:
         _legend(axes)

@@ -278,7 +278,7 @@ def masked_ridge_solve(
     most = int(kept_GOK.sum(2).max())
     group, output = (index.flatten() for index in torch.where(kept_GOK.any(2)))
     num_at_once = max(1, _MOST_NUMBERS // max(1, most) ** 2)
-    for rows in torch.split(torch.arange(len(group)), num_at_once):
+    for rows in torch.split(torch.arange(len(group), device="cpu"), num_at_once):
         g, o = group[rows], output[rows]
         # The inputs that an output keeps come first; the inputs after them are padding.
         kept_RK, index_RK = kept_GOK[g, o].sort(dim=1, descending=True, stable=True)

@@ -82,6 +82,7 @@ def searched(
             space,
             **{name: getattr(settings, name) for name in SearchOptions.model_fields},
             first=first,
+            deterministic=run.deterministic,
             cost_weight=cost_weight,
             seed=seed,
             address=run.address,
