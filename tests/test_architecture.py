@@ -31,7 +31,7 @@ FILES = {
 """Module -> its file, of both packages."""
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"arrays", "deprecation", "errors", "interrupts", "plugins", "storage"}),
+    frozenset({"arrays", "deprecation", "errors", "interrupts", "plugins", "storage", "transfers"}),
     frozenset({"journals"}),
     frozenset({"structure", "schedules"}),
     frozenset({"criteria"}),

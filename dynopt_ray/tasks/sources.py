@@ -15,6 +15,7 @@ from dynopt_ray.structure import Inputs
 from dynopt_ray.tasks.batches import batch_indices, epoch_order, take_rows
 from dynopt_ray.tasks.convert import as_features, as_targets, wrap
 from dynopt_ray.tasks.objectives import TargetKind
+from dynopt_ray.transfers import to_device
 
 Split = Literal["train", "validation", "test"]
 """The name of a part of a task's data."""
@@ -88,7 +89,7 @@ class ArraySource:
             for start in range(0, len(self.y), size):
                 yield self.x[start : start + size], self.y[start : start + size]
             return
-        order = epoch_order(len(self.y), generator)
+        order = to_device(epoch_order(len(self.y), generator), self.y.device)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             yield self.x[rows], self.y[rows]
@@ -96,7 +97,7 @@ class ArraySource:
     def stream(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
         """Yield batches without end, with the rows in the order of `batch_indices`."""
         size = self.batch_size if batch_size is None else batch_size
-        for rows in batch_indices(len(self.y), size, generator):
+        for rows in batch_indices(len(self.y), size, generator, device=self.y.device):
             yield self.x[rows], self.y[rows]
 
     def head(self, num_rows: int) -> Batch:
@@ -114,7 +115,10 @@ class ArraySource:
 
     def to(self, device: torch.device) -> "ArraySource":
         """The arrays on another device."""
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
+        moved = replace(self, x=to_device(self.x, device), y=to_device(self.y, device))
+        if not self.y.is_floating_point():
+            vars(moved)["_largest_label"] = self._largest_label  # without reading it from there
+        return moved
 
     def numpy(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Read-only views of the arrays (copies if they are on a GPU)."""
@@ -150,6 +154,7 @@ class LoaderSource:
     device: torch.device
     _position: Iterator[Batch] | None = field(default=None, init=False, repr=False)
     _number: int = field(default=0, init=False, repr=False)
+    _targets: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def batches(
         self,
@@ -167,7 +172,8 @@ class LoaderSource:
         for self._number, batch in enumerate(loader):
             empty = False
             inputs, targets = self._read(batch)
-            yield _moved(inputs, self.device), targets.to(self.device)
+            self._targets = to_device(targets, self.device), targets
+            yield _moved(inputs, self.device), self._targets[0]
         if empty:
             raise DataError(
                 f"the {self.split} loader gives no batches; if it can be iterated over only "
@@ -194,7 +200,9 @@ class LoaderSource:
         return take_rows(inputs, num_rows), targets[:num_rows]
 
     def check_labels(self, targets: Tensor, num_classes: int) -> None:
-        """Check the labels of the latest batch."""
+        """Check the labels of the latest batch, before they were moved to the device."""
+        if self._targets is not None and targets is self._targets[0]:
+            targets = self._targets[1]
         _check_labels(targets, num_classes, self._where("y"))
 
     def to(self, device: torch.device) -> "LoaderSource":
@@ -247,15 +255,15 @@ class LoaderSource:
 
     def __getstate__(self) -> dict[str, Any]:
         # The position in a pass cannot be pickled; the copy starts a new pass.
-        return {**self.__dict__, "_position": None}
+        return {**self.__dict__, "_position": None, "_targets": None}
 
 
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:
     if isinstance(inputs, dict):
-        return {name: value.to(device) for name, value in inputs.items()}
+        return {name: to_device(value, device) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
-        return tuple(value.to(device) for value in inputs)
-    return inputs.to(device)
+        return tuple(to_device(value, device) for value in inputs)
+    return to_device(inputs, device)
 
 
 def _check_labels(labels: Tensor, num_classes: int, where: str) -> None:
