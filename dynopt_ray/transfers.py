@@ -1,8 +1,8 @@
 """Moving values between the host and a GPU with as few waits of the host as possible.
 
-A GPU works through a queue. Each read of a value, and each copy from ordinary memory, makes the host
-wait until the queue is empty; the GPU then idles until the host has queued more work. So values go
-to the GPU from pinned memory, and everything that a step has to know is read at once.
+A GPU works through a queue. Each read of a value, and each copy from ordinary memory, makes the
+host wait until the queue is empty. The GPU then idles until the host has queued more work. So
+values go to the GPU from pinned memory, and everything that a step has to know is read at once.
 """
 
 from collections.abc import Sequence

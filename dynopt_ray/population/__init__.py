@@ -13,20 +13,22 @@ Example:
     True
 """
 
-from dynopt_ray.population.edits import grow, shrink
+from dynopt_ray.population.edits import grow, shrink, shrink_marked
 from dynopt_ray.population.evaluation import PopulationMetrics, evaluate
 from dynopt_ray.population.layout import MlpLayout, mlp_layout
 from dynopt_ray.population.stack import Population
-from dynopt_ray.population.steps import batch_rows, train_steps
+from dynopt_ray.population.steps import batch_rows, check_finite, train_steps
 
 __all__ = [
     "MlpLayout",
     "Population",
     "PopulationMetrics",
     "batch_rows",
+    "check_finite",
     "evaluate",
     "grow",
     "mlp_layout",
     "shrink",
+    "shrink_marked",
     "train_steps",
 ]

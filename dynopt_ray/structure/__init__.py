@@ -37,6 +37,7 @@ from dynopt_ray.structure.preserve import (
 )
 from dynopt_ray.structure.refit import (
     RIDGE,
+    KeptCoefficients,
     Moments,
     ObservedInputs,
     Observer,
@@ -70,6 +71,7 @@ __all__ = [
     "Grow",
     "Inputs",
     "Insert",
+    "KeptCoefficients",
     "Label",
     "LatencyModel",
     "Mask",
