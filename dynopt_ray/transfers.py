@@ -38,7 +38,7 @@ def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
         return [tensor.detach() for tensor in tensors]
     # float64 holds all these values exactly, so one copy can take them all.
     flat = torch.cat([tensor.double().flatten().to(far[0].device) for tensor in far]).cpu()
-    parts = iter(flat.split([tensor.numel() for tensor in far]))
+    parts = iter(torch.split(flat, [tensor.numel() for tensor in far]))
     return [
         tensor.detach()
         if tensor.device == _CPU

@@ -163,6 +163,7 @@ _label_ranges: Any = WeakTensorKeyDictionary()
 def _label_range(y_N: Tensor) -> tuple[int, int]:
     """Return the smallest and the largest label; (0, 0) if there are none."""
     version = -1 if y_N.is_inference() else y_N._version  # inference tensors have none
+    extremes: tuple[int, int]
     known, extremes = _label_ranges.get(y_N, (None, (0, 0)))
     if known != version or version < 0:
         low, high = read_numbers(y_N.aminmax()) if len(y_N) else (0, 0)

@@ -15,10 +15,12 @@ from dynopt_ray.online.learner.events import (
     non_finite_problem,
     pair_batch,
 )
-from dynopt_ray.online.learner.targets import event_errors, fitted_targets
+from dynopt_ray.online.learner.targets import event_errors, fitted_targets, one_number
 from dynopt_ray.online.learner.whole_numbers import WholeNumbers
 from dynopt_ray.tasks import LossFunction, TargetKind
+from dynopt_ray.transfers import read_together, to_device
 
+_CPU = torch.device("cpu")
 _OUTPUT = "the network's output"
 # AcceleratorError exists since torch 2.8.
 _OF_THE_MACHINE = (
@@ -111,7 +113,10 @@ class Admission:
             event_shape: the shape of one event; None if the stream has had no good event yet.
         """
         try:
-            batch_x, batch_y = pair_batch(self._tensor(x), self._tensor(y), event_shape)
+            # Checked where they come from: events of the host before they are moved to a GPU.
+            x = event_tensor(x, dtype=self.dtype)
+            y = event_tensor(y, dtype=self.dtype, device=_CPU)
+            batch_x, batch_y = pair_batch(x, y, event_shape)
         except DataError as error:
             return Admitted(1, TestedEvents(), {0: str(error)})
         if not len(batch_x):
@@ -134,9 +139,6 @@ class Admission:
             num_events=len(good) + len(reasons),
             reasons=dict(sorted({**reasons, **found}.items())),
         )
-
-    def _tensor(self, value: Any) -> Tensor:
-        return event_tensor(value, dtype=self.dtype, device=self.device)
 
     def _separated(self, x: Tensor, y: Tensor) -> Admitted:
         """Separate rows of finite values.
@@ -178,16 +180,18 @@ class Admission:
         refused = f"an event of shape {tuple(x.shape[1:])}"
         try:
             with refusals(f"the network refuses {refused}"):
+                x = to_device(x, self.device)
                 output = self.forward(x)
-            if problem := non_finite_problem(_OUTPUT, output):
-                return problem
             try:
                 with refusals(f"the loss refuses {refused}"):
-                    return self._judged(x, y, output)
+                    judged = self._judged(x, y, output)
             except DataError:
+                if problem := non_finite_problem(_OUTPUT, output):
+                    return problem
                 if unfit is not None:
                     unfit.update(self._unfit(y, output))
                 raise
+            return judged.read()
         except DataError as error:
             return str(error)
 
@@ -204,13 +208,36 @@ class Admission:
 
         return _faults(len(y), problem)
 
-    def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> TestedEvents | str:
+    def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> "_Unread":
         y, kind = fitted_targets(y, output, self.targets)
-        loss = float(self.loss(output, y))
-        if not math.isfinite(loss):
-            return f"the loss of the event is {loss}"
-        errors = event_errors(self.loss, output, y, kind)
-        return TestedEvents(x, y, output, loss, tuple(errors), kind)
+        y = to_device(y, output.device)
+        loss = one_number(self.loss(output, y))
+        return _Unread(x, y, output, loss, event_errors(self.loss, output, y, kind), kind)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unread:
+    """What `TestedEvents` holds, before the host has read the figures from the device."""
+
+    x: Tensor
+    y: Tensor
+    output: Tensor
+    loss: Tensor
+    errors: Tensor
+    targets: TargetKind
+
+    def read(self) -> TestedEvents | str:
+        """Read all figures at once; return the test results, or what is wrong with the events."""
+        # A finite sum proves that all outputs are finite; see `non_finite_problem`.
+        total, loss, errors = read_together([self.output.sum(), self.loss, self.errors])
+        if not bool(total.isfinite()) and (problem := non_finite_problem(_OUTPUT, self.output)):
+            return problem
+        figure = float(loss)
+        if not math.isfinite(figure):
+            return f"the loss of the event is {figure}"
+        return TestedEvents(
+            self.x, self.y, self.output, figure, tuple(errors.tolist()), self.targets
+        )
 
 
 def _events(tested: TestedEvents | str) -> TestedEvents:

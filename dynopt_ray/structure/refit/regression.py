@@ -354,7 +354,7 @@ def masked_ridge_solve(
     ridge_G = _ridges(ridge, cross_GOK).expand(len(cross_GOK))
     slope_GOK = torch.zeros_like(cross_GOK)
     num_at_once = max(1, _MOST_NUMBERS // max(1, kept.most) ** 2)
-    parts = kept.group.split(num_at_once), kept.output.split(num_at_once)
+    parts = torch.split(kept.group, num_at_once), torch.split(kept.output, num_at_once)
     for g, o in zip(*parts, strict=True):
         # The inputs that an output keeps come first; the inputs after them are padding.
         kept_RK, index_RK = kept.kept_GOK[g, o].sort(dim=1, descending=True, stable=True)
