@@ -12,12 +12,10 @@ from torch import Tensor
 
 from dynopt_ray.arrays import BoolArray, FloatArray, IntArray
 
-_CPU = torch.device("cpu")
-
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; from the host to a GPU, the host does not wait for the copy."""
-    if device.type == "cuda" and tensor.device == _CPU:
+    if device.type == "cuda" and tensor.is_cpu:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -33,16 +31,14 @@ def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
     Args:
         tensors: floats, bools, or whole numbers up to 2^53, of any shapes and on any devices.
     """
-    far = [tensor.detach() for tensor in tensors if tensor.device != _CPU]
+    far = [tensor.detach() for tensor in tensors if not tensor.is_cpu]
     if not far:
         return [tensor.detach() for tensor in tensors]
     # float64 holds all these values exactly, so one copy can take them all.
     flat = torch.cat([tensor.double().flatten().to(far[0].device) for tensor in far]).cpu()
     parts = iter(torch.split(flat, [tensor.numel() for tensor in far]))
     return [
-        tensor.detach()
-        if tensor.device == _CPU
-        else next(parts).to(tensor.dtype).reshape(tensor.shape)
+        tensor.detach() if tensor.is_cpu else next(parts).to(tensor.dtype).reshape(tensor.shape)
         for tensor in tensors
     ]
 

@@ -184,14 +184,13 @@ class Admission:
                 output = self.forward(x)
             try:
                 with refusals(f"the loss refuses {refused}"):
-                    judged = self._judged(x, y, output)
+                    return self._judged(x, y, output)
             except DataError:
                 if problem := non_finite_problem(_OUTPUT, output):
                     return problem
                 if unfit is not None:
                     unfit.update(self._unfit(y, output))
                 raise
-            return judged.read()
         except DataError as error:
             return str(error)
 
@@ -208,36 +207,22 @@ class Admission:
 
         return _faults(len(y), problem)
 
-    def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> "_Unread":
+    def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> TestedEvents | str:
+        """Return the test results of outputs that may not be finite, or what is wrong with them."""
         y, kind = fitted_targets(y, output, self.targets)
         y = to_device(y, output.device)
         loss = one_number(self.loss(output, y))
-        return _Unread(x, y, output, loss, event_errors(self.loss, output, y, kind), kind)
-
-
-@dataclass(frozen=True, eq=False)
-class _Unread:
-    """What `TestedEvents` holds, before the host has read the figures from the device."""
-
-    x: Tensor
-    y: Tensor
-    output: Tensor
-    loss: Tensor
-    errors: Tensor
-    targets: TargetKind
-
-    def read(self) -> TestedEvents | str:
-        """Read all figures at once; return the test results, or what is wrong with the events."""
-        # A finite sum proves that all outputs are finite; see `non_finite_problem`.
-        total, loss, errors = read_together([self.output.sum(), self.loss, self.errors])
-        if not bool(total.isfinite()) and (problem := non_finite_problem(_OUTPUT, self.output)):
+        errors = event_errors(self.loss, output, y, kind)
+        # All figures are read at once: each read makes the host wait for a GPU. A finite sum proves
+        # that all outputs are finite.
+        total, loss, errors = read_together([output.sum(), loss, errors])
+        is_sure = output.is_floating_point() and math.isfinite(total)
+        if not is_sure and (problem := non_finite_problem(_OUTPUT, output)):
             return problem
         figure = float(loss)
         if not math.isfinite(figure):
             return f"the loss of the event is {figure}"
-        return TestedEvents(
-            self.x, self.y, self.output, figure, tuple(errors.tolist()), self.targets
-        )
+        return TestedEvents(x, y, output, figure, tuple(errors.tolist()), kind)
 
 
 def _events(tested: TestedEvents | str) -> TestedEvents:

@@ -30,7 +30,7 @@ from dynopt_ray.structure import (
     unwrapped,
 )
 from dynopt_ray.tasks import LossFunction, TargetKind, resolve_loss
-from dynopt_ray.transfers import read_numbers, to_device
+from dynopt_ray.transfers import read_numbers
 
 # A diverged network overflows at every event. Ten overflows in a row cannot be mere outliers.
 _MAX_OVERFLOWS = 10
@@ -142,7 +142,7 @@ class OnlineLearner:
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         self._device = parameter.device if parameter is not None else torch.device("cpu")
         self._dtype = parameter.dtype if parameter is not None else torch.float32
-        self._whole_numbers = WholeNumbers(self._dtype, self._outputs)
+        self._whole_numbers = WholeNumbers(self._dtype, self._device, self._outputs)
         self._admission = Admission(
             forward=self._outputs,
             loss=self._loss,
@@ -337,7 +337,7 @@ class OnlineLearner:
 
     def _outputs(self, x: Tensor) -> Tensor:
         with torch.no_grad(), evaluation_mode(self.model), own_randomness(self._device):
-            output: Tensor = self.model(to_device(x, self._device))
+            output: Tensor = self.model(x)
             # The output may be a view of a parameter, and the next update would then change it.
             return output.detach().clone()
 

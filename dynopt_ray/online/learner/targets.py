@@ -68,23 +68,27 @@ def event_errors(loss: LossFunction, output: Tensor, targets: Tensor, kind: Targ
     """
     predicted = predicted_classes(output, targets) if kind == "labels" else None
     if predicted is not None:
+        if predicted.ndim == targets.ndim == 1:  # one label per event
+            return (predicted != targets).double()
         wrong = predicted.reshape(len(targets), -1) != targets.reshape(len(targets), -1)
         return wrong.double().mean(dim=1)
     with torch.no_grad():
-        rows = range(len(targets))
         return torch.stack(
-            [one_number(loss(output[row : row + 1], targets[row : row + 1])) for row in rows]
+            [
+                one_number(loss(output[row : row + 1], targets[row : row + 1])).double().reshape(())
+                for row in range(len(targets))
+            ]
         )
 
 
 def one_number(loss: Any) -> Tensor:
-    """Return what a loss function returns as a float64 tensor of one number, not read yet.
+    """Return what a loss function returns as a tensor of one number, not read yet.
 
     Raises:
         RuntimeError, TypeError, ValueError: it is not one real number.
     """
     if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
-        return loss.detach().double().reshape(())
+        return loss.detach()
     return torch.tensor(float(loss), dtype=torch.float64)  # raises, unless it is a plain number
 
 
