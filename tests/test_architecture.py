@@ -31,7 +31,18 @@ FILES = {
 """Module -> its file, of both packages."""
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"arrays", "deprecation", "errors", "interrupts", "plugins", "storage", "transfers"}),
+    frozenset(
+        {
+            "arrays",
+            "deprecation",
+            "devices",
+            "errors",
+            "interrupts",
+            "plugins",
+            "storage",
+            "transfers",
+        }
+    ),
     frozenset({"journals"}),
     frozenset({"structure", "schedules"}),
     frozenset({"criteria"}),

@@ -255,8 +255,8 @@ class _Layer:
 
 def _units_eliminated(layers: list[_Layer], width: int) -> Tensor:
     """Eliminate all units of a group; the highest cost up to each unit's turn, (width,)."""
-    scores = torch.zeros(width, dtype=torch.float64)
-    left = torch.arange(width)
+    scores = torch.zeros(width, dtype=torch.float64, device="cpu")
+    left = torch.arange(width, device="cpu")
     dearest = 0.0
     per_step = max(1, width // _MOST_STEPS)
     while len(left):
@@ -267,7 +267,7 @@ def _units_eliminated(layers: list[_Layer], width: int) -> Tensor:
             scores[unit] = dearest
         for layer in layers if len(first) < len(left) else ():
             layer.remove(left[first])
-        stays = torch.ones(len(left), dtype=torch.bool)
+        stays = torch.ones(len(left), dtype=torch.bool, device="cpu")
         stays[first] = False
         left = left[stays]
     return scores
@@ -280,7 +280,7 @@ def _weights_eliminated(weight_OK: Tensor, second_KK: Tensor) -> Tensor:
     precision_K = _inverse(second_KK[None])[0].diagonal()
     num_outputs, num_inputs = weight_OK.shape
     num_at_once = max(1, _MOST_NUMBERS // num_inputs**2)
-    for rows in torch.split(torch.arange(num_outputs), num_at_once):
+    for rows in torch.split(torch.arange(num_outputs, device="cpu"), num_at_once):
         # (R, remaining weights of a row)
         left = torch.arange(num_inputs, device=weight_OK.device).expand(len(rows), -1)
         weight, precision = weight_OK[rows].float(), precision_K.expand(len(rows), -1)

@@ -38,7 +38,7 @@ def describe_graph(
     quantiles, dead, redundant = summarise(
         group_scores(graph, group)[None],
         _incoming(graph, group)[None],
-        torch.tensor([group.width]),
+        torch.tensor([group.width], device="cpu"),
     )
     cost = graph.cost()
     return Descriptors(
@@ -66,7 +66,7 @@ def _incoming(graph: Graph, group: WidthGroup) -> Tensor:
         if s.role == "out" and weight is not None:
             rows = weight.detach().movedim(s.dim, 0)[s.positions.to(weight.device)]
             return rows.reshape(group.width, -1).cpu()
-    return torch.zeros(group.width, 1)
+    return torch.zeros(group.width, 1, device="cpu")
 
 
 def _nonzero_of(graph: Graph, group: WidthGroup) -> int:

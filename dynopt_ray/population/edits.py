@@ -75,7 +75,9 @@ def shrink(
         return
     members = np.array(list(keep), dtype=np.int64)
     kept_each = read_together(list(keep.values()))
-    gone_PU = torch.zeros(len(keep), population.weights[layer].shape[1], dtype=torch.bool)
+    gone_PU = torch.zeros(
+        len(keep), population.weights[layer].shape[1], dtype=torch.bool, device="cpu"
+    )
     for row, member, kept in zip(gone_PU, keep, kept_each, strict=True):
         _check_kept(member, kept, int(population.widths[member, layer]))
         row[: len(kept)] = ~kept

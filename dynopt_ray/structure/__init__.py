@@ -5,6 +5,7 @@ from dynopt_ray.structure.costs import Cost, CostKind, measure
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.latency import LatencyModel, fit_latency, median_ms
 from dynopt_ray.structure.plans import (
+    IMPLEMENTATION,
     Edit,
     Grow,
     Insert,
@@ -62,6 +63,7 @@ from dynopt_ray.structure.tracing import (
 from dynopt_ray.structure.units import Consumer, Label, Role, Slice, WidthGroup, without
 
 __all__ = [
+    "IMPLEMENTATION",
     "RIDGE",
     "Consumer",
     "Cost",

@@ -63,7 +63,8 @@ class ArraySource:
     """A split that is held in memory.
 
     The arrays are pickled as NumPy buffers, which Ray's object store shares between processes
-    without a copy.
+    without a copy. A copy from a pickle is on the CPU: the process that reads it may have no GPU,
+    or other ones.
 
     Attributes:
         split: the name of the split, for messages.
@@ -128,13 +129,11 @@ class ArraySource:
         return views
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_numpy, (self.split, *self.numpy(), self.batch_size, self.x.device)
+        return _from_numpy, (self.split, *self.numpy(), self.batch_size)
 
 
-def _from_numpy(
-    split: Split, x: NDArray[Any], y: NDArray[Any], batch_size: int, device: torch.device
-) -> ArraySource:
-    return ArraySource(split, wrap(x), wrap(y), batch_size).to(device)
+def _from_numpy(split: Split, x: NDArray[Any], y: NDArray[Any], batch_size: int) -> ArraySource:
+    return ArraySource(split, wrap(x), wrap(y), batch_size)
 
 
 @dataclass(eq=False)
@@ -254,8 +253,10 @@ class LoaderSource:
         return as_features(value, where=self._where(name))
 
     def __getstate__(self) -> dict[str, Any]:
-        # The position in a pass cannot be pickled; the copy starts a new pass.
-        return {**self.__dict__, "_position": None, "_targets": None}
+        # The position in a pass cannot be pickled; the copy starts a new pass. As for arrays, its
+        # device is the CPU.
+        fresh = {"_position": None, "_targets": None, "device": torch.device("cpu")}
+        return {**self.__dict__, **fresh}
 
 
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:
@@ -332,6 +333,20 @@ def _array_source(
     if len(x) != len(y):
         raise DataError(f"{split}: x has {len(x)} rows and y has {len(y)}; give one y per x")
     return ArraySource(split, x, y, batch_size)
+
+
+def in_memory(source: Source, split: Split, name: str) -> ArraySource:
+    """Return a source of arrays.
+
+    Raises:
+        DataError: the split of this task comes from a loader.
+    """
+    if not isinstance(source, ArraySource):
+        raise DataError(
+            f"task {name!r} reads its {split} split from a loader, so there are no arrays; if the "
+            "data fit in memory, make the task with Task.from_arrays"
+        )
+    return source
 
 
 def _check_alike(train: ArraySource, other: ArraySource) -> None:

@@ -21,12 +21,14 @@ from functools import lru_cache
 from typing import Any, get_args
 
 import numpy as np
+import torch
 
 from dynopt_envs.backend import NOTHING, Backend
 from dynopt_envs.config import COST_WEIGHTS, BackendKind, EpisodeConfig
 from dynopt_envs.module_backend import ModuleBackend
 from dynopt_envs.population_backend import PopulationBackend, why_not_stacked
 from dynopt_ray.arrays import BoolArray, FloatArray, IntArray
+from dynopt_ray.devices import chosen_device
 from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.policies import (
     CHARGED_COSTS,
@@ -215,12 +217,15 @@ def make_episodes(
 
     Raises:
         UnknownNameError: there is no such task or backend.
+        DeviceError: there is no such device.
         ValueError: the backend is "population", but the task's networks cannot be stacked; the
             message says why.
     """
     if backend not in get_args(BackendKind):
         raise UnknownNameError("backend", str(backend), get_args(BackendKind))
     loaded = task if isinstance(task, Task) else _task(_key(task))
+    if config.device is not None:
+        loaded = _on(loaded, chosen_device(config.device))
     reason = why_not_stacked(loaded)
     if backend == "population" and reason:
         raise ValueError(
@@ -235,6 +240,12 @@ def make_episodes(
 
 def _key(task: str | Mapping[str, Any]) -> str:
     return json.dumps({"name": task} if isinstance(task, str) else dict(task), sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def _on(task: Task, device: torch.device) -> Task:
+    """Move a task once per process and device, so that its pool of networks is trained once."""
+    return task if task.device == device else task.to(device)
 
 
 @lru_cache(maxsize=8)

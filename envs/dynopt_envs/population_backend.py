@@ -224,6 +224,8 @@ def why_not_stacked(task: Task) -> str | None:
         return "its network is not nn.Sequential(Linear, ReLU, …, Linear)"
     if task.loss is not F.cross_entropy or task.metric is not METRICS["accuracy"].function:
         return "its loss is not cross_entropy or its metric is not accuracy"
+    if task.precision == "bf16":
+        return "its precision is bf16"
     try:
         x, _ = task.arrays("train")
     except DataError:

@@ -36,6 +36,7 @@ from dynopt_ray.cluster.learners.buffers import (
     UnlabelledEvents,
     at_least,
 )
+from dynopt_ray.cluster.sessions import ClusterNeed
 from dynopt_ray.errors import ClusterError, LearnerError
 from dynopt_ray.online import Ack, BuildLearner, storable, stored_bytes
 
@@ -71,7 +72,8 @@ class RemoteLearner:
             learner.
         directory: directory of the learner's snapshot and journal; see `LearnerActor`.
         num_cpus: CPUs reserved for the actor. Torch uses as many threads, at least one.
-        num_gpus: GPUs reserved for the actor; may be a fraction.
+        num_gpus: GPUs reserved for the actor: up to 1, or a whole number. With 0 it sees none.
+        deterministic: whether a GPU repeats events bit for bit; see `devices.Determinism`.
         snapshot_every: number of events between snapshots.
         max_pending: maximum number of events that wait for their acknowledgement. At this limit,
             `learn` waits for room.
@@ -81,14 +83,12 @@ class RemoteLearner:
             kept for `label`: of each of the two. A single event may be larger.
         batch_size: maximum number of events in one call; a call carries at most 64 MiB unless a
             single event is larger.
-        skip: sequence numbers of events that are not learned, because learning them failed; see
-            `DurableLearner`.
+        skip: sequence numbers of events that are not learned; see `DurableLearner`.
         timeout_s: how long `learn` waits for room, and how long every call waits for the actor to
             start or restart, in seconds.
 
     Raises:
-        ValueError: `max_pending`, `max_bytes` or `batch_size` is below 1, or `max_unlabelled` is
-            below 0.
+        ValueError: a number is out of range; `num_gpus` above 1 must be whole.
         ClusterError: the cluster has no room for the actor.
         LearnerError: the learner could not be built or restored; the message says why.
 
@@ -105,6 +105,7 @@ class RemoteLearner:
         *,
         num_cpus: float = 1,
         num_gpus: float = 0,
+        deterministic: bool = False,
         snapshot_every: int = 1_000,
         max_pending: int = 10_000,
         max_unlabelled: int = 10_000,
@@ -115,6 +116,7 @@ class RemoteLearner:
     ) -> None:
         at_least(1, max_pending=max_pending, max_bytes=max_bytes, batch_size=batch_size)
         at_least(0, max_unlabelled=max_unlabelled)
+        need = ClusterNeed(cpus=num_cpus, gpus=num_gpus)
         self._batch_size = batch_size
         self._timeout_s = timeout_s
         self._actor = _start_actor(
@@ -122,8 +124,8 @@ class RemoteLearner:
             os.path.abspath(directory),
             snapshot_every=snapshot_every,
             skip=tuple(skip),
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
+            need=need,
+            deterministic=deterministic,
         )
         self._next = self._started().sequence + 1
         self._changed = threading.Condition()
@@ -373,8 +375,8 @@ def _start_actor(
     *,
     snapshot_every: int,
     skip: tuple[int, ...],
-    num_cpus: float,
-    num_gpus: float,
+    need: ClusterNeed,
+    deterministic: bool,
 ) -> Any:
     """Start an actor whose predictions do not wait for learning, and which restarts if it dies."""
     kind: Any = type("Learner", (LearnerActor,), {})
@@ -383,8 +385,7 @@ def _start_actor(
         setattr(kind, method, in_group(getattr(LearnerActor, method)))
     remote: Any = ray.remote
     actor = remote(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
+        **need.actor_options,
         # Ray must not repeat calls: the handle does so, with a time limit of its own.
         max_restarts=_MAX_RESTARTS,
         max_task_retries=0,
@@ -395,5 +396,7 @@ def _start_actor(
         directory,
         snapshot_every=snapshot_every,
         skip=skip,
-        num_threads=max(1, int(num_cpus)),
+        num_threads=max(1, int(need.cpus)),
+        num_gpus=need.gpus,
+        deterministic=deterministic,
     )

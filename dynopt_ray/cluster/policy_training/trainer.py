@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dynopt_ray.cluster.policy_training.algorithm import REGISTERED_NAME, algori
 from dynopt_ray.cluster.policy_training.module import exported_network
 from dynopt_ray.cluster.policy_training.replay import PrioritizedReplay
 from dynopt_ray.cluster.policy_training.stored_training import read_training, write_training
+from dynopt_ray.cluster.resources import use_resources
 from dynopt_ray.cluster.sessions import session
 from dynopt_ray.errors import CheckpointError, DataError, described
 from dynopt_ray.policies import DQNPolicy, DQNSettings
@@ -122,12 +124,12 @@ def _run(
         if finished or algorithm.num_steps - saved_steps >= settings.save_every_steps:
             saved_steps = algorithm.num_steps
             if path is not None:
-                write_training(path, algorithm.state_dict(), settings.as_dict())
+                write_training(path, algorithm.state_dict(), _identity(settings))
             algorithm.restart_episodes(_seed(settings.seed, saved_steps))
 
 
 def _restore(algorithm: Any, path: Path, settings: DQNSettings) -> None:
-    state = read_training(path, settings.as_dict())
+    state = read_training(path, _identity(settings))
     try:
         algorithm.load_state_dict(state)
     except Exception as error:  # what RLlib raises if its part has been altered is not documented
@@ -139,9 +141,7 @@ def _restore(algorithm: Any, path: Path, settings: DQNSettings) -> None:
 def _build(settings: DQNSettings, num_features: int, num_actions: int) -> Any:
     # RLlib registers this every time, and Gymnasium would warn that it is registered already.
     gymnasium.registry.pop(_RLLIB_ENVIRONMENT, None)
-    register_env(
-        REGISTERED_NAME, lambda config: _environment(settings, num_envs=config["num_envs"])
-    )
+    register_env(REGISTERED_NAME, partial(_environment_of_runner, settings))
     algorithm: Any = algorithm_config(settings).build_algo()
     algorithm.settings = settings
     algorithm.replay = PrioritizedReplay(
@@ -155,6 +155,15 @@ def _build(settings: DQNSettings, num_features: int, num_actions: int) -> Any:
         seed=settings.seed,
     )
     return algorithm
+
+
+def _environment_of_runner(
+    settings: DQNSettings, config: Any
+) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+    """Return the environments of a process that samples; RLlib counts the others from 1."""
+    if config.worker_index:
+        use_resources(1, settings.gpus_per_env_runner)
+    return _environment(settings, num_envs=config["num_envs"])
 
 
 def _environment(
@@ -199,6 +208,13 @@ def _exported(algorithm: Any, settings: DQNSettings) -> DQNPolicy:
     )
     metadata = {"settings": settings.as_dict(), "num_steps": algorithm.num_steps}
     return DQNPolicy(network, hidden=settings.hidden, head=settings.head, metadata=metadata)
+
+
+def _identity(settings: DQNSettings) -> dict[str, Any]:
+    """Return the settings that a continued run must share. It may compute on another device."""
+    plain = settings.as_dict()
+    del plain["gpus_per_env_runner"], plain["gpus_per_learner"]
+    return {**plain, "env_kwargs": {k: v for k, v in plain["env_kwargs"].items() if k != "device"}}
 
 
 def _seed(seed: int, num_steps: int) -> int:

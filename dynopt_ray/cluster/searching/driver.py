@@ -66,6 +66,7 @@ def search(
     accelerator_type: str | None = None,
     resources: Mapping[str, float] | None = None,
     order: Literal["arrival", "drawn"] = "arrival",
+    deterministic: bool = False,
     choice: Winner = "one_standard_error",
     max_failures: int = 3,
     time_limit_s: float | None = None,
@@ -113,6 +114,8 @@ def search(
         order: "arrival" decides about measurements as they arrive. "drawn" decides in the order in
             which trials were drawn: all running trials make a measurement before any goes on. A
             search with several trials at once then repeats, if `max_concurrent` is given.
+        deterministic: whether the same trial gives the same bits on the same GPU; see
+            `devices.Determinism`. Slower.
         choice: which finished trial wins: "best" is the one with the highest utility.
             "one_standard_error" is the cheapest one that cannot be told from it on the validation
             rows, if trials give `row_scores`; the best of many trials is partly luck.
@@ -121,7 +124,8 @@ def search(
         time_limit_s: the time in seconds after which a trial is ended, or None.
         storage: a directory, or a URI that pyarrow can open such as s3://bucket/run, for the
             journal, the states and the networks of the search. None keeps nothing after the search.
-        local: run the trials in this process, one at a time. Searchers and schedulers belong to
+        local: run the trials in this process, one at a time, on a GPU only if `gpus_per_trial` is
+            above 0. Searchers and schedulers belong to
             Ray Tune, so its package is imported, but no cluster is started.
         address: address of a cluster to join if Ray is not running yet. None starts one on this
             machine.
@@ -182,6 +186,7 @@ def search(
         ),
         slot=ClusterNeed(cpus_per_trial, gpus_per_trial, accelerator_type, resources or {}),
         max_concurrent=max_concurrent,
+        deterministic=deterministic,
         choice=choice,
         address=None if local else (address or ""),
     )
@@ -219,6 +224,7 @@ class _Plan:
     loop: LoopConfig
     slot: ClusterNeed
     max_concurrent: int | None
+    deterministic: bool
     choice: Winner
     address: str | None
 
@@ -307,6 +313,7 @@ def _pool(plan: _Plan, place: SearchStorage | None, files: TrialFiles) -> Iterat
             time_limit_s=plan.loop.time_limit_s,
             cpus=plan.slot.cpus,
             gpus=plan.slot.gpus,
+            deterministic=plan.deterministic,
         )
         if is_local:
             yield LocalPool(plan.trial, config)

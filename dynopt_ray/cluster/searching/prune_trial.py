@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from dynopt_ray.cluster.searching.space import Range, Space
 from dynopt_ray.cluster.trials import Measurement
 from dynopt_ray.criteria import SCOPES, build_criterion
+from dynopt_ray.devices import AUTO
 from dynopt_ray.errors import DynoptError, SpecError, did_you_mean
 from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
@@ -82,6 +83,8 @@ class PruneTrial:
         cost: the cost that utility charges for: "nonzero", "params", "flops" or "bytes".
         start: the costs that a trial's costs are relative to. None takes those of the network
             before pruning.
+        device: the device that trials compute on. "auto" is the GPU that a trial was granted, or
+            else the CPU.
         seed: seed of the order of training rows and of random choices. Trials with the same
             `PruneConfig.seed` share it, so that they differ only by their settings.
 
@@ -97,6 +100,7 @@ class PruneTrial:
     optimizer: Any = "adam"
     cost: str = "nonzero"
     start: Cost | None = None
+    device: str = AUTO
     seed: int = 0
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -149,6 +153,8 @@ class PruneTrial:
     def find_rate(self, config: Mapping[str, Any]) -> float:
         """Return the learning rate that the range test suggests for the retraining.
 
+        It runs in this process. `devices.gpus_granted` says whether it may use a GPU.
+
         Raises:
             DivergedError: the pruned network learns at none of the rates that were tried; see
                 `training.find_rate`.
@@ -190,7 +196,7 @@ class PruneTrial:
         return Costs(graph, task.example_inputs()).now()
 
     def _loaded(self, network: bytes | None = None) -> tuple[Task, Graph]:
-        task = self.task.to("cuda") if torch.cuda.is_available() else self.task
+        task = self.task.to(self.device)
         return task, traced(task, loaded_network(task, network or self.network))
 
     def _pruned(self, graph: Graph, task: Task, settings: PruneConfig) -> tuple[Rate, Optimizer]:

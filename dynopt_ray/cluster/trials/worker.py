@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from dynopt_ray.cluster.trials.messages import (
     ContinueTrial,
     FinishTrial,
@@ -41,6 +39,7 @@ class WorkerConfig:
         time_limit_s: the time after which a trial is ended at its next measurement, in seconds.
         cpus: the cores that a trial holds; it uses one thread for each.
         gpus: the GPUs that a trial holds.
+        deterministic: whether the same operations give the same bits; see `Determinism`.
     """
 
     cost_weight: float
@@ -50,6 +49,7 @@ class WorkerConfig:
     time_limit_s: float | None = None
     cpus: float = 1
     gpus: float = 0
+    deterministic: bool = False
 
 
 @dataclass
@@ -188,16 +188,6 @@ class TrialWorker:
 
 def _rounded(scores: Sequence[float] | None) -> list[float] | None:
     return None if scores is None else [round(float(score), 4) for score in scores]
-
-
-def use_resources(cpus: float, gpus: float) -> None:
-    """Limit this process to the cores and GPUs that its trials hold."""
-    torch.set_num_threads(max(1, int(cpus)))
-    if gpus == 0:
-        # Ray leaves the variable alone for actors without GPUs, so all would share the first one.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif gpus < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(gpus)  # Ray does not enforce fractions
 
 
 def over_time(limit_s: float) -> str:

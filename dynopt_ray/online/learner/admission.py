@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import DataError
 from dynopt_ray.online.learner.events import (
     event_tensor,
@@ -22,13 +23,6 @@ from dynopt_ray.transfers import read_together, to_device
 
 _CPU = torch.device("cpu")
 _OUTPUT = "the network's output"
-# AcceleratorError exists since torch 2.8.
-_OF_THE_MACHINE = (
-    torch.OutOfMemoryError,
-    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
-    MemoryError,
-    OSError,
-)
 _USUAL = (RuntimeError, ValueError, TypeError, IndexError)
 
 
@@ -45,9 +39,9 @@ class TestedEvents:
         targets: whether y are labels or numbers.
     """
 
-    x: Tensor = field(default_factory=lambda: torch.empty(0))
-    y: Tensor = field(default_factory=lambda: torch.empty(0))
-    output: Tensor = field(default_factory=lambda: torch.empty(0))
+    x: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
+    y: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
+    output: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     loss: float = math.nan
     errors: tuple[float, ...] = ()
     targets: TargetKind = "labels"
@@ -273,7 +267,9 @@ def refusals(what: str) -> Iterator[None]:
         yield
     except DataError:
         raise  # it says itself what is wrong
-    except _OF_THE_MACHINE:
+    except OSError:
+        raise
+    except OF_THE_MACHINE:
         # The machine failed, not the events. A replay may find enough memory and succeed.
         raise
     except Exception as error:

@@ -71,7 +71,9 @@ def event_tensor(value: Any, *, dtype: torch.dtype, device: torch.device | None 
     if not isinstance(value, Tensor):
         try:
             array = np.asarray(value)
-            value = torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
+            value = torch.as_tensor(
+                array.astype(array.dtype.newbyteorder("="), copy=False), device="cpu"
+            )
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{type(value).__name__} is not numeric data: {error}") from None
     tensor: Tensor = value.detach()

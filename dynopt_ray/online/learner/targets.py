@@ -89,7 +89,9 @@ def one_number(loss: Any) -> Tensor:
     """
     if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
         return loss.detach()
-    return torch.tensor(float(loss), dtype=torch.float64)  # raises, unless it is a plain number
+    return torch.tensor(
+        float(loss), dtype=torch.float64, device="cpu"
+    )  # raises, unless it is a plain number
 
 
 def _numbers(targets: Tensor, output: Tensor) -> Tensor:

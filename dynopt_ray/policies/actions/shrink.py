@@ -50,7 +50,7 @@ class ShrinkUnits:
         group = graph.groups[int(network.cursor[0])]
         scores_NU = group_scores(graph, group)[None]
         count_N = torch.from_numpy(self.units(network))
-        gone_NU = lowest(scores_NU, torch.tensor([group.width]), count_N)
+        gone_NU = lowest(scores_NU, torch.tensor([group.width], device="cpu"), count_N)
         return [Shrink(group.name, remove=torch.nonzero(gone_NU[0]).flatten().tolist())]
 
     def apply_stacked(

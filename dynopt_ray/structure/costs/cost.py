@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.structure.costs.peak_memory import PeakMemory
 from dynopt_ray.structure.tracing import (
     Inputs,
@@ -120,6 +121,8 @@ def _counted(model: nn.Module, inputs: Inputs, memory: bool) -> tuple[int, int |
             return _counted_on(
                 "meta", model, inputs, placeholder_tensors(tensors, {}, "meta"), memory
             )
+        except OF_THE_MACHINE:
+            raise
         except Exception:  # a forward pass that depends on values needs real ones
             return _counted_on(_device(tensors), model, inputs, tensors, memory)
 

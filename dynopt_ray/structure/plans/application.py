@@ -26,6 +26,7 @@ from torch import Tensor
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.costs import Cost
 from dynopt_ray.structure.network import Network
+from dynopt_ray.structure.plans.captured_graphs import check_not_captured
 from dynopt_ray.structure.plans.depth import insert_block, remove_block
 from dynopt_ray.structure.plans.edits import Edit, Grow, Insert, Mask, Remove, Shrink
 from dynopt_ray.structure.plans.exactness import check_growth
@@ -83,6 +84,7 @@ class Receipt:
         """
         if self not in self._network.receipts:
             raise EditError("this plan has been undone or committed already")
+        check_not_captured(self._network.model)
         if self._network.receipts[-1] is not self:
             raise EditError(
                 "a later plan changed the network; undo the later receipts first, newest first"
@@ -139,6 +141,7 @@ def apply_plan(
     if not plan:
         raise EditError("the plan is empty: it would change nothing")
     network.check()
+    check_not_captured(network.model)
     stages, rest = check_plan(network, plan)
     optimizers = each_optimizer(optimizer)
     states = [OptimizerState(one, network.model) for one in optimizers]

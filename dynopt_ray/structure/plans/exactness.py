@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.tracing import (
     Inputs,
@@ -62,6 +63,8 @@ def check_growth(
     try:
         with attributes_changed(model, attributes, added):
             after = _outputs(model, inputs, {**tensors, **grown})
+    except OF_THE_MACHINE:
+        raise
     except Exception as error:
         raise EditError(
             f"growing {names} this way would stop the forward pass, which raises "
@@ -113,6 +116,8 @@ def outputs_of(
         return None
     try:
         return _outputs(model, inputs, tensors)
+    except OF_THE_MACHINE:
+        raise
     except Exception:  # a forward pass may raise anything, e.g. if its parts are on other devices
         return None
 

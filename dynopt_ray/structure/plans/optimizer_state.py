@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves_with_path, tree_map_with_path
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.plans.resizing import Axes, resized
 from dynopt_ray.structure.preserve import Transaction
@@ -103,12 +104,14 @@ class StateEntry:
         is_floating_point: whether such a tensor holds floating-point numbers.
         is_number: whether the entry is a single number, as such or as a tensor.
         is_tensor: whether it is a tensor.
+        device: the device of a tensor.
     """
 
     dims: tuple[int | None, ...] | None = None
     is_floating_point: bool = False
     is_number: bool = False
     is_tensor: bool = False
+    device: torch.device | None = None
 
 
 _STARTS: "weakref.WeakKeyDictionary[Optimizer, dict[Any, Mapping[Any, _Start]]]"
@@ -234,6 +237,8 @@ def _starts(
                 _, state = _stepped(base, group, zeros, gradient)
                 values, copies = _stepped(base, group, others, gradient)
                 return dict(_read_off(state, copies, [others, values]))
+            except OF_THE_MACHINE:
+                raise
             except Exception:  # a foreign class may raise anything
                 continue
     return {}
@@ -257,6 +262,8 @@ def state_after_steps(
         for gradient in (zeros, zeros.to_sparse() if zeros.ndim else zeros):
             try:
                 state = _stepped(base, group, zeros, gradient, times=2)[1]
+            except OF_THE_MACHINE:
+                raise
             except Exception:  # a foreign class may raise anything
                 continue
             return {name: _entry(value, zeros) for name, value in state.items()}
@@ -269,8 +276,8 @@ def _entry(value: Any, parameter: Tensor) -> StateEntry:
     dim_of = {size: dim for dim, size in enumerate(parameter.shape)}
     dims = tuple(dim_of.get(size) for size in value.shape)
     if value.ndim and _fits(value, parameter, dims):
-        return StateEntry(dims=dims, is_floating_point=value.is_floating_point(), is_tensor=True)
-    return StateEntry(is_number=value.numel() == 1, is_tensor=True)
+        return StateEntry(dims, value.is_floating_point(), is_tensor=True, device=value.device)
+    return StateEntry(is_number=value.numel() == 1, is_tensor=True, device=value.device)
 
 
 def _first_state(
@@ -281,6 +288,8 @@ def _first_state(
         try:
             optimizer, twin = _twin(base, group, parameter.detach())
             return dict(optimizer.state[twin]) or None
+        except OF_THE_MACHINE:
+            raise
         except Exception:  # a foreign class may raise anything
             continue
     return None

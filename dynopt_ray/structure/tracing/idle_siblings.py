@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.structure.tracing.nested_tensors import tensors_in
 from dynopt_ray.structure.tracing.tracer import Trace
 from dynopt_ray.structure.tracing.values import OtherWayError
@@ -148,6 +149,8 @@ def _run_alike(
     try:
         output: Any = functional_call(module, tensors, call.args, dict(call.kwargs))
     except OtherWayError:
+        raise
+    except OF_THE_MACHINE:
         raise
     except Exception:  # a module of the user's own may need other arguments
         return False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import TraceError
 from dynopt_ray.structure.preserve import RandomState
 from dynopt_ray.structure.tracing import rules as rules  # fills registry.RULES
@@ -186,12 +187,16 @@ def trace_at_own_sizes(
     """
     try:
         return _trace_on(torch.device("meta"), model, inputs, tensors, heads, pinned, counted)
+    except OF_THE_MACHINE:
+        raise
     except Exception as meta_error:
         device = next((t.device for t in tensors.values()), torch.device("cpu"))
         if device.type == "meta":
             raise _untraceable(model, inputs, meta_error) from meta_error
         try:
             return _trace_on(device, model, inputs, tensors, heads, pinned, counted)
+        except OF_THE_MACHINE:
+            raise
         except Exception as error:
             raise _untraceable(model, inputs, error) from error
 

@@ -118,7 +118,11 @@ class Hypergradient:
                 f"optimizer has {len(parameters)}; load it into the controller of an optimizer "
                 "like the saved one"
             )
-        self._directions = [None if d is None else d.clone() for d in directions]
+        # The network may be on another device than the one that the state was taken from.
+        self._directions = [
+            None if d is None else d.to(p.device, copy=True)
+            for d, p in zip(directions, parameters, strict=False)
+        ]
         self._directed = parameters if directions else []
 
     def _attach(self) -> None:

@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
 from tests.gpu.stand_in.devices import CPU, Devices
@@ -47,6 +48,16 @@ class Calls(TorchFunctionMode):
                 return func(*args, **options)
         return self._on_gpu(func, args, options, device)
 
+    def factories(self) -> dict[str, Any]:
+        """Name -> what makes tensors of values, also where torch's own Python code calls it.
+
+        Such code runs without this mode, if it was called through it.
+        """
+        return {func.__name__: partial(self._from_values_of, func) for func in _FROM_VALUES}
+
+    def _from_values_of(self, func: Any, *args: Any, **options: Any) -> Any:
+        return self._from_values(func, args, options)
+
     @contextlib.contextmanager
     def backward(self, roots: Any) -> Iterator[None]:
         """A backward pass: hooks call from Python again, and C++ creates where the loss is."""
@@ -77,7 +88,7 @@ class Calls(TorchFunctionMode):
 
     def _from_values(self, func: Any, args: Any, options: dict[str, Any]) -> Any:
         device = options.pop("device", None)
-        if device is None and func in _device_constructors():
+        if device is None:
             device = _default_device()
         if device is None:
             with self._operations.within(None):
@@ -173,9 +184,10 @@ class _Move:
 
 
 def _default_device() -> torch.device | None:
-    """Return what `torch.set_default_device` has set: its own mode sees calls after this one."""
-    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-    return None if context is None else context.device
+    """Return the default device, or None: the mode that sets it may see calls after this one."""
+    stack: Any = _get_current_function_mode_stack
+    contexts = [mode for mode in stack() if isinstance(mode, DeviceContext)]
+    return contexts[-1].device if contexts else None
 
 
 def unpickled(tensor: Tensor, device: str) -> Tensor:

@@ -17,6 +17,9 @@ _SWEEP = 1000
 _weak: Any = reductions.StorageWeakRef
 """Also keeps the address of a storage from being given to another one."""
 
+_MARKS: dict[int, tuple[Any, torch.device]] = {}
+"""Storage -> what it is on. It outlives a stand-in, as what is cached by the library does."""
+
 _true_device: Any = torch._C.TensorBase.device
 
 
@@ -31,7 +34,7 @@ class Devices:
     def __init__(self, num_devices: int) -> None:
         self.num_devices = num_devices
         self.current = 0
-        self._marks: dict[int, tuple[Any, torch.device]] = {}
+        self._marks = _MARKS
         self._pinned: dict[int, Any] = {}
         self._sweep_at = _SWEEP
 
@@ -71,7 +74,8 @@ class Devices:
             return
         self._marks[storage._cdata] = (_weak(storage), device)
         if len(self._marks) > self._sweep_at:
-            self._marks = {k: m for k, m in self._marks.items() if not m[0].expired()}
+            for key in [k for k, (weak, _) in self._marks.items() if weak.expired()]:
+                del self._marks[key]
             self._sweep_at = 2 * len(self._marks) + _SWEEP
 
     def pin(self, tensor: Tensor) -> None:

@@ -52,7 +52,7 @@ class StandIn:
                 return run_backward(roots, *args, **kwargs)
 
         with contextlib.ExitStack() as stack:
-            for name, value in self._answers().items():
+            for name, value in {**self._answers(), **self._calls.factories()}.items():
                 stack.enter_context(mock.patch(f"torch.{name}", value))
             for module in ("torch.autograd", "torch.autograd.graph"):
                 stack.enter_context(mock.patch(f"{module}._engine_run_backward", backward))
@@ -132,9 +132,21 @@ class StandIn:
             "cuda.set_stream": lambda _stream: None,
             "cuda.get_device_name": lambda device=None: f"stand-in {index(device)}",
             "cuda.is_bf16_supported": lambda _emulated=True: True,
+            "cuda.get_device_properties": lambda device=None: _Properties(f"{index(device)}"),
             "cuda.set_per_process_memory_fraction": set_fraction,
             "backends.cudnn.is_acceptable": lambda _tensor: False,
         }
+
+
+MEMORY_BYTES = 80 * 2**30
+
+
+@dataclass(frozen=True)
+class _Properties:
+    """What a GPU is like."""
+
+    name: str
+    total_memory: int = MEMORY_BYTES
 
 
 @dataclass(frozen=True)

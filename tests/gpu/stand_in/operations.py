@@ -4,7 +4,6 @@ import contextlib
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -303,10 +302,13 @@ def _takes_numbers(func: Any, args: Any, tensor: Tensor) -> bool:
 
 def _place() -> str:
     """Return the line of the project that is being run, or else the innermost one outside torch."""
-    frames = [f for f in reversed(traceback.extract_stack()) if "/stand_in/" not in f.filename]
-    for frame in frames:
-        path = Path(frame.filename)
-        if {"dynopt_ray", "dynopt_envs"} & set(path.parts) and "site-packages" not in path.parts:
-            return f"{path.parent.name}/{path.name}:{frame.lineno}"
-    outside = next((f for f in frames if "/torch/" not in f.filename), frames[0])
-    return f"{Path(outside.filename).name}:{outside.lineno}"
+    outside = ""
+    for frame, line in traceback.walk_stack(None):
+        name = frame.f_code.co_filename
+        if "/stand_in/" in name:
+            continue
+        if ("/dynopt_ray/" in name or "/dynopt_envs/" in name) and "/tests/" not in name:
+            return f"{'/'.join(name.split('/')[-2:])}:{line}"
+        if not outside and "/torch/" not in name:
+            outside = f"{name.rpartition('/')[2]}:{line}"
+    return outside

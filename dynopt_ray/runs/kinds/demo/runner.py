@@ -54,6 +54,7 @@ def _environment(spec: DemoSpec) -> dict[str, Any]:
     """
     return {
         "task": spec.task,
+        "device": spec.device,
         "cost_weight": spec.cost_weight,
         "cost": spec.cost,
         "horizon": spec.adapt.horizon,
@@ -87,6 +88,8 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             space=spec.space,
             optimizer=spec.optimizer,
             seed=spec.seed,
+            device=spec.device,
+            deterministic=spec.deterministic,
             start=adaptation.before.cost,
             **utility,
         )
@@ -104,6 +107,7 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             settings=spec.stream,
             learner=spec.learner,
             seed=spec.seed,
+            device=spec.device,
         )
     summary = pd.DataFrame(with_utility(rows, **utility))
     run.outcome("summary", f"Networks, utility at λ = {spec.cost_weight:g}", summary)

@@ -32,9 +32,21 @@ class PolicySpec(Spec):
     num_episodes: int = Field(default=32, ge=1)
 
 
+def environment(spec: PolicySpec) -> dict[str, Any]:
+    """Return the arguments of the environment; our own one computes on the device of the spec."""
+    return dict(spec.env) if spec.env_id else {"device": spec.device, **spec.env}
+
+
 def training_need(settings: DQNSettings) -> ClusterNeed:
     """Return what the training of a policy needs from a cluster: one CPU for each process."""
-    return ClusterNeed(total_cpus=settings.num_env_runners + settings.num_learners)
+    runners, learners = settings.num_env_runners, settings.num_learners
+    per_runner = settings.gpus_per_env_runner if runners else 0
+    per_learner = settings.gpus_per_learner if learners else 0
+    return ClusterNeed(
+        gpus=max(per_runner, per_learner),
+        total_cpus=runners + learners,
+        total_gpus=runners * per_runner + learners * per_learner,
+    )
 
 
 def policy_work(settings: DQNSettings, env_id: str, env: Mapping[str, Any]) -> WorkPart:
@@ -53,6 +65,6 @@ def policy_work(settings: DQNSettings, env_id: str, env: Mapping[str, Any]) -> W
 KIND = Kind(
     PolicySpec,
     "dynopt_ray.runs.kinds.policy.runner:prepare",
-    work=lambda spec: (policy_work(spec.policy, spec.env_id or ENVIRONMENT, spec.env),),
+    work=lambda spec: (policy_work(spec.policy, spec.env_id or ENVIRONMENT, environment(spec)),),
     need=lambda spec: training_need(spec.policy),
 )

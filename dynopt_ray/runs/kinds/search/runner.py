@@ -20,6 +20,7 @@ from dynopt_ray.cluster import (
     rate_range,
     search,
 )
+from dynopt_ray.devices import gpus_granted
 from dynopt_ray.errors import DynoptError, SpecError
 from dynopt_ray.journals import store_at
 from dynopt_ray.runs.kind import PreparedRun
@@ -68,6 +69,8 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
         space=spec.space,
         optimizer=spec.optimizer,
         seed=spec.seed,
+        device=spec.device,
+        deterministic=spec.deterministic,
     )
     assert result.network is not None  # every finished pruning trial has one
     winner = loaded_network(origin.task, result.network)
@@ -171,6 +174,8 @@ def run_search(
     space: Space,
     optimizer: str | Mapping[str, Any],
     seed: int,
+    device: str,
+    deterministic: bool,
     start: Cost | None = None,
 ) -> SearchResult:
     """Search from a trained network, and show the progress.
@@ -185,6 +190,8 @@ def run_search(
         space: the configurations to search.
         optimizer: the optimizer of the retraining.
         seed: seed of the draws and of the training.
+        device: the device of trials.
+        deterministic: whether trials give the same bits on a GPU for the same seed.
         start: the cost that costs are relative to; None is that of this network.
     """
     trial = PruneTrial(
@@ -195,9 +202,11 @@ def run_search(
         optimizer=optimizer,
         cost=cost,
         start=start,
+        device=device,
         seed=seed,
     )
-    first = _first(run, trial, space) if settings.find_rate else []
+    with gpus_granted(settings.gpus_per_trial > 0):
+        first = _first(run, trial, space) if settings.find_rate else []
     _, num_trials = draws(settings.searcher, space, num_trials=settings.num_trials)
     with run.progress.stage("search", num_trials) as stage:
         tables = SearchTables(run.directory)
@@ -212,6 +221,7 @@ def run_search(
             space,
             **settings.model_dump(exclude={"retrain_steps", "find_rate"}),
             first=first,
+            deterministic=deterministic,
             cost_weight=cost_weight,
             seed=seed,
             address=run.address,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from dynopt_ray.cluster import RemoteLearner
+from dynopt_ray.devices import chosen_device
 from dynopt_ray.errors import SpecError
 from dynopt_ray.online import BuildLearner, DurableLearner, Event, LearnResult, OnlineLearner
 from dynopt_ray.plugins import build
@@ -28,6 +29,7 @@ def learner_factory(
     *,
     num_events: int,
     seed: int,
+    device: str = "cpu",
 ) -> BuildLearner:
     """Return a function that builds the same learner every time, here or in an actor.
 
@@ -37,8 +39,9 @@ def learner_factory(
         settings: how it learns.
         num_events: length of the stream, for schedules that end with it.
         seed: seed of the learner's own random choices.
+        device: where it learns; see `devices.chosen_device`.
     """
-    return partial(_build, factory, network, settings, num_events, seed)
+    return partial(_build, factory, network, settings, num_events, seed, device)
 
 
 def check_learner(settings: LearnerSettings) -> None:
@@ -72,7 +75,13 @@ def learned_here(
 
 
 def learned_in_actor(
-    make: BuildLearner, events: Iterable[Event], *, directory: Path, snapshot_every: int
+    make: BuildLearner,
+    events: Iterable[Event],
+    *,
+    directory: Path,
+    snapshot_every: int,
+    num_gpus: float = 0,
+    deterministic: bool = False,
 ) -> Iterator[LearnedEvent]:
     """Learn in a Ray actor, with many events in flight; yield each event and its result.
 
@@ -80,7 +89,13 @@ def learned_in_actor(
     could return the result, this event is not yielded.
     """
     waiting: deque[tuple[Event, Future[LearnResult | None]]] = deque()
-    with RemoteLearner(make, directory, snapshot_every=snapshot_every) as learner:
+    with RemoteLearner(
+        make,
+        directory,
+        snapshot_every=snapshot_every,
+        num_gpus=num_gpus,
+        deterministic=deterministic,
+    ) as learner:
         for event in events:
             waiting.append((event, learner.learn(*event)))
             if len(waiting) > _MOST_UNDER_WAY:
@@ -101,8 +116,9 @@ def _build(
     settings: LearnerSettings,
     num_events: int,
     seed: int,
+    device: str,
 ) -> OnlineLearner:
-    model = restored(factory(), network)
+    model = restored(factory().to(chosen_device(device)), network)
     rate = make_rate(settings.lr, num_events)
     optimizer = make_optimizer(settings.optimizer, model, lr=rate.initial)
     return OnlineLearner(

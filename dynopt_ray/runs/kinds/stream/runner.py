@@ -88,6 +88,7 @@ def _run(spec: StreamSpec, origin: Origin, stream: ArrayStream, run: Run) -> Non
         settings=spec.stream,
         learner=spec.learner,
         seed=spec.seed,
+        device=spec.device,
     )
     run.directory.write_results(frame)
     curves.write(run)
@@ -103,6 +104,7 @@ def run_stream(
     settings: StreamSettings,
     learner: LearnerSettings,
     seed: int,
+    device: str,
 ) -> pd.DataFrame:
     """Let a copy of a trained network learn on a stream, show the progress, and write the results.
 
@@ -116,6 +118,7 @@ def run_stream(
         settings: how accuracy is measured.
         learner: how the network keeps learning.
         seed: seed of the learner's own random choices.
+        device: where the learner learns; in an actor, a GPU must have been reserved for it.
 
     Returns:
         The table that `evaluate` returns for the learner.
@@ -126,6 +129,7 @@ def run_stream(
         learner,
         num_events=len(stream),
         seed=seed,
+        device=device,
     )
     learned = _learned(run, make, stream, learner)
     frame: pd.DataFrame = evaluate(
@@ -141,7 +145,10 @@ def _learned(
     run: Run, make: BuildLearner, stream: ArrayStream, settings: LearnerSettings
 ) -> list[LearnedEvent]:
     where = "in this process" if settings.local else "in a Ray actor"
-    learn = learned_here if settings.local else learned_in_actor
+    in_actor = partial(
+        learned_in_actor, num_gpus=settings.num_gpus, deterministic=run.deterministic
+    )
+    learn = learned_here if settings.local else in_actor
     directory = run.directory.path / "learner"
     learned: list[LearnedEvent] = []
     with run.progress.stage(f"learn on the stream {where}", len(stream)) as stage:
