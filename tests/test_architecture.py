@@ -33,8 +33,15 @@ FILES = {
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
-            *("arrays", "deprecation", "devices", "errors", "interrupts"),
-            *("plugin_families", "plugins", "storage"),
+            "arrays",
+            "deprecation",
+            "devices",
+            "errors",
+            "interrupts",
+            "plugin_families",
+            "plugins",
+            "storage",
+            "transfers",
         }
     ),
     frozenset({"journals"}),
