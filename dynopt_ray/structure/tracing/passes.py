@@ -277,11 +277,11 @@ def _run(
 
 def _pinned_outputs(trace: Trace, output: Any) -> list[Tensor]:
     """Pin the units of the network's output and return its tensors."""
-    tensors = list(output_tensors(output))
+    tensors = output_tensors(output)
     if not tensors:
         raise TraceError(
             f"it returns a {type(output).__name__}, in which no tensor is found; let it return "
-            "a tensor, or a tuple, list, dict or dataclass of tensors"
+            "a tensor, or a tuple, list, dict or object that holds tensors"
         )
     trace.pin_what_is_read(tensors)
     for tensor in tensors:
