@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from dynopt_envs.architecture import ArchitectureVectorEnv
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from dynopt_envs.architecture import ArchitectureVectorEnv
 from dynopt_ray.online import Guard, OnlineLearner
 from dynopt_ray.policies import DEFAULT_ACTIONS
 from dynopt_ray.structure import Graph, Grow, Mask, Shrink, trace
@@ -39,7 +39,7 @@ def counter() -> Iterator[Callable[[Run], int]]:
     if torch.cuda.is_available():
         yield _waits_on_gpu
         return
-    from tests.gpu.stand_in import stand_in  # noqa: PLC0415 - needed only without a GPU
+    from tests.gpu.stand_in import stand_in
 
     with stand_in() as machine:
 
@@ -207,7 +207,7 @@ def main() -> None:
     if sys.argv[1:] == ["--json"]:
         print(json.dumps(counted()))
         return
-    from experiments.benchmarks.environments import run_from  # noqa: PLC0415
+    from experiments.benchmarks.environments import run_from
 
     checkouts = [Path(argument).resolve() for argument in sys.argv[1:]]
     columns = [run_from(checkout, "device_waits", "--json") for checkout in checkouts]
