@@ -209,7 +209,9 @@ def _follows(
     with _apart(trace):
         try:
             output: Any = functional_call(module, tensors, call.args, dict(call.kwargs))
-        except (OtherWayError, *OF_THE_MACHINE):
+        except OtherWayError:
+            raise
+        except OF_THE_MACHINE:
             raise
         except Exception:  # a module of the user's own may need other arguments
             return False
