@@ -10,8 +10,11 @@ from .searching import (
     Space,
     TrialLog,
     check_config,
+    check_configurations,
     check_limits,
+    check_objective,
     draws,
+    earlier_trials,
     make_scheduler,
     pareto_front,
     rate_range,
@@ -27,7 +30,7 @@ from .sessions import (
     session,
     this_machine,
 )
-from .trials import Measurement
+from .trials import Measurement, Trial
 
 __all__ = [
     "ClusterJob",
@@ -46,14 +49,18 @@ __all__ = [
     "SearchStorage",
     "Session",
     "Space",
+    "Trial",
     "TrialLog",
     "check_can_start",
     "check_config",
+    "check_configurations",
     "check_limits",
     "check_nodes",
+    "check_objective",
     "check_reachable",
     "check_storage",
     "draws",
+    "earlier_trials",
     "make_scheduler",
     "pareto_front",
     "rate_range",

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynopt_ray.cluster.searching.choice import Winner
+from dynopt_ray.cluster.searching.earlier import (
+    EarlierTrial,
+    check_learns,
+    earlier_trials,
+    known_trials,
+    learn_from,
+)
 from dynopt_ray.cluster.searching.log import TrialLog
+from dynopt_ray.cluster.searching.objectives import Objectives, SearchObjective
 from dynopt_ray.cluster.searching.result import SearchResult
 from dynopt_ray.cluster.searching.search_setup import (
     SchedulerLike,
@@ -71,6 +79,8 @@ def search(
     max_failures: int = 3,
     time_limit_s: float | None = None,
     storage: Directory | SearchStorage | None = None,
+    objective: SearchObjective = "utility",
+    warm_start: Sequence[Directory] = (),
     local: bool = False,
     address: str | None = None,
     on_end: Callable[[TrialLog], None] = lambda _: None,
@@ -91,10 +101,8 @@ def search(
             searchers need a number. No built-in searcher tries a configuration twice, so a search
             ends early, and `SearchResult.note` says so, once all of a finite space were tried.
         cost_weight: λ of utility = accuracy − λ · cost, >= 0.
-        searcher: the algorithm that draws configurations: its name, a mapping with its name and
-            arguments, or a searcher of Ray Tune.
-        scheduler: the algorithm that stops, pauses or changes trials, given in the same way. None
-            lets every trial finish.
+        searcher: draws configurations: a name, a mapping with name and arguments, or Ray Tune's.
+        scheduler: stops, pauses or changes trials; given in the same way. None lets all finish.
         num_reports: number of measurements of a complete trial; the scheduler needs it.
         first: points to try before the searcher draws. Each maps names of dimensions to a number
             from a range or to the index of an option, from 0. The names of nested dimensions are
@@ -103,10 +111,8 @@ def search(
             most `num_trials` points.
         seed: seed of the draws.
         cpus_per_trial: CPU cores reserved for each trial, which uses one thread per core.
-        gpus_per_trial: GPUs reserved for each trial, at most 1. With a fraction, trials share a
-            GPU: as many as fit on it.
-        max_concurrent: maximum number of slots, in each of which one trial runs, or
-            `trials_per_slot`. Default: as many as the cluster has room for.
+        gpus_per_trial: GPUs reserved for each trial, at most 1; as many as fit share one.
+        max_concurrent: maximum number of slots. Default: as many as the cluster has room for.
         trials_per_slot: number of trials that take turns in one slot and share its process. For
             trials of milliseconds, which would otherwise mostly wait for the network.
         accelerator_type: kind of GPU that a trial needs, such as "H100".
@@ -114,8 +120,7 @@ def search(
         order: "arrival" decides about measurements as they arrive. "drawn" decides in the order in
             which trials were drawn: all running trials make a measurement before any goes on. A
             search with several trials at once then repeats, if `max_concurrent` is given.
-        deterministic: whether the same trial gives the same bits on the same GPU; see
-            `devices.Determinism`. Slower.
+        deterministic: whether a GPU repeats trials bit for bit; see `devices.Determinism`. Slower.
         choice: which finished trial wins: "best" is the one with the highest utility.
             "one_standard_error" is the cheapest one that cannot be told from it on the validation
             rows, if trials give `row_scores`; the best of many trials is partly luck.
@@ -124,17 +129,24 @@ def search(
         time_limit_s: the time in seconds after which a trial is ended, or None.
         storage: a directory, or a URI that pyarrow can open such as s3://bucket/run, for the
             journal, the states and the networks of the search. None keeps nothing after the search.
-        local: run the trials in this process, one at a time, on a GPU only if `gpus_per_trial` is
-            above 0. Searchers and schedulers belong to
-            Ray Tune, so its package is imported, but no cluster is started.
-        address: address of a cluster to join if Ray is not running yet. None starts one on this
-            machine.
+        objective: what the searcher looks for. "utility" is one figure. "pareto" is a front of
+            high accuracy and low cost, and a list such as ["accuracy", "flops", "params"] one with
+            other costs, which trials measure. All trials then have to finish: there is no
+            scheduler. The best trial is still that of the highest utility, and with `storage` the
+            networks of the whole front are in trials/.
+        warm_start: run directories, or the `storage` of earlier searches, from whose finished
+            trials the searcher learns before it draws. Only trials whose configurations are in this
+            space count. Their figures should be of the same task and the same starting network.
+        local: run the trials in this process, one at a time, on a GPU if `gpus_per_trial` is above
+            0. No cluster is started, but Ray Tune is imported, which has searchers and schedulers.
+        address: address of a cluster to join unless Ray runs. None starts one on this machine.
         on_end: called with the log after each trial has ended.
 
     Raises:
-        SpecError: the space, a configuration in it, a point of `first`, or a plugin's arguments
-            are wrong. No trial has started.
-        ValueError: a number is out of range.
+        SpecError: the space, a configuration in it, a point of `first`, an entry of `warm_start`
+            or a plugin's arguments are wrong. No trial has started.
+        ValueError: a number is out of range, or the searcher or the scheduler cannot look for the
+            objective.
         UnknownNameError: there is no searcher or scheduler of this name.
         ClusterError: no node has room for a trial.
         RunError: the storage is in use by another process, is damaged, or has another search.
@@ -170,6 +182,10 @@ def search(
         note = f"the space has only {num_trials} configurations, so {wanted} trials are not run"
         _log.warning("search: %s", note)
     check_configurations(trial, parsed)
+    objectives = Objectives.parse(objective)
+    made_scheduler = make_scheduler(scheduler, num_reports=num_reports, space=parsed)
+    objectives.check(search_algorithm, made_scheduler)
+    check_learns(search_algorithm, warm_start)
     plan = _Plan(
         trial=trial,
         space=parsed,
@@ -177,7 +193,8 @@ def search(
         seed=seed,
         cost_weight=cost_weight,
         searcher=search_algorithm,
-        scheduler=make_scheduler(scheduler, num_reports=num_reports, space=parsed),
+        scheduler=made_scheduler,
+        objectives=objectives,
         loop=LoopConfig(
             per_slot=trials_per_slot,
             max_failures=max_failures,
@@ -200,13 +217,19 @@ def search(
             "first": [dict(point) for point in first],
             "seed": seed,
             "order": order,
+            "objective": list(objective) if not isinstance(objective, str) else objective,
             "trial": _identity(trial),
         }
     )
-    log = TrialLog()
+    log = TrialLog(objectives.costs)
     with opened(storage) as place:
-        records = place.begin(settings) if place else ()
-        network = _searched(plan, place, records, log, on_end)
+        known: Sequence[EarlierTrial] = ()
+        if place is None or place.is_new:
+            known = earlier_trials(warm_start, parsed, cost_weight=cost_weight)
+        records = place.begin(settings, known) if place else ()
+        if records:
+            known = known_trials(records)
+        network = _searched(plan, place, records, known, log, on_end)
     return log.result(network, choice=choice, note=note)
 
 
@@ -221,6 +244,7 @@ class _Plan:
     cost_weight: float
     searcher: "Searcher"
     scheduler: "TrialScheduler"
+    objectives: Objectives
     loop: LoopConfig
     slot: ClusterNeed
     max_concurrent: int | None
@@ -233,13 +257,17 @@ def _searched(
     plan: _Plan,
     place: SearchStorage | None,
     records: Sequence[RunRecord],
+    known: Sequence[EarlierTrial],
     log: TrialLog,
     on_end: Callable[[TrialLog], None],
 ) -> bytes | None:
     """Run a search, or the rest of it, and return the network of the best trial."""
     from dynopt_ray.cluster.searching.domains import tune_space
 
-    plan.searcher.set_search_properties("utility", "max", tune_space(plan.space))
+    metric: Any = plan.objectives.metric
+    mode: Any = plan.objectives.mode
+    plan.searcher.set_search_properties(metric, mode, tune_space(plan.space))
+    learn_from(known, plan.searcher, plan.objectives)
     plan.scheduler.set_search_properties("utility", "max")
     with ExitStack() as stack:
         stack.enter_context(_quiet())
@@ -254,7 +282,7 @@ def _searched(
             ),
             in_order=plan.loop.in_order,
         )
-        kept = KeptNetworks(forget=files.forget_network)
+        kept = KeptNetworks(forget=files.forget_network, costs=plan.objectives.costs)
         sinks: list[RecordSink] = [place.journal, log] if place else [log]
         writer = SearchRecords(sinks, kept, lambda: on_end(log))
         for record in records:
@@ -314,6 +342,7 @@ def _pool(plan: _Plan, place: SearchStorage | None, files: TrialFiles) -> Iterat
             cpus=plan.slot.cpus,
             gpus=plan.slot.gpus,
             deterministic=plan.deterministic,
+            figures=plan.objectives.costs,
         )
         if is_local:
             yield LocalPool(plan.trial, config)

@@ -55,6 +55,7 @@ class PruneConfig:
             controller or a population.
         optimizer: optimizer of the retraining: a name, or a mapping with name and arguments. None
             uses `PruneTrial.optimizer`.
+        batch_size: rows per batch of the retraining; None takes the task's.
         seed: added to `PruneTrial.seed`; another seed repeats a trial with other random draws.
     """
 
@@ -66,6 +67,7 @@ class PruneConfig:
     recovery: Any = None
     lr: Any = 0.01
     optimizer: Any = None
+    batch_size: int | None = None
     seed: int = 0
 
 
@@ -181,6 +183,7 @@ class PruneTrial:
             num_steps=self.retrain_steps,
             num_parts=self.num_reports,
             seed=self.seed + settings.seed,
+            batch_size=settings.batch_size,
         )
         if state is not None:
             parts.load_state_dict(state["training"])
@@ -295,6 +298,9 @@ def _check_settings(settings: PruneConfig, retrain_steps: int) -> None:
         )
     if type(settings.seed) is not int or settings.seed < 0:
         raise SpecError(f"space.seed: must be a whole number from 0, not {settings.seed!r}")
+    size = settings.batch_size
+    if size is not None and (type(size) is not int or size < 1):
+        raise SpecError(f"space.batch_size: must be a whole number from 1, not {size!r}")
     for name, known in (("granularity", get_args(Granularity)), ("scope", SCOPES)):
         value = getattr(settings, name)
         if value not in known:

@@ -20,6 +20,7 @@ from dynopt_ray.cluster.trials.messages import (
 )
 from dynopt_ray.cluster.trials.trial import UNFINISHED, Measurement, Trial, failure, measured
 from dynopt_ray.cluster.trials.trial_files import TrialFiles, packed
+from dynopt_ray.errors import SearchError, did_you_mean
 
 # A state is stored if the trial has run for this many times as long as storing the last one took.
 # So trials spend at most a twentieth of their time on it.
@@ -40,6 +41,7 @@ class WorkerConfig:
         cpus: the cores that a trial holds; it uses one thread for each.
         gpus: the GPUs that a trial holds.
         deterministic: whether the same operations give the same bits; see `Determinism`.
+        figures: the figures that every final measurement must have.
     """
 
     cost_weight: float
@@ -50,6 +52,7 @@ class WorkerConfig:
     cpus: float = 1
     gpus: float = 0
     deterministic: bool = False
+    figures: tuple[str, ...] = ()
 
 
 @dataclass
@@ -135,6 +138,8 @@ class TrialWorker:
                 self._close(number)
                 return TrialEnded(number, note=UNFINISHED)
             row = measurement.row(self._config.cost_weight)
+            if measurement.final:
+                self._check(row)
             member.report += 1
             if member.report > member.known:
                 break
@@ -158,6 +163,20 @@ class TrialWorker:
             row_scores=_rounded(measurement.row_scores) if measurement.final else None,
             state=None if self._sees_files else state,
         )
+
+    def _check(self, row: dict[str, Any]) -> None:
+        """Refuse a final measurement without a figure that the search looks for.
+
+        Raises:
+            SearchError: the message names the figure and those that there are.
+        """
+        for name in self._config.figures:
+            if name not in row:
+                known = sorted(row.keys() - {"final"})
+                raise SearchError(
+                    f"the trial measured no {name!r}, which the search looks for."
+                    f"{did_you_mean(name, known)} It measured {', '.join(known)}"
+                )
 
     def _state(self, member: _RunningTrial, measurement: Measurement) -> bytes | None:
         """Return the state to store, or None if there is none or it is too early for the next."""

@@ -38,6 +38,7 @@ class TrainingInParts:
         num_steps: total number of optimizer steps.
         num_parts: number of parts of nearly equal length. At most `num_steps` parts are made.
         seed: seed of the order of training rows, and of what layers such as dropout draw.
+        batch_size: rows per batch. None takes the task's.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class TrainingInParts:
         num_steps: int,
         num_parts: int,
         seed: int,
+        batch_size: int | None = None,
     ) -> None:
         self._task = task
         self._rate = rate
@@ -59,6 +61,7 @@ class TrainingInParts:
         pairs = self._population.members if self._population else [(model, optimizer)]
         self._members = [(*pair, torch.Generator().manual_seed(seed)) for pair in pairs]
         self._random = RandomStream(model, seed)
+        self._batch_size = batch_size
         self._num_steps = num_steps
         self._num_parts = min(num_parts, num_steps)
         self._part = 0
@@ -116,7 +119,7 @@ class TrainingInParts:
         try:
             with self._random():
                 found = [
-                    _trained(self._task, *member, end - done, self._scheduler)
+                    _trained(self._task, *member, end - done, self._scheduler, self._batch_size)
                     for member in self._members
                 ]
         except DivergedError as error:
@@ -146,9 +149,17 @@ def _trained(
     generator: torch.Generator,
     num_steps: int,
     scheduler: LRScheduler | None,
+    batch_size: int | None,
 ) -> dict[str, float]:
     """Train one network for one part and return its measurements."""
-    stats = task.train_steps(model, optimizer, num_steps, generator=generator, schedule=scheduler)
+    stats = task.train_steps(
+        model,
+        optimizer,
+        num_steps,
+        batch_size=batch_size,
+        generator=generator,
+        schedule=scheduler,
+    )
     metrics = task.evaluate(model)
     return {
         "loss": stats.mean_loss,

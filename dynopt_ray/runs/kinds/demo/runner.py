@@ -89,7 +89,6 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             optimizer=spec.optimizer,
             seed=spec.seed,
             device=spec.device,
-            deterministic=spec.deterministic,
             start=adaptation.before.cost,
             **utility,
         )

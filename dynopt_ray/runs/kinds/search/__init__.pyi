@@ -1,4 +1,5 @@
-from .runner import add_best_curve, check_plugins, front, run_search
+from .runner import add_best_curve, run_search
+from .searched import check_plugins, front
 from .spec import (
     KIND,
     SearchSettings,
