@@ -239,8 +239,9 @@ def _undisturbed() -> Iterator[None]:
     """Restore generators, determinism, the number of threads and RLlib's log level afterwards.
 
     RLlib announces its new API stack at every start, seeds the generators of the whole process, and
-    may ask PyTorch for deterministic algorithms. Training uses one thread: a second one hardly speeds up the small matrices of a policy
-    and of a stack of small networks, but often has to wait if other processes use the cores.
+    may ask PyTorch for deterministic algorithms. Training uses one thread: a second one hardly
+    speeds up the small matrices of a policy and of a stack of small networks, but often has to wait
+    if other processes use the cores.
     """
     python, numpy, num_threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     logger = logging.getLogger("ray.rllib")
