@@ -26,6 +26,7 @@ from dynopt_ray.cluster.policy_training.replay import PrioritizedReplay
 from dynopt_ray.cluster.policy_training.stored_training import read_training, write_training
 from dynopt_ray.cluster.resources import use_resources
 from dynopt_ray.cluster.sessions import session
+from dynopt_ray.devices import Determinism
 from dynopt_ray.errors import CheckpointError, DataError, described
 from dynopt_ray.policies import DQNPolicy, DQNSettings
 
@@ -235,17 +236,21 @@ def _seed(seed: int, num_steps: int) -> int:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Restore the random generators, the number of threads and RLlib's log level afterwards.
+    """Restore generators, determinism, the number of threads and RLlib's log level afterwards.
 
-    RLlib announces its new API stack at every start, and seeds the generators of the whole
-    process. Training uses one thread: a second one hardly speeds up the small matrices of a policy
-    and of a stack of small networks, but often has to wait if other processes use the cores.
+    RLlib announces its new API stack at every start, seeds the generators of the whole process, and
+    may ask PyTorch for deterministic algorithms. Training uses one thread: a second one hardly
+    speeds up the small matrices of a policy and of a stack of small networks, but often has to wait
+    if other processes use the cores.
     """
     python, numpy, num_threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     logger = logging.getLogger("ray.rllib")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        Determinism(torch.are_deterministic_algorithms_enabled()),
+    ):
         try:
             yield
         finally:
