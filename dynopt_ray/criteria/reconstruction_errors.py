@@ -168,9 +168,9 @@ def _with_ridge(second_GKK: Tensor) -> Tensor:
 
 
 class _Solver:
-    """Solves systems. On the CPU it raises if one cannot be solved, on a GPU `check` does.
+    """Solves systems, and notes whether they can be solved; `check` raises if one cannot.
 
-    To raise at once would make the host wait for the GPU at every step.
+    To raise at once would make the host wait for a GPU at every step.
     """
 
     def __init__(self) -> None:
@@ -178,12 +178,12 @@ class _Solver:
 
     def solve(self, matrices: Tensor, right: Tensor) -> Tensor:
         """Solve systems of equations."""
-        found, info = torch.linalg.solve_ex(matrices, right, check_errors=matrices.is_cpu)
+        found, info = torch.linalg.solve_ex(matrices, right)
         return self._noted(found, info)
 
     def cholesky(self, matrices: Tensor) -> Tensor:
         """Return Cholesky factors."""
-        found, info = torch.linalg.cholesky_ex(matrices, check_errors=matrices.is_cpu)
+        found, info = torch.linalg.cholesky_ex(matrices)
         return self._noted(found, info)
 
     def inverse(self, matrices: Tensor) -> Tensor:
@@ -194,17 +194,17 @@ class _Solver:
         """Refuse results of systems that could not be solved.
 
         Raises:
-            torch.linalg.LinAlgError: there was one.
+            DivergedError: there was one.
         """
         failures, self._failures = self._failures, []
         if failures and any(read_numbers([torch.stack(failures).any()])):
-            raise torch.linalg.LinAlgError(
-                "reconstruction: the second moments of a layer's inputs are singular"
+            raise DivergedError(
+                "the inputs of a layer are so large or so alike that their second moments cannot "
+                "be inverted"
             )
 
     def _noted(self, found: Tensor, info: Tensor) -> Tensor:
-        if not info.is_cpu:
-            self._failures.append(info.any())
+        self._failures.append(info.any())
         return found
 
 

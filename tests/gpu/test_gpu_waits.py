@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dynopt_envs.architecture import ArchitectureVectorEnv
 from torch import Tensor, nn
 
-from dynopt_ray.criteria import unit_scores
+from dynopt_envs.architecture import ArchitectureVectorEnv
+from dynopt_ray.criteria import unit_scores, weight_scores
 from dynopt_ray.online import Guard, OnlineLearner
 from dynopt_ray.policies import DEFAULT_ACTIONS
 from dynopt_ray.structure import Grow, Mask, Shrink, masked_ridge_solve, ridge_solve, trace
@@ -184,8 +184,6 @@ def test_a_compensated_cut_waits_for_each_layer_and_ridge_not_for_each_batch(wai
 def test_elimination_by_reconstruction_does_not_wait_in_every_step(
     waits: Waits, granularity: str
 ) -> None:
-    from dynopt_ray.criteria import weight_scores
-
     score: Any = unit_scores if granularity == "unit" else weight_scores
     found = []
     for width in (6, 24):
