@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError, UnknownNameError
-from dynopt_ray.structure.costs import Cost, count_nonzero
+from dynopt_ray.structure.costs import Cost, UnreadCost, nonzero_counts, read_costs
 from dynopt_ray.structure.description import Description, TraceArguments
 from dynopt_ray.structure.preserve import masked_parameters, set_masks
 from dynopt_ray.structure.tracing import named_tensors
@@ -146,8 +146,12 @@ class Network:
         self.check()
         if widths is not None:
             return self.cost_at(widths)
-        nonzero = count_nonzero(list(self.model.parameters()))
-        return self.cost_model.cost([g.width for g in self.groups], nonzero)
+        return read_costs(self.unread_cost())[0]
+
+    def unread_cost(self) -> UnreadCost:
+        """Return the cost of the network as it is, to be read with those of others."""
+        counts = nonzero_counts(list(self.model.parameters()))
+        return UnreadCost(self.cost_model, [g.width for g in self.groups], counts)
 
     def cost_at(self, widths: Mapping[str, int]) -> Cost:
         """Return `cost` without checking the network, for searches that call it very often."""

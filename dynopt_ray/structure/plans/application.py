@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure.costs import Cost
+from dynopt_ray.structure.costs import Cost, read_costs
 from dynopt_ray.structure.network import Network
 from dynopt_ray.structure.plans.captured_graphs import check_not_captured
 from dynopt_ray.structure.plans.depth import insert_block, remove_block
@@ -146,7 +146,7 @@ def apply_plan(
     optimizers = each_optimizer(optimizer)
     states = [OptimizerState(one, network.model) for one in optimizers]
     batches = _batches(compensate)
-    before, old_widths = network.cost(), network.widths
+    unread, old_widths = network.unread_cost(), network.widths
     transaction = Transaction(network.model, optimizers)
 
     def applied() -> Receipt:
@@ -154,9 +154,9 @@ def apply_plan(
         widths = _changed(old_widths, network.widths)
         transaction.set_attribute(network, "shapes", network.shapes_now())
         history = extended(history_of(network.model), plan)
-        receipt = Receipt(
-            plan, widths, before, network.cost(), refitted, network, history, transaction
-        )
+        network.check()
+        before, after = read_costs(unread, network.unread_cost())
+        receipt = Receipt(plan, widths, before, after, refitted, network, history, transaction)
         transaction.set_item(HISTORIES, network.model, history)
         transaction.set_attribute(network, "receipts", [*network.receipts, receipt])
         return receipt
