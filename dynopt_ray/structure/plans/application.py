@@ -72,10 +72,12 @@ class Receipt:
     _transaction: Transaction = field(repr=False)
 
     def undo(self) -> None:
-        """Restore, bit for bit, everything that the plan touched.
+        """Restore the network and the optimizers of the plan, bit for bit.
 
-        These are weights, buffers, optimizer state and attributes. Training since the plan is lost
-        in the tensors that the plan touched. Other tensors keep their current values.
+        These are widths, blocks, weights, buffers, masks, attributes and optimizer state, whether
+        the plan touched them or not. So training since the plan is lost. The receipt holds copies
+        of all of it until then; `Graph.commit` frees them. Learning rates and other options of
+        optimizers stay, and so do the dtype and device of the network if they were changed.
 
         Raises:
             EditError: the plan was undone or committed already, or the network was changed later:
@@ -155,10 +157,16 @@ def apply_plan(
             plan, widths, before, network.cost(), refitted, network, history, transaction
         )
         transaction.set_item(HISTORIES, network.model, history)
+        transaction.keep_values(_last_transaction(network))
         transaction.set_attribute(network, "receipts", [*network.receipts, receipt])
         return receipt
 
     return within(transaction, applied)
+
+
+def _last_transaction(network: Network) -> Transaction | None:
+    last = network.receipts[-1] if network.receipts else None
+    return last._transaction if isinstance(last, Receipt) else None
 
 
 def _changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:
