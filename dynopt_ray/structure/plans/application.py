@@ -42,6 +42,7 @@ from dynopt_ray.structure.preserve import (
     has_tensors,
     masked_parameters,
     recompute_weights,
+    update_switches,
     value_of,
     within,
 )
@@ -264,6 +265,7 @@ def _apply_widths(
             module = network.model.get_submodule(attribute.module)
             transaction.set_attribute(module, attribute.name, getattr(module, attribute.name))
             attribute.write(network.model, value_now + attribute.change(added))
+    update_switches(network.model.modules(), transaction)
     resized_here = {(s.parameter, s.dim) for change in changes for s in change.group.slices}
     before = RESIZED.get(network.model, frozenset())
     transaction.set_item(RESIZED, network.model, before | resized_here)
