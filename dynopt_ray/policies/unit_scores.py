@@ -9,11 +9,11 @@ Shapes: N networks, U units, D incoming weights.
 import torch
 from torch import Tensor
 
-from dynopt_ray.arrays import IntArray
 from dynopt_ray.criteria import sum_over_units
 from dynopt_ray.policies.descriptors import DEAD_SCORE, QUANTILES, REDUNDANT_COSINE
 from dynopt_ray.population import Population
 from dynopt_ray.structure import Graph, WidthGroup, mask_of
+from dynopt_ray.transfers import to_device
 
 
 def scores_of(incoming_squares: Tensor, outgoing_squares: Tensor) -> Tensor:
@@ -33,8 +33,14 @@ def group_scores(graph: Graph, group: WidthGroup) -> Tensor:
     return scores_of(incoming, outgoing).cpu()
 
 
-def stacked_scores(population: Population, layer: int, members: IntArray) -> Tensor:
-    """Return the scores of the units of one hidden layer, (members, units), padded."""
+def stacked_scores(population: Population, layer: int, members: Tensor) -> Tensor:
+    """Return the scores of the units of one hidden layer, (members, units), padded.
+
+    Args:
+        population: the networks.
+        layer: number of the hidden layer.
+        members: indices of some networks, on the population's device.
+    """
     weights, biases = population.weights, population.biases
     incoming = weights[layer][members].square().sum(2) + biases[layer][members].square()
     return scores_of(incoming, weights[layer + 1][members].square().sum(1))
@@ -88,9 +94,12 @@ def pruned(weight: Tensor, keep: Tensor | None, count: int) -> Tensor:
     kept = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep
     kept = kept.clone(memory_format=torch.contiguous_format)
     size = weight.detach().abs().masked_fill(~kept, torch.inf)
-    # NumPy's stable sort is four times as fast as torch's.
-    smallest = size.flatten().cpu().numpy().argsort(kind="stable")[:count]
-    kept.view(-1)[torch.from_numpy(smallest)] = False
+    if size.device.type == "cpu":
+        # NumPy's stable sort is four times as fast as torch's.
+        order = torch.from_numpy(size.flatten().numpy().argsort(kind="stable"))
+    else:
+        order = size.flatten().argsort(stable=True)
+    kept.view(-1).index_fill_(0, order[:count], False)
     return kept
 
 
@@ -113,7 +122,7 @@ def summarise(
     scores = scores_NU.double().masked_fill(absent, 0)
     mean = scores.sum(1, keepdim=True) / width_N[:, None]
     ordered = scores.masked_fill(absent, torch.inf).sort(dim=1).values
-    place = torch.tensor(QUANTILES, dtype=torch.float64, device=scores.device)
+    place = to_device(torch.tensor(QUANTILES, dtype=torch.float64, device="cpu"), scores.device)
     place = place * (width_N[:, None] - 1)
     low, high = place.floor().long(), place.ceil().long()
     quantiles = torch.lerp(ordered.gather(1, low), ordered.gather(1, high), place - low)

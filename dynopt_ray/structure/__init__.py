@@ -38,6 +38,7 @@ from dynopt_ray.structure.preserve import (
 )
 from dynopt_ray.structure.refit import (
     RIDGE,
+    KeptCoefficients,
     Moments,
     ObservedInputs,
     Observer,
@@ -72,6 +73,7 @@ __all__ = [
     "Grow",
     "Inputs",
     "Insert",
+    "KeptCoefficients",
     "Label",
     "LatencyModel",
     "Mask",

@@ -32,9 +32,11 @@ from dynopt_ray.tasks.objectives import (
     confidence,
     default_metric,
     kind_of,
+    measured,
     row_scores,
 )
 from dynopt_ray.tasks.sources import Source
+from dynopt_ray.transfers import read_numbers
 
 AddedLoss = Callable[[Inputs, Tensor], Tensor]
 """(inputs, output) -> scalar to add to a batch's loss, such as the distance from a teacher."""
@@ -109,17 +111,22 @@ def evaluate(
     with mode(model, training=False), torch.no_grad():
         for inputs, batch_targets in batches:
             output = checked_output(model, inputs, batch_targets, source, kind)
-            value = check_scalar(loss(output, batch_targets)).item()
-            losses.append(value * len(batch_targets))
+            losses.append(check_scalar(loss(output, batch_targets)))
             outputs.append(output)
             targets.append(batch_targets)
         # On the whole split at once: a metric such as R² is not the mean of its batches' values.
         output, all_targets = torch.cat(outputs), torch.cat(targets)
         metric = metric or _default_metric(all_targets, kind)
+        found = measured(metric, output, all_targets)
+        sure = confidence(output, all_targets)
+        # All figures are read at once, so that the host waits for the GPU only here.
+        unread = [*losses, *(one for one in (found, sure) if isinstance(one, Tensor))]
+        figures = iter(read_numbers(unread))
+        sizes = [len(batch) for batch in targets]
         metrics = Metrics(
-            loss=math.fsum(losses) / len(all_targets),
-            metric=float(metric(output, all_targets)),
-            confidence=confidence(output, all_targets),
+            loss=math.fsum(next(figures) * size for size in sizes) / len(all_targets),
+            metric=next(figures) if isinstance(found, Tensor) else found,
+            confidence=None if sure is None else next(figures),
             num_samples=len(all_targets),
         )
     for name, figure in (("loss", metrics.loss), ("metric", metrics.metric)):
@@ -142,8 +149,8 @@ def scores(
             some = row_scores(output, targets)
             if some is None:
                 return None
-            found.append(some.cpu())
-    return torch.cat(found)
+            found.append(some)
+    return torch.cat(found).cpu()
 
 
 def checked_output(

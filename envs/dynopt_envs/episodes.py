@@ -130,16 +130,18 @@ class Episodes:
         before = self.smooth_utility
         self._before = self._now
         self._backend.apply(self._networks, np.where(changing, actions, NOTHING))
+        cursor = np.where(changing, (self._cursor + 1) % self._backend.num_groups, self._cursor)
         if changing.any():
             self._backend.train(changing)
+        # Describe before measuring: a backend may then read everything from a GPU at once.
+        networks = self._backend.describe(cursor)
+        if changing.any():
             trained = np.flatnonzero(changing).tolist()
             self._now = self._now.replaced(trained, self._backend.measure())
         self._steps += active
         self.gradient_steps += self._config.train_steps * changing
-        self._cursor = np.where(
-            changing, (self._cursor + 1) % self._backend.num_groups, self._cursor
-        )
-        self.look(changing)
+        self._cursor, self._networks = cursor, networks
+        self._show(networks, changing)
         now = self.smooth_utility
         reward = now - before if self._config.reward == "gain" else now
         over = active & (stops | (self._steps >= self._config.horizon))
@@ -147,8 +149,12 @@ class Episodes:
 
     def look(self, at: BoolArray) -> None:
         """Describe the networks and update observations, masks and figures of the episodes `at`."""
+        self._networks = self._backend.describe(self._cursor)
+        self._show(self._networks, at)
+
+    def _show(self, networks: Descriptors, at: BoolArray) -> None:
+        """Update observations, masks and figures of the episodes `at`."""
         config = self._config
-        self._networks = networks = self._backend.describe(self._cursor)
         seen = situation(
             networks,
             now=self._now,

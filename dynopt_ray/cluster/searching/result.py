@@ -1,6 +1,6 @@
 """The results of a search, as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ class SearchResult:
         history: every measurement, with the number of its trial.
         network: the network of `best` in the format of `structure.save`, or None if the
             trials give no networks.
-        note: why the search ran fewer trials than it was given, or an empty string.
+        note: why the search ran fewer trials than it was given, and how many trials it put into a
+            pack if that was "auto"; or an empty string.
     """
 
     trials: "pd.DataFrame"
@@ -69,12 +70,3 @@ def pareto_front(points: "pd.DataFrame", costs: Sequence[str] = ("cost",)) -> "p
             kept.append(place)
             front = np.vstack([front, row])
     return ordered.iloc[kept].reset_index(drop=True)
-
-
-def flat_config(config: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
-    """Flatten a nested configuration: its dotted names are the columns of a table."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        key = f"{prefix}.{name}"
-        flat.update(flat_config(value, key) if isinstance(value, Mapping) else {key: value})
-    return flat

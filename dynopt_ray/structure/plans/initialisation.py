@@ -12,6 +12,10 @@ from dynopt_ray.structure.preserve import RandomState
 _LEAST = 1e-3
 
 
+# Their `reset_parameters` fills all their tensors, whatever the sizes. To find that out from the
+# values would make the host wait for the GPU.
+_FILLING = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
+
 Draw = tuple[int, int]
 """What determines the random weights of new units: a seed, and the number of the edit."""
 
@@ -76,7 +80,7 @@ def fresh_tensors(
             with contextlib.suppress(Exception):
                 reset()
         for name, tensor in filled.items():
-            if not tensor.is_meta:
+            if not tensor.is_meta and type(module) not in _FILLING:
                 _fill_missing(tensor, old[name])
     return filled
 

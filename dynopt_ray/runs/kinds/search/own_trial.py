@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any, cast
 
-from dynopt_ray.cluster import Trial, check_configurations
+from dynopt_ray.cluster import Trial, check_configurations, check_pack
 from dynopt_ray.errors import SpecError, described
 from dynopt_ray.plugins import import_attribute
 from dynopt_ray.runs.kind import PreparedRun
@@ -31,6 +31,7 @@ def prepare_own(spec: OwnTrialSpec) -> PreparedRun:
     check_plugins(spec.search, spec.space)
     trial = make_trial(spec.trial)
     check_configurations(trial, spec.space)
+    check_pack(trial, spec.space, spec.search.pack, order=spec.search.order)
     return partial(_run, spec, trial)
 
 

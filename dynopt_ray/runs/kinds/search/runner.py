@@ -7,7 +7,15 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from dynopt_ray.cluster import Point, PruneTrial, Range, SearchResult, Space, rate_range
+from dynopt_ray.cluster import (
+    Point,
+    PruneTrial,
+    Range,
+    SearchResult,
+    Space,
+    check_pack,
+    rate_range,
+)
 from dynopt_ray.devices import gpus_granted
 from dynopt_ray.errors import DynoptError
 from dynopt_ray.runs.kind import PreparedRun
@@ -43,13 +51,28 @@ def prepare(spec: SearchSpec | OwnTrialSpec) -> PreparedRun:
 
     Raises:
         SpecError: the searcher or the scheduler refuses its arguments, the number of trials is
-            missing, or the search cannot begin with a range test.
+            missing, the search cannot begin with a range test, or trials cannot be put into packs.
         DynoptError: the task or the starting network is missing or wrong.
     """
     if isinstance(spec, OwnTrialSpec):
         return prepare_own(spec)
     check_plugins(spec.search, spec.space)
-    return partial(_run, spec, prepare_origin(spec))
+    origin = prepare_origin(spec)
+    check_packs(spec.search, spec.space, origin.task, spec.optimizer)
+    return partial(_run, spec, origin)
+
+
+def check_packs(
+    settings: SearchSettings, space: Space, task: Task, optimizer: str | Mapping[str, Any]
+) -> None:
+    """Refuse packs that cannot be, before any training.
+
+    Raises:
+        SpecError: the trials cannot be trained together.
+    """
+    # It follows from the structure of the network, which therefore need not be trained yet.
+    trial = PruneTrial(task, b"", retrain_steps=settings.retrain_steps, optimizer=optimizer)
+    check_pack(trial, space, settings.pack, order=settings.order)
 
 
 def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:

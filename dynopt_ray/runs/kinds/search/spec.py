@@ -6,11 +6,13 @@ from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, mod
 
 from dynopt_ray.cluster import (
     ClusterNeed,
+    PackSize,
     PruneTrial,
     Space,
     check_config,
     check_limits,
     check_objective,
+    check_size,
     draws,
     search,
 )
@@ -21,6 +23,7 @@ from dynopt_ray.runs.spec import (
     SearcherField,
     Spec,
     Strict,
+    TrackerField,
     UtilitySpec,
     checked_by,
     default_of,
@@ -32,6 +35,17 @@ def _space(value: Any) -> Space:
         return Space.parse(value)
     except SpecError as error:
         raise ValueError(str(error)) from None  # pydantic collects ValueErrors only
+
+
+def _pack(value: Any) -> PackSize:
+    try:
+        return check_size(value)
+    except SpecError as error:
+        raise ValueError(str(error)) from None
+
+
+PackField = Annotated[PackSize, PlainValidator(_pack)]
+"""The number of trials of a pack, "auto", or None."""
 
 
 def _names_code(value: str | dict[str, Any]) -> str | dict[str, Any]:
@@ -62,7 +76,10 @@ class SearchOptions(Strict):
         num_reports: number of measurements in a trial, at which it may be stopped.
         cpus_per_trial: number of CPU cores that a trial holds; it uses one thread per core.
         gpus_per_trial: number of GPUs that a trial holds. With a fraction, trials share a GPU.
-        max_concurrent: maximum number of trials at once; None is as many as there is room for.
+        max_concurrent: maximum number of slots, in each of which a trial or a pack runs; None is as
+            many as there is room for.
+        pack: number of trials that share a slot, "auto" to measure it, or None; see
+            `dynopt_ray.cluster.search`.
         accelerator_type: kind of GPU that a trial needs, such as "H100".
         resources: custom resources that a trial reserves: name -> amount.
         order: "arrival" decides about measurements as they arrive; "drawn" in the order in which
@@ -74,6 +91,7 @@ class SearchOptions(Strict):
         objective: what the searcher looks for: "utility", "pareto" (a front of high accuracy and
             low cost), or a list such as [accuracy, flops, params] for a front of other costs.
         warm_start: run directories of earlier searches, from whose trials the searcher learns.
+        trackers: "tensorboard", "mlflow" or plugins, which show the trials while they run.
         local: whether to run the trials in this process, one at a time, without a cluster.
     """
 
@@ -84,6 +102,7 @@ class SearchOptions(Strict):
     cpus_per_trial: float = default_of(search, "cpus_per_trial")
     gpus_per_trial: float = default_of(search, "gpus_per_trial")
     max_concurrent: int | None = default_of(search, "max_concurrent")
+    pack: PackField = default_of(search, "pack")
     accelerator_type: str | None = default_of(search, "accelerator_type")
     resources: dict[str, float] | None = default_of(search, "resources")
     order: Literal["arrival", "drawn"] = default_of(search, "order")
@@ -92,6 +111,7 @@ class SearchOptions(Strict):
     time_limit_s: float | None = default_of(search, "time_limit_s")
     objective: Literal["utility", "pareto"] | list[str] = "utility"
     warm_start: tuple[str, ...] = Field(default=(), strict=False)
+    trackers: tuple[TrackerField, ...] = Field(default=(), strict=False)
     local: bool = default_of(search, "local")
 
     @model_validator(mode="after")
@@ -128,7 +148,7 @@ class SearchSpec(UtilitySpec):
     Attributes:
         search: how to search.
         space: the settings that trials may be given; see `PruneConfig` in
-            dynopt_ray/cluster/searching/prune_trial.py.
+            dynopt_ray/cluster/pruning_trials/prune_config.py.
     """
 
     kind: Literal["search"]
@@ -186,6 +206,8 @@ def search_work(settings: SearchSettings, space: Space) -> WorkPart:
     """Return the retraining of all trials."""
     _, trials = draws(settings.searcher, space, num_trials=settings.num_trials)
     note = f"{trials} trials of {settings.retrain_steps} steps"
+    if settings.pack is not None:
+        note += f", in packs ({settings.pack}), which are faster than estimated here"
     if settings.scheduler is not None:
         note += "; the scheduler stops some early"
     return WorkPart(

@@ -27,6 +27,8 @@ def winner_spec(
     the configuration is the last one, and so the figures differ.
     """
     alone = {"num_trials": 1, "searcher": "grid", "scheduler": None, "max_concurrent": None}
+    if isinstance(spec.search.pack, int):
+        alone["pack"] = 1  # without a pack, figures would be rounded otherwise
     if isinstance(spec, SearchSpec):
         alone["find_rate"] = False
     search = spec.search.model_copy(update=alone)

@@ -82,25 +82,24 @@ def learned(
         directory: the directory of the learner.
         snapshot_every: number of events between snapshots.
         local: whether to learn in this process.
-        num_gpus: number of GPUs of the actor.
-        deterministic: whether a GPU gives the same bits for the same events in the actor.
+        num_gpus: GPUs reserved for the actor.
+        deterministic: whether a GPU repeats events bit for bit in the actor.
     """
     events, num_known = iter(stream), len(kept.results)
     yield from zip(islice(events, num_known), list(kept.results), strict=True)
     waiting: deque[tuple[Event, Future[LearnResult | None]]] = deque()
-    first = num_known + 1
-    learner: _Learner = (
-        _LearnerHere(make, directory, next_event=first)
-        if local
-        else RemoteLearner(
+    learner: _Learner
+    if local:
+        learner = _LearnerHere(make, directory, next_event=num_known + 1)
+    else:
+        learner = RemoteLearner(
             make,
             directory,
             snapshot_every=None,
-            next_event=first,
+            next_event=num_known + 1,
             num_gpus=num_gpus,
             deterministic=deterministic,
         )
-    )
     try:
         for number, event in enumerate(events, start=num_known + 1):
             waiting.append((event, learner.learn(*event)))
