@@ -29,13 +29,16 @@ def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return tensors on the CPU, after one wait for all of them. Those on the CPU are not copied.
 
     Args:
-        tensors: floats, bools, or whole numbers up to 2^53, of any shapes and on any devices.
+        tensors: dense tensors of any shapes, on any devices. If their types differ: real floats,
+            bools, and whole numbers up to 2^53.
     """
     far = [tensor.detach() for tensor in tensors if not tensor.is_cpu]
     if not far:
         return [tensor.detach() for tensor in tensors]
-    # float64 holds all these values exactly, so one copy can take them all.
-    flat = torch.cat([tensor.double().flatten().to(far[0].device) for tensor in far]).cpu()
+    if len({tensor.dtype for tensor in far}) > 1:
+        # float64 holds all these values exactly, so one copy can take them all.
+        far = [tensor.double() for tensor in far]
+    flat = torch.cat([tensor.flatten().to(far[0].device) for tensor in far]).cpu()
     parts = iter(torch.split(flat, [tensor.numel() for tensor in far]))
     return [
         tensor.detach() if tensor.is_cpu else next(parts).to(tensor.dtype).reshape(tensor.shape)

@@ -22,15 +22,16 @@ def scores_of(incoming_squares: Tensor, outgoing_squares: Tensor) -> Tensor:
 
 
 def group_scores(graph: Graph, group: WidthGroup) -> Tensor:
-    """Return the scores of a group's units, (group.width,), on the CPU."""
+    """Return the scores of a group's units, (group.width,), on the network's device."""
+    parameters = dict(graph.model.named_parameters())
     squares = {
-        s.parameter: graph.model.get_parameter(s.parameter).detach().square()
+        s.parameter: parameters[s.parameter].detach().square()
         for s in group.slices
-        if s.parameter in dict(graph.model.named_parameters())
+        if s.parameter in parameters
     }
     incoming = sum_over_units(group, squares, roles={"out"})
     outgoing = sum_over_units(group, squares, roles={"in"})
-    return scores_of(incoming, outgoing).cpu()
+    return scores_of(incoming, outgoing)
 
 
 def stacked_scores(population: Population, layer: int, members: Tensor) -> Tensor:
@@ -56,10 +57,10 @@ def producing_weights(graph: Graph, group: WidthGroup) -> dict[str, Tensor]:
     }
 
 
-def num_unmasked(weight: Tensor) -> int:
-    """Return how many entries of a parameter are not masked."""
+def num_unmasked(weight: Tensor) -> Tensor:
+    """Return how many entries of a parameter are not masked, as a tensor that is not read yet."""
     keep = mask_of(weight)
-    return weight.numel() if keep is None else int(keep.sum())
+    return torch.tensor(weight.numel(), device="cpu") if keep is None else keep.sum()
 
 
 def lowest(scores_NU: Tensor, width_N: Tensor, count_N: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Resizing a live network: trace it, then grow, shrink and mask it; its optimizer follows."""
 
 from dynopt_ray.structure.checkpoint import load, save
-from dynopt_ray.structure.costs import Cost, CostKind, measure
+from dynopt_ray.structure.costs import Cost, CostKind, UnreadCost, measure
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.latency import LatencyModel, fit_latency, median_ms
 from dynopt_ray.structure.plans import (
@@ -89,6 +89,7 @@ __all__ = [
     "Slice",
     "Surroundings",
     "Trace",
+    "UnreadCost",
     "Use",
     "WidthGroup",
     "as_products",

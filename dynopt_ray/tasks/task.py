@@ -17,7 +17,7 @@ from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Inputs, check_trains
 from dynopt_ray.tasks import loop
 from dynopt_ray.tasks.batches import OutputKind
-from dynopt_ray.tasks.loop import AddedLoss, TrainStats
+from dynopt_ray.tasks.loop import AddedLoss, TrainStats, UnreadMetrics
 from dynopt_ray.tasks.model_factories import ModelFactory, check_factory, made_by
 from dynopt_ray.tasks.objectives import (
     LossFunction,
@@ -330,16 +330,13 @@ class Task:
                 are all 0 or 1, the loss is the user's own, and the task has no metric.
             DivergedError: the loss or the metric is NaN or infinite.
         """
+        return loop.read_metrics(self.evaluate_unread(model, split))[0]
+
+    def evaluate_unread(self, model: nn.Module, split: Split = "validation") -> UnreadMetrics:
+        """Do as `evaluate`, but read nothing; `read_metrics` reads those of several networks."""
         source = self._source(split)
         with computing(self.device, self.precision):
-            return loop.evaluate(
-                model,
-                source.batches(None, None),
-                source=source,
-                loss=self.loss,
-                metric=self.metric,
-                kind=self.kind,
-            )
+            return loop.evaluate(model, source, loss=self.loss, metric=self.metric, kind=self.kind)
 
     def row_scores(self, model: nn.Module, split: Split = "validation") -> Tensor | None:
         """Return one score per row of a split, (rows,) on the CPU; None unless there are classes.

@@ -5,10 +5,8 @@ of the tests counts them. `python -m experiments.benchmarks.device_waits CHECKOU
 waits of another version of this repository and prints both.
 """
 
-import contextlib
 import json
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,42 +23,13 @@ from dynopt_ray.policies import DEFAULT_ACTIONS
 from dynopt_ray.structure import Graph, Grow, Mask, Shrink, trace
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import Fraction, Greedy, Hypergradient, prune
+from tests.gpu.waits import wait_counter
 
 NUM_STEPS = 20
 _TASK = {"name": "digits-mlp", "hidden": [16, 12], "device": "cuda"}
 
 Run = Callable[[], object]
-"""What is counted; everything that it needs is made before."""
-
-
-@contextlib.contextmanager
-def counter() -> Iterator[Callable[[Run], int]]:
-    """Yield a function that runs something and returns how often the host waited for the GPU."""
-    if torch.cuda.is_available():
-        yield _waits_on_gpu
-        return
-    from tests.gpu.stand_in import stand_in
-
-    with stand_in() as machine:
-
-        def waits(run: Run) -> int:
-            machine.counts.reset()
-            run()
-            return machine.counts.num_waits
-
-        yield waits
-
-
-def _waits_on_gpu(run: Run) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing CUDA operation" in str(one.message) for one in found)
+"""What is counted. Everything that it needs is made before."""
 
 
 def training() -> Iterator[tuple[str, Run, int]]:
@@ -195,7 +164,7 @@ def _masks(graph: Graph) -> list[Mask]:
 def counted() -> dict[str, float]:
     """Return the mean number of waits of everything that is counted, by name."""
     result = {}
-    with counter() as waits:
+    with wait_counter(real=torch.cuda.is_available()) as waits:
         for cases in (training, environment, online, edits):
             for name, run, number in cases():
                 result[name] = waits(run) / number
@@ -207,6 +176,7 @@ def main() -> None:
     if sys.argv[1:] == ["--json"]:
         print(json.dumps(counted()))
         return
+    # A checkout of another version may lack it.
     from experiments.benchmarks.environments import run_from
 
     checkouts = [Path(argument).resolve() for argument in sys.argv[1:]]

@@ -1,6 +1,7 @@
 """Trials in packs: each has the figures that it has alone, and ends and fails alone."""
 
 import logging
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from dynopt_ray.cluster import Measurement, PruneTrial, SearchResult, TrialLog, 
 from dynopt_ray.cluster.pruning_trials import prune_pack
 from dynopt_ray.cluster.searching import pack_size
 from dynopt_ray.cluster.searching.pack_size import PackRates, pack_rates
+from dynopt_ray.cluster.trials import TrialWorker, WorkerConfig
+from dynopt_ray.cluster.trials.messages import StartTrial, TrialEnded, TrialFailed, TrialMeasured
 from dynopt_ray.errors import SpecError
 from dynopt_ray.journals import RunRecord, lines_at, read_journal
 from dynopt_ray.tasks import load_task
@@ -113,6 +116,31 @@ def test_an_error_in_one_member_leaves_the_others_untouched(
 
     monkeypatch.setattr(prune_pack, "train_together", limited)
     assert_same(packed(trial, 5), alone)
+
+
+def test_a_pack_that_breaks_fails_its_members(
+    trial: PruneTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Any, numbers: Any) -> Any:
+        raise RuntimeError(f"no room for {len(numbers)}")
+
+    monkeypatch.setattr(prune_pack.PrunePack, "advance", broken)
+    worker = TrialWorker(OfPoint(trial), WorkerConfig(cost_weight=0.1, together=True))
+    events = worker.advance([StartTrial(number, {"x": 0.5, "y": 0.1}) for number in (3, 5)])
+    assert events == [TrialFailed(number, "RuntimeError: no room for 2") for number in (3, 5)]
+
+
+def test_members_share_the_time_of_their_pack(trial: PruneTrial) -> None:
+    worker = TrialWorker(OfPoint(trial), WorkerConfig(cost_weight=0.1, together=True))
+    begun = time.monotonic()
+    events = worker.advance([StartTrial(number, {"x": 0.5, "y": 0.1}) for number in range(4)])
+    taken = time.monotonic() - begun
+    shares = [event.elapsed_s for event in events if isinstance(event, TrialMeasured)]
+    assert len(shares) == 4
+    assert 0.7 * taken < sum(shares) < taken
+    limited = WorkerConfig(cost_weight=0.1, together=True, time_limit_s=1e-6)
+    (event,) = TrialWorker(OfPoint(trial), limited).advance([StartTrial(0, {"x": 0.5, "y": 0.1})])
+    assert event == TrialEnded(0, "the trial ran for longer than its limit of 1e-06 s")
 
 
 def test_schedulers_stop_members_one_by_one(trial: PruneTrial, alone: SearchResult) -> None:

@@ -47,6 +47,11 @@ NUM_GPUS = torch.cuda.device_count()
         (lambda x: x.copy_(torch.ones(4)), 1, 1),
         (lambda x: torch.linalg.cholesky(torch.eye(3, device=x.device)), 1, 0),
         (lambda x: torch.linalg.cholesky_ex(torch.eye(3, device=x.device)), 0, 0),
+        (
+            lambda x: torch.linalg.cholesky_ex(torch.eye(3, device=x.device), check_errors=True),
+            1,
+            0,
+        ),
         (lambda _: torch.cuda.synchronize(), 1, 0),
     ],
 )

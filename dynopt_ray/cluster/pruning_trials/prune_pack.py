@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynopt_ray.cluster.pruning_trials.pruned_training import PrunedTraining, TracedStart
-from dynopt_ray.cluster.trials import Advance, Config
+from dynopt_ray.cluster.trials import Advance, Config, Measurement
 from dynopt_ray.errors import DivergedError, DynoptError, SpecError
 from dynopt_ray.population import (
     PaddedMember,
@@ -35,6 +36,7 @@ class _Member:
     rates: list[float] = field(default_factory=list)
     rows_SB: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     losses: list[float] = field(default_factory=list)
+    validation: tuple[float, float] = (math.nan, math.nan)
     error: Exception | None = None
 
     def update(self) -> None:
@@ -74,15 +76,11 @@ class PrunePack:
             self._prepare(member)
         for group in _groups(members, lambda one: (one.padded.stack, one.rows_SB.shape[1])):
             self._train_parts(group)
-        figures = self._evaluated([member for member in members if member.error is None])
-        found: dict[int, tuple[Any, Exception | None]] = {}
-        for number, member in zip(numbers, members, strict=True):
-            found[number] = None, member.error
-            if member.error is None:
-                try:
-                    found[number] = _measurement(member, *figures[id(member)]), None
-                except Exception as error:
-                    found[number] = None, error
+        for group in _groups(members, lambda one: one.padded.stack):
+            self._evaluate(group)
+        found = {
+            number: _measurement(member) for number, member in zip(numbers, members, strict=True)
+        }
         share_s = (time.monotonic() - begun) / len(numbers)
         return {number: Advance(one, share_s, error) for number, (one, error) in found.items()}
 
@@ -100,7 +98,7 @@ class PrunePack:
             member.rates = parts.next_part()
             _, _, generator = parts.learner
             member.rows_SB = batch_rows(num_rows, size, len(member.rates), [generator])[:, 0]
-        except ValueError as error:
+        except Exception as error:
             member.error = error
 
     def _train_parts(self, group: Sequence[_Member]) -> None:
@@ -129,43 +127,54 @@ class PrunePack:
                 ).T,
             )
         except Exception as error:
-            # For example, too little memory. Members are as they were, so try each alone.
-            if len(members) == 1:
-                members[0].error = error
-                return
-            for member in members:
-                self._train_steps([member], begin, end)
+            _one_by_one(members, error, partial(self._train_steps, begin=begin, end=end))
             return
         for member, losses in zip(members, losses_SP.T.tolist(), strict=True):
             member.losses += losses
 
-    def _evaluated(self, members: Sequence[_Member]) -> dict[int, tuple[float, float]]:
-        """Return the validation loss and the metric of each member, by its id."""
+    def _evaluate(self, members: Sequence[_Member]) -> None:
         metric = self._task.metric or METRICS["accuracy"].function
-        found: dict[int, tuple[float, float]] = {}
-        for group in _groups(members, lambda one: one.padded.stack):
-            metrics = evaluate_together([one.padded for one in group], *self._validation, metric)
-            pairs = zip(metrics.losses, metrics.metrics, strict=True)
-            found.update(zip(map(id, group), pairs, strict=True))
-        return found
+        try:
+            found = evaluate_together([one.padded for one in members], *self._validation, metric)
+        except Exception as error:
+            _one_by_one(members, error, self._evaluate)
+            return
+        for member, loss, value in zip(members, found.losses, found.metrics, strict=True):
+            member.validation = loss, value
 
 
-def _measurement(member: _Member, validation_loss: float, metric: float) -> Any:
-    """Return a member's measurement after a part.
+def _one_by_one(
+    members: Sequence[_Member], error: Exception, run: Callable[[Sequence[_Member]], None]
+) -> None:
+    """Repeat for each member alone what has failed for all of them, or note the only one's error.
 
-    Raises:
-        DivergedError: the loss or the metric is NaN or infinite.
+    For example, there may be too little memory. Members are as they were.
     """
-    parts = member.training.parts
+    if len(members) == 1:
+        members[0].error = error
+        return
+    for member in members:
+        run([member])
+
+
+def _measurement(member: _Member) -> tuple[Measurement | None, Exception | None]:
+    """Return a member's measurement after a part, or its error."""
+    if member.error is not None:
+        return None, member.error
+    parts, (validation_loss, metric) = member.training.parts, member.validation
     for name, figure in (("validation loss", validation_loss), ("metric", metric)):
         if not math.isfinite(figure):
-            raise DivergedError(f"{parts.progress}: the {name} after the next part is {figure}")
+            error = f"{parts.progress}: the {name} after the next part is {figure}"
+            return None, DivergedError(error)
     step, figures = parts.finish_part(
         loss=math.fsum(member.losses) / len(member.losses),
         validation_loss=validation_loss,
         accuracy=metric,
     )
-    return member.training.measurement(step, figures, member.update)
+    try:
+        return member.training.measurement(step, figures, member.update), None
+    except Exception as error:
+        return None, error
 
 
 def _groups(members: Sequence[_Member], key: Callable[[_Member], Hashable]) -> list[list[_Member]]:

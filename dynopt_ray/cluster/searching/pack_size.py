@@ -102,7 +102,7 @@ def why_not(trial: Trial, space: Space) -> str | None:
 
 
 def pack_rates(
-    trial: PackableTrial, configs: Sequence[Config], *, most: int, budget_s: float = _BUDGET_S
+    trial: PackableTrial, configs: Sequence[Config], *, most: int, budget_s: float
 ) -> PackRates:
     """Measure how fast packs of a few sizes are.
 
@@ -112,18 +112,18 @@ def pack_rates(
         trial: runs configurations.
         configs: configurations to try.
         most: the largest number of trials of a pack.
-        budget_s: after this time, in seconds, no larger pack is tried.
+        budget_s: no pack is tried whose members could not be started within this time, in seconds.
     """
-    begun = time.monotonic()
+    deadline = time.monotonic() + budget_s
     members = _Members(trial, configs)
     members.steps_in_a_turn(1)  # the first steps are slow
     rates: dict[int, float] = {}
     for size in [*(size for size in _SIZES if size < most), most]:
-        rates[size] = max(members.steps_in_a_turn(size) for _ in range(_TURNS))
-        before = [rate for smaller, rate in rates.items() if smaller < size]
-        if before and rates[size] < _MORE * max(before):
+        if rates and time.monotonic() + members.start_s(size) > deadline:
             break
-        if time.monotonic() - begun > budget_s:
+        before = max(rates.values(), default=0.0)
+        rates[size] = max(members.steps_in_a_turn(size) for _ in range(_TURNS))
+        if rates[size] < _MORE * before:
             break
     return PackRates(rates)
 
@@ -136,13 +136,22 @@ class _Members:
         self._configs = itertools.cycle(configs)
         self._numbers = itertools.count()
         self._steps: dict[int, int] = {}
+        self._started_s = 0.0
+        self._num_started = 0
+
+    def start_s(self, size: int) -> float:
+        """Return how long it will take to have so many members, in seconds."""
+        each_s = self._started_s / max(1, self._num_started)
+        return each_s * max(0, size - len(self._steps))
 
     def steps_in_a_turn(self, size: int) -> float:
         """Let so many members train up to their next measurement; return their steps per second."""
         while len(self._steps) < size:
-            number = next(self._numbers)
+            number, begun = next(self._numbers), time.monotonic()
             self._pack.start(number, next(self._configs), None)
             self._steps[number] = 0
+            self._started_s += time.monotonic() - begun
+            self._num_started += 1
         numbers = [*self._steps][:size]
         begun = time.monotonic()
         found = self._pack.advance(numbers)
@@ -175,7 +184,7 @@ def measured_rates(
     """
     configs = [*itertools.islice(space.probes(), _MOST_CONFIGS)]
     if reserve is None:
-        return pack_rates(trial, configs, most=most)
+        return pack_rates(trial, configs, most=most, budget_s=_BUDGET_S)
     import ray
 
     actor: Any = ray.remote(_RateActor).options(**reserve, max_restarts=0)
@@ -194,4 +203,4 @@ class _RateActor:
         use_resources(cpus, gpus)
 
     def rates(self, trial: PackableTrial, configs: Sequence[Config], most: int) -> PackRates:
-        return pack_rates(trial, configs, most=most)
+        return pack_rates(trial, configs, most=most, budget_s=_BUDGET_S)

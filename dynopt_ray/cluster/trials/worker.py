@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -117,13 +117,19 @@ class TrialWorker:
                 case StopTrial(number):
                     self._close(number)
         while due:  # trials that are continued may have to make known measurements again
-            for number, advance in self._pack.advance(due).items():
+            for number, advance in self._advance_pack(due).items():
                 event = self._guarded(number, partial(self._advanced, number, advance))
                 if event is not None:
                     events[number] = event
             due = [number for number in due if number not in events]
         order = [c.number for c in commands if not isinstance(c, StopTrial)]
         return [events[number] for number in order]
+
+    def _advance_pack(self, due: Sequence[int]) -> Mapping[int, Advance]:
+        try:
+            return self._pack.advance(due)
+        except (Exception, SystemExit) as error:
+            return {number: Advance(None, 0.0, error) for number in due}
 
     def _guarded(self, number: int, step: Callable[[], TrialEvent | None]) -> TrialEvent | None:
         try:
@@ -139,13 +145,15 @@ class TrialWorker:
             found = self._config.files.state(command.number, command.report)
             if found is not None:
                 report, state = found
+        begun = time.monotonic()
         self._pack.start(command.number, command.config, state)
+        elapsed_s = command.elapsed_s + time.monotonic() - begun
         self._members[command.number] = _RunningTrial(
             number=command.number,
             report=report,
             known=command.report,
-            elapsed_s=command.elapsed_s,
-            saved_at_s=command.elapsed_s,
+            elapsed_s=elapsed_s,
+            saved_at_s=elapsed_s,
             save_s=0.0 if self._takes_turns else self._save_s,
         )
 

@@ -48,7 +48,7 @@ class ShrinkUnits:
     def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
         """Return the edit that shrinks the group under the cursor."""
         group = graph.groups[int(network.cursor[0])]
-        scores_NU = group_scores(graph, group)[None]
+        scores_NU = group_scores(graph, group)[None].cpu()
         count_N = torch.from_numpy(self.units(network))
         gone_NU = lowest(scores_NU, torch.tensor([group.width], device="cpu"), count_N)
         return [Shrink(group.name, remove=torch.nonzero(gone_NU[0]).flatten().tolist())]

@@ -23,6 +23,7 @@ from dynopt_ray.structure.tracing import (
     run,
     undisturbed,
 )
+from dynopt_ray.transfers import read_together
 
 _WARM_UP = 3
 _RUNS = 20
@@ -109,8 +110,15 @@ def measure(
 
 def count_nonzero(parameters: Sequence[Tensor]) -> int:
     """Return the number of non-zero entries; on the meta device, that of all entries."""
-    counts = [p.numel() if p.is_meta else p.detach().count_nonzero() for p in parameters]
-    return int(sum(counts))
+    return sum(int(count) for count in read_together(nonzero_counts(parameters)))
+
+
+def nonzero_counts(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the counts of `count_nonzero`, one per parameter, not read yet."""
+    return [
+        torch.tensor(p.numel(), device="cpu") if p.is_meta else p.detach().count_nonzero()
+        for p in parameters
+    ]
 
 
 def _counted(model: nn.Module, inputs: Inputs, memory: bool) -> tuple[int, int | None]:

@@ -25,6 +25,7 @@ from dynopt_ray.structure.tracing import (
     undisturbed,
 )
 from dynopt_ray.structure.units import Attribute, Change, attributes_changed
+from dynopt_ray.transfers import read_numbers
 
 _ROUNDINGS = 4.0
 _SMALL = 1e-3
@@ -131,12 +132,17 @@ def output_change(
     """
     numbers = [t for t in [*tensors.values(), *before] if _is_real(t)]
     allowed = _ROUNDINGS * max(torch.finfo(t.dtype).eps for t in numbers) ** 0.5
-    largest = 0.0
+    unread: list[Tensor] = []
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape:
             return float("inf")
-        if _is_real(old) and old.numel() and bool(old.isfinite().all()):
-            change = float((new - old).abs().max()) / max(float(old.abs().max()), _SMALL)
+        if _is_real(old) and old.numel():
+            unread += [old.isfinite().all(), (new - old).abs().max(), old.abs().max()]
+    largest = 0.0
+    figures = read_numbers(unread)  # at once, so that the host waits for a GPU once
+    for is_finite, moved, size in zip(figures[::3], figures[1::3], figures[2::3], strict=True):
+        if is_finite:
+            change = moved / max(size, _SMALL)
             largest = max(largest, change if change == change else float("inf"))
     return largest if largest > allowed else 0.0
 

@@ -5,19 +5,26 @@ import inspect
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves_with_path, tree_map_with_path
+from torch.utils._pytree import (
+    tree_flatten,
+    tree_leaves_with_path,
+    tree_map_with_path,
+    tree_unflatten,
+)
 
 from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.plans.resizing import Axes, resized
 from dynopt_ray.structure.preserve import Transaction
+from dynopt_ray.transfers import read_together, to_device
 
 State = dict[str, Any]
+Trees = TypeVar("Trees")
 Optimizers = Optimizer | Sequence[Optimizer]
 """The optimizers of a network: one, or several that each train some of its parameters."""
 
@@ -230,13 +237,14 @@ def _starts(
     """
     shape = _SIZES[: parameter.ndim]
     zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-    others = torch.arange(1, zeros.numel() + 1, device="cpu").reshape(shape).to(zeros)
+    others = torch.arange(1, zeros.numel() + 1, device="cpu").reshape(shape).to(zeros.dtype)
+    others = to_device(others, zeros.device)
     for base in kind.__mro__[: kind.__mro__.index(Optimizer)]:
         for gradient in (zeros, zeros.to_sparse() if zeros.ndim else zeros):
             try:
                 _, state = _stepped(base, group, zeros, gradient)
                 values, copies = _stepped(base, group, others, gradient)
-                return dict(_read_off(state, copies, [others, values]))
+                return dict(_read_off(*_on_host((state, copies, [others, values]))))
             except OF_THE_MACHINE:
                 raise
             except Exception:  # a foreign class may raise anything
@@ -319,6 +327,20 @@ def _stepped(
     for _ in range(times):
         optimizer.step()
     return twin.detach(), optimizer.state[twin]
+
+
+def _on_host(trees: Trees) -> Trees:
+    """Return the same dicts and lists of tensors, with those of a GPU copied to the CPU at once."""
+    leaves, form = tree_flatten(trees)
+    far = [
+        number
+        for number, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.is_cuda
+    ]
+    for number, value in zip(far, read_together([leaves[n] for n in far]), strict=True):
+        leaves[number] = value
+    found: Trees = tree_unflatten(leaves, form)
+    return found
 
 
 def _read_off(

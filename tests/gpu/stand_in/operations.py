@@ -130,6 +130,8 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._refuse_generator(func, args, options, target)
         self.counts.operations += 1
         self._count(func, args, places)
+        if options.get("check_errors"):
+            self.counts.wait("status of a solver")
         if options.get("device") is not None and target is not None:
             options["device"] = CPU if target.type == "cuda" else target
         with self._drawing(func, options, target):
