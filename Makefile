@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# An S3 server for tests, whose packages conflict with ours.
+S3 := .venv-peers-s3
 
 .PHONY: demo test lint bench clean
 
@@ -10,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/dynopt run demo
 
 # The part without Ray comes first, in two processes: it takes about a minute.
-test: $(STAMP)
+test: $(STAMP) $(S3)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not slow"
 	$(BIN)/python -m pytest -m "ray or slow"
 
@@ -21,6 +23,11 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m experiments.benchmarks
+
+$(S3)/.installed: tests/journals/s3_server.txt
+	@test -x $(S3)/bin/python || $(PYTHON) -m venv $(S3)
+	@$(S3)/bin/python -m pip install -qq -r tests/journals/s3_server.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .venv-peers* .mypy_cache .pytest_cache .ruff_cache

@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "devices",
             "errors",
             "interrupts",
+            "plugin_families",
             "plugins",
             "storage",
             "transfers",

@@ -1,20 +1,24 @@
 from .jobs import ClusterJob, JobClient
 from .learners import LearnerActor, LearnerStatus, Prediction, RemoteLearner
-from .policy_training import PolicyProgress, train_policy
+from .policy_training import PolicyProgress, train_policy, training_need
+from .pruning_trials import PruneTrial, check_config, rate_range
 from .searching import (
+    PackSize,
     Point,
-    PruneTrial,
     Range,
     SearchResult,
     SearchStorage,
     Space,
     TrialLog,
-    check_config,
+    check_configurations,
     check_limits,
+    check_objective,
+    check_pack,
+    check_size,
     draws,
+    earlier_trials,
     make_scheduler,
     pareto_front,
-    rate_range,
     search,
 )
 from .sessions import (
@@ -27,15 +31,19 @@ from .sessions import (
     session,
     this_machine,
 )
-from .trials import Measurement
+from .tracking import Tracker, busy_share, slot_use
+from .trials import Advance, Measurement, PackableTrial, Trial, TrialPack, TrialStatus
 
 __all__ = [
+    "Advance",
     "ClusterJob",
     "ClusterNeed",
     "JobClient",
     "LearnerActor",
     "LearnerStatus",
     "Measurement",
+    "PackSize",
+    "PackableTrial",
     "Point",
     "PolicyProgress",
     "Prediction",
@@ -46,19 +54,31 @@ __all__ = [
     "SearchStorage",
     "Session",
     "Space",
+    "Tracker",
+    "Trial",
     "TrialLog",
+    "TrialPack",
+    "TrialStatus",
+    "busy_share",
     "check_can_start",
     "check_config",
+    "check_configurations",
     "check_limits",
     "check_nodes",
+    "check_objective",
+    "check_pack",
     "check_reachable",
+    "check_size",
     "check_storage",
     "draws",
+    "earlier_trials",
     "make_scheduler",
     "pareto_front",
     "rate_range",
     "search",
     "session",
+    "slot_use",
     "this_machine",
     "train_policy",
+    "training_need",
 ]

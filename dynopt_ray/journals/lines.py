@@ -7,6 +7,8 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -153,8 +155,9 @@ class SegmentLines:
 
     Each sync stores the lines since the last one as a new segment, whose name is the number of
     bytes before it. The lock is a file with a heartbeat; a driver whose heartbeat is older than a
-    minute counts as dead. Object stores offer nothing stronger, so two drivers that start in the
-    same second are told apart only by the one that reads the lock last.
+    minute counts as dead, as does one whose process on this machine is gone. Object stores offer
+    nothing stronger, so two drivers that start in the same second are told apart only by the one
+    that reads the lock last.
 
     Args:
         store: where the segments are.
@@ -175,7 +178,7 @@ class SegmentLines:
     def lock(self) -> None:
         """Write the lock, unless that of a living driver is there."""
         held = self._lock_content()
-        if held is not None and time.time() - held["beat"] < _STALE_S:
+        if held is not None and not _is_dead(held):
             raise RunError(
                 f"{held['host']} (process {held['pid']}) is writing to {self._store.name}; wait "
                 f"for it, or end it and try again after {_STALE_S:.0f} s"
@@ -185,7 +188,8 @@ class SegmentLines:
 
     def read(self) -> bytes:
         """Return the content of all segments in order."""
-        content = b"".join(map(self._store.get, self._segments()))
+        with _of_run():
+            content = b"".join(map(self._store.get, self._segments()))
         self._size = len(content)
         return content
 
@@ -215,16 +219,22 @@ class SegmentLines:
 
     def close(self) -> None:
         """Remove the lock."""
-        if self._owner is not None:
+        owner, self._owner = self._owner, None
+        if owner is None:
+            return
+        # If the store cannot be reached now, an error of the last sync says so, and the lock will
+        # count as a dead driver's after a minute.
+        with contextlib.suppress(RunError):
             held = self._lock_content()
-            if held is not None and held["owner"] == self._owner:
-                self._store.delete(_LOCK)
-            self._owner = None
+            if held is not None and held["owner"] == owner:
+                with _of_run():
+                    self._store.delete(_LOCK)
 
     def _lock_content(self) -> dict[str, Any] | None:
-        if _LOCK not in self._store.names("journal"):
-            return None
-        held: dict[str, Any] = json.loads(self._store.get(_LOCK))
+        with _of_run():
+            if _LOCK not in self._store.names("journal"):
+                return None
+            held: dict[str, Any] = json.loads(self._store.get(_LOCK))
         return held
 
     def _beat(self) -> None:
@@ -241,7 +251,29 @@ class SegmentLines:
         return sorted(name for name in self._store.names("journal") if name.endswith(".jsonl"))
 
     def _put(self, name: str, content: bytes) -> None:
-        try:
+        with _of_run():
             self._store.put(name, content)
-        except CheckpointError as error:
-            raise RunError(str(error)) from error
+
+
+def _is_dead(held: dict[str, Any]) -> bool:
+    """Whether the driver that wrote a lock is gone: by its heartbeat, or as a process from here."""
+    if time.time() - held["beat"] >= _STALE_S:
+        return True
+    if held["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(held["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's process
+        return False
+    return False
+
+
+@contextmanager
+def _of_run() -> Iterator[None]:
+    """Raise the errors of a store as those of a run."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise RunError(str(error)) from error

@@ -31,10 +31,18 @@ class Store(Protocol):
         """
 
     def names(self, directory: str) -> frozenset[str]:
-        """Return the names of the files in a directory; none if it does not exist."""
+        """Return the names of the files in a directory; none if it does not exist.
+
+        Raises:
+            CheckpointError: the place cannot be reached.
+        """
 
     def delete(self, name: str) -> None:
-        """Delete a file; do nothing if it does not exist."""
+        """Delete a file; do nothing if it does not exist.
+
+        Raises:
+            CheckpointError: the place cannot be reached.
+        """
 
 
 def store_at(directory: str) -> Store:
@@ -123,7 +131,7 @@ class UriStore:
             if is_local:
                 self._files.move(written, path)
         except OSError as error:
-            raise CheckpointError(f"cannot write {self._uri}/{name}: {error}") from error
+            raise CheckpointError(f"cannot write {self._place(name)}: {error}") from error
 
     def get(self, name: str) -> bytes:
         """See `Store`."""
@@ -131,22 +139,29 @@ class UriStore:
             with self._files.open_input_stream(f"{self._root}/{name}") as stream:
                 return bytes(stream.read())
         except OSError as error:
-            raise CheckpointError(f"cannot read {self._uri}/{name}: {error}") from error
+            raise CheckpointError(f"cannot read {self._place(name)}: {error}") from error
 
     def names(self, directory: str) -> frozenset[str]:
         """See `Store`."""
         from pyarrow import fs
 
         selector = fs.FileSelector(f"{self._root}/{directory}", allow_not_found=True)
-        found = [info.path for info in self._files.get_file_info(selector) if info.is_file]
+        try:
+            found = [info.path for info in self._files.get_file_info(selector) if info.is_file]
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self._place(directory)}: {error}") from error
         return frozenset(
             f"{directory}/{path.rpartition('/')[2]}" for path in found if path[-4:] != ".tmp"
         )
 
     def delete(self, name: str) -> None:
         """See `Store`."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self._files.delete_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise CheckpointError(f"cannot delete {self._place(name)}: {error}") from error
 
     def __getstate__(self) -> str:
         """Return the URI: an open file system does not travel to other processes."""
@@ -156,6 +171,11 @@ class UriStore:
         self._uri = uri
         self._open()
 
+    def _place(self, name: str) -> str:
+        """Return the URI of a file, for messages."""
+        uri, question_mark, query = self._uri.partition("?")
+        return f"{uri}/{name}{question_mark}{query}"
+
     def _open(self) -> None:
         from pyarrow import fs
 
@@ -164,6 +184,8 @@ class UriStore:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot open {self._uri}: {error}") from error
         self._files, self._root = opened
+        if not self._root.strip("/"):
+            raise CheckpointError(f"cannot open {self._uri}: it names no bucket or directory")
 
 
 def _write(path: Path, content: bytes) -> None:

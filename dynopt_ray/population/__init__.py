@@ -15,20 +15,40 @@ Example:
 
 from dynopt_ray.population.edits import grow, shrink, shrink_marked
 from dynopt_ray.population.evaluation import PopulationMetrics, evaluate
+from dynopt_ray.population.joint_training import (
+    MemberMetrics,
+    evaluate_together,
+    train_together,
+)
 from dynopt_ray.population.layout import MlpLayout, mlp_layout
+from dynopt_ray.population.padded import (
+    PaddedMember,
+    PaddedSize,
+    StepRule,
+    checked_layout,
+    padded_inputs,
+)
 from dynopt_ray.population.stack import Population
 from dynopt_ray.population.steps import batch_rows, check_finite, train_steps
 
 __all__ = [
+    "MemberMetrics",
     "MlpLayout",
+    "PaddedMember",
+    "PaddedSize",
     "Population",
     "PopulationMetrics",
+    "StepRule",
     "batch_rows",
     "check_finite",
+    "checked_layout",
     "evaluate",
+    "evaluate_together",
     "grow",
     "mlp_layout",
+    "padded_inputs",
     "shrink",
     "shrink_marked",
     "train_steps",
+    "train_together",
 ]

@@ -304,6 +304,11 @@ class RunDirectory:
 def _make(path: Path) -> str:
     """Make a directory unless it exists; return its path as messages show it."""
     shown = shortened(str(path), _LONGEST_SHOWN)
+    if path.parts and path.parts[0].endswith(":") and len(path.parts[0]) > 2:
+        raise RunError(
+            f"the run directory {shown} is a URI; give a directory, such as one that all machines "
+            "share. From Python, search(storage=…) takes a URI"
+        )
     if len(os.fsencode(path.absolute())) > _LONGEST_PATH:
         raise RunError(f"the run directory {shown} has too long a path; choose a shorter --out")
     try:

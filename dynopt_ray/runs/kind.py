@@ -27,7 +27,7 @@ class WorkPart:
 
     name: str
     units: int
-    unit: Literal["optimizer steps", "environment rounds", "events"] = "optimizer steps"
+    unit: Literal["optimizer steps", "environment rounds", "events", "trials"] = "optimizer steps"
     in_slots: bool = False
     note: str = ""
     environments: Mapping[str, Any] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Kind:
 
     Attributes:
         spec: the class of its specs.
+        variants: a key -> the class of the specs that have this key.
         runner: `module:function` of the function that turns a spec into a `PreparedRun`. It is
             imported at its first use, and raises an error if the task, files or arguments that the
             spec names are wrong.
@@ -54,6 +55,11 @@ class Kind:
     work: Callable[[Any], tuple[WorkPart, ...]]
     need: Callable[[Any], ClusterNeed | None] | None = None
     rebuild: str | None = None
+    variants: Mapping[str, type[Spec]] = field(default_factory=dict)
+
+    def spec_of(self, data: Mapping[str, Any]) -> type[Spec]:
+        """Return the class of the spec that plain data describe."""
+        return next((one for key, one in self.variants.items() if key in data), self.spec)
 
 
 def training_work(spec: NetworkSpec) -> tuple[WorkPart, ...]:

@@ -85,7 +85,7 @@ def check_spec(data: Mapping[str, Any], *, source: str) -> Spec:
     if not isinstance(kind, str) or kind not in KINDS:
         close = did_you_mean(str(kind), KINDS)
         raise SpecError(f"{source}: kind: no kind {short(kind)}.{close} Known: {known}.")
-    return validated(KINDS[kind].spec, data, source=source)
+    return validated(KINDS[kind].spec_of(data), data, source=source)
 
 
 def spec_text(spec: Spec) -> str:

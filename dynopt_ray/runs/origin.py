@@ -13,7 +13,7 @@ from dynopt_ray.errors import SpecError
 from dynopt_ray.policies import utility
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.spec import CostFractions, NetworkSpec
-from dynopt_ray.structure import save
+from dynopt_ray.structure import history_of, plan_to_json, save
 from dynopt_ray.tasks import Task, load_task
 from dynopt_ray.training import (
     Budget,
@@ -192,7 +192,14 @@ def with_utility(
 
 
 def keep_network(run: Run, model: nn.Module, **metadata: Any) -> None:
-    """Write a network as the result of the run: model/network.safetensors."""
+    """Write a network as the result of the run, and the plans that made it.
+
+    They are model/network.safetensors and model/plans.json, a list of plans, each as
+    `structure.plan_to_json` writes it. Applied to a new network of the task, they give its widths
+    and masks.
+    """
     path = run.directory.path / NETWORK_FILE
     path.parent.mkdir(exist_ok=True)
     save(path, model, metadata=metadata)
+    plans = ", ".join(plan_to_json(plan) for plan in history_of(model))
+    run.directory.write_text(f"{NETWORK_FILE.rpartition('/')[0]}/plans.json", f"[{plans}]")

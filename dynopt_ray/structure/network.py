@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError, UnknownNameError
@@ -98,14 +97,19 @@ class Network:
         """Return the network's parameters and buffers by name."""
         return named_tensors(self.model)
 
-    def shapes_now(self) -> dict[str, torch.Size]:
+    def shapes_now(self) -> dict[str, tuple[int | None, ...]]:
         """Return the shapes of all parameters and of the buffers that units lie along.
 
-        Other buffers are left out, because a forward pass may replace them.
+        Other buffers are left out, because a forward pass may replace them. So may other dimensions
+        of these buffers: a table may be as long as the longest input. They are None.
         """
-        lie_in = {s.parameter for group in self.groups for s in group.slices}
+        lie_along = {(s.parameter, s.dim) for group in self.groups for s in group.slices}
+        lie_in = {name for name, _ in lie_along}
         return {
-            name: tensor.shape
+            name: tuple(
+                size if isinstance(tensor, nn.Parameter) or (name, dim) in lie_along else None
+                for dim, size in enumerate(tensor.shape)
+            )
             for name, tensor in self.tensors().items()
             if isinstance(tensor, nn.Parameter) or name in lie_in
         }
@@ -123,7 +127,7 @@ class Network:
             if expected != found:
                 raise EditError(
                     f"the network was changed behind this graph's back ({name!r} has the shape "
-                    f"{found and tuple(found)}, not {expected and tuple(expected)}); trace it again"
+                    f"{found}, not {expected}); trace it again"
                 )
 
     def cost(self, widths: Mapping[str, int] | None = None) -> Cost:

@@ -116,7 +116,7 @@ def functions() -> Table:
             SPACE,
             num_trials=NUM_FUNCTIONS,
             searcher="random",
-            trials_per_slot=FUNCTIONS_PER_SLOT,
+            pack=FUNCTIONS_PER_SLOT,
             storage=folder,
         )
         taken = time.monotonic() - begun

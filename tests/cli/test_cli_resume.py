@@ -2,14 +2,14 @@
 
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.cli.test_cli_process import alive, descendants, dynopt, started
+from tests.cli.ending import end_after
+from tests.cli.test_cli_process import alive, dynopt, started
 
 pytestmark = pytest.mark.ray
 
@@ -32,20 +32,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     return pd.read_csv(folder / "run" / "results.csv")
 
 
-def end_at_a_random_moment(
-    process: "subprocess.Popen[str]", number: signal.Signals, moments: random.Random, run: Path
-) -> dict[int, str]:
-    """Send a signal to a command once its run has begun; return the processes below it."""
-    deadline = time.monotonic() + 120
-    while not (run / "manifest.json").exists():
-        assert time.monotonic() < deadline, "the run does not begin"
-        time.sleep(0.05)
-    time.sleep(moments.uniform(1, 20))
-    below = descendants(process.pid)
-    process.send_signal(number)
-    return below
-
-
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 )
@@ -58,7 +44,7 @@ def test_a_run_that_is_ended_again_and_again_ends_with_its_table(
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
         process = started(*arguments, cwd=tmp_path)
         try:
-            below = end_at_a_random_moment(process, number, moments, run)
+            below = end_after(process, number, moments.uniform(1, 20), run)
             output, errors = process.communicate(timeout=60)
         finally:
             process.kill()

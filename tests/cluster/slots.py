@@ -134,6 +134,7 @@ def run(
     records: Sequence[RunRecord] = (),
     in_order: bool = False,
     max_failures: int = 100,
+    pack: int | None = None,
     pool: Callable[[WorkerConfig], TurnsPool],
 ) -> Sink:
     """Run a search, or the rest of one, and return its records, also if the driver dies."""
@@ -146,7 +147,11 @@ def run(
         writer.continued()
     files.store.put("probes/here", b"")
     config = WorkerConfig(
-        cost_weight=0.1, files=files, probe="probes/here", every_state=pauses(drawer)
+        cost_weight=0.1,
+        files=files,
+        probe="probes/here",
+        every_state=pauses(drawer),
+        together=pack is not None,
     )
     loop = TrialLoop(
         board,
@@ -155,6 +160,7 @@ def run(
         files,
         SPACE.decode,
         LoopConfig(
+            per_slot=pack or 1,
             max_failures=max_failures,
             in_order=in_order,
             num_slots=3,

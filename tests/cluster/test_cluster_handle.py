@@ -44,7 +44,7 @@ class Local:
 def handle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Handle]:
     """Makes handles that use a `Local` actor."""
     actor = LearnerActor(build, tmp_path / "d", snapshot_every=100, num_threads=1)
-    monkeypatch.setattr(remote, "_start_actor", lambda *_, **__: Local(actor))
+    monkeypatch.setattr(remote, "start_actor", lambda *_, **__: Local(actor))
     monkeypatch.setattr(ray, "get", lambda call, timeout=None: call())  # noqa: ARG005
     monkeypatch.setattr(ray, "kill", lambda _: None)
     made = []
@@ -158,7 +158,7 @@ def test_the_timeout_starts_when_the_actor_is_found_missing(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = handle(timeout_s=0.5)
-    actor: LearnerActor = learner._actor.actor
+    actor: LearnerActor = learner._call.actor.actor
     # The call runs for longer than the timeout, and then the actor dies.
     monkeypatch.setattr(actor, "learn", failing(actor.learn, times=1, after_s=0.8))
     result = learner.learn(np.ones(4), 1).result(timeout=10)
@@ -170,7 +170,7 @@ def test_a_missing_actor_is_given_up_after_the_timeout(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = handle(timeout_s=0.3)
-    actor: LearnerActor = learner._actor.actor
+    actor: LearnerActor = learner._call.actor.actor
     monkeypatch.setattr(actor, "learn", failing(actor.learn, times=100, after_s=0.0))
     with pytest.raises(LearnerError, match=r"has not come back in 0\.3 s"):
         learner.learn(np.ones(4), 1).result(timeout=10)
@@ -181,7 +181,7 @@ def test_every_restart_of_the_actor_has_the_whole_timeout(
 ) -> None:
     """An actor that comes back and dies again, e.g. for lack of memory, was not missing."""
     learner = handle(timeout_s=0.5)
-    actor: LearnerActor = learner._actor.actor
+    actor: LearnerActor = learner._call.actor.actor
     monkeypatch.setattr(actor, "learn", failing(actor.learn, times=4, after_s=0.2))
     result = learner.learn(np.ones(4), 1).result(timeout=10)
     assert result is not None
@@ -192,7 +192,7 @@ def test_an_actor_that_does_not_answer_after_a_restart_is_given_up(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = handle(timeout_s=0.3)
-    actor: LearnerActor = learner._actor.actor
+    actor: LearnerActor = learner._call.actor.actor
     monkeypatch.setattr(actor, "learn", failing(actor.learn, times=1, after_s=0.2))
     monkeypatch.setattr(actor, "status", failing(actor.status, times=100, after_s=0.0))
     with pytest.raises(LearnerError, match=r"has not come back in 0\.3 s"):
@@ -236,7 +236,7 @@ def test_pending_events_are_bounded_in_bytes(
     handle: Handle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = handle(max_bytes=10_000, timeout_s=0.05)
-    actor, go_on = learner._actor.actor, threading.Event()
+    actor, go_on = learner._call.actor.actor, threading.Event()
     learn = actor.learn
     monkeypatch.setattr(actor, "learn", lambda *args: go_on.wait(10) and learn(*args))
     event = np.ones((100, 4)), np.ones(100, np.int64)  # 4,000 bytes and some

@@ -121,6 +121,20 @@ class TestRemote:
                 learner.learn(x, y)
         assert state_of(tmp_path / "d", tmp_path) == undisturbed(stream, tmp_path)
 
+    def test_kept_results_survive_the_actor_and_the_handle(self, tmp_path: Path) -> None:
+        stream, settings = events(600), {**SETTINGS, "snapshot_every": None}
+        with RemoteLearner(build, tmp_path / "d", batch_size=40, **settings) as learner:
+            learned = [learner.learn(x, y) for x, y in stream[:300]]
+            learned[150].result(timeout=30)
+            os.kill(learner.status().pid, signal.SIGKILL)
+            before = [future.result() for future in learned]
+        with RemoteLearner(build, tmp_path / "d", next_event=201, **settings) as learner:
+            learned = [learner.learn(x, y) for x, y in stream[200:]]
+            after = [future.result() for future in learned]
+        assert [r.event for r in before if r] == list(range(1, 301))
+        assert [r.event for r in after if r] == list(range(201, 601))
+        assert [r.loss for r in after[:100] if r] == [r.loss for r in before[200:] if r]
+
     def test_labels_may_come_later(self, shared: RemoteLearner) -> None:
         stream = events(100)
         before = shared.status().sequence
@@ -201,7 +215,7 @@ class TestRemote:
     def test_a_handle_whose_actor_is_gone_for_good_says_so(self, tmp_path: Path) -> None:
         learner = RemoteLearner(build, tmp_path / "d", **SETTINGS)
         learner.learn(*events(1)[0]).result(timeout=20)
-        ray.kill(learner._actor)  # takes a moment, during which the actor may still reply
+        ray.kill(learner._call.actor)  # takes a moment, during which the actor may still reply
         with pytest.raises(LearnerError, match="will not be restarted"):  # noqa: PT012
             for _ in range(10_000):
                 learner.learn(*events(1)[0]).result(timeout=20)

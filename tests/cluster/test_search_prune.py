@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dynopt_ray.cluster.pruning_trials.prune_trial import PruneTrial
 from dynopt_ray.cluster.searching.driver import search
-from dynopt_ray.cluster.searching.prune_trial import PruneTrial
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import Cost, measure
 from dynopt_ray.tasks import Task, load_task

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from dynopt_ray.cluster import ClusterNeed, Measurement, PruneTrial, check_nodes, search
+from dynopt_ray.cluster import (
+    ClusterNeed,
+    Measurement,
+    PruneTrial,
+    check_nodes,
+    search,
+    training_need,
+)
 from dynopt_ray.cluster.learners.handle import RemoteLearner
 from dynopt_ray.cluster.resources import CONTEXT_BYTES, memory_fraction, use_resources
 from dynopt_ray.cluster.sessions.preflight import Node
@@ -147,3 +154,33 @@ def test_nothing_of_a_stand_in_reaches_trials_of_others() -> None:
     with stand_in(num_devices=0):
         result = search(where, {"x": [1]}, searcher="grid", local=True, gpus_per_trial=1)
     assert not result.trials["gpu"].any()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("gpus_per_learner", [0, 1])
+def test_policies_are_trained_on_a_gpu(gpu: torch.device, gpus_per_learner: int) -> None:
+    """The environments compute on the GPU, and the learner does if it is given one."""
+    from dynopt_ray.cluster import train_policy
+
+    env = {"task": {"name": "digits-mlp", "hidden": [12]}, "device": "auto", "horizon": 4}
+    settings = {
+        "num_steps": 200,
+        "num_envs": 4,
+        "warmup_steps": 50,
+        "updates_per_step": 1,
+        "gpus_per_learner": gpus_per_learner,
+        "env_kwargs": {**env, "train_steps": 2, "num_starts": 2, "start_steps": 30},
+    }
+    assert chosen_device("auto") == gpu
+    policy = train_policy(settings)
+    assert {p.device.type for p in policy.network.parameters()} == {"cpu"}
+    assert not torch.are_deterministic_algorithms_enabled()  # RLlib sets it
+
+
+def test_gpus_of_policy_training_are_counted() -> None:
+    settings = DQNSettings(
+        num_env_runners=3, num_learners=2, gpus_per_env_runner=0.25, gpus_per_learner=1
+    )
+    need = training_need(settings)
+    assert (need.gpus, need.total_cpus, need.total_gpus) == (1, 5, 2.75)
+    assert training_need(DQNSettings(gpus_per_learner=1)).gpus == 0

@@ -1,8 +1,14 @@
 """Which device a setting stands for."""
 
+import ast
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 
+import dynopt_envs
+import dynopt_ray
 from dynopt_ray.devices import chosen_device, gpus_granted
 from dynopt_ray.errors import DeviceError, DynoptError
 from dynopt_ray.tasks import load_task
@@ -73,3 +79,38 @@ def test_tasks_take_a_device_by_name(gpu: torch.device, device: str) -> None:
     assert task.device == gpu
     assert task.new_model(seed=0).get_parameter("0.weight").device == gpu
     assert task.to("cpu").device == CPU
+
+
+FACTORIES = {
+    *("arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand"),
+    *("randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros"),
+}
+
+
+@pytest.mark.parametrize("package", [dynopt_ray, dynopt_envs])
+def test_tensors_are_made_on_a_device_that_is_named(package: ModuleType) -> None:
+    """Otherwise they would be on the default device, which is up to the user.
+
+    The kits of `testing` are left out: the user's own code makes networks on that device, too.
+    """
+    root = Path(str(package.__file__)).parent
+    files = [path for path in root.rglob("*.py") if path.parent.name != "testing"]
+    unnamed = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and makes_tensor(node)
+        if all(keyword.arg not in ("device", None) for keyword in node.keywords)
+    ]
+    assert len(files) > 5
+    assert unnamed == []
+
+
+def makes_tensor(call: ast.Call) -> bool:
+    func = call.func
+    return (
+        isinstance(func, ast.Attribute)
+        and func.attr in FACTORIES
+        and isinstance(func.value, ast.Name)
+        and func.value.id == "torch"
+    )

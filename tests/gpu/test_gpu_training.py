@@ -168,6 +168,18 @@ def test_the_default_device_does_not_matter(gpu: torch.device, name: str) -> Non
     assert {p.device for p in model.parameters()} == {CPU}
 
 
+@pytest.mark.parametrize("where", ["gpu", "cpu"])
+def test_the_same_seed_gives_the_same_network(gpu: torch.device, where: str) -> None:
+    """Layers are made on the default device, whose generator draws the weights."""
+    task = small_task(gpu if where == "gpu" else CPU)
+    with default_device(gpu):
+        one = task.new_model(seed=0)
+        torch.rand(3, device=gpu)
+        other = task.new_model(seed=0)
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_convolutions_are_trained_and_pruned(gpu: torch.device) -> None:
     task = load_task({"name": "digits-cnn", "channels": [4], "hidden": 8, "device": str(gpu)})
     model = pruned(task)

@@ -255,7 +255,7 @@ def test_all_mistakes_are_listed() -> None:
         "  train.nm_steps: unknown key (its value is 5). Did you mean 'num_steps'? "
         "Known: num_steps, lr.\n"
         "  sed: unknown key (its value is 3). Did you mean 'seed'? Known: kind, seed, "
-        "num_threads, task, start, optimizer, train, prune."
+        "num_threads, device, precision, deterministic, task, start, optimizer, train, prune."
     )
 
 
@@ -274,7 +274,7 @@ def test_all_mistakes_are_listed() -> None:
          "mean 'taylor'? Known: "),
         ("space.criterio=[magnitude]", "space.criterio: a trial has no setting 'criterio'. Did you "
          "mean 'criterion'? Known: remove_fraction, criterion, granularity, scope, rounds, "
-         "recovery, lr, optimizer, seed."),
+         "recovery, lr, optimizer, batch_size, seed."),
         ("space.optimizer=[sdg]", "space.optimizer: no optimizer 'sdg'. Did you mean 'sgd'?"),
         ("space.seed=[0, -1]", "space.seed: must be a whole number from 0, not -1"),
         ("space.remove_fraction.high=1.5", "space.remove_fraction: must be from 0 to below 1, not "

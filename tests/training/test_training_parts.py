@@ -83,3 +83,51 @@ def test_members_keep_masks(blobs: Task) -> None:
 def test_populations_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         make_rate({"name": "population", "initial": 0.1, **options}, num_steps=10)
+
+
+def test_parts_that_were_trained_elsewhere_count(blobs: Task) -> None:
+    def begun() -> TrainingInParts:
+        model = blobs.new_model(seed=0)
+        rate = make_rate({"name": "cosine", "initial": 0.05}, num_steps=13)
+        optimizer = make_optimizer("adam", model, lr=rate.initial)
+        return TrainingInParts(
+            model, blobs, optimizer, rate, num_steps=13, num_parts=3, seed=0, batch_size=8
+        )
+
+    whole, shared = begun(), begun()
+    expected = list(whole)
+    assert shared.batch_size == 8
+    model, optimizer, generator = shared.learner
+    found, rates = [], shared.next_part()
+    stats = blobs.train_steps(
+        model,
+        optimizer,
+        len(rates),
+        batch_size=8,
+        generator=generator,
+        schedule=lambda step: rates[min(step, len(rates) - 1)],
+    )
+    metrics = blobs.evaluate(model)
+    found.append(
+        shared.finish_part(
+            loss=stats.mean_loss, validation_loss=metrics.loss, accuracy=metrics.metric
+        )
+    )
+    assert shared.progress == "after 4 of 13 steps"
+    continued = begun()
+    continued.load_state_dict(shared.state_dict())
+    assert [*found, *continued] == expected
+    assert continued.next_part() == []
+    for one, other in zip(
+        continued.learner[0].parameters(), whole.learner[0].parameters(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_only_schedules_can_be_followed_elsewhere(blobs: Task) -> None:
+    model = blobs.new_model(seed=0)
+    rate = make_rate({"name": "plateau", "initial": 0.1}, num_steps=4)
+    optimizer = make_optimizer("sgd", model, lr=0.1)
+    parts = TrainingInParts(model, blobs, optimizer, rate, num_steps=4, num_parts=2, seed=0)
+    with pytest.raises(ValueError, match="only training whose rate follows a schedule"):
+        parts.next_part()

@@ -45,7 +45,7 @@ class LearnerActor:
             learner.
         directory: directory of the snapshot and the journal. If the actor may move to another
             node, it must be a directory that all nodes share.
-        snapshot_every: number of events between snapshots.
+        snapshot_every: number of events between snapshots, or None; see `DurableLearner`.
         skip: sequence numbers of events that are not learned; see `DurableLearner`.
         num_threads: number of threads that torch uses. It is fixed, because another number may
             round sums differently, and a replay must give the same result bit for bit.
@@ -66,7 +66,7 @@ class LearnerActor:
         build: BuildLearner | str,
         directory: str | os.PathLike[str],
         *,
-        snapshot_every: int,
+        snapshot_every: int | None,
         num_threads: int,
         num_gpus: float | None = None,
         deterministic: bool = False,
@@ -86,6 +86,7 @@ class LearnerActor:
         self._durable = DurableLearner(
             build, Path(directory), snapshot_every=snapshot_every, skip=skip
         )
+        self._snapshots = snapshot_every is not None
         self._predictor = self._durable.freeze()
         self._snapshot_error: str | None = None
 
@@ -116,8 +117,9 @@ class LearnerActor:
         )
 
     def close(self) -> None:
-        """Write a snapshot and release the directory."""
-        self._durable.snapshot()
+        """Write a snapshot, unless `snapshot_every` is None, and release the directory."""
+        if self._snapshots:
+            self._durable.snapshot()
         self._durable.close()
 
 

@@ -16,8 +16,8 @@ from dynopt_ray.online import Event, LearnResult, stored_bytes
 Learned = Future[LearnResult | None]
 """A future that is done when the event is on disk and learned.
 
-Its result is None if the actor died after the event was on disk, but before it could reply, or if
-the event was skipped.
+Its result is None if the actor died after the event was on disk, but before it could reply (unless
+results are kept, see `DurableLearner`), or if the event was skipped.
 """
 
 

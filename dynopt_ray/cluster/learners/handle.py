@@ -19,16 +19,14 @@ first one locks the learner's directory.
 
 import os
 import threading
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 from torch import Tensor
 
-from dynopt_ray.cluster.learners.actor import LearnerActor, LearnerStatus
+from dynopt_ray.cluster.learners.actor import LearnerStatus
 from dynopt_ray.cluster.learners.buffers import (
     Learned,
     PendingEvent,
@@ -36,12 +34,11 @@ from dynopt_ray.cluster.learners.buffers import (
     UnlabelledEvents,
     at_least,
 )
+from dynopt_ray.cluster.learners.calls import ActorCalls, start_actor
 from dynopt_ray.cluster.sessions import ClusterNeed
-from dynopt_ray.errors import ClusterError, LearnerError
+from dynopt_ray.errors import LearnerError
 from dynopt_ray.online import Ack, BuildLearner, storable, stored_bytes
 
-_MAX_RESTARTS = 100
-_RETRY_S = 0.1
 _CALL_BYTES = 2**26
 
 
@@ -74,18 +71,19 @@ class RemoteLearner:
         num_cpus: CPUs reserved for the actor. Torch uses as many threads, at least one.
         num_gpus: GPUs reserved for the actor: up to 1, or a whole number. With 0 it sees none.
         deterministic: whether a GPU repeats events bit for bit; see `devices.Determinism`.
-        snapshot_every: number of events between snapshots.
+        snapshot_every: number of events between snapshots; None for snapshots only when
+            `snapshot` is called. See `DurableLearner`.
+        next_event: sequence number of the first event that is sent, from 1. Default: the one after
+            the last that the learner has. A smaller number sends events again, for their results.
         max_pending: maximum number of events that wait for their acknowledgement. At this limit,
             `learn` waits for room.
-        max_unlabelled: number of predictions kept for `label`, at least 0. The oldest are
-            forgotten.
+        max_unlabelled: number of predictions kept for `label`; the oldest are forgotten.
         max_bytes: maximum size of the events that wait for their acknowledgement, and of those
             kept for `label`: of each of the two. A single event may be larger.
         batch_size: maximum number of events in one call; a call carries at most 64 MiB unless a
             single event is larger.
         skip: sequence numbers of events that are not learned; see `DurableLearner`.
-        timeout_s: how long `learn` waits for room, and how long every call waits for the actor to
-            start or restart, in seconds.
+        timeout_s: seconds that `learn` waits for room, and every call for the actor to (re)start.
 
     Raises:
         ValueError: a number is out of range; `num_gpus` above 1 must be whole.
@@ -106,7 +104,8 @@ class RemoteLearner:
         num_cpus: float = 1,
         num_gpus: float = 0,
         deterministic: bool = False,
-        snapshot_every: int = 1_000,
+        snapshot_every: int | None = 1_000,
+        next_event: int | None = None,
         max_pending: int = 10_000,
         max_unlabelled: int = 10_000,
         max_bytes: int = 2**28,
@@ -115,19 +114,23 @@ class RemoteLearner:
         timeout_s: float = 60.0,
     ) -> None:
         at_least(1, max_pending=max_pending, max_bytes=max_bytes, batch_size=batch_size)
+        if next_event is not None:
+            at_least(1, next_event=next_event)
         at_least(0, max_unlabelled=max_unlabelled)
         need = ClusterNeed(cpus=num_cpus, gpus=num_gpus)
         self._batch_size = batch_size
         self._timeout_s = timeout_s
-        self._actor = _start_actor(
+        actor = start_actor(
             build,
             os.path.abspath(directory),
             snapshot_every=snapshot_every,
-            skip=tuple(skip),
+            skip=skip,
             need=need,
             deterministic=deterministic,
         )
-        self._next = self._started().sequence + 1
+        self._call = ActorCalls(actor, timeout_s)
+        after_last = self._call.started().sequence + 1
+        self._next = after_last if next_event is None else next_event
         self._changed = threading.Condition()
         self._pending = PendingEvents(max_events=max_pending, max_bytes=max_bytes)
         self._unlabelled = UnlabelledEvents(max_events=max_unlabelled, max_bytes=max_bytes)
@@ -178,7 +181,7 @@ class RemoteLearner:
             LearnerError: the learner has failed.
         """
         array = storable("x", x)
-        output = self._call(lambda: self._actor.predict.remote(array))
+        output = self._call(lambda actor: actor.predict.remote(array))
         with self._changed:
             self._num_predictions += 1
             self._unlabelled.add(self._num_predictions, array)
@@ -225,7 +228,7 @@ class RemoteLearner:
             CheckpointError: the snapshot could not be written; the previous one is still valid.
         """
         self.flush()
-        self._call(lambda: self._actor.snapshot.remote())
+        self._call(lambda actor: actor.snapshot.remote())
 
     def status(self) -> LearnerStatus:
         """Return the present status of the learner.
@@ -233,23 +236,26 @@ class RemoteLearner:
         This does not wait for learning. If a batch is being learned, the status includes the
         events of the batch that are learned so far.
         """
-        status: LearnerStatus = self._call(lambda: self._actor.status.remote())
+        status: LearnerStatus = self._call(lambda actor: actor.status.remote())
         return status
 
     def close(self) -> None:
-        """Wait until all events are learned, write a snapshot, and end the actor."""
+        """Wait until all events are learned, write a snapshot, and end the actor.
+
+        There is no snapshot if `snapshot_every` is None; all events are on disk without it.
+        """
         if self._closing:
             return
         try:
             if self._failure is None:
                 self.flush()
-                self._call(lambda: self._actor.close.remote())
+                self._call(lambda actor: actor.close.remote())
         finally:
             with self._changed:
                 self._closing = True
                 self._changed.notify_all()
             self._sender.join()
-            ray.kill(self._actor)
+            ray.kill(self._call.actor)
 
     def __enter__(self) -> "RemoteLearner":
         return self
@@ -257,76 +263,13 @@ class RemoteLearner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _started(self) -> LearnerStatus:
-        """Wait until the new actor has started, and return its status."""
-        try:
-            status: LearnerStatus = ray.get(self._actor.status.remote(), timeout=self._timeout_s)
-        except GetTimeoutError as error:
-            ray.kill(self._actor)
-            free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-            raise ClusterError(
-                f"the learner's actor did not start in {self._timeout_s:g} s; free now: "
-                f"{free.get('CPU', 0):g} CPUs, {free.get('GPU', 0):g} GPUs. End other work, or "
-                "reserve less"
-            ) from error
-        except ActorDiedError as error:
-            cause = str(error).strip().splitlines()[-1]
-            raise LearnerError(f"the learner could not be built or restored: {cause}") from error
-        return status
-
-    def _call(self, call: Callable[[], Any]) -> Any:
-        """Return the result of a call, repeating the call whenever the actor was restarted.
-
-        The time limit holds for each restart, because an actor may come back and die again.
-        """
-        missing_since = 0.0
-        while True:
-            begun = time.monotonic()
-            try:
-                return ray.get(call())
-            except ActorUnavailableError as error:
-                # A call that ran for a while found the actor; one that fails at once did not. Count
-                # from now, as it may have run for longer than `timeout_s`.
-                if not missing_since or time.monotonic() - begun > _RETRY_S:
-                    missing_since = time.monotonic()
-                self._wait_for_restart(missing_since, error)
-            except ActorDiedError as error:
-                raise self._dead(error) from error
-
-    def _wait_for_restart(self, missing_since: float, error: Exception) -> None:
-        """Wait until the actor answers.
-
-        Raises:
-            LearnerError: it has been missing for `timeout_s`, or Ray has given it up.
-        """
-        while True:
-            time.sleep(_RETRY_S)
-            left = missing_since + self._timeout_s - time.monotonic()
-            if left <= 0:
-                raise LearnerError(
-                    f"the learner's actor has not come back in {self._timeout_s:g} s: {error}"
-                ) from error
-            try:
-                ray.get(self._actor.status.remote(), timeout=left)
-            except ActorDiedError as died:
-                raise self._dead(died) from died
-            except (ActorUnavailableError, GetTimeoutError):
-                continue
-            return
-
-    def _dead(self, error: ActorDiedError) -> LearnerError:
-        return LearnerError(
-            f"the learner's actor is dead and will not be restarted: {error}; all events that it "
-            "acknowledged are in its directory"
-        )
-
     def _send(self) -> None:
         """Send until the handle closes: one call at a time, so that events stay in order."""
         while batch := self._take():
             first = batch[0].sequence
             events = [one.event for one in batch]
             try:
-                ack: Ack = self._call(lambda: self._actor.learn.remote(first, events))  # noqa: B023
+                ack: Ack = self._call(lambda actor: actor.learn.remote(first, events))  # noqa: B023
             except Exception as error:
                 self._fail(error)
                 return
@@ -367,36 +310,3 @@ class RemoteLearner:
                 "that it acknowledged are in its directory. Remove the cause, then make a new "
                 "RemoteLearner on this directory"
             ) from self._failure
-
-
-def _start_actor(
-    build: BuildLearner | str,
-    directory: str,
-    *,
-    snapshot_every: int,
-    skip: tuple[int, ...],
-    need: ClusterNeed,
-    deterministic: bool,
-) -> Any:
-    """Start an actor whose predictions do not wait for learning, and which restarts if it dies."""
-    kind: Any = type("Learner", (LearnerActor,), {})
-    for method in ("predict", "status"):
-        in_group = ray.method(concurrency_group=method)
-        setattr(kind, method, in_group(getattr(LearnerActor, method)))
-    remote: Any = ray.remote
-    actor = remote(
-        **need.actor_options,
-        # Ray must not repeat calls: the handle does so, with a time limit of its own.
-        max_restarts=_MAX_RESTARTS,
-        max_task_retries=0,
-        concurrency_groups={"predict": 2, "status": 1},
-    )(kind)
-    return actor.remote(
-        build,
-        directory,
-        snapshot_every=snapshot_every,
-        skip=skip,
-        num_threads=max(1, int(need.cpus)),
-        num_gpus=need.gpus,
-        deterministic=deterministic,
-    )

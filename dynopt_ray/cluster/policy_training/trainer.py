@@ -14,16 +14,19 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import ray
 import torch
 from gymnasium import spaces
 from ray.tune.registry import register_env
 
 from dynopt_ray.cluster.policy_training.algorithm import REGISTERED_NAME, algorithm_config
 from dynopt_ray.cluster.policy_training.module import exported_network
+from dynopt_ray.cluster.policy_training.need import training_need
 from dynopt_ray.cluster.policy_training.replay import PrioritizedReplay
 from dynopt_ray.cluster.policy_training.stored_training import read_training, write_training
 from dynopt_ray.cluster.resources import use_resources
 from dynopt_ray.cluster.sessions import session
+from dynopt_ray.devices import Determinism
 from dynopt_ray.errors import CheckpointError, DataError, described
 from dynopt_ray.policies import DQNPolicy, DQNSettings
 
@@ -86,7 +89,16 @@ def train_policy(
     run_directory = None if directory is None else Path(directory).resolve()
     num_features, num_actions = _sizes(settings)
     num_cpus = 1 + settings.num_env_runners + settings.num_learners
-    with _undisturbed(), session(address, num_cpus=None if address else num_cpus):
+    need = training_need(settings)
+    with (
+        _undisturbed(),
+        session(
+            address,
+            num_cpus=None if address else num_cpus,
+            task_gpus=need.gpus,
+            total_gpus=need.total_gpus,
+        ),
+    ):
         torch.set_num_threads(1)
         algorithm = _build(settings, num_features, num_actions)
         try:
@@ -160,8 +172,8 @@ def _build(settings: DQNSettings, num_features: int, num_actions: int) -> Any:
 def _environment_of_runner(
     settings: DQNSettings, config: Any
 ) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
-    """Return the environments of a process that samples; RLlib counts the others from 1."""
-    if config.worker_index:
+    """Return the environments of a process that samples: an actor, or the main process."""
+    if ray.get_runtime_context().get_actor_id() is not None:
         use_resources(1, settings.gpus_per_env_runner)
     return _environment(settings, num_envs=config["num_envs"])
 
@@ -224,17 +236,21 @@ def _seed(seed: int, num_steps: int) -> int:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Restore the random generators, the number of threads and RLlib's log level afterwards.
+    """Restore generators, determinism, the number of threads and RLlib's log level afterwards.
 
-    RLlib announces its new API stack at every start, and seeds the generators of the whole
-    process. Training uses one thread: a second one hardly speeds up the small matrices of a policy
-    and of a stack of small networks, but often has to wait if other processes use the cores.
+    RLlib announces its new API stack at every start, seeds the generators of the whole process, and
+    may ask PyTorch for deterministic algorithms. Training uses one thread: a second one hardly
+    speeds up the small matrices of a policy and of a stack of small networks, but often has to wait
+    if other processes use the cores.
     """
     python, numpy, num_threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     logger = logging.getLogger("ray.rllib")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        Determinism(torch.are_deterministic_algorithms_enabled()),
+    ):
         try:
             yield
         finally:

@@ -1,15 +1,20 @@
 """`search` runs trials drawn from a space, in this process or on a cluster."""
 
 import logging
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from dynopt_ray.cluster.searching.choice import Winner
+from dynopt_ray.cluster.searching.earlier import (
+    EarlierTrial,
+    check_learns,
+    earlier_trials,
+    known_trials,
+)
+from dynopt_ray.cluster.searching.execution import SearchPlan, run_plan
 from dynopt_ray.cluster.searching.log import TrialLog
+from dynopt_ray.cluster.searching.objectives import Objectives, SearchObjective
+from dynopt_ray.cluster.searching.pack_size import PackSize, check_pack
 from dynopt_ray.cluster.searching.result import SearchResult
 from dynopt_ray.cluster.searching.search_setup import (
     SchedulerLike,
@@ -20,30 +25,10 @@ from dynopt_ray.cluster.searching.search_setup import (
     make_scheduler,
 )
 from dynopt_ray.cluster.searching.space import Point, Space, SpaceConfig
-from dynopt_ray.cluster.searching.storage import Directory, SearchStorage, opened
+from dynopt_ray.cluster.searching.storage import Directory, SearchStorage, local_directory, opened
 from dynopt_ray.cluster.sessions import ClusterNeed
-from dynopt_ray.cluster.trials import (
-    ActorPool,
-    KeptNetworks,
-    LocalPool,
-    LoopConfig,
-    RecordSink,
-    SearchRecords,
-    SlotPool,
-    Trial,
-    TrialBoard,
-    TrialFiles,
-    TrialLoop,
-    WorkerConfig,
-    replay,
-    to_json,
-)
-from dynopt_ray.journals import RunRecord, store_at
-
-if TYPE_CHECKING:
-    from ray.tune.schedulers import TrialScheduler
-    from ray.tune.search import Searcher
-
+from dynopt_ray.cluster.tracking import TrackerLike, make_trackers
+from dynopt_ray.cluster.trials import LoopConfig, PackableTrial, Trial, to_json
 
 _log = logging.getLogger("dynopt_ray.search")
 
@@ -62,7 +47,7 @@ def search(
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
     max_concurrent: int | None = None,
-    trials_per_slot: int = 1,
+    pack: PackSize = None,
     accelerator_type: str | None = None,
     resources: Mapping[str, float] | None = None,
     order: Literal["arrival", "drawn"] = "arrival",
@@ -71,6 +56,9 @@ def search(
     max_failures: int = 3,
     time_limit_s: float | None = None,
     storage: Directory | SearchStorage | None = None,
+    objective: SearchObjective = "utility",
+    warm_start: Sequence[Directory] = (),
+    trackers: "Sequence[TrackerLike]" = (),
     local: bool = False,
     address: str | None = None,
     on_end: Callable[[TrialLog], None] = lambda _: None,
@@ -91,10 +79,8 @@ def search(
             searchers need a number. No built-in searcher tries a configuration twice, so a search
             ends early, and `SearchResult.note` says so, once all of a finite space were tried.
         cost_weight: λ of utility = accuracy − λ · cost, >= 0.
-        searcher: the algorithm that draws configurations: its name, a mapping with its name and
-            arguments, or a searcher of Ray Tune.
-        scheduler: the algorithm that stops, pauses or changes trials, given in the same way. None
-            lets every trial finish.
+        searcher: draws configurations: a name, a mapping with name and arguments, or Ray Tune's.
+        scheduler: stops, pauses or changes trials; given in the same way. None lets all finish.
         num_reports: number of measurements of a complete trial; the scheduler needs it.
         first: points to try before the searcher draws. Each maps names of dimensions to a number
             from a range or to the index of an option, from 0. The names of nested dimensions are
@@ -105,17 +91,20 @@ def search(
         cpus_per_trial: CPU cores reserved for each trial, which uses one thread per core.
         gpus_per_trial: GPUs reserved for each trial, at most 1. With a fraction, trials share a
             GPU: as many as fit on it.
-        max_concurrent: maximum number of slots, in each of which one trial runs, or
-            `trials_per_slot`. Default: as many as the cluster has room for.
-        trials_per_slot: number of trials that take turns in one slot and share its process. For
-            trials of milliseconds, which would otherwise mostly wait for the network.
+        max_concurrent: maximum number of slots, in each of which one trial runs, or a pack of them.
+            Default: as many as the cluster has room for.
+        pack: number of trials that share a slot and its process. Pruning trials of MLPs are trained
+            together, as one population; the figures of each are those of a pack of its own, to the
+            last bit on a CPU, and differ by rounding from those without a pack. Other trials take
+            turns, which pays if they take milliseconds, and would otherwise mostly wait for the
+            network. "auto" measures how many are best; see `SearchResult.note`. None runs one trial
+            in a slot, without a pack.
         accelerator_type: kind of GPU that a trial needs, such as "H100".
         resources: custom resources that a slot reserves: name -> amount.
         order: "arrival" decides about measurements as they arrive. "drawn" decides in the order in
             which trials were drawn: all running trials make a measurement before any goes on. A
             search with several trials at once then repeats, if `max_concurrent` is given.
-        deterministic: whether the same trial gives the same bits on the same GPU; see
-            `devices.Determinism`. Slower.
+        deterministic: whether a GPU repeats trials bit for bit; see `devices.Determinism`. Slower.
         choice: which finished trial wins: "best" is the one with the highest utility.
             "one_standard_error" is the cheapest one that cannot be told from it on the validation
             rows, if trials give `row_scores`; the best of many trials is partly luck.
@@ -124,6 +113,18 @@ def search(
         time_limit_s: the time in seconds after which a trial is ended, or None.
         storage: a directory, or a URI that pyarrow can open such as s3://bucket/run, for the
             journal, the states and the networks of the search. None keeps nothing after the search.
+        objective: what the searcher looks for. "utility" is one figure. "pareto" is a front of
+            high accuracy and low cost, and a list such as ["accuracy", "flops", "params"] one with
+            other costs, which trials measure. All trials then have to finish: there is no
+            scheduler. The best trial is still that of the highest utility, and with `storage` the
+            networks of the whole front are in trials/.
+        warm_start: run directories, or the `storage` of earlier searches, from whose finished
+            trials the searcher learns before it draws. Only trials whose configurations are in this
+            space count. Their figures should be of the same task and the same starting network.
+        trackers: show the trials in other tools while they run: "tensorboard" (event files in the
+            directory of `storage`, or in one that a mapping with `name` and `directory` gives),
+            "mlflow", or objects with the methods of `Tracker`. If a tracker fails, the search goes
+            on without it.
         local: run the trials in this process, one at a time, on a GPU only if `gpus_per_trial` is
             above 0. Searchers and schedulers belong to
             Ray Tune, so its package is imported, but no cluster is started.
@@ -132,9 +133,10 @@ def search(
         on_end: called with the log after each trial has ended.
 
     Raises:
-        SpecError: the space, a configuration in it, a point of `first`, or a plugin's arguments
-            are wrong. No trial has started.
-        ValueError: a number is out of range.
+        SpecError: the space, a configuration in it, a point of `first`, an entry of `warm_start`,
+            `pack` or a plugin's arguments are wrong. No trial has started.
+        ValueError: a number is out of range, or the searcher or the scheduler cannot look for the
+            objective.
         UnknownNameError: there is no searcher or scheduler of this name.
         ClusterError: no node has room for a trial.
         RunError: the storage is in use by another process, is damaged, or has another search.
@@ -159,7 +161,6 @@ def search(
         cost_weight=cost_weight,
         max_failures=max_failures,
         time_limit_s=time_limit_s,
-        trials_per_slot=trials_per_slot,
     )
     wanted = num_trials
     search_algorithm, num_trials = draws(
@@ -170,16 +171,22 @@ def search(
         note = f"the space has only {num_trials} configurations, so {wanted} trials are not run"
         _log.warning("search: %s", note)
     check_configurations(trial, parsed)
-    plan = _Plan(
+    check_pack(trial, parsed, pack, order=order)
+    objectives = Objectives.parse(objective)
+    made_scheduler = make_scheduler(scheduler, num_reports=num_reports, space=parsed)
+    objectives.check(search_algorithm, made_scheduler)
+    check_learns(search_algorithm, warm_start)
+    plan = SearchPlan(
         trial=trial,
         space=parsed,
         num_trials=num_trials,
         seed=seed,
         cost_weight=cost_weight,
         searcher=search_algorithm,
-        scheduler=make_scheduler(scheduler, num_reports=num_reports, space=parsed),
+        scheduler=made_scheduler,
+        objectives=objectives,
         loop=LoopConfig(
-            per_slot=trials_per_slot,
+            per_slot=pack if isinstance(pack, int) else 1,
             max_failures=max_failures,
             time_limit_s=time_limit_s,
             in_order=order == "drawn",
@@ -189,6 +196,8 @@ def search(
         deterministic=deterministic,
         choice=choice,
         address=None if local else (address or ""),
+        pack=pack,
+        trackers=make_trackers(trackers, directory=local_directory(storage)),
     )
     settings = to_json(
         {
@@ -200,162 +209,22 @@ def search(
             "first": [dict(point) for point in first],
             "seed": seed,
             "order": order,
+            "objective": list(objective) if not isinstance(objective, str) else objective,
             "trial": _identity(trial),
+            "together": pack is not None and isinstance(trial, PackableTrial),
         }
     )
-    log = TrialLog()
+    log = TrialLog(objectives.costs)
     with opened(storage) as place:
-        records = place.begin(settings) if place else ()
-        network = _searched(plan, place, records, log, on_end)
-    return log.result(network, choice=choice, note=note)
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """The parts of a search, which are made and checked before any trial starts."""
-
-    trial: Trial
-    space: Space
-    num_trials: int
-    seed: int
-    cost_weight: float
-    searcher: "Searcher"
-    scheduler: "TrialScheduler"
-    loop: LoopConfig
-    slot: ClusterNeed
-    max_concurrent: int | None
-    deterministic: bool
-    choice: Winner
-    address: str | None
-
-
-def _searched(
-    plan: _Plan,
-    place: SearchStorage | None,
-    records: Sequence[RunRecord],
-    log: TrialLog,
-    on_end: Callable[[TrialLog], None],
-) -> bytes | None:
-    """Run a search, or the rest of it, and return the network of the best trial."""
-    from dynopt_ray.cluster.searching.domains import tune_space
-
-    plan.searcher.set_search_properties("utility", "max", tune_space(plan.space))
-    plan.scheduler.set_search_properties("utility", "max")
-    with ExitStack() as stack:
-        stack.enter_context(_quiet())
-        files = place.files if place else TrialFiles(store_at(_temporary(stack)))
-        board = TrialBoard(
-            plan.searcher,
-            plan.scheduler,
-            num_trials=plan.num_trials,
-            seed=plan.seed,
-            copy_state=lambda trial, source: files.copy_state(
-                source.number, source.report, trial.number, trial.report
-            ),
-            in_order=plan.loop.in_order,
-        )
-        kept = KeptNetworks(forget=files.forget_network)
-        sinks: list[RecordSink] = [place.journal, log] if place else [log]
-        writer = SearchRecords(sinks, kept, lambda: on_end(log))
-        for record in records:
-            log.append(record.kind, **record.fields)
-        finished = replay(records, board, kept)
+        known: Sequence[EarlierTrial] = ()
+        if place is None or place.is_new:
+            known = earlier_trials(warm_start, parsed, cost_weight=cost_weight)
+        records = place.begin(settings, known) if place else ()
         if records:
-            writer.continued()
-        if board.num_left or finished:
-            pool = stack.enter_context(_pool(plan, place, files))
-            loop = TrialLoop(
-                board,
-                pool,
-                writer,
-                files,
-                plan.space.decode,
-                _loop_config(plan),
-            )
-            loop.finish(finished)
-            loop.run()
-        winner = log.winner(plan.choice)
-        return None if winner is None else files.network(winner)
-
-
-def _loop_config(plan: _Plan) -> LoopConfig:
-    """Return how to run trials, once the cluster is there."""
-    from dynopt_ray.cluster.searching.schedulers import draws_ahead
-
-    config = replace(plan.loop, draw_ahead=draws_ahead(plan.scheduler))
-    if not config.in_order:
-        return config
-    if plan.address is None:  # one slot, in which as many trials take turns as would on a cluster
-        return replace(config, per_slot=config.per_slot * (plan.max_concurrent or 1))
-    return replace(config, num_slots=plan.max_concurrent or _room(plan))
-
-
-def _room(plan: _Plan) -> int:
-    """Return the number of slots for which the cluster has room."""
-    from dynopt_ray.cluster.sessions import alive_nodes
-
-    return sum(map(plan.slot.room, alive_nodes()))
-
-
-@contextmanager
-def _pool(plan: _Plan, place: SearchStorage | None, files: TrialFiles) -> Iterator[SlotPool]:
-    """Provide the slots in which trials run."""
-    from dynopt_ray.cluster.searching.schedulers import pauses
-    from dynopt_ray.cluster.sessions import session
-
-    with ExitStack() as stack:
-        is_local = plan.address is None
-        config = WorkerConfig(
-            cost_weight=plan.cost_weight,
-            files=files,
-            probe=stack.enter_context(place.probe()) if place else None,
-            every_state=pauses(plan.scheduler),
-            time_limit_s=plan.loop.time_limit_s,
-            cpus=plan.slot.cpus,
-            gpus=plan.slot.gpus,
-            deterministic=plan.deterministic,
-        )
-        if is_local:
-            yield LocalPool(plan.trial, config)
-            return
-        stack.enter_context(
-            session(
-                plan.address or None,
-                task_cpus=plan.slot.cpus,
-                task_gpus=plan.slot.gpus,
-                accelerator_type=plan.slot.accelerator_type,
-                resources=plan.slot.resources,
-            )
-        )
-        pool = ActorPool(
-            plan.trial,
-            config,
-            plan.slot.actor_options,
-            lambda: plan.max_concurrent or _room(plan),
-        )
-        stack.callback(pool.close)
-        yield pool
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Tune's schedulers from telling every decision."""
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # ASHA takes quantiles of nothing but NaN if the first trials of a rung have failed.
-            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
-            # PB2 fits Gaussian processes to a handful of points.
-            warnings.filterwarnings("ignore", module="sklearn.gaussian_process")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _temporary(stack: ExitStack) -> str:
-    return stack.enter_context(tempfile.TemporaryDirectory(prefix="dynopt-search-"))
+            known = known_trials(records)
+        network, chosen = run_plan(plan, place, records, known, log, on_end)
+    notes = [part for part in (note, chosen) if part]
+    return log.result(network, choice=choice, note="; ".join(notes))
 
 
 def _described(part: Any) -> Any:

@@ -1,7 +1,7 @@
 """The log of a search: what its trials measured and how they ended."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,9 @@ from dynopt_ray.cluster.searching.choice import Candidate, Winner, chosen
 from dynopt_ray.cluster.searching.result import (
     BestTrial,
     SearchResult,
-    flat_config,
     pareto_front,
 )
-from dynopt_ray.cluster.trials import KeptNetworks, TrialStatus, from_json, rank
+from dynopt_ray.cluster.trials import KeptNetworks, TrialStatus, flat_config, from_json, rank
 from dynopt_ray.errors import SearchError
 
 if TYPE_CHECKING:
@@ -37,12 +36,16 @@ class TrialLog:
 
     It needs nothing but the records, so it can also be made from the journal of a search that is
     running elsewhere or has died.
+
+    Args:
+        costs: the figures that the Pareto front holds against accuracy.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, costs: Sequence[str] = ("cost",)) -> None:
         self._records: list[_Record] = []
         self._history: list[dict[str, Any]] = []
-        self._kept = KeptNetworks(forget=lambda _: None)
+        self._costs = tuple(costs)
+        self._kept = KeptNetworks(forget=lambda _: None, costs=self._costs)
 
     def append(self, kind: str, /, **fields: Any) -> None:
         """Take in a record; see `SearchRecords`. Records of other parts of a run are left out."""
@@ -112,7 +115,7 @@ class TrialLog:
             trials=trials,
             best=_best(self._records[number]),
             highest=_best(self._records[self.winner("best") or 0]),
-            pareto=pareto_front(trials[trials["status"] == "finished"]),
+            pareto=pareto_front(trials[trials["status"] == "finished"], self._costs),
             history=pd.DataFrame(self._history).sort_values(
                 "trial", kind="stable", ignore_index=True
             ),

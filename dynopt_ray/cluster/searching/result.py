@@ -1,9 +1,10 @@
 """The results of a search, as tables."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,11 +33,12 @@ class SearchResult:
         best: the finished trial that wins; see `search(choice=…)`.
         highest: the finished trial with the highest utility, which `best` may undercut in cost.
         pareto: the finished trials that no other one beats in accuracy without a higher cost, in
-            order of increasing cost.
+            order of increasing cost; see `search(objective=…)` for other costs.
         history: every measurement, with the number of its trial.
         network: the network of `best` in the format of `structure.save`, or None if the
             trials give no networks.
-        note: why the search ran fewer trials than it was given, or an empty string.
+        note: why the search ran fewer trials than it was given, and how many trials it put into a
+            pack if that was "auto"; or an empty string.
     """
 
     trials: "pd.DataFrame"
@@ -48,21 +50,23 @@ class SearchResult:
     note: str = ""
 
 
-def pareto_front(points: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the Pareto front in order of increasing `cost`.
+def pareto_front(points: "pd.DataFrame", costs: Sequence[str] = ("cost",)) -> "pd.DataFrame":
+    """Return the Pareto front in order of increasing costs.
 
-    No other row beats one of these rows in `accuracy` without a higher `cost`. Of rows with the
-    same figures, only the first is returned.
+    No other row beats one of these rows in `accuracy` without being higher in one of the costs. Of
+    rows with the same figures, only the first is returned.
+
+    Args:
+        points: a table with the columns `accuracy` and `costs`.
+        costs: the columns that should be low.
     """
-    ordered = points.sort_values(["cost", "accuracy"], ascending=[True, False], kind="stable")
-    before = ordered["accuracy"].astype(float).cummax().shift(fill_value=-math.inf)
-    return ordered[ordered["accuracy"] > before].reset_index(drop=True)
-
-
-def flat_config(config: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
-    """Flatten a nested configuration: its dotted names are the columns of a table."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        key = f"{prefix}.{name}"
-        flat.update(flat_config(value, key) if isinstance(value, Mapping) else {key: value})
-    return flat
+    names = [*costs, "accuracy"]
+    ordered = points.sort_values(names, ascending=[*(True for _ in costs), False], kind="stable")
+    kept: list[int] = []
+    front = np.empty((0, len(names)))
+    for place, values in enumerate(ordered[names].to_numpy(dtype=float)):
+        row = np.append(values[:-1], -values[-1])
+        if not bool((front <= row).all(axis=1).any()):
+            kept.append(place)
+            front = np.vstack([front, row])
+    return ordered.iloc[kept].reset_index(drop=True)

@@ -153,7 +153,6 @@ def check_limits(
     cost_weight: float = 0.0,
     max_failures: int = 0,
     time_limit_s: float | None = None,
-    trials_per_slot: int = 1,
 ) -> None:
     """Refuse numbers that are out of range; see `search`.
 
@@ -164,7 +163,6 @@ def check_limits(
         "num_trials": num_trials,
         "num_reports": num_reports,
         "max_concurrent": max_concurrent,
-        "trials_per_slot": trials_per_slot,
     }
     for name, count in counts.items():
         if count is not None and count < 1:

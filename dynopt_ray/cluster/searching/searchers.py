@@ -78,6 +78,20 @@ class OptunaSearcher(OptunaSearch):
         self._covered = space
         return space.size
 
+    def learn(self, point: Point, values: Sequence[float]) -> None:
+        """Learn from a trial of an earlier search, as from one of this search.
+
+        Args:
+            point: its point in the space.
+            values: the figures that this search is told.
+        """
+        from optuna.trial import create_trial
+
+        space: Any = self._space  # optuna's distributions, once the search has begun
+        self._study().add_trial(
+            create_trial(params=dict(point), distributions=space, values=list(values))
+        )
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return a point that was not tried before, or `FINISHED` if there is none."""
         if self._covered is None or trial_id in self._ot_trials:

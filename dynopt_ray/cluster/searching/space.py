@@ -27,6 +27,7 @@ from dynopt_ray.cluster.searching.tree import (
     Range,
     decoded,
     dimensions_of,
+    encoded,
     grid_of,
     options_above,
     points_of,
@@ -137,6 +138,16 @@ class Space:
         """
         config: dict[str, Any] = decoded(self.tree, self._root, flat)
         return config
+
+    def point_of(self, config: Mapping[str, Any]) -> Point | None:
+        """Return a point that stands for a configuration, or None if the space does not have it.
+
+        Dimensions within options that are not chosen have their first or lowest value.
+        """
+        used = encoded(self.tree, self._root, config)
+        if used is None:
+            return None
+        return {name: _values(dimension)[0] for name, dimension in self.dimensions.items()} | used
 
     def grid(self) -> list[Point]:
         """Return one point for every configuration; the last dimensions change fastest.

@@ -2,12 +2,13 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dynopt_ray.cluster.trials import TrialFiles
+from dynopt_ray.cluster.searching.earlier import EarlierTrial
+from dynopt_ray.cluster.trials import TrialFiles, to_json
 from dynopt_ray.errors import RunError
 from dynopt_ray.journals import RunJournal, RunRecord, Store, lines_at, store_at
 
@@ -31,11 +32,20 @@ class SearchStorage:
         """The states and the networks of the trials."""
         return TrialFiles(self.store)
 
-    def begin(self, settings: Mapping[str, Any]) -> tuple[RunRecord, ...]:
+    @property
+    def is_new(self) -> bool:
+        """Whether no search has begun here yet."""
+        return not any(record.kind == "search" for record in self.journal.records)
+
+    def begin(
+        self, settings: Mapping[str, Any], known: Sequence[EarlierTrial] = ()
+    ) -> tuple[RunRecord, ...]:
         """Begin a search, or take it up again.
 
         Args:
             settings: what makes the search the same: JSON-able values.
+            known: the trials that a new search learns from first. They are recorded, because the
+                runs that they come from may be gone when it is taken up again.
 
         Returns:
             The records of the search so far; none if it begins.
@@ -47,6 +57,8 @@ class SearchStorage:
         begun = [record for record in records if record.kind == "search"]
         if not begun:
             self.journal.append("search", **settings)
+            for trial in known:
+                self.journal.append("known", **to_json({"point": trial.point, "row": trial.row}))
             return ()
         for name, value in settings.items():
             before = begun[0].fields.get(name)
@@ -72,6 +84,12 @@ class SearchStorage:
             yield name
         finally:
             self.store.delete(name)
+
+
+def local_directory(storage: "Directory | SearchStorage | None") -> str | None:
+    """Return the directory of a search on this machine's disks, or None."""
+    place = storage.store.name if isinstance(storage, SearchStorage) else storage
+    return None if place is None or "://" in os.fspath(place) else os.fspath(place)
 
 
 @contextmanager

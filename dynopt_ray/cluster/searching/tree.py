@@ -109,6 +109,31 @@ def children_of(node: Any) -> Sequence[tuple[str, Any]]:
     return []
 
 
+def encoded(node: Any, name: str, value: Any) -> dict[str, Any] | None:
+    """Return what to draw below a node to get a value, or None if it cannot be got."""
+    if isinstance(node, Range):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_inside = is_number and node.low <= value <= node.high
+        return {name: value} if is_inside and (not node.whole or value == int(value)) else None
+    if isinstance(node, Choice):
+        for place, option in enumerate(node.options):
+            below = encoded(option, f"{name}.{place}", value)
+            if below is not None:
+                return {name: place, **below}
+        return None
+    if not isinstance(node, Mapping):
+        return {} if node == value else None
+    if not isinstance(value, Mapping) or value.keys() != node.keys():
+        return None
+    found: dict[str, Any] = {}
+    for key, child in node.items():
+        below = encoded(child, f"{name}.{key}" if name else key, value[key])
+        if below is None:
+            return None
+        found |= below
+    return found
+
+
 def grid_of(node: Any, name: str) -> Iterator[dict[str, Any]]:
     """Yield every combination of choices within a node of the tree."""
     if not isinstance(node, Choice):

@@ -4,7 +4,8 @@ from dynopt_ray.cluster.trials.board import TrialBoard
 from dynopt_ray.cluster.trials.board_trial import BoardTrial
 from dynopt_ray.cluster.trials.front import KeptNetworks, rank
 from dynopt_ray.cluster.trials.loop import LoopConfig, TrialLoop
-from dynopt_ray.cluster.trials.plain_values import from_json, to_json
+from dynopt_ray.cluster.trials.packs import Advance, PackableTrial, TrialPack, TurnTaking
+from dynopt_ray.cluster.trials.plain_values import flat_config, from_json, to_json
 from dynopt_ray.cluster.trials.pools import ActorPool, LocalPool, SlotPool
 from dynopt_ray.cluster.trials.records import RecordSink, SearchRecords, replay
 from dynopt_ray.cluster.trials.trial import (
@@ -22,6 +23,7 @@ from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig
 __all__ = [
     "UNFINISHED",
     "ActorPool",
+    "Advance",
     "BoardTrial",
     "Config",
     "KeptNetworks",
@@ -29,6 +31,7 @@ __all__ = [
     "LoopConfig",
     "Measured",
     "Measurement",
+    "PackableTrial",
     "RecordSink",
     "SearchRecords",
     "SlotPool",
@@ -36,10 +39,13 @@ __all__ = [
     "TrialBoard",
     "TrialFiles",
     "TrialLoop",
+    "TrialPack",
     "TrialStatus",
     "TrialWorker",
+    "TurnTaking",
     "WorkerConfig",
     "failure",
+    "flat_config",
     "from_json",
     "rank",
     "replay",

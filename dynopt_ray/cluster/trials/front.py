@@ -15,11 +15,13 @@ class _Kept:
     number: int
     accuracy: float
     score: float
-    cost: float
+    costs: tuple[float, ...]
 
     def beats(self, other: "_Kept") -> bool:
         """Whether it is at least as good in everything; of equal ones the earlier wins."""
-        mine, theirs = ((one.accuracy, one.score, -one.cost) for one in (self, other))
+        mine, theirs = (
+            (one.accuracy, one.score, *(-cost for cost in one.costs)) for one in (self, other)
+        )
         if mine == theirs:
             return self.number < other.number
         return all(a >= b for a, b in zip(mine, theirs, strict=True))
@@ -28,15 +30,17 @@ class _Kept:
 class KeptNetworks:
     """Decides whose networks are kept: no other finished trial is at least as good in everything.
 
-    That is in accuracy, in the mean score of validation rows, and in cost. The trial with the
+    That is in accuracy, in the mean score of validation rows, and in costs. The trial with the
     highest utility is always among them.
 
     Args:
         forget: called with a trial whose network is no longer needed.
+        costs: the figures that should be low. `cost` is always one of them.
     """
 
-    def __init__(self, forget: Callable[[int], None]) -> None:
+    def __init__(self, forget: Callable[[int], None], costs: Sequence[str] = ("cost",)) -> None:
         self._forget = forget
+        self._costs = tuple(dict.fromkeys([*costs, "cost"]))
         self._kept: dict[int, _Kept] = {}
 
     def offer(
@@ -50,7 +54,8 @@ class KeptNetworks:
             scores: its scores of validation rows, if it gave them.
         """
         score = sum(scores) / len(scores) if scores else row["accuracy"]
-        offered = _Kept(number, row["accuracy"], score, row["cost"])
+        costs = tuple(float(row[name]) for name in self._costs)
+        offered = _Kept(number, row["accuracy"], score, costs)
         if any(one.beats(offered) for one in self._kept.values()):
             return False
         for one in [*self._kept.values()]:

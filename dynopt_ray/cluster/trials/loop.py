@@ -131,7 +131,7 @@ class TrialLoop:
         has_room = False
         for slot in self._pool.idle(-(-self._num_wanted // self._config.per_slot)):
             commands = self._todo.pop(slot, [])
-            while len(slot.members) < self._num_members:
+            while self._num_places(slot) < self._num_members:
                 command = self._next_start(slot)
                 if command is None:
                     break
@@ -144,6 +144,16 @@ class TrialLoop:
                 self._num_busy += 1
                 self._filled_at = time.monotonic()
         return has_room
+
+    def _num_places(self, slot: Slot) -> int:
+        """Return the number of places of a slot that are taken.
+
+        In a pack, a member that ends makes room for the next one at once. A trial that has a slot
+        to itself ends first: its end would otherwise be known only when the next one has measured.
+        """
+        if self._num_members == 1:
+            return len(slot.members)
+        return len(slot.members - self._finishing.keys())
 
     def _begin_round(self) -> None:
         """In order: start trials until as many run as may, and let them wait for slots."""
@@ -323,6 +333,7 @@ class TrialLoop:
         """Let the trials of a lost slot be continued, unless that has been tried too often."""
         self._todo.pop(slot, None)
         members = sorted(slot.members)
+        running = slot.members - self._finishing.keys()
         slot.members.clear()
         for number in members:
             trial = self._board.trials[number]
@@ -336,7 +347,7 @@ class TrialLoop:
             if number in self._waiting:
                 continue  # its measurement has arrived
             limit = self._config.time_limit_s
-            if loss.over_time and limit is not None and len(members) == 1:
+            if loss.over_time and limit is not None and len(running) == 1:
                 self._arrived(slot, TrialEnded(number, over_time(limit)))
                 continue
             trial.num_losses += 1

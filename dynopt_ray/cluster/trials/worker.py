@@ -3,8 +3,9 @@
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dynopt_ray.cluster.trials.messages import (
@@ -18,8 +19,10 @@ from dynopt_ray.cluster.trials.messages import (
     TrialFailed,
     TrialMeasured,
 )
-from dynopt_ray.cluster.trials.trial import UNFINISHED, Measurement, Trial, failure, measured
+from dynopt_ray.cluster.trials.packs import Advance, TurnTaking, new_pack
+from dynopt_ray.cluster.trials.trial import UNFINISHED, Measurement, Trial, failure
 from dynopt_ray.cluster.trials.trial_files import TrialFiles, packed
+from dynopt_ray.errors import SearchError, did_you_mean
 
 # A state is stored if the trial has run for this many times as long as storing the last one took.
 # So trials spend at most a twentieth of their time on it.
@@ -39,6 +42,8 @@ class WorkerConfig:
         time_limit_s: the time after which a trial is ended at its next measurement, in seconds.
         cpus: the cores that a trial holds; it uses one thread for each.
         gpus: the GPUs that a trial holds.
+        figures: the figures that every final measurement must have.
+        together: whether trials that can be computed together are; others take turns.
         deterministic: whether the same operations give the same bits; see `Determinism`.
     """
 
@@ -49,19 +54,20 @@ class WorkerConfig:
     time_limit_s: float | None = None
     cpus: float = 1
     gpus: float = 0
+    figures: tuple[str, ...] = ()
+    together: bool = False
     deterministic: bool = False
 
 
 @dataclass
 class _RunningTrial:
     number: int
-    rows: Iterator[Measurement]
     report: int
     known: int
     elapsed_s: float
+    saved_at_s: float
+    save_s: float
     last: Measurement | None = None
-    saved_at: float = field(default_factory=time.monotonic)
-    save_s: float = 0.0
 
 
 class TrialWorker:
@@ -73,9 +79,13 @@ class TrialWorker:
     """
 
     def __init__(self, trial: Trial, config: WorkerConfig) -> None:
-        self._trial = trial
+        self._pack = new_pack(trial, together=config.together)
         self._config = config
         self._members: dict[int, _RunningTrial] = {}
+        # Trials that take turns store their first state, to find out how long it takes. In a pack
+        # of many short trials this alone would take longer than the trials.
+        self._takes_turns = isinstance(self._pack, TurnTaking)
+        self._save_s = 0.0
         self._sees_files = (
             config.files is not None
             and config.probe is not None
@@ -88,66 +98,86 @@ class TrialWorker:
 
     def advance(self, commands: Sequence[TrialCommand]) -> list[TrialEvent]:
         """Carry out commands, and return what happened: one event for each that is not a stop."""
-        events: list[TrialEvent] = []
+        events: dict[int, TrialEvent] = {}
+        due: list[int] = []
         for command in commands:
             match command:
-                case StartTrial():
-                    events.append(self._guarded(command.number, lambda c=command: self._start(c)))
+                case StartTrial(number):
+                    failed = self._guarded(number, partial(self._start, command))
+                    if failed is None:
+                        due.append(number)
+                    else:
+                        events[number] = failed
                 case ContinueTrial(number):
-                    events.append(self._guarded(number, lambda n=number: self._next(n)))
+                    due.append(number)
                 case FinishTrial(number, keep):
-                    events.append(self._guarded(number, lambda n=number, k=keep: self._end(n, k)))
+                    ended = self._guarded(number, partial(self._end, number, keep))
+                    assert ended is not None
+                    events[number] = ended
                 case StopTrial(number):
                     self._close(number)
-        return events
+        while due:  # trials that are continued may have to make known measurements again
+            for number, advance in self._advance_pack(due).items():
+                event = self._guarded(number, partial(self._advanced, number, advance))
+                if event is not None:
+                    events[number] = event
+            due = [number for number in due if number not in events]
+        order = [c.number for c in commands if not isinstance(c, StopTrial)]
+        return [events[number] for number in order]
 
-    def _guarded(self, number: int, step: Any) -> TrialEvent:
+    def _advance_pack(self, due: Sequence[int]) -> Mapping[int, Advance]:
         try:
-            event: TrialEvent = step()
+            return self._pack.advance(due)
+        except (Exception, SystemExit) as error:
+            return {number: Advance(None, 0.0, error) for number in due}
+
+    def _guarded(self, number: int, step: Callable[[], TrialEvent | None]) -> TrialEvent | None:
+        try:
+            return step()
         except (Exception, SystemExit) as error:
             # An error ends only its own trial.
             self._close(number)
             return TrialFailed(number, failure(error))
-        return event
 
-    def _start(self, command: StartTrial) -> TrialEvent:
+    def _start(self, command: StartTrial) -> None:
         report, state = 0, None
         if self._config.files is not None and command.report:
             found = self._config.files.state(command.number, command.report)
             if found is not None:
                 report, state = found
+        begun = time.monotonic()
+        self._pack.start(command.number, command.config, state)
+        elapsed_s = command.elapsed_s + time.monotonic() - begun
         self._members[command.number] = _RunningTrial(
             number=command.number,
-            rows=measured(self._trial, command.config, state),
             report=report,
             known=command.report,
-            elapsed_s=command.elapsed_s,
+            elapsed_s=elapsed_s,
+            saved_at_s=elapsed_s,
+            save_s=0.0 if self._takes_turns else self._save_s,
         )
-        return self._next(command.number)
 
-    def _next(self, number: int) -> TrialEvent:
-        """Run a trial up to its next measurement that the search does not know yet."""
-        member = self._members[number]
-        begun = time.monotonic()
-        while True:
-            measurement = next(member.rows, None)
-            if measurement is None:
-                self._close(number)
-                return TrialEnded(number, note=UNFINISHED)
-            row = measurement.row(self._config.cost_weight)
-            member.report += 1
-            if member.report > member.known:
-                break
+    def _advanced(self, number: int, advance: Advance) -> TrialEvent | None:
+        """Return what came of a trial; None if it made a measurement that the search knows."""
+        member, measurement = self._members[number], advance.measurement
+        member.elapsed_s += advance.elapsed_s
+        if advance.error is not None:
+            raise advance.error
+        if measurement is None:
+            self._close(number)
+            return TrialEnded(number, note=UNFINISHED)
+        row = measurement.row(self._config.cost_weight)
+        if measurement.final:
+            self._check(row)
+        member.report += 1
+        if member.report <= member.known:
+            return None
         member.last = measurement
-        member.elapsed_s += time.monotonic() - begun
         limit = self._config.time_limit_s
         if limit is not None and member.elapsed_s > limit and not measurement.final:
             self._close(number)
             return TrialEnded(number, note=over_time(limit))
         state = None if measurement.final else self._state(member, measurement)
-        if state is not None and self._sees_files and self._config.files is not None:
-            self._config.files.keep_state(number, member.report, state)
-            member.saved_at = time.monotonic()
         return TrialMeasured(
             number=number,
             report=member.report,
@@ -159,15 +189,34 @@ class TrialWorker:
             state=None if self._sees_files else state,
         )
 
+    def _check(self, row: dict[str, Any]) -> None:
+        """Refuse a final measurement without a figure that the search looks for.
+
+        Raises:
+            SearchError: the message names the figure and those that there are.
+        """
+        for name in self._config.figures:
+            if name not in row:
+                known = sorted(row.keys() - {"final"})
+                raise SearchError(
+                    f"the trial measured no {name!r}, which the search looks for."
+                    f"{did_you_mean(name, known)} It measured {', '.join(known)}"
+                )
+
     def _state(self, member: _RunningTrial, measurement: Measurement) -> bytes | None:
-        """Return the state to store, or None if there is none or it is too early for the next."""
-        if measurement.state is None or self._config.files is None:
+        """Store and return the state, unless there is none or it is too early for the next."""
+        files = self._config.files
+        if measurement.state is None or files is None:
+            return None
+        since_s = member.elapsed_s - member.saved_at_s
+        if not self._config.every_state and since_s < _RUN_PER_SAVE * member.save_s:
             return None
         begun = time.monotonic()
-        if not self._config.every_state and begun - member.saved_at < _RUN_PER_SAVE * member.save_s:
-            return None
         content = packed(dict(measurement.state()))
-        member.save_s = time.monotonic() - begun
+        if self._sees_files:
+            files.keep_state(member.number, member.report, content)
+        member.saved_at_s = member.elapsed_s
+        member.save_s = self._save_s = time.monotonic() - begun
         return content
 
     def _end(self, number: int, keep: bool) -> TrialEvent:
@@ -180,10 +229,8 @@ class TrialWorker:
         return TrialEnded(number, network=network)
 
     def _close(self, number: int) -> None:
-        member = self._members.pop(number, None)
-        close = getattr(member.rows, "close", None) if member is not None else None
-        if close is not None:
-            close()
+        self._members.pop(number, None)
+        self._pack.close(number)
 
 
 def _rounded(scores: Sequence[float] | None) -> list[float] | None:

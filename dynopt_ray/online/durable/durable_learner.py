@@ -44,6 +44,9 @@ Event = tuple[NDArray[Any], NDArray[Any]]
 BuildLearner = Callable[[], OnlineLearner]
 """Builds a learner. Every call must build the same one, so its random draws must be seeded."""
 
+EventResult = LearnResult | DivergedError | None
+"""The result of one event; see `Ack`."""
+
 _CLOSED = "the learner was closed"
 _MAX_JOURNAL_BYTES = 2**28
 
@@ -54,15 +57,15 @@ class Ack:
 
     Attributes:
         sequence: the last sequence number that is on disk and learned.
-        results: one result per event sent. None for a duplicate, which was learned before, and for
-            an event that was skipped; a `DivergedError` for an event that came when the network had
-            diverged.
+        results: one result per event sent; a `DivergedError` for an event that came when the
+            network had diverged. None for an event that was skipped, and for a duplicate, which was
+            learned before, unless its result is kept (see `snapshot_every`).
         snapshot_error: why the latest periodic snapshot failed, or None. A failure loses nothing:
             the journal grows until a snapshot succeeds.
     """
 
     sequence: int
-    results: tuple[LearnResult | DivergedError | None, ...]
+    results: tuple[EventResult, ...]
     snapshot_error: str | None = None
 
 
@@ -82,7 +85,9 @@ class DurableLearner:
         directory: holds `snapshot.safetensors`, `journal` and `lock`; it is created if missing.
             Its files are readable by their owner only.
         snapshot_every: number of events between snapshots, >= 1. A smaller number makes restarts
-            faster and learning slower. A journal of more than 256 MiB causes a snapshot too.
+            faster and learning slower. A journal of more than 256 MiB causes a snapshot too. None
+            leaves snapshots to calls of `snapshot`. The results of all events since the last one
+            are then kept in memory, also through a restart, and answer duplicates.
         skip: sequence numbers of events that are not learned, because learning them failed. They
             count as quarantined. If the journal holds some of them, a snapshot is written at once,
             after which they need not be named again.
@@ -103,16 +108,17 @@ class DurableLearner:
         build: BuildLearner,
         directory: str | os.PathLike[str],
         *,
-        snapshot_every: int = 1_000,
+        snapshot_every: int | None = 1_000,
         skip: Collection[int] = (),
     ) -> None:
-        if snapshot_every < 1:
+        if snapshot_every is not None and snapshot_every < 1:
             raise ValueError(f"DurableLearner: snapshot_every is {snapshot_every}; it must be >= 1")
         self._busy = threading.RLock()
         self._snapshot_every = snapshot_every
         self._skip = frozenset(skip)
         self._broken: str | None = None
         self._snapshot_error: str | None = None
+        self._results: dict[int, EventResult] = {}
         with contextlib.ExitStack() as on_failure:
             self._directory = on_failure.enter_context(LearnerDirectory(Path(directory)))
             self._journal = on_failure.enter_context(self._directory.journal())
@@ -162,11 +168,17 @@ class DurableLearner:
         for entry in entries:
             stored_bytes(entry.x, entry.y)
         self._journal.append(entries)
+        known = [self._results.get(first + index) for index in range(num_known)]
         results = [self._apply(entry) for entry in entries]
-        is_large = self._journal.num_bytes > _MAX_JOURNAL_BYTES
-        if is_large or self.sequence - self._covered >= self._snapshot_every:
+        if self._snapshot_is_due():
             self._snapshot_if_possible()
-        return Ack(self.sequence, (*[None] * num_known, *results), self._snapshot_error)
+        return Ack(self.sequence, (*known, *results), self._snapshot_error)
+
+    def _snapshot_is_due(self) -> bool:
+        if self._snapshot_every is None:
+            return False
+        is_large = self._journal.num_bytes > _MAX_JOURNAL_BYTES
+        return is_large or self.sequence - self._covered >= self._snapshot_every
 
     def snapshot(self) -> None:
         """Write the whole state, then empty the journal.
@@ -180,6 +192,7 @@ class DurableLearner:
             self._refuse_if_broken()
             self._directory.write_snapshot(self.sequence, self.learner.state_dict())
             self._covered = self.sequence
+            self._results.clear()
             self._snapshot_error = None
             # A crash at this point leaves entries that the snapshot covers; `_catch_up` skips them.
             self._journal.restart(self.sequence)
@@ -235,8 +248,8 @@ class DurableLearner:
         if skipped & self._skip:
             self.snapshot()
 
-    def _apply(self, entry: Entry) -> LearnResult | DivergedError | None:
-        result: LearnResult | DivergedError | None = None
+    def _apply(self, entry: Entry) -> EventResult:
+        result: EventResult = None
         try:
             if entry.sequence in self._skip:
                 reason = f"event {entry.sequence} of the journal was skipped, as was asked for"
@@ -255,6 +268,8 @@ class DurableLearner:
             )
             raise
         self.sequence = entry.sequence
+        if self._snapshot_every is None:
+            self._results[entry.sequence] = result
         return result
 
     def _snapshot_if_possible(self) -> None:

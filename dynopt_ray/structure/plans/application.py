@@ -43,6 +43,7 @@ from dynopt_ray.structure.preserve import (
     has_tensors,
     masked_parameters,
     recompute_weights,
+    update_switches,
     value_of,
     within,
 )
@@ -73,10 +74,12 @@ class Receipt:
     _transaction: Transaction = field(repr=False)
 
     def undo(self) -> None:
-        """Restore, bit for bit, everything that the plan touched.
+        """Restore the network and the optimizers of the plan, bit for bit.
 
-        These are weights, buffers, optimizer state and attributes. Training since the plan is lost
-        in the tensors that the plan touched. Other tensors keep their current values.
+        These are widths, blocks, weights, buffers, masks, attributes and optimizer state, whether
+        the plan touched them or not. So training since the plan is lost. The receipt holds copies
+        of all of it until then; `Graph.commit` frees them. Learning rates and other options of
+        optimizers stay, and so do the dtype and device of the network if they were changed.
 
         Raises:
             EditError: the plan was undone or committed already, or the network was changed later:
@@ -158,10 +161,16 @@ def apply_plan(
         before, after = read_costs(unread, network.unread_cost())
         receipt = Receipt(plan, widths, before, after, refitted, network, history, transaction)
         transaction.set_item(HISTORIES, network.model, history)
+        transaction.keep_values(_last_transaction(network))
         transaction.set_attribute(network, "receipts", [*network.receipts, receipt])
         return receipt
 
     return within(transaction, applied)
+
+
+def _last_transaction(network: Network) -> Transaction | None:
+    last = network.receipts[-1] if network.receipts else None
+    return last._transaction if isinstance(last, Receipt) else None
 
 
 def _changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:
@@ -259,6 +268,7 @@ def _apply_widths(
             module = network.model.get_submodule(attribute.module)
             transaction.set_attribute(module, attribute.name, getattr(module, attribute.name))
             attribute.write(network.model, value_now + attribute.change(added))
+    update_switches(network.model.modules(), transaction)
     resized_here = {(s.parameter, s.dim) for change in changes for s in change.group.slices}
     before = RESIZED.get(network.model, frozenset())
     transaction.set_item(RESIZED, network.model, before | resized_here)

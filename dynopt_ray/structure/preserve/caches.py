@@ -22,13 +22,14 @@ ABSENT = object()
 """The value of an attribute that a module does not have."""
 
 _DEPTH = 4
+_NESTING = (dict, list, tuple)
 
 
 def tensors_within(value: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
     """Yield the tensors in nested dicts, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
-    elif depth and isinstance(value, dict | list | tuple):
+    elif depth and isinstance(value, _NESTING):
         for item in value.values() if isinstance(value, dict) else value:
             yield from tensors_within(item, depth - 1)
 

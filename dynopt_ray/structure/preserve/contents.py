@@ -9,6 +9,9 @@ from torch import Tensor, nn
 Cache = tuple[nn.Module | type[nn.Module], str]
 """A module or its class, and the name of an attribute in which it keeps tensors."""
 
+CONTAINERS = (dict, list, set)
+"""A tuple, because a union of types would be made anew at each of many thousand checks."""
+
 _DEPTH = 4
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _NOT_OWN = ("torch.", "builtins")
@@ -37,7 +40,7 @@ def containers_and_memories(
         if base.__module__.startswith(_NOT_OWN):
             continue
         for name, value in vars(base).items():
-            if isinstance(value, dict | list | set):
+            if isinstance(value, CONTAINERS):
                 if not name.startswith("__"):
                     containers.append(((base, name), value))
                 continue
@@ -49,7 +52,7 @@ def containers_and_memories(
 
 def nested_containers(value: Any, depth: int = _DEPTH) -> Iterable[Any]:
     """Yield a dict, list or set and the containers nested in it, down to `depth` levels."""
-    if depth and isinstance(value, dict | list | set):
+    if depth and isinstance(value, CONTAINERS):
         yield value
         for item in value.values() if isinstance(value, dict) else value:
             yield from nested_containers(item, depth - 1)

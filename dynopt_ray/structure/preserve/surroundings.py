@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from dynopt_ray.structure.preserve.caches import ABSENT, has_tensors
 from dynopt_ray.structure.preserve.contents import (
+    CONTAINERS,
     Cache,
     containers_and_memories,
     nested_containers,
@@ -92,7 +93,7 @@ class Surroundings:
             (module, key, value, value.copy())
             for module, attributes in self._attributes
             for key, value in attributes.items()
-            if isinstance(value, dict | list | set)
+            if isinstance(value, CONTAINERS)
         ]
         # Nested containers, and those of the modules' classes: a pass without data must not leave
         # anything in them, either.

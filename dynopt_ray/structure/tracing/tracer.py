@@ -18,7 +18,6 @@ import numpy as np
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.structure.tracing.consumers import Consumers
 from dynopt_ray.structure.tracing.counts import NUMBERS, SIZES, Kept, counted_entries, counted_sizes
 from dynopt_ray.structure.tracing.inexactness import Inexactness
@@ -151,8 +150,6 @@ class Trace(TorchFunctionMode):
         """Apply a rule; if it fails, pin everything that the operation read."""
         try:
             handler(self, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
-        except OF_THE_MACHINE:
-            raise
         except Exception as error:  # a rule may be the user's own
             failed = f"rule {handler.__name__!r} failed ({type(error).__name__}: {error})"
             unknown_operation(self, out, func, args, kwargs, failed)

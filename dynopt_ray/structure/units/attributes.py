@@ -72,7 +72,10 @@ def _per_unit(link: Link, grouping: Grouping) -> dict[str, int]:
     """
     per_unit, ids = {}, link.ids
     group_of, unit_of = grouping.group_of[ids], grouping.unit_of[ids]
-    for index in np.unique(group_of[group_of >= 0]).tolist():
+    present = group_of[group_of >= 0]
+    if len(present) and bool((present == present[0]).all()):  # the usual case
+        present = present[:1]
+    for index in np.unique(present).tolist():
         group = grouping.groups[index]
         times = np.bincount(unit_of[group_of == index], minlength=group.width)
         # If all ids are of a single unit, the attribute may count units or the unit's coordinates.

@@ -226,14 +226,15 @@ class Record:
     def owners(self, ids: IdArray) -> list[tuple[str, int]]:
         """Return the parameter dimensions that own some of these ids."""
         found = []
-        rest = np.unique(ids)
+        rest = ids.ravel()
         while len(rest):
-            after = bisect.bisect_right(self._owned, rest[0], key=operator.itemgetter(0))
+            first = int(rest.min())
+            after = bisect.bisect_right(self._owned, first, key=operator.itemgetter(0))
             key = self._owned[after - 1][1]
             last = self.parameter_ids[key][-1]
-            if rest[0] <= last:
+            if first <= last:
                 found.append(key)
             elif after == len(self._owned):
                 break  # these ids were created inside the forward pass
-            rest = rest[rest > max(last, rest[0])]
+            rest = rest[rest > max(last, first)]
         return found

@@ -1,5 +1,6 @@
 """Measure what a network costs per sample and how well it performs."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -53,6 +54,16 @@ class Costs:
         self._latency: LatencyModel | None = None
         self._correction = 1.0
         self._per_sample = measure(graph.model, self._sample).flops / traced if traced else 1.0
+
+    def of_copy(self, graph: Graph) -> "Costs":
+        """Return the costs of a copy of the graph, without running the copy.
+
+        The copy may have other widths by now. Its FLOPs per sample are counted as those of the
+        graph are when its widths change.
+        """
+        costs = copy.copy(self)
+        costs._graph, costs._latency, costs._correction = graph, None, 1.0
+        return costs
 
     def now(self, *, latency: bool = False) -> Cost:
         """Return the cost of the present network.

@@ -11,6 +11,9 @@ from dynopt_ray.tasks import Task
 
 SCORE_ROWS = 2048
 CALIBRATION_ROWS = 4096
+# Calibration keeps no activations for gradients, so its batches may be larger than those of
+# training. For small networks the number of batches decides how long it takes.
+_CALIBRATION_BATCH = 4
 
 
 def sample_batches(task: Task, num_rows: int, generator: torch.Generator) -> list[Batch]:
@@ -44,7 +47,7 @@ def calibration_inputs(
     if compensate is None or compensate is False:
         return None
     if compensate is True:
-        return [x for x, _ in sample_batches(task, CALIBRATION_ROWS, generator)]
+        return _joined([x for x, _ in sample_batches(task, CALIBRATION_ROWS, generator)])
     if isinstance(compensate, Tensor):
         return [compensate]
     if isinstance(compensate, str | Mapping) or not isinstance(compensate, Iterable):
@@ -53,3 +56,11 @@ def calibration_inputs(
             "the network takes them"
         )
     return list(compensate)
+
+
+def _joined(batches: list[Inputs]) -> list[Inputs]:
+    """Return the same rows in batches that are larger, if these are tensors."""
+    if not all(isinstance(batch, Tensor) for batch in batches):
+        return batches
+    some = range(0, len(batches), _CALIBRATION_BATCH)
+    return [torch.cat(batches[first : first + _CALIBRATION_BATCH]) for first in some]  # type: ignore[arg-type]

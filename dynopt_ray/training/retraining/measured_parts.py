@@ -1,5 +1,6 @@
 """Train in parts, with a measurement after each part."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,7 @@ class TrainingInParts:
         num_steps: total number of optimizer steps.
         num_parts: number of parts of nearly equal length. At most `num_steps` parts are made.
         seed: seed of the order of training rows, and of what layers such as dropout draw.
+        batch_size: rows per batch. None takes the task's.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class TrainingInParts:
         num_steps: int,
         num_parts: int,
         seed: int,
+        batch_size: int | None = None,
     ) -> None:
         self._task = task
         self._rate = rate
@@ -59,6 +62,7 @@ class TrainingInParts:
         pairs = self._population.members if self._population else [(model, optimizer)]
         self._members = [(*pair, torch.Generator().manual_seed(seed)) for pair in pairs]
         self._random = RandomStream(model, seed)
+        self._batch_size = batch_size
         self._num_steps = num_steps
         self._num_parts = min(num_parts, num_steps)
         self._part = 0
@@ -110,17 +114,64 @@ class TrainingInParts:
         if self._scheduler is not None:
             self._scheduler.set_rates()
 
+    @property
+    def learner(self) -> tuple[nn.Module, Optimizer, torch.Generator]:
+        """The network, its optimizer and the generator of the order of rows.
+
+        With them, somebody else may train the next part; see `next_part` and `finish_part`.
+        """
+        return self._members[0]
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows per batch; None is the task's."""
+        return self._batch_size
+
+    def next_part(self) -> list[float]:
+        """Return the learning rate of each step of the next part; none if all is done.
+
+        Raises:
+            ValueError: the rate does not follow a schedule, or is negative or not finite.
+        """
+        if self._rate.schedule is None:
+            raise ValueError("only training whose rate follows a schedule can be done elsewhere")
+        if self._part == self._num_parts:
+            return []
+        steps = range(self._steps(self._part), self._steps(self._part + 1))
+        rates = [float(self._rate.schedule(step)) for step in steps]
+        if not all(0 <= rate < math.inf for rate in rates):
+            raise ValueError(f"{self._rate.schedule!r} returns rates that are negative or infinite")
+        return rates
+
+    def finish_part(
+        self, *, loss: float, validation_loss: float, accuracy: float
+    ) -> tuple[int, dict[str, float]]:
+        """Note that the next part was trained elsewhere, and return what iterating would give."""
+        rate = self.next_part()[-1]
+        self._part += 1
+        end = self._steps(self._part)
+        if self._scheduler is not None:
+            now = {"last_epoch": end, "step_count": end + 1}
+            self._scheduler.load_state_dict({**self._scheduler.state_dict(), **now})
+        figures = {"validation_loss": validation_loss, "accuracy": accuracy}
+        return end, {"loss": loss, "lr": rate, **figures}
+
+    @property
+    def progress(self) -> str:
+        """How many steps are done, for messages."""
+        return f"after {self._steps(self._part)} of {self._num_steps} steps"
+
     def _trained_part(self) -> tuple[int, dict[str, float]]:
         done = self._steps(self._part)
         end = self._steps(self._part + 1)
         try:
             with self._random():
                 found = [
-                    _trained(self._task, *member, end - done, self._scheduler)
+                    _trained(self._task, *member, end - done, self._scheduler, self._batch_size)
                     for member in self._members
                 ]
         except DivergedError as error:
-            raise DivergedError(f"after {done} of {self._num_steps} steps: {error}") from error
+            raise DivergedError(f"{self.progress}: {error}") from error
         self._part += 1
         losses = [figures["validation_loss"] for figures in found]
         figures = found[losses.index(min(losses))]
@@ -146,9 +197,17 @@ def _trained(
     generator: torch.Generator,
     num_steps: int,
     scheduler: LRScheduler | None,
+    batch_size: int | None,
 ) -> dict[str, float]:
     """Train one network for one part and return its measurements."""
-    stats = task.train_steps(model, optimizer, num_steps, generator=generator, schedule=scheduler)
+    stats = task.train_steps(
+        model,
+        optimizer,
+        num_steps,
+        batch_size=batch_size,
+        generator=generator,
+        schedule=scheduler,
+    )
     metrics = task.evaluate(model)
     return {
         "loss": stats.mean_loss,

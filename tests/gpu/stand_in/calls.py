@@ -29,6 +29,8 @@ class Calls(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
+        if func is torch.device and args and isinstance(args[0], int):
+            return self._devices.named(args[0])
         if func in _FROM_VALUES:
             return self._from_values(func, args, options)
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
@@ -81,6 +83,8 @@ class Calls(TorchFunctionMode):
                 f"can't convert {device} device type tensor to numpy. Use Tensor.cpu() to copy the "
                 "tensor to host memory first."
             )
+        if func is Tensor.record_stream:
+            return None
         if func is Tensor.get_device:
             return device.index
         with self._operations.within(device):

@@ -130,6 +130,8 @@ class StandIn:
             "cuda.current_stream": lambda device=None: _Stream(self, index(device)),
             "accelerator.current_stream": lambda device=None: _Stream(self, index(device)),
             "cuda.set_stream": lambda _stream: None,
+            "cuda.default_stream": lambda device=None: _Stream(self, index(device)),
+            "cuda.stream": lambda _stream: contextlib.nullcontext(),
             "cuda.get_device_name": lambda device=None: f"stand-in {index(device)}",
             "cuda.is_bf16_supported": lambda _emulated=True: True,
             "cuda.get_device_properties": lambda device=None: _Properties(f"{index(device)}"),

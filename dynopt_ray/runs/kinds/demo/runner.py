@@ -15,6 +15,7 @@ from dynopt_ray.runs.kinds.demo.spec import DemoSpec
 from dynopt_ray.runs.kinds.policy import check_environment, run_comparison, run_training
 from dynopt_ray.runs.kinds.search import (
     add_best_curve,
+    check_packs,
     check_plugins,
     front,
     run_search,
@@ -44,6 +45,7 @@ def prepare(spec: DemoSpec) -> PreparedRun:
     check_learner(spec.learner)
     check_environment(ENVIRONMENT, _environment(spec))
     origin = prepare_origin(spec)
+    check_packs(spec.search, spec.space, origin.task, spec.optimizer)
     return partial(_run, spec, origin, make_stream(origin.task, spec.stream, seed=spec.seed))
 
 
@@ -89,7 +91,6 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             optimizer=spec.optimizer,
             seed=spec.seed,
             device=spec.device,
-            deterministic=spec.deterministic,
             start=adaptation.before.cost,
             **utility,
         )

@@ -22,9 +22,12 @@ from dynopt_ray.policies import (
 )
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.policy.spec import PolicySpec, environment
+from dynopt_ray.runs.progress import Stage
 from dynopt_ray.runs.run import Run
 
 POLICY_FILE = "policy/policy.safetensors"
+_TRAINING, _COMPARISON = "policy", "comparison"
+_RETURN = "return"
 # Gives the evaluation other starting networks, episodes and batches than the training, whose seeds
 # are small.
 _EVALUATION_SEED = 1_000_000
@@ -90,33 +93,42 @@ def run_training(
         env: arguments of the environment.
         seed: seed of all random choices.
     """
-    points: list[dict[str, Any]] = []
+    directory = run.directory.path / "policy"
+    if run.parts.result(_TRAINING) is not None:
+        return DQNPolicy.load(run.directory.path / POLICY_FILE)
+    journal = run.directory.journal
+    # A training that continues begins at its last saved state, so later returns come again.
+    returns = {r["steps"]: r["episode_return"] for r in journal.records if r.kind == _RETURN}
     with run.progress.stage("train a policy", settings.num_steps) as stage:
+        shown = 0
 
         def on_progress(progress: PolicyProgress) -> None:
-            before = points[-1]["steps"] if points else 0
+            nonlocal shown
             note = ""
             if progress.mean_return is not None:
                 note = f"return {progress.mean_return:.3f}"
-            stage.advance(progress.num_steps - before, note=note)
-            points.append({"steps": progress.num_steps, "episode_return": progress.mean_return})
+            stage.advance(progress.num_steps - shown, note=note)
+            shown = progress.num_steps
+            returns[shown] = progress.mean_return
+            journal.append(_RETURN, steps=shown, episode_return=progress.mean_return)
 
         policy = train_policy(
             replace(settings, env_id=env_id, env_kwargs=dict(env), seed=seed),
-            directory=run.directory.path / "policy",
+            directory=directory,
             on_progress=on_progress,
             address=run.address,
         )
-        last = points[-1]["episode_return"] if points else None
+        last = returns[max(returns)] if returns else None
         stage.result(
             f"{settings.num_steps:,} steps"
             + (f", mean return {last:.3f} while exploring" if last is not None else "")
         )
+    curve = pd.DataFrame(sorted(returns.items()), columns=["steps", "episode_return"]).dropna()
+    run.directory.write_table("policy", curve.iloc[:: max(1, len(curve) // _MOST_POINTS)])
+    run.parts.finish(_TRAINING, {"steps": settings.num_steps})
     # The replay buffer and optimizer state, with which an interrupted training would resume. This
     # training is complete.
-    (run.directory.path / "policy" / "training.safetensors").unlink(missing_ok=True)
-    curve = pd.DataFrame(points).dropna()
-    run.directory.write_table("policy", curve.iloc[:: max(1, len(curve) // _MOST_POINTS)])
+    (directory / "training.safetensors").unlink(missing_ok=True)
     return policy
 
 
@@ -137,26 +149,14 @@ def run_comparison(
     Returns:
         One row per policy and episode.
     """
-    parts = []
-    unseen = with_unseen_networks(env_id, env)
-    effort = None
-    policies = {"learned": policy, "random": RandomPolicy(seed, _endings(env_id, env))}
-    with run.progress.stage("compare policies", len(policies)) as stage:
-        for name, compared in policies.items():
-            reached = evaluate_policy(
-                compared,
-                env_id,
-                unseen,
-                num_episodes=num_episodes,
-                seed=_EVALUATION_SEED + seed,
-                effort=effort,
-            )
-            effort = reached.effort
-            columns = {field: getattr(reached, field) for field in _COLUMNS}
-            part = pd.DataFrame({"policy": name, "episode": range(num_episodes), **columns})
-            parts.append(part)
-            stage.advance(note=f"{name}: utility {reached.mean:.4f}")
-        episodes = pd.concat(parts, ignore_index=True)
+    kept = run.parts.result(_COMPARISON)
+    with run.progress.stage("compare policies", 2) as stage:
+        if kept is None:
+            policies = {"learned": policy, "random": RandomPolicy(seed, _endings(env_id, env))}
+            episodes = _compared(stage, policies, env_id, env, num_episodes=num_episodes, seed=seed)
+            run.parts.finish(_COMPARISON, {"episodes": episodes.to_dict("list")})
+        else:
+            episodes = pd.DataFrame(kept["episodes"])
         means = episodes.groupby("policy", sort=False)[[*_FIGURES, "gradient_steps"]]
         table = means.mean().reset_index()
         table.insert(2, "utility_sd", means.std()["utility"].to_numpy())
@@ -166,6 +166,35 @@ def run_comparison(
     own = env_id == ENVIRONMENT
     run.outcome("policies", "Policies on unseen networks" if own else "Policies", table)
     return episodes
+
+
+def _compared(
+    stage: Stage,
+    policies: Mapping[str, Policy],
+    env_id: str,
+    env: Mapping[str, Any],
+    *,
+    num_episodes: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Return one row per policy and episode; the first policy sets the effort of all."""
+    parts = []
+    unseen = with_unseen_networks(env_id, env)
+    effort = None
+    for name, policy in policies.items():
+        reached = evaluate_policy(
+            policy,
+            env_id,
+            unseen,
+            num_episodes=num_episodes,
+            seed=_EVALUATION_SEED + seed,
+            effort=effort,
+        )
+        effort = reached.effort
+        columns = {field: getattr(reached, field) for field in _COLUMNS}
+        parts.append(pd.DataFrame({"policy": name, "episode": range(num_episodes), **columns}))
+        stage.advance(note=f"{name}: utility {reached.mean:.4f}")
+    return pd.concat(parts, ignore_index=True)
 
 
 def with_unseen_networks(env_id: str, env: Mapping[str, Any]) -> dict[str, Any]:

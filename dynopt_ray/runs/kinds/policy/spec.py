@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dynopt_ray.cluster import ClusterNeed
+from dynopt_ray.cluster import training_need
 from dynopt_ray.policies import ENVIRONMENT, DQNSettings
 from dynopt_ray.runs.kind import Kind, WorkPart
 from dynopt_ray.runs.spec import Fills, Spec
@@ -35,18 +35,6 @@ class PolicySpec(Spec):
 def environment(spec: PolicySpec) -> dict[str, Any]:
     """Return the arguments of the environment; our own one computes on the device of the spec."""
     return dict(spec.env) if spec.env_id else {"device": spec.device, **spec.env}
-
-
-def training_need(settings: DQNSettings) -> ClusterNeed:
-    """Return what the training of a policy needs from a cluster: one CPU for each process."""
-    runners, learners = settings.num_env_runners, settings.num_learners
-    per_runner = settings.gpus_per_env_runner if runners else 0
-    per_learner = settings.gpus_per_learner if learners else 0
-    return ClusterNeed(
-        gpus=max(per_runner, per_learner),
-        total_cpus=runners + learners,
-        total_gpus=runners * per_runner + learners * per_learner,
-    )
 
 
 def policy_work(settings: DQNSettings, env_id: str, env: Mapping[str, Any]) -> WorkPart:

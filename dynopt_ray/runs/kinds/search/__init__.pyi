@@ -1,4 +1,5 @@
-from .runner import add_best_curve, check_plugins, front, run_search
+from .runner import add_best_curve, check_packs, run_search
+from .searched import check_plugins, front
 from .spec import (
     KIND,
     SearchSettings,
@@ -16,6 +17,7 @@ __all__ = [
     "SearchSpace",
     "SearchSpec",
     "add_best_curve",
+    "check_packs",
     "check_plugins",
     "check_space",
     "front",

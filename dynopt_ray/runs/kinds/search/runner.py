@@ -12,20 +12,23 @@ from dynopt_ray.cluster import (
     PruneTrial,
     Range,
     SearchResult,
-    SearchStorage,
     Space,
-    TrialLog,
-    draws,
-    make_scheduler,
+    check_pack,
     rate_range,
-    search,
 )
 from dynopt_ray.devices import gpus_granted
-from dynopt_ray.errors import DynoptError, SpecError
-from dynopt_ray.journals import store_at
+from dynopt_ray.errors import DynoptError
 from dynopt_ray.runs.kind import PreparedRun
-from dynopt_ray.runs.kinds.search.spec import SearchSettings, SearchSpec
-from dynopt_ray.runs.kinds.search.tables import SearchTables, trial_points
+from dynopt_ray.runs.kinds.search.own_trial import prepare_own
+from dynopt_ray.runs.kinds.search.searched import (
+    check_plugins,
+    check_warm_start,
+    searched,
+    write_tables,
+)
+from dynopt_ray.runs.kinds.search.spec import OwnTrialSpec, SearchSettings, SearchSpec
+from dynopt_ray.runs.kinds.search.tables import trial_points
+from dynopt_ray.runs.kinds.search.winner import keep_winner
 from dynopt_ray.runs.origin import (
     Curves,
     Origin,
@@ -43,19 +46,37 @@ from dynopt_ray.training import loaded_network, network_bytes
 _RANGE_TEST = "range test"
 
 
-def prepare(spec: SearchSpec) -> PreparedRun:
+def prepare(spec: SearchSpec | OwnTrialSpec) -> PreparedRun:
     """Prepare a search.
 
     Raises:
         SpecError: the searcher or the scheduler refuses its arguments, the number of trials is
-            missing, or the search cannot begin with a range test.
+            missing, the search cannot begin with a range test, or trials cannot be put into packs.
         DynoptError: the task or the starting network is missing or wrong.
     """
+    if isinstance(spec, OwnTrialSpec):
+        return prepare_own(spec)
     check_plugins(spec.search, spec.space)
-    return partial(_run, spec, prepare_origin(spec))
+    origin = prepare_origin(spec)
+    check_packs(spec.search, spec.space, origin.task, spec.optimizer)
+    return partial(_run, spec, origin)
+
+
+def check_packs(
+    settings: SearchSettings, space: Space, task: Task, optimizer: str | Mapping[str, Any]
+) -> None:
+    """Refuse packs that cannot be, before any training.
+
+    Raises:
+        SpecError: the trials cannot be trained together.
+    """
+    # It follows from the structure of the network, which therefore need not be trained yet.
+    trial = PruneTrial(task, b"", retrain_steps=settings.retrain_steps, optimizer=optimizer)
+    check_pack(trial, space, settings.pack, order=settings.order)
 
 
 def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
+    check_warm_start(run, spec.search, spec.space, spec.cost_weight)
     curves = Curves()
     model = origin.model(run, curves)
     before = figures("before", origin.task, model)
@@ -70,7 +91,6 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
         optimizer=spec.optimizer,
         seed=spec.seed,
         device=spec.device,
-        deterministic=spec.deterministic,
     )
     assert result.network is not None  # every finished pruning trial has one
     winner = loaded_network(origin.task, result.network)
@@ -80,21 +100,14 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
     compared = by_setting(result.trials)
     if compared is not None:
         run.outcome("settings", "Settings, mean over seeds", compared)
-    run.directory.write_results(result.trials)
-    run.directory.write_table("trials", result.history)
-    run.directory.write_table("front", front(result))
+    write_tables(run, result)
     start = {"series": "start", "name": "start", "cost": 1.0, "accuracy": before["accuracy"]}
     chart = pd.concat([pd.DataFrame([start]), trial_points(result.trials)])
     run.directory.write_table("pareto", chart)
     add_best_curve(curves, result)
     curves.write(run)
     keep_network(run, winner, task=spec.task, config=result.best.config)
-
-
-def front(result: SearchResult) -> pd.DataFrame:
-    """Return the trials on the Pareto front, without empty columns, status and step."""
-    without_empty = result.pareto.replace("", None).dropna(axis="columns", how="all")
-    return without_empty.drop(columns=["status", "step"])
+    keep_winner(run, spec, result.best.config)
 
 
 def add_best_curve(curves: Curves, result: SearchResult) -> None:
@@ -106,35 +119,6 @@ def add_best_curve(curves: Curves, result: SearchResult) -> None:
             int(row["step"]),
             **{name: float(row[name]) for name in ("loss", "lr", "validation_loss", "accuracy")},
         )
-
-
-def _lead(result: SearchResult) -> str:
-    """Say which trial wins, and why if it is not the one with the highest utility."""
-    best, highest = result.best, result.highest
-    if best.trial == highest.trial:
-        return "best "
-    return (
-        f"trial {best.trial} is the cheapest within one standard error of trial {highest.trial} "
-        f"(utility {highest.utility:.4f}): "
-    )
-
-
-def check_plugins(settings: SearchSettings, space: Space) -> None:
-    """Make the searcher and the scheduler once, to check their arguments.
-
-    Raises:
-        SpecError: one of them refuses its arguments, the number of trials is missing, or the search
-            should begin at the rate of a range test but cannot.
-    """
-    if settings.find_rate and rate_range(space) is None:
-        raise SpecError(
-            "search.find_rate: the space has no range of learning rates to begin in; give lr one, "
-            "e.g. lr: {name: cosine, initial: {low: 1e-4, high: 0.1, log: true}}"
-        )
-    # The check is the same for every first point.
-    first: list[Point] = [{}] if settings.find_rate else []
-    draws(settings.searcher, space, num_trials=settings.num_trials, first=first)
-    make_scheduler(settings.scheduler, num_reports=settings.num_reports, space=space)
 
 
 def _first(run: Run, trial: PruneTrial, space: Space) -> list[Point]:
@@ -175,7 +159,6 @@ def run_search(
     optimizer: str | Mapping[str, Any],
     seed: int,
     device: str,
-    deterministic: bool,
     start: Cost | None = None,
 ) -> SearchResult:
     """Search from a trained network, and show the progress.
@@ -191,7 +174,6 @@ def run_search(
         optimizer: the optimizer of the retraining.
         seed: seed of the draws and of the training.
         device: the device of trials.
-        deterministic: whether trials give the same bits on a GPU for the same seed.
         start: the cost that costs are relative to; None is that of this network.
     """
     trial = PruneTrial(
@@ -207,32 +189,12 @@ def run_search(
     )
     with gpus_granted(settings.gpus_per_trial > 0):
         first = _first(run, trial, space) if settings.find_rate else []
-    _, num_trials = draws(settings.searcher, space, num_trials=settings.num_trials)
-    with run.progress.stage("search", num_trials) as stage:
-        tables = SearchTables(run.directory)
-
-        def on_end(log: TrialLog) -> None:
-            best = log.best_so_far
-            stage.advance(note=f"best utility {best['utility']:.4f}" if best else "")
-            tables.update(log)
-
-        result = search(
-            trial,
-            space,
-            **settings.model_dump(exclude={"retrain_steps", "find_rate"}),
-            first=first,
-            deterministic=deterministic,
-            cost_weight=cost_weight,
-            seed=seed,
-            address=run.address,
-            storage=SearchStorage(run.directory.journal, store_at(str(run.directory.path))),
-            on_end=on_end,
-        )
-        counts = result.trials["status"].value_counts()
-        ended = ", ".join(f"{count} {status}" for status, count in counts.items())
-        best = result.best
-        stage.result(
-            f"{ended}; {_lead(result)}utility {best.utility:.4f} (accuracy {best.accuracy:.4f}, "
-            f"cost {best.cost:.3f})" + (f"; {result.note}" if result.note else "")
-        )
-    return result
+    return searched(
+        run,
+        trial,
+        space,
+        settings=settings,
+        cost_weight=cost_weight,
+        seed=seed,
+        first=first,
+    )

@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from dynopt_ray.devices import chosen_device
 from dynopt_ray.errors import SpecError
 from dynopt_ray.online import BuildLearner, DurableLearner, Event, LearnResult, OnlineLearner
 from dynopt_ray.plugins import build
+from dynopt_ray.runs.kinds.stream.results import KeptResults
 from dynopt_ray.runs.kinds.stream.spec import LearnerSettings
 from dynopt_ray.training import make_optimizer, make_rate, restored
 
@@ -57,57 +59,110 @@ def check_learner(settings: LearnerSettings) -> None:
         raise SpecError(f"learner: {error}") from error
 
 
-def learned_here(
-    make: BuildLearner, events: Iterable[Event], *, directory: Path, snapshot_every: int
+def learned(
+    make: BuildLearner,
+    stream: Iterable[Event],
+    kept: KeptResults,
+    *,
+    directory: Path,
+    snapshot_every: int,
+    local: bool,
+    num_gpus: float = 0,
+    deterministic: bool = False,
 ) -> Iterator[LearnedEvent]:
-    """Learn in this process, with a journal as in an actor; yield each event and its result."""
-    learner = DurableLearner(make, directory, snapshot_every=snapshot_every)
+    """Learn in this process or in a Ray actor; yield each event and its result, in order.
+
+    Events whose results are kept come first, without learning. If this process dies, a second call
+    continues where the first one stopped. Ray must be running unless `local`.
+
+    Args:
+        make: makes the learner.
+        stream: the events from the first one on, the same in every call.
+        kept: the results so far; new ones are added and kept.
+        directory: the directory of the learner.
+        snapshot_every: number of events between snapshots.
+        local: whether to learn in this process.
+        num_gpus: GPUs reserved for the actor.
+        deterministic: whether a GPU repeats events bit for bit in the actor.
+    """
+    events, num_known = iter(stream), len(kept.results)
+    yield from zip(islice(events, num_known), list(kept.results), strict=True)
+    waiting: deque[tuple[Event, Future[LearnResult | None]]] = deque()
+    learner: _Learner
+    if local:
+        learner = _LearnerHere(make, directory, next_event=num_known + 1)
+    else:
+        learner = RemoteLearner(
+            make,
+            directory,
+            snapshot_every=None,
+            next_event=num_known + 1,
+            num_gpus=num_gpus,
+            deterministic=deterministic,
+        )
     try:
-        for sequence, event in enumerate(events, start=learner.sequence + 1):
-            (result,) = learner.learn(sequence, [event]).results
-            if isinstance(result, Exception):
-                raise result
-            assert result is not None  # only an event that comes again has no result
-            yield event, result
+        for number, event in enumerate(events, start=num_known + 1):
+            waiting.append((event, learner.learn(*event)))
+            is_due = number % snapshot_every == 0
+            while waiting and (is_due or len(waiting) > _MOST_UNDER_WAY):
+                yield _told(waiting, kept)
+            if is_due:
+                kept.keep()
+                learner.snapshot()
+        while waiting:
+            yield _told(waiting, kept)
+        kept.keep()
         learner.snapshot()
     finally:
         learner.close()
 
 
-def learned_in_actor(
-    make: BuildLearner,
-    events: Iterable[Event],
-    *,
-    directory: Path,
-    snapshot_every: int,
-    num_gpus: float = 0,
-    deterministic: bool = False,
-) -> Iterator[LearnedEvent]:
-    """Learn in a Ray actor, with many events in flight; yield each event and its result.
+class _Learner(Protocol):
+    """What `RemoteLearner` and `_LearnerHere` have in common."""
 
-    Ray must be running. If the actor's process dies after it has learned an event but before it
-    could return the result, this event is not yielded.
-    """
-    waiting: deque[tuple[Event, Future[LearnResult | None]]] = deque()
-    with RemoteLearner(
-        make,
-        directory,
-        snapshot_every=snapshot_every,
-        num_gpus=num_gpus,
-        deterministic=deterministic,
-    ) as learner:
-        for event in events:
-            waiting.append((event, learner.learn(*event)))
-            if len(waiting) > _MOST_UNDER_WAY:
-                yield from _told(*waiting.popleft())
-        while waiting:
-            yield from _told(*waiting.popleft())
+    def learn(self, x: Any, y: Any) -> "Future[LearnResult | None]": ...
+
+    def snapshot(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
-def _told(event: Event, learned: "Future[LearnResult | None]") -> Iterator[LearnedEvent]:
+class _LearnerHere:
+    """A durable learner in this process."""
+
+    def __init__(self, make: BuildLearner, directory: Path, *, next_event: int) -> None:
+        self._durable = DurableLearner(make, directory, snapshot_every=None)
+        self._next = next_event
+
+    def learn(self, x: Any, y: Any) -> "Future[LearnResult | None]":
+        """Learn from the next event now."""
+        (result,) = self._durable.learn(self._next, [(x, y)]).results
+        self._next += 1
+        learned: Future[LearnResult | None] = Future()
+        if isinstance(result, Exception):
+            learned.set_exception(result)
+        else:
+            learned.set_result(result)
+        return learned
+
+    def snapshot(self) -> None:
+        """Write the whole state."""
+        self._durable.snapshot()
+
+    def close(self) -> None:
+        """Release the directory."""
+        self._durable.close()
+
+
+def _told(
+    waiting: "deque[tuple[Event, Future[LearnResult | None]]]", kept: KeptResults
+) -> LearnedEvent:
+    """Wait for the result of the oldest event under way, and add it."""
+    event, learned = waiting.popleft()
     result = learned.result()
-    if result is not None:
-        yield event, result
+    assert result is not None  # no event is skipped, and results since the last snapshot are kept
+    kept.add(result)
+    return event, result
 
 
 def _build(

@@ -20,10 +20,10 @@ from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.stream.learners import (
     LearnedEvent,
     check_learner,
-    learned_here,
-    learned_in_actor,
+    learned,
     learner_factory,
 )
+from dynopt_ray.runs.kinds.stream.results import KeptResults
 from dynopt_ray.runs.kinds.stream.spec import LearnerSettings, StreamSettings, StreamSpec
 from dynopt_ray.runs.origin import Curves, Origin, keep_network, prepare_origin
 from dynopt_ray.runs.run import Run
@@ -131,12 +131,12 @@ def run_stream(
         seed=seed,
         device=device,
     )
-    learned = _learned(run, make, stream, learner)
+    pairs = _learned(run, make, stream, learner)
     frame: pd.DataFrame = evaluate(
-        (event for event, _ in learned), _Replay(learned), window=settings.window
+        (event for event, _ in pairs), _Replay(pairs), window=settings.window
     )
-    right = {"learning": _right(learned), "frozen": _frozen(model.eval(), learned)}
-    run.directory.write_table("stream", _over_time(right, learned, settings))
+    right = {"learning": _right(pairs), "frozen": _frozen(model.eval(), pairs)}
+    run.directory.write_table("stream", _over_time(right, pairs, settings))
     run.outcome("drift", "Accuracy on the stream", _summary(right, settings))
     return frame
 
@@ -145,59 +145,63 @@ def _learned(
     run: Run, make: BuildLearner, stream: ArrayStream, settings: LearnerSettings
 ) -> list[LearnedEvent]:
     where = "in this process" if settings.local else "in a Ray actor"
-    in_actor = partial(
-        learned_in_actor, num_gpus=settings.num_gpus, deterministic=run.deterministic
-    )
-    learn = learned_here if settings.local else in_actor
-    directory = run.directory.path / "learner"
-    learned: list[LearnedEvent] = []
+    kept = KeptResults(run.parts)
+    num_before = len(kept.results)
+    pairs: list[LearnedEvent] = []
     with run.progress.stage(f"learn on the stream {where}", len(stream)) as stage:
         with nullcontext() if settings.local else session(run.address):
             start = time.perf_counter()
-            for pair in learn(
-                make, stream, directory=directory, snapshot_every=settings.snapshot_every
+            for pair in learned(
+                make,
+                stream,
+                kept,
+                directory=run.directory.path / "learner",
+                snapshot_every=settings.snapshot_every,
+                local=settings.local,
+                num_gpus=settings.num_gpus,
+                deterministic=run.deterministic,
             ):
-                learned.append(pair)
+                pairs.append(pair)
                 stage.advance()
-            rate = len(learned) / (time.perf_counter() - start)
-        drifts = sum(result.drift for _, result in learned)
-        stage.result(f"{len(learned):,} events, {rate:,.0f} per s, drifts detected: {drifts}")
-    return learned
+            rate = (len(pairs) - num_before) / (time.perf_counter() - start)
+        drifts = sum(result.drift for _, result in pairs)
+        stage.result(f"{len(pairs):,} events, {rate:,.0f} per s, drifts detected: {drifts}")
+    return pairs
 
 
 class _Replay:
     """Passes results that are already there to `evaluate`, which expects a learner."""
 
-    def __init__(self, learned: Sequence[LearnedEvent]) -> None:
-        self._results: Iterator[LearnResult] = (result for _, result in learned)
+    def __init__(self, pairs: Sequence[LearnedEvent]) -> None:
+        self._results: Iterator[LearnResult] = (result for _, result in pairs)
 
     def learn(self, x: Any, y: Any) -> LearnResult:  # noqa: ARG002
         """Return the next result."""
         return next(self._results)
 
 
-def _right(learned: Sequence[LearnedEvent]) -> Right:
+def _right(pairs: Sequence[LearnedEvent]) -> Right:
     return np.array(
         [
             float(int(result.output.argmax(dim=1)) == int(y)) if result.rows else np.nan
-            for (_, y), result in learned
+            for (_, y), result in pairs
         ]
     )
 
 
-def _frozen(model: nn.Module, learned: Sequence[LearnedEvent]) -> Right:
+def _frozen(model: nn.Module, pairs: Sequence[LearnedEvent]) -> Right:
     """Return which events the network predicts right without learning from the stream."""
     device = next(model.parameters()).device
-    x = torch.from_numpy(np.stack([x for (x, _), _ in learned])).to(device)
+    x = torch.from_numpy(np.stack([x for (x, _), _ in pairs])).to(device)
     with torch.no_grad():
         predicted = torch.cat([model(rows).argmax(dim=1) for rows in torch.split(x, 1_024)])
-    y = np.array([int(y) for (_, y), _ in learned])
+    y = np.array([int(y) for (_, y), _ in pairs])
     right: Right = (predicted.cpu().numpy() == y).astype(np.float64)
     return right
 
 
 def _over_time(
-    right: Mapping[str, Right], learned: Sequence[LearnedEvent], settings: StreamSettings
+    right: Mapping[str, Right], pairs: Sequence[LearnedEvent], settings: StreamSettings
 ) -> pd.DataFrame:
     """Return accuracy per window, and the events at which drift began or was detected."""
     rows: list[dict[str, Any]] = []
@@ -210,7 +214,7 @@ def _over_time(
             accuracy = float(np.nanmean(window)) if np.isfinite(window).any() else np.nan
             rows.append({"event": end, "series": name, "accuracy": accuracy, "mark": ""})
     marks = [(drift.at, "drift") for drift in settings.drifts]
-    marks += [(event, "detected") for event, (_, result) in enumerate(learned, 1) if result.drift]
+    marks += [(event, "detected") for event, (_, result) in enumerate(pairs, 1) if result.drift]
     rows += [{"event": event, "series": "learning", "mark": mark} for event, mark in marks]
     return pd.DataFrame(rows, columns=["event", "series", "accuracy", "mark"])
 

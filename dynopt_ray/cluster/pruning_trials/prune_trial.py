@@ -1,27 +1,27 @@
 """The trial of pruning searches: prune a trained network and retrain it."""
 
+import copy
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, get_args
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from dynopt_ray.cluster.searching.space import Range, Space
-from dynopt_ray.cluster.trials import Measurement
-from dynopt_ray.criteria import SCOPES, build_criterion
+from dynopt_ray.cluster.pruning_trials.prune_config import PruneConfig, check_config
+from dynopt_ray.cluster.pruning_trials.prune_pack import PrunePack, family_of
+from dynopt_ray.cluster.pruning_trials.pruned_training import PrunedTraining, TracedStart
+from dynopt_ray.cluster.searching import Range, Space
+from dynopt_ray.cluster.trials import Measurement, TrialPack
 from dynopt_ray.devices import AUTO
-from dynopt_ray.errors import DynoptError, SpecError, did_you_mean
 from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import (
-    MOST_ROUNDS,
     Costs,
     Fraction,
-    Granularity,
     Rate,
     TrainingInParts,
     find_rate,
@@ -29,44 +29,11 @@ from dynopt_ray.training import (
     make_optimizer,
     make_rate,
     make_recovery,
-    network_bytes,
     prune,
     traced,
 )
 
-_MOST_SCORES = 2_000
 _RATE = re.compile(r"(^|\.)lr(\.\d+)?(\.initial)?$")
-
-
-@dataclass(frozen=True)
-class PruneConfig:
-    """The settings of a trial, each of which a search may choose.
-
-    Attributes:
-        remove_fraction: fraction of the units (or of the weights that are not masked yet) to
-            remove, in [0, 1); 0 prunes nothing.
-        criterion: scores importance: a criterion's name, or a mapping with its name and
-            arguments.
-        granularity: "unit" or "weight".
-        scope: "global" or "layer".
-        rounds: number of cuts in which the fraction is removed; all come before the retraining.
-        recovery: "random", "greedy", a mapping with name and arguments, or None.
-        lr: learning rate of the retraining: a number, or a mapping that describes a schedule, a
-            controller or a population.
-        optimizer: optimizer of the retraining: a name, or a mapping with name and arguments. None
-            uses `PruneTrial.optimizer`.
-        seed: added to `PruneTrial.seed`; another seed repeats a trial with other random draws.
-    """
-
-    remove_fraction: float
-    criterion: Any = "magnitude"
-    granularity: Any = "unit"
-    scope: Any = "global"
-    rounds: int = 1
-    recovery: Any = None
-    lr: Any = 0.01
-    optimizer: Any = None
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,28 +94,66 @@ class PruneTrial:
         With a state, training continues from there. A learning rate that has changed since then
         takes effect, and if more is to be removed, this is done first.
         """
+        training = self.begin(config, state, self.original())
+        for step, figures in training.parts:
+            yield training.measurement(step, figures)
+
+    def new_pack(self) -> TrialPack:
+        """Return a pack, in which trials of this kind are trained together.
+
+        Raises:
+            SpecError: networks of this kind cannot be.
+        """
+        start = self.original()
+        return PrunePack(start, partial(self._begin_at, start))
+
+    def family(self, config: Mapping[str, Any]) -> Hashable:
+        """Return what trials that are trained together have in common.
+
+        Raises:
+            SpecError: this configuration cannot be part of a pack.
+        """
         settings = PruneConfig(**config)
-        task, graph, parts = self._begun(settings, state)
+        return family_of(
+            self.task,
+            self.task.new_model(seed=0),
+            optimizer=settings.optimizer or self.optimizer,
+            lr=settings.lr,
+            batch_size=settings.batch_size,
+            num_steps=self.retrain_steps,
+        )
+
+    def _begin_at(
+        self, start: TracedStart, config: Mapping[str, Any], state: Mapping[str, Any] | None
+    ) -> PrunedTraining:
+        return self.begin(config, state, start)
+
+    def original(self) -> TracedStart:
+        """Return the trained network, traced, and its cost."""
+        task, graph = self._loaded()
         costs = Costs(graph, task.example_inputs())
-        start = self.start or self._start_cost(task)
-        cost = costs.now()  # retraining changes neither masks nor widths
-        sizes = {"params": cost.params, "nonzero": cost.nonzero, "flops": cost.flops}
-        for step, figures in parts:
-            final = step == self.retrain_steps
-            yield Measurement(
-                step=step,
-                accuracy=figures.pop("accuracy"),
-                cost=cost.relative_to(start, self.cost),
-                final=final,
-                details={**figures, **sizes},
-                network=(lambda: network_bytes(graph.model)) if final else None,
-                row_scores=_scores(task, graph) if final else None,
-                state=lambda: {
-                    "network": _as_tensor(network_bytes(graph.model)),
-                    "training": parts.state_dict(),
-                    "remove_fraction": float(settings.remove_fraction),
-                },
-            )
+        return TracedStart(task, graph, costs, self.start or costs.now())
+
+    def begin(
+        self,
+        config: Mapping[str, Any],
+        state: Mapping[str, Any] | None,
+        original: TracedStart,
+    ) -> PrunedTraining:
+        """Prune a copy of the original network, or take one from a state, and begin to retrain."""
+        settings = PruneConfig(**config)
+        task, graph, parts = self._begun(settings, state, original)
+        # Retraining changes neither masks nor widths.
+        cost = original.costs.of_copy(graph).now()
+        return PrunedTraining(
+            task=task,
+            graph=graph,
+            parts=parts,
+            num_steps=self.retrain_steps,
+            remove_fraction=float(settings.remove_fraction),
+            cost=cost.relative_to(original.cost, self.cost),
+            sizes={"params": cost.params, "nonzero": cost.nonzero, "flops": cost.flops},
+        )
 
     def find_rate(self, config: Mapping[str, Any]) -> float:
         """Return the learning rate that the range test suggests for the retraining.
@@ -165,13 +170,17 @@ class PruneTrial:
         return find_rate(graph.model, task, optimizer, seed=self.seed + settings.seed).suggestion
 
     def _begun(
-        self, settings: PruneConfig, state: Mapping[str, Any] | None
+        self,
+        settings: PruneConfig,
+        state: Mapping[str, Any] | None,
+        original: TracedStart,
     ) -> tuple[Task, Graph, TrainingInParts]:
         """Return the task, the pruned network and its retraining, begun or continued."""
-        task, graph = self._loaded(None if state is None else _as_bytes(state["network"]))
         if state is None:
+            task, graph = original.task, copy.deepcopy(original.graph)
             rate, optimizer = self._pruned(graph, task, settings)
         else:
+            task, graph = self._loaded(_as_bytes(state["network"]))
             rate, optimizer = self._rate_and_optimizer(graph, settings)
         parts = TrainingInParts(
             graph.model,
@@ -181,6 +190,7 @@ class PruneTrial:
             num_steps=self.retrain_steps,
             num_parts=self.num_reports,
             seed=self.seed + settings.seed,
+            batch_size=settings.batch_size,
         )
         if state is not None:
             parts.load_state_dict(state["training"])
@@ -190,10 +200,6 @@ class PruneTrial:
                 one_cut = replace(settings, remove_fraction=more, rounds=1)
                 _prune(graph, task, one_cut, optimizer, self.seed + settings.seed)
         return task, graph, parts
-
-    def _start_cost(self, task: Task) -> Cost:
-        graph = traced(task, loaded_network(task, self.network))
-        return Costs(graph, task.example_inputs()).now()
 
     def _loaded(self, network: bytes | None = None) -> tuple[Task, Graph]:
         task = self.task.to(self.device)
@@ -237,23 +243,6 @@ def _prune(
     )
 
 
-def _scores(task: Task, graph: Graph) -> list[float] | None:
-    """Return scores of evenly spaced validation rows, the same rows for every network."""
-    scores = task.row_scores(graph.model)
-    if scores is None:
-        return None
-    found: list[float] = scores[:: -(-len(scores) // _MOST_SCORES)].tolist()
-    return found
-
-
-def _as_tensor(content: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
-
-
-def _as_bytes(tensor: Tensor) -> bytes:
-    return tensor.numpy().tobytes()
-
-
 def _share(graph: Graph, settings: PruneConfig) -> float:
     """The fraction to give to `Fraction`, which counts weights masked already as removed."""
     if settings.granularity == "unit":
@@ -265,50 +254,5 @@ def _share(graph: Graph, settings: PruneConfig) -> float:
     return masked + settings.remove_fraction * (1 - masked)
 
 
-def check_config(config: Mapping[str, Any], retrain_steps: int) -> None:
-    """Refuse a configuration that a trial cannot run.
-
-    Raises:
-        SpecError: a setting is unknown (the message gives the closest one) or out of range.
-    """
-    known = [field.name for field in fields(PruneConfig)]
-    for name in config:
-        if name not in known:
-            raise SpecError(
-                f"space.{name}: a trial has no setting {name!r}.{did_you_mean(name, known)} "
-                f"Known: {', '.join(known)}."
-            )
-    if "remove_fraction" not in config:
-        raise SpecError("space.remove_fraction: missing; give the fraction to remove, e.g. 0.5")
-    _check_settings(PruneConfig(**config), retrain_steps)
-
-
-def _check_settings(settings: PruneConfig, retrain_steps: int) -> None:
-    """Refuse a setting that is out of range; the message names it."""
-    fraction = settings.remove_fraction
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
-        raise SpecError(f"space.remove_fraction: must be from 0 to below 1, not {fraction!r}")
-    if type(settings.rounds) is not int or not 1 <= settings.rounds <= MOST_ROUNDS:
-        raise SpecError(
-            f"space.rounds: must be a whole number from 1 to {MOST_ROUNDS:,}, not "
-            f"{settings.rounds!r}"
-        )
-    if type(settings.seed) is not int or settings.seed < 0:
-        raise SpecError(f"space.seed: must be a whole number from 0, not {settings.seed!r}")
-    for name, known in (("granularity", get_args(Granularity)), ("scope", SCOPES)):
-        value = getattr(settings, name)
-        if value not in known:
-            raise SpecError(f"space.{name}: must be one of {', '.join(known)}, not {value!r}")
-    checks: dict[str, Callable[[], object]] = {
-        "criterion": lambda: build_criterion(settings.criterion),
-        "recovery": lambda: make_recovery(settings.recovery),
-        "lr": lambda: make_rate(settings.lr, retrain_steps),
-        "optimizer": lambda: (
-            settings.optimizer and make_optimizer(settings.optimizer, nn.Linear(1, 1), lr=0.1)
-        ),
-    }
-    for name, check in checks.items():
-        try:
-            check()
-        except (DynoptError, TypeError) as error:
-            raise SpecError(f"space.{name}: {error}") from error
+def _as_bytes(tensor: Tensor) -> bytes:
+    return tensor.numpy().tobytes()
