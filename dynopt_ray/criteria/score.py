@@ -1,6 +1,6 @@
 """Score a network with a criterion that is given by name, as plain data or as an object."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from dynopt_ray.criteria.gradients import Batch
 from dynopt_ray.errors import DivergedError, PluginError
 from dynopt_ray.plugins import build
 from dynopt_ray.structure import Graph
+from dynopt_ray.transfers import read_numbers
 
 CriterionLike = str | Mapping[str, Any] | Criterion
 """A name, a mapping such as {"name": "magnitude", "order": 1}, or the criterion object itself."""
@@ -127,13 +128,15 @@ def _checked(
             f"criterion {criterion!r} returns {scores!r:.60}, which is not a mapping of scores"
         )
     result = {}
+    flaws = _flaws([score for name in wanted if isinstance(score := scores.get(name), Tensor)])
     for name, shape in wanted.items():
         score = scores.get(name)
         if not isinstance(score, Tensor) or tuple(score.shape) != shape:
             raise PluginError(
                 f"criterion {criterion!r} returns {_described(score)} for {name!r}, not {shape}"
             )
-        if not bool(score.isfinite().all()):
+        is_finite, is_negative = flaws[id(score)]
+        if not is_finite:
             index = (~score.isfinite()).nonzero()[0].tolist()
             raise _not_finite(
                 f"criterion {criterion!r} returns {float(score[tuple(index)])} for {kind} {name!r} "
@@ -141,10 +144,17 @@ def _checked(
                 evidence,
                 is_nan=bool(score[tuple(index)].isnan()),
             )
-        if bool((score < 0).any()):
+        if is_negative:
             raise PluginError(f"criterion {criterion!r} returns negative scores for {name!r}")
         result[name] = score.detach().float()
     return result
+
+
+def _flaws(scores: Sequence[Tensor]) -> dict[int, tuple[bool, bool]]:
+    """Return `id` -> whether all scores are finite and whether one is negative, read at once."""
+    found = read_numbers([t for s in scores for t in (s.isfinite().all(), (s < 0).any())])
+    pairs = zip(scores, found[::2], found[1::2], strict=True)
+    return {id(score): (bool(finite), bool(negative)) for score, finite, negative in pairs}
 
 
 def _described(score: object) -> str:

@@ -8,6 +8,7 @@ BENCHMARKS = (
     "cluster",
     "cluster_simulation",
     "compensation",
+    "device_waits",
     "growing",
     "packs",
     "pruning",

@@ -7,7 +7,7 @@ waits of another version of this repository and prints both.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,21 +172,25 @@ def counted() -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the table of waits."""
-    if sys.argv[1:] == ["--json"]:
-        print(json.dumps(counted()))
-        return
-    # A checkout of another version may lack it.
+    """Print the table of this version."""
+    print_table([])
+
+
+def print_table(checkouts: Sequence[Path]) -> None:
+    """Print the table of other versions and of this one."""
+    # The run in another checkout does not need it, which may lack it.
     from experiments.benchmarks.environments import run_from
 
-    checkouts = [Path(argument).resolve() for argument in sys.argv[1:]]
     columns = [run_from(checkout, "device_waits", "--json") for checkout in checkouts]
-    now = counted()
     table = Table("what", *map(str, checkouts), "now", title="Waits of the host for the GPU")
-    for name, figure in now.items():
-        table.add_row(name, *(f"{column[name]:.4g}" for column in columns), f"{figure:.4g}")
+    for name, figure in counted().items():
+        others = (f"{column[name]:.4g}" if name in column else "" for column in columns)
+        table.add_row(name, *others, f"{figure:.4g}")
     Console().print(table)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["--json"]:
+        print(json.dumps(counted()))
+    else:
+        print_table([Path(argument).resolve() for argument in sys.argv[1:]])

@@ -212,7 +212,7 @@ def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
         # accumulates this parameter's gradient, and the node keeps the old shape. Only a change of
         # dtype drops the node.
         other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
-        tensor.data = _EMPTY.to(tensor.device, other)
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
     tensor.data = value
     tensor.grad = grad
     torch.clear_autocast_cache()  # it may hold a cast of the old value

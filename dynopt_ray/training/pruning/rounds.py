@@ -49,7 +49,7 @@ from dynopt_ray.training.pruning.recovery import Cut, Recovery
 from dynopt_ray.training.pruning.regrowth import Regrowth, changed_masks, regrown
 from dynopt_ray.training.pruning.selection import Selection, select, select_widths
 from dynopt_ray.training.pruning.units import unit_pool
-from dynopt_ray.training.pruning.weights import mask_or_ones, weight_pool
+from dynopt_ray.training.pruning.weights import masks_or_ones, weight_pool
 from dynopt_ray.training.retraining import Retraining
 
 Granularity = Literal["unit", "weight"]
@@ -213,7 +213,8 @@ def _recovered(recovery: Recovery, cut: Cut) -> Tensor:
 
 def _exchanged(pruning: Pruning, pool: Pool, selection: Selection) -> list[Edit]:
     """Return the masks after a cut and after `selection.num_spare` weights have been regrown."""
-    before = {n: mask_or_ones(pruning.graph.model.get_parameter(n)) for n in pool.candidates.names}
+    model = pruning.graph.model
+    before = masks_or_ones({name: model.get_parameter(name) for name in pool.candidates.names})
     cut = {e.parameter: e.keep for e in pool.plan(selection.removed) if isinstance(e, Mask)}
     keeps = {name: cut.get(name, keep) for name, keep in before.items()}
     with _without(pruning, pool, selection.removed):

@@ -13,6 +13,7 @@ from dynopt_ray.structure import CostKind, Edit, Graph, Shrink
 from dynopt_ray.training.budgets import NonzeroCount, Widths
 from dynopt_ray.training.loop import Costs
 from dynopt_ray.training.pruning.candidates import Candidates, list_candidates, most_important
+from dynopt_ray.transfers import read_together, to_device
 
 _NUM_NAMED = 3
 
@@ -91,7 +92,7 @@ class UnitPool:
             sum_over_units(self.graph[name], products, roles=reading_roles(self.graph[name]))
             for name in self.candidates.names
         ]
-        return torch.cat([part.cpu() for part in parts])
+        return torch.cat(read_together(parts))
 
     def embedded(
         self, removed: Tensor, held: Mapping[str, Tensor], cut: Mapping[str, Tensor]
@@ -118,10 +119,11 @@ class UnitPool:
                 dims.get(d, torch.ones(size, dtype=torch.bool, device="cpu")).nonzero()[:, 0]
                 for d, size in enumerate(full.shape)
             ]
-            full[torch.meshgrid(*(p.to(full.device) for p in places), indexing="ij")] = cut[name]
+            there = [to_device(place, full.device) for place in places]
+            full[torch.meshgrid(*there, indexing="ij")] = cut[name]
             result[name] = full
         for name, dim, gone in read:
-            result[name].index_fill_(dim, gone.to(result[name].device), 0)
+            result[name].index_fill_(dim, to_device(gone, result[name].device), 0)
         return result
 
 
@@ -153,6 +155,7 @@ def unit_pool(
         UnknownNameError: a name in `min_widths` is not a group.
     """
     fewest = least_widths(graph, start_widths=start_widths, min_widths=min_widths)
+    scores = dict(zip(scores, read_together(list(scores.values())), strict=True))
     candidates = list_candidates(
         scores,
         scope,

@@ -11,6 +11,7 @@ from dynopt_ray.structure import Cost, CostKind, Edit, Graph, Mask, mask_of
 from dynopt_ray.training.budgets import is_nonzero
 from dynopt_ray.training.pruning.candidates import Candidates, list_candidates, most_important
 from dynopt_ray.training.pruning.patterns import Pattern
+from dynopt_ray.transfers import read_together
 
 _FEWEST = 1
 
@@ -42,9 +43,11 @@ class WeightPool:
     def plan(self, removed: Tensor) -> list[Edit]:
         """Return one `Mask` for each parameter that loses weights; earlier masks are included."""
         plan: list[Edit] = []
-        for name, gone in self.candidates.removed_from(removed).items():
-            keep = mask_or_ones(self.graph.model.get_parameter(name)).clone()
-            keep.view(-1)[gone] = False
+        gone = self.candidates.removed_from(removed)
+        masks = masks_or_ones({name: self.graph.model.get_parameter(name) for name in gone})
+        for name, weights in gone.items():
+            keep = masks[name].clone()
+            keep.view(-1)[weights] = False
             plan.append(Mask(name, keep=keep))
         return plan
 
@@ -104,11 +107,11 @@ def weight_pool(
     Raises:
         EditError: no weight has whole blocks of inputs for the pattern.
     """
-    scores = {name: score.detach().cpu() for name, score in scores.items()}
+    scores = dict(zip(scores, read_together(list(scores.values())), strict=True))
     if pattern is not None:
         dims = pattern.dims(graph, scores)
         scores = {name: scores[name] for name in dims}
-    kept = {name: mask_or_ones(graph.model.get_parameter(name)) for name in scores}
+    kept = masks_or_ones({name: graph.model.get_parameter(name) for name in scores})
     left = {name: scores[name][keep] for name, keep in kept.items()}
     if pattern is None:
         stays = {name: most_important(score, _FEWEST) for name, score in left.items()}
@@ -122,9 +125,10 @@ def weight_pool(
         num_gone={name: int((~keep).sum()) for name, keep in kept.items()},
         stays=stays,
     )
-    parameters = graph.model.named_parameters()
-    counted = {name: is_nonzero(parameter, lasting=lasting) for name, parameter in parameters}
-    nonzero = [counted[name].cpu()[keep] for name, keep in kept.items()]
+    parameters = dict(graph.model.named_parameters())
+    flags = [is_nonzero(parameter, lasting=lasting) for parameter in parameters.values()]
+    counted = dict(zip(parameters, read_together(flags), strict=True))
+    nonzero = [counted[name][keep] for name, keep in kept.items()]
     return WeightPool(
         graph,
         cost_now,
@@ -134,9 +138,16 @@ def weight_pool(
     )
 
 
-def mask_or_ones(parameter: Tensor) -> Tensor:
-    """Return the mask of a parameter, contiguous and on the CPU; all True if it has none."""
-    keep = mask_of(parameter)
-    if keep is None:
-        return torch.ones(parameter.shape, dtype=torch.bool, device="cpu")
-    return keep.cpu().contiguous()
+def masks_or_ones(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the masks of parameters, contiguous and on the CPU; all True without a mask."""
+    masks = {name: mask_of(parameter) for name, parameter in parameters.items()}
+    there = {name: keep for name, keep in masks.items() if keep is not None}
+    found = dict(zip(there, read_together(list(there.values())), strict=True))
+    return {
+        name: found[name].contiguous() if name in found else _ones_like(parameter)
+        for name, parameter in parameters.items()
+    }
+
+
+def _ones_like(parameter: Tensor) -> Tensor:
+    return torch.ones(parameter.shape, dtype=torch.bool, device="cpu")
