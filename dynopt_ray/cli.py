@@ -275,7 +275,7 @@ def _run(spec: str, overrides: list[str], out: Path | None, address: str | None)
                     cluster_for(loaded, address=address, storage=directory.path, progress=progress)
                 )
                 _interrupts.check()
-        _carried_out(action, Run(directory, progress, address, loaded.num_threads))
+        _carried_out(action, Run.of(loaded, directory, progress, address))
 
 
 def _resume(path: Path, overrides: list[str], address: str | None) -> None:
@@ -298,7 +298,7 @@ def _resume(path: Path, overrides: list[str], address: str | None) -> None:
                 _interrupts.check()
                 directory.reopen()
                 directory.write_text("spec.yaml", spec_text(loaded))
-        _carried_out(action, Run(directory, progress, address, loaded.num_threads))
+        _carried_out(action, Run.of(loaded, directory, progress, address))
 
 
 def _prepared(spec: str, overrides: list[str], address: str | None) -> tuple["Spec", "PreparedRun"]:

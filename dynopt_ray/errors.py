@@ -90,6 +90,10 @@ class ClusterError(DynoptError, RuntimeError):
     """A cluster cannot be reached, or lacks the resources that were asked for."""
 
 
+class DeviceError(DynoptError, RuntimeError):
+    """A device that was asked for is missing or unknown."""
+
+
 class SearchError(DynoptError, RuntimeError):
     """No trial of a search finished."""
 

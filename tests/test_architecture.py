@@ -31,7 +31,19 @@ FILES = {
 """Module -> its file, of both packages."""
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"arrays", "deprecation", "errors", "interrupts", "plugins", "storage"}),
+    frozenset(
+        {
+            "arrays",
+            "deprecation",
+            "devices",
+            "errors",
+            "interrupts",
+            "plugin_families",
+            "plugins",
+            "storage",
+            "transfers",
+        }
+    ),
     frozenset({"journals"}),
     frozenset({"structure", "schedules"}),
     frozenset({"criteria"}),

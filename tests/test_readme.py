@@ -38,6 +38,13 @@ def test_surroundings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert callable(namespace["resize"])
 
 
+def test_the_guide_to_gpus_runs() -> None:
+    namespace: dict[str, Any] = {}
+    for block in examples("docs/gpu.md"):
+        exec(compile(block, "docs/gpu.md", "exec"), namespace)
+    assert namespace["task"].precision == "bf16"
+
+
 def test_plugins_of_the_docs_pass_their_kits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

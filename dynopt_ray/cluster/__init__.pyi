@@ -1,6 +1,6 @@
 from .jobs import ClusterJob, JobClient
 from .learners import LearnerActor, LearnerStatus, Prediction, RemoteLearner
-from .policy_training import PolicyProgress, train_policy
+from .policy_training import PolicyProgress, train_policy, training_need
 from .pruning_trials import PruneTrial, check_config, rate_range
 from .searching import (
     PackSize,
@@ -31,7 +31,8 @@ from .sessions import (
     session,
     this_machine,
 )
-from .trials import Advance, Measurement, PackableTrial, Trial, TrialPack
+from .tracking import Tracker, busy_share, slot_use
+from .trials import Advance, Measurement, PackableTrial, Trial, TrialPack, TrialStatus
 
 __all__ = [
     "Advance",
@@ -53,9 +54,12 @@ __all__ = [
     "SearchStorage",
     "Session",
     "Space",
+    "Tracker",
     "Trial",
     "TrialLog",
     "TrialPack",
+    "TrialStatus",
+    "busy_share",
     "check_can_start",
     "check_config",
     "check_configurations",
@@ -73,6 +77,8 @@ __all__ = [
     "rate_range",
     "search",
     "session",
+    "slot_use",
     "this_machine",
     "train_policy",
+    "training_need",
 ]

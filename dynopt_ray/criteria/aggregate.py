@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.structure import Role, WidthGroup
+from dynopt_ray.transfers import to_device
 
 Aggregate = Literal["sum", "mean", "max"]
 """How a unit's values from several slices are combined into one score."""
@@ -51,7 +52,7 @@ def sums_per_slice(
         if s.role in roles and s.parameter in values:
             value = values[s.parameter].movedim(s.dim, 0)
             per_position = value.reshape(len(value), -1).sum(1, dtype=torch.float32)
-            per_unit = per_position[s.positions.to(value.device)].sum(1)
+            per_unit = per_position[to_device(s.positions, value.device)].sum(1)
             sums.append(per_unit.to(device)[None])
     return torch.cat(sums)
 

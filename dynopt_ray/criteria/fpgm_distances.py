@@ -44,6 +44,6 @@ def _distances(group: WidthGroup, evidence: Evidence) -> Tensor:
         of_units = along[s.positions.to(along.device)]
         rows.append(of_units.reshape(group.width, -1).float().to(evidence.device))
     if not rows:
-        return torch.zeros(group.width)
+        return torch.zeros(group.width, device=evidence.device)
     weights = torch.cat(rows, dim=1)
     return torch.cdist(weights, weights).sum(1)

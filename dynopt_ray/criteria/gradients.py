@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import DivergedError, MissingGradientError
 from dynopt_ray.structure import Inputs, call, named_tensors, undisturbed
 
@@ -130,6 +131,8 @@ def sample_gradients(
             with undisturbed(model, training=False), torch.enable_grad():
                 try:
                     found = of_all(leaves, inputs, targets)
+                except OF_THE_MACHINE:
+                    raise
                 except (RuntimeError, ValueError, TypeError, NotImplementedError):
                     # vmap cannot run this network, e.g. because its control flow uses values.
                     of_all = _one_by_one(grad(of_one))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dynopt_ray.criteria.base import Evidence
@@ -44,7 +45,9 @@ class LAMP:
 def _shares(squares: Tensor) -> Tensor:
     """Divide each square by the sum of itself and all larger ones; zeros stay zero."""
     flat, order = squares.flatten().double().sort(stable=True)
-    left = flat.flip(0).cumsum(0).flip(0)
+    # A GPU has no deterministic sum like this one.
+    place = "cpu" if torch.are_deterministic_algorithms_enabled() else flat.device
+    left = flat.to(place).flip(0).cumsum(0).flip(0).to(flat.device)
     shares = flat.new_empty(flat.shape)
     shares[order] = flat / left.clamp(min=1e-300)
     return shares.reshape(squares.shape)

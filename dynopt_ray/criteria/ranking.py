@@ -80,6 +80,8 @@ def _figure(flat: Tensor, per: Per) -> float:
 
 
 def _shares(flat: Tensor, num_gone: int) -> Tensor:
-    ranks = torch.empty(len(flat), dtype=torch.float64)
-    ranks[flat.argsort(stable=True)] = torch.arange(1, len(flat) + 1, dtype=torch.float64)
+    ranks = torch.empty(len(flat), dtype=torch.float64, device="cpu")
+    ranks[flat.argsort(stable=True)] = torch.arange(
+        1, len(flat) + 1, dtype=torch.float64, device="cpu"
+    )
     return (ranks + num_gone) / (len(flat) + num_gone)

@@ -39,6 +39,7 @@ from dynopt_ray.criteria.unit_inputs import (
 )
 from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import RIDGE, Consumer, Moments, as_products
+from dynopt_ray.transfers import read_numbers, read_together, to_device
 
 # A step removes one unit, or width // _MOST_STEPS units of a wide group.
 _MOST_STEPS = 64
@@ -166,8 +167,45 @@ def _with_ridge(second_GKK: Tensor) -> Tensor:
     return ridged
 
 
-def _inverse(second_GKK: Tensor) -> Tensor:
-    return torch.cholesky_inverse(torch.linalg.cholesky(second_GKK))
+class _Solver:
+    """Solves systems, and notes whether they can be solved; `check` raises if one cannot.
+
+    To raise at once would make the host wait for a GPU at every step.
+    """
+
+    def __init__(self) -> None:
+        self._failures: list[Tensor] = []
+
+    def solve(self, matrices: Tensor, right: Tensor) -> Tensor:
+        """Solve systems of equations."""
+        found, info = torch.linalg.solve_ex(matrices, right)
+        return self._noted(found, info)
+
+    def cholesky(self, matrices: Tensor) -> Tensor:
+        """Return Cholesky factors."""
+        found, info = torch.linalg.cholesky_ex(matrices)
+        return self._noted(found, info)
+
+    def inverse(self, matrices: Tensor) -> Tensor:
+        """Return the inverses of symmetric positive definite matrices."""
+        return torch.cholesky_inverse(self.cholesky(matrices))
+
+    def check(self) -> None:
+        """Refuse results of systems that could not be solved.
+
+        Raises:
+            DivergedError: there was one.
+        """
+        failures, self._failures = self._failures, []
+        if failures and any(read_numbers([torch.stack(failures).any()])):
+            raise DivergedError(
+                "the inputs of a layer are so large or so alike that their second moments cannot "
+                "be inverted"
+            )
+
+    def _noted(self, found: Tensor, info: Tensor) -> Tensor:
+        self._failures.append(info.any())
+        return found
 
 
 def _per_energy(weight_GOK: Tensor, second_GKK: Tensor) -> float:
@@ -206,46 +244,63 @@ class _Layer:
     """One layer that reads a group, while units of the group are eliminated."""
 
     def __init__(self, how: UnitInputs, second_GKK: Tensor, sensitivity_GO: Tensor | None) -> None:
+        self.solver = _Solver()
         self._groups_UM, self._inputs_UMQ = how.groups_UM, how.inputs_UMQ
         weight_GOK = how.weight_GOK.double()
         if sensitivity_GO is not None:
             weight_GOK = weight_GOK * sensitivity_GO.sqrt()[:, :, None]
-        self._inverse_GKK = _inverse(_with_ridge(second_GKK))
+        self._inverse_GKK = self.solver.inverse(_with_ridge(second_GKK))
         is_weighted = sensitivity_GO is not None
         self._scale = 1.0 if is_weighted else _per_energy(weight_GOK, second_GKK)
         self._weight_GOK = weight_GOK.float()
         self._gone_GK = torch.zeros_like(self._weight_GOK[:, 0], dtype=torch.bool)
+        self._num_gone = [0] * len(self._gone_GK)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the layer's weight."""
+        return self._weight_GOK.device
 
     def costs(self, units: Tensor) -> Tensor:
         """The costs of removing each of some units in the next step."""
         g, k = self._groups_UM[units][:, :, None], self._inputs_UMQ[units]
         own = self._inverse_GKK[g[..., None], k[..., None], k[:, :, None]]
         w = self._weight_GOK.transpose(1, 2)[g, k]  # (U, M, Q, O)
-        costs: Tensor = (w * torch.linalg.solve(own, w)).sum((1, 2, 3)) * self._scale
+        costs: Tensor = (w * self.solver.solve(own, w)).sum((1, 2, 3)) * self._scale
         return costs
 
     def remove(self, units: Tensor) -> None:
         """Remove some units and refit the remaining weights."""
-        goes_GK = torch.zeros_like(self._gone_GK)
-        goes_GK[self._groups_UM[units][:, :, None], self._inputs_UMQ[units]] = True
-        for group in goes_GK.any(1).nonzero()[:, 0].tolist():
-            k = goes_GK[group].nonzero()[:, 0]
+        for group, k in self._inputs_of(units).items():
             inverse = self._inverse_GKK[group]
             columns = inverse[:, k]
-            solved = torch.linalg.solve(columns[k], columns.T)  # (q, K)
+            solved = self.solver.solve(columns[k], columns.T)  # (q, K)
             weight = self._weight_GOK[group]
             weight.addmm_(weight[:, k], solved, alpha=-1)
             inverse.addmm_(columns, solved, alpha=-1)
+            self._gone_GK[group].index_fill_(0, k, True)
+            self._num_gone[group] += len(k)
         # Entries of removed inputs stay zero. They only cost time, but copying the rest does too.
-        self._gone_GK |= goes_GK
-        least, most = self._gone_GK.sum(1).aminmax()
-        if least == most and _DROPPED * most >= goes_GK.shape[1]:
-            self._drop(~self._gone_GK)
+        least, most = min(self._num_gone), max(self._num_gone)
+        if least == most and _DROPPED * most >= self._gone_GK.shape[1]:
+            self._drop(most)
 
-    def _drop(self, stays_GK: Tensor) -> None:
+    def _inputs_of(self, units: Tensor) -> dict[int, Tensor]:
+        """Return the inputs that belong to some units, in order: group -> LongTensor."""
+        if len(self._gone_GK) == 1:
+            return {0: self._inputs_UMQ[units].flatten().sort().values}
+        goes_GK = torch.zeros_like(self._gone_GK)
+        goes_GK[self._groups_UM[units][:, :, None], self._inputs_UMQ[units]] = True
+        (goes_GK,) = read_together([goes_GK])  # groups lose different numbers of inputs
+        groups = goes_GK.any(1).nonzero()[:, 0].tolist()
+        return {g: to_device(goes_GK[g].nonzero()[:, 0], self.device) for g in groups}
+
+    def _drop(self, num_gone: int) -> None:
         """Drop the removed inputs, of which each group has equally many."""
-        self._gone_GK = self._gone_GK[stays_GK].reshape(len(stays_GK), -1)
-        at = stays_GK.nonzero()[:, 1].reshape(len(stays_GK), -1)  # (G, remaining inputs)
+        stays_GK = ~self._gone_GK
+        at = _true_places(stays_GK, stays_GK.shape[1] - num_gone)  # (G, remaining inputs)
+        self._gone_GK = torch.zeros_like(at, dtype=torch.bool)
+        self._num_gone = [0] * len(at)
         groups = torch.arange(len(at), device=at.device)[:, None]
         self._inverse_GKK = self._inverse_GKK[groups[..., None], at[..., None], at[:, None]]
         self._weight_GOK = self._weight_GOK.transpose(1, 2)[groups, at].transpose(1, 2)
@@ -255,32 +310,44 @@ class _Layer:
 
 def _units_eliminated(layers: list[_Layer], width: int) -> Tensor:
     """Eliminate all units of a group; the highest cost up to each unit's turn, (width,)."""
-    scores = torch.zeros(width, dtype=torch.float64)
-    left = torch.arange(width)
-    dearest = 0.0
+    device = layers[0].device
+    scores = torch.zeros(width, dtype=torch.float64, device=device)
+    left = torch.arange(width, device=device)
+    dearest = scores.new_zeros(())
     per_step = max(1, width // _MOST_STEPS)
     while len(left):
-        costs = torch.stack([layer.costs(left).double().cpu() for layer in layers]).sum(0)
-        least, first = costs.topk(min(per_step, len(left)), largest=False)
-        for unit, cost in zip(left[first].tolist(), least.tolist(), strict=True):
-            dearest = max(dearest, cost)
-            scores[unit] = dearest
+        each = [layer.costs(left.to(layer.device)).double().to(device) for layer in layers]
+        least, first = torch.stack(each).sum(0).topk(min(per_step, len(left)), largest=False)
+        # A cost that is NaN does not count.
+        highest = torch.fmax(least, dearest).cummax(0).values
+        scores[left[first]] = highest
+        dearest = highest[-1]
         for layer in layers if len(first) < len(left) else ():
-            layer.remove(left[first])
-        stays = torch.ones(len(left), dtype=torch.bool)
-        stays[first] = False
-        left = left[stays]
-    return scores
+            layer.remove(left[first].to(layer.device))
+        stays = torch.ones_like(left, dtype=torch.bool).index_fill_(0, first, False)
+        left = left[_true_places(stays, len(left) - len(first))]
+    for layer in layers:
+        layer.solver.check()
+    return scores.cpu()
+
+
+def _true_places(stays: Tensor, number: int) -> Tensor:
+    """Return where a bool tensor is True along its last dimension, `number` times in each row.
+
+    `nonzero` would make the host wait for a GPU to know the number.
+    """
+    return (~stays).to(torch.int8).argsort(dim=-1, stable=True)[..., :number]
 
 
 def _weights_eliminated(weight_OK: Tensor, second_KK: Tensor) -> Tensor:
     """Eliminate all weights of each row; the highest cost up to each weight's turn, (O, K)."""
     scores = torch.zeros_like(weight_OK, dtype=torch.float32)
     wanted_OK = weight_OK.float() @ second_KK
-    precision_K = _inverse(second_KK[None])[0].diagonal()
+    solver = _Solver()
+    precision_K = solver.inverse(second_KK[None])[0].diagonal()
     num_outputs, num_inputs = weight_OK.shape
     num_at_once = max(1, _MOST_NUMBERS // num_inputs**2)
-    for rows in torch.split(torch.arange(num_outputs), num_at_once):
+    for rows in torch.split(torch.arange(num_outputs, device=weight_OK.device), num_at_once):
         # (R, remaining weights of a row)
         left = torch.arange(num_inputs, device=weight_OK.device).expand(len(rows), -1)
         weight, precision = weight_OK[rows].float(), precision_K.expand(len(rows), -1)
@@ -292,13 +359,17 @@ def _weights_eliminated(weight_OK: Tensor, second_KK: Tensor) -> Tensor:
             scores[rows[:, None], left.gather(1, first)] = costs
             dearest = costs[:, -1:]
             stays = torch.ones_like(left, dtype=torch.bool).scatter(1, first, False)
-            left = left[stays].reshape(len(rows), -1)
-            weight, precision = _refitted(wanted_OK[rows].gather(1, left), second_KK, left)
+            left = left.gather(1, _true_places(stays, left.shape[1] - num_going))
+            wanted = wanted_OK[rows].gather(1, left)
+            weight, precision = _refitted(wanted, second_KK, left, solver)
+    solver.check()
     return scores
 
 
-def _refitted(wanted: Tensor, second_KK: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+def _refitted(
+    wanted: Tensor, second_KK: Tensor, left: Tensor, solver: _Solver
+) -> tuple[Tensor, Tensor]:
     """The remaining weights of some rows, refitted, and the diagonal of their C⁻¹."""
-    factor = torch.linalg.cholesky(second_KK[left[:, :, None], left[:, None]])
+    factor = solver.cholesky(second_KK[left[:, :, None], left[:, None]])
     weight = torch.cholesky_solve(wanted[..., None], factor)[..., 0]
     return weight, torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)

@@ -27,6 +27,7 @@ from dynopt_ray.structure import (
     named_tensors,
     undisturbed,
 )
+from dynopt_ray.transfers import read_together, to_device
 
 _ROWS_PER_SAMPLE = 8
 # Steps of the additive recurrence that fills a square most evenly: 1/p and 1/p², with p the
@@ -75,13 +76,16 @@ def reading(weight: Tensor, reader: Reader, s: Slice, num_groups: int) -> UnitIn
     place = reader.in_layout(numbers.reshape(weight_GOK.shape))
     # Encode the group and the input of each entry as one number.
     inputs = place // (num_outputs * num_inputs) * num_inputs + place % num_inputs
-    along = inputs.movedim(s.dim, 0)[s.positions.to(inputs.device)]
+    along = inputs.movedim(s.dim, 0)[to_device(s.positions, inputs.device)]
     of_units = along.reshape(len(s.positions), -1).sort(dim=1).values
     first = torch.ones_like(of_units, dtype=torch.bool)
     first[:, 1:] = of_units[:, 1:] != of_units[:, :-1]
-    of_units = of_units[first].reshape(len(of_units), -1)
-    num_read = len({*(of_units[0] // num_inputs).tolist()})
-    of_units = of_units.reshape(len(of_units), num_read, -1)
+    # All units are alike, so the first one tells how many inputs and groups each has.
+    read_groups = of_units[0] // num_inputs
+    counts = first[0].sum(), (read_groups[1:] != read_groups[:-1]).sum() + 1
+    num_each, num_read = (int(count) for count in read_together(counts))
+    places = (~first).to(torch.int8).argsort(dim=1, stable=True)[:, :num_each]
+    of_units = of_units.gather(1, places).reshape(len(of_units), num_read, -1)
     return UnitInputs(
         weight_GOK,
         of_units[:, :, 0] // num_inputs,

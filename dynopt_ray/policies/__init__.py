@@ -17,7 +17,11 @@ from dynopt_ray.policies.adaptation import AdaptResult, adapt, check_adaptation
 from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors, stack_descriptors
 from dynopt_ray.policies.evaluation import ENVIRONMENT, PolicyEvaluation, evaluate_policy
-from dynopt_ray.policies.graph_descriptors import describe_graph
+from dynopt_ray.policies.graph_descriptors import (
+    DescribedNetwork,
+    describe_graph,
+    describe_graphs,
+)
 from dynopt_ray.policies.learned import (
     DQNPolicy,
     DQNSettings,
@@ -55,6 +59,7 @@ __all__ = [
     "DQNPolicy",
     "DQNSettings",
     "DataSizedWidths",
+    "DescribedNetwork",
     "Descriptors",
     "DuelingNetwork",
     "GrowUnits",
@@ -76,6 +81,7 @@ __all__ = [
     "check_adaptation",
     "compensation_inputs",
     "describe_graph",
+    "describe_graphs",
     "dueling",
     "evaluate_policy",
     "legal_action",

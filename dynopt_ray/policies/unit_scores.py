@@ -9,11 +9,11 @@ Shapes: N networks, U units, D incoming weights.
 import torch
 from torch import Tensor
 
-from dynopt_ray.arrays import IntArray
 from dynopt_ray.criteria import sum_over_units
 from dynopt_ray.policies.descriptors import DEAD_SCORE, QUANTILES, REDUNDANT_COSINE
 from dynopt_ray.population import Population
 from dynopt_ray.structure import Graph, WidthGroup, mask_of
+from dynopt_ray.transfers import to_device
 
 
 def scores_of(incoming_squares: Tensor, outgoing_squares: Tensor) -> Tensor:
@@ -22,19 +22,26 @@ def scores_of(incoming_squares: Tensor, outgoing_squares: Tensor) -> Tensor:
 
 
 def group_scores(graph: Graph, group: WidthGroup) -> Tensor:
-    """Return the scores of a group's units, (group.width,), on the CPU."""
+    """Return the scores of a group's units, (group.width,), on the network's device."""
+    parameters = dict(graph.model.named_parameters())
     squares = {
-        s.parameter: graph.model.get_parameter(s.parameter).detach().square()
+        s.parameter: parameters[s.parameter].detach().square()
         for s in group.slices
-        if s.parameter in dict(graph.model.named_parameters())
+        if s.parameter in parameters
     }
     incoming = sum_over_units(group, squares, roles={"out"})
     outgoing = sum_over_units(group, squares, roles={"in"})
-    return scores_of(incoming, outgoing).cpu()
+    return scores_of(incoming, outgoing)
 
 
-def stacked_scores(population: Population, layer: int, members: IntArray) -> Tensor:
-    """Return the scores of the units of one hidden layer, (members, units), padded."""
+def stacked_scores(population: Population, layer: int, members: Tensor) -> Tensor:
+    """Return the scores of the units of one hidden layer, (members, units), padded.
+
+    Args:
+        population: the networks.
+        layer: number of the hidden layer.
+        members: indices of some networks, on the population's device.
+    """
     weights, biases = population.weights, population.biases
     incoming = weights[layer][members].square().sum(2) + biases[layer][members].square()
     return scores_of(incoming, weights[layer + 1][members].square().sum(1))
@@ -50,10 +57,10 @@ def producing_weights(graph: Graph, group: WidthGroup) -> dict[str, Tensor]:
     }
 
 
-def num_unmasked(weight: Tensor) -> int:
-    """Return how many entries of a parameter are not masked."""
+def num_unmasked(weight: Tensor) -> Tensor:
+    """Return how many entries of a parameter are not masked, as a tensor that is not read yet."""
     keep = mask_of(weight)
-    return weight.numel() if keep is None else int(keep.sum())
+    return torch.tensor(weight.numel(), device="cpu") if keep is None else keep.sum()
 
 
 def lowest(scores_NU: Tensor, width_N: Tensor, count_N: Tensor) -> Tensor:
@@ -88,9 +95,12 @@ def pruned(weight: Tensor, keep: Tensor | None, count: int) -> Tensor:
     kept = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep
     kept = kept.clone(memory_format=torch.contiguous_format)
     size = weight.detach().abs().masked_fill(~kept, torch.inf)
-    # NumPy's stable sort is four times as fast as torch's.
-    smallest = size.flatten().cpu().numpy().argsort(kind="stable")[:count]
-    kept.view(-1)[torch.from_numpy(smallest)] = False
+    if size.device.type == "cpu":
+        # NumPy's stable sort is four times as fast as torch's.
+        order = torch.from_numpy(size.flatten().numpy().argsort(kind="stable"))
+    else:
+        order = size.flatten().argsort(stable=True)
+    kept.view(-1).index_fill_(0, order[:count], False)
     return kept
 
 
@@ -113,7 +123,7 @@ def summarise(
     scores = scores_NU.double().masked_fill(absent, 0)
     mean = scores.sum(1, keepdim=True) / width_N[:, None]
     ordered = scores.masked_fill(absent, torch.inf).sort(dim=1).values
-    place = torch.tensor(QUANTILES, dtype=torch.float64, device=scores.device)
+    place = to_device(torch.tensor(QUANTILES, dtype=torch.float64, device="cpu"), scores.device)
     place = place * (width_N[:, None] - 1)
     low, high = place.floor().long(), place.ceil().long()
     quantiles = torch.lerp(ordered.gather(1, low), ordered.gather(1, high), place - low)

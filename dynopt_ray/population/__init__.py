@@ -13,7 +13,7 @@ Example:
     True
 """
 
-from dynopt_ray.population.edits import grow, shrink
+from dynopt_ray.population.edits import grow, shrink, shrink_marked
 from dynopt_ray.population.evaluation import PopulationMetrics, evaluate
 from dynopt_ray.population.joint_training import (
     MemberMetrics,
@@ -30,7 +30,7 @@ from dynopt_ray.population.padded import (
     padded_inputs,
 )
 from dynopt_ray.population.stack import Population
-from dynopt_ray.population.steps import batch_rows, train_steps
+from dynopt_ray.population.steps import batch_rows, check_finite, train_steps
 
 __all__ = [
     "ACTIVATIONS",
@@ -42,6 +42,7 @@ __all__ = [
     "PopulationMetrics",
     "StepRule",
     "batch_rows",
+    "check_finite",
     "checked_layout",
     "evaluate",
     "evaluate_together",
@@ -49,6 +50,7 @@ __all__ = [
     "mlp_layout",
     "padded_inputs",
     "shrink",
+    "shrink_marked",
     "train_steps",
     "train_together",
 ]

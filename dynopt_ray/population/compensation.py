@@ -9,87 +9,153 @@ Shapes: M members that shrink, U units of the layer (kept ones first, both parts
 units, R removed units, O outputs of the consumer.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import DataError, EditError
 from dynopt_ray.population.stack import Population
-from dynopt_ray.structure import RIDGE, Moments, best_ridges, masked_ridge_solve, ridge_solve
+from dynopt_ray.structure import (
+    RIDGE,
+    KeptCoefficients,
+    Moments,
+    best_ridges,
+    masked_ridge_solve,
+    ridge_solve,
+)
+from dynopt_ray.transfers import array_to_device, read_together
+
+# Masked regressions up to this size, in numbers, are solved without reading their masks.
+_MOST_UNREAD = 2**24
 
 
-def refit_consumers(
-    population: Population, layer: int, keep: Mapping[int, Tensor], x_NI: Tensor
-) -> None:
+@dataclass(frozen=True, eq=False)
+class ShrunkUnits:
+    """The units that members lose in a layer: which, on the device; how many, on the host.
+
+    Attributes:
+        members: the members.
+        places: the same on the device.
+        order_MU: each member's units: kept units, removed units, then padding.
+        num_kept_M: number of units that each keeps.
+        num_gone_M: number of units that each loses.
+    """
+
+    members: IntArray
+    places: Tensor
+    order_MU: Tensor
+    num_kept_M: IntArray
+    num_gone_M: IntArray
+
+
+def refit_consumers(population: Population, layer: int, cut: ShrunkUnits, x_NI: Tensor) -> None:
     """Refit the next layer of each member so that it needs only the kept units of `layer`.
 
     Args:
         population: the weights and biases of layer `layer + 1` change; widths do not change yet.
         layer: the hidden layer that will lose units.
-        keep: member -> bool tensor, one entry per unit of the member.
+        cut: the units that it will lose.
         x_NI: inputs to refit on.
 
     Raises:
         EditError: activations or weights of a member are not finite, or too large to be squared.
     """
-    members = list(keep)
-    activations = _activations(population, members, layer, x_NI)
-    _check_finite(population, members, layer, activations)
+    activations = _activations(population, cut.places, layer, x_NI)
+    read = population.weights[layer + 1][cut.places], population.biases[layer + 1][cut.places]
+    finite_M = torch.stack([values.isfinite().flatten(1).all(1) for values in (activations, *read)])
+    regression = _Regression(population, layer, cut, activations)
+    waits = population.device.type == "cpu"
     try:
-        _refit(population, layer, keep, activations)
+        if waits:
+            _check_finite(layer, cut.members, finite_M)
+            found = regression.solved()
+        else:
+            # Solve first and ask afterwards, so that the host waits once.
+            successes: list[Tensor] = []
+            found = regression.solved(successes)
+            finite_M, success = read_together([finite_M, torch.stack(successes).all()])
+            _check_finite(layer, cut.members, finite_M)
+            if not bool(success):
+                found = regression.solved()
     except DataError as error:
         raise EditError(f"layer {layer + 1} cannot be refitted: {error}") from error
+    _put(population, layer + 1, cut.places, regression.kept_MK, *found)
 
 
-def _check_finite(
-    population: Population, members: list[int], layer: int, activations: Tensor
-) -> None:
-    for member, values in zip(members, activations, strict=True):
-        read = population.weights[layer + 1][member], population.biases[layer + 1][member]
-        if not all(bool(tensor.isfinite().all()) for tensor in (values, *read)):
+def _check_finite(layer: int, members: IntArray, finite_M: Tensor) -> None:
+    for member, finite in zip(members, finite_M.all(0).tolist(), strict=True):
+        if not finite:
             raise EditError(
                 f"layer {layer + 1} of member {member} cannot be refitted: its inputs or weights "
                 "are not finite on these rows"
             )
 
 
-def _refit(
-    population: Population, layer: int, keep: Mapping[int, Tensor], activations: Tensor
-) -> None:
-    members = list(keep)
-    halves = [Moments.start(activations, num_outputs=0) for _ in range(2)]
-    for half, moments in enumerate(halves):
-        rows = activations[:, half::2]
-        moments.add(rows, rows[:, :, :0])
-    widest = activations.shape[2]
-    num_kept = max(int(kept.sum()) for kept in keep.values())
-    num_removed = max(len(kept) - int(kept.sum()) for kept in keep.values())
-    order_MU = torch.full((len(members), num_kept + num_removed), widest, dtype=torch.int64)
-    for row, kept in zip(order_MU, keep.values(), strict=True):
-        stays, goes = kept.cpu().nonzero()[:, 0], (~kept.cpu()).nonzero()[:, 0]
-        row[: len(stays)] = stays
-        row[num_kept : num_kept + len(goes)] = goes
-    order_MU = order_MU.to(population.device)
-    weight_MOU = _take(population.weights[layer + 1][members].double(), order_MU, 2)
-    stays_MOK = _stays(population, layer + 1, members, order_MU[:, :num_kept])
-    one, other = (_ordered(moments, order_MU) for moments in halves)
+class _Regression:
+    """The regressions of all members, on two halves of the rows.
 
-    def loss(ridges: Tensor) -> Tensor:
-        slope_MOK, shift_MO = _fit(one, weight_MOU, stays_MOK, ridges)
-        # The error of the refitted layer is linear in the kept and removed inputs.
-        lack_MOU = torch.cat([-slope_MOK, weight_MOU[:, :, num_kept:]], 2)
-        mean_MO = (lack_MOU @ other.mean_MU[:, :, None])[..., 0] - shift_MO
-        spread_M = (lack_MOU @ other.covariance_MUU * lack_MOU).sum((1, 2))
-        return (spread_M + mean_MO.square().sum(1)).cpu()
+    Attributes:
+        kept_MK: each member's kept units, padded with the number of the first unit beyond all.
+    """
 
-    enough = all(moments.count for moments in halves)
-    ridges = best_ridges(loss, len(members)) if enough else torch.tensor(RIDGE)
-    everything = _ordered(halves[0].plus(halves[1]), order_MU)
-    slope_MOK, shift_MO = _fit(everything, weight_MOU, stays_MOK, ridges)
-    weight_MOK = weight_MOU[:, :, :num_kept] + slope_MOK
-    _put(population, layer + 1, members, order_MU[:, :num_kept], weight_MOK, shift_MO)
+    def __init__(
+        self, population: Population, layer: int, cut: ShrunkUnits, activations: Tensor
+    ) -> None:
+        halves = [Moments.start(activations, num_outputs=0) for _ in range(2)]
+        for half, moments in enumerate(halves):
+            rows = activations[:, half::2]
+            moments.add(rows, rows[:, :, :0])
+        self._num_kept = int(cut.num_kept_M.max())
+        order_MU = _padded_order(cut, activations.shape[2])
+        self.kept_MK = order_MU[:, : self._num_kept]
+        weight = population.weights[layer + 1][cut.places]
+        self._weight_MOU = _take(weight.double(), order_MU, 2)
+        self._stays = _stays(population, layer + 1, cut.places, self.kept_MK)
+        self._one, self._other = (_ordered(moments, order_MU) for moments in halves)
+        self._all = _ordered(halves[0].plus(halves[1]), order_MU)
+        self._enough = all(moments.count for moments in halves)
+
+    def solved(self, successes: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the weights that read the kept units, and the constant that is left.
+
+        Args:
+            successes: see `ridge_solve`.
+        """
+        fit = partial(_fit, weight_MOU=self._weight_MOU, stays=self._stays, successes=successes)
+
+        def loss(ridges: Tensor) -> Tensor:
+            slope_MOK, shift_MO = fit(self._one, ridges=ridges)
+            # The error of the refitted layer is linear in the kept and removed inputs.
+            lack_MOU = torch.cat([-slope_MOK, self._weight_MOU[:, :, self._num_kept :]], 2)
+            mean_MO = (lack_MOU @ self._other.mean_MU[:, :, None])[..., 0] - shift_MO
+            spread_M = (lack_MOU @ self._other.covariance_MUU * lack_MOU).sum((1, 2))
+            return spread_M + mean_MO.square().sum(1)
+
+        device, num_members = self._weight_MOU.device, len(self._weight_MOU)
+        ridges: float | Tensor = RIDGE
+        if self._enough:
+            ridges = best_ridges(loss, num_members, device=device)
+        slope_MOK, shift_MO = fit(self._all, ridges=ridges)
+        return self._weight_MOU[:, :, : self._num_kept] + slope_MOK, shift_MO
+
+
+def _padded_order(cut: ShrunkUnits, size: int) -> Tensor:
+    """Return each member's kept units, then its removed units, both padded with `size`."""
+    parts = []
+    kept_M1 = array_to_device(cut.num_kept_M, cut.order_MU.device)[:, None]
+    gone_M1 = array_to_device(cut.num_gone_M, cut.order_MU.device)[:, None]
+    for start_M1, count_M1, most in (
+        (torch.zeros_like(kept_M1), kept_M1, int(cut.num_kept_M.max())),
+        (kept_M1, gone_M1, int(cut.num_gone_M.max())),
+    ):
+        place_U = torch.arange(most, device=cut.order_MU.device)
+        taken_MU = (start_M1 + place_U).clamp(max=size - 1)
+        part_MU = cut.order_MU.gather(1, taken_MU)
+        parts.append(part_MU.masked_fill(place_U >= count_M1, size))
+    return torch.cat(parts, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,37 +172,57 @@ def _ordered(moments: Moments, order_MU: Tensor) -> _Ordered:
 
 
 def _fit(
-    inputs: _Ordered, weight_MOU: Tensor, stays_MOK: Tensor, ridges: Tensor
+    inputs: _Ordered,
+    *,
+    weight_MOU: Tensor,
+    stays: Tensor | KeptCoefficients,
+    ridges: float | Tensor,
+    successes: list[Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """Return coefficients with which kept inputs replace the removed ones, and a constant."""
-    num_kept = stays_MOK.shape[2]
+    num_kept = stays.kept_GOK.shape[2] if isinstance(stays, KeptCoefficients) else stays.shape[1]
     left, gone = slice(num_kept), slice(num_kept, None)
     weight_MOR, covariance_MUU = weight_MOU[:, :, gone], inputs.covariance_MUU
     missing_MOK = weight_MOR @ covariance_MUU[:, gone, left]
-    second_MKK, ridges = covariance_MUU[:, left, left], ridges.to(weight_MOU.device)
-    if bool((stays_MOK == stays_MOK[:, :1]).all()):
-        slope_MOK = ridge_solve(missing_MOK, second_MKK, stays_MOK[:, 0].sum(1), ridge=ridges)
+    second_MKK = covariance_MUU[:, left, left]
+    if isinstance(stays, KeptCoefficients):
+        slope_MOK = masked_ridge_solve(
+            missing_MOK, second_MKK, stays, ridge=ridges, solved=successes
+        )
     else:
-        slope_MOK = masked_ridge_solve(missing_MOK, second_MKK, stays_MOK, ridge=ridges)
+        slope_MOK = ridge_solve(
+            missing_MOK, second_MKK, stays.sum(1), ridge=ridges, solved=successes
+        )
     shift_MO = (weight_MOR @ inputs.mean_MU[:, gone, None])[..., 0]
     return slope_MOK, shift_MO - (slope_MOK @ inputs.mean_MU[:, left, None])[..., 0]
 
 
-def _stays(population: Population, layer: int, members: list[int], order_MK: Tensor) -> Tensor:
-    """Return which coefficients may be non-zero: those that are neither padding nor masked."""
+def _stays(
+    population: Population, layer: int, places: Tensor, order_MK: Tensor
+) -> Tensor | KeptCoefficients:
+    """Return which coefficients may be non-zero: those that are neither padding nor masked.
+
+    Returns:
+        One row per member, (M, K), if they are the same for all outputs.
+    """
+    inside_MK = order_MK < population.weights[layer].shape[2]
     keep = population.masks[layer]
     if keep is None:
-        keep_MOI = torch.ones_like(population.weights[layer][members], dtype=torch.bool)
-    else:
-        keep_MOI = keep[members]
-    return _take(keep_MOI, order_MK, 2)
+        return inside_MK
+    stays_MOK = _take(keep[places], order_MK, 2)
+    members, outputs, inputs = stays_MOK.shape
+    if population.device.type != "cpu" and members * outputs * inputs**2 <= _MOST_UNREAD:
+        return KeptCoefficients.unread(stays_MOK)
+    if bool((stays_MOK == stays_MOK[:, :1]).all()):
+        return stays_MOK[:, 0]
+    return KeptCoefficients.of(stays_MOK)
 
 
-def _activations(population: Population, members: list[int], layer: int, x_NI: Tensor) -> Tensor:
-    values = x_NI.expand(len(members), -1, -1)
+def _activations(population: Population, places: Tensor, layer: int, x_NI: Tensor) -> Tensor:
+    values = x_NI.expand(len(places), -1, -1)
     with torch.no_grad():
         for index in range(layer + 1):
-            weight, bias = population.weights[index][members], population.biases[index][members]
+            weight, bias = population.weights[index][places], population.biases[index][places]
             values = torch.baddbmm(bias[:, None], values, weight.transpose(1, 2)).relu_()
     return values
 
@@ -144,18 +230,18 @@ def _activations(population: Population, members: list[int], layer: int, x_NI: T
 def _put(
     population: Population,
     layer: int,
-    members: list[int],
+    places: Tensor,
     order_MK: Tensor,
     weight_MOK: Tensor,
     shift_MO: Tensor,
 ) -> None:
-    old = population.weights[layer][members]
+    old = population.weights[layer][places]
     index_MOK = order_MK[:, None].expand(-1, old.shape[1], -1)
     # An additional column takes the values that are written at padding.
     wide = torch.nn.functional.pad(old, (0, 1)).scatter_(2, index_MOK, weight_MOK.to(old.dtype))
-    population.weights[layer][members] = wide[:, :, : old.shape[2]]
-    bias = population.biases[layer][members]
-    population.biases[layer][members] = (bias.double() + shift_MO).to(bias.dtype)
+    population.weights[layer][places] = wide[:, :, : old.shape[2]]
+    bias = population.biases[layer][places]
+    population.biases[layer][places] = (bias.double() + shift_MO).to(bias.dtype)
 
 
 def _take(values: Tensor, order_MU: Tensor, dim: int) -> Tensor:

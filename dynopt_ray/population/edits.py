@@ -5,13 +5,16 @@ Shapes: P members, U units of the layer in the stack, I and O as in `stack`.
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import EditError
-from dynopt_ray.population.compensation import refit_consumers
+from dynopt_ray.population.compensation import ShrunkUnits, refit_consumers
 from dynopt_ray.population.stack import Population
 from dynopt_ray.structure import fresh_tensors, seeded
+from dynopt_ray.transfers import array_to_device, read_together, to_device
 
 
 def grow(population: Population, layer: int, units: Mapping[int, int]) -> None:
@@ -70,47 +73,92 @@ def shrink(
     _check_layer(population, layer)
     if not keep:
         return
-    for member, kept in keep.items():
+    members = np.array(list(keep), dtype=np.int64)
+    kept_each = read_together(list(keep.values()))
+    gone_PU = torch.zeros(
+        len(keep), population.weights[layer].shape[1], dtype=torch.bool, device="cpu"
+    )
+    for row, member, kept in zip(gone_PU, keep, kept_each, strict=True):
         _check_kept(member, kept, int(population.widths[member, layer]))
+        row[: len(kept)] = ~kept
+    shrink_marked(
+        population,
+        layer,
+        members,
+        to_device(gone_PU, population.device),
+        gone_PU.sum(1).numpy(),
+        compensate_NI=compensate_NI,
+    )
+
+
+def shrink_marked(
+    population: Population,
+    layer: int,
+    members: IntArray,
+    gone_PU: Tensor,
+    num_gone_P: IntArray,
+    *,
+    compensate_NI: Tensor | None = None,
+) -> None:
+    """Shrink as `shrink` does, with the units to remove on the population's device.
+
+    The host knows their numbers but not which they are, so it does not have to wait for a GPU.
+
+    Args:
+        population: changed in place.
+        layer: number of the hidden layer, from 0.
+        members: the members to shrink, each once.
+        gone_PU: bool tensor, one row per entry of `members`, True for units to remove. The units
+            that the widest member has beyond the member's own are ignored.
+        num_gone_P: number of units to remove from each; at least 1, and fewer than there are.
+        compensate_NI: see `shrink`.
+
+    Raises:
+        EditError: see `shrink`.
+    """
+    _check_layer(population, layer)
+    widths_P = population.widths[members, layer]
+    for member, width, gone in zip(members, widths_P, num_gone_P, strict=True):
+        _check_number(int(member), int(width), int(width - gone))
+    places = population.places(members)
+    order_PU = _kept_first(gone_PU, array_to_device(widths_P, population.device))
     if compensate_NI is not None:
-        refit_consumers(population, layer, keep, compensate_NI)
-    order_PU = _kept_first(population, layer, keep)
-    for member, kept in keep.items():
-        population.widths[member, layer] = int(kept.sum())
-        population.num_edits[member] += 1
-    members = list(keep)
-    _select(population, layer, members, order_PU)
+        cut = ShrunkUnits(members, places, order_PU, widths_P - num_gone_P, num_gone_P)
+        refit_consumers(population, layer, cut, compensate_NI)
+    population.widths[members, layer] -= num_gone_P
+    population.num_edits[members] += 1
+    _select(population, layer, members, places, order_PU)
     population.reserve()
 
 
-def _select(population: Population, layer: int, members: list[int], order_PU: Tensor) -> None:
+def _select(
+    population: Population, layer: int, members: IntArray, places: Tensor, order_PU: Tensor
+) -> None:
     """Reorder members' units, and set everything after the last remaining unit to zero."""
-    width_P1 = torch.as_tensor(population.widths[members, layer], device=order_PU.device)[:, None]
+    width_P1 = array_to_device(population.widths[members, layer], order_PU.device)[:, None]
     stays_PU = torch.arange(order_PU.shape[1], device=order_PU.device) < width_P1
     rows = order_PU[:, :, None]
     for stack in population.tensors(layer):
         index = rows.expand(-1, -1, stack.shape[2]) if stack.ndim == 3 else order_PU
         stays = stays_PU[:, :, None] if stack.ndim == 3 else stays_PU
-        stack[members] = stack[members].gather(1, index).mul_(stays)
+        stack[places] = stack[places].gather(1, index).mul_(stays)
     for stack in population.tensors(layer + 1)[:2]:
         index = order_PU[:, None].expand(-1, stack.shape[1], -1)
-        stack[members] = stack[members].gather(2, index).mul_(stays_PU[:, None])
+        stack[places] = stack[places].gather(2, index).mul_(stays_PU[:, None])
     for dim, keep in ((1, population.masks[layer]), (2, population.masks[layer + 1])):
         if keep is not None:
             index, gone = (rows, ~stays_PU[:, :, None])
             if dim == 2:
                 index, gone = index.transpose(1, 2), gone.transpose(1, 2)
-            chosen = keep[members].gather(dim, index.expand(-1, *keep.shape[1:]))
-            keep[members] = chosen.logical_or_(gone)
+            chosen = keep[places].gather(dim, index.expand(-1, *keep.shape[1:]))
+            keep[places] = chosen.logical_or_(gone)
 
 
-def _kept_first(population: Population, layer: int, keep: Mapping[int, Tensor]) -> Tensor:
+def _kept_first(gone_PU: Tensor, width_P: Tensor) -> Tensor:
     """Return the order of each member's units: kept units, removed units, then padding."""
-    size = population.weights[layer].shape[1]
-    gone_PU = torch.full((len(keep), size), 2, dtype=torch.int8)
-    for row, kept in zip(gone_PU, keep.values(), strict=True):
-        row[: len(kept)] = (~kept.cpu()).to(torch.int8)
-    return gone_PU.argsort(dim=1, stable=True).to(population.device)
+    unit_U = torch.arange(gone_PU.shape[1], device=gone_PU.device)
+    rank_PU = gone_PU.to(torch.int8).masked_fill(unit_U >= width_P[:, None], 2)
+    return rank_PU.argsort(dim=1, stable=True)
 
 
 def _fresh(
@@ -140,8 +188,12 @@ def _check_kept(member: int, kept: Tensor, width: int) -> None:
             f"member {member}: keep is {kept.dtype} of shape {tuple(kept.shape)}; it needs one "
             f"bool per unit, so shape ({width},)"
         )
-    if not 0 < int(kept.sum()) < width:
+    _check_number(member, width, int(kept.sum()))
+
+
+def _check_number(member: int, width: int, num_kept: int) -> None:
+    if not 0 < num_kept < width:
         raise EditError(
-            f"member {member}: keep leaves {int(kept.sum())} of {width} units; at least one must "
+            f"member {member}: keep leaves {num_kept} of {width} units; at least one must "
             "stay and one must go"
         )

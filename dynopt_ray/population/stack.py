@@ -18,6 +18,7 @@ from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import EditError
 from dynopt_ray.population.layout import MlpLayout, mlp_layout
 from dynopt_ray.structure import mask_of, set_mask
+from dynopt_ray.transfers import array_to_device
 
 
 class Population:
@@ -95,6 +96,10 @@ class Population:
             inputs = self.widths[:, layer - 1]
         return outputs, inputs
 
+    def places(self, members: Sequence[int] | IntArray) -> Tensor:
+        """Return members as an index of the tensors, on their device; the host does not wait."""
+        return array_to_device(np.asarray(members, dtype=np.int64), self.device)
+
     def linear(self, layer: int) -> nn.Linear:
         """Return the template's layer, which defines how new weights are initialised."""
         found = self._template.get_submodule(self.layout.names[layer])
@@ -166,14 +171,18 @@ class Population:
         self.widths[to] = source.widths[of]
         self.num_edits[to] = source.num_edits[of]
         self.reserve()
+        here, there = self.places(to), source.places(of)
         for layer in range(self.num_layers):
             for ours, theirs in zip(self.tensors(layer), source.tensors(layer), strict=True):
-                fill_rows(ours, to, theirs[of])
+                fill_rows(ours, here, theirs[there])
             keep = source.masks[layer]
             if keep is None and self.masks[layer] is None:
                 continue
             mask = self.mask(layer)
-            mask[to] = True if keep is None else _fitted(keep[of], mask.shape[1:], fill=True)
+            if keep is None:
+                mask.index_fill_(0, here, True)
+            else:
+                mask[here] = _fitted(keep[there], mask.shape[1:], fill=True)
 
     def tensors(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the weights, weight momenta, biases and bias momenta of a layer."""
@@ -221,7 +230,7 @@ class Population:
                 self.masks[layer] = _fitted(keep, (outputs, inputs), fill=True)
 
 
-def fill_rows(stack: Tensor, members: Sequence[int], values: Tensor) -> None:
+def fill_rows(stack: Tensor, members: Tensor, values: Tensor) -> None:
     """Write members' values into a stack that is at least as wide; fill the rest with zeros."""
     stack[members] = _fitted(values, stack.shape[1:])
 

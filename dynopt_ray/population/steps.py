@@ -8,13 +8,16 @@ Shapes: P members, S steps, B rows of a batch, I inputs, O outputs, N rows of da
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dynopt_ray.errors import DataError, DivergedError
 from dynopt_ray.population.stack import Population
 from dynopt_ray.tasks import epoch_order
+from dynopt_ray.transfers import read_numbers, read_together, to_device
 
 
 def batch_rows(
@@ -51,6 +54,7 @@ def train_steps(
     *,
     learning_rate: float | Tensor,
     momentum: float,
+    check: bool = True,
 ) -> Tensor:
     """Train every member by SGD with momentum on the cross-entropy of its own batches.
 
@@ -62,6 +66,9 @@ def train_steps(
         learning_rate: one learning rate, or a tensor that broadcasts to (S, P): a rate per member,
             per step, or both.
         momentum: as in `torch.optim.SGD`.
+        check: whether to check the losses. On a GPU, the host waits for that; False leaves it to
+            the caller to read the losses together with other figures, and to check them with
+            `check_finite`.
 
     Returns:
         Tensor (P,), each member's mean loss over its batches.
@@ -74,18 +81,23 @@ def train_steps(
     check_rows(population, x_NI, y_N)
     num_steps, num_members, _ = rows_SPB.shape
     like = population.weights[0]
-    rates_SP = torch.as_tensor(learning_rate, dtype=like.dtype, device=like.device)
+    if not isinstance(learning_rate, Tensor):
+        learning_rate = torch.full((), learning_rate, dtype=like.dtype, device=like.device)
+    rates_SP = to_device(learning_rate, like.device).to(like.dtype)
     rates_SP = rates_SP.expand(num_steps, num_members)
-    targets_NO = torch.nn.functional.one_hot(y_N, population.layout.num_outputs).to(like.dtype)
+    classes_O = torch.arange(population.layout.num_outputs, device=y_N.device)
+    targets_NO = (y_N[:, None] == classes_O).to(like.dtype)
     # Convert masks once: products of floats with bools would convert them every time.
     masks = [None if keep is None else keep.to(like.dtype) for keep in population.masks]
     losses = torch.zeros(num_members, dtype=like.dtype, device=like.device)
+    rows = to_device(rows_SPB, x_NI.device)
     with torch.no_grad():
-        for rows_PB, rate_P in zip(rows_SPB.to(x_NI.device), rates_SP, strict=True):
+        for rows_PB, rate_P in zip(rows, rates_SP, strict=True):
             x_PBI, targets_PBO = x_NI[rows_PB], targets_NO[rows_PB]
             losses += _step(population, x_PBI, targets_PBO, masks, -rate_P, momentum)
     losses /= num_steps
-    check_finite(losses, f"in {num_steps} training steps")
+    if check:
+        check_finite(losses, f"in {num_steps} training steps")
     return losses
 
 
@@ -110,6 +122,7 @@ def check_finite(losses_P: Tensor, when: str) -> None:
     Raises:
         DivergedError: a loss is not finite. The message names the first such member.
     """
+    (losses_P,) = read_together([losses_P])
     if not bool(losses_P.isfinite().all()):
         member = int((~losses_P.isfinite()).nonzero()[0])
         raise DivergedError(
@@ -135,12 +148,28 @@ def check_rows(population: Population, x_NI: Tensor, y_N: Tensor) -> None:
             f"y is {y_N.dtype} of shape {tuple(y_N.shape)}; it must hold one int64 label per row, "
             f"so have the shape ({len(x_NI)},)"
         )
-    low, high = (int(extreme) for extreme in y_N.aminmax()) if len(y_N) else (0, 0)
+    low, high = _label_range(y_N)
     if low < 0 or high >= layout.num_outputs:
         raise DataError(
             f"y holds label {low if low < 0 else high}; the networks know the classes 0 to "
             f"{layout.num_outputs - 1}"
         )
+
+
+_label_ranges: Any = WeakTensorKeyDictionary()
+"""Labels -> their version and their range. Reading it makes the host wait for a GPU."""
+
+
+def _label_range(y_N: Tensor) -> tuple[int, int]:
+    """Return the smallest and the largest label; (0, 0) if there are none."""
+    version = -1 if y_N.is_inference() else y_N._version  # inference tensors have none
+    extremes: tuple[int, int]
+    known, extremes = _label_ranges.get(y_N, (None, (0, 0)))
+    if known != version or version < 0:
+        low, high = read_numbers(y_N.aminmax()) if len(y_N) else (0, 0)
+        extremes = int(low), int(high)
+        _label_ranges[y_N] = version, extremes
+    return extremes
 
 
 def _step(

@@ -48,6 +48,7 @@ def cluster_for(
                     accelerator_type=need.accelerator_type,
                     resources=need.resources,
                     total_cpus=need.total_cpus,
+                    total_gpus=need.total_gpus,
                     storage=storage,
                 )
             )

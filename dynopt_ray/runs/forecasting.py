@@ -83,6 +83,7 @@ def forecast(spec: Spec, *, address: str | None, storage: Path) -> Forecast:
             accelerator_type=need.accelerator_type,
             resources=need.resources,
             total_cpus=need.total_cpus,
+            total_gpus=need.total_gpus,
         ) as joined:
             nodes = list(joined.nodes)
     slots = 1 if need is None else max(1, sum(map(need.room, nodes)))
@@ -112,7 +113,7 @@ def _seconds(spec: Spec, works: Sequence[WorkPart], slots: int) -> list[float | 
 def _step_s(spec: Spec) -> float:
     """Return the seconds of one optimizer step of the untrained network on this machine."""
     assert isinstance(spec, NetworkSpec)  # only networks are trained in optimizer steps
-    task = prepare_task(spec.task)
+    task = prepare_task(spec)
     model = task.new_model(seed=spec.seed)
     optimizer = make_optimizer(spec.optimizer, model, lr=_RATE)
     task.train_steps(model, optimizer, _WARM_UP)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from dynopt_ray.devices import AUTO
 from dynopt_ray.errors import SpecError
 from dynopt_ray.policies import utility
 from dynopt_ray.runs.run import Run
@@ -123,7 +124,7 @@ def prepare_origin(spec: NetworkSpec) -> Origin:
         DataError: the task's data are missing or cannot be learned from.
         CheckpointError: the starting network is damaged or belongs to another task.
     """
-    task = prepare_task(spec.task)
+    task = prepare_task(spec)
     if spec.start is None:
         return Origin(task, spec, None)
     path = Path(spec.start)
@@ -138,17 +139,20 @@ def prepare_origin(spec: NetworkSpec) -> Origin:
     return Origin(task, spec, network)
 
 
-def prepare_task(config: str | dict[str, Any]) -> Task:
-    """Return the task of a spec. Messages of a SpecError begin with "task:".
+def prepare_task(spec: NetworkSpec) -> Task:
+    """Return the task of a spec, on its device. Messages of a SpecError begin with "task:".
 
     Raises:
         SpecError: the task refuses its options.
+        DeviceError: there is no such device.
         DynoptError: see `load_task`.
     """
     try:
-        return load_task(config)
+        task = load_task(spec.task)
     except SpecError as error:
         raise SpecError(f"task: {error}") from error
+    has_own = isinstance(spec.task, dict) and "device" in spec.task
+    return task.to(task.device if has_own and spec.device == AUTO else spec.device, spec.precision)
 
 
 def as_budget(fractions: CostFractions | None) -> Budget | None:

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dynopt_ray.devices import Determinism
 from dynopt_ray.errors import described
 from dynopt_ray.runs.directory import RunDirectory
 from dynopt_ray.runs.parts import Parts
 from dynopt_ray.runs.progress import Progress
 from dynopt_ray.runs.report import write_report
+from dynopt_ray.runs.spec import Spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,12 +43,21 @@ class Run:
         progress: shows its progress.
         address: address of the Ray cluster to join. None starts one on this machine if needed.
         num_threads: number of torch's threads. None leaves the choice to torch.
+        deterministic: whether a GPU gives the same bits for the same seed.
     """
 
     directory: RunDirectory
     progress: Progress
     address: str | None = None
     num_threads: int | None = None
+    deterministic: bool = False
+
+    @staticmethod
+    def of(
+        spec: Spec, directory: RunDirectory, progress: Progress, address: str | None = None
+    ) -> "Run":
+        """Return a run with the settings of a spec."""
+        return Run(directory, progress, address, spec.num_threads, spec.deterministic)
 
     @cached_property
     def parts(self) -> Parts:
@@ -66,7 +77,12 @@ def carry_out(action: Callable[[Run], None], run: Run) -> None:
         KeyboardInterrupt: the user interrupted the run; its status is "interrupted".
         Exception: the action raised it; the status is "failed", and log.txt has the traceback.
     """
-    with closing(run.directory), _logged(run.directory), threads(run.num_threads):
+    with (
+        closing(run.directory),
+        _logged(run.directory),
+        threads(run.num_threads),
+        Determinism(run.deterministic),
+    ):
         try:
             action(run)
             run.directory.finish("finished")

@@ -1,10 +1,11 @@
 """Resizing a live network: trace it, then grow, shrink and mask it; its optimizer follows."""
 
 from dynopt_ray.structure.checkpoint import load, save
-from dynopt_ray.structure.costs import Cost, CostKind, measure
+from dynopt_ray.structure.costs import Cost, CostKind, UnreadCost, measure
 from dynopt_ray.structure.graph import Graph, trace
 from dynopt_ray.structure.latency import LatencyModel, fit_latency, median_ms
 from dynopt_ray.structure.plans import (
+    IMPLEMENTATION,
     Edit,
     Grow,
     Insert,
@@ -37,6 +38,7 @@ from dynopt_ray.structure.preserve import (
 )
 from dynopt_ray.structure.refit import (
     RIDGE,
+    KeptCoefficients,
     Moments,
     ObservedInputs,
     Observer,
@@ -61,6 +63,7 @@ from dynopt_ray.structure.tracing import (
 from dynopt_ray.structure.units import Consumer, Label, Role, Slice, WidthGroup, without
 
 __all__ = [
+    "IMPLEMENTATION",
     "RIDGE",
     "Consumer",
     "Cost",
@@ -70,6 +73,7 @@ __all__ = [
     "Grow",
     "Inputs",
     "Insert",
+    "KeptCoefficients",
     "Label",
     "LatencyModel",
     "Mask",
@@ -85,6 +89,7 @@ __all__ = [
     "Slice",
     "Surroundings",
     "Trace",
+    "UnreadCost",
     "Use",
     "WidthGroup",
     "as_products",

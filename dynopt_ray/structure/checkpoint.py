@@ -29,6 +29,7 @@ from dynopt_ray.structure.preserve import (
     recompute_weights,
     sharing_memory,
     storable_extra_state,
+    update_switches,
     within,
 )
 from dynopt_ray.structure.stored import (
@@ -179,6 +180,7 @@ def _load_model(
         for attribute, value in state["attributes"].get(name, {}).items():
             _set_attribute(transaction, module, attribute, value)
     recompute_weights(model.modules(), transaction)
+    update_switches(model.modules(), transaction)
     _load_extra_states(path, transaction, model, state.get("extra", {}))
     transaction.set_item(HISTORIES, model, from_state(state.get("history", ())))
     transaction.set_item(RESIZED, model, resized)

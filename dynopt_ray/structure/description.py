@@ -5,7 +5,6 @@ then be proven: the network must run with another width of that group. A candida
 listed in `Description.groups`. One that fails is listed in `Description.fixed` with the reason.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -32,7 +31,6 @@ from dynopt_ray.structure.tracing import (
     empty_caches,
     named_tensors,
     trace_at_own_sizes,
-    unknown,
 )
 from dynopt_ray.structure.units import (
     Attribute,
@@ -42,9 +40,9 @@ from dynopt_ray.structure.units import (
     outside_sizes,
     producer_name,
 )
+from dynopt_ray.structure.untraced import warn_of_other_ways, warn_of_unreached
 
 _BY_CALLER = "the caller fixed it"
-_MOST_PLACES = 3
 # Name of a wrapper class -> where its inner module is. Names are compared, because importing these
 # rarely used classes takes long.
 _WRAPPERS = {
@@ -118,9 +116,11 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
             passes = trace_at_own_sizes(model, inputs, tensors, heads, held, outside.tie)
             now = outside_sizes(model, passes.record, passes.grouping)
             outside = replace(now, tie=outside.tie)
-        _warn_of_other_ways(model, passes)
+        warn_of_other_ways(model, passes)
         verifier = Verifier(model, inputs, tensors, passes, heads, outside)
-        return tensors, passes, verifier.verdict()
+        verdict = verifier.verdict()
+        warn_of_unreached(model, passes, tensors, verdict.groups)
+        return tensors, passes, verdict
 
     surroundings = Surroundings(model)
     tensors, passes, verdict = within(CollectorPaused(), lambda: within(surroundings, proven))
@@ -179,28 +179,6 @@ def _check_model(model: nn.Module) -> None:
             "the network has lazy layers, whose shapes are unknown. Run it once on real data "
             "before tracing."
         )
-
-
-def _warn_of_other_ways(model: nn.Module, passes: Passes) -> None:
-    """Warn if other inputs may lead the forward pass to operations that were not traced."""
-    if not passes.reads.branches:
-        return
-    places = list(map(str, passes.reads.branches))
-    where = ", ".join(places[:_MOST_PLACES]) + ", …" * (len(places) > _MOST_PLACES)
-    message = (
-        f"the forward pass decides by values: {where}. Only the operations that these inputs lead "
-        "to were traced, and growth is exact as long as the values decide the same"
-    )
-    for modules, meaning in (
-        (passes.record.followed, "They follow the modules of the same list that ran"),
-        (
-            dict.fromkeys(map(producer_name, unknown(model, passes.record))),
-            "The widths that they may read are fixed: trace with inputs that reach them",
-        ),
-    ):
-        if modules:
-            message += f". These inputs did not reach {', '.join(modules)}. {meaning}"
-    warnings.warn(message, stacklevel=8)  # the caller of `trace`
 
 
 def _produced_by(tensors: Mapping[str, Tensor], name: str) -> str:

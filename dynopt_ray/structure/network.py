@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from dynopt_ray.errors import EditError, UnknownNameError
-from dynopt_ray.structure.costs import Cost, count_nonzero
+from dynopt_ray.structure.costs import Cost, UnreadCost, nonzero_counts, read_costs
 from dynopt_ray.structure.description import Description, TraceArguments
 from dynopt_ray.structure.preserve import masked_parameters, set_masks
 from dynopt_ray.structure.tracing import named_tensors
@@ -98,14 +97,19 @@ class Network:
         """Return the network's parameters and buffers by name."""
         return named_tensors(self.model)
 
-    def shapes_now(self) -> dict[str, torch.Size]:
+    def shapes_now(self) -> dict[str, tuple[int | None, ...]]:
         """Return the shapes of all parameters and of the buffers that units lie along.
 
-        Other buffers are left out, because a forward pass may replace them.
+        Other buffers are left out, because a forward pass may replace them. So may other dimensions
+        of these buffers: a table may be as long as the longest input. They are None.
         """
-        lie_in = {s.parameter for group in self.groups for s in group.slices}
+        lie_along = {(s.parameter, s.dim) for group in self.groups for s in group.slices}
+        lie_in = {name for name, _ in lie_along}
         return {
-            name: tensor.shape
+            name: tuple(
+                size if isinstance(tensor, nn.Parameter) or (name, dim) in lie_along else None
+                for dim, size in enumerate(tensor.shape)
+            )
             for name, tensor in self.tensors().items()
             if isinstance(tensor, nn.Parameter) or name in lie_in
         }
@@ -123,7 +127,7 @@ class Network:
             if expected != found:
                 raise EditError(
                     f"the network was changed behind this graph's back ({name!r} has the shape "
-                    f"{found and tuple(found)}, not {expected and tuple(expected)}); trace it again"
+                    f"{found}, not {expected}); trace it again"
                 )
 
     def cost(self, widths: Mapping[str, int] | None = None) -> Cost:
@@ -146,8 +150,12 @@ class Network:
         self.check()
         if widths is not None:
             return self.cost_at(widths)
-        nonzero = count_nonzero(list(self.model.parameters()))
-        return self.cost_model.cost([g.width for g in self.groups], nonzero)
+        return read_costs(self.unread_cost())[0]
+
+    def unread_cost(self) -> UnreadCost:
+        """Return the cost of the network as it is, to be read with those of others."""
+        counts = nonzero_counts(list(self.model.parameters()))
+        return UnreadCost(self.cost_model, [g.width for g in self.groups], counts)
 
     def cost_at(self, widths: Mapping[str, int]) -> Cost:
         """Return `cost` without checking the network, for searches that call it very often."""

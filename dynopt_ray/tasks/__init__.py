@@ -22,7 +22,7 @@ from dynopt_ray.tasks.batches import (
     take_rows,
 )
 from dynopt_ray.tasks.loading import load_task
-from dynopt_ray.tasks.loop import AddedLoss, TrainStats
+from dynopt_ray.tasks.loop import AddedLoss, TrainStats, UnreadMetrics, read_metrics
 from dynopt_ray.tasks.objectives import (
     LOSSES,
     METRICS,
@@ -51,6 +51,7 @@ __all__ = [
     "TargetKind",
     "Task",
     "TrainStats",
+    "UnreadMetrics",
     "batch_indices",
     "binary_logits",
     "call_model",
@@ -61,6 +62,7 @@ __all__ = [
     "is_classification",
     "load_task",
     "predicted_classes",
+    "read_metrics",
     "resolve_loss",
     "seeded_torch",
     "take_rows",

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from dynopt_ray.errors import DataError
 from dynopt_ray.structure import Inputs
+from dynopt_ray.transfers import to_device
 
 OutputKind = Literal["classes", "logits", "numbers"]
 """What a model outputs: a score per class along dimension 1, one logit per label, or numbers."""
@@ -18,7 +19,11 @@ Nested = TypeVar("Nested")
 
 
 def batch_indices(
-    num_samples: int, batch_size: int, generator: torch.Generator | None = None
+    num_samples: int,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | None = None,
 ) -> Iterator[Tensor]:
     """Return an endless stream of batches of row numbers.
 
@@ -32,9 +37,11 @@ def batch_indices(
         batch_size: rows per batch; reduced to `num_samples` if it is larger.
         generator: a CPU generator that draws the permutations; the same state gives the same
             stream. Without it the rows come in order, repeatedly.
+        device: where the row numbers are needed. Each permutation is copied there once. Default:
+            the CPU.
 
     Returns:
-        An endless iterator of LongTensors (min(batch_size, num_samples),) on the CPU.
+        An endless iterator of LongTensors (min(batch_size, num_samples),) on the device.
 
     Raises:
         ValueError: `num_samples` or `batch_size` is less than 1.
@@ -47,15 +54,16 @@ def batch_indices(
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    return _batch_indices(num_samples, min(batch_size, num_samples), generator)
+    place = torch.device("cpu") if device is None else device
+    return _batch_indices(num_samples, min(batch_size, num_samples), generator, place)
 
 
 def _batch_indices(
-    num_samples: int, batch_size: int, generator: torch.Generator | None
+    num_samples: int, batch_size: int, generator: torch.Generator | None, device: torch.device
 ) -> Iterator[Tensor]:
-    rest = torch.empty(0, dtype=torch.int64)
+    rest = torch.empty(0, dtype=torch.int64, device=device)
     while True:
-        rest = torch.cat([rest, epoch_order(num_samples, generator)])
+        rest = torch.cat([rest, to_device(epoch_order(num_samples, generator), device)])
         while len(rest) >= batch_size:
             yield rest[:batch_size]
             rest = rest[batch_size:]
@@ -64,8 +72,8 @@ def _batch_indices(
 def epoch_order(num_samples: int, generator: torch.Generator | None) -> Tensor:
     """All row numbers once: shuffled with a generator, in order without one."""
     if generator is None:
-        return torch.arange(num_samples)
-    return torch.randperm(num_samples, generator=generator)
+        return torch.arange(num_samples, device="cpu")
+    return torch.randperm(num_samples, generator=generator, device="cpu")
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:

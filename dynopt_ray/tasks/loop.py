@@ -1,7 +1,7 @@
 """The two loops of every task: training steps, and the evaluation of a whole split."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -32,9 +32,11 @@ from dynopt_ray.tasks.objectives import (
     confidence,
     default_metric,
     kind_of,
+    measured,
     row_scores,
 )
 from dynopt_ray.tasks.sources import Source
+from dynopt_ray.transfers import read_numbers
 
 AddedLoss = Callable[[Inputs, Tensor], Tensor]
 """(inputs, output) -> scalar to add to a batch's loss, such as the distance from a teacher."""
@@ -95,40 +97,85 @@ def train(
     return TrainStats(math.fsum(losses) / len(losses), losses[-1], len(losses), num_samples)
 
 
+@dataclass(frozen=True, eq=False)
+class UnreadMetrics:
+    """`Metrics` before the host has read them from the device; see `read_metrics`.
+
+    Attributes:
+        losses: the mean loss of each batch.
+        sizes: the number of rows of each batch.
+        metric: the task's metric; a tensor unless the metric is the user's own.
+        confidence: see `Metrics`.
+    """
+
+    losses: Sequence[Tensor]
+    sizes: Sequence[int]
+    metric: Tensor | float
+    confidence: Tensor | None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What has to be read."""
+        figures = self.metric, self.confidence
+        return [*self.losses, *(figure for figure in figures if isinstance(figure, Tensor))]
+
+    def read(self, figures: Iterator[float]) -> Metrics:
+        """Return the metrics, once the tensors have been read.
+
+        Raises:
+            DivergedError: the loss or the metric is NaN or infinite.
+        """
+        num_samples = sum(self.sizes)
+        metrics = Metrics(
+            loss=math.fsum(next(figures) * size for size in self.sizes) / num_samples,
+            metric=next(figures) if isinstance(self.metric, Tensor) else self.metric,
+            confidence=None if self.confidence is None else next(figures),
+            num_samples=num_samples,
+        )
+        for name, figure in (("loss", metrics.loss), ("metric", metrics.metric)):
+            if not math.isfinite(figure):
+                raise DivergedError(
+                    f"the {name} over {num_samples} rows is {figure}: the model's outputs are not "
+                    f"finite or too large, so the model cannot be judged"
+                )
+        return metrics
+
+
+def read_metrics(*unread: UnreadMetrics) -> list[Metrics]:
+    """Return the metrics of several evaluations, after one wait of the host for the device.
+
+    Raises:
+        DivergedError: a loss or a metric is NaN or infinite.
+    """
+    figures = iter(read_numbers([tensor for one in unread for tensor in one.tensors]))
+    return [one.read(figures) for one in unread]
+
+
 def evaluate(
     model: nn.Module,
-    batches: Iterator[Batch],
-    *,
     source: Source,
+    *,
     loss: LossFunction,
     metric: MetricFunction | None,
     kind: TargetKind | None,
-) -> Metrics:
-    """Compute loss, metric and confidence over all batches; see `Task.evaluate`."""
+) -> UnreadMetrics:
+    """Compute loss, metric and confidence over all rows; see `Task.evaluate`."""
     outputs, targets, losses = [], [], []
     with mode(model, training=False), torch.no_grad():
-        for inputs, batch_targets in batches:
+        for inputs, batch_targets in source.batches(None, None):
             output = checked_output(model, inputs, batch_targets, source, kind)
-            value = check_scalar(loss(output, batch_targets)).item()
-            losses.append(value * len(batch_targets))
+            losses.append(check_scalar(loss(output, batch_targets)))
             outputs.append(output)
             targets.append(batch_targets)
         # On the whole split at once: a metric such as R² is not the mean of its batches' values.
         output, all_targets = torch.cat(outputs), torch.cat(targets)
         metric = metric or _default_metric(all_targets, kind)
-        metrics = Metrics(
-            loss=math.fsum(losses) / len(all_targets),
-            metric=float(metric(output, all_targets)),
-            confidence=confidence(output, all_targets),
-            num_samples=len(all_targets),
+        return UnreadMetrics(
+            losses,
+            [len(batch) for batch in targets],
+            measured(metric, output, all_targets),
+            confidence(output, all_targets),
         )
-    for name, figure in (("loss", metrics.loss), ("metric", metrics.metric)):
-        if not math.isfinite(figure):
-            raise DivergedError(
-                f"the {name} over {metrics.num_samples} rows is {figure}: the model's outputs are "
-                f"not finite or too large, so the model cannot be judged"
-            )
-    return metrics
 
 
 def scores(
@@ -142,8 +189,8 @@ def scores(
             some = row_scores(output, targets)
             if some is None:
                 return None
-            found.append(some.cpu())
-    return torch.cat(found)
+            found.append(some)
+    return torch.cat(found).cpu()
 
 
 def checked_output(

@@ -19,3 +19,15 @@ def check_factory(model: object) -> None:
             f"model must be a function without arguments that makes a new network, not "
             f"{type(model).__name__}: write model=lambda: MyNetwork(…)"
         )
+
+
+def made_by(factory: ModelFactory, name: str) -> nn.Module:
+    """Return a new network from the factory of the task called `name`.
+
+    Raises:
+        TypeError: the factory does not return a module.
+    """
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model factory of task {name!r} returned {model!r}")
+    return model

@@ -66,6 +66,10 @@ def accuracy(output: Tensor, targets: Tensor) -> float:
     Raises:
         DataError: there is one logit per target, but a target is neither 0 nor 1.
     """
+    return _accuracy(output, targets).item()
+
+
+def _accuracy(output: Tensor, targets: Tensor) -> Tensor:
     logits = binary_logits(output, targets)
     if logits is not None:
         if not is_binary(targets):
@@ -74,8 +78,8 @@ def accuracy(output: Tensor, targets: Tensor) -> float:
                 f"class {targets.max().item()}; give the task a metric, a function of (output, "
                 f"targets)"
             )
-        return ((logits > 0) == targets.bool()).double().mean().item()
-    return (output.argmax(dim=1) == targets).double().mean().item()
+        return ((logits > 0) == targets.bool()).double().mean()
+    return (output.argmax(dim=1) == targets).double().mean()
 
 
 def r2(output: Tensor, targets: Tensor) -> float:
@@ -84,28 +88,39 @@ def r2(output: Tensor, targets: Tensor) -> float:
     0 is as good as predicting the mean. Several columns are averaged with equal weights. A
     constant column counts 1 if it is predicted exactly and 0 otherwise, as in scikit-learn.
     """
+    return _r2(output, targets).item()
+
+
+def _r2(output: Tensor, targets: Tensor) -> Tensor:
     predicted = output.double().reshape(len(output), -1)
     true = targets.double().reshape(len(targets), -1)
     residual = ((true - predicted) ** 2).sum(0)
     total = ((true - true.mean(0)) ** 2).sum(0)
     scores = 1 - residual / total
-    return scores.where(total > 0, (residual == 0).double()).mean().item()
+    return scores.where(total > 0, (residual == 0).double()).mean()
 
 
-def confidence(output: Tensor, targets: Tensor) -> float | None:
+def measured(metric: MetricFunction, output: Tensor, targets: Tensor) -> float | Tensor:
+    """Return a metric; those of this file as a tensor on the output's device, not read yet."""
+    if metric is accuracy:
+        return _accuracy(output, targets)
+    return _r2(output, targets) if metric is r2 else float(metric(output, targets))
+
+
+def confidence(output: Tensor, targets: Tensor) -> Tensor | None:
     """The mean probability given to the right class, or None if the targets are not classes.
 
     The probability is the softmax of the outputs if there is one per class, and the sigmoid of
-    the output if it is a single logit.
+    the output if it is a single logit. The result is a float64 tensor of one number.
     """
     logits = binary_logits(output, targets)
     if logits is not None:
         if not is_binary(targets):
             return None
-        return (logits * (2 * targets - 1)).double().sigmoid().mean().item()
+        return (logits * (2 * targets - 1)).double().sigmoid().mean()
     if not is_classification(output, targets):
         return None
-    return output.double().softmax(dim=1).gather(1, targets.unsqueeze(1)).mean().item()
+    return output.double().softmax(dim=1).gather(1, targets.unsqueeze(1)).mean()
 
 
 def row_scores(output: Tensor, targets: Tensor) -> Tensor | None:

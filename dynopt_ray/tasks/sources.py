@@ -15,6 +15,7 @@ from dynopt_ray.structure import Inputs
 from dynopt_ray.tasks.batches import batch_indices, epoch_order, take_rows
 from dynopt_ray.tasks.convert import as_features, as_targets, wrap
 from dynopt_ray.tasks.objectives import TargetKind
+from dynopt_ray.transfers import to_device
 
 Split = Literal["train", "validation", "test"]
 """The name of a part of a task's data."""
@@ -62,7 +63,8 @@ class ArraySource:
     """A split that is held in memory.
 
     The arrays are pickled as NumPy buffers, which Ray's object store shares between processes
-    without a copy.
+    without a copy. A copy from a pickle is on the CPU: the process that reads it may have no GPU,
+    or other ones.
 
     Attributes:
         split: the name of the split, for messages.
@@ -88,7 +90,7 @@ class ArraySource:
             for start in range(0, len(self.y), size):
                 yield self.x[start : start + size], self.y[start : start + size]
             return
-        order = epoch_order(len(self.y), generator)
+        order = to_device(epoch_order(len(self.y), generator), self.y.device)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             yield self.x[rows], self.y[rows]
@@ -96,7 +98,7 @@ class ArraySource:
     def stream(self, batch_size: int | None, generator: torch.Generator) -> Iterator[Batch]:
         """Yield batches without end, with the rows in the order of `batch_indices`."""
         size = self.batch_size if batch_size is None else batch_size
-        for rows in batch_indices(len(self.y), size, generator):
+        for rows in batch_indices(len(self.y), size, generator, device=self.y.device):
             yield self.x[rows], self.y[rows]
 
     def head(self, num_rows: int) -> Batch:
@@ -114,7 +116,10 @@ class ArraySource:
 
     def to(self, device: torch.device) -> "ArraySource":
         """The arrays on another device."""
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
+        moved = replace(self, x=to_device(self.x, device), y=to_device(self.y, device))
+        if not self.y.is_floating_point():
+            vars(moved)["_largest_label"] = self._largest_label  # without reading it from there
+        return moved
 
     def numpy(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Read-only views of the arrays (copies if they are on a GPU)."""
@@ -124,13 +129,11 @@ class ArraySource:
         return views
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_numpy, (self.split, *self.numpy(), self.batch_size, self.x.device)
+        return _from_numpy, (self.split, *self.numpy(), self.batch_size)
 
 
-def _from_numpy(
-    split: Split, x: NDArray[Any], y: NDArray[Any], batch_size: int, device: torch.device
-) -> ArraySource:
-    return ArraySource(split, wrap(x), wrap(y), batch_size).to(device)
+def _from_numpy(split: Split, x: NDArray[Any], y: NDArray[Any], batch_size: int) -> ArraySource:
+    return ArraySource(split, wrap(x), wrap(y), batch_size)
 
 
 @dataclass(eq=False)
@@ -150,6 +153,7 @@ class LoaderSource:
     device: torch.device
     _position: Iterator[Batch] | None = field(default=None, init=False, repr=False)
     _number: int = field(default=0, init=False, repr=False)
+    _targets: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def batches(
         self,
@@ -167,7 +171,8 @@ class LoaderSource:
         for self._number, batch in enumerate(loader):
             empty = False
             inputs, targets = self._read(batch)
-            yield _moved(inputs, self.device), targets.to(self.device)
+            self._targets = to_device(targets, self.device), targets
+            yield _moved(inputs, self.device), self._targets[0]
         if empty:
             raise DataError(
                 f"the {self.split} loader gives no batches; if it can be iterated over only "
@@ -194,7 +199,9 @@ class LoaderSource:
         return take_rows(inputs, num_rows), targets[:num_rows]
 
     def check_labels(self, targets: Tensor, num_classes: int) -> None:
-        """Check the labels of the latest batch."""
+        """Check the labels of the latest batch, before they were moved to the device."""
+        if self._targets is not None and targets is self._targets[0]:
+            targets = self._targets[1]
         _check_labels(targets, num_classes, self._where("y"))
 
     def to(self, device: torch.device) -> "LoaderSource":
@@ -246,16 +253,18 @@ class LoaderSource:
         return as_features(value, where=self._where(name))
 
     def __getstate__(self) -> dict[str, Any]:
-        # The position in a pass cannot be pickled; the copy starts a new pass.
-        return {**self.__dict__, "_position": None}
+        # The position in a pass cannot be pickled; the copy starts a new pass. As for arrays, its
+        # device is the CPU.
+        fresh = {"_position": None, "_targets": None, "device": torch.device("cpu")}
+        return {**self.__dict__, **fresh}
 
 
 def _moved(inputs: Inputs, device: torch.device) -> Inputs:
     if isinstance(inputs, dict):
-        return {name: value.to(device) for name, value in inputs.items()}
+        return {name: to_device(value, device) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
-        return tuple(value.to(device) for value in inputs)
-    return inputs.to(device)
+        return tuple(to_device(value, device) for value in inputs)
+    return to_device(inputs, device)
 
 
 def _check_labels(labels: Tensor, num_classes: int, where: str) -> None:
@@ -324,6 +333,20 @@ def _array_source(
     if len(x) != len(y):
         raise DataError(f"{split}: x has {len(x)} rows and y has {len(y)}; give one y per x")
     return ArraySource(split, x, y, batch_size)
+
+
+def in_memory(source: Source, split: Split, name: str) -> ArraySource:
+    """Return a source of arrays.
+
+    Raises:
+        DataError: the split of this task comes from a loader.
+    """
+    if not isinstance(source, ArraySource):
+        raise DataError(
+            f"task {name!r} reads its {split} split from a loader, so there are no arrays; if the "
+            "data fit in memory, make the task with Task.from_arrays"
+        )
+    return source
 
 
 def _check_alike(train: ArraySource, other: ArraySource) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynopt_ray.criteria import Batch
-from dynopt_ray.errors import DataError, UnknownNameError
+from dynopt_ray.devices import Precision, check_precision, chosen_device, computing
+from dynopt_ray.errors import UnknownNameError
 from dynopt_ray.schedules import Schedule
 from dynopt_ray.structure import Inputs, check_trains
 from dynopt_ray.tasks import loop
 from dynopt_ray.tasks.batches import OutputKind
-from dynopt_ray.tasks.loop import AddedLoss, TrainStats
-from dynopt_ray.tasks.model_factories import ModelFactory, check_factory
+from dynopt_ray.tasks.loop import AddedLoss, TrainStats, UnreadMetrics
+from dynopt_ray.tasks.model_factories import ModelFactory, check_factory, made_by
 from dynopt_ray.tasks.objectives import (
     LossFunction,
     MetricFunction,
@@ -36,6 +37,7 @@ from dynopt_ray.tasks.sources import (
     Source,
     Split,
     array_sources,
+    in_memory,
     loader_sources,
 )
 
@@ -57,6 +59,7 @@ class Task:
             takes the default for its targets: accuracy for labels, R² for numbers.
         kind: "labels" or "numbers"; None if the loss is the user's own function.
         device: the device of models and batches.
+        precision: see `devices.Precision`; None leaves PyTorch as it is set.
 
     Example:
         >>> import torch
@@ -79,6 +82,7 @@ class Task:
     metric: MetricFunction | None
     kind: TargetKind | None
     device: torch.device
+    precision: Precision | None = None
 
     @staticmethod
     def from_arrays(
@@ -111,9 +115,11 @@ class Task:
                 is better. Default: accuracy for labels, R² for numbers.
             batch_size: rows per batch.
             name: the name of the task in messages and reports.
-            device: the device for models and data.
+            device: the device for models and data; "auto" is the GPU if there is one, or else the
+                CPU.
 
         Raises:
+            DeviceError: there is no such device.
             DataError: arrays are empty or do not match, a value is NaN or infinite (the message
                 names row and column), or labels are not 0, 1, ….
             UnknownNameError: `loss` or `metric` is unknown.
@@ -170,20 +176,20 @@ class Task:
             test: batches for the final result.
             loss: see `from_arrays`.
             metric: see `from_arrays`.
-            name: the name of the task in messages and reports.
-            device: the device for models and batches.
+            name: see `from_arrays`.
+            device: see `from_arrays`.
 
         Raises:
+            DeviceError: there is no such device.
             DataError: a loader can be iterated over only once. Errors in a batch are raised when
                 it is read, and name its number.
             UnknownNameError: `loss` or `metric` is unknown.
-            TypeError: `model` is a module rather than a function that makes one, or a loader
-                cannot be iterated over.
+            TypeError: `model` is no function, or a loader cannot be iterated over.
             ValueError: the metric is for the other kind of targets.
         """
         check_factory(model)
         objective = resolve_loss(loss)
-        place = torch.device(device)
+        place = chosen_device(device)
         return Task(
             name=name,
             model=model,
@@ -214,11 +220,7 @@ class Task:
 
     @property
     def outputs(self) -> OutputKind:
-        """The kind of the model's outputs: a score per class, one logit per label, or numbers.
-
-        Raises:
-            DataError: the model's output does not fit the targets.
-        """
+        """The kind of the model's outputs: a score per class, one logit per label, or numbers."""
         return self._outputs[0]
 
     @cached_property
@@ -236,10 +238,11 @@ class Task:
             TypeError: the factory does not return a module.
         """
         if seed is None:
-            return self._make_model()
-        devices = range(torch.cuda.device_count()) if self.device.type == "cuda" else ()
+            return made_by(self.model, self.name).to(self.device)
+        used = {self.device.type, torch.get_default_device().type}
+        devices = range(torch.cuda.device_count()) if "cuda" in used else ()
         with seeded_torch(seed, devices):
-            return self._make_model()
+            return made_by(self.model, self.name).to(self.device)
 
     def example_inputs(self) -> Inputs:
         """Inputs to call the model with, for tracing: the first two training rows."""
@@ -303,17 +306,18 @@ class Task:
             raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
         check_trains(optimizer, model)
         source = self._source("train")
-        return loop.train(
-            model,
-            optimizer,
-            source.stream(batch_size, generator or torch.default_generator),
-            num_steps=num_steps,
-            source=source,
-            loss=self.loss,
-            kind=self.kind,
-            schedule=schedule,
-            added_loss=added_loss,
-        )
+        with computing(self.device, self.precision):
+            return loop.train(
+                model,
+                optimizer,
+                source.stream(batch_size, generator or torch.default_generator),
+                num_steps=num_steps,
+                source=source,
+                loss=self.loss,
+                kind=self.kind,
+                schedule=schedule,
+                added_loss=added_loss,
+            )
 
     def evaluate(self, model: nn.Module, split: Split = "validation") -> Metrics:
         """Compute loss, metric and confidence over all rows of a split.
@@ -326,25 +330,22 @@ class Task:
                 are all 0 or 1, the loss is the user's own, and the task has no metric.
             DivergedError: the loss or the metric is NaN or infinite.
         """
+        return loop.read_metrics(self.evaluate_unread(model, split))[0]
+
+    def evaluate_unread(self, model: nn.Module, split: Split = "validation") -> UnreadMetrics:
+        """Do as `evaluate`, but read nothing; `read_metrics` reads those of several networks."""
         source = self._source(split)
-        return loop.evaluate(
-            model,
-            source.batches(None, None),
-            source=source,
-            loss=self.loss,
-            metric=self.metric,
-            kind=self.kind,
-        )
+        with computing(self.device, self.precision):
+            return loop.evaluate(model, source, loss=self.loss, metric=self.metric, kind=self.kind)
 
     def row_scores(self, model: nn.Module, split: Split = "validation") -> Tensor | None:
         """Return one score per row of a split, (rows,) on the CPU; None unless there are classes.
 
         It is the mean of right (1) or wrong (0) and of the probability given to the right class.
-
-        Raises: see `evaluate`.
         """
         source = self._source(split)
-        return loop.scores(model, source.batches(None, None), source=source, kind=self.kind)
+        with computing(self.device, self.precision):
+            return loop.scores(model, source.batches(None, None), source=source, kind=self.kind)
 
     def arrays(self, split: Split) -> tuple[Tensor, Tensor]:
         """The inputs and targets of a split, on the task's device. Do not write to them.
@@ -361,20 +362,28 @@ class Task:
         """All splits as read-only NumPy arrays that share the task's memory.
 
         `Task.from_arrays(model=…, **task.data)` makes a task from them again, without a copy.
-        Pickling a task uses the same arrays, so `ray.put(task)` stores them once and every
-        worker on a node reads them in place.
-
-        Raises:
-            DataError: the data come from loaders.
+        Pickling a task uses the same arrays, so `ray.put(task)` stores them once and every worker
+        on a node reads them in place. A `DataError` is raised if they come from loaders.
         """
         arrays = {split: self._array_source(split).numpy() for split in self.splits}
         return cast(ArraySplits, arrays)
 
-    def to(self, device: str | torch.device) -> "Task":
-        """Return the same task with its models and batches on another device."""
-        place = torch.device(device)
+    def to(self, device: str | torch.device, precision: Precision | None = None) -> "Task":
+        """Return the task with models and batches on another device, perhaps with a precision.
+
+        Raises:
+            DeviceError: there is no such device; see `devices.chosen_device`.
+            UnknownNameError: there is no such precision.
+        """
+        check_precision(precision)
+        place = chosen_device(device)
         sources = {split: source.to(place) for split, source in self.sources.items()}
-        return replace(self, sources=sources, device=place)
+        precision = precision or self.precision
+        return replace(self, sources=sources, device=place, precision=precision)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy from a pickle is on the CPU, as its sources are; `to` moves it."""
+        return {**self.__dict__, "device": torch.device("cpu")}
 
     def __repr__(self) -> str:
         return f"Task({self.name!r}, splits={', '.join(self.splits)}, device={self.device})"
@@ -385,16 +394,4 @@ class Task:
         return self.sources[split]
 
     def _array_source(self, split: Split) -> ArraySource:
-        source = self._source(split)
-        if not isinstance(source, ArraySource):
-            raise DataError(
-                f"task {self.name!r} reads its {split} split from a loader, so there are no "
-                f"arrays; if the data fit in memory, make the task with Task.from_arrays"
-            )
-        return source
-
-    def _make_model(self) -> nn.Module:
-        model = self.model()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"the model factory of task {self.name!r} returned {model!r}")
-        return model.to(self.device)
+        return in_memory(self._source(split), split, self.name)

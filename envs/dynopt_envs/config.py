@@ -59,6 +59,8 @@ class EpisodeConfig:
         reward: with "gain" the reward is S_t − S_{t−1}, so that the return is the gain of the
             whole episode; with "level" it is S_t. S is the smooth utility.
         actions: the actions that policies choose from.
+        device: where networks are trained: "auto" is the GPU if there is one, or else the CPU. None
+            is the task's own device.
         illegal: "raise" refuses a forbidden action; "keep" carries out keep in its place and
             says so in `info["illegal"]`, for algorithms that know no action masks.
         start: how the starting networks are trained.
@@ -75,6 +77,7 @@ class EpisodeConfig:
     learning_rate: float = 0.01
     reward: RewardKind = "gain"
     actions: ActionSet = DEFAULT_ACTIONS
+    device: str | None = None
     illegal: IllegalAction = "raise"
     start: StartConfig = field(default_factory=StartConfig)
 

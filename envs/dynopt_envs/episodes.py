@@ -21,12 +21,14 @@ from functools import lru_cache
 from typing import Any, get_args
 
 import numpy as np
+import torch
 
 from dynopt_envs.backend import NOTHING, Backend
 from dynopt_envs.config import COST_WEIGHTS, BackendKind, EpisodeConfig
 from dynopt_envs.module_backend import ModuleBackend
 from dynopt_envs.population_backend import PopulationBackend, why_not_stacked
 from dynopt_ray.arrays import BoolArray, FloatArray, IntArray
+from dynopt_ray.devices import chosen_device
 from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.policies import (
     CHARGED_COSTS,
@@ -128,16 +130,18 @@ class Episodes:
         before = self.smooth_utility
         self._before = self._now
         self._backend.apply(self._networks, np.where(changing, actions, NOTHING))
+        cursor = np.where(changing, (self._cursor + 1) % self._backend.num_groups, self._cursor)
         if changing.any():
             self._backend.train(changing)
+        # Describe before measuring: a backend may then read everything from a GPU at once.
+        networks = self._backend.describe(cursor)
+        if changing.any():
             trained = np.flatnonzero(changing).tolist()
             self._now = self._now.replaced(trained, self._backend.measure())
         self._steps += active
         self.gradient_steps += self._config.train_steps * changing
-        self._cursor = np.where(
-            changing, (self._cursor + 1) % self._backend.num_groups, self._cursor
-        )
-        self.look(changing)
+        self._cursor, self._networks = cursor, networks
+        self._show(networks, changing)
         now = self.smooth_utility
         reward = now - before if self._config.reward == "gain" else now
         over = active & (stops | (self._steps >= self._config.horizon))
@@ -145,8 +149,12 @@ class Episodes:
 
     def look(self, at: BoolArray) -> None:
         """Describe the networks and update observations, masks and figures of the episodes `at`."""
+        self._networks = self._backend.describe(self._cursor)
+        self._show(self._networks, at)
+
+    def _show(self, networks: Descriptors, at: BoolArray) -> None:
+        """Update observations, masks and figures of the episodes `at`."""
         config = self._config
-        self._networks = networks = self._backend.describe(self._cursor)
         seen = situation(
             networks,
             now=self._now,
@@ -209,12 +217,15 @@ def make_episodes(
 
     Raises:
         UnknownNameError: there is no such task or backend.
+        DeviceError: there is no such device.
         ValueError: the backend is "population", but the task's networks cannot be stacked; the
             message says why.
     """
     if backend not in get_args(BackendKind):
         raise UnknownNameError("backend", str(backend), get_args(BackendKind))
     loaded = task if isinstance(task, Task) else _task(_key(task))
+    if config.device is not None:
+        loaded = _on(loaded, chosen_device(config.device))
     reason = why_not_stacked(loaded)
     if backend == "population" and reason:
         raise ValueError(
@@ -229,6 +240,12 @@ def make_episodes(
 
 def _key(task: str | Mapping[str, Any]) -> str:
     return json.dumps({"name": task} if isinstance(task, str) else dict(task), sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def _on(task: Task, device: torch.device) -> Task:
+    """Move a task once per process and device, so that its pool of networks is trained once."""
+    return task if task.device == device else task.to(device)
 
 
 @lru_cache(maxsize=8)

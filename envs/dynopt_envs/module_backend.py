@@ -19,15 +19,15 @@ from dynopt_envs.starts import Start, batch_size, start_network
 from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import TraceError
 from dynopt_ray.policies import (
+    DescribedNetwork,
     Descriptors,
     Performance,
     compensation_inputs,
-    describe_graph,
+    describe_graphs,
     num_training_rows,
-    stack_descriptors,
 )
 from dynopt_ray.structure import Cost, Graph, Mask, trace
-from dynopt_ray.tasks import Metrics, Task
+from dynopt_ray.tasks import Metrics, Task, read_metrics
 from dynopt_ray.training import RandomStream
 
 
@@ -72,14 +72,11 @@ class ModuleBackend:
             )
 
     def describe(self, cursor: IntArray) -> Descriptors:
-        """Describe the networks one by one."""
-        return stack_descriptors(
+        """Describe the networks one by one, and read the figures of all of them at once."""
+        return describe_graphs(
             [
-                describe_graph(
-                    network.graph,
-                    int(group),
-                    start_widths=network.start_widths,
-                    start_cost=network.start_cost,
+                DescribedNetwork(
+                    network.graph, int(group), network.start_widths, network.start_cost
                 )
                 for network, group in zip(self._networks, cursor, strict=True)
             ]
@@ -103,7 +100,9 @@ class ModuleBackend:
 
     def train(self, active: NDArray[np.bool_]) -> None:
         """Train the active networks one by one."""
-        for network in (self._networks[i] for i in np.flatnonzero(active)):
+        trained = [self._networks[i] for i in np.flatnonzero(active)]
+        unread = []
+        for network in trained:
             with network.random():
                 stats = network.task.train_steps(
                     network.graph.model,
@@ -112,8 +111,10 @@ class ModuleBackend:
                     batch_size=batch_size(self._task, self._config.start),
                     generator=network.generator,
                 )
-                network.metrics = network.task.evaluate(network.graph.model)
+                unread.append(network.task.evaluate_unread(network.graph.model))
             network.train_loss = stats.mean_loss
+        for network, metrics in zip(trained, read_metrics(*unread), strict=True):
+            network.metrics = metrics
 
     def measure(self) -> Performance:
         """Return the performance after the latest training or start."""

@@ -16,7 +16,9 @@ Shapes: N networks, G groups.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,11 +40,13 @@ from dynopt_ray.population import (
     Population,
     PopulationMetrics,
     batch_rows,
+    check_finite,
     evaluate,
     mlp_layout,
     train_steps,
 )
 from dynopt_ray.tasks import METRICS, Task
+from dynopt_ray.transfers import array_to_device, read_together
 
 
 class PopulationBackend:
@@ -55,8 +59,8 @@ class PopulationBackend:
         self._pool, self._pool_measured = _pool(task, config.start)
         self._members = Population(task.new_model(seed=0), num_members)
         self._generators = [torch.Generator() for _ in range(num_members)]
-        self._train_loss = np.zeros(num_members)
         self._measured = Performance(*np.zeros((4, num_members)))
+        self._unread: _Unread | None = None
         self._start_costs = _costs(self._members)
         self._start_widths = self._members.widths.copy()
         self.num_samples = len(self._y)
@@ -64,6 +68,7 @@ class PopulationBackend:
 
     def start(self, members: Sequence[int], starts: Sequence[int], seeds: Sequence[int]) -> None:
         """Copy members from the pool."""
+        self.measure()  # what is unread belongs to the networks before
         self._members.copy_from(members, self._pool, starts)
         for member, seed in zip(members, seeds, strict=True):
             self._members.seeds[member] = seed
@@ -73,17 +78,23 @@ class PopulationBackend:
 
     def describe(self, cursor: IntArray) -> Descriptors:
         """Describe all networks, layer by layer: those whose cursor is on the layer at once."""
-        members = self._members
-        unmasked = self._num_unmasked()[np.arange(len(cursor)), cursor]
-        nonzero = np.stack([_nonzero(weight) for weight in members.weights])
-        biases = np.stack([_nonzero(bias) for bias in members.biases])
+        members, everyone = self._members, np.arange(len(cursor))
+        nonzero, biases, masked, quantiles, dead, redundant = self._read(
+            [
+                torch.stack([weight.count_nonzero((1, 2)) for weight in members.weights]),
+                torch.stack([bias.count_nonzero(1) for bias in members.biases]),
+                self._num_masked(),
+                *self._summary(cursor),
+            ]
+        )
         total = (nonzero + biases).sum(0)
-        own = (nonzero + biases)[cursor, np.arange(len(cursor))]
-        reader = nonzero[cursor + 1, np.arange(len(cursor))]
-        quantiles, dead, redundant = self._summary(cursor)
+        own = (nonzero + biases)[cursor, everyone]
+        reader = nonzero[cursor + 1, everyone]
         sizes = np.stack(
             [np.prod(members.sizes(layer), axis=0) for layer in range(self.num_groups)]
         )
+        num_weights = sizes[cursor, everyone]
+        unmasked = num_weights - masked[cursor, everyone]
         costs = _costs(members)
         costs[:, 1] = total
         return Descriptors(
@@ -94,9 +105,9 @@ class PopulationBackend:
             step=np.ones_like(cursor),
             kind=np.zeros_like(cursor),
             quantiles=quantiles,
-            dead=dead,
-            redundant=redundant,
-            num_weights=sizes[cursor, np.arange(len(cursor))],
+            dead=dead.astype(np.float64),
+            redundant=redundant.astype(np.float64),
+            num_weights=num_weights,
             num_unmasked_each=unmasked[:, None],
             cost_share=(own + reader) / np.maximum(total, 1),
             costs=costs / self._start_costs,
@@ -126,39 +137,85 @@ class PopulationBackend:
             rows,
             learning_rate=self._config.learning_rate,
             momentum=start.momentum,
+            check=False,
         )
-        self._train_loss = losses.double().cpu().numpy()
-        metrics = evaluate(self._members, *self._validation)
-        self._measured = _measured(metrics, self._train_loss)
+        metrics = evaluate(self._members, *self._validation, check=False)
+        self._unread = _Unread(
+            losses, metrics, self._config.train_steps, num_rows=len(self._validation[1])
+        )
 
     def measure(self) -> Performance:
-        """Return the performance after the latest training or start."""
+        """Return the performance after the latest training or start.
+
+        Raises:
+            DivergedError: the loss of a network is not finite.
+        """
+        self._read([])
         return self._measured
 
-    def _summary(self, cursor: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        quantiles = np.zeros((len(cursor), 5))
-        dead, redundant = np.zeros((2, len(cursor)))
+    def _read(self, tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
+        """Return tensors as arrays.
+
+        The figures of the latest training are read with them, if they have not been read yet: the
+        host then waits for the device once per step.
+        """
+        unread, self._unread = self._unread, None
+        figures = [] if unread is None else unread.figures
+        found = read_together([*figures, *tensors])
+        if unread is not None:
+            self._measured = unread.checked(found[: len(figures)])
+        return [tensor.numpy() for tensor in found[len(figures) :]]
+
+    def _summary(self, cursor: IntArray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the quantiles of scores, and the fractions of dead and of redundant units."""
+        members = self._members
+        quantiles = torch.zeros(len(cursor), 5, dtype=torch.float64, device=members.device)
+        dead, redundant = torch.zeros(2, len(cursor), device=members.device)
         for layer in range(self.num_groups):
             here = np.flatnonzero(cursor == layer)
             if len(here):
+                places = members.places(here)
                 summary = summarise(
-                    stacked_scores(self._members, layer, here),
-                    self._members.weights[layer][here],
-                    torch.from_numpy(self._members.widths[here, layer]).to(self._members.device),
+                    stacked_scores(members, layer, places),
+                    members.weights[layer][places],
+                    array_to_device(members.widths[here, layer], members.device),
                 )
-                quantiles[here], dead[here], redundant[here] = (v.cpu().numpy() for v in summary)
+                quantiles[places], dead[places], redundant[places] = summary
         return quantiles, dead, redundant
 
-    def _num_unmasked(self) -> IntArray:
-        """Return the number of unmasked weights of each hidden layer, (N, G)."""
-        members = self._members
-        counts = [np.prod(members.sizes(layer), axis=0) for layer in range(self.num_groups)]
-        for layer, count in enumerate(counts):
-            keep = members.masks[layer]
-            if keep is not None:
-                # Masks are True in padding, so this counts no padding.
-                count -= (~keep).sum((1, 2)).cpu().numpy()
-        return np.stack(counts, axis=1)
+    def _num_masked(self) -> Tensor:
+        """Return the number of masked weights of each hidden layer, (G, N)."""
+        masks = self._members.masks[: self.num_groups]
+        none = torch.zeros(len(self._members), dtype=torch.int64, device=self._members.device)
+        # Masks are True in padding, so this counts no padding.
+        return torch.stack([none if keep is None else (~keep).sum((1, 2)) for keep in masks])
+
+
+@dataclass(frozen=True, eq=False)
+class _Unread:
+    """The figures of a training that the host has not read yet."""
+
+    losses: Tensor
+    metrics: PopulationMetrics
+    num_steps: int
+    num_rows: int
+
+    @property
+    def figures(self) -> list[Tensor]:
+        """What to read, (N,) each."""
+        metrics = self.metrics
+        return [self.losses.double(), metrics.loss, metrics.accuracy, metrics.smooth]
+
+    def checked(self, figures: Sequence[Tensor]) -> Performance:
+        """Return the performance from the figures, once they have been read.
+
+        Raises:
+            DivergedError: a loss is not finite.
+        """
+        train_loss, loss, accuracy, smooth = figures
+        check_finite(train_loss, f"in {self.num_steps} training steps")
+        check_finite(loss, f"on {self.num_rows} rows")
+        return Performance(accuracy.numpy(), smooth.numpy(), loss.numpy(), train_loss.numpy())
 
 
 def why_not_stacked(task: Task) -> str | None:
@@ -167,6 +224,8 @@ def why_not_stacked(task: Task) -> str | None:
         return "its network is not nn.Sequential(Linear, ReLU, …, Linear)"
     if task.loss is not F.cross_entropy or task.metric is not METRICS["accuracy"].function:
         return "its loss is not cross_entropy or its metric is not accuracy"
+    if task.precision == "bf16":
+        return "its precision is bf16"
     try:
         x, _ = task.arrays("train")
     except DataError:
@@ -211,8 +270,3 @@ def _costs(population: Population) -> FloatArray:
         outputs += sizes[0]
     params = products + outputs
     return np.stack([params, params, 2 * products, 4 * params], axis=1)
-
-
-def _nonzero(tensor: Tensor) -> IntArray:
-    dims = tuple(range(1, tensor.ndim))
-    return tensor.count_nonzero(dims).cpu().numpy()

@@ -3,7 +3,16 @@
 import importlib
 import sys
 
-BENCHMARKS = ("cluster", "compensation", "growing", "packs", "pruning", "structure")
+BENCHMARKS = (
+    "choice",
+    "cluster",
+    "cluster_simulation",
+    "compensation",
+    "growing",
+    "packs",
+    "pruning",
+    "structure",
+)
 
 
 def main() -> None:

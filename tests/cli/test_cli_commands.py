@@ -196,7 +196,7 @@ def test_a_plugin_can_raise_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, error: str
 ) -> None:
     (tmp_path / "odd_plugin.py").write_text(module)
-    monkeypatch.setitem(plugins._BUILT_IN["rules"], "odd", "odd_plugin:thing")
+    monkeypatch.setitem(plugins.BUILT_IN["rules"], "odd", "odd_plugin:thing")
     result = runner.invoke(app, ["plugins"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("broken"))
@@ -207,7 +207,7 @@ def test_a_plugin_can_raise_anything(
 def test_names_of_plugins_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     target = "dynopt_ray.schedules:constant"
     for name in ("[red]x[/red]", "[/]", "a\x1b[2Jb"):
-        monkeypatch.setitem(plugins._BUILT_IN["rules"], name, target)
+        monkeypatch.setitem(plugins.BUILT_IN["rules"], name, target)
     result = runner.invoke(app, ["plugins"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     for shown in ("[red]x[/red]", "[/]", r"a\x1b[2Jb"):
@@ -276,7 +276,7 @@ def test_a_home_that_cannot_be_written_is_found_before_any_training(
 
 
 def test_a_broken_plugin_is_shown_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(plugins._BUILT_IN["rules"], "lost", "no_such_module:thing")
+    monkeypatch.setitem(plugins.BUILT_IN["rules"], "lost", "no_such_module:thing")
     result = runner.invoke(app, ["plugins"])
     assert result.exit_code == 0
     assert (

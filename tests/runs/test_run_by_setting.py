@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dynopt_ray.cluster.searching.result import flat_config
+from dynopt_ray.cluster.trials import flat_config
 from dynopt_ray.runs.report.charts import CHARTS, figure
 from dynopt_ray.runs.report.settings_table import by_setting
 

@@ -51,6 +51,9 @@ TABLES: dict[str, pd.DataFrame] = {
         }
     ),
     "widths": pd.DataFrame({"decision": [0, 1, 2], "conv1": [8, 6, 6], "conv2": [16, 16, 4]}),
+    "slots": pd.DataFrame(
+        {"seconds": [0.0, 0.0, 4.5, 9.0], "machine": ["a", "b", "a", "b"], "busy": [2, 1, 1, 0]}
+    ),
     "policy": pd.DataFrame({"steps": [100, 200], "episode_return": [0.1, 0.2]}),
     "stream": pd.DataFrame(
         {
@@ -212,6 +215,7 @@ def words(name: str) -> list[str]:
     [
         ("pareto", ["cost relative to the start", "accuracy", "start", "trials", "front", "#2"]),
         ("widths", ["decision", "units", "group conv1", "group conv2"]),
+        ("slots", ["seconds", "busy slots"]),
         ("policy", ["environment steps", "gain in smooth utility per episode"]),
         ("stream", ["event", "learning", "frozen", "drift", "detected"]),
         ("loss", ["training loss", "train", "trial 1"]),

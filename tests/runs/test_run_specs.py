@@ -255,7 +255,7 @@ def test_all_mistakes_are_listed() -> None:
         "  train.nm_steps: unknown key (its value is 5). Did you mean 'num_steps'? "
         "Known: num_steps, lr.\n"
         "  sed: unknown key (its value is 3). Did you mean 'seed'? Known: kind, seed, "
-        "num_threads, task, start, optimizer, train, prune."
+        "num_threads, device, precision, deterministic, task, start, optimizer, train, prune."
     )
 
 

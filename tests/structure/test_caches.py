@@ -1,10 +1,12 @@
 """Tables that layers keep between passes follow their parameters, whenever they were made."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dynopt_ray.structure import Grow, Shrink, trace
+from dynopt_ray.structure import Grow, Shrink, load, save, trace
 from tests.structure.caching import CACHES, InDict, WithConstant, WithState
 
 X = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
@@ -95,3 +97,44 @@ def test_a_constant_in_a_buffer_that_is_not_saved_follows_its_width() -> None:
     assert ("1.scale", 0) in {(s.parameter, s.dim) for s in graph["0"].slices}
     graph.apply([Shrink("0", keep=range(4))])
     assert layer.get_buffer("scale").shape == (4,)
+
+
+class _Rotary(nn.Module):
+    """Scales keys by a table that is made again if the inputs are longer than ever before."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.out = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.make(4)
+
+    def make(self, length: int) -> None:
+        self.length = length
+        width = self.out.in_features
+        table = torch.outer(torch.arange(length), torch.arange(1, width + 1)).cos()
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > self.length:
+            self.make(x.shape[1])
+        out: Tensor = self.out(self.keys(x) * self.table[: x.shape[1]])
+        return out
+
+
+def test_a_table_may_grow_with_the_inputs_between_edits(tmp_path: Path) -> None:
+    model = _Rotary()
+    graph = trace(model, torch.randn(2, 3, 6))
+    assert graph.widths == {"keys": 6}
+    longer = torch.randn(2, 9, 6)
+    model(longer)
+    graph.cost()
+    graph.apply(Shrink("keys", remove=[5]))
+    assert model.table.shape == (9, 5)
+    before = model(longer)
+    save(tmp_path / "model", model)
+    again = _Rotary()
+    load(tmp_path / "model", again)
+    assert again.length == 9
+    assert torch.equal(again(longer), before)
+    assert again(torch.randn(2, 12, 6)).shape == (2, 12, 2)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from dynopt_ray import plugins
-from dynopt_ray.errors import PluginError
-from dynopt_ray.online import Ack, BuildLearner, DurableLearner, Event
+from dynopt_ray.cluster.resources import use_resources
+from dynopt_ray.devices import Determinism
+from dynopt_ray.errors import DivergedError, PluginError
+from dynopt_ray.online import Ack, BuildLearner, DurableLearner, Event, LearnResult
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class LearnerActor:
         skip: sequence numbers of events that are not learned; see `DurableLearner`.
         num_threads: number of threads that torch uses. It is fixed, because another number may
             round sums differently, and a replay must give the same result bit for bit.
+        num_gpus: number of GPUs that were reserved for this process, which limits it to them. None
+            limits nothing.
+        deterministic: whether a GPU gives the same bits for the same events; see `Determinism`. The
+            CPU always does.
 
     Raises:
         CheckpointError: the content of the directory is damaged, or belongs to another kind of
@@ -62,9 +68,14 @@ class LearnerActor:
         *,
         snapshot_every: int | None,
         num_threads: int,
+        num_gpus: float | None = None,
+        deterministic: bool = False,
         skip: Collection[int] = (),
     ) -> None:
+        if num_gpus is not None:
+            use_resources(num_threads, num_gpus)
         torch.set_num_threads(num_threads)
+        Determinism(deterministic).begin()
         if isinstance(build, str):
             path, build = build, plugins.import_attribute(build)
             if not callable(build):
@@ -85,11 +96,11 @@ class LearnerActor:
         self._snapshot_error = ack.snapshot_error
         # A single assignment, so that a prediction uses either the old network or the new one.
         self._predictor = self._durable.freeze()
-        return ack
+        return replace(ack, results=tuple(map(_on_the_cpu, ack.results)))
 
     def predict(self, x: Any) -> Tensor:
-        """Return the output of the network as it was after the last call of `learn`."""
-        return self._predictor.predict(x)
+        """Return the output of the network as it was after the last call of `learn`, on the CPU."""
+        return self._predictor.predict(x).cpu()
 
     def snapshot(self) -> None:
         """Write the whole state to disk now."""
@@ -110,3 +121,10 @@ class LearnerActor:
         if self._snapshots:
             self._durable.snapshot()
         self._durable.close()
+
+
+def _on_the_cpu(result: LearnResult | DivergedError | None) -> LearnResult | DivergedError | None:
+    """Return a result that a driver without a GPU can read."""
+    if not isinstance(result, LearnResult) or result.output.device.type == "cpu":
+        return result
+    return replace(result, output=result.output.cpu())

@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
 from dynopt_ray.cluster.learners.actor import LearnerActor, LearnerStatus
+from dynopt_ray.cluster.sessions import ClusterNeed
 from dynopt_ray.errors import ClusterError, LearnerError
 from dynopt_ray.online import BuildLearner
 
@@ -112,8 +113,8 @@ def start_actor(
     *,
     snapshot_every: int | None,
     skip: Collection[int],
-    num_cpus: float,
-    num_gpus: float,
+    need: ClusterNeed,
+    deterministic: bool,
 ) -> Any:
     """Start an actor whose predictions do not wait for learning, and which restarts if it dies."""
     kind: Any = type("Learner", (LearnerActor,), {})
@@ -122,8 +123,7 @@ def start_actor(
         setattr(kind, method, in_group(getattr(LearnerActor, method)))
     remote: Any = ray.remote
     actor = remote(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
+        **need.actor_options,
         # Ray must not repeat calls: the handle does so, with a time limit of its own.
         max_restarts=_MAX_RESTARTS,
         max_task_retries=0,
@@ -134,5 +134,7 @@ def start_actor(
         directory,
         snapshot_every=snapshot_every,
         skip=tuple(skip),
-        num_threads=max(1, int(num_cpus)),
+        num_threads=max(1, int(need.cpus)),
+        num_gpus=need.gpus,
+        deterministic=deterministic,
     )

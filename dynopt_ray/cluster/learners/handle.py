@@ -35,6 +35,7 @@ from dynopt_ray.cluster.learners.buffers import (
     at_least,
 )
 from dynopt_ray.cluster.learners.calls import ActorCalls, start_actor
+from dynopt_ray.cluster.sessions import ClusterNeed
 from dynopt_ray.errors import LearnerError
 from dynopt_ray.online import Ack, BuildLearner, storable, stored_bytes
 
@@ -68,27 +69,24 @@ class RemoteLearner:
             learner.
         directory: directory of the learner's snapshot and journal; see `LearnerActor`.
         num_cpus: CPUs reserved for the actor. Torch uses as many threads, at least one.
-        num_gpus: GPUs reserved for the actor; may be a fraction.
+        num_gpus: GPUs reserved for the actor: up to 1, or a whole number. With 0 it sees none.
+        deterministic: whether a GPU repeats events bit for bit; see `devices.Determinism`.
         snapshot_every: number of events between snapshots; None for snapshots only when
             `snapshot` is called. See `DurableLearner`.
         next_event: sequence number of the first event that is sent, from 1. Default: the one after
             the last that the learner has. A smaller number sends events again, for their results.
         max_pending: maximum number of events that wait for their acknowledgement. At this limit,
             `learn` waits for room.
-        max_unlabelled: number of predictions kept for `label`, at least 0. The oldest are
-            forgotten.
+        max_unlabelled: number of predictions kept for `label`; the oldest are forgotten.
         max_bytes: maximum size of the events that wait for their acknowledgement, and of those
             kept for `label`: of each of the two. A single event may be larger.
         batch_size: maximum number of events in one call; a call carries at most 64 MiB unless a
             single event is larger.
-        skip: sequence numbers of events that are not learned, because learning them failed; see
-            `DurableLearner`.
-        timeout_s: how long `learn` waits for room, and how long every call waits for the actor to
-            start or restart, in seconds.
+        skip: sequence numbers of events that are not learned; see `DurableLearner`.
+        timeout_s: seconds that `learn` waits for room, and every call for the actor to (re)start.
 
     Raises:
-        ValueError: `max_pending`, `max_bytes`, `batch_size` or `next_event` is below 1, or
-            `max_unlabelled` is below 0.
+        ValueError: a number is out of range; `num_gpus` above 1 must be whole.
         ClusterError: the cluster has no room for the actor.
         LearnerError: the learner could not be built or restored; the message says why.
 
@@ -105,6 +103,7 @@ class RemoteLearner:
         *,
         num_cpus: float = 1,
         num_gpus: float = 0,
+        deterministic: bool = False,
         snapshot_every: int | None = 1_000,
         next_event: int | None = None,
         max_pending: int = 10_000,
@@ -118,6 +117,7 @@ class RemoteLearner:
         if next_event is not None:
             at_least(1, next_event=next_event)
         at_least(0, max_unlabelled=max_unlabelled)
+        need = ClusterNeed(cpus=num_cpus, gpus=num_gpus)
         self._batch_size = batch_size
         self._timeout_s = timeout_s
         actor = start_actor(
@@ -125,8 +125,8 @@ class RemoteLearner:
             os.path.abspath(directory),
             snapshot_every=snapshot_every,
             skip=skip,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
+            need=need,
+            deterministic=deterministic,
         )
         self._call = ActorCalls(actor, timeout_s)
         after_last = self._call.started().sequence + 1

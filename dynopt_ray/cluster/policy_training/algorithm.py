@@ -196,11 +196,14 @@ def algorithm_config(settings: DQNSettings) -> DQNConfig:
         .env_runners(
             num_env_runners=settings.num_env_runners,
             num_envs_per_env_runner=settings.num_envs,
+            num_gpus_per_env_runner=settings.gpus_per_env_runner,
             gym_env_vectorize_mode="vector_entry_point",
             rollout_fragment_length=1,
             sample_timeout_s=REMOTE_TIMEOUT_S,
         )
-        .learners(num_learners=settings.num_learners)
+        .learners(
+            num_learners=settings.num_learners, num_gpus_per_learner=settings.gpus_per_learner
+        )
         .training(
             lr=[[0, rate], [settings.num_steps, rate / 10]],
             gamma=settings.discount,

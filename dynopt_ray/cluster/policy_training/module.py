@@ -66,7 +66,7 @@ def exported_network(state: Mapping[str, Any], hidden: Sequence[int], head: int)
     """Make the online network from a module's state, which RLlib returns as arrays by name."""
     names = {"encoder": "encoder", "af": "advantage", "vf": "value"}
     tensors = {
-        f"{names[part]}.{rest}": torch.as_tensor(value).clone()
+        f"{names[part]}.{rest}": torch.as_tensor(value, device="cpu").clone()
         for key, value in state.items()
         for part, _, rest in [key.partition(".")]
         if part in names

@@ -8,20 +8,25 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import ray
 import torch
 from gymnasium import spaces
 from ray.tune.registry import register_env
 
 from dynopt_ray.cluster.policy_training.algorithm import REGISTERED_NAME, algorithm_config
 from dynopt_ray.cluster.policy_training.module import exported_network
+from dynopt_ray.cluster.policy_training.need import training_need
 from dynopt_ray.cluster.policy_training.replay import PrioritizedReplay
 from dynopt_ray.cluster.policy_training.stored_training import read_training, write_training
+from dynopt_ray.cluster.resources import use_resources
 from dynopt_ray.cluster.sessions import session
+from dynopt_ray.devices import Determinism
 from dynopt_ray.errors import CheckpointError, DataError, described
 from dynopt_ray.policies import DQNPolicy, DQNSettings
 
@@ -84,7 +89,16 @@ def train_policy(
     run_directory = None if directory is None else Path(directory).resolve()
     num_features, num_actions = _sizes(settings)
     num_cpus = 1 + settings.num_env_runners + settings.num_learners
-    with _undisturbed(), session(address, num_cpus=None if address else num_cpus):
+    need = training_need(settings)
+    with (
+        _undisturbed(),
+        session(
+            address,
+            num_cpus=None if address else num_cpus,
+            task_gpus=need.gpus,
+            total_gpus=need.total_gpus,
+        ),
+    ):
         torch.set_num_threads(1)
         algorithm = _build(settings, num_features, num_actions)
         try:
@@ -122,12 +136,12 @@ def _run(
         if finished or algorithm.num_steps - saved_steps >= settings.save_every_steps:
             saved_steps = algorithm.num_steps
             if path is not None:
-                write_training(path, algorithm.state_dict(), settings.as_dict())
+                write_training(path, algorithm.state_dict(), _identity(settings))
             algorithm.restart_episodes(_seed(settings.seed, saved_steps))
 
 
 def _restore(algorithm: Any, path: Path, settings: DQNSettings) -> None:
-    state = read_training(path, settings.as_dict())
+    state = read_training(path, _identity(settings))
     try:
         algorithm.load_state_dict(state)
     except Exception as error:  # what RLlib raises if its part has been altered is not documented
@@ -139,9 +153,7 @@ def _restore(algorithm: Any, path: Path, settings: DQNSettings) -> None:
 def _build(settings: DQNSettings, num_features: int, num_actions: int) -> Any:
     # RLlib registers this every time, and Gymnasium would warn that it is registered already.
     gymnasium.registry.pop(_RLLIB_ENVIRONMENT, None)
-    register_env(
-        REGISTERED_NAME, lambda config: _environment(settings, num_envs=config["num_envs"])
-    )
+    register_env(REGISTERED_NAME, partial(_environment_of_runner, settings))
     algorithm: Any = algorithm_config(settings).build_algo()
     algorithm.settings = settings
     algorithm.replay = PrioritizedReplay(
@@ -155,6 +167,15 @@ def _build(settings: DQNSettings, num_features: int, num_actions: int) -> Any:
         seed=settings.seed,
     )
     return algorithm
+
+
+def _environment_of_runner(
+    settings: DQNSettings, config: Any
+) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+    """Return the environments of a process that samples: an actor, or the main process."""
+    if ray.get_runtime_context().get_actor_id() is not None:
+        use_resources(1, settings.gpus_per_env_runner)
+    return _environment(settings, num_envs=config["num_envs"])
 
 
 def _environment(
@@ -201,6 +222,13 @@ def _exported(algorithm: Any, settings: DQNSettings) -> DQNPolicy:
     return DQNPolicy(network, hidden=settings.hidden, head=settings.head, metadata=metadata)
 
 
+def _identity(settings: DQNSettings) -> dict[str, Any]:
+    """Return the settings that a continued run must share. It may compute on another device."""
+    plain = settings.as_dict()
+    del plain["gpus_per_env_runner"], plain["gpus_per_learner"]
+    return {**plain, "env_kwargs": {k: v for k, v in plain["env_kwargs"].items() if k != "device"}}
+
+
 def _seed(seed: int, num_steps: int) -> int:
     """Return the seed for the stretch of training that begins after `num_steps` steps."""
     return zlib.crc32(f"{seed} {num_steps}".encode()) % 2**31
@@ -208,17 +236,21 @@ def _seed(seed: int, num_steps: int) -> int:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Restore the random generators, the number of threads and RLlib's log level afterwards.
+    """Restore generators, determinism, the number of threads and RLlib's log level afterwards.
 
-    RLlib announces its new API stack at every start, and seeds the generators of the whole
-    process. Training uses one thread: a second one hardly speeds up the small matrices of a policy
-    and of a stack of small networks, but often has to wait if other processes use the cores.
+    RLlib announces its new API stack at every start, seeds the generators of the whole process, and
+    may ask PyTorch for deterministic algorithms. Training uses one thread: a second one hardly
+    speeds up the small matrices of a policy and of a stack of small networks, but often has to wait
+    if other processes use the cores.
     """
     python, numpy, num_threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     logger = logging.getLogger("ray.rllib")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        Determinism(torch.are_deterministic_algorithms_enabled()),
+    ):
         try:
             yield
         finally:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,6 +16,7 @@ from dynopt_ray.cluster.pruning_trials.prune_pack import PrunePack, family_of
 from dynopt_ray.cluster.pruning_trials.pruned_training import PrunedTraining, TracedStart
 from dynopt_ray.cluster.searching import Range, Space
 from dynopt_ray.cluster.trials import Measurement, TrialPack
+from dynopt_ray.devices import AUTO
 from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import (
@@ -50,6 +50,8 @@ class PruneTrial:
         cost: the cost that utility charges for: "nonzero", "params", "flops" or "bytes".
         start: the costs that a trial's costs are relative to. None takes those of the network
             before pruning.
+        device: the device that trials compute on. "auto" is the GPU that a trial was granted, or
+            else the CPU.
         seed: seed of the order of training rows and of random choices. Trials with the same
             `PruneConfig.seed` share it, so that they differ only by their settings.
 
@@ -65,6 +67,7 @@ class PruneTrial:
     optimizer: Any = "adam"
     cost: str = "nonzero"
     start: Cost | None = None
+    device: str = AUTO
     seed: int = 0
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -155,6 +158,8 @@ class PruneTrial:
     def find_rate(self, config: Mapping[str, Any]) -> float:
         """Return the learning rate that the range test suggests for the retraining.
 
+        It runs in this process. `devices.gpus_granted` says whether it may use a GPU.
+
         Raises:
             DivergedError: the pruned network learns at none of the rates that were tried; see
                 `training.find_rate`.
@@ -197,7 +202,7 @@ class PruneTrial:
         return task, graph, parts
 
     def _loaded(self, network: bytes | None = None) -> tuple[Task, Graph]:
-        task = self.task.to("cuda") if torch.cuda.is_available() else self.task
+        task = self.task.to(self.device)
         return task, traced(task, loaded_network(task, network or self.network))
 
     def _pruned(self, graph: Graph, task: Task, settings: PruneConfig) -> tuple[Rate, Optimizer]:

@@ -25,8 +25,9 @@ from dynopt_ray.cluster.searching.search_setup import (
     make_scheduler,
 )
 from dynopt_ray.cluster.searching.space import Point, Space, SpaceConfig
-from dynopt_ray.cluster.searching.storage import Directory, SearchStorage, opened
+from dynopt_ray.cluster.searching.storage import Directory, SearchStorage, local_directory, opened
 from dynopt_ray.cluster.sessions import ClusterNeed
+from dynopt_ray.cluster.tracking import TrackerLike, make_trackers
 from dynopt_ray.cluster.trials import LoopConfig, PackableTrial, Trial, to_json
 
 _log = logging.getLogger("dynopt_ray.search")
@@ -50,12 +51,14 @@ def search(
     accelerator_type: str | None = None,
     resources: Mapping[str, float] | None = None,
     order: Literal["arrival", "drawn"] = "arrival",
+    deterministic: bool = False,
     choice: Winner = "one_standard_error",
     max_failures: int = 3,
     time_limit_s: float | None = None,
     storage: Directory | SearchStorage | None = None,
     objective: SearchObjective = "utility",
     warm_start: Sequence[Directory] = (),
+    trackers: "Sequence[TrackerLike]" = (),
     local: bool = False,
     address: str | None = None,
     on_end: Callable[[TrialLog], None] = lambda _: None,
@@ -76,10 +79,8 @@ def search(
             searchers need a number. No built-in searcher tries a configuration twice, so a search
             ends early, and `SearchResult.note` says so, once all of a finite space were tried.
         cost_weight: λ of utility = accuracy − λ · cost, >= 0.
-        searcher: the algorithm that draws configurations: its name, a mapping with its name and
-            arguments, or a searcher of Ray Tune.
-        scheduler: the algorithm that stops, pauses or changes trials, given in the same way. None
-            lets every trial finish.
+        searcher: draws configurations: a name, a mapping with name and arguments, or Ray Tune's.
+        scheduler: stops, pauses or changes trials; given in the same way. None lets all finish.
         num_reports: number of measurements of a complete trial; the scheduler needs it.
         first: points to try before the searcher draws. Each maps names of dimensions to a number
             from a range or to the index of an option, from 0. The names of nested dimensions are
@@ -103,6 +104,7 @@ def search(
         order: "arrival" decides about measurements as they arrive. "drawn" decides in the order in
             which trials were drawn: all running trials make a measurement before any goes on. A
             search with several trials at once then repeats, if `max_concurrent` is given.
+        deterministic: whether a GPU repeats trials bit for bit; see `devices.Determinism`. Slower.
         choice: which finished trial wins: "best" is the one with the highest utility.
             "one_standard_error" is the cheapest one that cannot be told from it on the validation
             rows, if trials give `row_scores`; the best of many trials is partly luck.
@@ -119,7 +121,12 @@ def search(
         warm_start: run directories, or the `storage` of earlier searches, from whose finished
             trials the searcher learns before it draws. Only trials whose configurations are in this
             space count. Their figures should be of the same task and the same starting network.
-        local: run the trials in this process, one at a time. Searchers and schedulers belong to
+        trackers: show the trials in other tools while they run: "tensorboard" (event files in the
+            directory of `storage`, or in one that a mapping with `name` and `directory` gives),
+            "mlflow", or objects with the methods of `Tracker`. If a tracker fails, the search goes
+            on without it.
+        local: run the trials in this process, one at a time, on a GPU only if `gpus_per_trial` is
+            above 0. Searchers and schedulers belong to
             Ray Tune, so its package is imported, but no cluster is started.
         address: address of a cluster to join if Ray is not running yet. None starts one on this
             machine.
@@ -186,9 +193,11 @@ def search(
         ),
         slot=ClusterNeed(cpus_per_trial, gpus_per_trial, accelerator_type, resources or {}),
         max_concurrent=max_concurrent,
+        deterministic=deterministic,
         choice=choice,
         address=None if local else (address or ""),
         pack=pack,
+        trackers=make_trackers(trackers, directory=local_directory(storage)),
     )
     settings = to_json(
         {

@@ -4,7 +4,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from dynopt_ray.cluster.searching.pack_size import PackSize, measured_rates, why
 from dynopt_ray.cluster.searching.space import Space
 from dynopt_ray.cluster.searching.storage import SearchStorage
 from dynopt_ray.cluster.sessions import ClusterNeed
+from dynopt_ray.cluster.tracking import Tracker, TrackerSink
 from dynopt_ray.cluster.trials import (
     ActorPool,
     KeptNetworks,
@@ -56,9 +57,11 @@ class SearchPlan:
     loop: LoopConfig
     slot: ClusterNeed
     max_concurrent: int | None
+    deterministic: bool
     choice: Winner
     address: str | None
     pack: PackSize
+    trackers: Sequence[Tracker] = ()
 
 
 def run_plan(
@@ -96,6 +99,8 @@ def run_plan(
         )
         kept = KeptNetworks(forget=files.forget_network, costs=plan.objectives.costs)
         sinks: list[RecordSink] = [place.journal, log] if place else [log]
+        for tracker in plan.trackers:
+            sinks.append(stack.enter_context(closing(TrackerSink(tracker))))
         writer = SearchRecords(sinks, kept, lambda: on_end(log))
         for record in records:
             log.append(record.kind, **record.fields)
@@ -204,6 +209,7 @@ def _pool(plan: SearchPlan, place: SearchStorage | None, files: TrialFiles) -> I
             time_limit_s=plan.loop.time_limit_s,
             cpus=plan.slot.cpus,
             gpus=plan.slot.gpus,
+            deterministic=plan.deterministic,
             figures=plan.objectives.costs,
             together=plan.pack is not None,
         )

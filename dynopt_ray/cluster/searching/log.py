@@ -11,10 +11,9 @@ from dynopt_ray.cluster.searching.choice import Candidate, Winner, chosen
 from dynopt_ray.cluster.searching.result import (
     BestTrial,
     SearchResult,
-    flat_config,
     pareto_front,
 )
-from dynopt_ray.cluster.trials import KeptNetworks, TrialStatus, from_json, rank
+from dynopt_ray.cluster.trials import KeptNetworks, TrialStatus, flat_config, from_json, rank
 from dynopt_ray.errors import SearchError
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dynopt_ray.cluster.resources import use_resources
 from dynopt_ray.cluster.searching.space import Space
-from dynopt_ray.cluster.trials import Advance, Config, PackableTrial, Trial, use_resources
+from dynopt_ray.cluster.trials import Advance, Config, PackableTrial, Trial
 from dynopt_ray.errors import SearchError, SpecError
 
 PackSize = int | Literal["auto"] | None

@@ -1,6 +1,6 @@
 """The results of a search, as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +70,3 @@ def pareto_front(points: "pd.DataFrame", costs: Sequence[str] = ("cost",)) -> "p
             kept.append(place)
             front = np.vstack([front, row])
     return ordered.iloc[kept].reset_index(drop=True)
-
-
-def flat_config(config: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
-    """Flatten a nested configuration: its dotted names are the columns of a table."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        key = f"{prefix}.{name}"
-        flat.update(flat_config(value, key) if isinstance(value, Mapping) else {key: value})
-    return flat

@@ -167,7 +167,7 @@ def check_limits(
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name} is {count}; it must be at least 1")
-    if not cpus_per_trial > 0 or gpus_per_trial < 0:
+    if not cpus_per_trial > 0 or not gpus_per_trial >= 0:
         raise ValueError(
             f"cpus_per_trial is {cpus_per_trial} and gpus_per_trial {gpus_per_trial}; the first "
             "must be above 0 and the second at least 0"

@@ -86,6 +86,12 @@ class SearchStorage:
             self.store.delete(name)
 
 
+def local_directory(storage: "Directory | SearchStorage | None") -> str | None:
+    """Return the directory of a search on this machine's disks, or None."""
+    place = storage.store.name if isinstance(storage, SearchStorage) else storage
+    return None if place is None or "://" in os.fspath(place) else os.fspath(place)
+
+
 @contextmanager
 def opened(storage: "Directory | SearchStorage | None") -> Iterator[SearchStorage | None]:
     """Provide the storage of a search; a directory or URI is opened, and closed at the end.

@@ -67,6 +67,7 @@ def session(
     accelerator_type: str | None = None,
     resources: Mapping[str, float] | None = None,
     total_cpus: float = 0,
+    total_gpus: float = 0,
     storage: str | os.PathLike[str] | None = None,
     disk_bytes: int = 2**30,
     num_cpus: int | None = None,
@@ -95,6 +96,7 @@ def session(
         resources: custom resources that it reserves: name -> amount.
         total_cpus: number of CPUs that are reserved at the same time, over all nodes. A cluster
             started here offers at least as many.
+        total_gpus: number of GPUs that are reserved at the same time, over all nodes.
         storage: a directory or a URI for results. It must be writable, readable and have enough
             free space. Nodes that see it must be able to write to it too.
         disk_bytes: free space needed there and for Ray's own files, in bytes.
@@ -104,6 +106,7 @@ def session(
             this machine only.
 
     Raises:
+        ValueError: `task_gpus` is a fraction above 1.
         ClusterError: there is no such cluster, it lacks something that is needed, or its dashboard
             is open to the network without a token. The error comes within seconds.
 
@@ -113,7 +116,14 @@ def session(
         127.0.0.1:40123 True
     """
     need = ClusterNeed(
-        task_cpus, task_gpus, accelerator_type, resources or {}, total_cpus, storage, disk_bytes
+        cpus=task_cpus,
+        gpus=task_gpus,
+        accelerator_type=accelerator_type,
+        resources=resources or {},
+        total_cpus=total_cpus,
+        total_gpus=total_gpus,
+        storage=storage,
+        disk_bytes=disk_bytes,
     )
     check_disk(need)
     address = address or os.environ.get("RAY_ADDRESS") or None
@@ -129,11 +139,12 @@ def session(
         if address is None:
             machine = this_machine()
             cpus = num_cpus or int(max(machine.cpus, math.ceil(total_cpus)))
-            # Ray finds out the kinds of GPUs when it starts.
+            # Ray finds out the kinds of GPUs when it starts, and how many parts of them (MIG).
             known = replace(need, accelerator_type=None) if machine.gpus else need
+            known = replace(known, gpus=min(need.gpus, machine.gpus or need.gpus), total_gpus=0)
             check_nodes(known, [replace(machine, cpus=cpus)])
             directory = files.enter_context(private_directory())
-            _start(cpus, int(machine.gpus), dashboard, directory)
+            _start(cpus, None if machine.gpus else 0, dashboard, directory)
         else:
             _join(address)
         is_up = True
@@ -178,7 +189,7 @@ def _running(address: str | None, need: ClusterNeed) -> Session:
     return Session(_address(), nodes, started=False)
 
 
-def _start(num_cpus: int, num_gpus: int, dashboard: bool, directory: Path) -> None:
+def _start(num_cpus: int, num_gpus: int | None, dashboard: bool, directory: Path) -> None:
     use_token(starting=True)
     with loopback_only(True):
         init_ray(

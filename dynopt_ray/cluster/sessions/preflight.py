@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dynopt_ray.cluster.resources import check_gpus, sharing
 from dynopt_ray.cluster.sessions.private_directory import place_for_ray
 from dynopt_ray.errors import ClusterError, DynoptError
 from dynopt_ray.journals import store_at
@@ -54,6 +55,7 @@ class ClusterNeed:
         accelerator_type: kind of GPU that the task or actor needs, such as "H100", or None.
         resources: custom resources that the task or actor reserves: name -> amount.
         total_cpus: number of CPUs that the run reserves at the same time, over all nodes.
+        total_gpus: number of GPUs that the run reserves at the same time, over all nodes.
         storage: a directory or a URI for results and snapshots, or None.
         disk_bytes: free space needed there and for Ray's own files, in bytes.
     """
@@ -63,8 +65,12 @@ class ClusterNeed:
     accelerator_type: str | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
     total_cpus: float = 0
+    total_gpus: float = 0
     storage: str | os.PathLike[str] | None = None
     disk_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        check_gpus("gpus", self.gpus)
 
     @property
     def actor_options(self) -> dict[str, Any]:
@@ -86,7 +92,7 @@ class ClusterNeed:
         """
         if not 0 < self.gpus < 1:
             return self.gpus
-        return int(1e4 / int(1 / self.gpus + 1e-9)) / 1e4  # Ray counts in steps of 0.0001
+        return int(1e4 / sharing(self.gpus)) / 1e4  # Ray counts in steps of 0.0001
 
     def room(self, node: Node) -> int:
         """Return how many such tasks a node has room for at once."""
@@ -97,7 +103,7 @@ class ClusterNeed:
             room.append(node.gpus / self.gpus)
         elif self.gpus:
             # A task is on one GPU, so what is left of several GPUs does not add up.
-            room.append(int(node.gpus) * int(1 / self.gpus + 1e-9))
+            room.append(int(node.gpus) * sharing(self.gpus))
         room += [node.resources.get(name, 0) / n for name, n in self.resources.items() if n]
         return int(min(room, default=1) + 1e-9)
 
@@ -130,12 +136,15 @@ def check_nodes(need: ClusterNeed, nodes: Iterable[Node]) -> None:
             f"one task needs {need.described}, but no node has all of it, so it would wait for "
             f"ever. Available: {found}. Reserve less per task, or add a node"
         )
-    total = sum(node.cpus for node in nodes)
-    if total < need.total_cpus:
-        raise ClusterError(
-            f"the run reserves {need.total_cpus:g} CPUs at the same time, but there are {total:g}, "
-            f"so it would wait for ever. Available: {found}. Use fewer workers, or add a node"
-        )
+    for kind, wanted, total in (
+        ("CPUs", need.total_cpus, sum(node.cpus for node in nodes)),
+        ("GPUs", need.total_gpus, sum(node.gpus for node in nodes)),
+    ):
+        if total < wanted:
+            raise ClusterError(
+                f"the run reserves {wanted:g} {kind} at the same time, but there are {total:g}, so "
+                f"it would wait for ever. Available: {found}. Use fewer workers, or add a node"
+            )
 
 
 def check_disk(need: ClusterNeed) -> None:

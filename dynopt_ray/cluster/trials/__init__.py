@@ -5,7 +5,7 @@ from dynopt_ray.cluster.trials.board_trial import BoardTrial
 from dynopt_ray.cluster.trials.front import KeptNetworks, rank
 from dynopt_ray.cluster.trials.loop import LoopConfig, TrialLoop
 from dynopt_ray.cluster.trials.packs import Advance, PackableTrial, TrialPack, TurnTaking
-from dynopt_ray.cluster.trials.plain_values import from_json, to_json
+from dynopt_ray.cluster.trials.plain_values import flat_config, from_json, to_json
 from dynopt_ray.cluster.trials.pools import ActorPool, LocalPool, SlotPool
 from dynopt_ray.cluster.trials.records import RecordSink, SearchRecords, replay
 from dynopt_ray.cluster.trials.trial import (
@@ -18,7 +18,7 @@ from dynopt_ray.cluster.trials.trial import (
     failure,
 )
 from dynopt_ray.cluster.trials.trial_files import TrialFiles
-from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig, use_resources
+from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig
 
 __all__ = [
     "UNFINISHED",
@@ -45,9 +45,9 @@ __all__ = [
     "TurnTaking",
     "WorkerConfig",
     "failure",
+    "flat_config",
     "from_json",
     "rank",
     "replay",
     "to_json",
-    "use_resources",
 ]

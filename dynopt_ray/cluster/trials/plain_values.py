@@ -51,3 +51,12 @@ def from_json(value: Any) -> Any:
     if isinstance(value, list):
         return [from_json(one) for one in value]
     return value
+
+
+def flat_config(config: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
+    """Flatten a nested configuration: its dotted names are the columns of a table."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}.{name}" if prefix else name
+        flat.update(flat_config(value, key) if isinstance(value, Mapping) else {key: value})
+    return flat

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import torch
 
+from dynopt_ray.cluster.resources import use_resources
 from dynopt_ray.cluster.trials.messages import TrialCommand, TrialEvent
 from dynopt_ray.cluster.trials.trial import Trial
-from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig, use_resources
+from dynopt_ray.cluster.trials.worker import TrialWorker, WorkerConfig
+from dynopt_ray.devices import Determinism, gpus_granted
 from dynopt_ray.errors import SearchError
 
 _RESIZE_S = 2.0
@@ -74,7 +76,7 @@ class LocalPool:
 
     def __init__(self, trial: Trial, config: WorkerConfig) -> None:
         self._worker = TrialWorker(trial, config)
-        self._num_threads = max(1, int(config.cpus))
+        self._config = config
         self._slot = Slot(where=self._worker.where())
         self._commands: Sequence[TrialCommand] | None = None
 
@@ -93,9 +95,11 @@ class LocalPool:
         if commands is None:
             return []
         before = torch.get_num_threads()
-        torch.set_num_threads(self._num_threads)
+        torch.set_num_threads(max(1, int(self._config.cpus)))
+        granted = gpus_granted(self._config.gpus > 0)
         try:
-            return [(self._slot, self._worker.advance(commands))]
+            with granted, Determinism(self._config.deterministic):
+                return [(self._slot, self._worker.advance(commands))]
         finally:
             torch.set_num_threads(before)
 
@@ -236,6 +240,7 @@ class _TrialActor(TrialWorker):
 
     def __init__(self, trial: Trial, config: WorkerConfig) -> None:
         use_resources(config.cpus, config.gpus)
+        Determinism(config.deterministic).begin()
         super().__init__(trial, config)
 
 

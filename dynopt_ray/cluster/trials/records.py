@@ -1,11 +1,12 @@
 """The records of a search, from which everything about it can be read, and from which it continues.
 
-There is a record for everything that happens: "drawn", "started", "measured" (with what was decided
-about the trial), "lost", "ended", "continued" when a driver takes a search up again, and "pack" if
-the size of packs was measured. A board is rebuilt by telling it the same in the same order. Tables
-and reports need no board: they follow from the records alone.
+There is a record, with its time, for everything that happens: "drawn", "started", "measured" (with
+what was decided about the trial), "lost", "ended", "continued" when a driver takes a search up
+again, and "pack" if the size of packs was measured. A board is rebuilt by telling it the same in
+the same order. Tables and reports need no board: they follow from the records alone.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -90,8 +91,9 @@ class SearchRecords:
         return number in self._kept
 
     def _add(self, kind: str, **fields: Any) -> None:
+        at = round(time.time(), 3)
         for sink in self._sinks:
-            sink.append(kind, **to_json(fields))
+            sink.append(kind, **to_json(fields), at=at)
 
 
 def replay(records: Iterable[RunRecord], board: TrialBoard, kept: KeptNetworks) -> list[int]:

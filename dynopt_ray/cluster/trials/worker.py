@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from dynopt_ray.cluster.trials.messages import (
     ContinueTrial,
     FinishTrial,
@@ -46,6 +44,7 @@ class WorkerConfig:
         gpus: the GPUs that a trial holds.
         figures: the figures that every final measurement must have.
         together: whether trials that can be computed together are; others take turns.
+        deterministic: whether the same operations give the same bits; see `Determinism`.
     """
 
     cost_weight: float
@@ -57,6 +56,7 @@ class WorkerConfig:
     gpus: float = 0
     figures: tuple[str, ...] = ()
     together: bool = False
+    deterministic: bool = False
 
 
 @dataclass
@@ -235,16 +235,6 @@ class TrialWorker:
 
 def _rounded(scores: Sequence[float] | None) -> list[float] | None:
     return None if scores is None else [round(float(score), 4) for score in scores]
-
-
-def use_resources(cpus: float, gpus: float) -> None:
-    """Limit this process to the cores and GPUs that its trials hold."""
-    torch.set_num_threads(max(1, int(cpus)))
-    if gpus == 0:
-        # Ray leaves the variable alone for actors without GPUs, so all would share the first one.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif gpus < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(gpus)  # Ray does not enforce fractions
 
 
 def over_time(limit_s: float) -> str:

@@ -104,7 +104,7 @@ class Replayed:
         """Return the detector's type and the log of errors."""
         return {
             "kind": type(self._detector).__name__,
-            "errors": torch.tensor(self._log.tolist(), dtype=torch.float64),
+            "errors": torch.tensor(self._log.tolist(), dtype=torch.float64, device="cpu"),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from dynopt_ray.errors import CheckpointError, DataError
 from dynopt_ray.online.drift.reaction import ReactingLearner
+from dynopt_ray.transfers import to_device
 
 
 class Replay:
@@ -47,7 +48,8 @@ class Replay:
         x, y = learner.memory.latest(self._window)
         refusal, num_updates = None, 0
         for _ in range(self._passes):
-            order = torch.randperm(len(x), generator=learner.generator()).to(x.device)
+            order = torch.randperm(len(x), generator=learner.generator(), device="cpu")
+            order = to_device(order, x.device)
             for rows in torch.split(order, self._batch_size):
                 try:
                     learner.update(x[rows], y[rows])

@@ -9,24 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import DataError
 from dynopt_ray.online.learner.events import (
     event_tensor,
     non_finite_problem,
     pair_batch,
 )
-from dynopt_ray.online.learner.targets import event_errors, fitted_targets
+from dynopt_ray.online.learner.targets import event_errors, fitted_targets, one_number
 from dynopt_ray.online.learner.whole_numbers import WholeNumbers
 from dynopt_ray.tasks import LossFunction, TargetKind
+from dynopt_ray.transfers import read_together, to_device
 
+_CPU = torch.device("cpu")
 _OUTPUT = "the network's output"
-# AcceleratorError exists since torch 2.8.
-_OF_THE_MACHINE = (
-    torch.OutOfMemoryError,
-    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
-    MemoryError,
-    OSError,
-)
 _USUAL = (RuntimeError, ValueError, TypeError, IndexError)
 
 
@@ -43,9 +39,9 @@ class TestedEvents:
         targets: whether y are labels or numbers.
     """
 
-    x: Tensor = field(default_factory=lambda: torch.empty(0))
-    y: Tensor = field(default_factory=lambda: torch.empty(0))
-    output: Tensor = field(default_factory=lambda: torch.empty(0))
+    x: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
+    y: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
+    output: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     loss: float = math.nan
     errors: tuple[float, ...] = ()
     targets: TargetKind = "labels"
@@ -111,7 +107,10 @@ class Admission:
             event_shape: the shape of one event; None if the stream has had no good event yet.
         """
         try:
-            batch_x, batch_y = pair_batch(self._tensor(x), self._tensor(y), event_shape)
+            # Checked where they come from: events of the host before they are moved to a GPU.
+            x = event_tensor(x, dtype=self.dtype)
+            y = event_tensor(y, dtype=self.dtype, device=_CPU)
+            batch_x, batch_y = pair_batch(x, y, event_shape)
         except DataError as error:
             return Admitted(1, TestedEvents(), {0: str(error)})
         if not len(batch_x):
@@ -134,9 +133,6 @@ class Admission:
             num_events=len(good) + len(reasons),
             reasons=dict(sorted({**reasons, **found}.items())),
         )
-
-    def _tensor(self, value: Any) -> Tensor:
-        return event_tensor(value, dtype=self.dtype, device=self.device)
 
     def _separated(self, x: Tensor, y: Tensor) -> Admitted:
         """Separate rows of finite values.
@@ -178,13 +174,14 @@ class Admission:
         refused = f"an event of shape {tuple(x.shape[1:])}"
         try:
             with refusals(f"the network refuses {refused}"):
+                x = to_device(x, self.device)
                 output = self.forward(x)
-            if problem := non_finite_problem(_OUTPUT, output):
-                return problem
             try:
                 with refusals(f"the loss refuses {refused}"):
                     return self._judged(x, y, output)
             except DataError:
+                if problem := non_finite_problem(_OUTPUT, output):
+                    return problem
                 if unfit is not None:
                     unfit.update(self._unfit(y, output))
                 raise
@@ -205,12 +202,21 @@ class Admission:
         return _faults(len(y), problem)
 
     def _judged(self, x: Tensor, y: Tensor, output: Tensor) -> TestedEvents | str:
+        """Return the test results of outputs that may not be finite, or what is wrong with them."""
         y, kind = fitted_targets(y, output, self.targets)
-        loss = float(self.loss(output, y))
-        if not math.isfinite(loss):
-            return f"the loss of the event is {loss}"
+        y = to_device(y, output.device)
+        loss = one_number(self.loss(output, y))
         errors = event_errors(self.loss, output, y, kind)
-        return TestedEvents(x, y, output, loss, tuple(errors), kind)
+        # All figures are read at once: each read makes the host wait for a GPU. A finite sum proves
+        # that all outputs are finite.
+        total, loss, errors = read_together([output.sum(), loss, errors])
+        is_sure = output.is_floating_point() and math.isfinite(total)
+        if not is_sure and (problem := non_finite_problem(_OUTPUT, output)):
+            return problem
+        figure = float(loss)
+        if not math.isfinite(figure):
+            return f"the loss of the event is {figure}"
+        return TestedEvents(x, y, output, figure, tuple(errors.tolist()), kind)
 
 
 def _events(tested: TestedEvents | str) -> TestedEvents:
@@ -261,7 +267,9 @@ def refusals(what: str) -> Iterator[None]:
         yield
     except DataError:
         raise  # it says itself what is wrong
-    except _OF_THE_MACHINE:
+    except OSError:
+        raise
+    except OF_THE_MACHINE:
         # The machine failed, not the events. A replay may find enough memory and succeed.
         raise
     except Exception as error:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.errors import DataError
+from dynopt_ray.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,16 @@ class Quarantine:
         self.latest.extend(Rejected(event, reason) for event, reason in state["latest"])
 
 
-def event_tensor(value: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a number, list, array or tensor as a tensor on a device.
+def event_tensor(value: Any, *, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Return a number, list, array or tensor as a tensor.
 
     Floats are converted to `dtype`; whole numbers and booleans keep their type.
+
+    Args:
+        value: the event, or a mini-batch of events.
+        dtype: the floating type.
+        device: where the tensor is wanted. None leaves tensors where they are, and everything else
+            on the CPU.
 
     Raises:
         DataError: the value is not numeric, or its rows differ in length.
@@ -64,11 +71,15 @@ def event_tensor(value: Any, *, dtype: torch.dtype, device: torch.device) -> Ten
     if not isinstance(value, Tensor):
         try:
             array = np.asarray(value)
-            value = torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
+            value = torch.as_tensor(
+                array.astype(array.dtype.newbyteorder("="), copy=False), device="cpu"
+            )
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{type(value).__name__} is not numeric data: {error}") from None
     tensor: Tensor = value.detach()
-    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+    if tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    return tensor if device is None else to_device(tensor, device)
 
 
 def as_batch(x: Tensor, event_shape: torch.Size | None) -> tuple[Tensor, bool]:

@@ -24,7 +24,9 @@ def own_randomness(device: torch.device, seed: int | None = None) -> Iterator[No
         # Not torch.manual_seed: it also seeds every accelerator, which takes 70 µs.
         torch.default_generator.manual_seed(seed)
         if device_state is not None:
-            torch.cuda.manual_seed(seed)
+            # Not torch.cuda.manual_seed: it seeds the current device, which may be another one.
+            index = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
     try:
         yield
     finally:

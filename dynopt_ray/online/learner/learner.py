@@ -18,6 +18,7 @@ from dynopt_ray.online.learner.predictor import Predictor
 from dynopt_ray.online.learner.rates import RateConfig, Rates
 from dynopt_ray.online.learner.recent_events import EventBuffer
 from dynopt_ray.online.learner.state import LearnerParts, learner_state, load_learner_state
+from dynopt_ray.online.learner.targets import one_number
 from dynopt_ray.online.learner.whole_numbers import WholeNumbers
 from dynopt_ray.structure import (
     Edit,
@@ -29,6 +30,7 @@ from dynopt_ray.structure import (
     unwrapped,
 )
 from dynopt_ray.tasks import LossFunction, TargetKind, resolve_loss
+from dynopt_ray.transfers import read_numbers
 
 # A diverged network overflows at every event. Ten overflows in a row cannot be mere outliers.
 _MAX_OVERFLOWS = 10
@@ -140,7 +142,7 @@ class OnlineLearner:
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         self._device = parameter.device if parameter is not None else torch.device("cpu")
         self._dtype = parameter.dtype if parameter is not None else torch.float32
-        self._whole_numbers = WholeNumbers(self._dtype, self._outputs)
+        self._whole_numbers = WholeNumbers(self._dtype, self._device, self._outputs)
         self._admission = Admission(
             forward=self._outputs,
             loss=self._loss,
@@ -302,9 +304,8 @@ class OnlineLearner:
         load_learner_state(self._parts(), state)
         counters = state["counters"]
         self.events, self.updates = counters["events"], counters["updates"]
-        self._draws, self._seed = counters["draws"], counters["seed"]
-        self._overflows = counters["overflows"]
-        shape = counters["event_shape"]
+        self._draws, self._overflows = counters["draws"], counters["overflows"]
+        self._seed, shape = counters["seed"], counters["event_shape"]
         self.event_shape = None if shape is None else torch.Size(shape)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -352,7 +353,7 @@ class OnlineLearner:
 
     def _refuse_divergence(self, overflows: int) -> None:
         """Raise an error if weights are not finite or too many events in a row have overflowed."""
-        finite = all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        finite = all(read_numbers([p.isfinite().all() for p in self.model.parameters()]))
         if finite and overflows < _MAX_OVERFLOWS:
             return
         symptom = f"its output was not finite for {overflows} events in a row"
@@ -373,10 +374,10 @@ class OnlineLearner:
         if self.guard is None:
             self.update(x, y)
             return "accepted"
-        window_x, window_y = self.memory.latest(self.guard.window)
-        if not len(window_x):
-            window_x, window_y = x, y
-        before = self._mean_loss(window_x, window_y)
+        window = self.memory.latest(self.guard.window)
+        if not len(window[0]):
+            window = x, y
+        unread = self._mean_loss(*window)  # read with the loss after: the host then waits once
         restore = UpdateBackup(self.model, self.optimizer)
         self.update(x, y)
         for halvings in range(self.guard.max_halvings + 1):
@@ -384,17 +385,16 @@ class OnlineLearner:
                 restore.halve_step()
             # A step after which the network refuses the window is not accepted either.
             with suppress(DataError):
-                after = self._mean_loss(window_x, window_y)
+                before, after = read_numbers([unread, self._mean_loss(*window)])
                 if self.guard.accepts(before=before, after=after):
                     return "shrunk" if halvings else "accepted"
         restore.roll_back()
         return "rolled back"
 
-    def _mean_loss(self, x: Tensor, y: Tensor) -> float:
+    def _mean_loss(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad(), refusals("the network refuses the latest events together"):
-            return float(self._loss(self._outputs(x), y))
+            return one_number(self._loss(self._outputs(x), y))
 
     def _cannot_train_on(self, x: Tensor) -> str:
-        mode = "train" if self.model.training else "eval"
-        shape = tuple(x.shape[1:])
+        mode, shape = "train" if self.model.training else "eval", tuple(x.shape[1:])
         return f"the network cannot be trained on {len(x)} event(s) of shape {shape} in {mode} mode"

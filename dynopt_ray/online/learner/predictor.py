@@ -37,7 +37,7 @@ class Predictor:
         self._dtype = dtype
         self._device = device
         self.events = events
-        self._whole_numbers = WholeNumbers(dtype, self._outputs)
+        self._whole_numbers = WholeNumbers(dtype, device, self._outputs)
         self._whole_numbers.as_floats = whole_as_floats
 
     def predict(self, x: Any) -> Tensor:

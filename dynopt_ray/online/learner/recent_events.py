@@ -76,7 +76,7 @@ class EventBuffer:
             Views of x and y. The next `add` may overwrite them, so use them at once.
         """
         if self._x is None or self._y is None:
-            return torch.empty(0), torch.empty(0)
+            return torch.empty(0, device="cpu"), torch.empty(0, device="cpu")
         start = self._end - min(num_events, len(self))
         return self._x[start : self._end], self._y[start : self._end]
 

@@ -1,5 +1,7 @@
 """The targets of events, in the shape and type that the network's outputs and the loss need."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,8 @@ def fitted_targets(
     classes 0 and 1; everything else is left to the loss.
 
     Args:
-        targets: (events, …).
-        output: (events, …), the network's outputs.
+        targets: (events, …), on the CPU: their values are looked at.
+        output: (events, …), the network's outputs, on any device: only their form matters.
         kind: the kind of targets that the loss needs; None if the loss is the user's own.
 
     Raises:
@@ -50,30 +52,46 @@ def fitted_targets(
     return targets, "numbers"
 
 
-def event_errors(
-    loss: LossFunction, output: Tensor, targets: Tensor, kind: TargetKind
-) -> list[float]:
+def event_errors(loss: LossFunction, output: Tensor, targets: Tensor, kind: TargetKind) -> Tensor:
     """Return one error per event: the fraction of wrong classes, or the loss of numbers.
+
+    The host does not read them, so it does not wait for a GPU.
 
     Args:
         loss: the loss function of the stream.
         output: (events, …), the network's outputs before it learns from the events.
-        targets: (events, …), from `fitted_targets`.
+        targets: (events, …), from `fitted_targets`, on the device of the outputs.
         kind: what the targets are.
 
     Returns:
-        One float per event, >= 0 for the usual losses; larger = worse.
+        float64 (events,), >= 0 for the usual losses; larger = worse.
     """
     predicted = predicted_classes(output, targets) if kind == "labels" else None
     if predicted is not None:
+        if predicted.ndim == targets.ndim == 1:  # one label per event
+            return (predicted != targets).double()
         wrong = predicted.reshape(len(targets), -1) != targets.reshape(len(targets), -1)
-        rates: list[float] = wrong.double().mean(dim=1).tolist()
-        return rates
+        return wrong.double().mean(dim=1)
     with torch.no_grad():
-        return [
-            float(loss(output[row : row + 1], targets[row : row + 1]))
-            for row in range(len(targets))
-        ]
+        return torch.stack(
+            [
+                one_number(loss(output[row : row + 1], targets[row : row + 1])).double().reshape(())
+                for row in range(len(targets))
+            ]
+        )
+
+
+def one_number(loss: Any) -> Tensor:
+    """Return what a loss function returns as a tensor of one number, not read yet.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: it is not one real number.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
+        return loss.detach()
+    return torch.tensor(
+        float(loss), dtype=torch.float64, device="cpu"
+    )  # raises, unless it is a plain number
 
 
 def _numbers(targets: Tensor, output: Tensor) -> Tensor:

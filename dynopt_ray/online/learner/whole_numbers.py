@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dynopt_ray.transfers import to_device
+
 # What a network raises if the dtype of its inputs does not suit it.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
 
@@ -18,14 +20,18 @@ class WholeNumbers:
 
     Args:
         dtype: the floating type of the network.
+        device: the device of the network.
         forward: mini-batch -> outputs, without changing the network.
 
     Attributes:
         as_floats: whether whole numbers are converted; None if no event has decided it yet.
     """
 
-    def __init__(self, dtype: torch.dtype, forward: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, forward: Callable[[Tensor], Tensor]
+    ) -> None:
         self._dtype = dtype
+        self._device = device
         self._forward = forward
         self.as_floats: bool | None = None
 
@@ -45,7 +51,7 @@ class WholeNumbers:
 
     def _takes(self, x: Tensor) -> bool:
         try:
-            self._forward(x)
+            self._forward(to_device(x, self._device))
         except _REFUSALS:
             return False
         return True

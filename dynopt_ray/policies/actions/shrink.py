@@ -10,8 +10,9 @@ from dynopt_ray.arrays import BoolArray, IntArray
 from dynopt_ray.policies.actions.amounts import at_least_one, check_fraction
 from dynopt_ray.policies.descriptors import Descriptors
 from dynopt_ray.policies.unit_scores import group_scores, lowest, stacked_scores
-from dynopt_ray.population import Population, shrink
+from dynopt_ray.population import Population, shrink_marked
 from dynopt_ray.structure import CostKind, Edit, Graph, Shrink
+from dynopt_ray.transfers import array_to_device
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class ShrinkUnits:
     def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
         """Return the edit that shrinks the group under the cursor."""
         group = graph.groups[int(network.cursor[0])]
-        scores_NU = group_scores(graph, group)[None]
+        scores_NU = group_scores(graph, group)[None].cpu()
         count_N = torch.from_numpy(self.units(network))
-        gone_NU = lowest(scores_NU, torch.tensor([group.width]), count_N)
+        gone_NU = lowest(scores_NU, torch.tensor([group.width], device="cpu"), count_N)
         return [Shrink(group.name, remove=torch.nonzero(gone_NU[0]).flatten().tolist())]
 
     def apply_stacked(
@@ -61,14 +62,10 @@ class ShrinkUnits:
         inputs: Tensor,
     ) -> None:
         """Shrink the layer in each of the members."""
-        widths = population.widths[members, layer]
+        num_gone = self.units(networks)[members]
         gone_NU = lowest(
-            stacked_scores(population, layer, members),
-            torch.from_numpy(widths),
-            torch.from_numpy(self.units(networks)[members]),
+            stacked_scores(population, layer, population.places(members)),
+            array_to_device(population.widths[members, layer], population.device),
+            array_to_device(num_gone, population.device),
         )
-        keep = {
-            int(member): ~gone_U[: int(width)]
-            for member, gone_U, width in zip(members, gone_NU, widths, strict=True)
-        }
-        shrink(population, layer, keep, compensate_NI=inputs)
+        shrink_marked(population, layer, members, gone_NU, num_gone, compensate_NI=inputs)

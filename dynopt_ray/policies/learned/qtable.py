@@ -148,8 +148,8 @@ class QTable:
             "edges": [[index, list(cuts)] for index, cuts in self.edges.items()],
             "num_actions": self.num_actions,
             "cells": [list(cell) for cell in cells],
-            "values": torch.tensor(np.array([self.values[cell] for cell in cells])),
-            "visits": torch.tensor(np.array([self.visits[cell] for cell in cells])),
+            "values": torch.tensor(np.array([self.values[cell] for cell in cells]), device="cpu"),
+            "visits": torch.tensor(np.array([self.visits[cell] for cell in cells]), device="cpu"),
         }
         write_state(path, state, kind=_KIND)
 

@@ -20,6 +20,10 @@ class DQNSettings:
         num_env_runners: number of processes that sample. With 0 the main process samples, which is
             best on few cores.
         num_learners: number of processes that learn. With 0 the main process learns.
+        gpus_per_env_runner: GPUs of each process that samples: at most 1, or 0. With 0, such a
+            process sees none; the main process may use what it sees.
+        gpus_per_learner: GPUs of each process that learns: at most 1, or 0. With 0 it learns on the
+            CPU, and so does the main process.
         warmup_steps: number of environment steps before learning starts.
         updates_per_step: gradient steps per round. In a round each environment takes one step.
         batch_size: transitions per gradient step.
@@ -52,6 +56,8 @@ class DQNSettings:
     num_envs: int = 32
     num_env_runners: int = 0
     num_learners: int = 0
+    gpus_per_env_runner: float = 0
+    gpus_per_learner: float = 0
     warmup_steps: int = 1_000
     updates_per_step: int = 8
     batch_size: int = 128
@@ -103,6 +109,9 @@ class DQNSettings:
         ):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in (0, 1]")
+        for name in ("gpus_per_env_runner", "gpus_per_learner"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if not self.hidden or min(self.hidden) < 1:

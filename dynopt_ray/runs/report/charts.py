@@ -221,6 +221,20 @@ def _policy(axes: "Axes", table: "pd.DataFrame") -> None:
     axes.set(xlabel="environment steps", ylabel="gain in smooth utility per episode")
 
 
+def _slots(axes: "Axes", table: "pd.DataFrame") -> None:
+    """Draw how many slots of each machine ran a trial over time."""
+    from matplotlib.ticker import MaxNLocator
+
+    end = table["seconds"].max()
+    for name, part in table.groupby("machine", sort=False):
+        steps = np.append(part["seconds"].to_numpy(), end)
+        axes.stairs(part["busy"].to_numpy(), steps, baseline=None, label=_plain(name), zorder=3)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="seconds", ylabel="busy slots", ylim=(0, None))
+    if table.groupby("machine").ngroups > 1:
+        _legend(axes)
+
+
 def _settings(axes: "Axes", table: "pd.DataFrame") -> None:
     """Draw one row per option of one setting, and one colour per combination of the others."""
     rows, series = _rows_and_series(table)
@@ -306,6 +320,7 @@ CHARTS: Mapping[str, Chart] = {
     "stream": _chart(
         "stream", ["event", "accuracy", "series", "mark"], "Learning on the stream", _stream
     ),
+    "slots": _chart("slots", ["seconds", "machine", "busy"], "Slots that ran a trial", _slots),
     "accuracy": _chart(
         "curves", ["step", "accuracy"], "Validation accuracy", _lines("accuracy", "accuracy")
     ),

@@ -15,6 +15,7 @@ from dynopt_ray.runs.spec.fields import (
     RecoveryField,
     SchedulerField,
     SearcherField,
+    TrackerField,
 )
 from dynopt_ray.runs.spec.overrides import with_overrides
 from dynopt_ray.runs.spec.validation import Strict, checked_by, validated
@@ -38,6 +39,7 @@ __all__ = [
     "SearcherField",
     "Spec",
     "Strict",
+    "TrackerField",
     "UtilitySpec",
     "checked_by",
     "default_of",

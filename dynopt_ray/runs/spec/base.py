@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dynopt_ray.devices import AUTO, Precision
 from dynopt_ray.policies import ChargedCost
-from dynopt_ray.runs.spec.fields import OptimizerField, Phase, TaskField
+from dynopt_ray.runs.spec.fields import DeviceField, OptimizerField, Phase, TaskField
 from dynopt_ray.runs.spec.validation import Strict
 
 _LARGEST_FRACTION = 10
@@ -21,11 +22,19 @@ class Spec(Strict):
         seed: seed of all random draws.
         num_threads: number of torch's threads in this process, at most 1,024. None leaves the
             choice to torch. Small networks are much faster with one thread.
+        device: where networks compute: "auto" is the GPU if there is one to use, or else the CPU.
+            Trials of a search use a GPU only if `search.gpus_per_trial` grants it, and learners in
+            actors only if `learner.num_gpus` does.
+        precision: "float32", "tf32" or "bf16"; see `dynopt_ray.devices.Precision`.
+        deterministic: whether a GPU gives the same bits for the same seed. Slower.
     """
 
     kind: str
     seed: int = Field(default=0, ge=0, le=_LARGEST_SEED)
     num_threads: int | None = Field(default=None, ge=1, le=_MOST_THREADS)
+    device: DeviceField = AUTO
+    precision: Precision = "float32"
+    deterministic: bool = False
 
 
 class NetworkSpec(Spec):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator
 
 from dynopt_ray import plugins
+from dynopt_ray.devices import AUTO
 from dynopt_ray.errors import DynoptError, short
 from dynopt_ray.runs.spec.validation import Strict, checked_by
 
@@ -72,16 +73,30 @@ def _action_set(value: Any) -> object:
     return ActionSet(value)
 
 
+def _device(value: str) -> str:
+    """Check the name only: the machine that checks a spec may not be the one that runs it."""
+    import torch
+
+    if value != AUTO:
+        try:
+            torch.device(value)
+        except RuntimeError:
+            raise ValueError(f"must be auto, cpu, cuda or cuda:1, not {short(value)}") from None
+    return value
+
+
 ActionsField = Annotated[
     tuple[str | ByName, ...],
     Field(strict=False),  # YAML has lists but no tuples
     AfterValidator(checked_by(_action_set)),
 ]
 CriterionField = Annotated[str | ByName, _plugin("criteria")]
+DeviceField = Annotated[str, AfterValidator(_device)]
 DetectorField = Annotated[str | ByName, _plugin("detectors")]
 ReactionField = Annotated[str | ByName, _plugin("reactions")]
 PolicyField = Annotated[str | ByName, PlainValidator(_policy)]
 SchedulerField = Annotated[str | ByName, _plugin("schedulers")]
+TrackerField = Annotated[str | ByName, _plugin("trackers")]
 SearcherField = Annotated[str | ByName, _plugin("searchers")]
 TaskField = Annotated[str | ByName, _plugin("tasks")]
 OptimizerField = Annotated[str | ByName, PlainValidator(_optimizer)]

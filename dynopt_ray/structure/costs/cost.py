@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.structure.costs.peak_memory import PeakMemory
 from dynopt_ray.structure.tracing import (
     Inputs,
@@ -22,6 +23,7 @@ from dynopt_ray.structure.tracing import (
     run,
     undisturbed,
 )
+from dynopt_ray.transfers import read_together
 
 _WARM_UP = 3
 _RUNS = 20
@@ -108,8 +110,15 @@ def measure(
 
 def count_nonzero(parameters: Sequence[Tensor]) -> int:
     """Return the number of non-zero entries; on the meta device, that of all entries."""
-    counts = [p.numel() if p.is_meta else p.detach().count_nonzero() for p in parameters]
-    return int(sum(counts))
+    return sum(int(count) for count in read_together(nonzero_counts(parameters)))
+
+
+def nonzero_counts(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the counts of `count_nonzero`, one per parameter, not read yet."""
+    return [
+        torch.tensor(p.numel(), device="cpu") if p.is_meta else p.detach().count_nonzero()
+        for p in parameters
+    ]
 
 
 def _counted(model: nn.Module, inputs: Inputs, memory: bool) -> tuple[int, int | None]:
@@ -120,6 +129,8 @@ def _counted(model: nn.Module, inputs: Inputs, memory: bool) -> tuple[int, int |
             return _counted_on(
                 "meta", model, inputs, placeholder_tensors(tensors, {}, "meta"), memory
             )
+        except OF_THE_MACHINE:
+            raise
         except Exception:  # a forward pass that depends on values needs real ones
             return _counted_on(_device(tensors), model, inputs, tensors, memory)
 

@@ -22,6 +22,7 @@ from dynopt_ray.structure.plans.history import (
 )
 from dynopt_ray.structure.plans.initialisation import fresh_tensors, seeded
 from dynopt_ray.structure.plans.optimizer_checks import check_saved_state
+from dynopt_ray.structure.plans.optimizer_devices import IMPLEMENTATION, StatePlaces
 from dynopt_ray.structure.plans.optimizer_state import (
     Optimizers,
     check_optimizer,
@@ -33,6 +34,7 @@ from dynopt_ray.structure.plans.stages import check_plan
 __all__ = [
     "HISTORIES",
     "HISTORY",
+    "IMPLEMENTATION",
     "RESIZED",
     "Edit",
     "Grow",
@@ -43,6 +45,7 @@ __all__ = [
     "Receipt",
     "Remove",
     "Shrink",
+    "StatePlaces",
     "apply_plan",
     "check_optimizer",
     "check_plan",

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.errors import EditError
-from dynopt_ray.structure.costs import Cost
+from dynopt_ray.structure.costs import Cost, read_costs
 from dynopt_ray.structure.network import Network
+from dynopt_ray.structure.plans.captured_graphs import check_not_captured
 from dynopt_ray.structure.plans.depth import insert_block, remove_block
 from dynopt_ray.structure.plans.edits import Edit, Grow, Insert, Mask, Remove, Shrink
 from dynopt_ray.structure.plans.exactness import check_growth
@@ -42,6 +43,7 @@ from dynopt_ray.structure.preserve import (
     has_tensors,
     masked_parameters,
     recompute_weights,
+    update_switches,
     value_of,
     within,
 )
@@ -72,10 +74,12 @@ class Receipt:
     _transaction: Transaction = field(repr=False)
 
     def undo(self) -> None:
-        """Restore, bit for bit, everything that the plan touched.
+        """Restore the network and the optimizers of the plan, bit for bit.
 
-        These are weights, buffers, optimizer state and attributes. Training since the plan is lost
-        in the tensors that the plan touched. Other tensors keep their current values.
+        These are widths, blocks, weights, buffers, masks, attributes and optimizer state, whether
+        the plan touched them or not. So training since the plan is lost. The receipt holds copies
+        of all of it until then; `Graph.commit` frees them. Learning rates and other options of
+        optimizers stay, and so do the dtype and device of the network if they were changed.
 
         Raises:
             EditError: the plan was undone or committed already, or the network was changed later:
@@ -83,6 +87,7 @@ class Receipt:
         """
         if self not in self._network.receipts:
             raise EditError("this plan has been undone or committed already")
+        check_not_captured(self._network.model)
         if self._network.receipts[-1] is not self:
             raise EditError(
                 "a later plan changed the network; undo the later receipts first, newest first"
@@ -139,11 +144,12 @@ def apply_plan(
     if not plan:
         raise EditError("the plan is empty: it would change nothing")
     network.check()
+    check_not_captured(network.model)
     stages, rest = check_plan(network, plan)
     optimizers = each_optimizer(optimizer)
     states = [OptimizerState(one, network.model) for one in optimizers]
     batches = _batches(compensate)
-    before, old_widths = network.cost(), network.widths
+    unread, old_widths = network.unread_cost(), network.widths
     transaction = Transaction(network.model, optimizers)
 
     def applied() -> Receipt:
@@ -151,14 +157,20 @@ def apply_plan(
         widths = _changed(old_widths, network.widths)
         transaction.set_attribute(network, "shapes", network.shapes_now())
         history = extended(history_of(network.model), plan)
-        receipt = Receipt(
-            plan, widths, before, network.cost(), refitted, network, history, transaction
-        )
+        network.check()
+        before, after = read_costs(unread, network.unread_cost())
+        receipt = Receipt(plan, widths, before, after, refitted, network, history, transaction)
         transaction.set_item(HISTORIES, network.model, history)
+        transaction.keep_values(_last_transaction(network))
         transaction.set_attribute(network, "receipts", [*network.receipts, receipt])
         return receipt
 
     return within(transaction, applied)
+
+
+def _last_transaction(network: Network) -> Transaction | None:
+    last = network.receipts[-1] if network.receipts else None
+    return last._transaction if isinstance(last, Receipt) else None
 
 
 def _changed(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:
@@ -256,6 +268,7 @@ def _apply_widths(
             module = network.model.get_submodule(attribute.module)
             transaction.set_attribute(module, attribute.name, getattr(module, attribute.name))
             attribute.write(network.model, value_now + attribute.change(added))
+    update_switches(network.model.modules(), transaction)
     resized_here = {(s.parameter, s.dim) for change in changes for s in change.group.slices}
     before = RESIZED.get(network.model, frozenset())
     transaction.set_item(RESIZED, network.model, before | resized_here)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import EditError, TraceError
 from dynopt_ray.structure.description import describe
 from dynopt_ray.structure.network import Network
@@ -74,6 +75,8 @@ def insert_block(
     with undisturbed(block, training=False):
         try:
             silent = silence(block, lambda: example.repeated(block, given), given)
+        except OF_THE_MACHINE:
+            raise
         except Exception as error:  # a forward pass that gets another size may raise anything
             raise EditError(f"{what} follow it: {error}") from error
         if not silent:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.tracing import (
     Inputs,
@@ -24,6 +25,7 @@ from dynopt_ray.structure.tracing import (
     undisturbed,
 )
 from dynopt_ray.structure.units import Attribute, Change, attributes_changed
+from dynopt_ray.transfers import read_numbers
 
 _ROUNDINGS = 4.0
 _SMALL = 1e-3
@@ -62,6 +64,8 @@ def check_growth(
     try:
         with attributes_changed(model, attributes, added):
             after = _outputs(model, inputs, {**tensors, **grown})
+    except OF_THE_MACHINE:
+        raise
     except Exception as error:
         raise EditError(
             f"growing {names} this way would stop the forward pass, which raises "
@@ -113,6 +117,8 @@ def outputs_of(
         return None
     try:
         return _outputs(model, inputs, tensors)
+    except OF_THE_MACHINE:
+        raise
     except Exception:  # a forward pass may raise anything, e.g. if its parts are on other devices
         return None
 
@@ -126,12 +132,17 @@ def output_change(
     """
     numbers = [t for t in [*tensors.values(), *before] if _is_real(t)]
     allowed = _ROUNDINGS * max(torch.finfo(t.dtype).eps for t in numbers) ** 0.5
-    largest = 0.0
+    unread: list[Tensor] = []
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape:
             return float("inf")
-        if _is_real(old) and old.numel() and bool(old.isfinite().all()):
-            change = float((new - old).abs().max()) / max(float(old.abs().max()), _SMALL)
+        if _is_real(old) and old.numel():
+            unread += [old.isfinite().all(), (new - old).abs().max(), old.abs().max()]
+    largest = 0.0
+    figures = read_numbers(unread)  # at once, so that the host waits for a GPU once
+    for is_finite, moved, size in zip(figures[::3], figures[1::3], figures[2::3], strict=True):
+        if is_finite:
+            change = moved / max(size, _SMALL)
             largest = max(largest, change if change == change else float("inf"))
     return largest if largest > allowed else 0.0
 
@@ -139,7 +150,7 @@ def output_change(
 def _outputs(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     inputs = on_device(inputs, next(iter(tensors.values())).device)
     with undisturbed(model, training=False), buffers_kept(model, tensors):
-        return list(output_tensors(call(model, inputs, tensors)))
+        return output_tensors(call(model, inputs, tensors))
 
 
 def _is_real(tensor: Tensor) -> bool:

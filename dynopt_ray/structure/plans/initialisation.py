@@ -12,6 +12,13 @@ from dynopt_ray.structure.preserve import RandomState
 _LEAST = 1e-3
 
 
+# Their `reset_parameters` fills these tensors, whatever the sizes.
+_FILLING = {
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm),
+}
+_FILLED = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+
 Draw = tuple[int, int]
 """What determines the random weights of new units: a seed, and the number of the edit."""
 
@@ -76,7 +83,7 @@ def fresh_tensors(
             with contextlib.suppress(Exception):
                 reset()
         for name, tensor in filled.items():
-            if not tensor.is_meta:
+            if not tensor.is_meta and not _is_filled(module, name):
                 _fill_missing(tensor, old[name])
     return filled
 
@@ -116,6 +123,14 @@ def split_shares(like: Tensor, families: Mapping[int, Tensor], seed: int) -> Ten
 
 def _reset_method(module: nn.Module) -> object:
     return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+
+
+def _is_filled(module: nn.Module, name: str) -> bool:
+    """Return whether a tensor is known to be filled; to read that from it makes the host wait.
+
+    Old weight normalisation and pruning replace the weight by other parameters in the same class.
+    """
+    return type(module) in _FILLING and "weight" in module._parameters and name in _FILLED
 
 
 def _fill_missing(tensor: Tensor, old: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import CheckpointError
+from dynopt_ray.structure.plans.optimizer_devices import IMPLEMENTATION
 from dynopt_ray.structure.plans.optimizer_state import StateEntry, state_after_steps
 
 Entries = Mapping[str, Any]
@@ -73,11 +74,14 @@ def _trial(
 
 
 def _as_before(group: Mapping[str, Any], saved: Entries) -> dict[str, Any]:
-    """Return saved options with tuples where the optimizer has them; JSON has only lists."""
+    """Return saved options with tuples where the optimizer has them; JSON has only lists.
+
+    Those that choose an implementation are the optimizer's own: the saved ones may be for a GPU.
+    """
     return {
         name: tuple(value) if isinstance(group.get(name), tuple) else value
         for name, value in saved.items()
-        if name != "params"
+        if name not in IMPLEMENTATION | {"params"}
     }
 
 

@@ -5,18 +5,26 @@ import inspect
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves_with_path, tree_map_with_path
+from torch.utils._pytree import (
+    tree_flatten,
+    tree_leaves_with_path,
+    tree_map_with_path,
+    tree_unflatten,
+)
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.plans.resizing import Axes, resized
 from dynopt_ray.structure.preserve import Transaction
+from dynopt_ray.transfers import read_together, to_device
 
 State = dict[str, Any]
+Trees = TypeVar("Trees")
 Optimizers = Optimizer | Sequence[Optimizer]
 """The optimizers of a network: one, or several that each train some of its parameters."""
 
@@ -103,12 +111,14 @@ class StateEntry:
         is_floating_point: whether such a tensor holds floating-point numbers.
         is_number: whether the entry is a single number, as such or as a tensor.
         is_tensor: whether it is a tensor.
+        device: the device of a tensor.
     """
 
     dims: tuple[int | None, ...] | None = None
     is_floating_point: bool = False
     is_number: bool = False
     is_tensor: bool = False
+    device: torch.device | None = None
 
 
 _STARTS: "weakref.WeakKeyDictionary[Optimizer, dict[Any, Mapping[Any, _Start]]]"
@@ -227,13 +237,16 @@ def _starts(
     """
     shape = _SIZES[: parameter.ndim]
     zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
-    others = torch.arange(1, zeros.numel() + 1, device="cpu").reshape(shape).to(zeros)
+    others = torch.arange(1, zeros.numel() + 1, device="cpu").reshape(shape).to(zeros.dtype)
+    others = to_device(others, zeros.device)
     for base in kind.__mro__[: kind.__mro__.index(Optimizer)]:
         for gradient in (zeros, zeros.to_sparse() if zeros.ndim else zeros):
             try:
                 _, state = _stepped(base, group, zeros, gradient)
                 values, copies = _stepped(base, group, others, gradient)
-                return dict(_read_off(state, copies, [others, values]))
+                return dict(_read_off(*_on_host((state, copies, [others, values]))))
+            except OF_THE_MACHINE:
+                raise
             except Exception:  # a foreign class may raise anything
                 continue
     return {}
@@ -257,6 +270,8 @@ def state_after_steps(
         for gradient in (zeros, zeros.to_sparse() if zeros.ndim else zeros):
             try:
                 state = _stepped(base, group, zeros, gradient, times=2)[1]
+            except OF_THE_MACHINE:
+                raise
             except Exception:  # a foreign class may raise anything
                 continue
             return {name: _entry(value, zeros) for name, value in state.items()}
@@ -269,8 +284,8 @@ def _entry(value: Any, parameter: Tensor) -> StateEntry:
     dim_of = {size: dim for dim, size in enumerate(parameter.shape)}
     dims = tuple(dim_of.get(size) for size in value.shape)
     if value.ndim and _fits(value, parameter, dims):
-        return StateEntry(dims=dims, is_floating_point=value.is_floating_point(), is_tensor=True)
-    return StateEntry(is_number=value.numel() == 1, is_tensor=True)
+        return StateEntry(dims, value.is_floating_point(), is_tensor=True, device=value.device)
+    return StateEntry(is_number=value.numel() == 1, is_tensor=True, device=value.device)
 
 
 def _first_state(
@@ -281,6 +296,8 @@ def _first_state(
         try:
             optimizer, twin = _twin(base, group, parameter.detach())
             return dict(optimizer.state[twin]) or None
+        except OF_THE_MACHINE:
+            raise
         except Exception:  # a foreign class may raise anything
             continue
     return None
@@ -310,6 +327,20 @@ def _stepped(
     for _ in range(times):
         optimizer.step()
     return twin.detach(), optimizer.state[twin]
+
+
+def _on_host(trees: Trees) -> Trees:
+    """Return the same dicts and lists of tensors, with those of a GPU copied to the CPU at once."""
+    leaves, form = tree_flatten(trees)
+    far = [
+        number
+        for number, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and leaf.layout == torch.strided and leaf.is_cuda
+    ]
+    for number, value in zip(far, read_together([leaves[n] for n in far]), strict=True):
+        leaves[number] = value
+    found: Trees = tree_unflatten(leaves, form)
+    return found
 
 
 def _read_off(

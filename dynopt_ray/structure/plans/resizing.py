@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dynopt_ray.structure.plans.initialisation import Draw, fresh_tensors, seeded, split_shares
 from dynopt_ray.structure.units import Axis, Change, Key, moved_group
+from dynopt_ray.transfers import to_device
 
 _SMALL_BYTES = 2**20
 _NUM_PARTS = 8
@@ -36,7 +37,7 @@ def resized(tensor: Tensor, axes: Axes, new: Tensor | float | bool) -> Tensor:
     result = _selected(tensor, axes)
     for dim, axis in axes.items():
         if len(axis.new):
-            at = axis.new.to(tensor.device)
+            at = axis.on(tensor.device, "new")
             if isinstance(new, Tensor):
                 result.index_copy_(dim, at, new.index_select(dim, at))
             else:
@@ -81,7 +82,7 @@ def resized_weights(
                 seed = seeded(draw, "split", name)
                 result[name].mul_(split_shares(result[name], families[name], seed))
             for dim, positions in unread.get(name, {}).items():
-                result[name].index_fill_(dim, positions.to(result[name].device), 0)
+                result[name].index_fill_(dim, to_device(positions, result[name].device), 0)
     return result
 
 
@@ -96,20 +97,19 @@ def axes_of_tensors(axes: Mapping[Key, Axis]) -> dict[str, dict[int, Axis]]:
 def _resized_weight(tensor: Tensor, axes: Axes, fresh: Tensor | None) -> Tensor:
     result = _selected(tensor, axes)
     for dim, axis in axes.items():
-        if len(read := axis.new[_fresh_here(axis) & axis.read]):
-            result.index_fill_(dim, read.to(tensor.device), 0)
+        if len(read := axis.on(tensor.device, "read")):
+            result.index_fill_(dim, read, 0)
     # Fill rows of fresh units last: no existing unit reads them, so they may read fresh units.
     for dim, axis in axes.items():
-        if fresh is not None and len(made := axis.new[_fresh_here(axis) & ~axis.read]):
-            at = made.to(tensor.device)
-            result.index_copy_(dim, at, fresh.index_select(dim, at))
+        if fresh is not None and len(made := axis.on(tensor.device, "made")):
+            result.index_copy_(dim, made, fresh.index_select(dim, made))
     return result
 
 
 def _selected(tensor: Tensor, axes: Axes) -> Tensor:
     """Return the old values in their new places; new coordinates hold arbitrary values."""
     tensor = tensor.detach()
-    indices = {d: axis.index.clamp(min=0).to(tensor.device) for d, axis in axes.items()}
+    indices = {d: axis.on(tensor.device, "from") for d, axis in axes.items()}
     first = next(iter(indices), 0)
     if len(indices) < 2 or tensor.nbytes < _SMALL_BYTES:
         return _index_selected(tensor, indices)
@@ -128,12 +128,8 @@ def _index_selected(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
     return tensor
 
 
-def _fresh_here(axis: Axis) -> Tensor:
-    return axis.index[axis.new] < 0
-
-
 def _makes_fresh(axis: Axis) -> bool:
-    return bool((_fresh_here(axis) & ~axis.read).any())
+    return len(axis.on(torch.device("cpu"), "made")) > 0
 
 
 def _fresh(

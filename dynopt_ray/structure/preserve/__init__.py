@@ -23,6 +23,7 @@ from dynopt_ray.structure.preserve.extra_state import (
 from dynopt_ray.structure.preserve.masks import mask_of, masked_parameters, set_mask, set_masks
 from dynopt_ray.structure.preserve.shared_memory import sharing_memory
 from dynopt_ray.structure.preserve.surroundings import RandomState, Surroundings
+from dynopt_ray.structure.preserve.switches import update_switches
 from dynopt_ray.structure.preserve.torch_state import ThreadState
 from dynopt_ray.structure.preserve.transaction import Transaction
 
@@ -52,6 +53,7 @@ __all__ = [
     "sharing_memory",
     "storable_extra_state",
     "tensors_within",
+    "update_switches",
     "value_of",
     "within",
 ]

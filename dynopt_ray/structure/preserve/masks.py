@@ -23,6 +23,8 @@ class _KeepZero:
         self._keep = keep
 
     def __call__(self, gradient: Tensor) -> Tensor:
+        if self._keep.device != gradient.device:  # the network was moved
+            self._keep = self._keep.to(gradient.device)
         return gradient * self._keep.to(gradient.dtype)
 
 
@@ -30,8 +32,13 @@ _held: Any = WeakTensorKeyDictionary()
 
 
 def mask_of(parameter: Tensor) -> Tensor | None:
-    """Return a parameter's bool mask (False is held at zero), or None if it has none."""
+    """Return a parameter's bool mask (False is held at zero), or None if it has none.
+
+    The mask is on the parameter's device, also after the network was moved.
+    """
     keep: Tensor | None = _held.get(parameter)
+    if keep is not None and keep.device != parameter.device:
+        _held[parameter] = keep = keep.to(parameter.device)
     return keep
 
 

@@ -1,6 +1,7 @@
 """Assignments to a live network that are either all kept or all undone."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterable, MutableMapping
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,12 @@ from dynopt_ray.structure.preserve.contents import Cache
 from dynopt_ray.structure.preserve.masks import mask_of, set_mask
 from dynopt_ray.structure.preserve.shared_memory import sharing_memory
 from dynopt_ray.structure.preserve.surroundings import Surroundings
+from dynopt_ray.structure.preserve.values import Values
 
+_Place = tuple[dict[str, Any], str]
+"""The parameters or buffers of a module, and a name in them."""
+
+_EMPTY = torch.empty(0, device="cpu")
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -31,10 +37,20 @@ class Transaction:
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._replaced: set[int] = set()
+        self._replaced_states: set[tuple[int, int]] = set()
+        self._optimizers = tuple(optimizers)
+        self.values: Values | None = None
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._tensors = [*tensors.values()]
         self._shared = {
             id(tensors[one]): (one, two) for one, two in sharing_memory(tensors).items()
         }
+        self._places: dict[int, list[_Place]] = defaultdict(list)
+        for module in model.modules():
+            for registered in (module._parameters, module._buffers):
+                for name, tensor in registered.items():
+                    self._places[id(tensor)].append((registered, name))
         self._surroundings: Surroundings | None = Surroundings(model, optimizers)
 
     def __enter__(self) -> "Transaction":
@@ -52,6 +68,29 @@ class Transaction:
                 self._surroundings.restore()
         self._surroundings = None
 
+    def keep_values(self, earlier: "Transaction | None") -> None:
+        """Let `roll_back` restore what this transaction has not replaced, too.
+
+        Args:
+            earlier: the transaction before this one; copies of what did not change are shared.
+        """
+        tensors = {id(t): t for t in self._tensors if id(t) not in self._replaced}
+        values = Values(
+            tensors.values(),
+            self._optimizers,
+            self._replaced_states,
+            None if earlier is None else earlier.values,
+        )
+        places = {id(t): self._places.get(id(t), ()) for t in tensors.values()}
+
+        def restore() -> None:
+            for key, tensor in tensors.items():
+                _register(tensor, places[key], same_shape=True)
+            values.restore()
+
+        self.values = values
+        self._undo.append(restore)
+
     def roll_back(self) -> None:
         """Undo all assignments, the last one first. Continues an interrupted rollback.
 
@@ -64,18 +103,25 @@ class Transaction:
     def forget(self) -> None:
         """Free the memory that `roll_back` would need."""
         self._undo.clear()
+        self.values = None
+        self._tensors.clear()
 
     def assign(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
         """Give a parameter or buffer a new value of any shape; it stays the same object.
 
+        `roll_back` also puts the object back where a pass has registered another one since, and
+        keeps the dtype and device that the network has by then.
+
         Raises:
             EditError: it shares memory with another tensor, and the shape is another one.
         """
+        self._replaced.add(id(tensor))
         if id(tensor) in self._shared:
             self._write(tensor, value, grad)
             return
         old, old_grad = tensor.data, tensor.grad
-        self._undo.append(lambda: _assign(tensor, old, old_grad))
+        places = self._places.get(id(tensor), [])
+        self._undo.append(lambda: _put_back(tensor, old, old_grad, places))
         _assign(tensor, _in_format_of(old, value), grad)
 
     def _write(self, tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
@@ -121,6 +167,7 @@ class Transaction:
         self, optimizer: Optimizer, parameter: Tensor, state: dict[str, Any] | None
     ) -> None:
         """Replace an optimizer's state of one parameter; None removes it."""
+        self._replaced_states.add((id(optimizer), id(parameter)))
         old = optimizer.state.get(parameter)
         self._undo.append(lambda: _set_state(optimizer, parameter, old))
         _set_state(optimizer, parameter, state)
@@ -132,6 +179,32 @@ class Transaction:
         set_mask(parameter, keep)
 
 
+def _put_back(tensor: Tensor, old: Tensor, grad: Tensor | None, places: Iterable[_Place]) -> None:
+    """Give a tensor its old value, and register it again where another one took its place."""
+    now = _register(tensor, places)
+    if now.shape == _EMPTY.shape or old.dtype.is_floating_point != now.dtype.is_floating_point:
+        now = old  # an interrupted `_assign` leaves an empty tensor of another dtype
+    kind: Any = {"dtype": now.dtype, "device": now.device}  # model.double(), model.to(device)
+    _assign(tensor, old.to(**kind), None if grad is None else grad.to(**kind))
+
+
+def _register(tensor: Tensor, places: Iterable[_Place], *, same_shape: bool = False) -> Tensor:
+    """Register a tensor again where another one took its place, and return that one.
+
+    With `same_shape`, a table that has grown with the inputs stays: attributes that are no tensors
+    describe it.
+    """
+    now = tensor
+    for registered, name in places:
+        present = registered.get(name)
+        if present is None or present is tensor:
+            continue
+        if not same_shape or present.shape == tensor.shape:
+            now = registered[name]  # self.mean = 0.9 * self.mean + …
+            registered[name] = tensor
+    return now
+
+
 def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
     tensor.grad = None
     if tensor.shape != value.shape and tensor.requires_grad:
@@ -139,7 +212,7 @@ def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
         # accumulates this parameter's gradient, and the node keeps the old shape. Only a change of
         # dtype drops the node.
         other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
-        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+        tensor.data = _EMPTY.to(tensor.device, other)
     tensor.data = value
     tensor.grad = grad
     torch.clear_autocast_cache()  # it may hold a cast of the old value

@@ -6,6 +6,7 @@ from dynopt_ray.structure.refit.observers import ObservedInputs, Observer
 from dynopt_ray.structure.refit.operations import Use
 from dynopt_ray.structure.refit.regression import (
     RIDGE,
+    KeptCoefficients,
     Moments,
     best_ridges,
     masked_ridge_solve,
@@ -15,6 +16,7 @@ from dynopt_ray.structure.refit.regression import (
 __all__ = [
     "RIDGE",
     "BeforeAndAfter",
+    "KeptCoefficients",
     "Moments",
     "ObservedInputs",
     "Observer",

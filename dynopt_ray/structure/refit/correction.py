@@ -3,14 +3,21 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dynopt_ray.errors import DataError, EditError
-from dynopt_ray.structure.refit.regression import RIDGE, Moments, best_ridges
+from dynopt_ray.structure.refit.regression import (
+    RIDGE,
+    KeptCoefficients,
+    Moments,
+    best_ridges,
+)
 from dynopt_ray.structure.tracing import Reader, as_products
 from dynopt_ray.structure.units import Axis, Consumer
+from dynopt_ray.transfers import read_numbers, to_device
 
 Halves = tuple[Moments, Moments]
 """The moments of every second row, and of the others. A fit on one half is judged on the other."""
@@ -59,6 +66,8 @@ class Correction:
         self._empty: Moments | None = None
         # The moments of the first use, and of later ones.
         self._parts: dict[bool, Halves] = {}
+        # Whether the rows of each batch are finite. `values` reads it, once for all batches.
+        self._finite: list[Tensor] = []
 
     @property
     def has_rows(self) -> bool:
@@ -71,15 +80,9 @@ class Correction:
         Args:
             rows: rows of one use.
             later: whether it is not the first use in a pass.
-
-        Raises:
-            EditError: an input or residual is not finite.
         """
         x_GRK, r_GRO = rows.inputs_GRK, rows.residual_GRO
-        if not (x_GRK.isfinite().all() and r_GRO.isfinite().all()):
-            raise EditError(
-                f"compensate: inputs or outputs of {self.name!r} are not finite on these batches"
-            )
+        self._finite.append(x_GRK.isfinite().all() & r_GRO.isfinite().all())
         if self._empty is None:
             self._reader, self._empty = rows.reader, Moments.start(x_GRK, r_GRO.shape[2])
             num_constants = self._empty.residual_GO.numel()
@@ -98,8 +101,14 @@ class Correction:
         """Return the refitted weight, and the tensor that takes up its constant if there is one.
 
         Raises:
-            EditError: inputs or residuals are too large to be squared.
+            EditError: inputs or residuals are not finite, or too large to be squared.
         """
+        finite = read_numbers(self._finite)
+        self._finite.clear()
+        if not all(finite):
+            raise EditError(
+                f"compensate: inputs or outputs of {self.name!r} are not finite on these batches"
+            )
         try:
             return self._fitted()
         except DataError as error:
@@ -109,11 +118,18 @@ class Correction:
         assert self._reader is not None
         reader, (one, other), intercept = self._reader, self._halves(), self.sink is not None
         keep, num_groups = self._keep, len(one.cross_GOK)
-        kept_GOK = None if keep is None else as_products(keep, reader, num_groups)
+        kept_GOK = (
+            None if keep is None else KeptCoefficients.of(as_products(keep, reader, num_groups))
+        )
 
         def loss(ridges: Tensor) -> Tensor:
-            fit = one.fit(intercept=intercept, ridge=ridges.item(), kept_GOK=kept_GOK)
-            return torch.tensor([other.loss(*fit)], dtype=torch.float64, device="cpu")
+            fit = partial(one.fit, intercept=intercept, ridge=ridges.item(), kept_GOK=kept_GOK)
+            solved: list[Tensor] = []
+            found = other.loss(*fit(solved=solved))
+            figure, *successes = read_numbers([found, *solved])
+            if not all(successes):
+                (figure,) = read_numbers([other.loss(*fit())])
+            return torch.tensor([figure], dtype=torch.float64, device="cpu")
 
         ridge = best_ridges(loss, 1).item() if one.count and other.count else RIDGE
         both = one.plus(other)
@@ -149,7 +165,7 @@ def residual(
     fresh = given.new_zeros((), dtype=torch.bool)
     for dim, weight_dim in enumerate(made, start=1):
         if weight_dim is not None and weight_dim in axes:
-            index = axes[weight_dim].index.to(wanted.device)
+            index = to_device(axes[weight_dim].index, wanted.device)
             wanted = wanted.index_select(dim, index.clamp(min=0))
             fresh = fresh | (index < 0).reshape([-1 if d == dim else 1 for d in range(wanted.ndim)])
     return (wanted - given).masked_fill(fresh, 0)

@@ -22,12 +22,15 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.errors import DataError
+from dynopt_ray.transfers import read_numbers, read_together, to_device
 
 RIDGE = 1e-2
 """The ridge at which a search starts, and the ridge to use if there are too few rows to search."""
 
 _STEP = 10.0
 _LEAST, _MOST = 1e-4, 1e3
+# Number of steps from one of these to the other, and one beyond.
+_MOST_STEPS = 8
 # Number of rows that are summed in float32 before the sum is added in float64.
 _MOST_RECENT = 1024
 # Size of the systems that are solved at one time, in float64 numbers: 128 MiB.
@@ -119,7 +122,12 @@ class Moments:
         )
 
     def fit(
-        self, *, intercept: bool, ridge: float, kept_GOK: Tensor | None = None
+        self,
+        *,
+        intercept: bool,
+        ridge: float,
+        kept_GOK: "Tensor | KeptCoefficients | None" = None,
+        solved: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Fit the regression of r on x.
 
@@ -127,28 +135,32 @@ class Moments:
             intercept: whether to fit a constant; otherwise it is zero.
             ridge: the penalty on coefficients, relative to the mean variance of the inputs.
             kept_GOK: bool tensor, False if a coefficient has to be zero; None if none has to.
+            solved: see `ridge_solve`.
 
         Returns:
             Coefficients (G, O, K) and constants (G, O), float64.
         """
         cross, second = self.centred(intercept)
         if kept_GOK is None:
-            slope = ridge_solve(cross, second, ridge=ridge)
+            slope = ridge_solve(cross, second, ridge=ridge, solved=solved)
         else:
-            slope = masked_ridge_solve(cross, second, kept_GOK, ridge=ridge)
+            slope = masked_ridge_solve(cross, second, kept_GOK, ridge=ridge, solved=solved)
         mean_r = self.residual_GO / self.count
         if not intercept:
             return slope, torch.zeros_like(mean_r)
         return slope, mean_r - (slope @ self.mean[:, :, None])[..., 0]
 
-    def loss(self, slope_GOK: Tensor, constant_GO: Tensor) -> float:
-        """Return the mean squared error of a fit on these rows, minus that of predicting zero."""
+    def loss(self, slope_GOK: Tensor, constant_GO: Tensor) -> Tensor:
+        """Return the mean squared error of a fit on these rows, minus that of predicting zero.
+
+        It is a tensor of one number, on the device of the rows.
+        """
         cross, second = self.centred(intercept=False)
         mean_r, mean_x = self.residual_GO / self.count, self.mean
         given = (slope_GOK @ second * slope_GOK).sum() - 2 * (slope_GOK * cross).sum()
         shift = (slope_GOK @ mean_x[:, :, None])[..., 0]
         constant = constant_GO * (constant_GO + 2 * shift - 2 * mean_r)
-        return float(given + constant.sum())
+        return given + constant.sum()
 
     def centred(self, intercept: bool) -> tuple[Tensor, Tensor]:
         """Return E[r xᵀ] and E[x xᵀ], about the means if there is an intercept."""
@@ -183,7 +195,12 @@ def _exact(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def best_ridges(loss: Callable[[Tensor], Tensor], num_problems: int) -> Tensor:
+def best_ridges(
+    loss: Callable[[Tensor], Tensor],
+    num_problems: int,
+    *,
+    device: torch.device | None = None,
+) -> Tensor:
     """Return the ridges with which regressions that are fitted on some rows do best on others.
 
     The search is separate for each problem. It starts at 0.01 and multiplies or divides by 10 as
@@ -192,16 +209,19 @@ def best_ridges(loss: Callable[[Tensor], Tensor], num_problems: int) -> Tensor:
     Args:
         loss: function of ridges (problems,) that returns losses (problems,) on the other rows.
         num_problems: number of problems.
+        device: where the ridges and losses are, by default on the CPU. On a GPU, the search takes
+            all steps, because the host would have to wait to find out that it can end earlier.
     """
-    best = torch.full((num_problems,), RIDGE, dtype=torch.float64, device="cpu")
+    place = torch.device("cpu") if device is None else device
+    best = torch.full((num_problems,), RIDGE, dtype=torch.float64, device=place)
     least = loss(best)
     for step in (_STEP, 1 / _STEP):
         going = torch.ones_like(best, dtype=torch.bool)
-        while True:
+        for _ in range(_MOST_STEPS):
             tried = torch.where(going, best * step, best)
             found = loss(tried)
             going &= (found < least) & (tried > _LEAST / 2) & (tried < _MOST * 2)
-            if not bool(going.any()):
+            if place.type == "cpu" and not bool(going.any()):
                 break
             best, least = torch.where(going, tried, best), torch.where(going, found, least)
     return best
@@ -213,6 +233,7 @@ def ridge_solve(
     num_inputs_G: Tensor | None = None,
     *,
     ridge: float | Tensor = RIDGE,
+    solved: list[Tensor] | None = None,
 ) -> Tensor:
     """Return `cross (second + λ I)⁻¹`, with λ = `ridge` times the mean variance of the inputs.
 
@@ -222,6 +243,9 @@ def ridge_solve(
         num_inputs_G: number of inputs of each problem that are not padding with zeros; None if
             there is no padding.
         ridge: relative to the mean variance of the inputs; one for all problems or one for each.
+        solved: if given, nothing is read, so that the host does not wait for a GPU: it gets a bool
+            tensor, whether the result is right. If it is not, call again without `solved`, which
+            raises the ridge until the problems can be solved.
 
     Returns:
         Coefficients (G, O, K); zero at padding.
@@ -229,24 +253,36 @@ def ridge_solve(
     Raises:
         DataError: a moment is not finite.
     """
-    if not (cross_GOK.isfinite().all() and second_GKK.isfinite().all()):
-        raise _not_finite()
+    finite = cross_GOK.isfinite().all() & second_GKK.isfinite().all()
     size = second_GKK.shape[1]
     trace_G = second_GKK.diagonal(dim1=1, dim2=2).sum(1)
     # Rounding may make variances negative.
     scale_G = trace_G.clamp(min=0) / (size if num_inputs_G is None else num_inputs_G)
-    ridge_G = torch.as_tensor(ridge, device=scale_G.device).to(scale_G).expand_as(scale_G)
+    ridge_G = _ridges(ridge, scale_G).expand_as(scale_G)
     floor_G = torch.full_like(scale_G, 1e-12)
     while True:
         shift = (ridge_G * scale_G + floor_G)[:, None].expand(-1, size)
-        if not shift.isfinite().all():
-            raise _not_finite()
+        finite = finite & shift.isfinite().all()
         factor, failed = torch.linalg.cholesky_ex(second_GKK + torch.diag_embed(shift))
-        if not failed.any():
+        all_failed = failed.any()
+        if solved is not None:
+            solved.append(finite & ~all_failed)
+        else:
+            is_finite, has_failed = read_numbers([finite, all_failed])
+            if not is_finite:
+                raise _not_finite()
+        if solved is not None or not has_failed:
             return torch.cholesky_solve(cross_GOK.transpose(1, 2), factor).transpose(1, 2)
         # Rounding made the matrix indefinite, perhaps because some inputs hardly vary.
         ridge_G = torch.where(failed > 0, ridge_G * 10, ridge_G)
         floor_G = torch.where(failed > 0, floor_G * 10, floor_G)
+
+
+def _ridges(ridge: float | Tensor, like: Tensor) -> Tensor:
+    """Return ridges as a tensor, of the type and on the device of another one."""
+    if isinstance(ridge, Tensor):
+        return to_device(ridge, like.device).to(like.dtype)
+    return torch.full((), ridge, device=like.device).to(like.dtype)
 
 
 def _not_finite() -> DataError:
@@ -256,8 +292,47 @@ def _not_finite() -> DataError:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class KeptCoefficients:
+    """Which coefficients may differ from zero, and what the host has to know to solve for them.
+
+    Attributes:
+        kept_GOK: bool tensor, False if a coefficient has to be zero.
+        most: the largest number of coefficients that an output keeps, or more.
+        group: LongTensor, the group of each output to solve for.
+        output: LongTensor, the number of each of these outputs in its group.
+    """
+
+    kept_GOK: Tensor
+    most: int
+    group: Tensor
+    output: Tensor
+
+    @classmethod
+    def of(cls, kept_GOK: Tensor) -> "KeptCoefficients":
+        """Read once how many coefficients each output keeps; outputs without any are left out."""
+        (counts_GO,) = read_together([kept_GOK.sum(2)])
+        chosen = (to_device(index, kept_GOK.device) for index in torch.where(counts_GO > 0))
+        return cls(kept_GOK, int(counts_GO.max()), *chosen)
+
+    @classmethod
+    def unread(cls, kept_GOK: Tensor) -> "KeptCoefficients":
+        """Read nothing, so that the host does not wait; solving then takes all outputs and inputs.
+
+        This suits small problems only.
+        """
+        groups, outputs, inputs = kept_GOK.shape
+        number = torch.arange(groups * outputs, device=kept_GOK.device)
+        return cls(kept_GOK, inputs, number // outputs, number % outputs)
+
+
 def masked_ridge_solve(
-    cross_GOK: Tensor, second_GKK: Tensor, kept_GOK: Tensor, *, ridge: float | Tensor = RIDGE
+    cross_GOK: Tensor,
+    second_GKK: Tensor,
+    kept_GOK: Tensor | KeptCoefficients,
+    *,
+    ridge: float | Tensor = RIDGE,
+    solved: list[Tensor] | None = None,
 ) -> Tensor:
     """Solve like `ridge_solve`, with some coefficients held at zero.
 
@@ -266,26 +341,29 @@ def masked_ridge_solve(
     Args:
         cross_GOK: second moments of outputs and inputs, float64.
         second_GKK: second moments of the inputs, float64.
-        kept_GOK: bool tensor, False if a coefficient has to be zero.
+        kept_GOK: bool tensor, False if a coefficient has to be zero; for several calls with the
+            same one, its `KeptCoefficients`.
         ridge: relative to the mean variance of the inputs that an output keeps; one for all or
             one for each group.
+        solved: see `ridge_solve`.
 
     Raises:
         DataError: a moment is not finite.
     """
-    ridge_G = torch.as_tensor(ridge, device=cross_GOK.device).expand(len(cross_GOK))
+    kept = kept_GOK if isinstance(kept_GOK, KeptCoefficients) else KeptCoefficients.of(kept_GOK)
+    ridge_G = _ridges(ridge, cross_GOK).expand(len(cross_GOK))
     slope_GOK = torch.zeros_like(cross_GOK)
-    most = int(kept_GOK.sum(2).max())
-    group, output = (index.flatten() for index in torch.where(kept_GOK.any(2)))
-    num_at_once = max(1, _MOST_NUMBERS // max(1, most) ** 2)
-    for rows in torch.split(torch.arange(len(group)), num_at_once):
-        g, o = group[rows], output[rows]
+    num_at_once = max(1, _MOST_NUMBERS // max(1, kept.most) ** 2)
+    parts = torch.split(kept.group, num_at_once), torch.split(kept.output, num_at_once)
+    for g, o in zip(*parts, strict=True):
         # The inputs that an output keeps come first; the inputs after them are padding.
-        kept_RK, index_RK = kept_GOK[g, o].sort(dim=1, descending=True, stable=True)
-        kept_RK, index_RK = kept_RK[:, :most], index_RK[:, :most]
+        kept_RK, index_RK = kept.kept_GOK[g, o].sort(dim=1, descending=True, stable=True)
+        kept_RK, index_RK = kept_RK[:, : kept.most], index_RK[:, : kept.most]
         second_RKK = second_GKK[g[:, None, None], index_RK[:, :, None], index_RK[:, None]]
         second_RKK = second_RKK * (kept_RK[:, :, None] & kept_RK[:, None])
         cross_RK = cross_GOK[g, o].gather(1, index_RK) * kept_RK
-        solved = ridge_solve(cross_RK[:, None], second_RKK, kept_RK.sum(1), ridge=ridge_G[g])
-        slope_GOK[g[:, None], o[:, None], index_RK] = solved[:, 0] * kept_RK
+        found = ridge_solve(
+            cross_RK[:, None], second_RKK, kept_RK.sum(1), ridge=ridge_G[g], solved=solved
+        )
+        slope_GOK[g[:, None], o[:, None], index_RK] = found[:, 0] * kept_RK
     return slope_GOK

@@ -6,7 +6,9 @@ network. Any other size was chosen by a constructor. If it is the width of a hid
 makes the units and a later weight reads them, so both differ. If no later weight reads the units
 that a weight makes, they are outputs: the saved network distinguishes other classes, say. If no
 earlier weight makes the units that a weight reads, they are inputs. Loading such a file would give
-the network another task, so it is refused unless the caller asks for it.
+the network another task, so it is refused unless the caller asks for it. Buffers that are not
+persistent are tables that the network makes itself, perhaps as long as its longest input so far.
+Their sizes come from the file, like the attributes that describe them.
 """
 
 import os
@@ -132,7 +134,9 @@ def _differing(
     names = {id(tensor): name for name, tensor in tensors.items()}
     for owner, module in modules_by_name(model).items():
         # Weights of two modules (tied embeddings) make units in one and read units in the other.
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
+        made = module._buffers.items()
+        lasting = [t for key, t in made if key not in module._non_persistent_buffers_set]
+        for tensor in (*module._parameters.values(), *lasting):
             name = names.get(id(tensor))
             if tensor is None or name is None:
                 continue

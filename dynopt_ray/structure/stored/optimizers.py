@@ -9,13 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import CheckpointError
-from dynopt_ray.structure.plans import check_saved_state
+from dynopt_ray.structure.plans import IMPLEMENTATION, StatePlaces, check_saved_state
 from dynopt_ray.structure.preserve import Transaction
 from dynopt_ray.structure.stored.names import parameters_by_name
-
-# Options that choose an implementation. They are not loaded, because the right choice depends on
-# the device that the optimizer now runs on.
-_IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
 
 
 def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -88,11 +84,12 @@ def _load_optimizer(
         raise CheckpointError(f"{path} does not fit: {error}") from error
     for group, options in groups:
         for key, value in options.items():
-            if key not in _IMPLEMENTATION | {"params"}:
+            if key not in IMPLEMENTATION | {"params"}:
                 transaction.set_item(group, key, _as_kind(group.get(key), value))
+    places, groups_of = StatePlaces(optimizer), {p: g for g, _ in groups for p in g["params"]}
     for parameter in parameters.values():
-        state = states.get(parameter)
-        moved = None if state is None else _moved_state(state, parameter)
+        state, group = states.get(parameter), groups_of.get(parameter, {})
+        moved = None if state is None else places.moved(state, group, parameter)
         transaction.set_state(optimizer, parameter, moved)
 
 
@@ -124,19 +121,9 @@ def _as_kind(old: object, value: Any) -> Any:
     if isinstance(old, tuple):
         return tuple(value)
     if isinstance(old, Tensor):
-        return torch.as_tensor(value).to(old, copy=True)
+        return torch.as_tensor(value, device="cpu").to(old, copy=True)
     if isinstance(old, int | float):
         value = value.item() if isinstance(value, Tensor) else value
         if not isinstance(value, int | float):
             raise TypeError(f"an option is {value!r} instead of a number")
     return value
-
-
-def _moved_state(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
-    """Move moments to the parameter's device and dtype; leave step counts unchanged."""
-    return {
-        key: value.to(device=parameter.device, dtype=parameter.dtype)
-        if isinstance(value, Tensor) and value.ndim and value.is_floating_point()
-        else value
-        for key, value in state.items()
-    }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.structure.preserve import (
     ABSENT,
     Cache,
@@ -66,6 +67,8 @@ def _made_again(model: nn.Module, inputs: Inputs, kept: Mapping[Cache, Any]) -> 
     with undisturbed(model, training=False), buffers_kept(model):
         try:
             run(model, inputs)
+        except OF_THE_MACHINE:
+            raise
         except Exception:  # the forward pass needs what was taken away, and may raise anything
             return False
         return all(_same(value_of(cache), value) for cache, value in kept.items())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import TraceError
 from dynopt_ray.structure.preserve import RandomState
 from dynopt_ray.structure.tracing import rules as rules  # fills registry.RULES
@@ -52,7 +53,7 @@ class Passes:
         output_sizes: the sizes of all output tensors.
         device: the device on which it was traced: "meta", or the network's own.
         reads: the values that it read, and by which it may have decided what to run.
-        families: the modules that are alike and of which it did not reach all.
+        families: the modules of lists of which it reached some, but not all.
         pinned: (parameter, dimension) -> why it must keep its size, for reasons that are not in
             the operations.
     """
@@ -91,7 +92,7 @@ def trace_passes(
             size.
         with_costs: whether to record the costs of operations and the blocks.
         reads: the values that an earlier trace read, to decide the same; None for the first trace.
-        families: modules that are alike; those that are not reached follow those that are.
+        families: modules of one list; those that are not reached follow those that are.
         counted: attribute -> the parameter dimensions whose units it counts, though the pass does
             not use it.
 
@@ -118,8 +119,12 @@ def trace_passes(
         record.work, record.consumers = work, defaultdict(list, consumers)
         reads.branches = branches
     pinned = {**pinned, **read_by_siblings(model, record.first_use)}
-    if reads.branches:
-        pinned |= _possibly_read(record, {name: tensors[name] for name in unknown(model, record)})
+    if reads.branches or families:
+        missed = unknown(model, record)
+        if not reads.branches:  # then only the modules of lists of which others ran
+            beside = tuple(f"{name}." for family in families for name, _ in family.members)
+            missed = [name for name in missed if name.startswith(beside)]
+        pinned |= _possibly_read(record, {name: tensors[name] for name in missed})
     for key, reason in pinned.items():
         record.pinned.append((record.parameter_ids[key], reason))
     for place, keys in counted.items():
@@ -186,12 +191,16 @@ def trace_at_own_sizes(
     """
     try:
         return _trace_on(torch.device("meta"), model, inputs, tensors, heads, pinned, counted)
+    except OF_THE_MACHINE:
+        raise
     except Exception as meta_error:
         device = next((t.device for t in tensors.values()), torch.device("cpu"))
         if device.type == "meta":
             raise _untraceable(model, inputs, meta_error) from meta_error
         try:
             return _trace_on(device, model, inputs, tensors, heads, pinned, counted)
+        except OF_THE_MACHINE:
+            raise
         except Exception as error:
             raise _untraceable(model, inputs, error) from error
 
@@ -277,11 +286,11 @@ def _run(
 
 def _pinned_outputs(trace: Trace, output: Any) -> list[Tensor]:
     """Pin the units of the network's output and return its tensors."""
-    tensors = list(output_tensors(output))
+    tensors = output_tensors(output)
     if not tensors:
         raise TraceError(
             f"it returns a {type(output).__name__}, in which no tensor is found; let it return "
-            "a tensor, or a tuple, list, dict or dataclass of tensors"
+            "a tensor, or a tuple, list, dict or object that holds tensors"
         )
     trace.pin_what_is_read(tensors)
     for tensor in tensors:

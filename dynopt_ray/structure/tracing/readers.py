@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynopt_ray.structure.units import Contraction
+from dynopt_ray.transfers import to_device
 
 
 class Reader(Protocol):
@@ -87,12 +88,14 @@ class SumOfProducts:
 
     def inputs(self, rows: Tensor) -> Tensor:
         """See `Reader`."""
-        return self._x_GRK[:, rows.to(self._x_GRK.device)]
+        return self._x_GRK[:, to_device(rows, self._x_GRK.device)]
 
     def outputs(self, out: Tensor, rows: Tensor) -> Tensor:
         """See `Reader`."""
         out = out.permute(self._order)
-        return out.reshape(self.num_rows, *out.shape[self._num_row_dims :])[rows.to(out.device)]
+        return out.reshape(self.num_rows, *out.shape[self._num_row_dims :])[
+            to_device(rows, out.device)
+        ]
 
     def in_layout(self, slope_GOK: Tensor) -> Tensor:
         """See `Reader`."""
@@ -129,7 +132,7 @@ class Convolution:
     def inputs(self, rows: Tensor) -> Tensor:
         """See `Reader`."""
         positions = self._patches.shape[: 1 + self._space]
-        picked = self._patches[torch.unravel_index(rows.to(self._patches.device), positions)]
+        picked = self._patches[_unravelled(to_device(rows, self._patches.device), positions)]
         return picked.reshape(len(rows), self._groups, -1).transpose(0, 1)
 
     def outputs(self, out: Tensor, rows: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ class Convolution:
         channels = out.movedim(-1 - self._space, -1)
         if channels.ndim == 1 + self._space:  # no batch
             channels = channels.unsqueeze(0)
-        flat = channels[torch.unravel_index(rows.to(out.device), channels.shape[:-1])]
+        flat = channels[_unravelled(to_device(rows, out.device), channels.shape[:-1])]
         return flat.reshape(len(flat), self._groups, -1) if self._transposed else flat
 
     def in_layout(self, slope_GOK: Tensor) -> Tensor:
@@ -148,6 +151,15 @@ class Convolution:
         inputs = self._shape[0] // self._groups
         slope = slope_GOK.reshape(*slope_GOK.shape[:2], inputs, *kernel)
         return slope.flip(*range(3, slope.ndim)).transpose(1, 2).reshape(self._shape)
+
+
+def _unravelled(rows: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return coordinates; unlike `torch.unravel_index`, this does not wait for the rows' device."""
+    found = []
+    for size in reversed(shape):
+        found.append(rows % size)
+        rows = rows // size
+    return tuple(reversed(found))
 
 
 def _patches(

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import TraceError
 from dynopt_ray.structure.tracing.forward import Inputs, on_device
 from dynopt_ray.structure.tracing.passes import Passes, trace_passes
@@ -243,6 +244,8 @@ class Verifier:
                 )
         except OtherWayError as error:
             return f"at another width, the forward pass takes another way: {error}"
+        except OF_THE_MACHINE:
+            raise
         except Exception as error:
             # The network's forward ran at a size that it was not written for, so it may raise
             # any error.

@@ -6,6 +6,7 @@ from dynopt_ray.structure.units.attributes import (
     candidate_attributes,
     linked_attributes,
 )
+from dynopt_ray.structure.units.class_code import may_use
 from dynopt_ray.structure.units.grouping import IS_OUTPUT, Grouping, Key, group_units
 from dynopt_ray.structure.units.groups import Slice, WidthGroup, producer_name
 from dynopt_ray.structure.units.labels import (
@@ -65,6 +66,7 @@ __all__ = [
     "first_along",
     "group_units",
     "linked_attributes",
+    "may_use",
     "moved_group",
     "new_axes",
     "only_shift",

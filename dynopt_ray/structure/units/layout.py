@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynopt_ray.structure.units.grouping import Key
 from dynopt_ray.structure.units.groups import Slice, WidthGroup
+from dynopt_ray.transfers import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,10 @@ class Change:
         return len(self.keep) + len(self.source) - self.group.width
 
 
+AxisPart = Literal["from", "new", "read", "made"]
+"""Which indices of an axis; see `Axis.on`."""
+
+
 @dataclass(frozen=True, eq=False)
 class Axis:
     """The new layout of one dimension of one tensor.
@@ -45,6 +50,8 @@ class Axis:
         read: bool tensor, one entry per entry of `new`: whether the tensor reads the unit there.
         moved: LongTensor (old size,): old coordinate -> new coordinate, or -1 if it is removed.
         added: group name -> LongTensor (new units, k): the new coordinates of its new units.
+
+    All tensors are on the CPU; `on` gives what resizing needs of them on another device.
     """
 
     index: Tensor
@@ -52,6 +59,29 @@ class Axis:
     read: Tensor
     moved: Tensor
     added: Mapping[str, Tensor]
+    _placed: dict[tuple[str, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def on(self, device: torch.device, what: AxisPart) -> Tensor:
+        """Return indices on a device. They are copied once, though many tensors have this axis.
+
+        Args:
+            device: the device.
+            what: "from" is the old coordinate of each new one, any for fresh units; "new" all new
+                coordinates; "read" those of fresh units that the tensor reads; and "made" those of
+                the other fresh units.
+        """
+        if (what, device) not in self._placed:
+            fresh = self.index[self.new] < 0
+            index = {
+                "from": lambda: self.index.clamp(min=0),
+                "new": lambda: self.new,
+                "read": lambda: self.new[fresh & self.read],
+                "made": lambda: self.new[fresh & ~self.read],
+            }[what]()
+            self._placed[what, device] = to_device(index, device)
+        return self._placed[what, device]
 
 
 def new_axes(changes: Sequence[Change], sizes: Mapping[Key, int]) -> dict[Key, Axis]:

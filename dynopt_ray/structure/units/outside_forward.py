@@ -17,9 +17,7 @@ counts (`num_layers`) never follow, because they equal a width only by chance.
 
 import ast
 import functools
-import inspect
 import re
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from dynopt_ray.structure.units.attributes import (
     candidate_attributes,
     linked_attributes,
 )
+from dynopt_ray.structure.units.class_code import class_code, methods_of
 from dynopt_ray.structure.units.grouping import Grouping, Key
 from dynopt_ray.structure.units.record import Place, Record
 
@@ -119,18 +118,11 @@ class _Code:
 def _code(kind: type[nn.Module]) -> _Code:
     tensors: set[str] = set()
     layers: set[str] = set()
-    for base in kind.__mro__:
-        if base.__module__.partition(".")[0] in {"torch", "builtins", "typing"}:
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):  # code typed into a console has no source
-            continue
-        for method in ast.walk(tree):
-            if isinstance(method, ast.FunctionDef) and method.name != "__init__":
-                made, built = _reads_of(method)
-                tensors |= made
-                layers |= built
+    for tree in class_code(kind):
+        for method in methods_of(tree):
+            made, built = _reads_of(method)
+            tensors |= made
+            layers |= built
     return _Code(frozenset(tensors), frozenset(layers))
 
 

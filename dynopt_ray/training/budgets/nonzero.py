@@ -56,7 +56,7 @@ def _summed(filled: Tensor, along: Along) -> tuple[Tensor, Along]:
 
 def _counted(counts: Tensor, along: Along, stays: Mapping[str, Tensor]) -> int:
     for groups in reversed(along.values()):
-        kept = torch.ones(counts.shape[-1], dtype=counts.dtype)
+        kept = torch.ones(counts.shape[-1], dtype=counts.dtype, device="cpu")
         for name, positions in groups:
             kept[positions[~stays[name]].flatten()] = 0
         counts = counts @ kept

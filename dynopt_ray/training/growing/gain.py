@@ -127,7 +127,7 @@ class _Piece:
     def add_gains(self, gains_U: Tensor) -> None:
         """Add the gain of each unit not yet taken to `gains_U`."""
         units = torch.unique(self._units_N)
-        k_UQ = torch.arange(len(self._units_N)).reshape(len(units), -1)
+        k_UQ = torch.arange(len(self._units_N), device="cpu").reshape(len(units), -1)
         own = self._second_NN[k_UQ[:, :, None], k_UQ[:, None]]
         g_UQO = self._g_ON.T[k_UQ]
         gains_U[units] += self._places * (g_UQO * torch.linalg.solve(own, g_UQO)).sum((1, 2))
@@ -155,15 +155,20 @@ def _pieces(
         if s.role != "in" or s.parameter not in sums:
             continue
         one, consumer = sums[s.parameter], graph.consumers[s.parameter][0]
-        g_GOK, second_GKK = one.moments.centred(bool(consumer.bias or consumer.mean))
+        # The rest is many small steps, for each of which the CPU would wait for a GPU.
+        g_GOK, second_GKK = (
+            moment.cpu() for moment in one.moments.centred(bool(consumer.bias or consumer.mean))
+        )
         weight = graph.model.get_parameter(s.parameter).detach()
         how = reading(weight, one.reader, s, len(second_GKK))
-        units_GK = torch.full(second_GKK.shape[:2], -1)
-        numbers = torch.arange(group.width)[:, None, None]
-        units_GK[how.groups_UM[:, :, None], how.inputs_UMQ] = numbers - old_width
+        units_GK = torch.full(second_GKK.shape[:2], -1, device="cpu")
+        numbers = torch.arange(group.width, device="cpu")[:, None, None]
+        units_GK[how.groups_UM.cpu()[:, :, None], how.inputs_UMQ.cpu()] = numbers - old_width
         scale_G = second_GKK.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
         for g in (units_GK >= 0).any(1).nonzero()[:, 0].tolist():
-            second_KK = second_GKK[g] + RIDGE * scale_G[g] * torch.eye(second_GKK.shape[1])
+            second_KK = second_GKK[g] + RIDGE * scale_G[g] * torch.eye(
+                second_GKK.shape[1], device="cpu"
+            )
             is_old = units_GK[g] < 0
             g_ON, second_NN = explained(g_GOK[g], second_KK, is_old)
             pieces.append(_Piece(g_ON, second_NN, units_GK[g][~is_old], one.places))
@@ -172,12 +177,15 @@ def _pieces(
 
 def _ranked(pieces: Sequence[_Piece], number: int) -> Ranked:
     if not pieces:
-        return Ranked(torch.arange(number), torch.zeros(number, dtype=torch.float64))
+        return Ranked(
+            torch.arange(number, device="cpu"),
+            torch.zeros(number, dtype=torch.float64, device="cpu"),
+        )
     order: list[Tensor] = []
     gains: list[Tensor] = []
-    left = torch.ones(number, dtype=torch.bool)
+    left = torch.ones(number, dtype=torch.bool, device="cpu")
     while bool(left.any()):
-        worth = torch.zeros(number, dtype=torch.float64)
+        worth = torch.zeros(number, dtype=torch.float64, device="cpu")
         for piece in pieces:
             piece.add_gains(worth)
         worth[~left] = -1.0

@@ -96,7 +96,7 @@ class Planner:
 
     def _ranked(self, drawn: Mapping[str, int]) -> tuple[dict[str, Ranked], int]:
         """Return ranked candidates and the seed that they were drawn from."""
-        draw = int(torch.randint(2**31, (), generator=self.generator))
+        draw = int(torch.randint(2**31, (), generator=self.generator, device="cpu"))
         batches = sample_batches(self.task, SCORE_ROWS, self.generator)
         graph = self.growth.graph
         return rank_candidates(graph, drawn, batches, self.task.loss, seed=draw), draw

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dynopt_ray.errors import CheckpointError
-from dynopt_ray.structure import check_saved_state
+from dynopt_ray.structure import IMPLEMENTATION, check_saved_state
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
@@ -26,21 +26,33 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state that `optimizer_state` returned."""
+    """Load a state that `optimizer_state` returned, perhaps of an optimizer on another device.
+
+    The optimizer keeps its implementation (fused, capturable, …), which suits its device.
+    """
     groups = []
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         # JSON turns tuples, such as `betas`, into lists.
         groups.append(
             {
-                key: tuple(value) if isinstance(group.get(key), tuple) else copied(value)
+                key: group[key]
+                if key in IMPLEMENTATION and key in group
+                else tuple(value)
+                if isinstance(group.get(key), tuple)
+                else copied(value)
                 for key, value in saved.items()
             }
         )
     entries = {
-        int(index): {key: copied(value) for key, value in entry.items()}
+        int(index): {key: _counted_here(copied(value)) for key, value in entry.items()}
         for index, entry in state["state"].items()
     }
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _counted_here(value: Any) -> Any:
+    """Return a count of steps on the CPU; torch moves it if the implementation wants it to."""
+    return value.cpu() if isinstance(value, Tensor) and not value.ndim else value
 
 
 def check_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

@@ -49,6 +49,7 @@ class Snapshot:
         self._masks = [(p, mask_of(p)) for p in model.parameters()]
         tensors = [*model.parameters(), *model.buffers()]
         self._tensors = [(t, t.detach().clone(), _cloned(t.grad)) for t in tensors]
+        self._buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
         self._extra = extra_states(model)
         self._modes = [(module, module.training) for module in model.modules()]
         self._optimizer = optimizer
@@ -71,6 +72,8 @@ class Snapshot:
         self._check()
         while self._graph is not None and len(self._graph.receipts) > len(self._receipts):
             self._graph.receipts[-1].undo()
+        for live, kept in self._buffers:
+            _put_back(live, kept)
         with torch.no_grad():
             for tensor, value, grad in self._tensors:
                 tensor.copy_(value)
@@ -111,6 +114,17 @@ class Snapshot:
                 "the network has been resized since this snapshot. Take snapshots of the graph, "
                 "Snapshot(graph, …), so that widths can be restored"
             )
+
+
+def _put_back(live: dict[str, Any], kept: Mapping[str, Any]) -> None:
+    """Register buffers again in whose place a pass has put others of the same shape.
+
+    A table that has grown with the inputs stays: attributes that are no tensors describe it.
+    """
+    for name, buffer in kept.items():
+        present = live.get(name)
+        if buffer is not None and present is not None and present.shape == buffer.shape:
+            live[name] = buffer
 
 
 class KeptOptions:

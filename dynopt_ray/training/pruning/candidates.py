@@ -45,7 +45,9 @@ class Candidates:
     @cached_property
     def owner(self) -> Tensor:
         """LongTensor (n,), the index in `names` of each candidate's owner."""
-        return torch.arange(len(self.names)).repeat_interleave(torch.tensor(self.sizes))
+        return torch.arange(len(self.names), device="cpu").repeat_interleave(
+            torch.tensor(self.sizes, device="cpu")
+        )
 
     def first(self, number: int) -> Tensor:
         """Return the removal of the `number` least important candidates, a bool tensor (n,)."""
@@ -57,7 +59,7 @@ class Candidates:
         Args:
             numbers: owner -> number to remove. Fewer are removed if the others have to stay.
         """
-        removed = torch.zeros(len(self), dtype=torch.bool)
+        removed = torch.zeros(len(self), dtype=torch.bool, device="cpu")
         owners = self.owner[self.order]
         for name, number in numbers.items():
             removed[self.order[owners == self.names.index(name)][:number]] = True
@@ -152,8 +154,8 @@ def list_candidates(
     row = _joined(list(ranked.values()), torch.float64)
     order = row.argsort(stable=True)
     order = order[~_joined([stays[name] for name in ranked], torch.bool)[order]]
-    place = torch.full((len(row),), len(row), dtype=torch.int32)
-    place[order] = torch.arange(len(order), dtype=torch.int32)
+    place = torch.full((len(row),), len(row), dtype=torch.int32, device="cpu")
+    place[order] = torch.arange(len(order), dtype=torch.int32, device="cpu")
     return Candidates(
         names=tuple(ranked),
         sizes=tuple(map(len, ranked.values())),
@@ -168,11 +170,13 @@ def list_candidates(
 
 def most_important(scores: Tensor, number: int) -> Tensor:
     """Mark the `number` highest scores, or all if there are fewer, in a bool tensor."""
-    most = torch.zeros(len(scores), dtype=torch.bool)
+    most = torch.zeros(len(scores), dtype=torch.bool, device="cpu")
     # Of equal scores the first is removed first, as in the order of candidates.
     most[scores.detach().cpu().argsort(stable=True)[max(0, len(scores) - number) :]] = True
     return most
 
 
 def _joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([torch.empty(0, dtype=dtype), *(part.to(dtype) for part in parts)])
+    return torch.cat(
+        [torch.empty(0, dtype=dtype, device="cpu"), *(part.to(dtype) for part in parts)]
+    )

@@ -73,7 +73,7 @@ class Random:
     def __call__(self, cut: Cut) -> Tensor:
         """Give back candidates in random order, except those whose return would miss the target."""
         removed = cut.removed.nonzero()[:, 0]
-        order = removed[torch.randperm(len(removed), generator=cut.generator)]
+        order = removed[torch.randperm(len(removed), generator=cut.generator, device="cpu")]
         return _returned(cut, cut.removed, order, cut.num_spare)
 
 
@@ -136,7 +136,7 @@ def _returned(cut: Cut, removed: Tensor, items: Tensor, num_most: int) -> Tensor
     does not fit, the others of this owner are skipped: they would cost the same or more later, when
     the rest of the network is wider.
     """
-    blocked = torch.zeros(len(cut.candidates.names), dtype=torch.bool)
+    blocked = torch.zeros(len(cut.candidates.names), dtype=torch.bool, device="cpu")
     runs, num_left = [items], num_most
     while runs and num_left:
         run = runs.pop()

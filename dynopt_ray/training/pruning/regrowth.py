@@ -80,7 +80,9 @@ def changed_masks(keeps: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> 
 
 def _largest(sizes: Mapping[str, Tensor], number: int) -> dict[str, int]:
     """Return how many of the `number` largest values overall belong to each owner."""
-    owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor([*map(len, sizes.values())]))
+    owner = torch.arange(len(sizes), device="cpu").repeat_interleave(
+        torch.tensor([*map(len, sizes.values())], device="cpu")
+    )
     top = torch.cat(list(sizes.values())).topk(number).indices
     counts = owner[top].bincount(minlength=len(sizes)).tolist()
     return dict(zip(sizes, counts, strict=True))

@@ -105,7 +105,8 @@ class UnitPool:
                 gone = s.positions[units].flatten()
                 dims = kept.setdefault(s.parameter, {})
                 stays = dims.setdefault(
-                    s.dim, torch.ones(held[s.parameter].shape[s.dim], dtype=torch.bool)
+                    s.dim,
+                    torch.ones(held[s.parameter].shape[s.dim], dtype=torch.bool, device="cpu"),
                 )
                 stays[gone] = False
                 if s.role in roles:
@@ -114,7 +115,7 @@ class UnitPool:
         for name, dims in kept.items():
             full = held[name].clone()
             places = [
-                dims.get(d, torch.ones(size, dtype=torch.bool)).nonzero()[:, 0]
+                dims.get(d, torch.ones(size, dtype=torch.bool, device="cpu")).nonzero()[:, 0]
                 for d, size in enumerate(full.shape)
             ]
             full[torch.meshgrid(*(p.to(full.device) for p in places), indexing="ij")] = cut[name]
@@ -156,7 +157,7 @@ def unit_pool(
         scores,
         scope,
         per=per,
-        indices={group.name: torch.arange(group.width) for group in graph},
+        indices={group.name: torch.arange(group.width, device="cpu") for group in graph},
         num_gone={group.name: start_widths[group.name] - group.width for group in graph},
         stays={name: most_important(score, fewest[name]) for name, score in scores.items()},
     )

@@ -70,7 +70,7 @@ class WeightPool:
             -(gradients[name] * held[name]).flatten().cpu()[index]
             for name, index in self.candidates.per_owner(self.candidates.index).items()
         ]
-        return torch.cat([torch.empty(0), *parts])
+        return torch.cat([torch.empty(0, device="cpu"), *parts])
 
     def embedded(
         self, removed: Tensor, held: Mapping[str, Tensor], cut: Mapping[str, Tensor]
@@ -129,7 +129,7 @@ def weight_pool(
         graph,
         cost_now,
         candidates,
-        torch.cat([torch.empty(0, dtype=torch.bool), *nonzero]),
+        torch.cat([torch.empty(0, dtype=torch.bool, device="cpu"), *nonzero]),
         sum(int(counts.sum()) for counts in counted.values()),
     )
 
@@ -138,5 +138,5 @@ def mask_or_ones(parameter: Tensor) -> Tensor:
     """Return the mask of a parameter, contiguous and on the CPU; all True if it has none."""
     keep = mask_of(parameter)
     if keep is None:
-        return torch.ones(parameter.shape, dtype=torch.bool)
+        return torch.ones(parameter.shape, dtype=torch.bool, device="cpu")
     return keep.cpu().contiguous()

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from dynopt_ray.errors import CheckpointError
 from dynopt_ray.training.numbers import not_negative, positive
 from dynopt_ray.training.rates.controller import set_rates
+from dynopt_ray.transfers import read_numbers
 
 _LEAST_SHARE = 1e-3
 
@@ -117,7 +118,11 @@ class Hypergradient:
                 f"optimizer has {len(parameters)}; load it into the controller of an optimizer "
                 "like the saved one"
             )
-        self._directions = [None if d is None else d.clone() for d in directions]
+        # The network may be on another device than the one that the state was taken from.
+        self._directions = [
+            None if d is None else d.to(p.device, copy=True)
+            for d, p in zip(directions, parameters, strict=False)
+        ]
         self._directed = parameters if directions else []
 
     def _attach(self) -> None:
@@ -140,17 +145,20 @@ class Hypergradient:
 
     def _agreement(self, parameters: list[Tensor]) -> float:
         """Return Σ g d, or the cosine in the multiplicative form."""
-        product = gradients = directions = 0.0
         # By identity: parameters may have joined the optimizer, or a group, since the last step.
         known = dict(zip(map(id, self._directed), self._directions, strict=True))
+        sums: list[Tensor] = []
         for p in parameters:
             d = known.get(id(p))
             if p.grad is not None and d is not None and d.shape == p.grad.shape:
-                product += float((p.grad * d).sum())
-                gradients += float(p.grad.square().sum())
-                directions += float(d.square().sum())
+                sums.append((p.grad * d).sum())
+                if self.multiplicative:
+                    sums += [p.grad.square().sum(), d.square().sum()]
+        # Read at once: a read for each parameter would make the host wait for the GPU as often.
+        figures = read_numbers(sums)
         if not self.multiplicative:
-            return product
+            return _total(figures)
+        product, gradients, directions = (_total(figures[start::3]) for start in range(3))
         return product / max(math.sqrt(gradients * directions), 1e-30)
 
     @torch.no_grad()
@@ -164,6 +172,14 @@ class Hypergradient:
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _total(figures: list[float]) -> float:
+    """Add up in order; since Python 3.12, `sum` rounds otherwise than adding does."""
+    total = 0.0
+    for figure in figures:
+        total += figure
+    return total
 
 
 def hypergradient(

@@ -56,6 +56,7 @@ def _environment(spec: DemoSpec) -> dict[str, Any]:
     """
     return {
         "task": spec.task,
+        "device": spec.device,
         "cost_weight": spec.cost_weight,
         "cost": spec.cost,
         "horizon": spec.adapt.horizon,
@@ -89,6 +90,7 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             space=spec.space,
             optimizer=spec.optimizer,
             seed=spec.seed,
+            device=spec.device,
             start=adaptation.before.cost,
             **utility,
         )
@@ -106,6 +108,7 @@ def _run(spec: DemoSpec, origin: Origin, stream: ArrayStream, run: Run) -> None:
             settings=spec.stream,
             learner=spec.learner,
             seed=spec.seed,
+            device=spec.device,
         )
     summary = pd.DataFrame(with_utility(rows, **utility))
     run.outcome("summary", f"Networks, utility at λ = {spec.cost_weight:g}", summary)

@@ -5,11 +5,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dynopt_ray.cluster import ClusterNeed
+from dynopt_ray.cluster import ClusterNeed, training_need
 from dynopt_ray.policies import ENVIRONMENT, DQNSettings
 from dynopt_ray.runs.kind import Kind, WorkPart, training_work
 from dynopt_ray.runs.kinds.adapt import AdaptSettings, adaptation_work
-from dynopt_ray.runs.kinds.policy import PolicyTraining, policy_work, training_need
+from dynopt_ray.runs.kinds.policy import PolicyTraining, policy_work
 from dynopt_ray.runs.kinds.search import (
     SearchSettings,
     SearchSpace,
@@ -54,7 +54,8 @@ class DemoSpec(UtilitySpec):
 def demo_need(spec: DemoSpec) -> ClusterNeed:
     """Return what all parts of the demo need from a cluster."""
     searching = search_need(spec.search) or ClusterNeed()
-    return replace(searching, total_cpus=training_need(spec.policy).total_cpus)
+    training = training_need(spec.policy)
+    return replace(searching, total_cpus=training.total_cpus, total_gpus=training.total_gpus)
 
 
 def demo_work(spec: DemoSpec) -> tuple[WorkPart, ...]:

@@ -1,5 +1,5 @@
 from .runner import POLICY_FILE, check_environment, run_comparison, run_training
-from .spec import KIND, PolicySpec, PolicyTraining, policy_work, training_need
+from .spec import KIND, PolicySpec, PolicyTraining, policy_work
 
 __all__ = [
     "KIND",
@@ -10,5 +10,4 @@ __all__ = [
     "policy_work",
     "run_comparison",
     "run_training",
-    "training_need",
 ]

@@ -21,7 +21,7 @@ from dynopt_ray.policies import (
     evaluate_policy,
 )
 from dynopt_ray.runs.kind import PreparedRun
-from dynopt_ray.runs.kinds.policy.spec import PolicySpec
+from dynopt_ray.runs.kinds.policy.spec import PolicySpec, environment
 from dynopt_ray.runs.progress import Stage
 from dynopt_ray.runs.run import Run
 
@@ -43,7 +43,7 @@ def prepare(spec: PolicySpec) -> PreparedRun:
         SpecError: there is no such environment, or it refuses its arguments.
         DynoptError: the environment's task is missing or wrong.
     """
-    check_environment(spec.env_id or ENVIRONMENT, spec.env)
+    check_environment(spec.env_id or ENVIRONMENT, environment(spec))
     return partial(_run, spec)
 
 
@@ -64,13 +64,13 @@ def check_environment(env_id: str, env: Mapping[str, Any]) -> None:
 
 
 def _run(spec: PolicySpec, run: Run) -> None:
-    env_id = spec.env_id or ENVIRONMENT
-    policy = run_training(run, spec.policy, env_id=env_id, env=spec.env, seed=spec.seed)
+    env_id, env = spec.env_id or ENVIRONMENT, environment(spec)
+    policy = run_training(run, spec.policy, env_id=env_id, env=env, seed=spec.seed)
     episodes = run_comparison(
         run,
         policy,
         env_id=env_id,
-        env=spec.env,
+        env=env,
         num_episodes=spec.num_episodes,
         seed=spec.seed,
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dynopt_ray.cluster import ClusterNeed
+from dynopt_ray.cluster import training_need
 from dynopt_ray.policies import ENVIRONMENT, DQNSettings
 from dynopt_ray.runs.kind import Kind, WorkPart
 from dynopt_ray.runs.spec import Fills, Spec
@@ -32,9 +32,9 @@ class PolicySpec(Spec):
     num_episodes: int = Field(default=32, ge=1)
 
 
-def training_need(settings: DQNSettings) -> ClusterNeed:
-    """Return what the training of a policy needs from a cluster: one CPU for each process."""
-    return ClusterNeed(total_cpus=settings.num_env_runners + settings.num_learners)
+def environment(spec: PolicySpec) -> dict[str, Any]:
+    """Return the arguments of the environment; our own one computes on the device of the spec."""
+    return dict(spec.env) if spec.env_id else {"device": spec.device, **spec.env}
 
 
 def policy_work(settings: DQNSettings, env_id: str, env: Mapping[str, Any]) -> WorkPart:
@@ -53,6 +53,6 @@ def policy_work(settings: DQNSettings, env_id: str, env: Mapping[str, Any]) -> W
 KIND = Kind(
     PolicySpec,
     "dynopt_ray.runs.kinds.policy.runner:prepare",
-    work=lambda spec: (policy_work(spec.policy, spec.env_id or ENVIRONMENT, spec.env),),
+    work=lambda spec: (policy_work(spec.policy, spec.env_id or ENVIRONMENT, environment(spec)),),
     need=lambda spec: training_need(spec.policy),
 )

@@ -16,6 +16,7 @@ from dynopt_ray.cluster import (
     check_pack,
     rate_range,
 )
+from dynopt_ray.devices import gpus_granted
 from dynopt_ray.errors import DynoptError
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.search.own_trial import prepare_own
@@ -89,6 +90,7 @@ def _run(spec: SearchSpec, origin: Origin, run: Run) -> None:
         space=spec.space,
         optimizer=spec.optimizer,
         seed=spec.seed,
+        device=spec.device,
     )
     assert result.network is not None  # every finished pruning trial has one
     winner = loaded_network(origin.task, result.network)
@@ -156,6 +158,7 @@ def run_search(
     space: Space,
     optimizer: str | Mapping[str, Any],
     seed: int,
+    device: str,
     start: Cost | None = None,
 ) -> SearchResult:
     """Search from a trained network, and show the progress.
@@ -170,6 +173,7 @@ def run_search(
         space: the configurations to search.
         optimizer: the optimizer of the retraining.
         seed: seed of the draws and of the training.
+        device: the device of trials.
         start: the cost that costs are relative to; None is that of this network.
     """
     trial = PruneTrial(
@@ -180,9 +184,11 @@ def run_search(
         optimizer=optimizer,
         cost=cost,
         start=start,
+        device=device,
         seed=seed,
     )
-    first = _first(run, trial, space) if settings.find_rate else []
+    with gpus_granted(settings.gpus_per_trial > 0):
+        first = _first(run, trial, space) if settings.find_rate else []
     return searched(
         run,
         trial,

@@ -11,17 +11,22 @@ from dynopt_ray.cluster import (
     Space,
     Trial,
     TrialLog,
+    TrialStatus,
+    busy_share,
     draws,
     earlier_trials,
     make_scheduler,
     rate_range,
     search,
+    slot_use,
 )
 from dynopt_ray.errors import SpecError
 from dynopt_ray.journals import store_at
 from dynopt_ray.runs.kinds.search.spec import SearchOptions, SearchSettings
 from dynopt_ray.runs.kinds.search.tables import SearchTables
 from dynopt_ray.runs.run import Run
+
+_SHOWN: tuple[TrialStatus, ...] = ("running", "waiting", "finished", "stopped", "failed")
 
 
 def check_plugins(settings: SearchOptions, space: Space) -> None:
@@ -69,8 +74,7 @@ def searched(
         tables = SearchTables(run.directory)
 
         def on_end(log: TrialLog) -> None:
-            best = log.best_so_far
-            stage.advance(note=f"best utility {best['utility']:.4f}" if best else "")
+            stage.advance(note=_state(log))
             tables.update(log)
 
         result = search(
@@ -78,18 +82,22 @@ def searched(
             space,
             **{name: getattr(settings, name) for name in SearchOptions.model_fields},
             first=first,
+            deterministic=run.deterministic,
             cost_weight=cost_weight,
             seed=seed,
             address=run.address,
             storage=SearchStorage(run.directory.journal, store_at(str(run.directory.path))),
             on_end=on_end,
         )
+        busy = busy_share(_written_use(run))
         counts = result.trials["status"].value_counts()
         ended = ", ".join(f"{count} {status}" for status, count in counts.items())
         best = result.best
         stage.result(
             f"{ended}; {_lead(result)}utility {best.utility:.4f} (accuracy {best.accuracy:.4f}, "
-            f"cost {best.cost:.3f})" + (f"; {result.note}" if result.note else "")
+            f"cost {best.cost:.3f})"
+            + (f"; slots busy {busy:.0%}" if busy is not None and not settings.local else "")
+            + (f"; {result.note}" if result.note else "")
         )
     return result
 
@@ -109,6 +117,23 @@ def write_tables(run: Run, result: SearchResult) -> None:
     run.directory.write_results(result.trials)
     run.directory.write_table("trials", result.history)
     run.directory.write_table("front", front(result))
+
+
+def _written_use(run: Run) -> pd.DataFrame:
+    """Write how many slots ran a trial over time, and return the table."""
+    use = slot_use(run.directory.records)
+    run.directory.write_table("slots", use)
+    return use
+
+
+def _state(log: TrialLog) -> str:
+    """Say how many trials are in which state, and what is best so far."""
+    statuses = log.statuses()
+    parts = [f"{statuses[name]} {name}" for name in _SHOWN if statuses[name]]
+    if log.num_losses:
+        parts.append(f"{log.num_losses} retried")
+    best = log.best_so_far
+    return ", ".join([*parts, f"best utility {best['utility']:.4f}"] if best else parts)
 
 
 def front(result: SearchResult) -> pd.DataFrame:

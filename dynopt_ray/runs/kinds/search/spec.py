@@ -23,6 +23,7 @@ from dynopt_ray.runs.spec import (
     SearcherField,
     Spec,
     Strict,
+    TrackerField,
     UtilitySpec,
     checked_by,
     default_of,
@@ -90,6 +91,7 @@ class SearchOptions(Strict):
         objective: what the searcher looks for: "utility", "pareto" (a front of high accuracy and
             low cost), or a list such as [accuracy, flops, params] for a front of other costs.
         warm_start: run directories of earlier searches, from whose trials the searcher learns.
+        trackers: "tensorboard", "mlflow" or plugins, which show the trials while they run.
         local: whether to run the trials in this process, one at a time, without a cluster.
     """
 
@@ -109,6 +111,7 @@ class SearchOptions(Strict):
     time_limit_s: float | None = default_of(search, "time_limit_s")
     objective: Literal["utility", "pareto"] | list[str] = "utility"
     warm_start: tuple[str, ...] = Field(default=(), strict=False)
+    trackers: tuple[TrackerField, ...] = Field(default=(), strict=False)
     local: bool = default_of(search, "local")
 
     @model_validator(mode="after")

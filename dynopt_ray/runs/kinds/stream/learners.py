@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from dynopt_ray.cluster import RemoteLearner
+from dynopt_ray.devices import chosen_device
 from dynopt_ray.errors import SpecError
 from dynopt_ray.online import BuildLearner, DurableLearner, Event, LearnResult, OnlineLearner
 from dynopt_ray.plugins import build
@@ -30,6 +31,7 @@ def learner_factory(
     *,
     num_events: int,
     seed: int,
+    device: str = "cpu",
 ) -> BuildLearner:
     """Return a function that builds the same learner every time, here or in an actor.
 
@@ -39,8 +41,9 @@ def learner_factory(
         settings: how it learns.
         num_events: length of the stream, for schedules that end with it.
         seed: seed of the learner's own random choices.
+        device: where it learns; see `devices.chosen_device`.
     """
-    return partial(_build, factory, network, settings, num_events, seed)
+    return partial(_build, factory, network, settings, num_events, seed, device)
 
 
 def check_learner(settings: LearnerSettings) -> None:
@@ -64,6 +67,8 @@ def learned(
     directory: Path,
     snapshot_every: int,
     local: bool,
+    num_gpus: float = 0,
+    deterministic: bool = False,
 ) -> Iterator[LearnedEvent]:
     """Learn in this process or in a Ray actor; yield each event and its result, in order.
 
@@ -77,11 +82,24 @@ def learned(
         directory: the directory of the learner.
         snapshot_every: number of events between snapshots.
         local: whether to learn in this process.
+        num_gpus: GPUs reserved for the actor.
+        deterministic: whether a GPU repeats events bit for bit in the actor.
     """
     events, num_known = iter(stream), len(kept.results)
     yield from zip(islice(events, num_known), list(kept.results), strict=True)
     waiting: deque[tuple[Event, Future[LearnResult | None]]] = deque()
-    learner = _learner(make, directory, num_known + 1, local=local)
+    learner: _Learner
+    if local:
+        learner = _LearnerHere(make, directory, next_event=num_known + 1)
+    else:
+        learner = RemoteLearner(
+            make,
+            directory,
+            snapshot_every=None,
+            next_event=num_known + 1,
+            num_gpus=num_gpus,
+            deterministic=deterministic,
+        )
     try:
         for number, event in enumerate(events, start=num_known + 1):
             waiting.append((event, learner.learn(*event)))
@@ -136,12 +154,6 @@ class _LearnerHere:
         self._durable.close()
 
 
-def _learner(make: BuildLearner, directory: Path, next_event: int, *, local: bool) -> _Learner:
-    if local:
-        return _LearnerHere(make, directory, next_event=next_event)
-    return RemoteLearner(make, directory, snapshot_every=None, next_event=next_event)
-
-
 def _told(
     waiting: "deque[tuple[Event, Future[LearnResult | None]]]", kept: KeptResults
 ) -> LearnedEvent:
@@ -159,8 +171,9 @@ def _build(
     settings: LearnerSettings,
     num_events: int,
     seed: int,
+    device: str,
 ) -> OnlineLearner:
-    model = restored(factory(), network)
+    model = restored(factory().to(chosen_device(device)), network)
     rate = make_rate(settings.lr, num_events)
     optimizer = make_optimizer(settings.optimizer, model, lr=rate.initial)
     return OnlineLearner(

@@ -88,6 +88,7 @@ def _run(spec: StreamSpec, origin: Origin, stream: ArrayStream, run: Run) -> Non
         settings=spec.stream,
         learner=spec.learner,
         seed=spec.seed,
+        device=spec.device,
     )
     run.directory.write_results(frame)
     curves.write(run)
@@ -103,6 +104,7 @@ def run_stream(
     settings: StreamSettings,
     learner: LearnerSettings,
     seed: int,
+    device: str,
 ) -> pd.DataFrame:
     """Let a copy of a trained network learn on a stream, show the progress, and write the results.
 
@@ -116,6 +118,7 @@ def run_stream(
         settings: how accuracy is measured.
         learner: how the network keeps learning.
         seed: seed of the learner's own random choices.
+        device: where the learner learns; in an actor, a GPU must have been reserved for it.
 
     Returns:
         The table that `evaluate` returns for the learner.
@@ -126,6 +129,7 @@ def run_stream(
         learner,
         num_events=len(stream),
         seed=seed,
+        device=device,
     )
     pairs = _learned(run, make, stream, learner)
     frame: pd.DataFrame = evaluate(
@@ -154,6 +158,8 @@ def _learned(
                 directory=run.directory.path / "learner",
                 snapshot_every=settings.snapshot_every,
                 local=settings.local,
+                num_gpus=settings.num_gpus,
+                deterministic=run.deterministic,
             ):
                 pairs.append(pair)
                 stage.advance()

@@ -52,6 +52,7 @@ class LearnerSettings(Strict):
             `dynopt_ray.online.Guard`.
         snapshot_every: number of events between snapshots.
         local: whether to learn in this process instead of a Ray actor.
+        num_gpus: number of GPUs of the actor, at most 1. With 0 it learns on the CPU.
     """
 
     optimizer: OptimizerField = "sgd"
@@ -61,6 +62,7 @@ class LearnerSettings(Strict):
     guard: Annotated[Guard, Fills(Guard)] | None = Guard()
     snapshot_every: int = Field(default=1_000, ge=1)
     local: bool = False
+    num_gpus: float = Field(default=0, ge=0, le=1)
 
     @field_validator("lr")
     @classmethod
@@ -92,5 +94,5 @@ KIND = Kind(
     StreamSpec,
     "dynopt_ray.runs.kinds.stream.runner:prepare",
     work=lambda spec: (*training_work(spec), stream_work(spec.stream)),
-    need=lambda spec: None if spec.learner.local else ClusterNeed(),
+    need=lambda spec: None if spec.learner.local else ClusterNeed(gpus=spec.learner.num_gpus),
 )

@@ -6,11 +6,12 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import EditError
 from dynopt_ray.structure.preserve import RandomState, ThreadState, containers_of, set_contents
 from dynopt_ray.structure.refit.side_by_side.pausing import Pausable, Value
 from dynopt_ray.structure.refit.side_by_side.versions import NetworkVersion, Remains
-from dynopt_ray.structure.tracing import Inputs, named_tensors
+from dynopt_ray.structure.tracing import Inputs, named_tensors, on_device
 from dynopt_ray.structure.units import Attribute, attributes_changed
 
 # Each thread that calls operations of torch may get as many further threads as torch uses. This
@@ -71,6 +72,7 @@ class Turns:
         self._batches = batches
         tensors = named_tensors(model)
         self._names = {id(tensor): name for name, tensor in tensors.items()}
+        self._device = next((t.device for t in tensors.values()), torch.device("cpu"))
         self._devices = [*{tensor.device: tensor for tensor in tensors.values()}.values()]
         self._containers = containers_of(model)
         self._settings = ThreadState()
@@ -135,7 +137,7 @@ class Turns:
         def body(pausable: Pausable[Any]) -> None:
             if torch.get_num_threads() > self._most_workers:
                 torch.set_num_threads(self._most_workers)
-            run(self._model, self._batches[number], pausable)
+            run(self._model, on_device(self._batches[number], self._device), pausable)
 
         pausable: Pausable[Any] = Pausable(body, self._settings)
         self._pausables.append(pausable)
@@ -152,6 +154,8 @@ class Turns:
         try:
             one.value = one.pausable.resume()
         except EditError:
+            raise
+        except OF_THE_MACHINE:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise EditError(

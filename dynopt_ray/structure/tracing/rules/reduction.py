@@ -17,7 +17,7 @@ from dynopt_ray.structure.units import Label, covering, renumbered
 @rule(
     *("mean", "amax", "amin", "max", "min", "std", "var", "prod", "logsumexp", "nanmean"),
     *("median", "nanmedian", "all", "any", "argmax", "argmin", "std_mean", "var_mean"),
-    *("aminmax", "count_nonzero", "hash_tensor"),
+    *("aminmax", "count_nonzero", "hash_tensor", "_is_all_true", "_is_any_true"),
 )
 def reduce(trace: Trace, out: Any, input: Tensor, dim: Any = None, *_: Any, **kwargs: Any) -> None:
     """Dimensions are reduced; the result depends on the number of units along them."""

@@ -1,0 +1,5 @@
+"""Watching searches: trackers such as TensorBoard and MLflow, and the use of slots over time."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
