@@ -22,6 +22,7 @@ from dynopt_ray.population.joint_training import (
 )
 from dynopt_ray.population.layout import MlpLayout, mlp_layout
 from dynopt_ray.population.padded import (
+    ACTIVATIONS,
     PaddedMember,
     PaddedSize,
     StepRule,
@@ -32,6 +33,7 @@ from dynopt_ray.population.stack import Population
 from dynopt_ray.population.steps import batch_rows, check_finite, train_steps
 
 __all__ = [
+    "ACTIVATIONS",
     "MemberMetrics",
     "MlpLayout",
     "PaddedMember",

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynopt_ray.population.padded import PaddedMember, PaddedSize, StepRule
 from dynopt_ray.tasks import METRICS, MetricFunction
@@ -44,7 +44,7 @@ def train_together(
         Tensor (S, P), the losses before each step. Those of a member that diverges become NaN or
         infinite; its neighbours are not affected.
     """
-    size, rule = members[0].size, members[0].rule
+    rule = members[0].rule
     with torch.no_grad(), _one_thread(x_NI):
         stack = _Stack.of(members)
         steps = _Steps.of(members, rates_SP.to(torch.float64), stack.values_PL)
@@ -53,12 +53,7 @@ def train_together(
         for step, rows_PB in enumerate(rows_SPB.to(x_NI.device)):
             x_PBI = x_NI.index_select(0, rows_PB.flatten()).view(*rows_PB.shape, -1)
             losses_SP[step] = _gradient(
-                size,
-                stack.values_PL,
-                x_PBI,
-                y_N[rows_PB],
-                members[0].layout.num_outputs,
-                gradient_PL,
+                members[0], stack.values_PL, x_PBI, y_N[rows_PB], gradient_PL
             )
             if stack.keep_PL is not None:
                 gradient_PL.mul_(stack.keep_PL)
@@ -101,7 +96,9 @@ def evaluate_together(
         for start in range(0, len(members), at_once):
             some = members[start : start + at_once]
             values_PL = torch.stack([member.values for member in some])
-            outputs_PON = _outputs(some[0].size, values_PL, x_NI)[:, :num_outputs]
+            outputs_PON = _outputs(some[0].size, some[0].activation, values_PL, x_NI)[
+                :, :num_outputs
+            ]
             targets_P1N = y_N.expand(len(some), 1, -1)
             logs_PN = outputs_PON.log_softmax(1).gather(1, targets_P1N)[:, 0]
             losses += (-logs_PN.sum(1, dtype=torch.float64) / len(y_N)).tolist()
@@ -231,39 +228,63 @@ def _step(rule: StepRule, stack: _Stack, gradient_PL: Tensor, steps: _Steps, ste
     values_PL.addcmul_(change_PL, steps.rate[step], value=-1)
 
 
-def _forward(size: PaddedSize, values_PL: Tensor, x_PBI: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return the inputs of every layer, and the outputs (P, O, B)."""
-    inputs = [x_PBI]
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """A forward pass.
+
+    Attributes:
+        inputs: the inputs of every layer, (P, B, I).
+        before: what goes into the nonlinearity after each hidden layer, if autograd is to derive
+            it; else empty.
+        outputs_POB: the outputs.
+    """
+
+    inputs: list[Tensor]
+    before: list[Tensor]
+    outputs_POB: Tensor
+
+
+def _forward(
+    size: PaddedSize, activation: nn.Module, values_PL: Tensor, x_PBI: Tensor, *, derive: bool
+) -> _Pass:
+    inputs, before = [x_PBI], []
     last = len(size.layers) - 1
     for layer in range(last):
         weight_POI, bias_PO = size.weights(values_PL, layer), size.biases(values_PL, layer)
         out = torch.baddbmm(bias_PO[:, None], inputs[-1], weight_POI.transpose(1, 2))
-        inputs.append(out.relu_())
+        if isinstance(activation, nn.ReLU):
+            inputs.append(out.relu_())
+        elif derive:
+            before.append(out.requires_grad_())
+            with torch.enable_grad():
+                inputs.append(activation(out))
+        else:
+            inputs.append(activation(out))
     weight_POI, bias_PO = size.weights(values_PL, last), size.biases(values_PL, last)
     # Classes come before rows, because a softmax over a short last dimension is slow.
     outputs = torch.baddbmm(bias_PO[:, :, None], weight_POI, inputs[-1].transpose(1, 2))
-    return inputs, outputs
+    return _Pass(inputs, before, outputs)
 
 
-def _outputs(size: PaddedSize, values_PL: Tensor, x_NI: Tensor) -> Tensor:
+def _outputs(size: PaddedSize, activation: nn.Module, values_PL: Tensor, x_NI: Tensor) -> Tensor:
     """Return the outputs for all rows, (P, O, N), in parts of a fixed number of rows."""
+    num_members = len(values_PL)
     parts = [
-        _forward(size, values_PL, x_BI.expand(len(values_PL), -1, -1))[1]
+        _forward(
+            size, activation, values_PL, x_BI.expand(num_members, -1, -1), derive=False
+        ).outputs_POB
         for x_BI in torch.split(x_NI, _ROWS_AT_ONCE)
     ]
     return torch.cat(parts, 2)
 
 
 def _gradient(
-    size: PaddedSize,
-    values_PL: Tensor,
-    x_PBI: Tensor,
-    y_PB: Tensor,
-    num_outputs: int,
-    gradient_PL: Tensor,
+    like: PaddedMember, values_PL: Tensor, x_PBI: Tensor, y_PB: Tensor, gradient_PL: Tensor
 ) -> Tensor:
     """Write the gradient of every member's mean loss, and return the losses (P,)."""
-    inputs, outputs_POB = _forward(size, values_PL, x_PBI)
+    size, num_outputs = like.size, like.layout.num_outputs
+    forward = _forward(size, like.activation, values_PL, x_PBI, derive=True)
+    outputs_POB = forward.outputs_POB
     batch_size, targets_P1B = x_PBI.shape[1], y_PB[:, None]
     logs_POB = outputs_POB[:, :num_outputs].log_softmax(1)
     losses_P = -logs_POB.gather(1, targets_P1B)[:, 0].sum(1) / batch_size
@@ -276,9 +297,20 @@ def _gradient(
         before_POB = error_POB
         if layer:
             error_PBI = torch.bmm(before_POB.transpose(1, 2), size.weights(values_PL, layer))
-            # ReLU's outputs are zero exactly where its gradient is.
-            error_PBI = torch.ops.aten.threshold_backward(error_PBI, inputs[layer], 0)
+            error_PBI = _derived(forward, layer, error_PBI)
             error_POB = error_PBI.transpose(1, 2)
-        size.weights(gradient_PL, layer).copy_(torch.bmm(before_POB, inputs[layer]))
+        size.weights(gradient_PL, layer).copy_(
+            torch.bmm(before_POB, forward.inputs[layer].detach())
+        )
         size.biases(gradient_PL, layer).copy_(before_POB.sum(2))
     return losses_P
+
+
+def _derived(forward: _Pass, layer: int, error_PBI: Tensor) -> Tensor:
+    """Return the errors before the nonlinearity in front of a layer."""
+    inputs = forward.inputs[layer]
+    if not forward.before:
+        # ReLU's outputs are zero exactly where its gradient is.
+        derived: Tensor = torch.ops.aten.threshold_backward(error_PBI, inputs, 0)
+        return derived
+    return torch.autograd.grad(inputs, forward.before[layer - 1], error_PBI)[0]

@@ -23,11 +23,17 @@ class MlpLayout:
     num_outputs: int
 
 
-def mlp_layout(model: nn.Module) -> MlpLayout | None:
+def mlp_layout(
+    model: nn.Module, activations: tuple[type[nn.Module], ...] = (nn.ReLU,)
+) -> MlpLayout | None:
     """Return the layout of `nn.Sequential(Linear, ReLU, …, Linear)`, or None for other networks.
 
     Every linear layer must have a bias, and at least one hidden layer is needed. Units that a
     member lacks are zeros in the stack, and only a nonlinearity with f(0) = 0 keeps them at zero.
+
+    Args:
+        model: any network.
+        activations: the nonlinearities that may be in the place of ReLU.
     """
     if type(model) is not nn.Sequential or len(model) < 3 or len(model) % 2 == 0:
         return None
@@ -35,7 +41,7 @@ def mlp_layout(model: nn.Module) -> MlpLayout | None:
     linear = [(name, layer) for name, layer in named[::2] if isinstance(layer, nn.Linear)]
     if len(linear) < len(named[::2]) or any(layer.bias is None for _, layer in linear):
         return None
-    if not all(isinstance(layer, nn.ReLU) for _, layer in named[1::2]):
+    if not all(type(layer) in activations for _, layer in named[1::2]):
         return None
     return MlpLayout(
         names=tuple(name for name, _ in linear),

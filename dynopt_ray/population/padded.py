@@ -7,6 +7,7 @@ of 16 numbers, so that all matrices of a stack begin at multiples of 64 bytes: p
 that are aligned otherwise may be computed in another order, and so round differently.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,11 @@ from dynopt_ray.population.layout import MlpLayout, mlp_layout
 from dynopt_ray.structure import mask_of
 
 _ALIGNED = 16
+ACTIVATIONS = (
+    *(nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Softsign),
+)
+"""Nonlinearities of members: f(0) = 0 keeps units that pad at zero."""
 _SHARES = (1, 2, 4, 8)
 _PLAIN = {"maximize": False, "amsgrad": False, "dampening": 0, "differentiable": False}
 
@@ -37,19 +43,26 @@ class PaddedSize:
     units: tuple[int, ...]
 
     @staticmethod
-    def of(layout: MlpLayout, start: MlpLayout) -> "PaddedSize":
+    def of(
+        layout: MlpLayout, start: MlpLayout, activation: nn.Module | None = None
+    ) -> "PaddedSize":
         """Return the smallest size that holds a network.
 
         Args:
             layout: the network.
             start: the network that it and its neighbours were cut from.
+            activation: its nonlinearity; None is ReLU.
         """
+        # Nonlinearities are computed in vectors of up to 32 numbers. The numbers that are left at
+        # the end of a tensor are computed by other instructions, so there may not be any.
+        is_relu = activation is None or isinstance(activation, nn.ReLU)
+        multiple = _ALIGNED if is_relu else 2 * _ALIGNED
         for share in reversed(_SHARES):
-            hidden = tuple(_rounded_up(-(-width // share)) for width in start.hidden)
+            hidden = tuple(_rounded_up(-(-width // share), multiple) for width in start.hidden)
             if all(own <= most for own, most in zip(layout.hidden, hidden, strict=True)):
                 break
         else:  # it has grown
-            hidden = tuple(map(_rounded_up, layout.hidden))
+            hidden = tuple(_rounded_up(width, multiple) for width in layout.hidden)
         return PaddedSize(
             (_rounded_up(layout.num_inputs), *hidden, _rounded_up(layout.num_outputs))
         )
@@ -146,6 +159,7 @@ class PaddedMember:
 
     Attributes:
         layout: the network's own layout.
+        activation: its nonlinearity.
         size: the size that it is padded to.
         rule: the optimizer.
         values: its weights and biases, (length,); those of padded units are zero.
@@ -156,6 +170,7 @@ class PaddedMember:
     """
 
     layout: MlpLayout
+    activation: nn.Module
     size: PaddedSize
     rule: StepRule
     values: Tensor
@@ -171,7 +186,8 @@ class PaddedMember:
             EditError: the network or the optimizer cannot be part of a pack.
         """
         layout, rule = checked_layout(model), StepRule.of(optimizer)
-        size = PaddedSize.of(layout, start)
+        activation = _activation(model)
+        size = PaddedSize.of(layout, start, activation)
         like = next(model.parameters())
         values = torch.zeros(1, size.length, dtype=like.dtype, device=like.device)
         moments = values.new_zeros(len(rule.moments), size.length)
@@ -193,7 +209,7 @@ class PaddedMember:
                     has_mask = True
                     _copy_into(_views(size, layer, keep)[index], mask.to(keep.dtype))
         kept = keep[0] if has_mask else None
-        return PaddedMember(layout, size, rule, values[0], moments, kept, num_steps)
+        return PaddedMember(layout, activation, size, rule, values[0], moments, kept, num_steps)
 
     def write_to(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Copy everything back into the network and the optimizer that it was made of."""
@@ -214,23 +230,28 @@ class PaddedMember:
                     optimizer.state[parameter] = state
 
     @property
-    def stack(self) -> tuple[PaddedSize, tuple[str, bool, bool, bool]]:
+    def stack(self) -> tuple[PaddedSize, tuple[str, bool, bool, bool], str]:
         """What members that are trained together must share."""
-        return self.size, self.rule.kind
+        return self.size, self.rule.kind, repr(self.activation)
 
 
 def checked_layout(model: nn.Module) -> MlpLayout:
     """Return the layout of a network that can be part of a pack.
 
     Raises:
-        EditError: the network is no MLP of linear layers with ReLU between them, or is not float32.
+        EditError: the network is no MLP of linear layers with one of a few nonlinearities between
+            them, or is not float32.
     """
-    layout = mlp_layout(model)
+    layout = mlp_layout(model, ACTIVATIONS)
     if layout is None:
         raise EditError(
             f"a {type(model).__name__} of this structure cannot be trained in a pack: members are "
-            "nn.Sequential(Linear, ReLU, …, Linear) with biases"
+            "nn.Sequential(Linear, ReLU, …, Linear) with biases (or with GELU, SiLU, Tanh, … in "
+            "place of ReLU). Others gain too little: through torch.func, 16 CNNs of equal widths "
+            "on 28x28 pixels took 1.3 times as long together as one after the other"
         )
+    if len({repr(layer) for layer in list(model.children())[1::2]}) > 1:
+        raise EditError("a network with several nonlinearities cannot be trained in a pack")
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes != {torch.float32}:
         raise EditError(f"a network of {', '.join(map(str, dtypes))} cannot be trained in a pack")
@@ -239,13 +260,23 @@ def checked_layout(model: nn.Module) -> MlpLayout:
     return layout
 
 
+def _activation(model: nn.Module) -> nn.Module:
+    """Return a nonlinearity like those of a network, which does not write into its input."""
+    activation: Any = copy.deepcopy(list(model.children())[1])
+    if hasattr(activation, "inplace"):
+        activation.inplace = False
+    made: nn.Module = activation
+    return made
+
+
 def padded_inputs(x_NI: Tensor) -> Tensor:
     """Return inputs with columns of zeros, as many as members of packs have inputs."""
     return nn.functional.pad(x_NI, (0, _rounded_up(x_NI.shape[1]) - x_NI.shape[1]))
 
 
-def _rounded_up(width: int) -> int:
-    return -(-width // _ALIGNED) * _ALIGNED
+def _rounded_up(width: int, multiple: int | None = None) -> int:
+    multiple = multiple or _ALIGNED
+    return -(-width // multiple) * multiple
 
 
 def _parameters(model: nn.Module, layout: MlpLayout) -> list[tuple[Tensor, Tensor]]:

@@ -1,5 +1,6 @@
 """Members of a pack learn what they would learn alone, to the last bit, and what torch learns."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch.optim import Optimizer
 
 from dynopt_ray.errors import EditError
 from dynopt_ray.population import (
+    ACTIVATIONS,
     PaddedMember,
     PaddedSize,
     batch_rows,
+    checked_layout,
     evaluate_together,
     mlp_layout,
     padded_inputs,
@@ -43,18 +46,26 @@ class Data:
         num_classes: int = 7,
         num_rows: int = 1100,
         start: Sequence[int] = START,
+        activation: nn.Module | None = None,
     ) -> None:
-        self.widths = start
+        self.widths, self.activation = start, activation or nn.ReLU()
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(num_rows, num_inputs, generator=generator)
         self.y = torch.randint(num_classes, (num_rows,), generator=generator)
         self.task = Task.from_arrays(
-            model=lambda: mlp(num_inputs, start, num_classes),
+            model=lambda: self.made(start),
             train=(self.x, self.y),
             validation=(self.x, self.y),
         )
-        self.start = mlp_layout(self.task.new_model(seed=0))
         self.sizes = (num_inputs, num_classes)
+        self.start = checked_layout(self.task.new_model(seed=0))
+
+    def made(self, widths: Sequence[int]) -> nn.Module:
+        """Return a network of these widths."""
+        layers = mlp(self.sizes[0], widths, self.sizes[1]).children()
+        return nn.Sequential(
+            *(copy.deepcopy(self.activation) if isinstance(one, nn.ReLU) else one for one in layers)
+        )
 
     def network(self, seed: int) -> nn.Module:
         """Return a network that has lost some units, and every third some weights."""
@@ -65,10 +76,9 @@ class Data:
         ]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = mlp(self.sizes[0], widths, self.sizes[1])
+            model = self.made(widths)
         if seed % 3 == 0:
-            weight = model[2].weight
-            assert isinstance(weight, Tensor)
+            weight = model.get_parameter("2.weight")
             keep = torch.rand(weight.shape, generator=random) > 0.4
             trace(model, self.x[:2]).apply([Mask("2.weight", keep=keep)])
         return model
@@ -76,7 +86,6 @@ class Data:
     def member(self, seed: int, optimizer: Any) -> tuple[nn.Module, Optimizer, PaddedMember]:
         model = self.network(seed)
         made = make_optimizer(optimizer, model, lr=0.01)
-        assert self.start is not None
         return model, made, PaddedMember.of(model, made, self.start)
 
     def train(
@@ -136,6 +145,34 @@ def test_sizes_of_data_do_not_matter(inputs: tuple[int, int, int]) -> None:
         assert torch.equal(one.values, other.values)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda one: one.__name__)
+def test_other_nonlinearities(activation: type[nn.Module]) -> None:
+    """The same bits with neighbours as alone, and what torch learns."""
+    data = Data(activation=activation())
+    alone = [data.member(seed, "adam")[2] for seed in range(7)]
+    figures = [data.train([member], [seed], 7, 6)[0] for seed, member in enumerate(alone)]
+    together = [data.member(seed, "adam")[2] for seed in range(7)]
+    found = data.train(together, list(range(7)), 7, 6)
+    for one, other, ours, theirs in zip(alone, together, figures, found, strict=True):
+        assert torch.equal(one.values, other.values)
+        assert ours[1:] == theirs[1:]
+    model, made, _ = data.member(4, "adam")
+    rates = rates_of(4, 6)
+    data.task.train_steps(
+        model,
+        made,
+        6,
+        batch_size=7,
+        generator=torch.Generator().manual_seed(4),
+        schedule=lambda step: rates[min(step, 5)],
+    )
+    copied, optimizer, _ = data.member(4, "adam")
+    together[4].write_to(copied, optimizer)
+    for ours_after, theirs_after in zip(copied.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(ours_after, theirs_after, atol=3e-6)
+    assert found[4][1] == pytest.approx(data.task.evaluate(model).loss, abs=1e-6)
+
+
 def test_threads_of_the_process_do_not_matter() -> None:
     """Here, threads share out the sums of a product if there is only one member."""
     data, before = Data(64, 10, 1000, start=(512, 64)), torch.get_num_threads()
@@ -158,7 +195,6 @@ def test_a_member_learns_what_torch_learns(optimizer: str, seed: int) -> None:
     """In two parts; before the second one the state of torch's optimizer is taken over."""
     data = Data()
     model, made, _ = data.member(seed, OPTIMIZERS[optimizer])
-    assert data.start is not None
     for _ in range(2):
         member = PaddedMember.of(model, made, data.start)
         ((losses, loss, metric),) = data.train([member], [seed], 32, 15)
@@ -198,7 +234,6 @@ def test_what_is_written_back_is_what_was_copied() -> None:
     for name, optimizer in OPTIMIZERS.items():
         model, made, _ = data.member(3, optimizer)
         data.task.train_steps(model, made, 3, generator=torch.Generator().manual_seed(0))
-        assert data.start is not None
         member = PaddedMember.of(model, made, data.start)
         copy, copied, _ = data.member(3, optimizer)
         member.write_to(copy, copied)
@@ -231,7 +266,14 @@ def test_sizes_follow_from_the_networks_own_widths() -> None:
 @pytest.mark.parametrize(
     ("model", "optimizer", "message"),
     [
-        (nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)), "sgd", "a Sequential of this"),
+        (nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)), "sgd", "a Sequential of"),
+        (
+            nn.Sequential(
+                *(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+            ),
+            "sgd",
+            "several nonlinearities",
+        ),
         (mlp(3, (4,), 2).double(), "sgd", "torch.float64 cannot"),
         (mlp(3, (4,), 2).requires_grad_(False), "sgd", "frozen"),
         (mlp(3, (4,), 2), "rmsprop", "RMSprop cannot train a pack; use sgd, adam or adamw"),
