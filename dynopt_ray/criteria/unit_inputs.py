@@ -167,8 +167,12 @@ def observed(
         leaves = {n: t.requires_grad_(loss is not None and n in uses) for n, t in tensors.items()}
         observer = Observer(leaves, uses, choose, to_the_end=loss is not None)
         kept = buffers_kept(graph.model, leaves)
-        gradients = torch.set_grad_enabled(loss is not None)
-        with undisturbed(graph.model, training=False), kept, gradients:
+        # `set_grad_enabled` acts when it is made, so it is made within the others.
+        with (
+            undisturbed(graph.model, training=False),
+            kept,
+            torch.set_grad_enabled(loss is not None),
+        ):
             output = observer.run(graph.model, inputs)
             slopes: Sequence[Tensor | None] = [None] * len(observer.seen)
             if loss is not None:
