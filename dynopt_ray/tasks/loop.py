@@ -28,7 +28,6 @@ from dynopt_ray.tasks.objectives import (
     MetricFunction,
     Metrics,
     TargetKind,
-    check_number,
     check_scalar,
     confidence,
     default_metric,
@@ -171,33 +170,16 @@ def evaluate(
         # On the whole split at once: a metric such as R² is not the mean of its batches' values.
         output, all_targets = torch.cat(outputs), torch.cat(targets)
         metric = metric or _default_metric(all_targets, kind)
-<<<<<<< HEAD
-        return UnreadMetrics(
-            losses,
-            [len(batch) for batch in targets],
-            measured(metric, output, all_targets),
-            confidence(output, all_targets),
-        )
-=======
-        metrics = Metrics(
-            loss=math.fsum(losses) / len(all_targets),
-            metric=check_number(metric(output, all_targets)),
-            confidence=confidence(output, all_targets),
-            num_samples=len(all_targets),
-        )
-    for name, figure in (("loss", metrics.loss), ("metric", metrics.metric)):
-        if not math.isfinite(figure):
-            if name == "metric" and bool(output.isfinite().all()):
-                raise DivergedError(
-                    f"the metric over {metrics.num_samples} rows is {figure}, although the "
-                    "model's outputs are finite: the metric itself cannot judge them"
-                )
+        value = measured(metric, output, all_targets)
+        # Only a metric of the user's own has been read already.
+        if isinstance(value, float) and not math.isfinite(value) and bool(output.isfinite().all()):
             raise DivergedError(
-                f"the {name} over {metrics.num_samples} rows is {figure}: the model's outputs are "
-                f"not finite or too large, so the model cannot be judged"
+                f"the metric over {len(all_targets)} rows is {value}, although the model's outputs "
+                "are finite: the metric itself cannot judge them"
             )
-    return metrics
->>>>>>> 2a747b63edf93da6d0adc513c8bdf22a535f33d1
+        return UnreadMetrics(
+            losses, [len(batch) for batch in targets], value, confidence(output, all_targets)
+        )
 
 
 def scores(

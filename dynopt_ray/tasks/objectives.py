@@ -104,7 +104,7 @@ def measured(metric: MetricFunction, output: Tensor, targets: Tensor) -> float |
     """Return a metric; those of this file as a tensor on the output's device, not read yet."""
     if metric is accuracy:
         return _accuracy(output, targets)
-    return _r2(output, targets) if metric is r2 else float(metric(output, targets))
+    return _r2(output, targets) if metric is r2 else check_number(metric(output, targets))
 
 
 def confidence(output: Tensor, targets: Tensor) -> Tensor | None:
