@@ -185,13 +185,16 @@ class _Steps:
         rules = [member.rule for member in members]
 
         def numbers(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64)
+            return torch.tensor(values, dtype=torch.float64, device="cpu")
 
         def ready(values: Tensor) -> Tensor:
             return values.to(like.dtype).to(like.device).unsqueeze(-1)
 
         before_P = numbers([member.num_steps for member in members])
-        step_SP = before_P + torch.arange(1, len(rates_SP) + 1, dtype=torch.float64)[:, None]
+        step_SP = (
+            before_P
+            + torch.arange(1, len(rates_SP) + 1, dtype=torch.float64, device="cpu")[:, None]
+        )
         first_P, second_P = (numbers([rule.betas[index] for rule in rules]) for index in range(2))
         decay_P = numbers([rule.weight_decay for rule in rules])
         return _Steps(

@@ -225,7 +225,7 @@ class PaddedMember:
                     found = _cut(_views(self.size, layer, row)[index], parameter)
                     state[name] = found.clone()
                 if self.rule.name != "sgd":
-                    state["step"] = torch.tensor(float(self.num_steps))
+                    state["step"] = torch.tensor(float(self.num_steps), device="cpu")
                 if has_state:
                     optimizer.state[parameter] = state
 

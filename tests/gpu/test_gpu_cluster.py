@@ -82,6 +82,32 @@ def test_pruning_trials_and_their_range_test_keep_to_it(gpu: torch.device, grant
     assert rest == [4]
 
 
+@pytest.mark.parametrize("optimizer", ["adam", {"name": "sgd", "momentum": 0.9}])
+def test_trials_of_a_pack_are_trained_together_on_a_gpu(gpu: torch.device, optimizer: Any) -> None:
+    """They give the figures of the CPU."""
+    task = load_task({"name": "digits-mlp", "hidden": [8], "device": str(gpu)})
+    model = task.new_model(seed=0)
+    task.train_steps(model, torch.optim.Adam(model.parameters(), lr=0.01), 40)
+    trial = PruneTrial(
+        task, network_bytes(model), retrain_steps=8, num_reports=2, optimizer=optimizer
+    )
+    found = [
+        search(
+            trial,
+            {"remove_fraction": [0.2, 0.5], "lr": [0.01]},
+            searcher="grid",
+            num_reports=2,
+            pack=2,
+            local=True,
+            gpus_per_trial=gpus,
+        )
+        for gpus in (1, 0)
+    ]
+    on_gpu, on_cpu = (result.trials for result in found)
+    assert (on_gpu["status"] == "finished").all()
+    assert on_gpu["accuracy"].tolist() == pytest.approx(on_cpu["accuracy"].tolist(), abs=0.1)
+
+
 def test_actors_see_the_gpus_that_they_were_granted(
     gpus: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

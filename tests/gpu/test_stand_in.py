@@ -118,6 +118,8 @@ def test_a_network_moves_in_place_and_is_copied_where_it_is() -> None:
     twin = copy.deepcopy(network)
     assert {str(t.device) for t in [*network.state_dict().values()]} == {"cuda:1"}
     assert {str(t.device) for t in [*twin.state_dict().values()]} == {"cuda:1"}
+    both = copy.deepcopy([network[0].weight.detach(), torch.ones(2)])
+    assert [tensor.device.type for tensor in both] == ["cuda", "cpu"]
     assert network.cpu()[0].weight.device.type == "cpu"
 
 

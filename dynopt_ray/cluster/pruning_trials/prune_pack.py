@@ -34,7 +34,7 @@ class _Member:
     training: PrunedTraining
     padded: PaddedMember
     rates: list[float] = field(default_factory=list)
-    rows_SB: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    rows_SB: Tensor = field(default_factory=lambda: torch.empty(0, 0, device="cpu"))
     losses: list[float] = field(default_factory=list)
     validation: tuple[float, float] = (math.nan, math.nan)
     error: Exception | None = None
@@ -123,7 +123,9 @@ class PrunePack:
                 *self._train,
                 rows_SPB=torch.stack([member.rows_SB[begin:end] for member in members], 1),
                 rates_SP=torch.tensor(
-                    [member.rates[begin:end] for member in members], dtype=torch.float64
+                    [member.rates[begin:end] for member in members],
+                    dtype=torch.float64,
+                    device="cpu",
                 ).T,
             )
         except Exception as error:

@@ -44,7 +44,9 @@ class Calls(TorchFunctionMode):
             return self._pinned(args[0])
         if func is Tensor.is_pinned:
             return self._devices.is_pinned(args[0])
-        device = self._device_of(args, options)
+        # What else was copied already, which a copy is told, may be anywhere.
+        given = args[:1] if func is Tensor.__deepcopy__ else args
+        device = self._device_of(given, options)
         if device is None or device == CPU:
             with self._operations.within(device):
                 return func(*args, **options)
