@@ -44,7 +44,8 @@ class Calls(TorchFunctionMode):
             return self._pinned(args[0])
         if func is Tensor.is_pinned:
             return self._devices.is_pinned(args[0])
-        device = self._device_of(args, options)
+        # A copy also gets the tensors that were copied before it, which may be elsewhere.
+        device = self._device_of(args[:1] if func is Tensor.__deepcopy__ else args, options)
         if device is None or device == CPU:
             with self._operations.within(device):
                 return func(*args, **options)
