@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dynopt_ray.cluster import Measurement, PruneTrial, SearchResult, TrialLog, 
 from dynopt_ray.cluster.pruning_trials import prune_pack
 from dynopt_ray.cluster.searching import pack_size
 from dynopt_ray.cluster.searching.pack_size import PackRates, pack_rates
-from dynopt_ray.cluster.trials import TrialWorker, WorkerConfig
+from dynopt_ray.cluster.trials import Advance, TrialWorker, WorkerConfig
 from dynopt_ray.cluster.trials.messages import StartTrial, TrialEnded, TrialFailed, TrialMeasured
 from dynopt_ray.errors import SpecError
 from dynopt_ray.journals import RunRecord, lines_at, read_journal
@@ -257,12 +257,60 @@ def test_packs_of_several_families_if_the_size_is_measured(
     assert packed(trial, "auto", space, num_trials=8, storage=tmp_path).note == record["note"]
 
 
-def test_larger_packs_are_measured_to_be_faster(trial: PruneTrial) -> None:
-    rates = pack_rates(trial, [{"remove_fraction": 0.5}], most=16, budget_s=60)
-    assert rates.steps_per_s.keys() >= {1, 4}
-    assert rates.steps_per_s[4] > 1.5 * rates.steps_per_s[1]
-    assert rates.best in rates.steps_per_s
-    assert rates.best > 1
+class Waiting:
+    """Trials of which any number take 20 ms for a step, up to a limit; beyond, twice as many."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.steps: dict[int, int] = {}
+        self.most = 0
+
+    def __call__(self, config: Mapping[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def family(self, config: Mapping[str, Any]) -> str:
+        return str(config)
+
+    def new_pack(self) -> "Waiting":
+        return self
+
+    def start(self, number: int, config: Mapping[str, Any], state: Any) -> None:
+        del config, state
+        self.steps[number] = 0
+
+    def advance(self, numbers: Sequence[int]) -> Mapping[int, Advance]:
+        self.most = max(self.most, len(numbers))
+        time.sleep(0.02 if len(numbers) <= self.limit else 0.02 * len(numbers) / self.limit)
+        found = {}
+        for number in numbers:
+            self.steps[number] += 1
+            step = self.steps[number]
+            found[number] = Advance(Measurement(step, 1.0, 0.0, final=step == 5), 0.02)
+        return found
+
+    def close(self, number: int) -> None:
+        del self.steps[number]
+
+
+@pytest.mark.parametrize(("limit", "best", "most"), [(1, 1, 4), (16, 16, 64), (1000, 100, 100)])
+def test_larger_packs_are_tried_as_long_as_they_are_faster(
+    limit: int, best: int, most: int
+) -> None:
+    trial = Waiting(limit)
+    rates = pack_rates(trial, [{}], most=100, budget_s=60)
+    assert (rates.best, trial.most) == (best, most)
+    assert 10 < rates.steps_per_s[1] <= 50
+
+
+def test_no_pack_is_tried_that_takes_too_long_to_start() -> None:
+    class Slow(Waiting):
+        def start(self, number: int, config: Mapping[str, Any], state: Any) -> None:
+            time.sleep(0.05)
+            super().start(number, config, state)
+
+    trial = Slow(1000)
+    pack_rates(trial, [{}], most=100, budget_s=1.5)
+    assert trial.most == 16  # 64 would take another 2.4 s
 
 
 def test_the_smallest_pack_that_is_fast_enough_is_best() -> None:
