@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import DivergedError, MissingGradientError
-from dynopt_ray.structure import Inputs, call, named_tensors, undisturbed
+from dynopt_ray.structure import Inputs, buffers_kept, call, named_tensors, undisturbed
 
 Batch = tuple[Inputs, Tensor]
 """The inputs and the targets of the same samples."""
@@ -77,7 +77,8 @@ def mean_gradients(
     leaves = {name: values[name].detach().requires_grad_() for name in names}
     sums = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     num_samples = 0
-    with undisturbed(model, training=False), torch.enable_grad():
+    kept = buffers_kept(model, {**values, **leaves})
+    with undisturbed(model, training=False), kept, torch.enable_grad():
         for number, (inputs, targets) in enumerate(checked_batches(batches)):
             output: Any = call(model, inputs, {**values, **leaves})
             value = loss(output, targets)
@@ -128,14 +129,15 @@ def sample_gradients(
         if number == 0:  # raises the errors of an unusable network before the long work starts
             mean_gradients(model, [batch], loss)
         for inputs, targets in _parts(batch, num_at_once):
-            with undisturbed(model, training=False), torch.enable_grad():
+            kept = buffers_kept(model, {**values, **leaves})
+            with undisturbed(model, training=False), kept, torch.enable_grad():
                 try:
                     found = of_all(leaves, inputs, targets)
                 except OF_THE_MACHINE:
                     raise
                 except (RuntimeError, ValueError, TypeError, NotImplementedError):
                     # vmap cannot run this network, e.g. because its control flow uses values.
-                    of_all = _one_by_one(grad(of_one))
+                    of_all = _one_by_one(of_one)
                     found = of_all(leaves, inputs, targets)
             yield {name: gradient.detach() for name, gradient in found.items()}
 
@@ -148,14 +150,18 @@ def _parts(batch: Batch, size: int) -> Iterator[Batch]:
         yield tree_map_only(Tensor, lambda t, rows=rows: t[rows], inputs), targets[rows]
 
 
-def _one_by_one(gradient: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """Return what `vmap` would: the gradient of one sample, applied to all samples in a loop."""
+def _one_by_one(of_one: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor]]:
+    """Return what `vmap` of `grad` would: the gradient of each sample, one after another.
+
+    Plain automatic differentiation also runs networks that themselves call `autograd.grad`.
+    """
 
     def of_all(leaves: dict[str, Tensor], inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
-        singles = [
-            gradient(leaves, tree_map_only(Tensor, lambda t, i=i: t[i], inputs), target)
-            for i, target in enumerate(targets)
-        ]
-        return {name: torch.stack([single[name] for single in singles]) for name in leaves}
+        own = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+        singles = []
+        for i, target in enumerate(targets):
+            value = of_one(own, tree_map_only(Tensor, lambda t, i=i: t[i], inputs), target)
+            singles.append(torch.autograd.grad(value, [*own.values()]))
+        return dict(zip(own, map(torch.stack, zip(*singles, strict=True)), strict=True))
 
     return of_all

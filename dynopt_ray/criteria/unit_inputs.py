@@ -24,6 +24,7 @@ from dynopt_ray.structure import (
     Use,
     WidthGroup,
     as_products,
+    buffers_kept,
     named_tensors,
     undisturbed,
 )
@@ -165,7 +166,9 @@ def observed(
         choose = partial(_rows, start, len(targets))
         leaves = {n: t.requires_grad_(loss is not None and n in uses) for n, t in tensors.items()}
         observer = Observer(leaves, uses, choose, to_the_end=loss is not None)
-        with undisturbed(graph.model, training=False), torch.set_grad_enabled(loss is not None):
+        kept = buffers_kept(graph.model, leaves)
+        gradients = torch.set_grad_enabled(loss is not None)
+        with undisturbed(graph.model, training=False), kept, gradients:
             output = observer.run(graph.model, inputs)
             slopes: Sequence[Tensor | None] = [None] * len(observer.seen)
             if loss is not None:

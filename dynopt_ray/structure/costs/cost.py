@@ -144,7 +144,9 @@ def _counted_on(
 ) -> tuple[int, int | None]:
     inputs = on_device(inputs, device)
     # Compute attention as plain products: the counter does not know every device's fused kernels.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with sdpa_kernel(SDPBackend.MATH), counter:
         call(model, inputs, tensors)
     flops = int(counter.get_total_flops())
     if not memory:
@@ -154,6 +156,21 @@ def _counted_on(
     with PeakMemory() as peak:
         call(model, inputs, tensors)
     return flops, peak.peak_bytes
+
+
+class _NoModules:
+    """Takes the place of torch's tracker of modules, of which only the total is needed here.
+
+    The tracker observes backward passes, and fails if a forward pass calls `autograd.grad`.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> "_NoModules":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def latency_ms(model: nn.Module, inputs: Inputs) -> tuple[float, float]:

@@ -150,7 +150,7 @@ def output_change(
 def _outputs(model: nn.Module, inputs: Inputs, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     inputs = on_device(inputs, next(iter(tensors.values())).device)
     with undisturbed(model, training=False), buffers_kept(model, tensors):
-        return output_tensors(call(model, inputs, tensors))
+        return [t.detach() for t in output_tensors(call(model, inputs, tensors))]
 
 
 def _is_real(tensor: Tensor) -> bool:

@@ -26,6 +26,7 @@ from dynopt_ray.structure.preserve.surroundings import RandomState, Surroundings
 from dynopt_ray.structure.preserve.switches import update_switches
 from dynopt_ray.structure.preserve.torch_state import ThreadState
 from dynopt_ray.structure.preserve.transaction import Transaction
+from dynopt_ray.structure.preserve.written import note_written, written_parameters
 
 __all__ = [
     "ABSENT",
@@ -44,6 +45,7 @@ __all__ = [
     "has_tensors",
     "mask_of",
     "masked_parameters",
+    "note_written",
     "recompute_weights",
     "saved_value",
     "set_contents",
@@ -56,4 +58,5 @@ __all__ = [
     "update_switches",
     "value_of",
     "within",
+    "written_parameters",
 ]

@@ -57,7 +57,7 @@ from dynopt_ray.structure.refit.cut_network import CutNetwork
 from dynopt_ray.structure.refit.cut_passes import CutPasses
 from dynopt_ray.structure.refit.original_network import OriginalNetwork
 from dynopt_ray.structure.refit.side_by_side import Turns
-from dynopt_ray.structure.tracing import Inputs, uncompiled, undisturbed
+from dynopt_ray.structure.tracing import Inputs, buffers_kept, uncompiled, undisturbed
 from dynopt_ray.structure.units import Consumer
 
 # Bytes of outputs of the original network that are kept at one time.
@@ -86,7 +86,8 @@ def compensated(
     names = [name for name in consumers if name in lossy]
     if not names:
         return {}
-    with undisturbed(cut.model, training=False), uncompiled():
+    kept = buffers_kept(cut.model, cut.old), buffers_kept(cut.model, cut.new)
+    with undisturbed(cut.model, training=False), uncompiled(), kept[0], kept[1]:
         turns = Turns(cut.model, batches)
         network = CutNetwork(cut, consumers, names, turns)
         original = OriginalNetwork(cut.old, network.uses, turns, _MOST_BYTES)

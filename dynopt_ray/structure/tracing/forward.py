@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils._pytree import tree_map_only
 
-from dynopt_ray.structure.preserve import Cache, Surroundings
+from dynopt_ray.structure.preserve import Cache, Surroundings, written_parameters
 from dynopt_ray.structure.tracing.calls import Call
 from dynopt_ray.structure.tracing.counts import marked
 from dynopt_ray.structure.tracing.quantisers import is_quantiser
@@ -119,14 +119,18 @@ class undisturbed:  # noqa: N801
 
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-    """Restore the buffers (counters, averages) that a pass writes, also in evaluation mode.
+    """Restore what a pass writes, also in evaluation mode: counters, averages, momentum encoders.
+
+    These are buffers, and the parameters that the pass of a trace has written.
 
     Args:
         model: the network that will run.
         tensors: the tensors that it will run with, by name. Default: its own buffers.
     """
-    tensors = tensors or dict(model.named_buffers())
+    tensors = tensors or named_tensors(model)
+    written = written_parameters(model)
     kept = [tensors[name] for name, _ in model.named_buffers()]
+    kept += [tensors[name] for name, _ in model.named_parameters() if name in written]
     copies = [tensor.detach().clone() for tensor in kept]
     versions = [tensor._version for tensor in kept]
     try:

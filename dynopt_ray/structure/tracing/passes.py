@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from dynopt_ray.devices import OF_THE_MACHINE
 from dynopt_ray.errors import TraceError
-from dynopt_ray.structure.preserve import RandomState
+from dynopt_ray.structure.preserve import RandomState, note_written
 from dynopt_ray.structure.tracing import rules as rules  # fills registry.RULES
 from dynopt_ray.structure.tracing.forward import (
     Inputs,
@@ -103,6 +103,8 @@ def trace_passes(
     record = Record({id(tensor): name for name, tensor in tensors.items()}, with_costs)
     reads = ValueReads() if reads is None else reads.repeated()
 
+    versions = {name: tensors[name]._version for name, _ in model.named_parameters()}
+
     def one_pass(*, training: bool) -> tuple[torch.Size, ...]:
         buffers = [name for name, _ in model.named_buffers()]
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -110,6 +112,7 @@ def trace_passes(
         return _run(model, inputs, tensors, trace, families, training=training)
 
     sizes = one_pass(training=False)
+    note_written(model, {n for n, before in versions.items() if tensors[n]._version != before})
     if unused(record, tensors):
         # Auxiliary classifiers run in training mode only. Costs and consumers describe evaluation
         # mode, so those of the second pass are discarded.
@@ -217,8 +220,8 @@ def _trace_on(
     if device.type == "meta":
         traced = placeholder_tensors(tensors, {}, device)
     else:
-        # A pass in training mode writes to buffers, so they must not be the network's own.
-        traced = {n: t if isinstance(t, nn.Parameter) else t.clone() for n, t in tensors.items()}
+        # A pass may write to buffers, and to parameters, so they must not be the network's own.
+        traced = placeholder_tensors(tensors, {}, device)
 
     def passes_with(families: Sequence[Siblings]) -> Passes:
         return trace_passes(

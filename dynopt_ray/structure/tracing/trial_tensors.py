@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynopt_ray.structure.tracing.forward import placeholder_tensors
 from dynopt_ray.structure.units import Axis, Change, Key, WidthGroup, new_axes
@@ -53,8 +53,8 @@ def resized_shapes(
 
 def _trial(tensor: Tensor, axes: Mapping[Key, Axis]) -> Tensor:
     if not axes:
-        # A pass in training mode writes to buffers, so they must not be the network's own.
-        return tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+        # A pass may write to buffers and parameters, so they must not be the network's own.
+        return tensor.detach().clone()
     value = tensor.detach()
     for (_, dim), axis in axes.items():
         value = value.index_select(dim, axis.index.to(value.device))
