@@ -138,3 +138,40 @@ def test_a_table_may_grow_with_the_inputs_between_edits(tmp_path: Path) -> None:
     assert again.length == 9
     assert torch.equal(again(longer), before)
     assert again(torch.randn(2, 12, 6)).shape == (2, 12, 2)
+
+
+class _Carried(nn.Module):
+    """Carries its state from batch to batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(3, 6, batch_first=True), nn.Linear(6, 2)
+        self.state: Tensor | None = None
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, state = self.rnn(x, self.state)
+        self.state, self.seen = state.detach(), hidden.detach()
+        out: Tensor = self.out(hidden)
+        return out
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_warning_says_that_a_carried_state_is_lost(batch: int) -> None:
+    model = _Carried().eval()
+    graph = trace(model, torch.randn(2, 5, 3))
+    model(torch.randn(batch, 5, 3))
+    with pytest.warns(UserWarning, match="removes the state .* 'state'") as caught:
+        receipt = graph.apply(Grow("rnn", units=1))
+    assert caught[0].filename == __file__
+    assert model.state is None
+    receipt.undo()
+    assert model.state is not None
+
+
+def test_what_a_pass_only_writes_is_dropped_without_a_warning() -> None:
+    model = _Carried().eval()
+    graph = trace(model, torch.randn(2, 5, 3))
+    model.seen = torch.randn(2, 5, 6)
+    graph.apply(Grow("rnn", units=1))
+    assert model.seen is None

@@ -33,18 +33,16 @@ from dynopt_ray.structure.plans.exactness import check_growth
 from dynopt_ray.structure.plans.gains import rescale_gains
 from dynopt_ray.structure.plans.history import HISTORIES, RESIZED, History, extended, history_of
 from dynopt_ray.structure.plans.initialisation import Draw
+from dynopt_ray.structure.plans.kept_tensors import drop_kept
 from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerState, each_optimizer
 from dynopt_ray.structure.plans.pruned import free_new_weights
 from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.plans.stages import Masking, PlanStage, check_plan
 from dynopt_ray.structure.preserve import (
     Transaction,
-    emptied,
-    has_tensors,
     masked_parameters,
     recompute_weights,
     update_switches,
-    value_of,
     within,
 )
 from dynopt_ray.structure.refit import BeforeAndAfter, compensated, reading_removed
@@ -227,7 +225,7 @@ def _apply_widths(
     Returns:
         The names of the weights that were refitted.
     """
-    _drop_kept(network, transaction)
+    drop_kept(network, transaction)
     changes = [_change(network, edit) for edit in edits]
     tensors = network.tensors()
     sizes = {(n, d): size for n, t in tensors.items() for d, size in enumerate(t.shape)}
@@ -336,15 +334,6 @@ def _batches(
                 "keyword arguments; e.g. compensate=[x for x, _ in loader]"
             )
     return batches
-
-
-def _drop_kept(network: Network, transaction: Transaction) -> None:
-    """Remove the tensors that modules keep of an earlier pass, because they have the old sizes."""
-    for cache, empty in network.caches.items():
-        kept = value_of(cache)
-        if has_tensors(kept):
-            value = emptied(kept) if isinstance(kept, dict | list) else empty
-            transaction.set_kept(cache, value)
 
 
 def _apply_masks(
