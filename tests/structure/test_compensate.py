@@ -166,6 +166,7 @@ def test_is_the_least_squares_fit() -> None:
     assert reached <= limit * 1.01
 
 
+@pytest.mark.filterwarnings("ignore:compensate. .* cannot be refitted")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_lowers_the_error_of_every_network(name: str) -> None:
     plain, inputs = trained(name)
@@ -290,3 +291,40 @@ def test_regressions_on_what_is_not_finite_are_refused(part: str, broken: float)
 def test_a_ridge_beyond_all_numbers_is_refused() -> None:
     with pytest.raises(DataError, match="not finite"):
         ridge_solve(torch.ones(1, 2, 3).double(), 1e308 * torch.eye(3).double()[None])
+
+
+@pytest.mark.parametrize(
+    ("reader", "left"),
+    [
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)), 2),
+        (lambda: nn.LSTM(8, 3, batch_first=True), 1),
+        (lambda: Twice(nn.Bilinear(8, 8, 3)), 1),
+    ],
+)
+def test_readers_that_cannot_be_refitted_are_named(
+    reader: Callable[[], nn.Module], left: int
+) -> None:
+    model = nn.Sequential(nn.Linear(5, 8), reader())
+    x = torch.randn(20, 5)
+    graph = trace(model, x)
+    edit = Shrink("0", remove=[0, 1])
+    with pytest.warns(UserWarning, match="cannot be refitted") as caught:
+        receipt = graph.apply(edit, compensate=x)
+    assert caught[0].filename == __file__
+    assert receipt.refitted == ()
+    assert 0 < len(receipt.not_refitted) <= left
+    assert all(name.startswith("1.") for name in receipt.not_refitted)
+    receipt.undo()
+    assert graph.apply(edit).not_refitted == ()
+
+
+class Twice(nn.Module):
+    """Gives a layer of two inputs the same one twice."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x, x)
+        return out

@@ -36,6 +36,7 @@ from dynopt_ray.structure.plans.initialisation import Draw
 from dynopt_ray.structure.plans.kept_tensors import drop_kept
 from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerState, each_optimizer
 from dynopt_ray.structure.plans.pruned import free_new_weights
+from dynopt_ray.structure.plans.refits import Refits
 from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.plans.stages import Masking, PlanStage, check_plan
 from dynopt_ray.structure.preserve import (
@@ -60,6 +61,9 @@ class Receipt:
         before: the network's cost before the plan.
         after: the network's cost after the plan.
         refitted: names of the weights that compensation refitted, in forward order.
+        not_refitted: names of the parameters that read removed units but that compensation cannot
+            refit: weights that are computed from others (weight norm, masks of torch's own), and
+            those of recurrent and bilinear layers.
     """
 
     plan: tuple[Edit, ...]
@@ -67,6 +71,7 @@ class Receipt:
     before: Cost
     after: Cost
     refitted: tuple[str, ...]
+    not_refitted: tuple[str, ...]
     _network: Network = field(repr=False)
     _history: History = field(repr=False)
     _transaction: Transaction = field(repr=False)
@@ -151,16 +156,20 @@ def apply_plan(
     transaction = Transaction(network.model, optimizers)
 
     def applied() -> Receipt:
-        refitted = _apply_stages(network, stages, rest, states, batches, seed, transaction)
+        refits = _apply_stages(network, stages, rest, states, batches, seed, transaction)
         widths = _changed(old_widths, network.widths)
         transaction.set_attribute(network, "shapes", network.shapes_now())
         history = extended(history_of(network.model), plan)
         network.check()
         before, after = read_costs(unread, network.unread_cost())
-        receipt = Receipt(plan, widths, before, after, refitted, network, history, transaction)
+        receipt = Receipt(
+            *(plan, widths, before, after, refits.done, refits.left),
+            *(network, history, transaction),
+        )
         transaction.set_item(HISTORIES, network.model, history)
         transaction.keep_values(_last_transaction(network))
         transaction.set_attribute(network, "receipts", [*network.receipts, receipt])
+        refits.warn()
         return receipt
 
     return within(transaction, applied)
@@ -185,13 +194,13 @@ def _apply_stages(
     batches: Sequence[Inputs] | None,
     seed: int | None,
     transaction: Transaction,
-) -> tuple[str, ...]:
-    """Apply the checked stages of a plan, then check and apply the rest of the plan.
+) -> Refits:
+    """Apply the checked stages of a plan, then check and apply the rest.
 
     Returns:
-        The names of the weights that were refitted.
+        The weights that were refitted, and those that could not be.
     """
-    refitted: dict[str, None] = {}
+    refits = Refits()
     done = 0
     while stages:
         for stage in stages:
@@ -200,16 +209,14 @@ def _apply_stages(
             elif isinstance(stage, Insert):
                 insert_block(network, stage, states, transaction)
             elif isinstance(stage, Masking):
-                names = _apply_masks(network, stage, states, batches, transaction)
-                refitted.update(dict.fromkeys(names))
+                _apply_masks(network, stage, states, batches, refits, transaction)
             else:
                 default = (torch.initial_seed(), network.num_edits)
                 draw = default if seed is None else (seed, done)
-                names = _apply_widths(network, stage, states, batches, draw, transaction)
-                refitted.update(dict.fromkeys(names))
+                _apply_widths(network, stage, states, batches, draw, refits, transaction)
             done += 1
         stages, rest = check_plan(network, rest)
-    return tuple(refitted)
+    return refits
 
 
 def _apply_widths(
@@ -218,13 +225,10 @@ def _apply_widths(
     states: Sequence[OptimizerState],
     batches: Sequence[Inputs] | None,
     draw: Draw,
+    refits: Refits,
     transaction: Transaction,
-) -> list[str]:
-    """Resize distinct groups; all new tensors are computed before the first one is assigned.
-
-    Returns:
-        The names of the weights that were refitted.
-    """
+) -> None:
+    """Resize distinct groups; all new tensors are computed before the first one is assigned."""
     drop_kept(network, transaction)
     changes = [_change(network, edit) for edit in edits]
     tensors = network.tensors()
@@ -233,7 +237,6 @@ def _apply_widths(
     by_tensor = axes_of_tensors(axes)
     weights = _resized_weights(network, tensors, changes, axes, draw)
     _check_growth(network, edits, changes, weights, draw)
-    refitted: dict[str, Tensor] = {}
     masks = {
         name: resized(keep, by_tensor.get(name, {}), True)
         for name, keep in masked_parameters(network.model).items()
@@ -243,7 +246,9 @@ def _apply_widths(
         cut = BeforeAndAfter(
             network.model, tensors, new, network.attributes, changes, by_tensor, masks
         )
-        refitted = compensated(cut, network.consumers, reading_removed(changes), batches)
+        lossy = reading_removed(changes)
+        refitted = compensated(cut, network.consumers, lossy, batches)
+        refits.note(lossy, refitted, network.consumers, tensors)
         weights.update(refitted)
     by_group = {change.group.name: change for change in changes}
     groups = [moved_group(g, by_group.get(g.name), axes) for g in network.groups]
@@ -272,7 +277,6 @@ def _apply_widths(
     transaction.set_item(RESIZED, network.model, before | resized_here)
     transaction.set_attribute(network, "groups", tuple(groups))
     transaction.set_attribute(network, "num_edits", network.num_edits + 1)
-    return [name for name in refitted if name in network.consumers]
 
 
 def _resized_weights(
@@ -341,18 +345,14 @@ def _apply_masks(
     masks: Sequence[Mask],
     states: Sequence[OptimizerState],
     batches: Sequence[Inputs] | None,
+    refits: Refits,
     transaction: Transaction,
-) -> list[str]:
-    """Hold weights of distinct parameters at zero.
-
-    Returns:
-        The names of the weights that were refitted.
-    """
+) -> None:
+    """Hold weights of distinct parameters at zero."""
     tensors = network.tensors()
     # Copy the masks: the caller may modify the originals.
     keeps = {m.parameter: m.keep.to(tensors[m.parameter].device, copy=True) for m in masks}
     weights = {name: tensors[name].detach().masked_fill(~keep, 0) for name, keep in keeps.items()}
-    refitted: dict[str, Tensor] = {}
     if batches is not None:
         held = masked_parameters(network.model)
         lossy = {n for n, keep in keeps.items() if n not in held or bool((held[n] & ~keep).any())}
@@ -360,6 +360,7 @@ def _apply_masks(
             network.model, tensors, {**tensors, **weights}, (), (), {}, {**held, **keeps}
         )
         refitted = compensated(cut, network.consumers, lossy, batches)
+        refits.note((), refitted, network.consumers, tensors)
         weights.update(refitted)
     for name, value in weights.items():
         parameter, grad = tensors[name], tensors[name].grad
@@ -372,7 +373,6 @@ def _apply_masks(
         if name in keeps:
             transaction.set_mask(parameter, None if bool(keep.all()) else keep)
         transaction.assign(parameter, value, grad)
-    return [name for name in refitted if name in network.consumers]
 
 
 def _change(network: Network, edit: Grow | Shrink) -> Change:

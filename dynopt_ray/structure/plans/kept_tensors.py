@@ -34,8 +34,8 @@ def drop_kept(network: Network, transaction: Transaction) -> None:
     # A state of another batch size stops the pass.
     if before is None or output_change(before, after, network.tensors()):
         warnings.warn(
-            f"the edit removes the state of earlier inputs that {_names(model, kept)} held, because "
-            "it may have an old width. The next pass starts from the initial state",
+            f"the edit removes the state of earlier inputs that {_names(model, kept)} held, "
+            "because it may have an old width. The next pass starts from the initial state",
             stacklevel=_TO_CALLER_OF_APPLY,
         )
 
