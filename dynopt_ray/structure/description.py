@@ -40,7 +40,11 @@ from dynopt_ray.structure.units import (
     outside_sizes,
     producer_name,
 )
-from dynopt_ray.structure.untraced import warn_of_other_ways, warn_of_unreached
+from dynopt_ray.structure.untraced import (
+    warn_of_other_ways,
+    warn_of_stated_sizes,
+    warn_of_unreached,
+)
 
 _BY_CALLER = "the caller fixed it"
 # Name of a wrapper class -> where its inner module is. Names are compared, because importing these
@@ -120,6 +124,7 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
         verifier = Verifier(model, inputs, tensors, passes, heads, outside)
         verdict = verifier.verdict()
         warn_of_unreached(model, passes, tensors, verdict.groups)
+        warn_of_stated_sizes(model, verdict.groups)
         return tensors, passes, verdict
 
     surroundings = Surroundings(model)

@@ -1,12 +1,18 @@
 """What a trace did not see: other ways through a forward pass, and what they may lead to."""
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from dynopt_ray.structure.tracing import Passes, unknown
-from dynopt_ray.structure.units import WidthGroup, may_use, producer_name
+from dynopt_ray.structure.units import (
+    WidthGroup,
+    may_use,
+    producer_name,
+    stated_sizes,
+)
 
 _MOST_NAMED = 3
 _TO_CALLER_OF_TRACE = 8
@@ -69,6 +75,25 @@ def warn_of_unreached(
                 "that reach it, or fix these widths (trace(…, fixed=…))",
                 stacklevel=_TO_CALLER_OF_TRACE,
             )
+
+
+def warn_of_stated_sizes(model: nn.Module, groups: Sequence[WidthGroup]) -> None:
+    """Warn of methods outside the pass that state a width in a way that no edit can change."""
+    by_width: dict[int, list[str]] = defaultdict(list)
+    for group in groups:
+        by_width[group.width].append(group.name)
+    stale = {
+        (size.method, size.code): size.value
+        for size in stated_sizes(model)
+        if size.value > 1 and size.value in by_width and not size.may_follow
+    }
+    for (method, code), value in stale.items():
+        warnings.warn(
+            f"{method} makes a tensor of size {code}, which is {value} like the width of "
+            f"{_some(map(repr, by_width[value]))} and would not follow it. Take the size from a "
+            "layer (self.layer.in_features) or from an attribute that holds a whole number",
+            stacklevel=_TO_CALLER_OF_TRACE,
+        )
 
 
 def _some(names: Iterable[str]) -> str:

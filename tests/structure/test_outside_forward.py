@@ -1,6 +1,8 @@
 """Sizes that modules keep for methods and training loops that the traced pass does not run."""
 
+import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -236,3 +238,76 @@ def test_only_an_attribute_that_stops_the_pass_does_not_follow() -> None:
     graph = trace(model := Loud(), ROWS)
     graph.apply(Shrink("first", remove=[0]))
     assert (model.hidden_parts, model.hidden_size) == (8, 7)
+
+
+class Sampling(nn.Module):
+    """Draws from a latent space whose size stands in one of several places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._latent, self.options = 4, {"latent": 4}
+        self.settings = SimpleNamespace(latent=4)
+        self.encode, self.decode = nn.Linear(8, 8), nn.Linear(4, 8)
+
+    @property
+    def latent(self) -> int:
+        return self._latent
+
+    @property
+    def read(self) -> int:
+        return self.decode.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.decode(self.encode(x).chunk(2, -1)[0])
+        return out
+
+    def drawn(self, noise: Tensor) -> Tensor:
+        out: Tensor = self.decode(noise)
+        return out
+
+
+class ByProperty(Sampling):
+    def sample(self, n: int) -> Tensor:
+        return self.drawn(torch.randn(n, self.latent))
+
+
+class ByDict(Sampling):
+    def sample(self, n: int) -> Tensor:
+        return self.drawn(torch.randn((n, self.options["latent"])))
+
+
+class BySettings(Sampling):
+    def sample(self, n: int) -> Tensor:
+        return self.drawn(torch.zeros(n, self.settings.latent))
+
+
+class ByNumber(Sampling):
+    def sample(self, n: int) -> Tensor:
+        return self.drawn(torch.randn(n, 4))
+
+
+class ByLayer(Sampling):
+    def sample(self, n: int) -> Tensor:
+        return self.drawn(torch.randn(n, self.decode.in_features) + torch.zeros(n, self.read))
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (ByProperty, "self.latent"),
+        (ByDict, "self.options['latent']"),
+        (BySettings, "self.settings.latent"),
+        (ByNumber, "4"),
+    ],
+)
+def test_a_warning_names_sizes_that_cannot_follow(kind: type[Sampling], code: str) -> None:
+    with pytest.warns(UserWarning, match=f"sample makes a tensor of size {re.escape(code)},") as w:
+        trace(kind(), torch.randn(3, 8))
+    assert len(w) == 1
+    assert w[0].filename == __file__
+
+
+def test_sizes_of_layers_follow_without_a_warning() -> None:
+    model = ByLayer()
+    trace(model, torch.randn(3, 8)).apply(Shrink("encode", remove=[0]))
+    assert model.sample(2).shape == (2, 8)

@@ -53,10 +53,10 @@ class Refits:
         """Warn of weights that were left."""
         if self.left:
             some = ", ".join(map(repr, self.left[:_MOST_NAMED]))
+            more = ", …" * (len(self.left) > _MOST_NAMED)
             warnings.warn(
-                f"compensate: {some}{', …' * (len(self.left) > _MOST_NAMED)} read removed units but "
-                "cannot be refitted: only weights of linear layers, convolutions and other "
-                "products can, unless they are computed from other parameters (weight norm). "
-                "Retrain the network",
+                f"compensate: {some}{more} read removed units but cannot be refitted: only weights "
+                "of linear layers, convolutions and other products can, unless weight norm or the "
+                "like makes them. Retrain the network",
                 stacklevel=_TO_CALLER_OF_APPLY,
             )

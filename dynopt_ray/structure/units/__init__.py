@@ -35,6 +35,7 @@ from dynopt_ray.structure.units.record import (
     WeightNorm,
     Work,
 )
+from dynopt_ray.structure.units.sizes_in_code import stated_sizes
 
 __all__ = [
     "ID",
@@ -75,5 +76,6 @@ __all__ = [
     "renumbered",
     "reshaped",
     "spread",
+    "stated_sizes",
     "without",
 ]

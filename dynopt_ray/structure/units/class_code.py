@@ -6,10 +6,12 @@ Classes are typed as `Any`: mypy takes the hash of a module for that of its clas
 import ast
 import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+_MAKES_TENSOR = re.compile(r"(new_)?(zeros|ones|empty|full|rand|randn|normal)|new$|\w*Tensor$")
 _NOT_READ = frozenset(("torch", "builtins", "typing"))
 
 
@@ -35,6 +37,17 @@ def methods_of(tree: ast.AST) -> Iterator[ast.FunctionDef]:
     for method in ast.walk(tree):
         if isinstance(method, ast.FunctionDef) and method.name != "__init__":
             yield method
+
+
+def called_name(call: ast.Call) -> str:
+    """Return the last part of the name of a called function."""
+    name: str = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    return name
+
+
+def makes_tensor(call: ast.Call) -> bool:
+    """Return whether a called function makes a tensor of given sizes, as far as its name tells."""
+    return bool(_MAKES_TENSOR.match(called_name(call)))
 
 
 @functools.cache

@@ -30,7 +30,12 @@ from dynopt_ray.structure.units.attributes import (
     candidate_attributes,
     linked_attributes,
 )
-from dynopt_ray.structure.units.class_code import class_code, methods_of
+from dynopt_ray.structure.units.class_code import (
+    called_name,
+    class_code,
+    makes_tensor,
+    methods_of,
+)
 from dynopt_ray.structure.units.grouping import Grouping, Key
 from dynopt_ray.structure.units.record import Place, Record
 
@@ -38,7 +43,6 @@ _NAME_OF_A_WIDTH = re.compile(
     r"(?!in(put)?_|out(put)?_).*(hidden|nhid|latent|embed|d_model|num_features|channels|planes|units).*"
 )
 _NAME_OF_A_COUNT = re.compile(r".*(layers|depth|directions|batch|steps|length|seq).*")
-_MAKES_TENSOR = re.compile(r"(new_)?(zeros|ones|empty|full|rand|randn|normal)|new$|\w*Tensor$")
 
 
 @dataclass(frozen=True)
@@ -134,13 +138,12 @@ def _reads_of(method: ast.FunctionDef) -> tuple[set[str], set[str]]:
     for call in ast.walk(method):
         if not isinstance(call, ast.Call):
             continue
-        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
         read = {attribute for node in arguments for attribute in _attributes_of(own, node)}
-        if _MAKES_TENSOR.match(name):
+        if makes_tensor(call):
             # The size may have a name of its own: `size = self.hidden_size`.
             tensors |= read if method.name == "forward" else set(_attributes_of(own, method))
-        elif name[:1].isupper():
+        elif called_name(call)[:1].isupper():
             layers |= read
     return tensors, layers
 
