@@ -72,6 +72,10 @@ def save(
     """
     _check_is_network("save", model)
     model = unwrapped(model)
+    if any(tensor.is_meta for tensor in tensors_by_name(model).values()):
+        raise CheckpointError(
+            "save(path, model): the network has no values (it is on the meta device)"
+        )
     state = {
         "class": type(model).__qualname__,
         "tensors": tensors_by_name(model),
@@ -132,7 +136,8 @@ def load(
 
     try:
         metadata = dict(state["metadata"])
-        within(transaction, loaded)
+        with torch.inference_mode(mode=False):
+            within(transaction, loaded)
     except DAMAGE_ERRORS as error:
         if isinstance(error, CheckpointError):
             raise

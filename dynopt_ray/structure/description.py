@@ -113,7 +113,7 @@ def describe(model: nn.Module, arguments: TraceArguments) -> Description:
     def proven() -> tuple[Mapping[str, Tensor], Passes, Verified]:
         empty_caches(model, inputs)
         tensors = named_tensors(model)  # without the buffers that are caches
-        held = pinned | _in_shared_memory(tensors)
+        held = pinned | _in_shared_memory(tensors) | _orthogonal(model, tensors)
         passes = trace_at_own_sizes(model, inputs, tensors, heads, held)
         outside = outside_sizes(model, passes.record, passes.grouping)
         if outside.tie:
@@ -160,12 +160,32 @@ def _in_shared_memory(tensors: Mapping[str, Tensor]) -> dict[tuple[str, int], st
     }
 
 
+def _orthogonal(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[tuple[str, int], str]:
+    """Return the dimensions of weights that torch keeps orthogonal, with the reason."""
+    inside = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if any(type(child).__name__ == "_Orthogonal" for child in module.children())
+    )
+    return {
+        (name, dim): "its weight is kept orthogonal, which no edit of its size preserves"
+        for name, tensor in tensors.items()
+        if inside and name.startswith(inside)
+        for dim in range(tensor.ndim)
+    }
+
+
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TraceError(f"{model!r} is not a torch module")
     for name, module in model.named_modules():
         what = f"its module {name!r}" if name else "the network"
-        if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{what} is TorchScript, which is compiled for its current sizes. Trace and edit "
+                "the Python module that it was made from, and script it again after each edit."
+            )
+        if hasattr(module, "_orig_mod"):
             raise TraceError(
                 f"{what} is compiled for its current sizes. Trace and edit the original module "
                 "instead (._orig_mod of torch.compile); the module that torch.compile returned "
@@ -194,4 +214,9 @@ def _produced_by(tensors: Mapping[str, Tensor], name: str) -> str:
     for parameter in tensors:
         if producer_name(parameter) == name:
             return parameter
+    inside = dict.fromkeys(producer_name(p) for p in tensors if p.startswith(f"{name}."))
+    if inside:
+        raise TraceError(
+            f"fixed: {name!r} is a container; name what is inside: {', '.join(map(repr, inside))}"
+        )
     raise UnknownNameError("module or parameter with a width", name, tensors)

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from dynopt_ray.errors import TraceError
 from dynopt_ray.structure.description import TraceArguments, describe
 from dynopt_ray.structure.network import Network
 from dynopt_ray.structure.plans import Edit, Optimizers, Receipt, apply_plan
@@ -41,7 +43,9 @@ class Graph(Network):
         seed: int | None = None,
     ) -> Receipt:
         """Apply a plan to the network; see `dynopt_ray.structure.plans.application.apply_plan`."""
-        return apply_plan(self, plan, optimizer=optimizer, compensate=compensate, seed=seed)
+        # Inference mode would make weights that cannot be trained.
+        with torch.inference_mode(mode=False):
+            return apply_plan(self, plan, optimizer=optimizer, compensate=compensate, seed=seed)
 
     def commit(self) -> None:
         """Make all plans applied so far final, and free the memory that `undo` would need.
@@ -83,6 +87,16 @@ def trace(
             wrapped for distribution.
         UnknownNameError: `fixed` names nothing in the network, or `heads` is unknown.
     """
-    names = (fixed,) if isinstance(fixed, str) else tuple(fixed)
+    names = (fixed,) if isinstance(fixed, str) else _names(fixed)
     arguments = TraceArguments(example_inputs, names, heads)
     return Graph(model, arguments, describe(model, arguments))
+
+
+def _names(fixed: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(fixed) if isinstance(fixed, Iterable) else (fixed,)
+    for name in names:
+        if not isinstance(name, str):
+            raise TraceError(
+                f"fixed holds {name!r}; give the names of modules or parameters, such as 'layer1'"
+            )
+    return names

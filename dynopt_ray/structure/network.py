@@ -76,6 +76,9 @@ class Network:
             EditError: its width cannot be resized; the message says why.
             UnknownNameError: nothing in the network with this name has a width.
         """
+        if not isinstance(name, str):
+            some = self.groups[0].name if self.groups else "layer1"
+            raise EditError(f"a group is named by a string such as {some!r}, not by {name!r}")
         if name in self.index:
             return self.groups[self.index[name]]
         if name in self.fixed:
@@ -169,6 +172,8 @@ class Network:
         return self.cost_model.traffic(self._widths_with(widths))
 
     def _widths_with(self, widths: Mapping[str, int]) -> list[int]:
+        if not isinstance(widths, Mapping):
+            raise EditError(f"cost: widths is {widths!r}; give a dict of names and widths")
         wanted = {self[name].name: width for name, width in widths.items()}
         for name, width in wanted.items():
             if isinstance(width, bool) or not isinstance(width, Integral) or width < 0:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, SupportsFloat, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +104,7 @@ def measured(metric: MetricFunction, output: Tensor, targets: Tensor) -> float |
     """Return a metric; those of this file as a tensor on the output's device, not read yet."""
     if metric is accuracy:
         return _accuracy(output, targets)
-    return _r2(output, targets) if metric is r2 else float(metric(output, targets))
+    return _r2(output, targets) if metric is r2 else check_number(metric(output, targets))
 
 
 def confidence(output: Tensor, targets: Tensor) -> Tensor | None:
@@ -216,6 +216,19 @@ def check_scalar(loss: Tensor) -> Tensor:
     return loss
 
 
+def check_number(metric: object) -> float:
+    """Return what a metric gave as a number.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(metric, torch.Tensor) and metric.numel() == 1:
+        return float(metric)
+    if isinstance(metric, SupportsFloat) and not isinstance(metric, torch.Tensor):
+        return float(metric)
+    raise TypeError(f"the metric function returns {metric!r}; it must return one number")
+
+
 def _resolve(
     kind: str, value: str | _Function, known: Mapping[str, Objective[_Function]]
 ) -> Objective[_Function]:
@@ -223,6 +236,8 @@ def _resolve(
         if value not in known:
             raise UnknownNameError(kind, value, known)
         return known[value]
+    if isinstance(value, type):
+        raise TypeError(f"{kind} is the class {value.__name__}; pass {value.__name__}()")
     if not callable(value):
         raise TypeError(
             f"{kind} must be a name ({', '.join(known)}) or a function of (output, targets), "

@@ -27,7 +27,7 @@ class CostModel:
             [(2 * work.coefficient, list(work.factors)) for work in record.work]
         )
         self._params = self._products(
-            [(1, self._dims(record, name, tensors[name])) for name in parameters]
+            [_entries(tensors[n], self._dims(record, n, tensors[n])) for n in parameters]
         )
         self._bytes = self._products(
             [_bytes(t, self._dims(record, n, t)) for n, t in tensors.items()]
@@ -82,9 +82,15 @@ class CostModel:
         return known
 
 
+def _entries(tensor: Tensor, dims: list[IdArray]) -> tuple[int, list[IdArray]]:
+    """Return a tensor's entries as a product, which is constant if no units lie along it."""
+    return 1 if dims else tensor.numel(), dims
+
+
 def _bytes(tensor: Tensor, dims: list[IdArray]) -> tuple[int, list[IdArray]]:
-    """Return a tensor's bytes as a product, which is constant if no units lie along the tensor."""
-    return tensor.element_size() * (1 if dims else tensor.numel()), dims
+    """Return a tensor's bytes as such a product."""
+    number, dims = _entries(tensor, dims)
+    return tensor.element_size() * number, dims
 
 
 @dataclass(frozen=True)

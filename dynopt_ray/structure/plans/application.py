@@ -38,7 +38,13 @@ from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerStat
 from dynopt_ray.structure.plans.pruned import free_new_weights
 from dynopt_ray.structure.plans.refits import Refits
 from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
-from dynopt_ray.structure.plans.stages import Masking, PlanStage, check_plan
+from dynopt_ray.structure.plans.stages import (
+    Masking,
+    PlanStage,
+    as_edits,
+    check_arguments,
+    check_plan,
+)
 from dynopt_ray.structure.preserve import (
     Transaction,
     masked_parameters,
@@ -102,9 +108,11 @@ class Receipt:
             )
         number = self._network.num_edits
         try:
-            self._transaction.roll_back()
+            with torch.inference_mode(mode=False):
+                self._transaction.roll_back()
         finally:
-            self._transaction.roll_back()  # finishes what Ctrl-C interrupted
+            with torch.inference_mode(mode=False):
+                self._transaction.roll_back()  # finishes what Ctrl-C interrupted
             # An edit after an undo must not draw the same new weights.
             self._network.num_edits = number
 
@@ -143,12 +151,13 @@ def apply_plan(
             and the graph are unchanged.
         UnknownNameError: an edit names nothing in the network.
     """
-    plan = (plan,) if isinstance(plan, Edit) else tuple(plan)
+    plan = as_edits(plan)
     if not plan:
         raise EditError("the plan is empty: it would change nothing")
     network.check()
     check_not_captured(network.model)
     stages, rest = check_plan(network, plan)
+    check_arguments(optimizer, seed)
     optimizers = each_optimizer(optimizer)
     states = [OptimizerState(one, network.model) for one in optimizers]
     batches = _batches(compensate)

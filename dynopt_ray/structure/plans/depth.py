@@ -112,8 +112,18 @@ def _describe_again(network: Network, log: Transaction) -> None:
     try:
         new = describe(model, left)
     except TraceError as error:
-        raise EditError(f"with this change of blocks the network does not run: {error}") from error
-    if new.output_sizes != network.output_sizes:
+        cause = error if error.__cause__ is None else error.__cause__
+        raise EditError(
+            f"with this change of blocks the network does not run: {type(cause).__name__}: {cause}"
+        ) from error
+    unchanged = network.output_sizes
+    if new.output_sizes[: len(unchanged)] == unchanged and new.output_sizes != unchanged:
+        # Parameters that a pass does not reach lead to a second pass, in training mode.
+        raise EditError(
+            "with this change of blocks the forward pass would not run all blocks: it goes through "
+            "them together with other things (zip) or counts them"
+        )
+    if new.output_sizes != unchanged:
         raise EditError(
             "with this change of blocks the network returns outputs of shapes "
             f"{list(map(tuple, new.output_sizes))}, not {list(map(tuple, network.output_sizes))}"

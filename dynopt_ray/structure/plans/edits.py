@@ -43,6 +43,7 @@ class Grow:
                 f"Grow({self.group!r}, units={self.units!r}) adds nothing: units must be an "
                 "integer of at least 1"
             )
+        _check_exact(self, self.exact)
         if self.init not in _INITS:
             raise UnknownNameError("way to initialise new units", self.init, _INITS)
 
@@ -122,6 +123,9 @@ class Remove:
     block: str
     exact: bool = True
 
+    def __post_init__(self) -> None:
+        _check_exact(self, self.exact)
+
 
 @dataclass(frozen=True)
 class Insert:
@@ -144,6 +148,11 @@ class Insert:
     def __post_init__(self) -> None:
         like = (self.like,) if isinstance(self.like, str) else tuple(self.like)
         object.__setattr__(self, "like", like or (self.after,))
+
+
+def _check_exact(edit: Any, exact: object) -> None:
+    if not isinstance(exact, bool):
+        raise EditError(f"{edit!r}: exact is {exact!r}; give True or False")
 
 
 Edit = Grow | Shrink | Mask | Insert | Remove

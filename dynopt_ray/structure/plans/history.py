@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dynopt_ray.errors import EditError
 from dynopt_ray.structure.plans.edits import (
     Edit,
     Insert,
@@ -41,6 +42,8 @@ def history_of(model: nn.Module) -> History:
     Returns:
         The plans; `plan_to_json` writes one as text.
     """
+    if not isinstance(model, nn.Module):
+        raise EditError(f"history_of(model): {model!r} is not a network (an nn.Module)")
     return HISTORIES.get(model, ())
 
 

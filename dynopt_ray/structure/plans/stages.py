@@ -1,6 +1,8 @@
 """Checking a plan and dividing it into stages, before anything is touched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +22,31 @@ class Resizing(list[Grow | Shrink]):
 
 
 PlanStage = Masking | Resizing | Insert | Remove
+
+
+def as_edits(plan: Any) -> tuple[Any, ...]:
+    """Return the edits of a plan, which may be a single edit.
+
+    Raises:
+        EditError: it is neither an edit nor a list of anything.
+    """
+    if isinstance(plan, Edit):
+        return (plan,)
+    if isinstance(plan, type) or not isinstance(plan, Iterable):
+        raise EditError(f"{plan!r} is not a plan; give an edit such as Grow('0', 1), or a list")
+    return tuple(plan)
+
+
+def check_arguments(optimizer: Any, seed: Any) -> None:
+    """Refuse arguments of `apply` that would be ignored.
+
+    Raises:
+        EditError: the seed is no whole number, or the list of optimizers is empty.
+    """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
+        raise EditError(f"seed is {seed!r}; give a whole number, or None")
+    if isinstance(optimizer, list | tuple) and not optimizer:
+        raise EditError("optimizer is an empty list; pass the network's optimizer, or None")
 
 
 def check_plan(network: Network, plan: Sequence[Edit]) -> tuple[list[PlanStage], Sequence[Edit]]:
@@ -70,7 +97,7 @@ def _check_block(network: Network, edit: Insert | Remove) -> None:
     modules = dict(network.model.named_modules())
     for name in names:
         if not name or name not in modules:
-            raise UnknownNameError("module", name, filter(None, modules))
+            raise _no_module(network.model, name, modules)
     if isinstance(edit, Insert):
         parent = modules[edit.after.rpartition(".")[0]]
         if not isinstance(parent, nn.Sequential | nn.ModuleList):
@@ -78,11 +105,25 @@ def _check_block(network: Network, edit: Insert | Remove) -> None:
                 f"Insert(after={edit.after!r}): its parent is a {type(parent).__name__}, whose "
                 "forward pass would not call a new block; only nn.Sequential and nn.ModuleList do"
             )
+    if isinstance(edit, Remove) and not any(True for _ in modules[edit.block].parameters()):
+        raise EditError(
+            f"Remove({edit.block!r}): it has no parameters, so it is not a block; removing it "
+            "would change nothing but the function of the network"
+        )
     if isinstance(edit, Remove) and edit.block not in network.blocks:
         raise EditError(
             f"Remove({edit.block!r}): it is not a block. A block takes a tensor and returns one of "
             f"the same shape, once per forward pass. Blocks: {', '.join(network.blocks) or 'none'}"
         )
+
+
+def _no_module(model: nn.Module, name: str, modules: Mapping[str, nn.Module]) -> EditError:
+    """Return the error for a name that is no module, or that of a module with another name."""
+    found = dict(model.named_modules(remove_duplicate=False)).get(name) if name else None
+    if found is None:
+        return UnknownNameError("module", name, filter(None, modules))
+    first = next(other for other, module in modules.items() if module is found)
+    return EditError(f"{name!r} is the same module as {first!r}, so neither can be edited alone")
 
 
 def _check_grow(network: Network, edit: Grow) -> None:

@@ -91,7 +91,15 @@ def compensated(
         turns = Turns(cut.model, batches)
         network = CutNetwork(cut, consumers, names, turns)
         original = OriginalNetwork(cut.old, network.uses, turns, _MOST_BYTES)
-        return within(turns, partial(_refitted, network, original, turns))
+        try:
+            return within(turns, partial(_refitted, network, original, turns))
+        except RuntimeError as error:
+            if isinstance(error, EditError) or "functorch" not in str(error):
+                raise
+            raise EditError(
+                "compensate: the forward pass uses transforms of torch.func (vmap, grad), in which "
+                "it cannot be paused; use compensate=None"
+            ) from error
 
 
 def _refitted(network: CutNetwork, original: OriginalNetwork, turns: Turns) -> dict[str, Tensor]:

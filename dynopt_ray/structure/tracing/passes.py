@@ -249,6 +249,11 @@ def _untraceable(model: nn.Module, inputs: Inputs, error: Exception) -> TraceErr
             f" They hold {', '.join(sorted(whole))}; layers other than embeddings need floats: "
             "x.float(), or x.float() / 255 for images of bytes."
         )
+    if isinstance(error, RecursionError):
+        return TraceError(
+            f"{type(model).__name__} is nested too deeply to be traced: a trace needs a few more "
+            "calls on Python's stack than a pass. Raise the limit with sys.setrecursionlimit"
+        )
     place = place_of_error(error)
     return TraceError(
         f"{type(model).__name__} cannot run on these example inputs: "

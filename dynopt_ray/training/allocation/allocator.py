@@ -96,7 +96,8 @@ def allocate(
     limits = budget.limits(start)
     if all(getattr(start, kind) <= limit for kind, limit in limits.items()):
         raise EditError(
-            f"allocate: the network of {start} is within {budget!r} already. Lower the budget"
+            f"allocate: the network is within {budget!r} already, with "
+            f"{', '.join(f'{kind}={getattr(start, kind)}' for kind in limits)}. Lower the budget"
             + fractions_hint(budget)
         )
     costs_at = partial(_costs_at, costs, budget)

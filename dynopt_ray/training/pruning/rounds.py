@@ -291,7 +291,7 @@ def checked_pool(pruning: Pruning, *, num_rounds: int) -> Pool:
     if isinstance(target, Pattern):
         raise EditError(f"granularity {str(target)!r}: the network's weights follow it already")
     raise EditError(
-        f"{target!r} removes nothing: the network of {pruning.start.cost} is within it already. "
+        f"{target!r} removes nothing: the network is within it already. "
         f"Lower the target{fractions_hint(target)}"
     )
 
