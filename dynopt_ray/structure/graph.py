@@ -19,10 +19,10 @@ class Graph(Network):
         model: the network itself; edits change it in place.
         groups: the width groups that can be resized, in forward order.
         fixed: the modules, parameters and dimensions of parameters that cannot be resized:
-            name -> reason.
+            name -> reason. A name that is also that of a group means another dimension.
         blocks: the modules that `Remove` can take out: name -> number of outputs after the first,
-            or None if the module returns a single tensor. Such a module takes a tensor as its
-            first argument and returns one of the same shape, once per forward pass.
+            or None if the module returns a single tensor. Such a module has parameters, takes a
+            tensor as its first argument and returns one of the same shape, once per forward pass.
         arguments: the arguments of `trace`.
         receipts: receipts of the plans applied so far that were neither undone nor committed,
             oldest first.
@@ -50,7 +50,7 @@ class Graph(Network):
     def commit(self) -> None:
         """Make all plans applied so far final, and free the memory that `undo` would need.
 
-        Receipts hold the tensors that their plans replaced. If plans are applied again and again
+        Receipts hold copies of the network of before their plans. If plans are applied again and again
         (by a learner on a stream or an environment), that memory would grow without bound.
         """
         for receipt in self.receipts:
@@ -73,14 +73,17 @@ def trace(
         model: any network.
         example_inputs: the inputs of one forward pass: a tensor, a tuple of arguments or a dict
             of keyword arguments. A batch of one is enough, unless modules that run only in
-            training mode need more samples (BatchNorm in an auxiliary classifier).
+            training mode need more samples (BatchNorm in an auxiliary classifier). They should
+            use every branch that arguments choose: what they do not reach is not traced.
         fixed: names of modules or parameters whose outputs must keep their width; a single name
             may be passed as a string.
         heads: what a unit of attention is: a whole head ("heads") or one coordinate of all heads
-            ("dims").
+            ("dims"). If there is a single head when the network is traced, its coordinates are the
+            units either way.
 
     Warns:
-        UserWarning: the forward pass branches on values and did not reach some parameters.
+        UserWarning: the forward pass branches on values, the code of the network uses modules
+            that the pass did not reach, or it states a width that cannot follow an edit.
 
     Raises:
         TraceError: the network does not run on these inputs, has no parameters, or is compiled or
