@@ -50,8 +50,8 @@ class Graph(Network):
     def commit(self) -> None:
         """Make all plans applied so far final, and free the memory that `undo` would need.
 
-        Receipts hold copies of the network of before their plans. If plans are applied again and again
-        (by a learner on a stream or an environment), that memory would grow without bound.
+        Receipts hold copies of the network of before their plans. If plans are applied again and
+        again (by a learner on a stream or an environment), that memory would grow without bound.
         """
         for receipt in self.receipts:
             receipt.forget()

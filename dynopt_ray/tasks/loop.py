@@ -134,6 +134,11 @@ class UnreadMetrics:
         )
         for name, figure in (("loss", metrics.loss), ("metric", metrics.metric)):
             if not math.isfinite(figure):
+                if name == "metric" and not isinstance(self.metric, Tensor):
+                    raise DivergedError(
+                        f"the metric over {num_samples} rows is {figure}, although the loss is "
+                        f"{metrics.loss:.3g}: the metric function itself cannot judge the model"
+                    )
                 raise DivergedError(
                     f"the {name} over {num_samples} rows is {figure}: the model's outputs are not "
                     f"finite or too large, so the model cannot be judged"

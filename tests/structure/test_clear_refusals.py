@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from dynopt_ray.errors import CheckpointError, DynoptError, EditError, TraceError
 from dynopt_ray.structure import (
-    Graph,
     Grow,
     Insert,
     Remove,
@@ -28,26 +27,32 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-MISUSES: dict[str, tuple[Callable[[Graph, Any], object], str]] = {
-    "group by number": (lambda g, _: g.apply(Grow(0, units=1)), "a string such as '0'"),
+GROW: Any = Grow
+REMOVE: Any = Remove
+TRACE: Any = trace
+HISTORY_OF: Any = history_of
+"""Without types, because they would not allow what is tried here."""
+
+MISUSES: dict[str, tuple[Callable[[Any, Any], object], str]] = {
+    "group by number": (lambda g, _: g.apply(GROW(0, units=1)), "a string such as '0'"),
     "index": (lambda g, _: g[0], "a string such as '0'"),
     "no plan": (lambda g, _: g.apply(None), "None is not a plan"),
     "class": (lambda g, _: g.apply(Grow), "is not a plan"),
     "list of widths": (lambda g, _: g.cost([3]), "give a dict"),
-    "seed": (lambda g, _: g.apply(Grow("0", 1), seed="a"), "seed is 'a'"),
-    "half a seed": (lambda g, _: g.apply(Grow("0", 1), seed=1.5), "seed is 1.5"),
-    "no optimizers": (lambda g, _: g.apply(Grow("0", 1), optimizer=[]), "an empty list"),
-    "exact": (lambda g, _: g.apply(Grow("0", 1, exact="no")), "exact is 'no'"),
-    "exact removal": (lambda g, _: g.apply(Remove("0", exact=1)), "exact is 1"),
-    "fixed module": (lambda _, m: trace(m, X, fixed=[m[0]]), "give the names"),
-    "fixed none": (lambda _, m: trace(m, X, fixed=None), "give the names"),
-    "history": (lambda *_: history_of("x"), "not a network"),
-    "activation": (lambda g, _: g.apply(Remove("1")), "has no parameters"),
+    "seed": (lambda g, _: g.apply(GROW("0", 1), seed="a"), "seed is 'a'"),
+    "half a seed": (lambda g, _: g.apply(GROW("0", 1), seed=1.5), "seed is 1.5"),
+    "no optimizers": (lambda g, _: g.apply(GROW("0", 1), optimizer=[]), "an empty list"),
+    "exact": (lambda g, _: g.apply(GROW("0", 1, exact="no")), "exact is 'no'"),
+    "exact removal": (lambda g, _: g.apply(REMOVE("0", exact=1)), "exact is 1"),
+    "fixed module": (lambda _, m: TRACE(m, X, fixed=[m[0]]), "give the names"),
+    "fixed none": (lambda _, m: TRACE(m, X, fixed=None), "give the names"),
+    "history": (lambda *_: HISTORY_OF("x"), "not a network"),
+    "activation": (lambda g, _: g.apply(REMOVE("1")), "has no parameters"),
     "container": (
-        lambda _, m: trace(nn.Sequential(m), X, fixed="0"),
+        lambda _, m: TRACE(nn.Sequential(m), X, fixed="0"),
         "'0' is a container; name what is inside: '0.0', '0.2'",
     ),
-    "script": (lambda _, m: trace(torch.jit.script(m), X), "TorchScript"),
+    "script": (lambda _, m: TRACE(torch.jit.script(m), X), "TorchScript"),
 }
 
 

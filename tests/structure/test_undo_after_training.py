@@ -91,7 +91,11 @@ def test_receipts_share_copies_of_what_has_not_changed() -> None:
     graph = trace(model, inputs)
     receipts = [graph.apply(Grow("0", units=1)) for _ in range(3)]
     last = [*dict(model.named_parameters())][-1]
-    kept = [r._transaction.values._by_tensor[id(model.get_parameter(last))][1] for r in receipts]
+    kept = []
+    for receipt in receipts:
+        values = receipt._transaction.values
+        assert values is not None
+        kept.append(values._by_tensor[id(model.get_parameter(last))][1])
     assert kept[0] is kept[1] is kept[2]
     graph.commit()
     assert all(r._transaction.values is None for r in receipts)

@@ -50,7 +50,9 @@ class Forces(nn.Module):
 
 
 def _loss(output: Any, targets: Tensor) -> Tensor:
-    return (output[0] - targets).square().mean() + output[1].square().mean()
+    first, second = output
+    loss: Tensor = (first - targets).square().mean() + second.square().mean()
+    return loss
 
 
 BATCH = (X, torch.zeros(6, 6))

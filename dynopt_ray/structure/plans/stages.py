@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynopt_ray.errors import EditError, UnknownNameError
+from dynopt_ray.errors import DynoptError, EditError, UnknownNameError
 from dynopt_ray.structure.network import Network
 from dynopt_ray.structure.plans.edits import Edit, Grow, Insert, Mask, Remove, Shrink
 from dynopt_ray.structure.preserve import mask_of
@@ -117,7 +117,7 @@ def _check_block(network: Network, edit: Insert | Remove) -> None:
         )
 
 
-def _no_module(model: nn.Module, name: str, modules: Mapping[str, nn.Module]) -> EditError:
+def _no_module(model: nn.Module, name: str, modules: Mapping[str, nn.Module]) -> DynoptError:
     """Return the error for a name that is no module, or that of a module with another name."""
     found = dict(model.named_modules(remove_duplicate=False)).get(name) if name else None
     if found is None:

@@ -34,9 +34,9 @@ class Values:
         replaced: Collection[tuple[int, int]] = (),
         earlier: "Values | None" = None,
     ) -> None:
-        known = {} if earlier is None else earlier._by_tensor
+        known: Mapping[int, tuple[Tensor, Tensor]] = {} if earlier is None else earlier._by_tensor
         states: Mapping[State, Any] = {} if earlier is None else earlier._states
-        self._by_tensor = {
+        self._by_tensor: dict[int, tuple[Tensor, Tensor]] = {
             id(t): (t, _copied(t, known.get(id(t), (None, None))[1]))
             for t in tensors
             if not t.is_meta

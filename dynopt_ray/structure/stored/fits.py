@@ -134,8 +134,8 @@ def _differing(
     names = {id(tensor): name for name, tensor in tensors.items()}
     for owner, module in modules_by_name(model).items():
         # Weights of two modules (tied embeddings) make units in one and read units in the other.
-        made = module._buffers.items()
-        lasting = [t for key, t in made if key not in module._non_persistent_buffers_set]
+        passing = module._non_persistent_buffers_set
+        lasting = [t for key, t in module._buffers.items() if key not in passing]
         for tensor in (*module._parameters.values(), *lasting):
             name = names.get(id(tensor))
             if tensor is None or name is None:

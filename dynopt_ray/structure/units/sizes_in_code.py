@@ -15,7 +15,9 @@ from typing import Any
 from torch import nn
 
 from dynopt_ray.structure.units.class_code import class_code, makes_tensor, methods_of
-from dynopt_ray.structure.units.record import Place
+
+_Attribute = tuple[str, str]
+"""The name of a module, and that of an attribute."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _flat(arguments: Sequence[ast.expr]) -> Iterator[ast.expr]:
 
 def _evaluated(
     module: nn.Module, expression: ast.expr, names: dict[nn.Module, str]
-) -> tuple[Any, Place | None]:
+) -> tuple[Any, _Attribute | None]:
     """Return the value of a chain of attributes and entries, and the attribute that it ends in."""
     if isinstance(expression, ast.Constant):
         return expression.value, None
@@ -107,7 +109,7 @@ def _evaluated(
 
 def _of_property(
     owner: Any, computed: property, names: dict[nn.Module, str]
-) -> tuple[Any, Place | None]:
+) -> tuple[Any, _Attribute | None]:
     """Return what a property returns, and the attribute that it reads if it does only that."""
     if not isinstance(owner, nn.Module) or computed.fget is None:
         return None, None
