@@ -111,16 +111,17 @@ def test_numpy_cannot_read_a_gpu(gpus: StandIn, read: Callable[[Tensor], Any]) -
 
 @pytest.mark.usefixtures("gpus")
 def test_a_network_moves_in_place_and_is_copied_where_it_is() -> None:
-    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    weight = network[0].weight
+    first = nn.Linear(3, 4)
+    network, weight = nn.Sequential(first, nn.BatchNorm1d(4)), first.weight
     network.to("cuda:1")
-    assert network[0].weight is weight
+    assert first.weight is weight
     twin = copy.deepcopy(network)
     assert {str(t.device) for t in [*network.state_dict().values()]} == {"cuda:1"}
     assert {str(t.device) for t in [*twin.state_dict().values()]} == {"cuda:1"}
-    both = copy.deepcopy([network[0].weight.detach(), torch.ones(2)])
+    both = copy.deepcopy([weight.detach(), torch.ones(2)])
     assert [tensor.device.type for tensor in both] == ["cuda", "cpu"]
-    assert network.cpu()[0].weight.device.type == "cpu"
+    network.cpu()
+    assert first.weight.device.type == "cpu"
 
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
