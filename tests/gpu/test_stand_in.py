@@ -111,7 +111,7 @@ def test_numpy_cannot_read_a_gpu(gpus: StandIn, read: Callable[[Tensor], Any]) -
 
 @pytest.mark.usefixtures("gpus")
 def test_a_network_moves_in_place_and_is_copied_where_it_is() -> None:
-    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    network: Any = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     weight = network[0].weight
     network.to("cuda:1")
     assert network[0].weight is weight
