@@ -79,10 +79,8 @@ def search(
             searchers need a number. No built-in searcher tries a configuration twice, so a search
             ends early, and `SearchResult.note` says so, once all of a finite space were tried.
         cost_weight: λ of utility = accuracy − λ · cost, >= 0.
-        searcher: the algorithm that draws configurations: its name, a mapping with its name and
-            arguments, or a searcher of Ray Tune.
-        scheduler: the algorithm that stops, pauses or changes trials, given in the same way. None
-            lets every trial finish.
+        searcher: draws configurations: a name, a mapping with name and arguments, or Ray Tune's.
+        scheduler: stops, pauses or changes trials; given in the same way. None lets all finish.
         num_reports: number of measurements of a complete trial; the scheduler needs it.
         first: points to try before the searcher draws. Each maps names of dimensions to a number
             from a range or to the index of an option, from 0. The names of nested dimensions are
@@ -106,8 +104,7 @@ def search(
         order: "arrival" decides about measurements as they arrive. "drawn" decides in the order in
             which trials were drawn: all running trials make a measurement before any goes on. A
             search with several trials at once then repeats, if `max_concurrent` is given.
-        deterministic: whether the same trial gives the same bits on the same GPU; see
-            `devices.Determinism`. Slower.
+        deterministic: whether a GPU repeats trials bit for bit; see `devices.Determinism`. Slower.
         choice: which finished trial wins: "best" is the one with the highest utility.
             "one_standard_error" is the cheapest one that cannot be told from it on the validation
             rows, if trials give `row_scores`; the best of many trials is partly luck.
