@@ -127,6 +127,7 @@ def devices_of(model: nn.Module, optimizer: Optimizer | None = None) -> set[str]
     return {t.device.type for t in tensors}
 
 
+@pytest.mark.filterwarnings("ignore:compensate. .* cannot be refitted")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_edits_equal_those_on_the_cpu(gpu: torch.device, name: str) -> None:
     results = []

@@ -15,12 +15,14 @@ FEW = (0, 4, 5, 12, 24, 33, 38, 39, 51, 54, 77, 91)
 """Small networks in which nearly every kind of step occurs."""
 
 
+@pytest.mark.filterwarnings("ignore:these inputs did not reach")
 @pytest.mark.parametrize("number", FEW)
 def test_a_few_random_networks(number: int) -> None:
     check(number)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:these inputs did not reach")
 @pytest.mark.parametrize("first", range(0, NUM_NETWORKS, PER_TEST))
 def test_many_random_networks(first: int) -> None:
     for number in range(first, first + PER_TEST):

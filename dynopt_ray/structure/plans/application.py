@@ -18,7 +18,6 @@ themselves return. Training in between cannot have modified them, because it wor
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +35,6 @@ from dynopt_ray.structure.plans.initialisation import Draw
 from dynopt_ray.structure.plans.kept_tensors import drop_kept
 from dynopt_ray.structure.plans.optimizer_state import Optimizers, OptimizerState, each_optimizer
 from dynopt_ray.structure.plans.pruned import free_new_weights
-from dynopt_ray.structure.plans.refits import Refits
 from dynopt_ray.structure.plans.resizing import axes_of_tensors, resized, resized_weights
 from dynopt_ray.structure.plans.stages import (
     Masking,
@@ -52,7 +50,13 @@ from dynopt_ray.structure.preserve import (
     update_switches,
     within,
 )
-from dynopt_ray.structure.refit import BeforeAndAfter, compensated, reading_removed
+from dynopt_ray.structure.refit import (
+    BeforeAndAfter,
+    Refits,
+    calibration_batches,
+    compensated,
+    reading_removed,
+)
 from dynopt_ray.structure.tracing import Inputs
 from dynopt_ray.structure.units import Axis, Change, Key, moved_group, new_axes
 
@@ -160,7 +164,7 @@ def apply_plan(
     check_arguments(optimizer, seed)
     optimizers = each_optimizer(optimizer)
     states = [OptimizerState(one, network.model) for one in optimizers]
-    batches = _batches(compensate)
+    batches = calibration_batches(compensate)
     unread, old_widths = network.unread_cost(), network.widths
     transaction = Transaction(network.model, optimizers)
 
@@ -323,30 +327,6 @@ def _check_growth(
         weights = _resized_weights(network, tensors, growing, axes, draw)
     inputs = network.arguments.example_inputs
     check_growth(network.model, inputs, tensors, weights, network.attributes, growing)
-
-
-def _batches(
-    compensate: Iterable[Inputs] | Tensor | dict[str, Any] | None,
-) -> list[Inputs] | None:
-    """Return the network's inputs batch by batch; None if nothing is refitted."""
-    if compensate is None:
-        return None
-    if not isinstance(compensate, Iterable):
-        raise EditError(
-            f"compensate is {compensate!r}; give batches of inputs, such as "
-            "[x for x, _ in loader], or None"
-        )
-    batches = [compensate] if isinstance(compensate, Tensor | dict) else list(compensate)
-    if not batches:
-        raise EditError("compensate: there are no batches; pass at least one, or None")
-    for number, batch in enumerate(batches):
-        if not isinstance(batch, Tensor | tuple | dict):
-            raise EditError(
-                f"compensate: batch {number} is a {type(batch).__name__}. A batch is the input of "
-                "one forward pass, without labels: a tensor, a tuple of arguments or a dict of "
-                "keyword arguments; e.g. compensate=[x for x, _ in loader]"
-            )
-    return batches
 
 
 def _apply_masks(

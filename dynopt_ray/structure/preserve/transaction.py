@@ -21,7 +21,7 @@ from dynopt_ray.structure.preserve.values import Values
 _Place = tuple[dict[str, Any], str]
 """The parameters or buffers of a module, and a name in them."""
 
-_EMPTY = torch.empty(0, device="cpu")
+_EMPTY = torch.Size((0,))
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -182,7 +182,7 @@ class Transaction:
 def _put_back(tensor: Tensor, old: Tensor, grad: Tensor | None, places: Iterable[_Place]) -> None:
     """Give a tensor its old value, and register it again where another one took its place."""
     now = _register(tensor, places)
-    if now.shape == _EMPTY.shape or old.dtype.is_floating_point != now.dtype.is_floating_point:
+    if now.shape == _EMPTY or old.dtype.is_floating_point != now.dtype.is_floating_point:
         now = old  # an interrupted `_assign` leaves an empty tensor of another dtype
     kind: Any = {"dtype": now.dtype, "device": now.device}  # model.double(), model.to(device)
     _assign(tensor, old.to(**kind), None if grad is None else grad.to(**kind))
@@ -212,7 +212,7 @@ def _assign(tensor: Tensor, value: Tensor, grad: Tensor | None) -> None:
         # accumulates this parameter's gradient, and the node keeps the old shape. Only a change of
         # dtype drops the node.
         other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
-        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+        tensor.data = torch.empty(_EMPTY, dtype=other, device=tensor.device)
     tensor.data = value
     tensor.grad = grad
     torch.clear_autocast_cache()  # it may hold a cast of the old value

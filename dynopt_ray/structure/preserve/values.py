@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
-State = tuple[Optimizer, Tensor]
+_Trained = tuple[Optimizer, Tensor]
 """An optimizer and one of its parameters."""
 
 
@@ -35,13 +35,13 @@ class Values:
         earlier: "Values | None" = None,
     ) -> None:
         known: Mapping[int, tuple[Tensor, Tensor]] = {} if earlier is None else earlier._by_tensor
-        states: Mapping[State, Any] = {} if earlier is None else earlier._states
+        states: Mapping[_Trained, Any] = {} if earlier is None else earlier._states
         self._by_tensor: dict[int, tuple[Tensor, Tensor]] = {
             id(t): (t, _copied(t, known.get(id(t), (None, None))[1]))
             for t in tensors
             if not t.is_meta
         }
-        self._states: dict[State, Any] = {
+        self._states: dict[_Trained, Any] = {
             (optimizer, p): _copied_state(optimizer.state.get(p), states.get((optimizer, p)))
             for optimizer in optimizers
             for group in optimizer.param_groups
@@ -67,9 +67,11 @@ def _copied(value: Tensor, earlier: Any) -> Tensor:
 
 
 def _is_same(one: Any, other: Any) -> bool:
+    """Return whether two tensors are equal; False on other devices, which nothing waits for."""
     both = isinstance(one, Tensor) and isinstance(other, Tensor)
     return (
         both
+        and one.device.type == "cpu"
         and (one.dtype, one.device, one.layout) == (other.dtype, other.device, other.layout)
         and one.layout == torch.strided
         and not one.is_quantized
