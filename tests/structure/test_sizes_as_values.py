@@ -58,6 +58,7 @@ SCALES: dict[str, Callable[[Attention, Tensor], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:these inputs did not reach")
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", SCALES)
 def test_another_head_does_not_change_a_scale(name: str, split: Split) -> None:

@@ -200,6 +200,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:compensate. .* cannot be refitted")
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", CASES)
