@@ -126,7 +126,7 @@ EDGES: list[Callable[[], object]] = [
 ]
 
 # Sums that grow, and a receipt, which can be undone.
-CHANGEABLE = {"Moments", "Receipt"}
+CHANGEABLE = {"Moments", "PaddedMember", "Receipt"}
 PACKAGES = ["structure", "criteria", "schedules", "tasks", "training", "population", "online"]
 
 

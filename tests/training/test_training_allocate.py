@@ -273,7 +273,11 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"task": None}, TypeError, "allocate: task is None; pass a Task"),
     ({"budget": 0.5}, TypeError, r"budget is 0\.5; pass Budget"),
     ({"budget": Budget(nonzero=0.5)}, ValueError, "limits nonzero, which depends on the units"),
-    ({"budget": Budget(flops=1.0)}, EditError, "already. Lower the budget; .* Budget.absolute"),
+    (
+        {"budget": Budget(flops=1.0)},
+        EditError,
+        "already, with .* Lower the budget; .* Budget.absolute",
+    ),
     ({"min_widths": ["0"]}, TypeError, r"allocate: min_widths is \['0'\]"),
     ({"min_widths": {"0": 13}}, EditError, "has 12 units, so it cannot keep at least 13"),
     ({"min_widths": {"1": 2}}, UnknownNameError, "no width group '1'"),
