@@ -8,6 +8,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dynopt_ray.cluster.searching.choice import Winner
 from dynopt_ray.cluster.searching.earlier import EarlierTrial, learn_from
 from dynopt_ray.cluster.searching.log import TrialLog
@@ -214,6 +216,9 @@ def _pool(plan: SearchPlan, place: SearchStorage | None, files: TrialFiles) -> I
             together=plan.pack is not None,
         )
         if plan.address is None:
+            # Sums in several threads round otherwise, and a search elsewhere shall give the same.
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(max(1, int(plan.slot.cpus)))
             yield LocalPool(plan.trial, config)
             return
         pool = ActorPool(
