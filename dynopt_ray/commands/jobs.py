@@ -97,7 +97,7 @@ def _followed(client: JobClient, name: str, address: str, say: Say) -> bool:
         for lines in client.follow(name):
             print(lines, end="", flush=True)
     except KeyboardInterrupt:
-        say(f"\nthe job goes on; stop it with `dynopt stop {name} --address {address}`")
+        say(f"\nthe job continues; stop it with `dynopt stop {name} --address {address}`")
         raise
     job = client.job(name)
     say(_ending(job))

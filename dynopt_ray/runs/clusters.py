@@ -40,18 +40,7 @@ def cluster_for(
 
     with ExitStack() as stack:
         with progress.stage("cluster") as stage:
-            joined = stack.enter_context(
-                session(
-                    address,
-                    task_cpus=need.cpus,
-                    task_gpus=need.gpus,
-                    accelerator_type=need.accelerator_type,
-                    resources=need.resources,
-                    total_cpus=need.total_cpus,
-                    total_gpus=need.total_gpus,
-                    storage=storage,
-                )
-            )
+            joined = stack.enter_context(session(address, **need.session_options, storage=storage))
             stage.result(_found(joined))
         yield joined.address
 

@@ -76,15 +76,7 @@ def forecast(spec: Spec, *, address: str | None, storage: Path) -> Forecast:
         # A cluster started for the run would offer as many CPUs as its workers need.
         check_nodes(replace(need, total_cpus=0), nodes)
     elif need is not None:
-        with session(
-            address,
-            task_cpus=need.cpus,
-            task_gpus=need.gpus,
-            accelerator_type=need.accelerator_type,
-            resources=need.resources,
-            total_cpus=need.total_cpus,
-            total_gpus=need.total_gpus,
-        ) as joined:
+        with session(address, **need.session_options) as joined:
             nodes = list(joined.nodes)
     slots = 1 if need is None else max(1, sum(map(need.room, nodes)))
     limit = getattr(getattr(spec, "search", None), "max_concurrent", None)

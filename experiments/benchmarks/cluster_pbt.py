@@ -126,5 +126,5 @@ def _population(seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
             for record in records_of(folder / "run"):
                 log.append(record.kind, **record.fields)
         assert killed == 2
-        pd.testing.assert_frame_equal(log.table(), result.trials)
+        pd.testing.assert_frame_equal(log.table(), result.trials, check_exact=True)
     return result.trials, result.history

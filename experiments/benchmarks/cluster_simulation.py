@@ -1,4 +1,4 @@
-"""Predict how searches use clusters that are larger than any at hand.
+"""Predict how searches use clusters that are too large to test here.
 
 A discrete-event simulation of the driver and its slots is fed with what the driver's work costs
 here: the time in which the driver handles a measurement, journal included, and the time a call to

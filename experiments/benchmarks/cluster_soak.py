@@ -51,7 +51,7 @@ def large(num_trials: int = NUM_TRIALS) -> Table:
     log = TrialLog()
     for record in records:
         log.append(record.kind, **record.fields)
-    pd.testing.assert_frame_equal(log.table(), undisturbed.trials)
+    pd.testing.assert_frame_equal(log.table(), undisturbed.trials, check_exact=True)
     ended = Counter(record["trial"] for record in records if record.kind == "ended")
     assert ended == dict.fromkeys(range(num_trials), 1), "a trial ended more than once or never"
     needed = num_trials * STEPS

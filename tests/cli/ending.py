@@ -1,4 +1,4 @@
-"""Ends commands while their run goes on."""
+"""Ends commands in the middle of their runs."""
 
 import json
 import signal

@@ -1,8 +1,6 @@
 """`dynopt doctor` and `dynopt run --dry-run`: they tell what is there, and change nothing."""
 
 import importlib.metadata
-import secrets
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,15 +14,10 @@ runner = CliRunner()
 
 
 @pytest.fixture(autouse=True)
-def in_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+def with_specs(in_a_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "DYNOPT_DATA"):
-        monkeypatch.delenv(name, raising=False)
-    Path("s.yaml").write_text(SEARCH)
-    Path("p.yaml").write_text(PRUNE)
+    (in_a_directory / "s.yaml").write_text(SEARCH)
+    (in_a_directory / "p.yaml").write_text(PRUNE)
 
 
 @pytest.mark.ray

@@ -1,9 +1,7 @@
 """Wrong specs, clusters and storage: refused soon, before any training, and nothing is left."""
 
 import os
-import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,14 +31,9 @@ runner = CliRunner()
 
 
 @pytest.fixture(autouse=True)
-def in_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR"):
-        monkeypatch.delenv(name, raising=False)
-    Path("s.yaml").write_text(SEARCH)
-    Path("p.yaml").write_text(PRUNE)
+def with_specs(in_a_directory: Path) -> None:
+    (in_a_directory / "s.yaml").write_text(SEARCH)
+    (in_a_directory / "p.yaml").write_text(PRUNE)
 
 
 @pytest.fixture

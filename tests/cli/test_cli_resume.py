@@ -63,4 +63,4 @@ def test_a_run_that_is_ended_again_and_again_ends_with_its_table(
         arguments = ["resume", "run"]
     resumed = dynopt(*arguments, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    pd.testing.assert_frame_equal(pd.read_csv(run / "results.csv"), undisturbed)
+    pd.testing.assert_frame_equal(pd.read_csv(run / "results.csv"), undisturbed, check_exact=True)

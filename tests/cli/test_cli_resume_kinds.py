@@ -93,7 +93,7 @@ def test_a_run_that_was_killed_ends_with_its_tables(kind: str, tmp_path: Path) -
     assert resumed.returncode == 0, resumed.stderr
     assert tables(tmp_path / "run").keys() == expected.keys()
     for name, frame in tables(tmp_path / "run").items():
-        pd.testing.assert_frame_equal(frame, expected[name], obj=name)
+        pd.testing.assert_frame_equal(frame, expected[name], obj=name, check_exact=True)
     assert not process.returncode or process.returncode == -signal.SIGKILL
     # Ray's agents report the death of their node to its head, and give up after a minute.
     deadline = time.monotonic() + 180

@@ -58,6 +58,7 @@ def pruning(folder: Path, *, retrain_steps: int, num_reports: int) -> CountedPru
     """Return the trial; its network is trained and kept in the folder once."""
     task, path = load_task("digits-mlp", {"hidden": [32]}), folder / NETWORK
     if not path.exists():
+        torch.set_num_threads(1)  # several round otherwise, so drivers would make other networks
         model = task.new_model(seed=0)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         task.train_steps(model, optimizer, 200, generator=torch.Generator().manual_seed(0))

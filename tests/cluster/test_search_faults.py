@@ -53,8 +53,8 @@ def test_killed_processes_change_no_figure(undisturbed: SearchResult, tmp_path: 
         storage=tmp_path / "run",
     )
     assert trial.deaths() == len(PLACES)
-    pd.testing.assert_frame_equal(result.trials, undisturbed.trials)
-    pd.testing.assert_frame_equal(result.history, undisturbed.history)
+    pd.testing.assert_frame_equal(result.trials, undisturbed.trials, check_exact=True)
+    pd.testing.assert_frame_equal(result.history, undisturbed.history, check_exact=True)
     assert result.network == undisturbed.network
     records = records_of(tmp_path / "run")
     losses = [r["cause"] for r in records if r.kind == "lost"]
@@ -81,7 +81,7 @@ def test_killed_nodes_change_no_figure(
             storage=tmp_path / "run",
         )
     assert trial.deaths() == 4
-    pd.testing.assert_frame_equal(result.trials, undisturbed.trials)
+    pd.testing.assert_frame_equal(result.trials, undisturbed.trials, check_exact=True)
     assert result.network == undisturbed.network
 
 
@@ -219,6 +219,6 @@ def test_a_node_that_joins_later_is_used(
         on_end=join,
     )
     thread.join()
-    pd.testing.assert_frame_equal(result.trials, undisturbed.trials)
+    pd.testing.assert_frame_equal(result.trials, undisturbed.trials, check_exact=True)
     started = [r for r in records_of(tmp_path / "run") if r.kind == "started"]
     assert len({pid_of(record["where"]) for record in started}) == 2

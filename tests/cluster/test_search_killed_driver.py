@@ -64,7 +64,7 @@ def test_a_search_whose_driver_and_processes_are_killed_ends_as_if_not(
     )
     assert killed == 2
     assert Dying(there, at=PLACES).deaths() == len(PLACES)
-    pd.testing.assert_frame_equal(table_of(there / "run"), undisturbed.trials)
+    pd.testing.assert_frame_equal(table_of(there / "run"), undisturbed.trials, check_exact=True)
     networks = [TrialFiles(LocalStore(folder / "run")).network for folder in (here, there)]
     for number in range(12):
         assert networks[0](number) == networks[1](number)

@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_search() -> None:
         return search(hill, SPACE, num_trials=15, scheduler="asha", num_reports=STEPS, seed=seed,
                       searcher="optuna", local=True).trials  # fmt: skip
 
-    pd.testing.assert_frame_equal(table(3), table(3))
+    pd.testing.assert_frame_equal(table(3), table(3), check_exact=True)
     assert not table(3)["config.x"].equals(table(4)["config.x"])
 
 
@@ -250,3 +250,19 @@ def test_every_point_is_matched_or_beaten_by_the_front() -> None:
         assert better.any()
     assert front["cost"].is_monotonic_increasing
     assert (front["accuracy"].diff().dropna() > 0).all()
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_trials_compute_with_as_many_threads_as_on_a_cluster(cpus: int) -> None:
+    before = torch.get_num_threads()
+
+    def trial(config: Any) -> dict[str, float]:
+        return {"accuracy": config["a"], "threads": torch.get_num_threads()}
+
+    torch.set_num_threads(3)
+    try:
+        found = search(trial, {"a": [1]}, searcher="grid", local=True, cpus_per_trial=cpus)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert found.trials["threads"].tolist() == [cpus]

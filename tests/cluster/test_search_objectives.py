@@ -92,7 +92,7 @@ def test_any_figures_may_be_costs(tmp_path: Path) -> None:
     again = search(
         two_costs, SPACE, num_trials=25, objective=objective, local=True, storage=tmp_path / "s"
     )
-    pd.testing.assert_frame_equal(again.pareto, found.pareto)
+    pd.testing.assert_frame_equal(again.pareto, found.pareto, check_exact=True)
     records = read_journal(lines_at(str(tmp_path / "s")))
     assert sum(record.kind == "drawn" for record in records) == 25
 

@@ -51,7 +51,7 @@ def cluster() -> Iterator[None]:
 def test_trials_in_workers_give_the_same_tables_as_in_this_process() -> None:
     there = search(Hill(), SPACE, num_trials=12, searcher="random")
     here = search(Hill(), SPACE, num_trials=12, searcher="random", local=True)
-    pd.testing.assert_frame_equal(there.trials, here.trials)
+    pd.testing.assert_frame_equal(there.trials, here.trials, check_exact=True)
     assert there.network == here.network == f"{there.best.config['x']}".encode()
     failed = there.trials[there.trials["status"] == "failed"]
     assert 0 < len(failed) < 12

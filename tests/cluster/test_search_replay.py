@@ -58,7 +58,7 @@ def test_a_search_that_dies_again_and_again_ends_like_one_that_did_not(
         if sum(r.kind == "ended" for r in records) == 12:
             break
     assert sum(r.kind == "continued" for r in records) >= 3
-    pd.testing.assert_frame_equal(table(records), table(undisturbed))
+    pd.testing.assert_frame_equal(table(records), table(undisturbed), check_exact=True)
     networks = [files_in(tmp_path / one).network for one in "ab"]
     for number in range(12):
         assert networks[0](number) == networks[1](number)
@@ -78,7 +78,7 @@ def test_decisions_in_the_order_of_drawing_repeat(scheduler: str, tmp_path: Path
         )
         for seed in (1, 2)
     ]
-    pd.testing.assert_frame_equal(tables[0], tables[1])
+    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
 
 
 def test_trials_have_their_turns_in_the_order_of_drawing(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_decisions_in_order_do_not_depend_on_who_dies_when(scheduler: str, tmp_p
         if sum(r.kind == "ended" for r in records) == 12:
             break
     assert sum(r.kind == "continued" for r in records) >= 3
-    pd.testing.assert_frame_equal(table(records), table(undisturbed))
+    pd.testing.assert_frame_equal(table(records), table(undisturbed), check_exact=True)
     networks = [files_in(tmp_path / one).network for one in "ab"]
     for number in range(12):
         assert networks[0](number) == networks[1](number)
@@ -137,8 +137,8 @@ def test_fewer_slots_than_expected_decide_the_same(
         )
         for num_slots in (3, 2, 1)
     ]
-    pd.testing.assert_frame_equal(tables[0], tables[1])
-    pd.testing.assert_frame_equal(tables[0], tables[2])
+    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
+    pd.testing.assert_frame_equal(tables[0], tables[2], check_exact=True)
 
 
 def test_little_is_computed_twice(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def test_a_broken_tracker_does_not_end_the_search(caplog: pytest.LogCaptureFixtu
     run(trackers=[broken, whole])
     assert len(broken.told) == 3
     assert whole.told[-1] == ("closed",)
-    (message,) = [r.message for r in caplog.records if "told nothing more" in r.message]
-    assert "Notes is told nothing more" in message
+    (message,) = [r.message for r in caplog.records if "not called again" in r.message]
+    assert "the tracker Notes is not called again" in message
     assert "the server is away" in message
 
 

@@ -64,9 +64,9 @@ def searched(storage: str | Path, trial: Any = steps) -> pd.DataFrame:
 
 
 def test_a_search_on_s3_is_that_on_a_disk(uri: str, tmp_path: Path) -> None:
-    pd.testing.assert_frame_equal(searched(uri), searched(tmp_path / "disk"))
+    pd.testing.assert_frame_equal(searched(uri), searched(tmp_path / "disk"), check_exact=True)
     again = searched(uri)  # everything is there already
-    pd.testing.assert_frame_equal(again, searched(tmp_path / "disk"))
+    pd.testing.assert_frame_equal(again, searched(tmp_path / "disk"), check_exact=True)
     files = TrialFiles(store_at(uri))
     assert any(files.network(number) for number in range(8))
     assert store_at(uri).names("probes") == frozenset()
@@ -94,7 +94,7 @@ def test_a_driver_that_is_killed_loses_nothing_on_s3(uri: str, tmp_path: Path) -
         driver.kill()
         driver.wait()
     found = searched(uri, slow_steps)
-    pd.testing.assert_frame_equal(found, searched(tmp_path / "disk", slow_steps))
+    pd.testing.assert_frame_equal(found, searched(tmp_path / "disk", slow_steps), check_exact=True)
     records = read_journal(lines_at(uri))
     assert sum(record.kind == "continued" for record in records) == 1
     assert sum(record.kind == "drawn" for record in records) == 8

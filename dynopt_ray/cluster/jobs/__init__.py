@@ -1,4 +1,4 @@
-"""Jobs: runs that are submitted to a cluster and go on without the machine they came from."""
+"""Runs that are submitted to a cluster as jobs, and continue without the submitting machine."""
 
 import lazy_loader
 

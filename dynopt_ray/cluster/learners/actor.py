@@ -99,7 +99,7 @@ class LearnerActor:
         return replace(ack, results=tuple(map(_on_the_cpu, ack.results)))
 
     def predict(self, x: Any) -> Tensor:
-        """Return the output of the network as it was after the last call of `learn`, on the CPU."""
+        """Return the output of the network after the last call of `learn`, on the CPU."""
         return self._predictor.predict(x).cpu()
 
     def snapshot(self) -> None:

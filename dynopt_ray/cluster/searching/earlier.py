@@ -83,7 +83,7 @@ def check_learns(searcher: "Searcher", places: Sequence[str | os.PathLike[str]])
 def learn_from(
     trials: Sequence[EarlierTrial], searcher: "Searcher", objectives: Objectives
 ) -> None:
-    """Let a searcher learn from earlier trials, unless they lack a figure that it is told.
+    """Let a searcher learn from the earlier trials that have all figures of the objectives.
 
     Raises:
         SpecError: all of them lack a figure.

@@ -187,13 +187,7 @@ def _cluster(plan: SearchPlan) -> Iterator[None]:
     if plan.address is None:
         yield
         return
-    with session(
-        plan.address or None,
-        task_cpus=plan.slot.cpus,
-        task_gpus=plan.slot.gpus,
-        accelerator_type=plan.slot.accelerator_type,
-        resources=plan.slot.resources,
-    ):
+    with session(plan.address or None, **plan.slot.session_options):
         yield
 
 
@@ -216,7 +210,7 @@ def _pool(plan: SearchPlan, place: SearchStorage | None, files: TrialFiles) -> I
             together=plan.pack is not None,
         )
         if plan.address is None:
-            # Sums in several threads round otherwise, and a search elsewhere shall give the same.
+            # As many threads as on a cluster, because another number of threads rounds differently.
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(max(1, int(plan.slot.cpus)))
             yield LocalPool(plan.trial, config)

@@ -18,7 +18,7 @@ class Objectives:
 
     Attributes:
         costs: the figures that the Pareto front holds against accuracy; lower is better.
-        is_pareto: whether the searcher is told accuracy and costs. Otherwise it is told utility.
+        is_pareto: whether the searcher optimises accuracy and costs together, instead of utility.
     """
 
     costs: tuple[str, ...] = ("cost",)
@@ -49,7 +49,7 @@ class Objectives:
 
     @property
     def metric(self) -> str | list[str]:
-        """The figures that the searcher is told."""
+        """The names of the figures that the searcher optimises."""
         return ["accuracy", *self.costs] if self.is_pareto else "utility"
 
     @property
@@ -58,7 +58,7 @@ class Objectives:
         return ["max", *("min" for _ in self.costs)] if self.is_pareto else "max"
 
     def values(self, row: Mapping[str, Any]) -> list[float] | None:
-        """Return the figures that the searcher is told of a trial, or None if one is missing."""
+        """Return the figures of a trial that the searcher optimises; None if one is missing."""
         names = self.metric if isinstance(self.metric, list) else [self.metric]
         return [float(row[name]) for name in names] if all(name in row for name in names) else None
 

@@ -79,11 +79,11 @@ class OptunaSearcher(OptunaSearch):
         return space.size
 
     def learn(self, point: Point, values: Sequence[float]) -> None:
-        """Learn from a trial of an earlier search, as from one of this search.
+        """Learn from a trial of an earlier search like from one of this search.
 
         Args:
             point: its point in the space.
-            values: the figures that this search is told.
+            values: its figures, one per objective of this search.
         """
         from optuna.trial import create_trial
 

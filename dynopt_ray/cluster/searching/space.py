@@ -140,7 +140,7 @@ class Space:
         return config
 
     def point_of(self, config: Mapping[str, Any]) -> Point | None:
-        """Return a point that stands for a configuration, or None if the space does not have it.
+        """Return a point that decodes to a configuration; None if the space does not contain it.
 
         Dimensions within options that are not chosen have their first or lowest value.
         """

@@ -84,6 +84,18 @@ class ClusterNeed:
         }
 
     @property
+    def session_options(self) -> dict[str, Any]:
+        """The arguments with which `session` checks that a cluster has this."""
+        return {
+            "task_cpus": self.cpus,
+            "task_gpus": self.gpus,
+            "accelerator_type": self.accelerator_type,
+            "resources": self.resources,
+            "total_cpus": self.total_cpus,
+            "total_gpus": self.total_gpus,
+        }
+
+    @property
     def _share_of_gpu(self) -> float:
         """The GPUs to reserve: if it is a share of one, 1/n if n such shares fit on a GPU.
 

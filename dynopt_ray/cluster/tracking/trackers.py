@@ -44,7 +44,7 @@ def make_trackers(
 
     Args:
         configs: names, mappings, or trackers, which are returned as they are.
-        directory: where a tracker writes that writes files and is given no `directory` of its own.
+        directory: where trackers write files, unless their arguments contain a `directory`.
 
     Raises:
         SpecError, UnknownNameError, PluginError: there is no such tracker, it refuses its
@@ -65,13 +65,13 @@ def make_trackers(
 
 
 class TrackerSink:
-    """Tells a tracker what the records of a search say.
+    """Passes the records of a search to a tracker.
 
-    An error of the tracker does not end the search. It is logged, and the tracker is told nothing
-    more.
+    If the tracker raises an error, the search continues. The error is logged, and the tracker is
+    not called again.
 
     Args:
-        tracker: what to tell.
+        tracker: receives the events.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -102,7 +102,7 @@ class TrackerSink:
         except Exception as error:  # a server may be away, and a tracker may be the user's own
             self._is_broken = True
             name = type(self._tracker).__name__
-            _log.warning("search: %s is told nothing more: %s", name, described(error))
+            _log.warning("search: the tracker %s is not called again: %s", name, described(error))
 
 
 class TensorBoard:

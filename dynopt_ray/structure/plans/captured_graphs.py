@@ -24,7 +24,7 @@ def check_not_captured(model: nn.Module) -> None:
         forward = vars(module).get("forward")
         if getattr(forward, "__module__", None) == "torch.cuda.graphs":
             raise EditError(
-                f"{name or 'the network'} runs as a captured CUDA graph, which would go on using "
+                f"{name or 'the network'} runs as a captured CUDA graph, which would still use "
                 "the tensors from before the edit. Edit the network before "
                 "torch.cuda.make_graphed_callables, or delete the module's attribute `forward` "
                 "and capture it again after the edit"

@@ -175,7 +175,7 @@ class Hypergradient:
 
 
 def _total(figures: list[float]) -> float:
-    """Add up in order; since Python 3.12, `sum` rounds otherwise than adding does."""
+    """Add the values in order; since Python 3.12, `sum` rounds differently."""
     total = 0.0
     for figure in figures:
         total += figure
