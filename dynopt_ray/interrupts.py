@@ -81,14 +81,15 @@ class Interrupts:
                     signal.signal(signum, handler)
 
     def _ignore_more(self) -> None:
-        """Ignore further signals at the end of the process.
+        """Ignore further signals at the end of the process, that of our own timer among them.
 
         Python removes its signal handlers before it ends, so a late signal would otherwise
         determine the exit code.
         """
         if self._first is not None:
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, signal.SIG_IGN)
+            for name in ("SIGINT", "SIGTERM", "SIGALRM"):
+                if hasattr(signal, name):  # Windows has no SIGALRM
+                    signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _imports(frame: FrameType | None) -> bool:

@@ -37,6 +37,13 @@ class Store(Protocol):
             CheckpointError: the place cannot be reached.
         """
 
+    def names_below(self, directory: str) -> frozenset[str]:
+        """Return the names of the files in a directory and in all directories within it.
+
+        Raises:
+            CheckpointError: the place cannot be reached.
+        """
+
     def delete(self, name: str) -> None:
         """Delete a file; do nothing if it does not exist.
 
@@ -91,6 +98,13 @@ class LocalStore:
         found = (self._root / directory).glob("[!.]*")
         return frozenset(f"{directory}/{path.name}" for path in found if path.is_file())
 
+    def names_below(self, directory: str) -> frozenset[str]:
+        """See `Store`."""
+        found = (self._root / directory).rglob("[!.]*")
+        return frozenset(
+            path.relative_to(self._root).as_posix() for path in found if path.is_file()
+        )
+
     def delete(self, name: str) -> None:
         """See `Store`."""
         path = self._root / name
@@ -143,16 +157,11 @@ class UriStore:
 
     def names(self, directory: str) -> frozenset[str]:
         """See `Store`."""
-        from pyarrow import fs
+        return self._names(directory, recursive=False)
 
-        selector = fs.FileSelector(f"{self._root}/{directory}", allow_not_found=True)
-        try:
-            found = [info.path for info in self._files.get_file_info(selector) if info.is_file]
-        except OSError as error:
-            raise CheckpointError(f"cannot read {self._place(directory)}: {error}") from error
-        return frozenset(
-            f"{directory}/{path.rpartition('/')[2]}" for path in found if path[-4:] != ".tmp"
-        )
+    def names_below(self, directory: str) -> frozenset[str]:
+        """See `Store`."""
+        return self._names(directory, recursive=True)
 
     def delete(self, name: str) -> None:
         """See `Store`."""
@@ -162,6 +171,20 @@ class UriStore:
             return
         except OSError as error:
             raise CheckpointError(f"cannot delete {self._place(name)}: {error}") from error
+
+    def _names(self, directory: str, *, recursive: bool) -> frozenset[str]:
+        from pyarrow import fs
+
+        selector = fs.FileSelector(
+            f"{self._root}/{directory}", allow_not_found=True, recursive=recursive
+        )
+        try:
+            found = [info.path for info in self._files.get_file_info(selector) if info.is_file]
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self._place(directory)}: {error}") from error
+        return frozenset(
+            path.removeprefix(f"{self._root}/") for path in found if not path.endswith(".tmp")
+        )
 
     def __getstate__(self) -> str:
         """Return the URI: an open file system does not travel to other processes."""

@@ -263,3 +263,22 @@ def test_an_interrupt_whose_exception_is_lost_ends_the_command_later(tmp_path: P
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.splitlines() == ["goes on", "ends 143"]
+
+
+def test_no_timer_of_ours_ends_a_process_that_is_ending(tmp_path: Path) -> None:
+    """A signal during an import sets a timer, which may run out after Python's own end."""
+    (tmp_path / "interrupted.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(130)"
+    )
+    code = (
+        "import atexit, signal\n"
+        "from dynopt_ray.interrupts import Interrupts\n"
+        "last = lambda: print(signal.getsignal(signal.SIGALRM) == signal.SIG_IGN)\n"
+        "atexit.register(last)\n"  # what is registered first is called last
+        "with Interrupts().heard():\n"
+        "    import interrupted"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (130, "True\n")

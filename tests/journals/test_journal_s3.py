@@ -65,7 +65,10 @@ def searched(storage: str | Path, trial: Any = steps) -> pd.DataFrame:
 
 def test_a_search_on_s3_is_that_on_a_disk(uri: str, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(searched(uri), searched(tmp_path / "disk"), check_exact=True)
-    again = searched(uri)  # everything is there already
+    left = "trials/00003/state-00002.safetensors"
+    store_at(uri).put(left, b"left by a driver that died")
+    again = searched(uri)  # everything else is there already
+    assert left not in store_at(uri).names_below("trials")
     pd.testing.assert_frame_equal(again, searched(tmp_path / "disk"), check_exact=True)
     files = TrialFiles(store_at(uri))
     assert any(files.network(number) for number in range(8))

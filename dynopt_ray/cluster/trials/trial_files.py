@@ -1,6 +1,7 @@
 """Where the states and the networks of trials are stored."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from dynopt_ray.errors import CheckpointError
@@ -8,6 +9,7 @@ from dynopt_ray.journals import Store
 from dynopt_ray.storage import packed_state, unpacked_state
 
 _KEPT_STATES = 2
+_NETWORK = re.compile(r"trials/(\d+)/network\.safetensors")
 _STATE = re.compile(r"state-(\d+)\.safetensors")
 
 
@@ -81,6 +83,20 @@ class TrialFiles:
         """Delete the states of a trial that has ended."""
         for name in self.store.names(_directory(number)):
             if not name.endswith("/network.safetensors"):
+                self.store.delete(name)
+
+    def clear(self, keeps: Callable[[int], bool]) -> None:
+        """Delete what is left of trials when all have ended.
+
+        A trial may have stored another state while a decision about a different trial ended it, and
+        a driver may have died between the record of an end and the deletion.
+
+        Args:
+            keeps: number -> whether the network of this trial is kept.
+        """
+        for name in self.store.names_below("trials"):
+            found = _NETWORK.fullmatch(name)
+            if found is None or not keeps(int(found[1])):
                 self.store.delete(name)
 
     def keep_network(self, number: int, network: bytes) -> None:
