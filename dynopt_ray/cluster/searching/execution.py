@@ -125,6 +125,7 @@ def run_plan(
             )
             loop.finish(finished)
             loop.run()
+        files.clear(writer.keeps)
         winner = log.winner(plan.choice)
         return None if winner is None else files.network(winner), note
 

@@ -111,7 +111,6 @@ class TrialLoop:
             is_idle = not (self._num_busy or self._waiting or self._unplaced)
             if is_idle and (has_room or not self._num_left):
                 self._end_waiting()
-                self._files.clear(self._records.keeps)
                 return
             for slot, answer in self._pool.wait():
                 self._num_busy -= 1
