@@ -20,16 +20,12 @@ from dynopt_ray.errors import DataError, EditError
 from dynopt_ray.population.stack import Population
 from dynopt_ray.structure import (
     RIDGE,
-    KeptCoefficients,
     Moments,
     best_ridges,
     masked_ridge_solve,
     ridge_solve,
 )
 from dynopt_ray.transfers import array_to_device, read_together
-
-# Masked regressions up to this size, in numbers, are solved without reading their masks.
-_MOST_UNREAD = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,17 +171,16 @@ def _fit(
     inputs: _Ordered,
     *,
     weight_MOU: Tensor,
-    stays: Tensor | KeptCoefficients,
+    stays: Tensor,
     ridges: float | Tensor,
     successes: list[Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """Return coefficients with which kept inputs replace the removed ones, and a constant."""
-    num_kept = stays.kept_GOK.shape[2] if isinstance(stays, KeptCoefficients) else stays.shape[1]
-    left, gone = slice(num_kept), slice(num_kept, None)
+    left, gone = slice(stays.shape[-1]), slice(stays.shape[-1], None)
     weight_MOR, covariance_MUU = weight_MOU[:, :, gone], inputs.covariance_MUU
     missing_MOK = weight_MOR @ covariance_MUU[:, gone, left]
     second_MKK = covariance_MUU[:, left, left]
-    if isinstance(stays, KeptCoefficients):
+    if stays.ndim == 3:
         slope_MOK = masked_ridge_solve(
             missing_MOK, second_MKK, stays, ridge=ridges, solved=successes
         )
@@ -197,25 +192,16 @@ def _fit(
     return slope_MOK, shift_MO - (slope_MOK @ inputs.mean_MU[:, left, None])[..., 0]
 
 
-def _stays(
-    population: Population, layer: int, places: Tensor, order_MK: Tensor
-) -> Tensor | KeptCoefficients:
+def _stays(population: Population, layer: int, places: Tensor, order_MK: Tensor) -> Tensor:
     """Return which coefficients may be non-zero: those that are neither padding nor masked.
 
     Returns:
-        One row per member, (M, K), if they are the same for all outputs.
+        (M, O, K), or if no member has a mask, (M, K).
     """
-    inside_MK = order_MK < population.weights[layer].shape[2]
     keep = population.masks[layer]
     if keep is None:
-        return inside_MK
-    stays_MOK = _take(keep[places], order_MK, 2)
-    members, outputs, inputs = stays_MOK.shape
-    if population.device.type != "cpu" and members * outputs * inputs**2 <= _MOST_UNREAD:
-        return KeptCoefficients.unread(stays_MOK)
-    if bool((stays_MOK == stays_MOK[:, :1]).all()):
-        return stays_MOK[:, 0]
-    return KeptCoefficients.of(stays_MOK)
+        return order_MK < population.weights[layer].shape[2]
+    return _take(keep[places], order_MK, 2)
 
 
 def _activations(population: Population, places: Tensor, layer: int, x_NI: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ from dynopt_ray.structure.preserve import (
 )
 from dynopt_ray.structure.refit import (
     RIDGE,
-    KeptCoefficients,
     Moments,
     ObservedInputs,
     Observer,
@@ -73,7 +72,6 @@ __all__ = [
     "Grow",
     "Inputs",
     "Insert",
-    "KeptCoefficients",
     "Label",
     "LatencyModel",
     "Mask",

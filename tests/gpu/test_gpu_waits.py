@@ -243,4 +243,4 @@ def test_a_regression_that_is_not_read_says_whether_it_was_solved(device: str) -
         for second, wanted in ((solvable, True), (indefinite, False), (solvable / 0, False)):
             solved: list[Tensor] = []
             solve(cross, second, solved=solved)
-            assert [bool(one) for one in solved] == [wanted]
+            assert all(map(bool, solved)) is wanted

@@ -8,7 +8,6 @@ from dynopt_ray.structure.refit.operations import Use
 from dynopt_ray.structure.refit.outcome import Refits
 from dynopt_ray.structure.refit.regression import (
     RIDGE,
-    KeptCoefficients,
     Moments,
     best_ridges,
     masked_ridge_solve,
@@ -18,7 +17,6 @@ from dynopt_ray.structure.refit.regression import (
 __all__ = [
     "RIDGE",
     "BeforeAndAfter",
-    "KeptCoefficients",
     "Moments",
     "ObservedInputs",
     "Observer",

@@ -42,7 +42,7 @@ References:
     He, Zhang, Sun 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section
     3.2 ("whole model pruning"); here in closed form, with an intercept, and drawn towards W_K.
     Frantar, Alistarh 2022, "Optimal Brain Compression", which solves the same problem for each row
-    of a masked weight; here it is solved exactly, after the mask has been chosen.
+    of a masked weight; here it is solved after the mask has been chosen.
 """
 
 from collections.abc import Collection, Mapping, Sequence

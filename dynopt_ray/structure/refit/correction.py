@@ -11,7 +11,6 @@ from torch import Tensor
 from dynopt_ray.errors import DataError, EditError
 from dynopt_ray.structure.refit.regression import (
     RIDGE,
-    KeptCoefficients,
     Moments,
     best_ridges,
 )
@@ -118,9 +117,7 @@ class Correction:
         assert self._reader is not None
         reader, (one, other), intercept = self._reader, self._halves(), self.sink is not None
         keep, num_groups = self._keep, len(one.cross_GOK)
-        kept_GOK = (
-            None if keep is None else KeptCoefficients.of(as_products(keep, reader, num_groups))
-        )
+        kept_GOK = None if keep is None else as_products(keep, reader, num_groups)
 
         def loss(ridges: Tensor) -> Tensor:
             fit = partial(one.fit, intercept=intercept, ridge=ridges.item(), kept_GOK=kept_GOK)
