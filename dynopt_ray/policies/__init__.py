@@ -14,6 +14,13 @@ from dynopt_ray.policies.actions import (
     legal_action,
 )
 from dynopt_ray.policies.adaptation import AdaptResult, adapt, check_adaptation
+from dynopt_ray.policies.costs import (
+    CHARGED_COSTS,
+    DEFAULT_COST,
+    ChargedCost,
+    CostConfig,
+    CostMixture,
+)
 from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors, stack_descriptors
 from dynopt_ray.policies.evaluation import ENVIRONMENT, PolicyEvaluation, evaluate_policy
@@ -40,11 +47,12 @@ from dynopt_ray.policies.task_data import (
     num_training_rows,
 )
 from dynopt_ray.policies.unit_scores import stacked_scores, summarise
-from dynopt_ray.policies.utilities import CHARGED_COSTS, ChargedCost, utility
+from dynopt_ray.policies.utilities import utility
 
 __all__ = [
     "CHARGED_COSTS",
     "DEFAULT_ACTIONS",
+    "DEFAULT_COST",
     "ENVIRONMENT",
     "FEATURES",
     "LIMIT",
@@ -56,6 +64,8 @@ __all__ = [
     "AdaptResult",
     "ChargedCost",
     "ConstantPolicy",
+    "CostConfig",
+    "CostMixture",
     "DQNPolicy",
     "DQNSettings",
     "DataSizedWidths",

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from dynopt_ray.errors import BudgetError, EditError, UnknownNameError
+from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.policies.actions import Action, ActionMask, ActionSet
+from dynopt_ray.policies.costs import DEFAULT_COST, CostConfig, CostMixture
 from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors
 from dynopt_ray.policies.graph_descriptors import describe_graph
@@ -17,7 +18,7 @@ from dynopt_ray.policies.observation import Observation, Performance
 from dynopt_ray.policies.policy import Policy
 from dynopt_ray.policies.rules import Rule
 from dynopt_ray.policies.task_data import compensation_inputs, num_training_rows
-from dynopt_ray.policies.utilities import CHARGED_COSTS, ChargedCost, utility
+from dynopt_ray.policies.utilities import utility
 from dynopt_ray.structure import CostKind, Graph, Inputs, Receipt, trace
 from dynopt_ray.tasks import Metrics, Task, TrainStats
 from dynopt_ray.training import (
@@ -82,7 +83,7 @@ def adapt(
     policy: Policy | str,
     *,
     cost_weight: float,
-    cost: ChargedCost = "nonzero",
+    cost: CostConfig = DEFAULT_COST,
     budget: Budget | None = None,
     horizon: int = 16,
     train_steps: int = 20,
@@ -106,7 +107,7 @@ def adapt(
         task: the task that the network learns.
         policy: what makes the decisions: a policy, or the name of a rule.
         cost_weight: λ, the price of the whole cost at the start in units of the metric.
-        cost: the cost that utility charges for.
+        cost: the cost that utility charges for: its kind, or a mapping of kinds to weights.
         budget: limits on any costs; None means no limits.
         horizon: the largest number of decisions.
         train_steps: number of optimizer steps after each decision.
@@ -148,7 +149,7 @@ def adapt(
             optimizer=optimizer,
             generator=generator,
             cost_weight=cost_weight,
-            cost=cost,
+            cost=CostMixture.of(cost),
             budget=budget,
             horizon=horizon,
             train_steps=train_steps,
@@ -181,7 +182,7 @@ class _Run:
     optimizer: Optimizer
     generator: torch.Generator
     cost_weight: float
-    cost: ChargedCost
+    cost: CostMixture
     budget: Budget | None
     horizon: int
     train_steps: int
@@ -233,7 +234,7 @@ class _Run:
         return self._utility_of(measurement.validation.smooth, measurement)
 
     def _utility_of(self, metric: float, measurement: CostAndMetrics) -> float:
-        relative = measurement.cost.relative_to(self.start.cost, self.cost)
+        relative = self.cost.relative(measurement.cost, self.start.cost)
         return utility(metric, relative, self.cost_weight)
 
     def _chosen(self, observation: Observation, action_mask: ActionMask) -> Action:
@@ -302,6 +303,7 @@ class _Run:
             before=self._performance_before,
             num_samples=self._num_samples,
             cost_weight=np.array([self.cost_weight]),
+            charges=np.array([self.cost.weights]),
             steps_left=np.array([1 - step / self.horizon]),
             actions=self.actions,
         )
@@ -371,7 +373,9 @@ class _Run:
         )
 
 
-def check_adaptation(*, cost_weight: float, cost: str, horizon: int, train_steps: int) -> None:
+def check_adaptation(
+    *, cost_weight: float, cost: CostConfig, horizon: int, train_steps: int
+) -> None:
     """Refuse arguments of `adapt` that are out of their ranges.
 
     Raises:
@@ -380,8 +384,7 @@ def check_adaptation(*, cost_weight: float, cost: str, horizon: int, train_steps
     """
     if not (np.isfinite(cost_weight) and cost_weight >= 0):
         raise ValueError(f"cost_weight is {cost_weight}; it must be a finite number of at least 0")
-    if cost not in CHARGED_COSTS:
-        raise UnknownNameError("cost", str(cost), CHARGED_COSTS)
+    CostMixture.of(cost)
     for name, value in (("horizon", horizon), ("train_steps", train_steps)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")

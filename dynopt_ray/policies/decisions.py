@@ -28,6 +28,7 @@ def situation(
     before: Performance,
     num_samples: int,
     cost_weight: FloatArray,
+    charges: FloatArray,
     steps_left: FloatArray,
     actions: ActionSet,
 ) -> Situation:
@@ -39,8 +40,9 @@ def situation(
         before: their performance at the previous decision; equal to `now` at the first one.
         num_samples: number of training rows.
         cost_weight: λ, (N,).
+        charges: weights of `CHARGED_COSTS` in the cost that utility charges for, (N, 4).
         steps_left: fraction of the episode's decisions that remain, (N,).
         actions: the actions that the policy chooses from.
     """
-    progress = EpisodeProgress(now, before, num_samples, cost_weight, steps_left)
+    progress = EpisodeProgress(now, before, num_samples, cost_weight, charges, steps_left)
     return Situation(observe(networks, progress), actions.mask(networks))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.arrays import IntArray
+from dynopt_ray.policies.costs import CHARGED_COSTS
 from dynopt_ray.policies.descriptors import KINDS, Descriptors, stack_descriptors
 from dynopt_ray.policies.unit_scores import (
     group_scores,
@@ -15,7 +16,6 @@ from dynopt_ray.policies.unit_scores import (
     producing_weights,
     summarise,
 )
-from dynopt_ray.policies.utilities import CHARGED_COSTS
 from dynopt_ray.structure import Cost, Graph, WidthGroup
 from dynopt_ray.transfers import read_together, to_device
 

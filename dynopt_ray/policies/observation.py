@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynopt_ray.arrays import FloatArray
+from dynopt_ray.policies.costs import CHARGED_COSTS
 from dynopt_ray.policies.descriptors import KINDS, QUANTILES, Descriptors
-from dynopt_ray.policies.utilities import CHARGED_COSTS
 
 Observation = NDArray[np.float32]
 
@@ -42,6 +42,7 @@ FEATURES: tuple[str, ...] = (
     "loss_gap",  # validation loss - training loss
     "samples_per_weight",  # log10(training samples / non-zero weights)
     "cost_weight",  # λ
+    *(f"charge_{kind}" for kind in CHARGED_COSTS),  # weights of the costs that utility charges for
     "steps_left",  # fraction of the episode's decisions that remain
 )
 """The names of the features, in order."""
@@ -85,6 +86,7 @@ class EpisodeProgress:
         before: their performance at the previous decision.
         num_samples: number of training rows.
         cost_weight: λ, (N,).
+        charges: weights of `CHARGED_COSTS` in the cost that utility charges for, (N, 4).
         steps_left: fraction of the episode's decisions that remain, (N,).
     """
 
@@ -92,6 +94,7 @@ class EpisodeProgress:
     before: Performance
     num_samples: int
     cost_weight: FloatArray
+    charges: FloatArray
     steps_left: FloatArray
 
 
@@ -130,6 +133,7 @@ def observe(networks: Descriptors, progress: EpisodeProgress) -> Observation:
         now.loss - now.train_loss,
         np.log10(progress.num_samples / np.maximum(networks.nonzero, 1)),
         progress.cost_weight,
+        *progress.charges.T,
         progress.steps_left,
     ]
     return np.asarray(np.clip(np.stack(columns, axis=1), -LIMIT, LIMIT), dtype=np.float32)

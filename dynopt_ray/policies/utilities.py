@@ -1,14 +1,9 @@
 """Utility: the metric of a network minus the price of its cost."""
 
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-
-ChargedCost = Literal["params", "nonzero", "flops", "bytes"]
-"""The costs that a utility can charge for: attributes of `structure.Cost`."""
-
-CHARGED_COSTS: tuple[ChargedCost, ...] = get_args(ChargedCost)
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 

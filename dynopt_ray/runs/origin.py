@@ -10,7 +10,7 @@ from torch import nn
 
 from dynopt_ray.devices import AUTO
 from dynopt_ray.errors import SpecError
-from dynopt_ray.policies import utility
+from dynopt_ray.policies import CHARGED_COSTS, CostConfig, CostMixture, utility
 from dynopt_ray.runs.run import Run
 from dynopt_ray.runs.spec import CostFractions, NetworkSpec
 from dynopt_ray.structure import history_of, plan_to_json, save
@@ -177,18 +177,20 @@ def figures(name: str, task: Task, model: nn.Module) -> dict[str, Any]:
     row: dict[str, Any] = {"network": name, "accuracy": task.evaluate(model).metric}
     if "test" in task.splits:
         row["test_accuracy"] = task.evaluate(model, "test").metric
-    sizes = {kind: getattr(cost, kind) for kind in ("params", "nonzero", "flops")}
+    sizes: dict[str, Any] = {kind: getattr(cost, kind) for kind in CHARGED_COSTS}
     return {**row, **sizes, "latency_ms": cost.latency_ms}
 
 
 def with_utility(
-    rows: Sequence[dict[str, Any]], cost_weight: float, cost: str
+    rows: Sequence[dict[str, Any]], cost_weight: float, cost: CostConfig
 ) -> list[dict[str, Any]]:
-    """Return rows of `figures` with utility = accuracy − cost_weight · cost / first row's cost."""
-    start = rows[0][cost]
-    return [
-        {**row, "utility": utility(row["accuracy"], row[cost] / start, cost_weight)} for row in rows
-    ]
+    """Return rows of `figures` with utility; costs are relative to those of the first row."""
+    start, mixture = rows[0], CostMixture.of(cost)
+
+    def price(row: dict[str, Any]) -> float:
+        return float(mixture.mean(lambda kind: row[kind] / start[kind]))
+
+    return [{**row, "utility": utility(row["accuracy"], price(row), cost_weight)} for row in rows]
 
 
 def keep_network(run: Run, model: nn.Module, **metadata: Any) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from dynopt_ray.errors import SpecError, UnknownNameError, did_you_mean
-from dynopt_ray.policies import CHARGED_COSTS, DEFAULT_ACTIONS, ActionSet, ChargedCost
+from dynopt_ray.policies import DEFAULT_ACTIONS, DEFAULT_COST, ActionSet, CostConfig, CostMixture
 
 RewardKind = Literal["gain", "level"]
 IllegalAction = Literal["raise", "keep"]
@@ -50,7 +50,8 @@ class EpisodeConfig:
 
     Attributes:
         cost_weight: λ; None draws it between `COST_WEIGHTS` for each episode.
-        cost: the cost that utility charges for.
+        cost: the cost that utility charges for: its kind, or a mapping of kinds to weights. None
+            draws the share of FLOPs for each episode; non-zero weights are the rest.
         horizon: the largest number of decisions of an episode.
         train_steps: number of optimizer steps after each decision.
         learning_rate: learning rate of SGD after each decision. At the rate of the pool, the
@@ -71,7 +72,7 @@ class EpisodeConfig:
     """
 
     cost_weight: float | None = None
-    cost: ChargedCost = "nonzero"
+    cost: CostConfig | None = field(default_factory=lambda: dict(DEFAULT_COST))
     horizon: int = 16
     train_steps: int = 20
     learning_rate: float = 0.01
@@ -86,8 +87,8 @@ class EpisodeConfig:
             raise UnknownNameError("reward", str(self.reward), get_args(RewardKind))
         if self.illegal not in get_args(IllegalAction):
             raise UnknownNameError("illegal", str(self.illegal), get_args(IllegalAction))
-        if self.cost not in CHARGED_COSTS:
-            raise UnknownNameError("cost", str(self.cost), CHARGED_COSTS)
+        if self.cost is not None:
+            CostMixture.of(self.cost)
         for name in ("horizon", "train_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

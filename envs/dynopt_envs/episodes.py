@@ -33,6 +33,7 @@ from dynopt_ray.errors import EditError, UnknownNameError
 from dynopt_ray.policies import (
     CHARGED_COSTS,
     ActionMask,
+    CostMixture,
     Descriptors,
     Observation,
     Performance,
@@ -60,6 +61,7 @@ class Episodes:
         metric: (N,) the task's metric on validation data.
         relative_cost: (N,) the network's cost over its cost at the start.
         cost_weight: (N,) λ.
+        charges: (N, 4) the weights of `CHARGED_COSTS` in the cost that utility charges for.
         gradient_steps: (N,) the optimizer steps that the network took since the episode's start.
         illegal: (N,) whether the latest action was forbidden and keep took its place.
     """
@@ -75,6 +77,7 @@ class Episodes:
         self._networks: Descriptors | None = None
         self._now = self._before = Performance(*np.zeros((4, num_members)))
         self.cost_weight: FloatArray = np.zeros(num_members)
+        self.charges: FloatArray = np.zeros((num_members, len(CHARGED_COSTS)))
         self.relative_cost: FloatArray = np.zeros(num_members)
         self.utility: FloatArray = np.zeros(num_members)
         self.smooth_utility: FloatArray = np.zeros(num_members)
@@ -99,6 +102,7 @@ class Episodes:
             drawn = generator.uniform(*COST_WEIGHTS)
             given = self._config.cost_weight
             self.cost_weight[member] = drawn if given is None else given
+            self.charges[member] = self._charges(float(generator.uniform()))
             seeds.append(int(generator.integers(_LARGEST_SEED)))
         chosen = list(members)
         self._backend.start(chosen, starts, seeds)
@@ -161,10 +165,11 @@ class Episodes:
             before=self._before,
             num_samples=self._backend.num_samples,
             cost_weight=self.cost_weight,
+            charges=self.charges,
             steps_left=1 - self._steps / config.horizon,
             actions=config.actions,
         )
-        cost = networks.costs[:, CHARGED_COSTS.index(config.cost)]
+        cost = (networks.costs * self.charges).sum(1)
         if not hasattr(self, "observation"):
             self.observation, self.action_mask = seen.observation, seen.action_mask
         self.observation = np.where(at[:, None], seen.observation, self.observation)
@@ -174,6 +179,13 @@ class Episodes:
         self.utility = np.where(at, now, self.utility)
         now = utility(self._now.smooth, self.relative_cost, self.cost_weight)
         self.smooth_utility = np.where(at, now, self.smooth_utility)
+
+    def _charges(self, drawn: float) -> tuple[float, ...]:
+        """Return the weights of costs in an episode that drew this number between 0 and 1."""
+        cost = self._config.cost
+        return CostMixture.of(
+            {"flops": drawn, "nonzero": 1 - drawn} if cost is None else cost
+        ).weights
 
     def _permitted(self, actions: IntArray, active: BoolArray) -> IntArray:
         """Return the actions to carry out: `NOTHING` for illegal and inactive ones.

@@ -32,7 +32,7 @@ NUM_TRIALS = 14
 def trial() -> PruneTrial:
     task = digits()
     # 33 steps in 4 parts: members whose parts are not equally long are in a pack together.
-    return PruneTrial(task, trained(task), retrain_steps=33, num_reports=4)
+    return PruneTrial(task, trained(task), retrain_steps=33, num_reports=4, cost="nonzero")
 
 
 def packed(trial: Any, pack: Any, space: Any = SPACE, **options: Any) -> SearchResult:

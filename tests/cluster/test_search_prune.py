@@ -72,18 +72,21 @@ def test_what_a_trial_draws_depends_on_its_seed_and_on_the_searchs(
 
 def test_weights_that_are_masked_already_do_not_count(task: Task, network: bytes) -> None:
     config = {"remove_fraction": 0.5, "granularity": "weight", "lr": 1e-4}
-    (once,) = PruneTrial(task, network, retrain_steps=5, num_reports=1)(config)
+    (once,) = PruneTrial(task, network, retrain_steps=5, num_reports=1, cost="nonzero")(config)
     assert once.network is not None
-    (twice,) = PruneTrial(task, once.network(), retrain_steps=5, num_reports=1)(config)
+    (twice,) = PruneTrial(task, once.network(), retrain_steps=5, num_reports=1, cost="nonzero")(
+        config
+    )
     assert once.cost == pytest.approx(0.5, abs=0.02)
     assert twice.cost == pytest.approx(0.5, abs=0.02)
 
 
 def test_costs_may_be_relative_to_another_start(task: Task, network: bytes) -> None:
     config = {"remove_fraction": 0.5, "lr": 1e-4}
-    own = PruneTrial(task, network, retrain_steps=2, num_reports=1)
+    own = PruneTrial(task, network, retrain_steps=2, num_reports=1, cost="nonzero")
     (first,) = own(config)
-    half = PruneTrial(task, network, retrain_steps=2, num_reports=1, start=_doubled(task, network))
+    start = _doubled(task, network)
+    half = PruneTrial(task, network, retrain_steps=2, num_reports=1, start=start, cost="nonzero")
     (second,) = half(config)
     assert second.cost == pytest.approx(first.cost / 2)
 

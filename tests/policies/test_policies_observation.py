@@ -29,6 +29,7 @@ def progress(**changes: float) -> EpisodeProgress:
         before=Performance(unused, one["metric_before"], unused, one["train_loss_before"]),
         num_samples=int(values["num_samples"]),
         cost_weight=one["cost_weight"],
+        charges=np.array([[0.0, 0.75, 0.25, 0.0]]),
         steps_left=one["steps_left"],
     )
 

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from dynopt_ray.cluster.pruning_trials.pruned_training import PrunedTraining, Tr
 from dynopt_ray.cluster.searching import Range, Space
 from dynopt_ray.cluster.trials import Measurement, TrialPack
 from dynopt_ray.devices import AUTO
+from dynopt_ray.policies import DEFAULT_COST, CostConfig, CostMixture
 from dynopt_ray.structure import Cost, Graph, mask_of
 from dynopt_ray.tasks import Task
 from dynopt_ray.training import (
@@ -47,7 +48,8 @@ class PruneTrial:
         num_reports: number of measurements during the retraining, evenly spaced.
         optimizer: optimizer of the retraining if `PruneConfig.optimizer` is None: a name, or a
             mapping with name and arguments.
-        cost: the cost that utility charges for: "nonzero", "params", "flops" or "bytes".
+        cost: the cost that utility charges for: "nonzero", "params", "flops" or "bytes", or several
+            with their weights, such as {"flops": 1, "nonzero": 1}.
         start: the costs that a trial's costs are relative to. None takes those of the network
             before pruning.
         device: the device that trials compute on. "auto" is the GPU that a trial was granted, or
@@ -65,7 +67,7 @@ class PruneTrial:
     retrain_steps: int = 200
     num_reports: int = 10
     optimizer: Any = "adam"
-    cost: str = "nonzero"
+    cost: CostConfig = field(default_factory=lambda: dict(DEFAULT_COST))
     start: Cost | None = None
     device: str = AUTO
     seed: int = 0
@@ -83,7 +85,7 @@ class PruneTrial:
         network = hashlib.sha256(self.network).hexdigest()[:16]
         return (
             f"prune {network}, {self.retrain_steps} steps in {self.num_reports} reports, seed "
-            f"{self.seed}, cost {self.cost}"
+            f"{self.seed}, cost {CostMixture.of(self.cost)}"
         )
 
     def __call__(
@@ -151,7 +153,7 @@ class PruneTrial:
             parts=parts,
             num_steps=self.retrain_steps,
             remove_fraction=float(settings.remove_fraction),
-            cost=cost.relative_to(original.cost, self.cost),
+            cost=CostMixture.of(self.cost).relative(cost, original.cost),
             sizes={"params": cost.params, "nonzero": cost.nonzero, "flops": cost.flops},
         )
 

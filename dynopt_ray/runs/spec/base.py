@@ -1,11 +1,11 @@
 """The keys that specs of several kinds share."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from dynopt_ray.devices import AUTO, Precision
-from dynopt_ray.policies import ChargedCost
+from dynopt_ray.policies import DEFAULT_COST, ChargedCost, CostMixture
 from dynopt_ray.runs.spec.fields import DeviceField, OptimizerField, Phase, TaskField
 from dynopt_ray.runs.spec.validation import Strict
 
@@ -68,11 +68,18 @@ class UtilitySpec(NetworkSpec):
 
     Attributes:
         cost_weight: λ of utility = accuracy − λ · relative cost.
-        cost: the cost that utility charges for.
+        cost: the cost that utility charges for: params, nonzero, flops or bytes, or several with
+            their weights, such as {flops: 1, nonzero: 1}.
     """
 
     cost_weight: float = Field(default=0.1, ge=0)
-    cost: ChargedCost = "nonzero"
+    cost: ChargedCost | dict[ChargedCost, float] = Field(default=dict(DEFAULT_COST))
+
+    @field_validator("cost")
+    @classmethod
+    def _is_mixture(cls, cost: ChargedCost | dict[ChargedCost, float]) -> Any:
+        CostMixture.of(cost)
+        return cost
 
 
 def _check_fraction(value: float) -> float:

@@ -9,7 +9,15 @@ from torch import nn
 from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError, did_you_mean
 from dynopt_ray.plugins import build
-from dynopt_ray.policies import ActionSet, AdaptResult, ChargedCost, DQNPolicy, Policy, adapt
+from dynopt_ray.policies import (
+    ActionSet,
+    AdaptResult,
+    CostConfig,
+    CostMixture,
+    DQNPolicy,
+    Policy,
+    adapt,
+)
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.adapt.spec import AdaptSettings, AdaptSpec
 from dynopt_ray.runs.kinds.policy import POLICY_FILE
@@ -86,7 +94,7 @@ def run_adaptation(
     *,
     settings: AdaptSettings,
     cost_weight: float,
-    cost: ChargedCost,
+    cost: CostConfig,
     optimizer: str | dict[str, object],
     seed: int,
 ) -> AdaptResult:
@@ -99,7 +107,7 @@ def run_adaptation(
         policy: makes the decisions.
         settings: how the policy changes the network.
         cost_weight: λ of utility.
-        cost: the cost that utility charges for.
+        cost: the cost that utility charges for: its kind, or a mapping of kinds to weights.
         optimizer: the optimizer of the training between decisions.
         seed: seed of all random choices.
     """
@@ -117,7 +125,7 @@ def run_adaptation(
             optimizer=make_optimizer(optimizer, model, lr=settings.lr),
             seed=seed,
         )
-        relative = result.after.cost.relative_to(result.before.cost, cost)
+        relative = CostMixture.of(cost).relative(result.after.cost, result.before.cost)
         stage.result(
             f"utility {result.utility_before:.4f} → {result.utility_after:.4f} (smooth utility "
             f"{result.smooth_utility_before:.4f} → {result.smooth_utility_after:.4f}), accuracy "
@@ -143,14 +151,14 @@ def widths(result: AdaptResult) -> pd.DataFrame:
     return table
 
 
-def points(result: AdaptResult, cost: str) -> pd.DataFrame:
+def points(result: AdaptResult, cost: CostConfig) -> pd.DataFrame:
     """Return accuracy and relative cost after each decision, as points of a chart."""
     history = result.history
     return pd.DataFrame(
         {
             "series": ["start", *["decisions"] * (len(history) - 1)],
             "name": history["step"].astype(str),
-            "cost": history[cost] / history[cost].iloc[0],
+            "cost": CostMixture.of(cost).mean(lambda kind: history[kind] / history[kind].iloc[0]),
             "accuracy": history["metric"],
         }
     )

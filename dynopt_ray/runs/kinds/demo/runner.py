@@ -8,7 +8,7 @@ import pandas as pd
 
 from dynopt_ray.cluster import SearchResult, session
 from dynopt_ray.online import ArrayStream
-from dynopt_ray.policies import ENVIRONMENT, AdaptResult, ChargedCost, DQNPolicy
+from dynopt_ray.policies import ENVIRONMENT, AdaptResult, CostConfig, DQNPolicy
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.adapt import add_curve, points, run_adaptation, widths
 from dynopt_ray.runs.kinds.demo.spec import DemoSpec
@@ -146,4 +146,4 @@ class _Utility(TypedDict):
     """The parameters of utility, which are the same in all parts of the run."""
 
     cost_weight: float
-    cost: ChargedCost
+    cost: CostConfig

@@ -18,6 +18,7 @@ from dynopt_ray.cluster import (
 )
 from dynopt_ray.devices import gpus_granted
 from dynopt_ray.errors import DynoptError
+from dynopt_ray.policies import CostConfig
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.search.own_trial import prepare_own
 from dynopt_ray.runs.kinds.search.searched import (
@@ -154,7 +155,7 @@ def run_search(
     *,
     settings: SearchSettings,
     cost_weight: float,
-    cost: str,
+    cost: CostConfig,
     space: Space,
     optimizer: str | Mapping[str, Any],
     seed: int,
