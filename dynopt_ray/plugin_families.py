@@ -60,7 +60,9 @@ BUILT_IN: dict[Family, dict[str, str]] = {
         "grow": "dynopt_ray.policies.actions.grow:GrowUnits",
         "keep": "dynopt_ray.policies.actions.keep:Keep",
         "prune": "dynopt_ray.policies.actions.prune:PruneWeights",
+        "prune_network": "dynopt_ray.policies.actions.prune_network:PruneNetwork",
         "shrink": "dynopt_ray.policies.actions.shrink:ShrinkUnits",
+        "shrink_network": "dynopt_ray.policies.actions.shrink_network:ShrinkNetwork",
         "stop": "dynopt_ray.policies.actions.stop:Stop",
     },
     "detectors": {

@@ -21,13 +21,14 @@ from dynopt_ray.criteria.lamp_scores import lamp
 from dynopt_ray.criteria.magnitude_norms import magnitude
 from dynopt_ray.criteria.random_scores import random
 from dynopt_ray.criteria.ranking import SCOPES, Per, Scope, comparable
-from dynopt_ray.criteria.reconstruction_errors import reconstruction
+from dynopt_ray.criteria.reconstruction_errors import LEAST_RIDGE, reconstruction
 from dynopt_ray.criteria.row_mixing import separate_rows, without_ones
 from dynopt_ray.criteria.score import CriterionLike, build_criterion, unit_scores, weight_scores
 from dynopt_ray.criteria.taylor_expansion import taylor
 from dynopt_ray.criteria.unit_inputs import observed, reading
 
 __all__ = [
+    "LEAST_RIDGE",
     "SCOPES",
     "Aggregate",
     "Batch",

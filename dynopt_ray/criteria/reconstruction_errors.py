@@ -41,19 +41,18 @@ from dynopt_ray.errors import DivergedError
 from dynopt_ray.structure import RIDGE, Consumer, Moments, as_products
 from dynopt_ray.transfers import read_numbers, read_together, to_device
 
-# A step removes one unit, or width // _MOST_STEPS units of a wide group.
-_MOST_STEPS = 64
 # Fraction of a row's remaining weights that a step keeps.
 _LEFT = 0.7
-# Smallest ridge, relative to the mean second moment of the inputs.
-_LEAST_RIDGE = 1e-12
+LEAST_RIDGE = 1e-12
+"""The smallest ridge, relative to the mean second moment of the inputs."""
+
 # The remaining inputs are copied once one in _DROPPED inputs has been removed.
 _DROPPED = 8
 # Largest number of elements in the systems that are solved at once: 64 MiB.
 _MOST_NUMBERS = 2**24
 
 
-def reconstruction(*, weighted: bool = True) -> "Reconstruction":
+def reconstruction(*, weighted: bool = True, most_steps: int = 64) -> "Reconstruction":
     """Score units and weights by the error that remains after the others have been refitted.
 
     The units of a group are eliminated in steps. Each step removes the unit with the lowest cost
@@ -68,7 +67,7 @@ def reconstruction(*, weighted: bool = True) -> "Reconstruction":
     over the places of a sample, or all equally by 1 / tr(W C Wᵀ). If a layer is applied at many
     places of a sample, 8 places per sample are used. A unit scores the highest cost up to its
     elimination: of two equal units, the first one costs nothing, but the second one does not.
-    Wide groups lose a 64th of their units per step.
+    Groups of more than `most_steps` units lose width // `most_steps` units per step.
 
     Single weights are eliminated in the same way, each row of W on its own, the cheapest 30 % of
     the remaining weights per step: cost(w_k) = s w_k² / [C⁻¹]_kk. Here w holds the refitted
@@ -76,9 +75,11 @@ def reconstruction(*, weighted: bool = True) -> "Reconstruction":
 
     Args:
         weighted: whether errors are weighted by their effect on the loss, or all equally.
+        most_steps: in how many steps the units of a group are eliminated; up to twice as many for
+            groups that are little wider. At least 1.
 
     Raises:
-        TypeError: `weighted` is not a bool.
+        TypeError: `weighted` is not a bool, or `most_steps` not a whole number of at least 1.
         MissingGradientError: when scoring, batches are missing or, if `weighted`, the loss is.
         CriterionError: when scoring, the inputs of a group or weight cannot be observed: only
             recurrent layers read the group, or the weight is in no layer or product, such as
@@ -91,7 +92,7 @@ def reconstruction(*, weighted: bool = True) -> "Reconstruction":
         for all weights that read a unit and for the error of a layer, as in Dong et al. 2017,
         "Learning to Prune Deep Neural Networks via Layer-wise Optimal Brain Surgeon".
     """
-    return Reconstruction(weighted)
+    return Reconstruction(weighted, most_steps)
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,17 @@ class Reconstruction:
     """See `reconstruction`."""
 
     weighted: bool = True
+    most_steps: int = 64
     compares_across = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.weighted, bool):
             raise TypeError(f"reconstruction: weighted is {self.weighted!r}; pass True or False")
+        if type(self.most_steps) is not int or self.most_steps < 1:
+            raise TypeError(
+                f"reconstruction: most_steps is {self.most_steps!r}; pass a whole number of at "
+                "least 1"
+            )
 
     def score_units(self, evidence: Evidence) -> dict[str, Tensor]:
         """The error that remains when a unit is removed and the others are refitted."""
@@ -118,7 +125,7 @@ class Reconstruction:
                 weight = evidence.parameters[s.parameter]
                 how = reading(weight, statistics.reader, s, len(second))
                 layers.append(_Layer(how, second, statistics.sensitivity_GO))
-            scores[group.name] = _units_eliminated(layers, group.width)
+            scores[group.name] = _units_eliminated(layers, group.width, self.most_steps)
         return scores
 
     def score_weights(self, evidence: Evidence) -> dict[str, Tensor]:
@@ -160,7 +167,7 @@ def _with_ridge(second_GKK: Tensor) -> Tensor:
         DivergedError: the moments overflow.
     """
     own_GK = second_GKK.diagonal(dim1=1, dim2=2).clamp(min=0)
-    least_G1 = _LEAST_RIDGE * own_GK.mean(1, keepdim=True).clamp(min=1e-12)
+    least_G1 = LEAST_RIDGE * own_GK.mean(1, keepdim=True).clamp(min=1e-12)
     ridged = (second_GKK + torch.diag_embed(RIDGE * own_GK + least_G1)).float()
     if not bool(ridged.isfinite().all()):
         raise DivergedError("the input of a layer is so large that its squares overflow")
@@ -308,13 +315,13 @@ class _Layer:
         self._inputs_UMQ = places_GK[self._groups_UM[:, :, None], self._inputs_UMQ]
 
 
-def _units_eliminated(layers: list[_Layer], width: int) -> Tensor:
+def _units_eliminated(layers: list[_Layer], width: int, most_steps: int) -> Tensor:
     """Eliminate all units of a group; the highest cost up to each unit's turn, (width,)."""
     device = layers[0].device
     scores = torch.zeros(width, dtype=torch.float64, device=device)
     left = torch.arange(width, device=device)
     dearest = scores.new_zeros(())
-    per_step = max(1, width // _MOST_STEPS)
+    per_step = max(1, width // most_steps)
     while len(left):
         each = [layer.costs(left.to(layer.device)).double().to(device) for layer in layers]
         least, first = torch.stack(each).sum(0).topk(min(per_step, len(left)), largest=False)

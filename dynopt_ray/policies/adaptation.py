@@ -1,6 +1,6 @@
 """`adapt`: let a policy change the structure of the user's own network."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +13,15 @@ from dynopt_ray.policies.actions import Action, ActionMask, ActionSet
 from dynopt_ray.policies.costs import DEFAULT_COST, CostConfig, CostMixture
 from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors
+from dynopt_ray.policies.evidence import GraphEvidence
 from dynopt_ray.policies.graph_descriptors import describe_graph
-from dynopt_ray.policies.observation import Observation, Performance
-from dynopt_ray.policies.policy import Policy
+from dynopt_ray.policies.observation import EpisodeProgress, Observation, Performance
+from dynopt_ray.policies.policy import Policy, previews
+from dynopt_ray.policies.previews import Preview, preview_graph
 from dynopt_ray.policies.rules import Rule
-from dynopt_ray.policies.task_data import compensation_inputs, num_training_rows
+from dynopt_ray.policies.task_data import compensation_batches, num_training_rows
 from dynopt_ray.policies.utilities import utility
-from dynopt_ray.structure import CostKind, Graph, Inputs, Receipt, trace
+from dynopt_ray.structure import CostKind, Graph, Receipt, trace
 from dynopt_ray.tasks import Metrics, Task, TrainStats
 from dynopt_ray.training import (
     Attempt,
@@ -197,7 +199,7 @@ class _Run:
         # the FLOPs of their example inputs.
         self._start_cost = self.graph.cost()
         self._limits = {} if self.budget is None else self.budget.limits(self.start.cost)
-        self._compensation: list[Inputs] = compensation_inputs(self.task)
+        self._batches = compensation_batches(self.task)
         self._num_samples = num_training_rows(self.task)
         train_loss = self.task.evaluate(self.graph.model, "train").loss
         self._performance = self._performance_before = _performance(self.now, train_loss)
@@ -219,6 +221,7 @@ class _Run:
     def _take_decisions(self) -> None:
         for step in range(self.horizon):
             networks = self._describe(step)
+            self._evidence = GraphEvidence(self.graph, self._batches, self.task.loss)
             current = self._situation(networks, step)
             action = self._chosen(current.observation[0], current.action_mask[0])
             if action.ends:
@@ -250,7 +253,7 @@ class _Run:
         training = Retraining(self.train_steps)
         trial: Attempt[CostAndMetrics, TrainStats] = attempt(
             self.graph,
-            action.plan(self.graph, networks),
+            action.plan(self.graph, networks, self._evidence),
             judge=self._judge,
             accept=self._within_budget,
             before=self.now,
@@ -258,7 +261,7 @@ class _Run:
                 self.task, self.graph.model, self.optimizer, generator=self.generator
             ),
             optimizer=self.optimizer,
-            compensate=self._compensation,
+            compensate=self._evidence.inputs,
             generators=[self.generator],
         )
         group = self.graph.groups[int(networks.cursor[0])].name
@@ -297,17 +300,33 @@ class _Run:
         )
 
     def _situation(self, networks: Descriptors, step: int) -> Situation:
-        current = situation(
-            networks,
+        progress = EpisodeProgress(
             now=self._performance,
             before=self._performance_before,
             num_samples=self._num_samples,
             cost_weight=np.array([self.cost_weight]),
             charges=np.array([self.cost.weights]),
             steps_left=np.array([1 - step / self.horizon]),
-            actions=self.actions,
         )
-        return replace(current, action_mask=self._within_reach(current.action_mask))
+        action_mask = self._within_reach(self.actions.mask(networks))
+        preview = self._preview(networks, action_mask) if previews(self.policy) else None
+        return situation(networks, progress, self.actions, action_mask, preview)
+
+    def _preview(self, networks: Descriptors, action_mask: ActionMask) -> Preview:
+        """Measure what each legal action would do."""
+        now = self._performance
+        unchanged = Preview.unchanged(now.smooth, now.loss, networks.costs, len(self.actions))
+        return preview_graph(
+            self.graph,
+            self.task,
+            network=networks,
+            actions=self.actions,
+            legal=action_mask[0] > 0,
+            evidence=self._evidence,
+            start_cost=self._start_cost,
+            unchanged=unchanged,
+            optimizer=self.optimizer,
+        )
 
     def _within_reach(self, action_mask: ActionMask) -> ActionMask:
         """Above the budget, allow only actions that lower an exceeded cost, or else only keep."""

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
-from dynopt_ray.arrays import FloatArray
+import numpy as np
+
 from dynopt_ray.policies.actions import ActionMask, ActionSet
 from dynopt_ray.policies.descriptors import Descriptors
-from dynopt_ray.policies.observation import EpisodeProgress, Observation, Performance, observe
+from dynopt_ray.policies.observation import EpisodeProgress, Observation, observe
+from dynopt_ray.policies.previews import Preview, observe_actions
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,7 +15,7 @@ class Situation:
     """The input of a policy's decision, for N networks.
 
     Attributes:
-        observation: (N, features).
+        observation: (N, features), those of the network and, with a preview, of each action.
         action_mask: (N, actions), 1 if an action is legal, else 0.
     """
 
@@ -23,26 +25,23 @@ class Situation:
 
 def situation(
     networks: Descriptors,
-    *,
-    now: Performance,
-    before: Performance,
-    num_samples: int,
-    cost_weight: FloatArray,
-    charges: FloatArray,
-    steps_left: FloatArray,
+    progress: EpisodeProgress,
     actions: ActionSet,
+    action_mask: ActionMask,
+    preview: Preview | None = None,
 ) -> Situation:
     """Return the input of a policy's decision.
 
     Args:
         networks: the descriptors of the networks. Each cursor is on the group to decide about.
-        now: the networks' performance.
-        before: their performance at the previous decision; equal to `now` at the first one.
-        num_samples: number of training rows.
-        cost_weight: λ, (N,).
-        charges: weights of `CHARGED_COSTS` in the cost that utility charges for, (N, 4).
-        steps_left: fraction of the episode's decisions that remain, (N,).
+        progress: the networks' performance, and the progress of the episode.
         actions: the actions that the policy chooses from.
+        action_mask: (N, actions), which of them are legal.
+        preview: what each action would do. If given, the features of the actions follow those of
+            the network.
     """
-    progress = EpisodeProgress(now, before, num_samples, cost_weight, charges, steps_left)
-    return Situation(observe(networks, progress), actions.mask(networks))
+    features = observe(networks, progress)
+    if preview is not None:
+        of_actions = observe_actions(preview, networks, progress, actions, action_mask)
+        features = np.concatenate([features, of_actions], axis=1)
+    return Situation(features, action_mask)

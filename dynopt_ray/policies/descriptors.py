@@ -30,8 +30,8 @@ class Descriptors:
         widths: (N, G) widths of all groups.
         start_widths: (N, G) widths of all groups at the start.
         cursor: (N,) index of the group.
-        min_width: (N,) the fewest units that the group can have.
-        step: (N,) units of the group are added and removed in multiples of this.
+        min_widths: (N, G) the fewest units that each group can have.
+        steps: (N, G) units of each group are added and removed in multiples of this.
         kind: (N,) index into `KINDS`.
         quantiles: (N, 5) `QUANTILES` of the group's unit scores over their mean.
         dead: (N,) fraction of the group's units that are dead.
@@ -43,13 +43,15 @@ class Descriptors:
             parameters.
         costs: (N, 4) costs relative to the start, in the order of `CHARGED_COSTS`.
         nonzero: (N,) number of the network's non-zero weights.
+        num_spare: (N,) number of the network's weights that can be masked: all unmasked ones, but
+            one in each parameter.
     """
 
     widths: IntArray
     start_widths: IntArray
     cursor: IntArray
-    min_width: IntArray
-    step: IntArray
+    min_widths: IntArray
+    steps: IntArray
     kind: IntArray
     quantiles: FloatArray
     dead: FloatArray
@@ -59,11 +61,22 @@ class Descriptors:
     cost_share: FloatArray
     costs: FloatArray
     nonzero: IntArray
+    num_spare: IntArray
 
     @property
     def width(self) -> IntArray:
         """(N,) width of the group under the cursor."""
         return self._under_cursor(self.widths)
+
+    @property
+    def min_width(self) -> IntArray:
+        """(N,) the fewest units that the group under the cursor can have."""
+        return self._under_cursor(self.min_widths)
+
+    @property
+    def step(self) -> IntArray:
+        """(N,) units of the group are added and removed in multiples of this."""
+        return self._under_cursor(self.steps)
 
     @property
     def start_width(self) -> IntArray:
@@ -77,9 +90,12 @@ class Descriptors:
 
     def row(self, network: int) -> "Descriptors":
         """Return the descriptors of one of the networks, with arrays of one row."""
-        return Descriptors(
-            **{f.name: getattr(self, f.name)[[network]] for f in fields(Descriptors)}
-        )
+        return self.rows([network])
+
+    def rows(self, networks: Sequence[int] | IntArray) -> "Descriptors":
+        """Return the descriptors of some of the networks."""
+        chosen = list(networks)
+        return Descriptors(**{f.name: getattr(self, f.name)[chosen] for f in fields(Descriptors)})
 
     def _under_cursor(self, values: IntArray) -> IntArray:
         return values[np.arange(len(values)), self.cursor]

@@ -12,6 +12,7 @@ from dynopt_ray.policies.costs import CHARGED_COSTS
 from dynopt_ray.policies.descriptors import KINDS, Descriptors, stack_descriptors
 from dynopt_ray.policies.unit_scores import (
     group_scores,
+    maskable_weights,
     num_unmasked,
     producing_weights,
     summarise,
@@ -71,6 +72,7 @@ class _Unread:
         self._network = network
         self._cost = graph.unread_cost()
         self._weights = producing_weights(graph, group)
+        self._maskable = maskable_weights(graph)
         scores = group_scores(graph, group)[None]
         width = torch.full((1,), group.width, device=scores.device)
         parameters = dict(graph.model.named_parameters())
@@ -78,16 +80,16 @@ class _Unread:
         self._places = [place for place, name in enumerate(parameters) if name in own]
         self.tensors = [
             *summarise(scores, _incoming(graph, group, scores.device)[None], width),
-            *map(num_unmasked, self._weights.values()),
+            *map(num_unmasked, self._maskable.values()),
             *self._cost.counts,
         ]
 
     def read(self, tensors: Sequence[Tensor]) -> Descriptors:
         """Return the descriptors, once the tensors have been read."""
         quantiles, dead, redundant, *rest = tensors
-        unmasked, counts = rest[: len(self._weights)], rest[len(self._weights) :]
+        numbers, counts = rest[: len(self._maskable)], rest[len(self._maskable) :]
+        unmasked = dict(zip(self._maskable, map(int, numbers), strict=True))
         graph, start_widths = self._network.graph, self._network.start_widths
-        group = graph.groups[self._network.cursor]
         cost = self._cost.read(counts)
         nonzero = sum(int(counts[place]) for place in self._places)
         start = self._network.start_cost
@@ -95,17 +97,18 @@ class _Unread:
             widths=_row([g.width for g in graph.groups]),
             start_widths=_row([start_widths[g.name] for g in graph.groups]),
             cursor=np.array([self._network.cursor]),
-            min_width=np.array([group.min_width]),
-            step=np.array([group.step]),
+            min_widths=_row([g.min_width for g in graph.groups]),
+            steps=_row([g.step for g in graph.groups]),
             kind=np.array([_kind(self._weights)]),
             quantiles=quantiles.numpy(),
             dead=dead.numpy().astype(np.float64),
             redundant=redundant.numpy().astype(np.float64),
             num_weights=np.array([sum(weight.numel() for weight in self._weights.values())]),
-            num_unmasked_each=_row([int(number) for number in unmasked]),
+            num_unmasked_each=_row([unmasked[name] for name in self._weights]),
             cost_share=np.array([nonzero / max(cost.nonzero, 1)]),
             costs=np.array([[cost.relative_to(start, kind) for kind in CHARGED_COSTS]]),
             nonzero=np.array([cost.nonzero]),
+            num_spare=np.array([sum(number - 1 for number in unmasked.values() if number)]),
         )
 
 

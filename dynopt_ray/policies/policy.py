@@ -16,9 +16,18 @@ class Policy(Protocol):
         """Return the place of the chosen action in the action set.
 
         Args:
-            observation: the features of one network.
+            observation: the features of one network, and for policies that ask for `previews`
+                those of each action.
             action_mask: 1 if an action is legal, else 0. At least one is legal.
         """
+
+
+def previews(policy: Policy) -> bool:
+    """Return whether a policy wants to know what each action would do, which takes time to measure.
+
+    Such a policy has an attribute `previews` that is true.
+    """
+    return bool(getattr(policy, "previews", False))
 
 
 @dataclass

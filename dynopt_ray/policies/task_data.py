@@ -1,24 +1,24 @@
 """What policies need to know about a task's data."""
 
+from dynopt_ray.criteria import Batch
 from dynopt_ray.errors import DataError
-from dynopt_ray.structure import Inputs
 from dynopt_ray.tasks import Task, take_rows
 
 NUM_COMPENSATION_ROWS = 512
 """The number of training rows that refits after a shrink use."""
 
 
-def compensation_inputs(task: Task) -> list[Inputs]:
-    """Return the inputs of the first `NUM_COMPENSATION_ROWS` training rows, in batches.
+def compensation_batches(task: Task) -> list[Batch]:
+    """Return the first `NUM_COMPENSATION_ROWS` training rows and their targets, in batches.
 
     A refit judges on every second row of a batch. The batches of arrays have an even number of
     rows, so that these are the same rows whatever the task's batch size. Stacked networks, which
     get all rows in one batch, then make the same refit.
     """
-    chosen: list[Inputs] = []
+    chosen: list[Batch] = []
     room = NUM_COMPENSATION_ROWS
     for inputs, targets in task.batches("train", _even_batch_size(task)):
-        chosen.append(take_rows(inputs, room))
+        chosen.append((take_rows(inputs, room), targets[:room]))
         room -= len(targets)
         if room <= 0:
             break

@@ -6,10 +6,12 @@ A unit that nothing reads scores 0, whatever it computes.
 Shapes: N networks, U units, D incoming weights.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from dynopt_ray.criteria import sum_over_units
+from dynopt_ray.criteria import Evidence, sum_over_units
 from dynopt_ray.policies.descriptors import DEAD_SCORE, QUANTILES, REDUNDANT_COSINE
 from dynopt_ray.population import Population
 from dynopt_ray.structure import Graph, WidthGroup, mask_of
@@ -47,6 +49,12 @@ def stacked_scores(population: Population, layer: int, members: Tensor) -> Tenso
     return scores_of(incoming, weights[layer + 1][members].square().sum(1))
 
 
+def maskable_weights(graph: Graph) -> dict[str, Tensor]:
+    """Return the parameters whose single weights can be masked, by name; see `Evidence.weights`."""
+    names = Evidence(graph).weights.keys()
+    return {name: p for name, p in graph.model.named_parameters() if name in names}
+
+
 def producing_weights(graph: Graph, group: WidthGroup) -> dict[str, Tensor]:
     """Return the parameters of two or more dimensions that produce the group's units, by name."""
     parameters = dict(graph.model.named_parameters())
@@ -81,27 +89,38 @@ def lowest(scores_NU: Tensor, width_N: Tensor, count_N: Tensor) -> Tensor:
     return chosen.scatter_(1, order, (unit < count_N[:, None]).expand_as(order))
 
 
-def pruned(weight: Tensor, keep: Tensor | None, count: int) -> Tensor:
-    """Return a mask that also removes the `count` smallest of the weights kept so far.
+def pruned(weights: Sequence[Tensor], keeps: Sequence[Tensor | None], count: int) -> list[Tensor]:
+    """Return masks that also remove the `count` smallest of the weights kept so far.
 
     Args:
-        weight: the weights.
-        keep: the mask so far; None keeps all weights.
-        count: number of weights to remove.
+        weights: some parameters.
+        keeps: their masks so far; None keeps all weights.
+        count: number of weights to remove. Each parameter keeps its largest one.
 
     Returns:
-        bool of the weight's shape, False for weights that are held at zero.
+        For each parameter a bool tensor of its shape, False for weights that are held at zero.
     """
-    kept = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep
-    kept = kept.clone(memory_format=torch.contiguous_format)
-    size = weight.detach().abs().masked_fill(~kept, torch.inf)
-    if size.device.type == "cpu":
-        # NumPy's stable sort is four times as fast as torch's.
-        order = torch.from_numpy(size.flatten().numpy().argsort(kind="stable"))
-    else:
-        order = size.flatten().argsort(stable=True)
-    kept.view(-1).index_fill_(0, order[:count], False)
-    return kept
+    kept = [
+        torch.ones_like(weight, dtype=torch.bool) if keep is None else keep
+        for weight, keep in zip(weights, keeps, strict=True)
+    ]
+    sizes = []
+    for weight, keep in zip(weights, kept, strict=True):
+        size = torch.where(keep, weight.detach().abs(), torch.inf).flatten()
+        largest = torch.where(size.isinf(), -1, size).argmax()[None]
+        sizes.append(size.index_fill(0, largest, torch.inf))
+    numbers = [size.numel() for size in sizes]
+    goes = torch.split(_smallest(torch.cat(sizes), count), numbers)
+    return [keep & ~gone.reshape(keep.shape) for keep, gone in zip(kept, goes, strict=True)]
+
+
+def _smallest(values: Tensor, count: int) -> Tensor:
+    """Return a bool tensor that is True for the `count` smallest; of equal values for the first."""
+    if not count:
+        return torch.zeros_like(values, dtype=torch.bool)
+    last = values.kthvalue(count).values
+    below, equal = values < last, values == last
+    return below | (equal & (equal.cumsum(0) <= count - below.sum()))
 
 
 def summarise(

@@ -13,7 +13,7 @@ Example:
     True
 """
 
-from dynopt_ray.population.edits import grow, shrink, shrink_marked
+from dynopt_ray.population.edits import MarkedUnits, grow, mask_marked, shrink, shrink_marked
 from dynopt_ray.population.evaluation import PopulationMetrics, evaluate
 from dynopt_ray.population.joint_training import (
     MemberMetrics,
@@ -31,9 +31,11 @@ from dynopt_ray.population.padded import (
 )
 from dynopt_ray.population.stack import Population
 from dynopt_ray.population.steps import batch_rows, check_finite, train_steps
+from dynopt_ray.population.unit_errors import unit_errors
 
 __all__ = [
     "ACTIVATIONS",
+    "MarkedUnits",
     "MemberMetrics",
     "MlpLayout",
     "PaddedMember",
@@ -47,10 +49,12 @@ __all__ = [
     "evaluate",
     "evaluate_together",
     "grow",
+    "mask_marked",
     "mlp_layout",
     "padded_inputs",
     "shrink",
     "shrink_marked",
     "train_steps",
     "train_together",
+    "unit_errors",
 ]

@@ -1,16 +1,15 @@
-"""Compensation for many members at once: refitting the layer that reads removed units.
+"""Compensation for many members at once: refitting the layers that lose inputs or weights.
 
-This is the least-squares fit of `structure.refit` for one consumer, the next layer. Its remaining
-inputs do not change, so the fit follows from means and covariances C of its old inputs. With kept
-units K and removed units R, the layer adds W_R C_RK (C_KK + ridge)⁻¹ to its weights W_K. Its bias
-takes up the constant that is left.
+This is `structure.refit` for MLPs. Layers are refitted in forward order. Each is fitted to its
+outputs in the original network, on the inputs that it gets in the cut network after the layers
+before it were refitted. The regression explains what its outputs lack by the inputs that remain.
 
-Shapes: M members that shrink, U units of the layer (kept ones first, both parts padded), K kept
-units, R removed units, O outputs of the consumer.
+Shapes: M members that are cut, R rows, K inputs and O outputs of a layer, U units of a hidden
+layer, all padded.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,227 +17,186 @@ from torch import Tensor
 from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import DataError, EditError
 from dynopt_ray.population.stack import Population
-from dynopt_ray.structure import (
-    RIDGE,
-    Moments,
-    best_ridges,
-    masked_ridge_solve,
-    ridge_solve,
-)
+from dynopt_ray.structure import RIDGE, Moments, best_ridges, keep_alike, masked_ridge_solve
 from dynopt_ray.transfers import array_to_device, read_together
 
 
 @dataclass(frozen=True, eq=False)
-class ShrunkUnits:
-    """The units that members lose in a layer: which, on the device; how many, on the host.
+class StackedCut:
+    """What members lose.
 
     Attributes:
         members: the members.
         places: the same on the device.
-        order_MU: each member's units: kept units, removed units, then padding.
-        num_kept_M: number of units that each keeps.
-        num_gone_M: number of units that each loses.
+        stays: hidden layer -> bool (M, U), True for the units that remain. Layers that lose no
+            unit in any member may be left out.
+        keeps: layer -> bool (M, O, K), the new masks of its weights.
     """
 
     members: IntArray
     places: Tensor
-    order_MU: Tensor
-    num_kept_M: IntArray
-    num_gone_M: IntArray
+    stays: Mapping[int, Tensor] = field(default_factory=dict)
+    keeps: Mapping[int, Tensor] = field(default_factory=dict)
 
 
-def refit_consumers(population: Population, layer: int, cut: ShrunkUnits, x_NI: Tensor) -> None:
-    """Refit the next layer of each member so that it needs only the kept units of `layer`.
+def refit(population: Population, cut: StackedCut, x_RI: Tensor) -> None:
+    """Refit the layers that lose inputs or weights, so that they keep their old outputs.
 
     Args:
-        population: the weights and biases of layer `layer + 1` change; widths do not change yet.
-        layer: the hidden layer that will lose units.
-        cut: the units that it will lose.
-        x_NI: inputs to refit on.
+        population: the weights and biases of these layers change. Units that the members lose are
+            still there, but nothing reads them any more.
+        cut: what the members lose.
+        x_RI: inputs to refit on.
 
     Raises:
-        EditError: activations or weights of a member are not finite, or too large to be squared.
+        EditError: inputs or weights of a layer are not finite, or too large to be squared.
     """
-    activations = _activations(population, cut.places, layer, x_NI)
-    read = population.weights[layer + 1][cut.places], population.biases[layer + 1][cut.places]
-    finite_M = torch.stack([values.isfinite().flatten(1).all(1) for values in (activations, *read)])
-    regression = _Regression(population, layer, cut, activations)
-    waits = population.device.type == "cpu"
-    try:
-        if waits:
-            _check_finite(layer, cut.members, finite_M)
-            found = regression.solved()
+    run = _Refit(population, cut, waits=population.device.type == "cpu")
+    found = run.run(x_RI)
+    if run.successes:  # nothing was read before, so that the host waits for a GPU once
+        (success,) = read_together([torch.stack(run.successes).all()])
+        if not bool(success):
+            found = _Refit(population, cut, waits=True).run(x_RI)
+    for layer, (weight, bias) in found.items():
+        population.weights[layer][cut.places] = weight
+        population.biases[layer][cut.places] = bias
+
+
+class _Refit:
+    """The refit of all layers, from the first to the last.
+
+    Attributes:
+        successes: bool tensors, whether what was found is right; empty if the host waits.
+    """
+
+    def __init__(self, population: Population, cut: StackedCut, *, waits: bool) -> None:
+        self._population, self._cut, self._waits = population, cut, waits
+        self.successes: list[Tensor] = []
+
+    def run(self, x_RI: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return the new weights and biases of each layer that loses inputs or weights."""
+        population, cut = self._population, self._cut
+        lossy = {layer + 1 for layer in cut.stays} | set(cut.keeps)
+        before = after = x_RI.expand(len(cut.places), -1, -1)
+        found = {}
+        with torch.no_grad():
+            for layer in range(max(lossy) + 1):
+                weight = population.weights[layer][cut.places]
+                bias = population.biases[layer][cut.places]
+                wanted = torch.baddbmm(bias[:, None], before, weight.transpose(1, 2))
+                if layer in lossy:
+                    weight, bias = found[layer] = self._refitted(layer, weight, bias, after, wanted)
+                given = torch.baddbmm(bias[:, None], after, weight.transpose(1, 2))
+                before, after = wanted.relu_(), given.relu_()
+        return found
+
+    def _refitted(
+        self, layer: int, weight_MOK: Tensor, bias_MO: Tensor, x_MRK: Tensor, wanted_MRO: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        kept_MOK, loses_M = self._kept(layer)
+        cut_MOK = weight_MOK * kept_MOK
+        given_MRO = torch.baddbmm(bias_MO[:, None], x_MRK, cut_MOK.transpose(1, 2))
+        lack_MRO = wanted_MRO - given_MRO
+        stays = self._cut.stays.get(layer)
+        if stays is not None:  # the outputs of units that leave need not be right
+            lack_MRO = lack_MRO * stays[:, None]
+        finite_M = (x_MRK.isfinite().flatten(1).all(1)) & lack_MRO.isfinite().flatten(1).all(1)
+        if self._waits:
+            self._check(layer, finite_M)
         else:
-            # Solve first and ask afterwards, so that the host waits once.
-            successes: list[Tensor] = []
-            found = regression.solved(successes)
-            finite_M, success = read_together([finite_M, torch.stack(successes).all()])
-            _check_finite(layer, cut.members, finite_M)
-            if not bool(success):
-                found = regression.solved()
-    except DataError as error:
-        raise EditError(f"layer {layer + 1} cannot be refitted: {error}") from error
-    _put(population, layer + 1, cut.places, regression.kept_MK, *found)
-
-
-def _check_finite(layer: int, members: IntArray, finite_M: Tensor) -> None:
-    for member, finite in zip(members, finite_M.all(0).tolist(), strict=True):
-        if not finite:
-            raise EditError(
-                f"layer {layer + 1} of member {member} cannot be refitted: its inputs or weights "
-                "are not finite on these rows"
+            self.successes.append(finite_M.all())
+        try:
+            slope_MOK, shift_MO = _Regression(x_MRK, lack_MRO, kept_MOK).solved(
+                None if self._waits else self.successes
             )
+        except DataError as error:
+            raise EditError(f"layer {layer} cannot be refitted: {error}") from error
+        new_MOK = (cut_MOK.double() + slope_MOK).to(weight_MOK.dtype)
+        new_MO = (bias_MO.double() + shift_MO).to(bias_MO.dtype)
+        return (
+            torch.where(loses_M[:, None, None], new_MOK, weight_MOK),
+            torch.where(loses_M[:, None], new_MO, bias_MO),
+        )
+
+    def _kept(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return which weights may be non-zero, (M, O, K), and which members lose some, (M,)."""
+        population, cut = self._population, self._cut
+        inside_MK = self._inside(layer)[1]
+        reads_MK = cut.stays.get(layer - 1, inside_MK)
+        kept_MOK = reads_MK[:, None].expand(-1, population.weights[layer].shape[1], -1)
+        loses_M = (inside_MK & ~reads_MK).any(1)
+        old = population.masks[layer]
+        old_MOK = None if old is None else old[cut.places]
+        new_MOK = cut.keeps.get(layer, old_MOK)
+        if new_MOK is None:
+            return kept_MOK, loses_M
+        lost_MOK = ~new_MOK if old_MOK is None else old_MOK & ~new_MOK
+        loses_M = loses_M | lost_MOK.flatten(1).any(1)
+        # Outputs that leave or are padding are given the mask of one that stays: a problem of which
+        # all outputs keep the same inputs is solved as one.
+        stays_MO = cut.stays.get(layer, self._inside(layer)[0])
+        first_M11 = stays_MO.to(torch.int8).argmax(1)[:, None, None]
+        like_M1K = new_MOK.gather(1, first_M11.expand(-1, 1, new_MOK.shape[2]))
+        return kept_MOK & torch.where(stays_MO[:, :, None], new_MOK, like_M1K), loses_M
+
+    def _inside(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return which outputs (M, O) and inputs (M, K) of a layer are not padding."""
+        shape = self._population.weights[layer].shape[1:]
+        sizes = self._population.sizes(layer)
+        device = self._cut.places.device
+        outputs, inputs = (
+            torch.arange(most, device=device) < array_to_device(size, device)[:, None]
+            for most, size in zip(shape, (size[self._cut.members] for size in sizes), strict=True)
+        )
+        return outputs, inputs
+
+    def _check(self, layer: int, finite_M: Tensor) -> None:
+        for member, finite in zip(self._cut.members, finite_M.tolist(), strict=True):
+            if not finite:
+                raise EditError(
+                    f"layer {layer} of member {member} cannot be refitted: its inputs or weights "
+                    "are not finite on these rows"
+                )
 
 
 class _Regression:
-    """The regressions of all members, on two halves of the rows.
+    """The regressions of all members, on two halves of the rows."""
 
-    Attributes:
-        kept_MK: each member's kept units, padded with the number of the first unit beyond all.
-    """
+    def __init__(self, x_MRK: Tensor, lack_MRO: Tensor, kept_MOK: Tensor) -> None:
+        self._kept_MOK = kept_MOK
+        empty = [Moments.start(x_MRK, num_outputs=lack_MRO.shape[2]) for _ in range(2)]
+        for half, moments in enumerate(empty):
+            moments.add(x_MRK[:, half::2], lack_MRO[:, half::2])
+        self._one, self._other = empty
 
-    def __init__(
-        self, population: Population, layer: int, cut: ShrunkUnits, activations: Tensor
-    ) -> None:
-        halves = [Moments.start(activations, num_outputs=0) for _ in range(2)]
-        for half, moments in enumerate(halves):
-            rows = activations[:, half::2]
-            moments.add(rows, rows[:, :, :0])
-        self._num_kept = int(cut.num_kept_M.max())
-        order_MU = _padded_order(cut, activations.shape[2])
-        self.kept_MK = order_MU[:, : self._num_kept]
-        weight = population.weights[layer + 1][cut.places]
-        self._weight_MOU = _take(weight.double(), order_MU, 2)
-        self._stays = _stays(population, layer + 1, cut.places, self.kept_MK)
-        self._one, self._other = (_ordered(moments, order_MU) for moments in halves)
-        self._all = _ordered(halves[0].plus(halves[1]), order_MU)
-        self._enough = all(moments.count for moments in halves)
-
-    def solved(self, successes: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the weights that read the kept units, and the constant that is left.
+    def solved(self, successes: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Return coefficients (M, O, K) and constants (M, O), float64.
 
         Args:
             successes: see `ridge_solve`.
         """
-        fit = partial(_fit, weight_MOU=self._weight_MOU, stays=self._stays, successes=successes)
+        kept_MOK = self._kept_MOK
+        alike_M = keep_alike(kept_MOK)
+        searched_MOK = kept_MOK & alike_M[:, None, None]
 
         def loss(ridges: Tensor) -> Tensor:
-            slope_MOK, shift_MO = fit(self._one, ridges=ridges)
-            # The error of the refitted layer is linear in the kept and removed inputs.
-            lack_MOU = torch.cat([-slope_MOK, self._weight_MOU[:, :, self._num_kept :]], 2)
-            mean_MO = (lack_MOU @ self._other.mean_MU[:, :, None])[..., 0] - shift_MO
-            spread_M = (lack_MOU @ self._other.covariance_MUU * lack_MOU).sum((1, 2))
-            return spread_M + mean_MO.square().sum(1)
+            return self._other.losses(*self._fit(self._one, searched_MOK, ridges, successes))
 
-        device, num_members = self._weight_MOU.device, len(self._weight_MOU)
-        ridges: float | Tensor = RIDGE
-        if self._enough:
-            ridges = best_ridges(loss, num_members, device=device)
-        slope_MOK, shift_MO = fit(self._all, ridges=ridges)
-        return self._weight_MOU[:, :, : self._num_kept] + slope_MOK, shift_MO
+        device = kept_MOK.device
+        ridges: Tensor = torch.full((len(kept_MOK),), RIDGE, dtype=torch.float64, device=device)
+        if self._one.count and self._other.count:
+            found = best_ridges(loss, len(kept_MOK), device=device)
+            ridges = torch.where(alike_M, found, ridges)
+        return self._fit(self._one.plus(self._other), kept_MOK, ridges, successes)
 
-
-def _padded_order(cut: ShrunkUnits, size: int) -> Tensor:
-    """Return each member's kept units, then its removed units, both padded with `size`."""
-    parts = []
-    kept_M1 = array_to_device(cut.num_kept_M, cut.order_MU.device)[:, None]
-    gone_M1 = array_to_device(cut.num_gone_M, cut.order_MU.device)[:, None]
-    for start_M1, count_M1, most in (
-        (torch.zeros_like(kept_M1), kept_M1, int(cut.num_kept_M.max())),
-        (kept_M1, gone_M1, int(cut.num_gone_M.max())),
-    ):
-        place_U = torch.arange(most, device=cut.order_MU.device)
-        taken_MU = (start_M1 + place_U).clamp(max=size - 1)
-        part_MU = cut.order_MU.gather(1, taken_MU)
-        parts.append(part_MU.masked_fill(place_U >= count_M1, size))
-    return torch.cat(parts, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ordered:
-    """Moments of each member's inputs, kept inputs first."""
-
-    mean_MU: Tensor
-    covariance_MUU: Tensor
-
-
-def _ordered(moments: Moments, order_MU: Tensor) -> _Ordered:
-    covariance_MUU = _take(_take(moments.covariance, order_MU, 1), order_MU, 2)
-    return _Ordered(_take(moments.mean, order_MU, 1), covariance_MUU)
-
-
-def _fit(
-    inputs: _Ordered,
-    *,
-    weight_MOU: Tensor,
-    stays: Tensor,
-    ridges: float | Tensor,
-    successes: list[Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    """Return coefficients with which kept inputs replace the removed ones, and a constant."""
-    left, gone = slice(stays.shape[-1]), slice(stays.shape[-1], None)
-    weight_MOR, covariance_MUU = weight_MOU[:, :, gone], inputs.covariance_MUU
-    missing_MOK = weight_MOR @ covariance_MUU[:, gone, left]
-    second_MKK = covariance_MUU[:, left, left]
-    if stays.ndim == 3:
-        slope_MOK = masked_ridge_solve(
-            missing_MOK, second_MKK, stays, ridge=ridges, solved=successes
-        )
-    else:
-        slope_MOK = ridge_solve(
-            missing_MOK, second_MKK, stays.sum(1), ridge=ridges, solved=successes
-        )
-    shift_MO = (weight_MOR @ inputs.mean_MU[:, gone, None])[..., 0]
-    return slope_MOK, shift_MO - (slope_MOK @ inputs.mean_MU[:, left, None])[..., 0]
-
-
-def _stays(population: Population, layer: int, places: Tensor, order_MK: Tensor) -> Tensor:
-    """Return which coefficients may be non-zero: those that are neither padding nor masked.
-
-    Returns:
-        (M, O, K), or if no member has a mask, (M, K).
-    """
-    keep = population.masks[layer]
-    if keep is None:
-        return order_MK < population.weights[layer].shape[2]
-    return _take(keep[places], order_MK, 2)
-
-
-def _activations(population: Population, places: Tensor, layer: int, x_NI: Tensor) -> Tensor:
-    values = x_NI.expand(len(places), -1, -1)
-    with torch.no_grad():
-        for index in range(layer + 1):
-            weight, bias = population.weights[index][places], population.biases[index][places]
-            values = torch.baddbmm(bias[:, None], values, weight.transpose(1, 2)).relu_()
-    return values
-
-
-def _put(
-    population: Population,
-    layer: int,
-    places: Tensor,
-    order_MK: Tensor,
-    weight_MOK: Tensor,
-    shift_MO: Tensor,
-) -> None:
-    old = population.weights[layer][places]
-    index_MOK = order_MK[:, None].expand(-1, old.shape[1], -1)
-    # An additional column takes the values that are written at padding.
-    wide = torch.nn.functional.pad(old, (0, 1)).scatter_(2, index_MOK, weight_MOK.to(old.dtype))
-    population.weights[layer][places] = wide[:, :, : old.shape[2]]
-    bias = population.biases[layer][places]
-    population.biases[layer][places] = (bias.double() + shift_MO).to(bias.dtype)
-
-
-def _take(values: Tensor, order_MU: Tensor, dim: int) -> Tensor:
-    """Select along a dimension in each member's own order; the index `size` selects zero."""
-    padding = [0, 0] * (values.ndim - 1 - dim) + [0, 1]
-    padded = torch.nn.functional.pad(values, padding)
-    index = order_MU
-    for _ in range(1, dim):
-        index = index.unsqueeze(1)
-    for _ in range(dim + 1, values.ndim):
-        index = index.unsqueeze(-1)
-    shape = list(padded.shape)
-    shape[dim] = order_MU.shape[1]
-    return padded.gather(dim, index.expand(shape))
+    def _fit(
+        self,
+        moments: Moments,
+        kept_MOK: Tensor,
+        ridges: Tensor,
+        successes: list[Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        cross, second = moments.centred(intercept=True)
+        slope_MOK = masked_ridge_solve(cross, second, kept_MOK, ridge=ridges, solved=successes)
+        mean_MO = moments.residual_GO / moments.count
+        return slope_MOK, mean_MO - (slope_MOK @ moments.mean[:, :, None])[..., 0]

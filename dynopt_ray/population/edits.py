@@ -4,6 +4,7 @@ Shapes: P members, U units of the layer in the stack, I and O as in `stack`.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import EditError
-from dynopt_ray.population.compensation import ShrunkUnits, refit_consumers
+from dynopt_ray.population.compensation import StackedCut, refit
 from dynopt_ray.population.stack import Population
 from dynopt_ray.structure import fresh_tensors, seeded
 from dynopt_ray.transfers import array_to_device, read_together, to_device
@@ -81,54 +82,102 @@ def shrink(
     for row, member, kept in zip(gone_PU, keep, kept_each, strict=True):
         _check_kept(member, kept, int(population.widths[member, layer]))
         row[: len(kept)] = ~kept
-    shrink_marked(
-        population,
-        layer,
-        members,
-        to_device(gone_PU, population.device),
-        gone_PU.sum(1).numpy(),
-        compensate_NI=compensate_NI,
-    )
+    gone = MarkedUnits(to_device(gone_PU, population.device), gone_PU.sum(1).numpy())
+    shrink_marked(population, members, {layer: gone}, compensate_NI=compensate_NI)
+
+
+@dataclass(frozen=True, eq=False)
+class MarkedUnits:
+    """Units of a hidden layer that some members lose.
+
+    The host knows their numbers but not which they are, so it does not have to wait for a GPU.
+
+    Attributes:
+        gone_PU: bool tensor on the population's device, one row per member, True for units to
+            remove. The units that the widest member has beyond the member's own are ignored.
+        num_gone_P: number of units that each loses; fewer than it has.
+    """
+
+    gone_PU: Tensor
+    num_gone_P: IntArray
 
 
 def shrink_marked(
     population: Population,
-    layer: int,
     members: IntArray,
-    gone_PU: Tensor,
-    num_gone_P: IntArray,
+    marked: Mapping[int, MarkedUnits],
     *,
     compensate_NI: Tensor | None = None,
 ) -> None:
-    """Shrink as `shrink` does, with the units to remove on the population's device.
-
-    The host knows their numbers but not which they are, so it does not have to wait for a GPU.
+    """Shrink several hidden layers of members at once, as one plan of `Shrink` edits does.
 
     Args:
         population: changed in place.
-        layer: number of the hidden layer, from 0.
-        members: the members to shrink, each once.
-        gone_PU: bool tensor, one row per entry of `members`, True for units to remove. The units
-            that the widest member has beyond the member's own are ignored.
-        num_gone_P: number of units to remove from each; at least 1, and fewer than there are.
-        compensate_NI: see `shrink`.
+        members: the members to shrink, each once. Each loses at least one unit.
+        marked: number of a hidden layer, from 0 -> the units to remove there.
+        compensate_NI: inputs of the network. If given, the layers that read removed units are
+            refitted on them.
 
     Raises:
         EditError: see `shrink`.
     """
-    _check_layer(population, layer)
-    widths_P = population.widths[members, layer]
-    for member, width, gone in zip(members, widths_P, num_gone_P, strict=True):
-        _check_number(int(member), int(width), int(width - gone))
+    total_P = np.sum([units.num_gone_P for units in marked.values()], axis=0)
+    for layer, units in marked.items():
+        _check_layer(population, layer)
+        for place, member in enumerate(members):
+            width, gone = int(population.widths[member, layer]), int(units.num_gone_P[place])
+            if gone or not total_P[place]:
+                _check_number(int(member), width, width - gone)
     places = population.places(members)
-    order_PU = _kept_first(gone_PU, array_to_device(widths_P, population.device))
+    orders = {
+        layer: _kept_first(
+            units.gone_PU, array_to_device(population.widths[members, layer], population.device)
+        )
+        for layer, units in marked.items()
+    }
     if compensate_NI is not None:
-        cut = ShrunkUnits(members, places, order_PU, widths_P - num_gone_P, num_gone_P)
-        refit_consumers(population, layer, cut, compensate_NI)
-    population.widths[members, layer] -= num_gone_P
+        stays = {layer: _staying(population, members, layer, u) for layer, u in marked.items()}
+        refit(population, StackedCut(members, places, stays), compensate_NI)
+    for layer, units in marked.items():
+        population.widths[members, layer] -= units.num_gone_P
+        _select(population, layer, members, places, orders[layer])
     population.num_edits[members] += 1
-    _select(population, layer, members, places, order_PU)
     population.reserve()
+
+
+def mask_marked(
+    population: Population,
+    members: IntArray,
+    keeps: Mapping[int, Tensor],
+    *,
+    compensate_NI: Tensor | None = None,
+) -> None:
+    """Mask weights of several layers of members at once, as one plan of `Mask` edits does.
+
+    Args:
+        population: changed in place.
+        members: the members, each once.
+        keeps: number of a layer -> its new masks, bool (P, O, I); True in padding.
+        compensate_NI: inputs of the network. If given, the layers that lose weights are refitted
+            on them.
+
+    Raises:
+        EditError: a layer has inputs or weights that are not finite.
+    """
+    places = population.places(members)
+    if compensate_NI is not None:
+        refit(population, StackedCut(members, places, keeps=keeps), compensate_NI)
+    for layer, keep_POI in keeps.items():
+        population.mask(layer)[places] = keep_POI
+        for stack in population.tensors(layer)[:2]:
+            stack[places] = stack[places] * keep_POI
+
+
+def _staying(population: Population, members: IntArray, layer: int, units: MarkedUnits) -> Tensor:
+    """Return which units of a layer remain, (P, U); False at padding."""
+    widths = array_to_device(population.widths[members, layer], population.device)
+    unit_U = torch.arange(units.gone_PU.shape[1], device=population.device)
+    return (unit_U < widths[:, None]) & ~units.gone_PU
 
 
 def _select(

@@ -184,6 +184,19 @@ class Population:
             else:
                 mask[here] = _fitted(keep[there], mask.shape[1:], fill=True)
 
+    def taken(self, members: Sequence[int] | IntArray) -> "Population":
+        """Return a new population of copies of some members, each as often as it is given."""
+        chosen, places = list(members), self.places(members)
+        taken = copy.copy(self)
+        taken.widths, taken.num_edits, taken.seeds = (
+            values[chosen] for values in (self.widths, self.num_edits, self.seeds)
+        )
+        for name in ("weights", "biases", "weight_momenta", "bias_momenta"):
+            setattr(taken, name, [stack[places] for stack in getattr(self, name)])
+        taken.masks = [None if keep is None else keep[places] for keep in self.masks]
+        taken.reserve()
+        return taken
+
     def tensors(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the weights, weight momenta, biases and bias momenta of a layer."""
         return (

@@ -43,6 +43,7 @@ from dynopt_ray.structure.refit import (
     Observer,
     Use,
     best_ridges,
+    keep_alike,
     masked_ridge_solve,
     ridge_solve,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "from_stored",
     "has_extra_state",
     "history_of",
+    "keep_alike",
     "load",
     "mask_of",
     "masked_parameters",

@@ -6,15 +6,23 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dynopt_ray.policies import Action, Descriptors, describe_graph, stack_descriptors
+from dynopt_ray.policies import (
+    Action,
+    Descriptors,
+    GraphEvidence,
+    StackEvidence,
+    describe_graph,
+    stack_descriptors,
+)
 from dynopt_ray.population import Population
 from dynopt_ray.structure import Graph, masked_parameters, plan_from_json, plan_to_json, trace
 from dynopt_ray.testing.requirement import require
 
 _NUM_MEMBERS = 3
 _NUM_ROWS = 64
+_NUM_CLASSES = 3
 
 
 def check_action(make: Callable[[], Action]) -> None:
@@ -63,23 +71,25 @@ def _check_group(action: Action, group: int) -> None:
     for member, graph in enumerate(graphs):
         stacked.load(member, graph.model)
     chosen = np.flatnonzero(legal)[1:]  # the first member must stay as it is
-    stacked_rows = torch.randn(_NUM_ROWS, 6, generator=torch.Generator().manual_seed(0))
-    action.apply_stacked(stacked, group, chosen, networks, stacked_rows)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_NUM_ROWS, 6, generator=generator)
+    y = torch.randint(_NUM_CLASSES, (_NUM_ROWS,), generator=generator)
+    action.apply_stacked(stacked, chosen, networks, StackEvidence(stacked, x, y))
     for member, graph in enumerate(graphs):
         if member in chosen:
-            _carry_out(action, graph, networks.row(member), stacked_rows)
+            evidence = GraphEvidence(graph, [(x, y)], torch.nn.functional.cross_entropy)
+            _carry_out(action, graph, networks.row(member), evidence)
         _require_same(stacked, member, graph)
 
 
-def _carry_out(action: Action, graph: Graph, network: Descriptors, rows: Tensor) -> None:
-    plan = action.plan(graph, network)
+def _carry_out(action: Action, graph: Graph, network: Descriptors, evidence: GraphEvidence) -> None:
+    plan = action.plan(graph, network, evidence)
     before = graph.cost()
     if not plan:
         require(not action.lowers, "the action is legal and lowers costs, but its plan is empty")
         return
     require(not action.ends, "an action that ends the episode must have no edits")
-    masks = any(type(edit).__name__ == "Mask" for edit in plan)
-    graph.apply(plan_from_json(plan_to_json(plan)), compensate=None if masks else rows)
+    graph.apply(plan_from_json(plan_to_json(plan)), compensate=evidence.inputs)
     after = graph.cost()
     for kind in action.lowers - {"latency_ms"}:
         require(

@@ -34,6 +34,7 @@ from dynopt_ray.training.loop import (
     sample_batches,
     seeded,
     traced,
+    undone,
 )
 from dynopt_ray.training.optimizers import make_optimizer
 from dynopt_ray.training.pruning import (
@@ -142,4 +143,5 @@ __all__ = [
     "sensitivity",
     "stalled",
     "traced",
+    "undone",
 ]

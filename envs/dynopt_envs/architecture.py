@@ -15,9 +15,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from dynopt_envs.config import BackendKind, episode_config
+from dynopt_envs.config import BackendKind, EpisodeConfig, episode_config
 from dynopt_envs.episodes import Episodes, make_episodes
-from dynopt_ray.policies import FEATURES, LIMIT, ActionSet
+from dynopt_ray.policies import ACTION_FEATURES, FEATURES, LIMIT
 from dynopt_ray.tasks import Task
 
 ObservationDict = dict[str, NDArray[Any]]
@@ -47,7 +47,9 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
     ## Observation space
     `Dict(observations=Box, action_mask=Box)`. The features are listed in
     `dynopt_ray.policies.observation.FEATURES`. Their number and meaning are the same for networks
-    of any depth and kind.
+    of any depth and kind. With `preview=True` the features of each action follow, action after
+    action, as listed in `dynopt_ray.policies.previews.ACTION_FEATURES`: what the action would do
+    right away, measured on the validation split.
 
     ## Rewards
     S_t − S_{t−1} with `reward="gain"`, S_t with `reward="level"`. S is the smooth utility: U with
@@ -86,7 +88,7 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
         self.render_mode = render_mode
         config = episode_config(options)
         self._episodes = make_episodes(task, config, backend=backend, num_members=1)
-        self.observation_space = observation_space(config.actions)
+        self.observation_space = observation_space(config)
         self._num_actions = len(config.actions)
         self.action_space = spaces.Discrete(self._num_actions)
         self._over = True
@@ -119,6 +121,7 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
                 f"{action!r} is not an action; actions are 0 to {self._num_actions - 1}"
             ) from error
         rewards, over = self._episodes.step(np.array([chosen]), np.array([True]))
+        self._episodes.look(~over)
         self._over = bool(over[0])
         return self._seen(), float(rewards[0]), bool(over[0]), False, self._info()
 
@@ -156,6 +159,7 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
 
     Attributes:
         horizon: the largest number of steps of an episode.
+        num_action_features: the number of features of each action, at the end of observations.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}  # noqa: RUF012
@@ -171,9 +175,10 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
         config = episode_config(options)
         self.render_mode = render_mode
         self.horizon = config.horizon
+        self.num_action_features = num_action_features(config)
         self.num_envs = num_envs
         self._episodes = make_episodes(task, config, backend=backend, num_members=num_envs)
-        self.single_observation_space = observation_space(config.actions)
+        self.single_observation_space = observation_space(config)
         self._num_actions = len(config.actions)
         self.single_action_space = spaces.Discrete(self._num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -217,7 +222,7 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
         rewards, over = self._episodes.step(actions, ~self._over)
         if len(starting):
             self._episodes.start(starting.tolist(), [self._generators[i] for i in starting])
-            self._episodes.look(self._over)
+        self._episodes.look(~over)
         self._over = over
         return (
             seen(self._episodes),
@@ -242,14 +247,21 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
         return {**values, **{f"_{name}": everywhere for name in values}}
 
 
-def observation_space(actions: ActionSet) -> spaces.Dict:
+def observation_space(config: EpisodeConfig) -> spaces.Dict:
     """Return the observation space of one environment."""
+    num_actions = len(config.actions)
+    num_features = len(FEATURES) + num_action_features(config) * num_actions
     return spaces.Dict(
         {
-            "observations": spaces.Box(-LIMIT, LIMIT, (len(FEATURES),), np.float32),
-            "action_mask": spaces.Box(0, 1, (len(actions),), np.int8),
+            "observations": spaces.Box(-LIMIT, LIMIT, (num_features,), np.float32),
+            "action_mask": spaces.Box(0, 1, (num_actions,), np.int8),
         }
     )
+
+
+def num_action_features(config: EpisodeConfig) -> int:
+    """Return the number of features of each action; 0 without previews."""
+    return len(ACTION_FEATURES) if config.preview else 0
 
 
 def seen(episodes: Episodes) -> ObservationDict:

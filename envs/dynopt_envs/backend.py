@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynopt_ray.arrays import IntArray
-from dynopt_ray.policies import Descriptors, Performance
+from dynopt_ray.policies import ActionMask, Descriptors, Performance, Preview
 
 NOTHING = -1
 """In place of an action: leave the network as it is."""
@@ -33,6 +33,18 @@ class Backend(Protocol):
 
     def describe(self, cursor: IntArray) -> Descriptors:
         """Return the descriptors of all networks; `cursor` (N,) is the group of each network."""
+
+    def preview(self, networks: Descriptors, action_mask: ActionMask, members: IntArray) -> Preview:
+        """Return what each legal action would do to some networks, which do not change.
+
+        Args:
+            networks: the descriptors of all networks, from `describe`.
+            action_mask: (N, actions), which actions are legal.
+            members: the networks to look at.
+
+        Returns:
+            A preview with one row per entry of `members`.
+        """
 
     def apply(self, networks: Descriptors, actions: IntArray) -> None:
         """Carry out one legal action on each network.

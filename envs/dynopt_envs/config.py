@@ -60,6 +60,8 @@ class EpisodeConfig:
         reward: with "gain" the reward is S_t − S_{t−1}, so that the return is the gain of the
             whole episode; with "level" it is S_t. S is the smooth utility.
         actions: the actions that policies choose from.
+        preview: whether observations tell for every action what it would do right away, measured
+            before one is chosen (see `ACTION_FEATURES`). This takes several times as long.
         device: where networks are trained: "auto" is the GPU if there is one, or else the CPU. None
             is the task's own device.
         illegal: "raise" refuses a forbidden action; "keep" carries out keep in its place and
@@ -78,6 +80,7 @@ class EpisodeConfig:
     learning_rate: float = 0.01
     reward: RewardKind = "gain"
     actions: ActionSet = DEFAULT_ACTIONS
+    preview: bool = False
     device: str | None = None
     illegal: IllegalAction = "raise"
     start: StartConfig = field(default_factory=StartConfig)

@@ -35,8 +35,10 @@ from dynopt_ray.policies import (
     ActionMask,
     CostMixture,
     Descriptors,
+    EpisodeProgress,
     Observation,
     Performance,
+    Preview,
     situation,
     utility,
 )
@@ -75,6 +77,7 @@ class Episodes:
         self._steps: IntArray = np.zeros(num_members, dtype=np.int64)
         self._cursor: IntArray = np.zeros(num_members, dtype=np.int64)
         self._networks: Descriptors | None = None
+        self._changed: BoolArray = np.zeros(num_members, dtype=np.bool_)
         self._now = self._before = Performance(*np.zeros((4, num_members)))
         self.cost_weight: FloatArray = np.zeros(num_members)
         self.charges: FloatArray = np.zeros((num_members, len(CHARGED_COSTS)))
@@ -110,9 +113,11 @@ class Episodes:
             counts[chosen] = 0
         self._now = self._now.replaced(chosen, self._backend.measure())
         self._before = self._before.replaced(chosen, self._now)
+        self._changed[chosen] = True
+        self._networks = None
 
     def step(self, actions: IntArray, active: BoolArray) -> tuple[FloatArray, BoolArray]:
-        """Carry out one action in each active episode.
+        """Carry out one action in each active episode; `look` must follow.
 
         Args:
             actions: (N,) one action per episode. Those of inactive episodes are ignored.
@@ -145,35 +150,52 @@ class Episodes:
         self._steps += active
         self.gradient_steps += self._config.train_steps * changing
         self._cursor, self._networks = cursor, networks
-        self._show(networks, changing)
+        self._changed |= changing
+        self._judge(networks)
         now = self.smooth_utility
         reward = now - before if self._config.reward == "gain" else now
         over = active & (stops | (self._steps >= self._config.horizon))
         return np.where(active, reward, 0.0), over
 
-    def look(self, at: BoolArray) -> None:
-        """Describe the networks and update observations, masks and figures of the episodes `at`."""
-        self._networks = self._backend.describe(self._cursor)
-        self._show(self._networks, at)
+    def look(self, deciding: BoolArray) -> None:
+        """Update observations, masks and figures of the episodes that were started or changed.
 
-    def _show(self, networks: Descriptors, at: BoolArray) -> None:
-        """Update observations, masks and figures of the episodes `at`."""
-        config = self._config
-        seen = situation(
-            networks,
+        Args:
+            deciding: (N,) the episodes in which an action will be chosen next. Nothing is
+                previewed for the others.
+        """
+        if self._networks is None:
+            self._networks = self._backend.describe(self._cursor)
+            self._judge(self._networks)
+        config, networks, at = self._config, self._networks, self._changed
+        progress = EpisodeProgress(
             now=self._now,
             before=self._before,
             num_samples=self._backend.num_samples,
             cost_weight=self.cost_weight,
             charges=self.charges,
             steps_left=1 - self._steps / config.horizon,
-            actions=config.actions,
         )
-        cost = (networks.costs * self.charges).sum(1)
+        action_mask = config.actions.mask(networks)
+        preview = None
+        if config.preview:
+            now = self._now
+            preview = Preview.unchanged(now.smooth, now.loss, networks.costs, len(config.actions))
+            members = np.flatnonzero(at & deciding)
+            if len(members):
+                found = self._backend.preview(networks, action_mask, members)
+                preview.put(members.tolist(), found)
+        seen = situation(networks, progress, config.actions, action_mask, preview)
         if not hasattr(self, "observation"):
             self.observation, self.action_mask = seen.observation, seen.action_mask
         self.observation = np.where(at[:, None], seen.observation, self.observation)
         self.action_mask = np.where(at[:, None], seen.action_mask, self.action_mask)
+        self._changed = np.zeros_like(at)
+
+    def _judge(self, networks: Descriptors) -> None:
+        """Update costs and utilities of the episodes that were started or changed."""
+        at = self._changed
+        cost = (networks.costs * self.charges).sum(1)
         self.relative_cost = np.where(at, cost, self.relative_cost)
         now = utility(self._now.metric, self.relative_cost, self.cost_weight)
         self.utility = np.where(at, now, self.utility)

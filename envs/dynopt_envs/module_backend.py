@@ -19,14 +19,18 @@ from dynopt_envs.starts import Start, batch_size, start_network
 from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import TraceError
 from dynopt_ray.policies import (
+    ActionMask,
     DescribedNetwork,
     Descriptors,
+    GraphEvidence,
     Performance,
-    compensation_inputs,
+    Preview,
+    compensation_batches,
     describe_graphs,
     num_training_rows,
+    preview_graph,
 )
-from dynopt_ray.structure import Cost, Graph, Mask, trace
+from dynopt_ray.structure import Cost, Graph, trace
 from dynopt_ray.tasks import Metrics, Task, read_metrics
 from dynopt_ray.training import RandomStream
 
@@ -53,7 +57,7 @@ class ModuleBackend:
     def __init__(self, task: Task, config: EpisodeConfig, num_members: int) -> None:
         self._task = task
         self._config = config
-        self._compensation = compensation_inputs(task)
+        self._batches = compensation_batches(task)
         graph = trace(task.new_model(seed=0), task.example_inputs())
         if not graph.groups:
             raise TraceError(
@@ -82,21 +86,49 @@ class ModuleBackend:
             ]
         )
 
+    def preview(self, networks: Descriptors, action_mask: ActionMask, members: IntArray) -> Preview:
+        """Carry out each action on the networks, one by one, and undo it."""
+        found = []
+        for member in members:
+            network, row = self._networks[member], networks.row(member)
+            metrics = network.metrics
+            figures = (np.array([metrics.smooth]), np.array([metrics.loss]), row.costs)
+            with network.random():
+                preview = preview_graph(
+                    network.graph,
+                    network.task,
+                    network=row,
+                    actions=self._config.actions,
+                    legal=action_mask[member] > 0,
+                    evidence=self._evidence(network),
+                    start_cost=network.start_cost,
+                    unchanged=Preview.unchanged(*figures, action_mask.shape[1]),
+                    optimizer=network.optimizer,
+                )
+            found.append(preview)
+        return Preview(
+            np.concatenate([one.smooth for one in found]),
+            np.concatenate([one.loss for one in found]),
+            np.concatenate([one.costs for one in found]),
+        )
+
     def apply(self, networks: Descriptors, actions: IntArray) -> None:
         """Edit the networks one by one."""
         for member, network in enumerate(self._networks):
             if actions[member] == NOTHING:
                 continue
             action = self._config.actions[int(actions[member])]
-            plan = action.plan(network.graph, networks.row(member))
+            evidence = self._evidence(network)
+            plan = action.plan(network.graph, networks.row(member), evidence)
             if plan:
-                # Compensating a mask takes one regression per masked row of weights, which is too
-                # slow for a step of the environment.
-                masks = any(isinstance(edit, Mask) for edit in plan)
-                compensate = None if masks else self._compensation
                 with network.random():
-                    network.graph.apply(plan, optimizer=network.optimizer, compensate=compensate)
+                    network.graph.apply(
+                        plan, optimizer=network.optimizer, compensate=evidence.inputs
+                    )
                 network.graph.commit()  # actions are never undone
+
+    def _evidence(self, network: _Network) -> GraphEvidence:
+        return GraphEvidence(network.graph, self._batches, network.task.loss)
 
     def train(self, active: NDArray[np.bool_]) -> None:
         """Train the active networks one by one."""

@@ -15,7 +15,7 @@ costs of an MLP follow from its widths, so nothing needs to be traced.
 Shapes: N networks, G groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -31,8 +31,12 @@ from dynopt_ray.arrays import FloatArray, IntArray
 from dynopt_ray.errors import DataError
 from dynopt_ray.policies import (
     NUM_COMPENSATION_ROWS,
+    ActionMask,
     Descriptors,
     Performance,
+    Preview,
+    StackEvidence,
+    changes,
     stacked_scores,
     summarise,
 )
@@ -61,6 +65,7 @@ class PopulationBackend:
         self._generators = [torch.Generator() for _ in range(num_members)]
         self._measured = Performance(*np.zeros((4, num_members)))
         self._unread: _Unread | None = None
+        self._previewed = _Previewed({}, {})
         self._start_costs = _costs(self._members)
         self._start_widths = self._members.widths.copy()
         self.num_samples = len(self._y)
@@ -81,8 +86,7 @@ class PopulationBackend:
         members, everyone = self._members, np.arange(len(cursor))
         nonzero, biases, masked, quantiles, dead, redundant = self._read(
             [
-                torch.stack([weight.count_nonzero((1, 2)) for weight in members.weights]),
-                torch.stack([bias.count_nonzero(1) for bias in members.biases]),
+                *_num_nonzero_each(members),
                 self._num_masked(),
                 *self._summary(cursor),
             ]
@@ -91,7 +95,7 @@ class PopulationBackend:
         own = (nonzero + biases)[cursor, everyone]
         reader = nonzero[cursor + 1, everyone]
         sizes = np.stack(
-            [np.prod(members.sizes(layer), axis=0) for layer in range(self.num_groups)]
+            [np.prod(members.sizes(layer), axis=0) for layer in range(members.num_layers)]
         )
         num_weights = sizes[cursor, everyone]
         unmasked = num_weights - masked[cursor, everyone]
@@ -101,8 +105,8 @@ class PopulationBackend:
             widths=members.widths.copy(),
             start_widths=self._start_widths,
             cursor=cursor,
-            min_width=np.ones_like(cursor),
-            step=np.ones_like(cursor),
+            min_widths=np.ones_like(members.widths),
+            steps=np.ones_like(members.widths),
             kind=np.zeros_like(cursor),
             quantiles=quantiles,
             dead=dead.astype(np.float64),
@@ -112,17 +116,51 @@ class PopulationBackend:
             cost_share=(own + reader) / np.maximum(total, 1),
             costs=costs / self._start_costs,
             nonzero=total,
+            num_spare=(sizes - masked - 1).clip(min=0).sum(0),
         )
 
+    def preview(self, networks: Descriptors, action_mask: ActionMask, members: IntArray) -> Preview:
+        """Carry out each action on copies of the networks, which `apply` can then use."""
+        base, rows = self._members.taken(members), networks.rows(members)
+        evidence, everyone = self._evidence(base), np.arange(len(members))
+        figures = (self._measured.smooth[members], self._measured.loss[members], rows.costs)
+        found = Preview.unchanged(*figures, action_mask.shape[1])
+        changed: dict[int, Population] = {}
+        unread: list[Tensor] = []
+        for place, action in enumerate(self._config.actions):
+            legal = np.flatnonzero(action_mask[members, place])
+            if len(legal) and changes(action):
+                changed[place] = copies = base.taken(everyone)
+                action.apply_stacked(copies, legal, rows, evidence)
+                metrics = evaluate(copies, *self._validation, check=False)
+                unread += [metrics.smooth, metrics.loss, _num_nonzero(copies)]
+        read = iter(self._read(unread))
+        for place, copies in changed.items():
+            found.smooth[:, place], found.loss[:, place] = next(read), next(read)
+            costs = _costs(copies)
+            costs[:, 1] = next(read)
+            found.costs[:, place] = costs / self._start_costs[members]
+        self._previewed = _Previewed(
+            {int(member): row for row, member in enumerate(members)}, changed
+        )
+        return found
+
     def apply(self, networks: Descriptors, actions: IntArray) -> None:
-        """Change all networks, layer by layer and, within a layer, action by action."""
-        rows = self._x[:NUM_COMPENSATION_ROWS]
-        for layer in range(self.num_groups):
-            here = networks.cursor == layer
-            for place, action in enumerate(self._config.actions):
-                members = np.flatnonzero(here & (actions == place))
-                if len(members):
-                    action.apply_stacked(self._members, layer, members, networks, rows)
+        """Change all networks, action by action; what was previewed need not be computed again."""
+        previewed, self._previewed = self._previewed, _Previewed({}, {})
+        evidence = self._evidence(self._members)
+        for place, action in enumerate(self._config.actions):
+            members = np.flatnonzero(actions == place)
+            known = np.isin(members, list(previewed.rows)) & (place in previewed.changed)
+            if known.any():
+                at = [previewed.rows[int(member)] for member in members[known]]
+                self._members.copy_from(members[known].tolist(), previewed.changed[place], at)
+            if not known.all():
+                action.apply_stacked(self._members, members[~known], networks, evidence)
+
+    def _evidence(self, population: Population) -> StackEvidence:
+        rows = slice(NUM_COMPENSATION_ROWS)
+        return StackEvidence(population, self._x[rows], self._y[rows])
 
     def train(self, active: NDArray[np.bool_]) -> None:  # noqa: ARG002
         """Train all networks; training the inactive ones too costs no extra operation."""
@@ -184,11 +222,25 @@ class PopulationBackend:
         return quantiles, dead, redundant
 
     def _num_masked(self) -> Tensor:
-        """Return the number of masked weights of each hidden layer, (G, N)."""
-        masks = self._members.masks[: self.num_groups]
+        """Return the number of masked weights of each layer, (L, N)."""
         none = torch.zeros(len(self._members), dtype=torch.int64, device=self._members.device)
         # Masks are True in padding, so this counts no padding.
-        return torch.stack([none if keep is None else (~keep).sum((1, 2)) for keep in masks])
+        return torch.stack(
+            [none if keep is None else (~keep).sum((1, 2)) for keep in self._members.masks]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Previewed:
+    """Copies of members after each action.
+
+    Attributes:
+        rows: member -> its row in the copies.
+        changed: place of an action -> the copies after it.
+    """
+
+    rows: Mapping[int, int]
+    changed: Mapping[int, Population]
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,6 +310,20 @@ def _measured(metrics: PopulationMetrics, train_loss: FloatArray) -> Performance
         figure.cpu().numpy() for figure in (metrics.accuracy, metrics.smooth, metrics.loss)
     )
     return Performance(accuracy, smooth, loss, train_loss)
+
+
+def _num_nonzero_each(population: Population) -> tuple[Tensor, Tensor]:
+    """Return the numbers of non-zero weights and of non-zero biases of each layer, (L, N) each."""
+    return (
+        torch.stack([weight.count_nonzero((1, 2)) for weight in population.weights]),
+        torch.stack([bias.count_nonzero(1) for bias in population.biases]),
+    )
+
+
+def _num_nonzero(population: Population) -> Tensor:
+    """Return the number of non-zero weights and biases of each network, (N,)."""
+    weights, biases = _num_nonzero_each(population)
+    return (weights + biases).sum(0)
 
 
 def _costs(population: Population) -> FloatArray:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError, UnknownNameError
@@ -12,6 +13,7 @@ from dynopt_ray.policies import (
     DEFAULT_ACTIONS,
     ActionSet,
     Descriptors,
+    GraphEvidence,
     GrowUnits,
     Keep,
     PruneWeights,
@@ -38,8 +40,8 @@ def of_width(width: int, *, start: int = 10, least: int = 1, step: int = 1) -> D
         one,
         widths=np.array([[width, 6]]),
         start_widths=np.array([[start, 6]]),
-        min_width=np.array([least]),
-        step=np.array([step]),
+        min_widths=np.array([[least, 1]]),
+        steps=np.array([[step, 1]]),
     )
 
 
@@ -70,7 +72,7 @@ def test_pruning_counts_per_parameter_and_never_masks_the_last_weight() -> None:
 
 
 def test_an_action_that_would_never_be_legal_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"prune: fraction is 1\.0, which leaves nothing"):
+    with pytest.raises(ValueError, match=r"prune: fraction is 1\.0, so .* never be legal"):
         PruneWeights(fraction=1.0)
     for fraction in (0.0, 1.1):
         with pytest.raises(ValueError, match=r"it must be in \(0, 1\)$"):
@@ -87,12 +89,13 @@ def test_plans_remove_units_and_weights_of_least_importance() -> None:
         weight[6] *= 2e-3
         graph.model.get_parameter("0.bias")[[3, 6]] = 0
     here = described(graph)
-    assert ShrinkUnits(fraction=0.25).plan(graph, here) == [Shrink("0", remove=[3, 6])]
-    (mask,) = PruneWeights(fraction=0.25).plan(graph, here)
+    none = GraphEvidence(graph, [], F.cross_entropy)
+    assert ShrinkUnits(fraction=0.25).plan(graph, here, none) == [Shrink("0", remove=[3, 6])]
+    (mask,) = PruneWeights(fraction=0.25).plan(graph, here, none)
     assert isinstance(mask, Mask)
     assert set((~mask.keep).nonzero()[:, 0].tolist()) == {3, 6}
-    assert GrowUnits(fraction=0.5).plan(graph, here) == [Grow("0", units=4)]
-    assert Keep().plan(graph, here) == Stop().plan(graph, here) == []
+    assert GrowUnits(fraction=0.5).plan(graph, here, none) == [Grow("0", units=4)]
+    assert Keep().plan(graph, here, none) == Stop().plan(graph, here, none) == []
 
 
 def test_action_masks_mark_legal_actions() -> None:

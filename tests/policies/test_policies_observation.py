@@ -85,10 +85,21 @@ def test_lowest_scores_first_and_never_padding() -> None:
 
 def test_pruned_removes_more_weights_from_a_mask() -> None:
     weight = torch.tensor([[0.1, -0.2], [0.3, -0.4]])
-    once = pruned(weight, None, 1)
-    assert torch.equal(pruned(weight.t(), None, 1), once.t())
+    (once,) = pruned([weight], [None], 1)
+    assert torch.equal(pruned([weight.t()], [None], 1)[0], once.t())
     assert once.tolist() == [[False, True], [True, True]]
-    assert pruned(weight * once, once, 2).tolist() == [[False, False], [False, True]]
+    (twice,) = pruned([weight * once], [once], 2)
+    assert twice.tolist() == [[False, False], [False, True]]
+
+
+def test_pruned_ranks_the_weights_of_all_parameters_together() -> None:
+    small, large = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([[5.0, 0.25]])
+    kept = pruned([small, large], [None, None], 3)
+    assert [keep.tolist() for keep in kept] == [[False, False, True], [[True, False]]]
+    # Each parameter keeps its largest weight, and of equal weights the first ones go.
+    kept = pruned([small, torch.zeros(4)], [None, None], 5)
+    assert [int(keep.sum()) for keep in kept] == [1, 1]
+    assert pruned([torch.ones(4)], [None], 2)[0].tolist() == [True, False, False, True]
 
 
 def test_units_are_summarised() -> None:

@@ -108,7 +108,7 @@ def fitted(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> tuple[Tenso
 
     def loss(ridges: Tensor) -> Tensor:
         fit = one.fit(intercept=True, ridge=ridges.item())
-        return torch.tensor([other.loss(*fit)], dtype=torch.float64)
+        return other.losses(*fit)
 
     slope, constant = one.plus(other).fit(intercept=True, ridge=best_ridges(loss, 1).item())
     return slope[0].float(), constant[0].float()

@@ -1,6 +1,6 @@
-"""Actions: what a policy can do to the width group under the cursor, one class per file."""
+"""Actions: what a policy can do to a width group or to the whole network, one class per file."""
 
-from dynopt_ray.policies.actions.action import Action, ActionMask
+from dynopt_ray.policies.actions.action import Action, ActionMask, Unchanging
 from dynopt_ray.policies.actions.action_set import (
     DEFAULT_ACTIONS,
     ActionConfig,
@@ -10,7 +10,9 @@ from dynopt_ray.policies.actions.action_set import (
 from dynopt_ray.policies.actions.grow import GrowUnits
 from dynopt_ray.policies.actions.keep import Keep
 from dynopt_ray.policies.actions.prune import PruneWeights
+from dynopt_ray.policies.actions.prune_network import PruneNetwork
 from dynopt_ray.policies.actions.shrink import ShrinkUnits
+from dynopt_ray.policies.actions.shrink_network import ShrinkNetwork
 from dynopt_ray.policies.actions.stop import Stop
 
 __all__ = [
@@ -21,8 +23,11 @@ __all__ = [
     "ActionSet",
     "GrowUnits",
     "Keep",
+    "PruneNetwork",
     "PruneWeights",
+    "ShrinkNetwork",
     "ShrinkUnits",
     "Stop",
+    "Unchanging",
     "legal_action",
 ]

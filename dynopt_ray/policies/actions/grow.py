@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from dynopt_ray.arrays import BoolArray, IntArray
+from dynopt_ray.policies.actions.action import by_layer
 from dynopt_ray.policies.actions.amounts import at_least_one, check_fraction
 from dynopt_ray.policies.descriptors import Descriptors
+from dynopt_ray.policies.evidence import GraphEvidence, StackEvidence
 from dynopt_ray.population import Population, grow
 from dynopt_ray.structure import CostKind, Edit, Graph, Grow
 
@@ -29,6 +30,7 @@ class GrowUnits:
     max_growth: float = 1.5
     label: str = "grow"
     ends = False
+    whole = False
     lowers: frozenset[CostKind] = frozenset()
 
     def __post_init__(self) -> None:
@@ -47,7 +49,7 @@ class GrowUnits:
         """Return which networks have room for more units, (N,)."""
         return self.units(networks) > 0
 
-    def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
+    def plan(self, graph: Graph, network: Descriptors, evidence: GraphEvidence) -> list[Edit]:  # noqa: ARG002
         """Return the edit that grows the group under the cursor."""
         group = graph.groups[int(network.cursor[0])]
         units = int(self.units(network)[0])
@@ -56,11 +58,11 @@ class GrowUnits:
     def apply_stacked(
         self,
         population: Population,
-        layer: int,
         members: IntArray,
         networks: Descriptors,
-        inputs: Tensor,  # noqa: ARG002
+        evidence: StackEvidence,  # noqa: ARG002
     ) -> None:
-        """Grow the layer in each of the members."""
+        """Grow the layer under the cursor in each of the members."""
         units = self.units(networks)
-        grow(population, layer, {int(member): int(units[member]) for member in members})
+        for layer, here in by_layer(networks, members):
+            grow(population, layer, {int(member): int(units[member]) for member in here})

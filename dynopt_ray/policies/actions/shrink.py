@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dynopt_ray.arrays import BoolArray, IntArray
+from dynopt_ray.policies.actions.action import by_layer
 from dynopt_ray.policies.actions.amounts import at_least_one, check_fraction
 from dynopt_ray.policies.descriptors import Descriptors
+from dynopt_ray.policies.evidence import GraphEvidence, StackEvidence
 from dynopt_ray.policies.unit_scores import group_scores, lowest, stacked_scores
-from dynopt_ray.population import Population, shrink_marked
+from dynopt_ray.population import MarkedUnits, Population, shrink_marked
 from dynopt_ray.structure import CostKind, Edit, Graph, Shrink
 from dynopt_ray.transfers import array_to_device
 
@@ -30,6 +31,7 @@ class ShrinkUnits:
     fraction: float = 0.3
     label: str = "shrink"
     ends = False
+    whole = False
     lowers: frozenset[CostKind] = frozenset({"params", "nonzero", "flops", "bytes", "latency_ms"})
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class ShrinkUnits:
         """Return which networks have units that can be removed, (N,)."""
         return self.units(networks) > 0
 
-    def plan(self, graph: Graph, network: Descriptors) -> list[Edit]:
+    def plan(self, graph: Graph, network: Descriptors, evidence: GraphEvidence) -> list[Edit]:  # noqa: ARG002
         """Return the edit that shrinks the group under the cursor."""
         group = graph.groups[int(network.cursor[0])]
         scores_NU = group_scores(graph, group)[None].cpu()
@@ -56,16 +58,17 @@ class ShrinkUnits:
     def apply_stacked(
         self,
         population: Population,
-        layer: int,
         members: IntArray,
         networks: Descriptors,
-        inputs: Tensor,
+        evidence: StackEvidence,
     ) -> None:
-        """Shrink the layer in each of the members."""
-        num_gone = self.units(networks)[members]
-        gone_NU = lowest(
-            stacked_scores(population, layer, population.places(members)),
-            array_to_device(population.widths[members, layer], population.device),
-            array_to_device(num_gone, population.device),
-        )
-        shrink_marked(population, layer, members, gone_NU, num_gone, compensate_NI=inputs)
+        """Shrink the layer under the cursor in each of the members."""
+        for layer, here in by_layer(networks, members):
+            num_gone = self.units(networks)[here]
+            gone_NU = lowest(
+                stacked_scores(population, layer, population.places(here)),
+                array_to_device(population.widths[here, layer], population.device),
+                array_to_device(num_gone, population.device),
+            )
+            units = MarkedUnits(gone_NU, num_gone)
+            shrink_marked(population, here, {layer: units}, compensate_NI=evidence.x)

@@ -10,6 +10,7 @@ from dynopt_ray.structure.refit.regression import (
     RIDGE,
     Moments,
     best_ridges,
+    keep_alike,
     masked_ridge_solve,
     ridge_solve,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "best_ridges",
     "calibration_batches",
     "compensated",
+    "keep_alike",
     "masked_ridge_solve",
     "reading_removed",
     "ridge_solve",

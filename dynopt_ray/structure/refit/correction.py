@@ -13,6 +13,7 @@ from dynopt_ray.structure.refit.regression import (
     RIDGE,
     Moments,
     best_ridges,
+    keep_alike,
 )
 from dynopt_ray.structure.tracing import Reader, as_products
 from dynopt_ray.structure.units import Axis, Consumer
@@ -122,13 +123,16 @@ class Correction:
         def loss(ridges: Tensor) -> Tensor:
             fit = partial(one.fit, intercept=intercept, ridge=ridges.item(), kept_GOK=kept_GOK)
             solved: list[Tensor] = []
-            found = other.loss(*fit(solved=solved))
+            found = other.losses(*fit(solved=solved)).sum()
             figure, *successes = read_numbers([found, *solved])
             if not all(successes):
-                (figure,) = read_numbers([other.loss(*fit())])
+                (figure,) = read_numbers([other.losses(*fit()).sum()])
             return torch.tensor([figure], dtype=torch.float64, device="cpu")
 
-        ridge = best_ridges(loss, 1).item() if one.count and other.count else RIDGE
+        searches = bool(one.count and other.count)
+        if kept_GOK is not None:
+            searches = searches and all(read_numbers([keep_alike(kept_GOK).all()]))
+        ridge = best_ridges(loss, 1).item() if searches else RIDGE
         both = one.plus(other)
         slope_GOK, constant_GO = both.fit(intercept=intercept, ridge=ridge, kept_GOK=kept_GOK)
         weight = self.start[self.name]

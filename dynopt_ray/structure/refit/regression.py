@@ -7,10 +7,10 @@ through their means and second moments:
 
 The moments are taken about the means if there is a constant c; otherwise c = 0. So rows can be
 added batch by batch and need not be kept (`Moments`). The error of a solution on other rows follows
-from their moments alone (`Moments.loss`), so λ can be chosen by fitting on some rows and judging on
-others (`best_ridges`). λ is given relative to the mean of the diagonal of E[x xᵀ], so it does not
-depend on the scale of the inputs. If a mask holds coefficients at zero, each output has a problem
-of its own, on the inputs that it keeps (`masked_ridge_solve`).
+from their moments alone (`Moments.losses`), so λ can be chosen by fitting on some rows and judging
+on others (`best_ridges`). λ is given relative to the mean of the diagonal of E[x xᵀ], so it does
+not depend on the scale of the inputs. If a mask holds coefficients at zero, each output has a
+problem of its own, on the inputs that it keeps (`masked_ridge_solve`).
 
 Shapes: G groups (problems), R rows, K inputs, O outputs.
 """
@@ -33,8 +33,11 @@ _LEAST, _MOST = 1e-4, 1e3
 _MOST_STEPS = 8
 # Number of rows that are summed in float32 before the sum is added in float64.
 _MOST_RECENT = 1024
-# Number of steps of conjugate gradients for masked problems.
-_NUM_DESCENTS = 16
+# Number of steps of conjugate gradients for masked problems. More hardly change the error on other
+# rows.
+_NUM_DESCENTS = 8
+# Largest number of coefficients that are found at one time; each step keeps two numbers for each.
+_MOST_NUMBERS = 2**21
 # Divisors are at least this, for problems that are solved already.
 _TINY = 1e-300
 
@@ -152,17 +155,17 @@ class Moments:
             return slope, torch.zeros_like(mean_r)
         return slope, mean_r - (slope @ self.mean[:, :, None])[..., 0]
 
-    def loss(self, slope_GOK: Tensor, constant_GO: Tensor) -> Tensor:
-        """Return the mean squared error of a fit on these rows, minus that of predicting zero.
+    def losses(self, slope_GOK: Tensor, constant_GO: Tensor) -> Tensor:
+        """Return the mean squared error of each fit on these rows, minus that of predicting zero.
 
-        It is a tensor of one number, on the device of the rows.
+        They are (G,), on the device of the rows.
         """
         cross, second = self.centred(intercept=False)
         mean_r, mean_x = self.residual_GO / self.count, self.mean
-        given = (slope_GOK @ second * slope_GOK).sum() - 2 * (slope_GOK * cross).sum()
+        given = (slope_GOK @ second * slope_GOK).sum((1, 2)) - 2 * (slope_GOK * cross).sum((1, 2))
         shift = (slope_GOK @ mean_x[:, :, None])[..., 0]
         constant = constant_GO * (constant_GO + 2 * shift - 2 * mean_r)
-        return given + constant.sum()
+        return given + constant.sum(1)
 
     def centred(self, intercept: bool) -> tuple[Tensor, Tensor]:
         """Return E[r xᵀ] and E[x xᵀ], about the means if there is an intercept."""
@@ -305,9 +308,9 @@ def masked_ridge_solve(
     """Solve like `ridge_solve`, with some coefficients held at zero.
 
     If all outputs of a problem keep the same inputs, it is solved exactly. Otherwise each output
-    is a problem of its own, and the result is what 16 steps of conjugate gradients from zero
-    reach: exact for up to 16 inputs, and as good on other rows for more, because stopping early
-    is a ridge, too. Solving each of them exactly would take time cubic in the number of inputs.
+    is a problem of its own, and the result is what 8 steps of conjugate gradients from zero reach:
+    exact for up to 8 inputs, and as good on other rows for more, because stopping early is a
+    ridge, too. Solving each of them exactly would take time cubic in the number of inputs.
 
     Args:
         cross_GOK: second moments of outputs and inputs, float64.
@@ -322,9 +325,9 @@ def masked_ridge_solve(
 
     References:
         Hestenes & Stiefel 1952, "Methods of conjugate gradients for solving linear systems",
-        here preconditioned by the diagonal.
+        here preconditioned by the diagonal, with residuals that are made orthogonal to all before.
     """
-    alike_G = (kept_GOK == kept_GOK[:, :1]).flatten(1).all(1)
+    alike_G = keep_alike(kept_GOK)
     reads = solved is None or cross_GOK.device.type == "cpu"
     some, every = read_numbers([alike_G.any(), alike_G.all()]) if reads else (True, False)
     if every:
@@ -336,6 +339,14 @@ def masked_ridge_solve(
     kept_GK = kept_GOK[:, 0] & alike_G[:, None]
     exact_GOK = _solve_alike(cross_GOK, second_GKK, kept_GK, ridge, solved)
     return torch.where(alike_G[:, None, None], exact_GOK, descended_GOK)
+
+
+def keep_alike(kept_GOK: Tensor) -> Tensor:
+    """Return for which problems all outputs keep the same inputs, bool (G,).
+
+    Only for these a search for the ridge pays: others stop early, whatever the ridge.
+    """
+    return (kept_GOK == kept_GOK[:, :1]).flatten(1).all(1)
 
 
 def _solve_alike(
@@ -373,16 +384,31 @@ def _descend(
     mean_GO1 = own_GOK.sum(2, keepdim=True) / kept_GOK.sum(2, keepdim=True).clamp(min=1)
     shift_GO1 = _ridges(ridge, mean_GO1).expand(len(mean_GO1))[:, None, None] * mean_GO1 + 1e-12
     scale_GOK = own_GOK + shift_GO1
+    most = max(1, _MOST_NUMBERS // max(1, second_GKK.shape[1] * len(second_GKK)))
+    of_outputs = (cross_GOK, kept_GOK, scale_GOK, shift_GO1)
+    parts = (torch.split(values, most, 1) for values in of_outputs)
+    return torch.cat([_steps(second_GKK, *part) for part in zip(*parts, strict=True)], 1)
+
+
+def _steps(
+    second_GKK: Tensor, cross_GOK: Tensor, kept_GOK: Tensor, scale_GOK: Tensor, shift_GO1: Tensor
+) -> Tensor:
+    """Return what the steps reach from zero, for some of the outputs."""
     slope_GOK = torch.zeros_like(cross_GOK)
     left_GOK = cross_GOK * kept_GOK
-    towards_GOK = left_GOK / scale_GOK
-    size_GO1 = (left_GOK * towards_GOK).sum(2, keepdim=True)
+    scaled_GOK = towards_GOK = left_GOK / scale_GOK
+    size_GO1 = (left_GOK * scaled_GOK).sum(2, keepdim=True)
+    past: list[tuple[Tensor, Tensor]] = []
     for _ in range(_NUM_DESCENTS):
+        past.append((left_GOK / size_GO1.clamp(min=_TINY), scaled_GOK))
         product_GOK = (towards_GOK @ second_GKK + shift_GO1 * towards_GOK) * kept_GOK
         curvature_GO1 = (towards_GOK * product_GOK).sum(2, keepdim=True)
         length_GO1 = size_GO1 / curvature_GO1.clamp(min=_TINY)
         slope_GOK += length_GO1 * towards_GOK
-        left_GOK -= length_GO1 * product_GOK
+        left_GOK = left_GOK - length_GO1 * product_GOK
+        # Residuals are orthogonal but for rounding errors, which grow by each step if they stay.
+        for before_GOK, along_GOK in past:
+            left_GOK -= before_GOK * (along_GOK * left_GOK).sum(2, keepdim=True)
         scaled_GOK = left_GOK / scale_GOK
         before_GO1, size_GO1 = size_GO1, (left_GOK * scaled_GOK).sum(2, keepdim=True)
         towards_GOK = scaled_GOK + size_GO1 / before_GO1.clamp(min=_TINY) * towards_GOK
