@@ -61,7 +61,7 @@ def same(one: DQNPolicy, other: DQNPolicy) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def module(seed: int = 0) -> MaskedDuelingModule:
+def module(seed: int = 0, num_action_features: int = 0) -> MaskedDuelingModule:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return MaskedDuelingModule(
@@ -72,7 +72,11 @@ def module(seed: int = 0) -> MaskedDuelingModule:
                 }
             ),
             action_space=spaces.Discrete(4),
-            model_config={"hidden": [8], "head": 4},
+            model_config={
+                "hidden": [8],
+                "head": 4,
+                "num_action_features": num_action_features,
+            },
         )
 
 
@@ -113,9 +117,10 @@ def test_masked_actions_never_enter_targets() -> None:
         assert train[name][~illegal].isfinite().all()
 
 
-def test_the_exported_policy_acts_like_rllibs_greedy_one() -> None:
-    original = module(3)
-    network = exported_network(original.get_state(), [8], 4)
+@pytest.mark.parametrize("num_action_features", [0, 1])
+def test_the_exported_policy_acts_like_rllibs_greedy_one(num_action_features: int) -> None:
+    original = module(3, num_action_features)
+    network = exported_network(original.get_state(), [8], 4, 4, num_action_features)
     policy = DQNPolicy(network, hidden=[8], head=4)
     seen = batch()
     greedy = original.forward_inference(seen)[Columns.ACTIONS]

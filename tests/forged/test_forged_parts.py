@@ -169,7 +169,14 @@ def test_wrong_directions_of_a_hypergradient_are_refused(directions: Any) -> Non
 
 def policy_state() -> State:
     network = DuelingNetwork(5, 3, [16, 8], 4)
-    return {"hidden": [16, 8], "head": 4, "tensors": network.state_dict(), "metadata": {}}
+    return {
+        "hidden": [16, 8],
+        "head": 4,
+        "num_actions": 3,
+        "num_action_features": 0,
+        "tensors": network.state_dict(),
+        "metadata": {},
+    }
 
 
 @pytest.mark.parametrize(
@@ -182,6 +189,12 @@ def policy_state() -> State:
         put("hidden", [1] * 10_000),
         put("head", True),
         put("head", -4),
+        put("num_actions", 4),
+        put("num_actions", 0),
+        put("num_actions", 10**9),
+        put("num_action_features", 2),
+        put("num_action_features", -1),
+        put("num_action_features", True),
         put("tensors", {}),
         put("tensors", "encoder.0.weight", torch.ones(16)),
         put("tensors", "encoder.0.bias", torch.full((16,), torch.nan)),

@@ -47,6 +47,40 @@ def test_a_saved_policy_decides_the_same(tmp_path: Path) -> None:
         assert torch.equal(before.q_values(seen, mask), after.q_values(seen, mask))
 
 
+def judging(num_actions: int, seed: int = 0) -> DQNPolicy:
+    """A policy for 4 features of the state and 3 of each action."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = DuelingNetwork(4 + 3 * num_actions, num_actions, [16, 8], 4, 3)
+    return DQNPolicy(network, hidden=[16, 8], head=4)
+
+
+def test_an_untrained_policy_takes_the_action_that_gains_most_right_away() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        seen = generator.normal(size=4 + 3 * 5).astype(np.float32)
+        mask = np.array([1, *generator.integers(0, 2, 4)], dtype=np.int8)
+        gains = np.where(mask, seen[4:].reshape(5, 3)[:, -1], -np.inf)
+        assert judging(5).act(seen, mask) == gains.argmax()
+
+
+def test_actions_are_judged_by_what_they_do_not_by_their_place(tmp_path: Path) -> None:
+    before = judging(5)
+    with torch.no_grad():
+        before.network.advantage[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
+    before.save(tmp_path / "policy.safetensors")
+    after = DQNPolicy.load(tmp_path / "policy.safetensors")
+    assert after.previews
+    assert (after.num_features, after.num_actions) == (4 + 3 * 5, 5)
+    seen = np.random.default_rng(0).normal(size=4 + 3 * 5).astype(np.float32)
+    order = [3, 0, 4, 2, 1]
+    moved = np.concatenate([seen[:4], seen[4:].reshape(5, 3)[order].ravel()])
+    everything = np.ones(5, np.int8)
+    one, other = before.q_values(seen, everything), after.q_values(moved, everything)
+    torch.testing.assert_close(one[order], other)
+    assert not policy().previews
+
+
 @pytest.mark.parametrize("damage", ["truncated", "altered", "empty", "missing"])
 def test_damaged_policies_are_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "policy.safetensors"

@@ -185,7 +185,7 @@ class StructureDQN(DQN):
             value += (online[name] - value) / max(1.0, window)
 
 
-def algorithm_config(settings: DQNSettings) -> DQNConfig:
+def algorithm_config(settings: DQNSettings, num_action_features: int) -> DQNConfig:
     """Return RLlib's configuration for these settings and the registered environment."""
     rate = settings.learning_rate
     config: Any = DQNConfig
@@ -222,6 +222,7 @@ def algorithm_config(settings: DQNSettings) -> DQNConfig:
                 model_config={
                     "hidden": list(settings.hidden),
                     "head": settings.head,
+                    "num_action_features": num_action_features,
                 },
             )
         )

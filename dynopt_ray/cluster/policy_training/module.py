@@ -41,14 +41,17 @@ class MaskedDuelingModule(DefaultDQNTorchRLModule):
             int(self.action_space.n),
             self.model_config["hidden"],
             self.model_config["head"],
+            self.model_config["num_action_features"],
         )
+        self._sizes = network.num_actions, network.num_action_features
         # The parent expects these names: it copies the three parts into the target network.
         self.encoder, self.af, self.vf = network.encoder, network.advantage, network.value
 
     def _qf_forward_helper(self, batch: Any, encoder: Any, head: Any) -> dict[str, Any]:
         observation = batch[Columns.OBS]
-        latent = encoder(observation["observations"])
-        q_values = dueling(head["af"](latent), head["vf"](latent))
+        q_values = dueling(
+            observation["observations"], encoder, head["af"], head["vf"], *self._sizes
+        )
         return {QF_PREDS: masked_q(q_values, observation["action_mask"])}
 
     def _forward_exploration(  # type: ignore[override]  # RLlib's own signature differs too
@@ -62,7 +65,13 @@ class MaskedDuelingModule(DefaultDQNTorchRLModule):
         return {Columns.ACTIONS: torch.where(explores, drawn, q_values.argmax(1))}
 
 
-def exported_network(state: Mapping[str, Any], hidden: Sequence[int], head: int) -> DuelingNetwork:
+def exported_network(
+    state: Mapping[str, Any],
+    hidden: Sequence[int],
+    head: int,
+    num_actions: int,
+    num_action_features: int,
+) -> DuelingNetwork:
     """Make the online network from a module's state, which RLlib returns as arrays by name."""
     names = {"encoder": "encoder", "af": "advantage", "vf": "value"}
     tensors = {
@@ -71,8 +80,7 @@ def exported_network(state: Mapping[str, Any], hidden: Sequence[int], head: int)
         for part, _, rest in [key.partition(".")]
         if part in names
     }
-    features = tensors["encoder.0.weight"].shape[1]
-    actions = tensors["advantage.2.weight"].shape[0]
-    network = DuelingNetwork(features, actions, hidden, head)
+    features = tensors["encoder.0.weight"].shape[1] + num_actions * num_action_features
+    network = DuelingNetwork(features, num_actions, hidden, head, num_action_features)
     network.load_state_dict(tensors)
     return network

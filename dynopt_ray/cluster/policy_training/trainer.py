@@ -87,7 +87,7 @@ def train_policy(
     if not isinstance(settings, DQNSettings):
         settings = DQNSettings(**(settings or {}))
     run_directory = None if directory is None else Path(directory).resolve()
-    num_features, num_actions = _sizes(settings)
+    sizes = _sizes(settings)
     num_cpus = 1 + settings.num_env_runners + settings.num_learners
     need = training_need(settings)
     with (
@@ -100,10 +100,10 @@ def train_policy(
         ),
     ):
         torch.set_num_threads(1)
-        algorithm = _build(settings, num_features, num_actions)
+        algorithm = _build(settings, sizes)
         try:
             _run(algorithm, settings, run_directory, on_progress)
-            policy = _exported(algorithm, settings)
+            policy = _exported(algorithm, settings, sizes)
         finally:
             algorithm.stop()
     if run_directory is not None:
@@ -150,16 +150,16 @@ def _restore(algorithm: Any, path: Path, settings: DQNSettings) -> None:
         ) from error
 
 
-def _build(settings: DQNSettings, num_features: int, num_actions: int) -> Any:
+def _build(settings: DQNSettings, sizes: "_Sizes") -> Any:
     # RLlib registers this every time, and Gymnasium would warn that it is registered already.
     gymnasium.registry.pop(_RLLIB_ENVIRONMENT, None)
     register_env(REGISTERED_NAME, partial(_environment_of_runner, settings))
-    algorithm: Any = algorithm_config(settings).build_algo()
+    algorithm: Any = algorithm_config(settings, sizes.action_features).build_algo()
     algorithm.settings = settings
     algorithm.replay = PrioritizedReplay(
         capacity=settings.capacity,
-        num_features=num_features,
-        num_actions=num_actions,
+        num_features=sizes.features,
+        num_actions=sizes.actions,
         n_step=settings.n_step,
         discount=settings.discount,
         alpha=settings.priority,
@@ -189,11 +189,27 @@ def _environment(
     )
 
 
-def _sizes(settings: DQNSettings) -> tuple[int, int]:
-    """Return the numbers of features and actions, and refuse an unsuitable environment."""
+@dataclass(frozen=True)
+class _Sizes:
+    """The sizes of an environment's observations and actions.
+
+    Attributes:
+        features: length of an observation.
+        actions: number of actions.
+        action_features: number of features of each action at the end of an observation.
+    """
+
+    features: int
+    actions: int
+    action_features: int
+
+
+def _sizes(settings: DQNSettings) -> _Sizes:
+    """Return the sizes of an environment, and refuse an unsuitable one."""
     env = _environment(settings, num_envs=1)
     observations, actions = env.single_observation_space, env.single_action_space
     horizon = getattr(env.unwrapped, "horizon", None)
+    action_features = getattr(env.unwrapped, "num_action_features", 0)
     env.close()
     if (
         not isinstance(actions, spaces.Discrete)
@@ -211,12 +227,16 @@ def _sizes(settings: DQNSettings) -> tuple[int, int]:
         )
     shape = observations["observations"].shape
     assert shape is not None
-    return int(shape[0]), int(actions.n)
+    return _Sizes(int(shape[0]), int(actions.n), int(action_features))
 
 
-def _exported(algorithm: Any, settings: DQNSettings) -> DQNPolicy:
+def _exported(algorithm: Any, settings: DQNSettings, sizes: _Sizes) -> DQNPolicy:
     network = exported_network(
-        algorithm.average or algorithm.module_state(), settings.hidden, settings.head
+        algorithm.average or algorithm.module_state(),
+        settings.hidden,
+        settings.head,
+        sizes.actions,
+        sizes.action_features,
     )
     metadata = {"settings": settings.as_dict(), "num_steps": algorithm.num_steps}
     return DQNPolicy(network, hidden=settings.hidden, head=settings.head, metadata=metadata)

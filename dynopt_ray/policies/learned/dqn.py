@@ -15,38 +15,76 @@ from dynopt_ray.policies.observation import Observation
 from dynopt_ray.storage import DAMAGE_ERRORS, read_state, write_state
 
 _KIND = "policy"
+_KEYS = {"hidden", "head", "num_actions", "num_action_features", "tensors", "metadata"}
+# Largest number of actions, and of features of each, in a file.
+_MOST = 10_000
 
 
 class DuelingNetwork(nn.Module):
     """Computes Q-values as the state's value plus each action's advantage over the mean advantage.
+
+    If observations have features of each action, all actions share one head, which computes an
+    action's advantage from them and from the state. The last of these features is what the action
+    is expected to gain right away. The advantage is this gain plus a correction, which is zero
+    before training, so an untrained policy takes the action that gains most right away.
 
     Args:
         num_features: length of an observation.
         num_actions: number of Q-values per observation.
         hidden: widths of the hidden layers that value and advantages share; at least one.
         head: width of the hidden layer that value and advantages each have for themselves.
+        num_action_features: number of features of each action, which stand at the end of an
+            observation, action after action; 0 if there are none.
 
     References:
         Wang et al. 2016, "Dueling Network Architectures", eq. 9.
     """
 
     def __init__(
-        self, num_features: int, num_actions: int, hidden: Sequence[int], head: int
+        self,
+        num_features: int,
+        num_actions: int,
+        hidden: Sequence[int],
+        head: int,
+        num_action_features: int = 0,
     ) -> None:
         super().__init__()
-        self.encoder = _layers([num_features, *hidden])
-        self.advantage = nn.Sequential(*_layers([hidden[-1], head]), nn.Linear(head, num_actions))
+        self.num_actions, self.num_action_features = num_actions, num_action_features
+        self.encoder = _layers([num_features - num_actions * num_action_features, *hidden])
         self.value = nn.Sequential(*_layers([hidden[-1], head]), nn.Linear(head, 1))
+        last = nn.Linear(head, 1 if num_action_features else num_actions)
+        if num_action_features:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.advantage = nn.Sequential(*_layers([hidden[-1] + num_action_features, head]), last)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the Q-values (…, actions) of features (…, features)."""
-        latent = self.encoder(features)
-        return dueling(self.advantage(latent), self.value(latent))
+        sizes = self.num_actions, self.num_action_features
+        return dueling(features, self.encoder, self.advantage, self.value, *sizes)
 
 
-def dueling(advantage: Tensor, value: Tensor) -> Tensor:
-    """Return the Q-values of advantages (…, actions) and values (…, 1)."""
-    return value + advantage - advantage.mean(-1, keepdim=True)
+def dueling(
+    features: Tensor,
+    encoder: nn.Module,
+    advantage: nn.Module,
+    value: nn.Module,
+    num_actions: int,
+    num_action_features: int,
+) -> Tensor:
+    """Return the Q-values (…, actions) that the parts of a `DuelingNetwork` compute."""
+    if not num_action_features:
+        latent = encoder(features)
+        advantages = advantage(latent)
+    else:
+        own = features.shape[-1] - num_actions * num_action_features
+        latent = encoder(features[..., :own])
+        shape = (*features.shape[:-1], num_actions, -1)
+        of_actions = features[..., own:].reshape(shape)
+        seen = torch.cat([latent[..., None, :].expand(shape), of_actions], -1)
+        advantages = of_actions[..., -1] + advantage(seen)[..., 0]
+    q_values: Tensor = value(latent) + advantages - advantages.mean(-1, keepdim=True)
+    return q_values
 
 
 def masked_q(q_values: Tensor, action_mask: Tensor) -> Tensor:
@@ -92,12 +130,18 @@ class DQNPolicy:
     @property
     def num_features(self) -> int:
         """Length of an observation."""
-        return self._size("encoder.0.weight", 1)
+        own = int(self.network.get_parameter("encoder.0.weight").shape[1])
+        return own + self.num_actions * self.network.num_action_features
 
     @property
     def num_actions(self) -> int:
         """Length of an action mask."""
-        return self._size("advantage.2.weight", 0)
+        return self.network.num_actions
+
+    @property
+    def previews(self) -> bool:
+        """Whether observations must tell what each action would do; see `Preview`."""
+        return self.network.num_action_features > 0
 
     def q_values(self, observation: Observation, action_mask: ActionMask) -> Tensor:
         """Return the Q-values (actions,), −inf for illegal actions.
@@ -130,6 +174,8 @@ class DQNPolicy:
         state = {
             "hidden": self.hidden,
             "head": self.head,
+            "num_actions": self.num_actions,
+            "num_action_features": self.network.num_action_features,
             "tensors": self.network.state_dict(),
             "metadata": self.metadata,
         }
@@ -144,21 +190,25 @@ class DQNPolicy:
         """
         state = read_state(path, kind=_KIND)
         try:
-            if state.keys() != {"hidden", "head", "tensors", "metadata"}:
+            if state.keys() != _KEYS:
                 raise ValueError(f"it has the keys {sorted(state)!s:.200}")
             hidden, head = list(state["hidden"]), state["head"]
-            network = _network(hidden, head, dict(state["tensors"]))
+            sizes = state["num_actions"], state["num_action_features"]
+            network = _network(hidden, head, *sizes, dict(state["tensors"]))
             return cls(network, hidden=hidden, head=head, metadata=dict(state["metadata"]))
         except DAMAGE_ERRORS as error:
             raise CheckpointError(
                 f"{path} holds a policy that this release cannot read: {described(error):.400}"
             ) from error
 
-    def _size(self, parameter: str, dim: int) -> int:
-        return int(self.network.get_parameter(parameter).shape[dim])
 
-
-def _network(hidden: list[int], head: int, tensors: dict[str, Tensor]) -> DuelingNetwork:
+def _network(
+    hidden: list[int],
+    head: int,
+    num_actions: int,
+    num_action_features: int,
+    tensors: dict[str, Tensor],
+) -> DuelingNetwork:
     """Return a network of saved tensors.
 
     Raises:
@@ -173,13 +223,16 @@ def _network(hidden: list[int], head: int, tensors: dict[str, Tensor]) -> Duelin
         raise ValueError(f"its widths are {widths!s:.100}; they must be whole numbers above 0")
     if not all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values()):
         raise ValueError("its weights are not finite numbers of type float32")
-    features = tensors["encoder.0.weight"].shape[1]
-    actions = tensors["advantage.2.weight"].shape[0]
-    if not features or not actions:
+    own = tensors["encoder.0.weight"].shape[1]
+    numbers = (num_actions, num_action_features)
+    if not all(type(number) is int and 0 <= number <= _MOST for number in numbers):
+        raise ValueError(f"it has {num_actions!s:.60} actions of {num_action_features!s:.60}")
+    if not own or not num_actions:
         raise ValueError("it has no features or no actions")
     # On the meta device no memory is taken for widths that the tensors do not have.
     with torch.device("meta"):
-        network = DuelingNetwork(features, actions, hidden, head)
+        features = own + num_actions * num_action_features
+        network = DuelingNetwork(features, num_actions, hidden, head, num_action_features)
     network.load_state_dict(tensors, assign=True)
     return network
 
