@@ -67,7 +67,8 @@ def test_an_untrained_policy_takes_the_action_that_gains_most_right_away() -> No
 def test_actions_are_judged_by_what_they_do_not_by_their_place(tmp_path: Path) -> None:
     before = judging(5)
     with torch.no_grad():
-        before.network.advantage[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
+        last = before.network.get_parameter("advantage.2.weight")
+        last.normal_(generator=torch.Generator().manual_seed(0))
     before.save(tmp_path / "policy.safetensors")
     after = DQNPolicy.load(tmp_path / "policy.safetensors")
     assert after.previews
