@@ -52,8 +52,8 @@ class StackEvidence:
 
     Attributes:
         population: the networks.
-        x: training rows, (rows, features).
-        y: their classes, (rows,).
+        x: training rows, (rows, features); (members, rows, features) if each has its own.
+        y: their classes, (rows,); (members, rows) if each has its own.
     """
 
     population: Population

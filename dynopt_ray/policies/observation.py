@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from dynopt_ray.arrays import FloatArray
+from dynopt_ray.arrays import FloatArray, IntArray
 from dynopt_ray.policies.costs import CHARGED_COSTS
 from dynopt_ray.policies.descriptors import KINDS, QUANTILES, Descriptors
 
@@ -84,7 +84,7 @@ class EpisodeProgress:
     Attributes:
         now: the networks' performance.
         before: their performance at the previous decision.
-        num_samples: number of training rows.
+        num_samples: number of training rows, one for all or (N,).
         cost_weight: λ, (N,).
         charges: weights of `CHARGED_COSTS` in the cost that utility charges for, (N, 4).
         steps_left: fraction of the episode's decisions that remain, (N,).
@@ -92,7 +92,7 @@ class EpisodeProgress:
 
     now: Performance
     before: Performance
-    num_samples: int
+    num_samples: int | IntArray
     cost_weight: FloatArray
     charges: FloatArray
     steps_left: FloatArray

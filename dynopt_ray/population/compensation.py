@@ -46,7 +46,7 @@ def refit(population: Population, cut: StackedCut, x_RI: Tensor) -> None:
         population: the weights and biases of these layers change. Units that the members lose are
             still there, but nothing reads them any more.
         cut: what the members lose.
-        x_RI: inputs to refit on.
+        x_RI: inputs to refit on; (P, R, I) if each member of the population has its own.
 
     Raises:
         EditError: inputs or weights of a layer are not finite, or too large to be squared.
@@ -77,7 +77,8 @@ class _Refit:
         """Return the new weights and biases of each layer that loses inputs or weights."""
         population, cut = self._population, self._cut
         lossy = {layer + 1 for layer in cut.stays} | set(cut.keeps)
-        before = after = x_RI.expand(len(cut.places), -1, -1)
+        own = x_RI[cut.places] if x_RI.ndim == 3 else x_RI
+        before = after = own.expand(len(cut.places), -1, -1)
         found = {}
         with torch.no_grad():
             for layer in range(max(lossy) + 1):

@@ -32,36 +32,52 @@ class PopulationMetrics:
 
 
 def evaluate(
-    population: Population, x_NI: Tensor, y_N: Tensor, *, check: bool = True
+    population: Population,
+    x_NI: Tensor,
+    y_N: Tensor,
+    *,
+    valid_PN: Tensor | None = None,
+    check: bool = True,
 ) -> PopulationMetrics:
     """Return loss, accuracy and confidence of every member, averaged in float64.
 
     Args:
         population: only read.
-        x_NI: inputs of a split.
-        y_N: labels.
+        x_NI: inputs of a split; (P, N, I) if each member has its own, which are not checked.
+        y_N: labels; (P, N) if each member has its own.
+        valid_PN: bool tensor, False for rows that do not count, if members have different numbers
+            of rows. None counts all.
         check: whether to check the losses; see `train_steps`.
 
     Raises:
         DataError: the rows do not fit the population.
         DivergedError: a member's loss is NaN or infinite.
     """
-    check_rows(population, x_NI, y_N)
+    num_members, num_rows = len(population), y_N.shape[-1]
+    if x_NI.ndim != 3:
+        check_rows(population, x_NI, y_N)
+    x_PNI, y_PN = x_NI.expand(num_members, -1, -1), y_N.expand(num_members, -1)
     widest = max(weight.shape[1] for weight in population.weights)
-    rows_at_once = max(1, _VALUES_AT_ONCE // (widest * len(population)))
+    rows_at_once = max(1, _VALUES_AT_ONCE // (widest * num_members))
     loss, right, confidence = torch.zeros(
         3, len(population), dtype=torch.float64, device=population.device
     )
     with torch.no_grad():
-        for start in range(0, len(y_N), rows_at_once):
-            x, y = x_NI[start : start + rows_at_once], y_N[start : start + rows_at_once]
-            outputs_POB = forward(population, x[None])[1]
-            targets = y.expand(len(population), -1)
+        for start in range(0, num_rows, rows_at_once):
+            rows = slice(start, start + rows_at_once)
+            outputs_POB = forward(population, x_PNI[:, rows])[1]
+            targets = y_PN[:, rows]
             logs = outputs_POB.log_softmax(1).gather(1, targets[:, None])[:, 0]
-            loss -= logs.sum(1, dtype=torch.float64)
-            confidence += logs.exp().sum(1, dtype=torch.float64)
+            chosen = logs.exp()
             # `argmax` over a dimension that is not the last takes seven times as long.
-            right += (outputs_POB.max(1).indices == targets).sum(1)
+            hits = outputs_POB.max(1).indices == targets
+            if valid_PN is not None:
+                counts = valid_PN[:, rows]
+                logs, chosen, hits = logs * counts, chosen * counts, hits & counts
+            loss -= logs.sum(1, dtype=torch.float64)
+            confidence += chosen.sum(1, dtype=torch.float64)
+            right += hits.sum(1)
     if check:
-        check_finite(loss, f"on {len(y_N)} rows")
-    return PopulationMetrics(*(value / len(y_N) for value in (loss, right, confidence)))
+        check_finite(loss, f"on {num_rows} rows")
+    total = num_rows if valid_PN is None else valid_PN.sum(1)
+    return PopulationMetrics(*(value / total for value in (loss, right, confidence)))

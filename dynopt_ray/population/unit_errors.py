@@ -22,8 +22,8 @@ def unit_errors(population: Population, x: Tensor, y: Tensor, *, most_steps: int
 
     Args:
         population: the networks; they are not changed.
-        x: training rows, (rows, features).
-        y: their classes, (rows,).
+        x: training rows, (rows, features); (P, rows, features) if each member has its own.
+        y: their classes, (rows,); (P, rows) if each member has its own.
         most_steps: the units of a layer are eliminated in this many steps, or up to twice as many.
 
     Returns:

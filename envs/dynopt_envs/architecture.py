@@ -2,7 +2,7 @@
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -16,9 +16,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from dynopt_envs.config import BackendKind, EpisodeConfig, episode_config
-from dynopt_envs.episodes import Episodes, make_episodes
+from dynopt_envs.episodes import Episodes, TaskConfig, make_episodes
+from dynopt_envs.joint_episodes import FIGURES, JointEpisodes
 from dynopt_ray.policies import ACTION_FEATURES, FEATURES, LIMIT
-from dynopt_ray.tasks import Task
 
 ObservationDict = dict[str, NDArray[Any]]
 
@@ -69,7 +69,8 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
     truncation, because the observation contains the steps left.
 
     ## Arguments
-    `task` (name, mapping or `Task`), `backend` ("auto", "population" or "module"), and the fields
+    `task` (name, mapping or `Task`, or a list of these; each episode draws one, and a starting
+    network with it), `backend` ("auto", "population" or "module"), and the fields
     of `EpisodeConfig` and `StartConfig` by name.
 
     ## Version history
@@ -80,14 +81,15 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
 
     def __init__(
         self,
-        task: str | Mapping[str, Any] | Task = "digits-mlp",
+        task: TaskConfig | Sequence[TaskConfig] = "digits-mlp",
         backend: BackendKind = "auto",
         render_mode: None = None,
         **options: Any,
     ) -> None:
         self.render_mode = render_mode
         config = episode_config(options)
-        self._episodes = make_episodes(task, config, backend=backend, num_members=1)
+        self._kinds = make_episodes(task, config, backend=backend)
+        self._episodes = self._kinds[0]
         self.observation_space = observation_space(config)
         self._num_actions = len(config.actions)
         self.action_space = spaces.Discrete(self._num_actions)
@@ -100,6 +102,8 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
         super().reset(seed=seed)
         _check_options(options)
         self._over = False
+        if len(self._kinds) > 1:
+            self._episodes = self._kinds[int(self.np_random.integers(len(self._kinds)))]
         self._episodes.start([0], [self.np_random])
         self._episodes.look(np.array([True]))
         return self._seen(), self._info()
@@ -152,7 +156,10 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
 
     Args:
         num_envs: number of environments, each with one network.
-        task: see `ArchitectureEnv`.
+        task: see `ArchitectureEnv`. With a list, tasks are of one kind if their networks can share
+            a stack, or else if they have equally many width groups. The environments play the
+            kinds in turn, the first environment the first kind; each episode draws a task of its
+            kind.
         backend: see `ArchitectureEnv`.
         render_mode: must be None; nothing can be rendered.
         options: fields of `EpisodeConfig` and `StartConfig` by name.
@@ -167,7 +174,7 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
     def __init__(
         self,
         num_envs: int = 1,
-        task: str | Mapping[str, Any] | Task = "digits-mlp",
+        task: TaskConfig | Sequence[TaskConfig] = "digits-mlp",
         backend: BackendKind = "auto",
         render_mode: None = None,
         **options: Any,
@@ -177,7 +184,8 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
         self.horizon = config.horizon
         self.num_action_features = num_action_features(config)
         self.num_envs = num_envs
-        self._episodes = make_episodes(task, config, backend=backend, num_members=num_envs)
+        kinds = make_episodes(task, config, backend=backend, num_members=num_envs)
+        self._episodes = kinds[0] if len(kinds) == 1 else JointEpisodes(kinds)
         self.single_observation_space = observation_space(config)
         self._num_actions = len(config.actions)
         self.single_action_space = spaces.Discrete(self._num_actions)
@@ -264,37 +272,28 @@ def num_action_features(config: EpisodeConfig) -> int:
     return len(ACTION_FEATURES) if config.preview else 0
 
 
-def seen(episodes: Episodes) -> ObservationDict:
+def seen(episodes: Episodes | JointEpisodes) -> ObservationDict:
     """Return copies of the observations of all episodes."""
     return {
-        "observations": episodes.observation.copy(),
-        "action_mask": episodes.action_mask.copy(),
+        "observations": episodes.figure("observation").copy(),
+        "action_mask": episodes.figure("action_mask").copy(),
     }
 
 
-def info(episodes: Episodes) -> dict[str, NDArray[Any]]:
+def info(episodes: Episodes | JointEpisodes) -> dict[str, NDArray[Any]]:
     """Return the figures of all episodes that reports need in addition to observations."""
-    return {
-        "action_mask": episodes.action_mask,
-        "utility": episodes.utility,
-        "smooth_utility": episodes.smooth_utility,
-        "metric": episodes.metric,
-        "relative_cost": episodes.relative_cost,
-        "cost_weight": episodes.cost_weight,
-        "gradient_steps": episodes.gradient_steps,
-        "illegal": episodes.illegal,
-    }
+    return {name: episodes.figure(name) for name in FIGURES if name != "observation"}
 
 
-def legal_actions(episodes: Episodes) -> NDArray[np.bool_]:
+def legal_actions(episodes: Episodes | JointEpisodes) -> NDArray[np.bool_]:
     """Return which actions are legal now, (N, actions).
 
     Raises:
         ResetNeeded: no episode has started.
     """
-    if not hasattr(episodes, "action_mask"):
+    if not episodes.has_started:
         raise ResetNeeded("no episode has started, so no action is legal; call reset() first")
-    return episodes.action_mask.astype(np.bool_)
+    return episodes.figure("action_mask").astype(np.bool_)
 
 
 def _check_options(options: dict[str, Any] | None) -> None:

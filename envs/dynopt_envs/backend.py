@@ -14,10 +14,14 @@ NOTHING = -1
 
 
 class Backend(Protocol):
-    """N networks of one task, stacked or one by one, which can be changed and trained."""
+    """N networks of some tasks, stacked or one by one, which can be changed and trained."""
 
-    num_samples: int
-    """The number of training rows."""
+    @property
+    def num_samples(self) -> IntArray:
+        """The number of training rows of each network's task, (N,)."""
+
+    num_starts: int
+    """The number of networks of the pool."""
 
     num_groups: int
     """The number of width groups of each network."""

@@ -22,11 +22,17 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dynopt_envs.backend import NOTHING, Backend
 from dynopt_envs.config import COST_WEIGHTS, BackendKind, EpisodeConfig
-from dynopt_envs.module_backend import ModuleBackend
-from dynopt_envs.population_backend import PopulationBackend, why_not_stacked
+from dynopt_envs.module_backend import ModuleBackend, num_groups
+from dynopt_envs.population_backend import (
+    MlpFrame,
+    PopulationBackend,
+    stack_frame,
+    why_not_stacked,
+)
 from dynopt_ray.arrays import BoolArray, FloatArray, IntArray
 from dynopt_ray.devices import chosen_device
 from dynopt_ray.errors import EditError, UnknownNameError
@@ -87,6 +93,19 @@ class Episodes:
         self.gradient_steps: IntArray = np.zeros(num_members, dtype=np.int64)
         self.illegal: BoolArray = np.zeros(num_members, dtype=np.bool_)
 
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there is anything to show."""
+        return hasattr(self, "observation")
+
+    def figure(self, name: str) -> NDArray[Any]:
+        """Return one of the attributes by its name."""
+        values: NDArray[Any] = getattr(self, name)
+        return values
+
     @property
     def metric(self) -> FloatArray:
         """(N,) the task's metric on validation data."""
@@ -101,7 +120,7 @@ class Episodes:
         """
         starts, seeds = [], []
         for member, generator in zip(members, generators, strict=True):
-            starts.append(int(generator.integers(self._config.start.num_starts)))
+            starts.append(int(generator.integers(self._backend.num_starts)))
             drawn = generator.uniform(*COST_WEIGHTS)
             given = self._config.cost_weight
             self.cost_weight[member] = drawn if given is None else given
@@ -186,7 +205,7 @@ class Episodes:
                 found = self._backend.preview(networks, action_mask, members)
                 preview.put(members.tolist(), found)
         seen = situation(networks, progress, config.actions, action_mask, preview)
-        if not hasattr(self, "observation"):
+        if not self.has_started:
             self.observation, self.action_mask = seen.observation, seen.action_mask
         self.observation = np.where(at[:, None], seen.observation, self.observation)
         self.action_mask = np.where(at[:, None], seen.action_mask, self.action_mask)
@@ -233,56 +252,90 @@ class Episodes:
         return np.where(active & legal, actions, NOTHING)
 
 
+TaskConfig = str | Mapping[str, Any] | Task
+"""A task, its name, or a mapping of its name and options."""
+
+
 def make_episodes(
-    task: str | Mapping[str, Any] | Task,
+    task: TaskConfig | Sequence[TaskConfig],
     config: EpisodeConfig,
     *,
     backend: BackendKind,
-    num_members: int,
-) -> Episodes:
-    """Make episodes on a task.
+    num_members: int | None = None,
+) -> list[Episodes]:
+    """Make episodes on one or more tasks.
 
     Args:
-        task: a task, its name, or a mapping of its name and options.
+        task: a task or several.
         config: the configuration of the episodes.
         backend: "population" stacks all networks, "module" runs them one by one, "auto" stacks
-            them if the task allows it.
-        num_members: number of episodes.
+            those whose task allows it.
+        num_members: number of episodes of all kinds together, which is split as evenly as
+            possible; None makes one of each kind.
+
+    Returns:
+        One `Episodes` for each kind of task. Tasks are of one kind if their networks can share a
+        stack, or else if they have equally many width groups.
 
     Raises:
         UnknownNameError: there is no such task or backend.
         DeviceError: there is no such device.
-        ValueError: the backend is "population", but the task's networks cannot be stacked; the
-            message says why.
+        ValueError: the backend is "population", but a task's networks cannot be stacked; the
+            message says why. Or there are no tasks, or more kinds of them than episodes.
     """
     if backend not in get_args(BackendKind):
         raise UnknownNameError("backend", str(backend), get_args(BackendKind))
-    loaded = task if isinstance(task, Task) else _task(_key(task))
-    if config.device is not None:
-        loaded = _on(loaded, chosen_device(config.device))
-    reason = why_not_stacked(loaded)
+    given = [task] if isinstance(task, str | Mapping | Task) else list(task)
+    if not given:
+        raise ValueError("task is an empty list; give at least one task")
+    kinds: dict[MlpFrame | int, list[Task]] = {}
+    for one in given:
+        loaded = one if isinstance(one, Task) else _task(_key(one))
+        if config.device is not None:
+            loaded = _on(loaded, chosen_device(config.device))
+        kinds.setdefault(_kind(loaded, backend), []).append(loaded)
+    sizes = [1] * len(kinds)
+    if num_members is not None:
+        sizes = [(num_members + k) // len(kinds) for k in reversed(range(len(kinds)))]
+        if not sizes[-1]:
+            raise ValueError(
+                f"{num_members} environments cannot play {len(kinds)} kinds of tasks, whose "
+                "networks differ in depth, inputs or outputs; use as many environments as kinds"
+            )
+    return [
+        Episodes(_backend(kind, tasks, config, size), config, size)
+        for (kind, tasks), size in zip(kinds.items(), sizes, strict=True)
+    ]
+
+
+def _kind(task: Task, backend: BackendKind) -> MlpFrame | int:
+    """Return what the networks of tasks must have in common to advance together."""
+    reason = why_not_stacked(task)
     if backend == "population" and reason:
         raise ValueError(
-            f"backend 'population' cannot run task {loaded.name!r}: {reason}. Use backend='module'"
+            f"backend 'population' cannot run task {task.name!r}: {reason}. Use backend='module'"
         )
-    stacked = backend != "module" and reason is None
-    networks: Backend = (PopulationBackend if stacked else ModuleBackend)(
-        loaded, config, num_members
-    )
-    return Episodes(networks, config, num_members)
+    return num_groups(task) if backend == "module" or reason else stack_frame(task)
+
+
+def _backend(
+    kind: MlpFrame | int, tasks: Sequence[Task], config: EpisodeConfig, num_members: int
+) -> Backend:
+    made = ModuleBackend if isinstance(kind, int) else PopulationBackend
+    return made(tasks, config, num_members)
 
 
 def _key(task: str | Mapping[str, Any]) -> str:
     return json.dumps({"name": task} if isinstance(task, str) else dict(task), sort_keys=True)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)
 def _on(task: Task, device: torch.device) -> Task:
     """Move a task once per process and device, so that its pool of networks is trained once."""
     return task if task.device == device else task.to(device)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)
 def _task(key: str) -> Task:
     """Load a task once per process and key, so that its pool of networks is trained once."""
     return load_task(json.loads(key))

@@ -15,7 +15,7 @@ from torch.optim import SGD
 
 from dynopt_envs.backend import NOTHING
 from dynopt_envs.config import EpisodeConfig
-from dynopt_envs.starts import Start, batch_size, start_network
+from dynopt_envs.starts import batch_size, start_network
 from dynopt_ray.arrays import IntArray
 from dynopt_ray.errors import TraceError
 from dynopt_ray.policies import (
@@ -39,6 +39,7 @@ from dynopt_ray.training import RandomStream
 class _Network:
     """One network of an episode."""
 
+    place: int
     task: Task
     graph: Graph
     optimizer: SGD
@@ -54,26 +55,24 @@ class _Network:
 class ModuleBackend:
     """N real networks; see `Backend`."""
 
-    def __init__(self, task: Task, config: EpisodeConfig, num_members: int) -> None:
-        self._task = task
+    def __init__(self, tasks: Sequence[Task], config: EpisodeConfig, num_members: int) -> None:
+        self._tasks = tasks
         self._config = config
-        self._batches = compensation_batches(task)
-        graph = trace(task.new_model(seed=0), task.example_inputs())
-        if not graph.groups:
-            raise TraceError(
-                f"task {task.name!r}: no width of its network can be resized: {graph.fixed}"
-            )
-        self.num_groups = len(graph.groups)
-        self.num_samples = num_training_rows(task)
-        first = start_network(task, config.start, 0)
-        self._networks = [self._network(first, 0) for _ in range(num_members)]
+        self._batches = [compensation_batches(task) for task in tasks]
+        self._counts = np.array([num_training_rows(task) for task in tasks])
+        self.num_groups = num_groups(tasks[0])
+        self.num_starts = len(tasks) * config.start.num_starts
+        self._networks = [self._network(0, 0) for _ in range(num_members)]
+
+    @property
+    def num_samples(self) -> IntArray:
+        """The number of training rows of each network's task."""
+        return np.array([self._counts[network.place] for network in self._networks])
 
     def start(self, members: Sequence[int], starts: Sequence[int], seeds: Sequence[int]) -> None:
         """Copy members from the pool, whose networks are trained when they are first needed."""
         for member, index, seed in zip(members, starts, seeds, strict=True):
-            self._networks[member] = self._network(
-                start_network(self._task, self._config.start, index), seed
-            )
+            self._networks[member] = self._network(index, seed)
 
     def describe(self, cursor: IntArray) -> Descriptors:
         """Describe the networks one by one, and read the figures of all of them at once."""
@@ -128,7 +127,7 @@ class ModuleBackend:
                 network.graph.commit()  # actions are never undone
 
     def _evidence(self, network: _Network) -> GraphEvidence:
-        return GraphEvidence(network.graph, self._batches, network.task.loss)
+        return GraphEvidence(network.graph, self._batches[network.place], network.task.loss)
 
     def train(self, active: NDArray[np.bool_]) -> None:
         """Train the active networks one by one."""
@@ -140,7 +139,7 @@ class ModuleBackend:
                     network.graph.model,
                     network.optimizer,
                     self._config.train_steps,
-                    batch_size=batch_size(self._task, self._config.start),
+                    batch_size=batch_size(network.task, self._config.start),
                     generator=network.generator,
                 )
                 unread.append(network.task.evaluate_unread(network.graph.model))
@@ -157,14 +156,18 @@ class ModuleBackend:
             np.array([network.train_loss for network in self._networks]),
         )
 
-    def _network(self, start: Start, seed: int) -> _Network:
+    def _network(self, index: int, seed: int) -> _Network:
+        place, number = divmod(index, self._config.start.num_starts)
+        task = self._tasks[place]
+        start = start_network(task, self._config.start, number)
         # Copied together, so that the copied optimizer refers to the copied parameters.
         model, optimizer = copy.deepcopy((start.model, start.optimizer))
         for group in optimizer.param_groups:
             group["lr"] = self._config.learning_rate
-        graph = trace(model, self._task.example_inputs())
+        graph = trace(model, task.example_inputs())
         return _Network(
-            task=self._task.to(self._task.device),  # a loader's pass starts anew
+            place=place,
+            task=task.to(task.device),  # a loader's pass starts anew
             graph=graph,
             optimizer=optimizer,
             seed=seed,
@@ -175,3 +178,17 @@ class ModuleBackend:
             metrics=start.metrics,
             train_loss=start.train_loss,
         )
+
+
+def num_groups(task: Task) -> int:
+    """Return the number of width groups of a task's network.
+
+    Raises:
+        TraceError: no width of the network can be resized.
+    """
+    graph = trace(task.new_model(seed=0), task.example_inputs())
+    if not graph.groups:
+        raise TraceError(
+            f"task {task.name!r}: no width of its network can be resized: {graph.fixed}"
+        )
+    return len(graph.groups)

@@ -16,7 +16,7 @@ Shapes: N networks, G groups.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynopt_envs.config import EpisodeConfig, StartConfig
+from dynopt_envs.stacked_tasks import StackedTasks
 from dynopt_ray.arrays import FloatArray, IntArray
 from dynopt_ray.errors import DataError
 from dynopt_ray.policies import (
-    NUM_COMPENSATION_ROWS,
     ActionMask,
     Descriptors,
     Performance,
@@ -56,20 +56,25 @@ from dynopt_ray.transfers import array_to_device, read_together
 class PopulationBackend:
     """N stacked MLPs; see `Backend`."""
 
-    def __init__(self, task: Task, config: EpisodeConfig, num_members: int) -> None:
+    def __init__(self, tasks: Sequence[Task], config: EpisodeConfig, num_members: int) -> None:
         self._config = config
-        self._x, self._y = task.arrays("train")
-        self._validation = task.arrays("validation")
-        self._pool, self._pool_measured = _pool(task, config.start)
-        self._members = Population(task.new_model(seed=0), num_members)
+        self._data = StackedTasks.of(tasks)
+        self._pool, self._pool_measured = _joint_pool(tuple(tasks), config.start)
+        self.num_starts = len(self._pool)
+        self._members = Population(tasks[0].new_model(seed=0), num_members)
+        self._tasks: IntArray = np.zeros(num_members, dtype=np.int64)
         self._generators = [torch.Generator() for _ in range(num_members)]
         self._measured = Performance(*np.zeros((4, num_members)))
         self._unread: _Unread | None = None
         self._previewed = _Previewed({}, {})
         self._start_costs = _costs(self._members)
         self._start_widths = self._members.widths.copy()
-        self.num_samples = len(self._y)
         self.num_groups = self._members.num_layers - 1
+
+    @property
+    def num_samples(self) -> IntArray:
+        """The number of training rows of each network's task."""
+        return np.array(self._data.counts)[self._tasks]
 
     def start(self, members: Sequence[int], starts: Sequence[int], seeds: Sequence[int]) -> None:
         """Copy members from the pool."""
@@ -80,6 +85,10 @@ class PopulationBackend:
             self._generators[member].manual_seed(seed)
         for name in ("metric", "smooth", "loss", "train_loss"):
             getattr(self._measured, name)[members] = getattr(self._pool_measured, name)[starts]
+        chosen, of = list(members), list(starts)
+        self._tasks[chosen] = np.array(of) // self._config.start.num_starts
+        self._start_widths[chosen] = self._pool.widths[of]
+        self._start_costs[chosen] = _costs(self._members)[chosen]
 
     def describe(self, cursor: IntArray) -> Descriptors:
         """Describe all networks, layer by layer: those whose cursor is on the layer at once."""
@@ -103,7 +112,7 @@ class PopulationBackend:
         costs[:, 1] = total
         return Descriptors(
             widths=members.widths.copy(),
-            start_widths=self._start_widths,
+            start_widths=self._start_widths.copy(),
             cursor=cursor,
             min_widths=np.ones_like(members.widths),
             steps=np.ones_like(members.widths),
@@ -122,7 +131,8 @@ class PopulationBackend:
     def preview(self, networks: Descriptors, action_mask: ActionMask, members: IntArray) -> Preview:
         """Carry out each action on copies of the networks, which `apply` can then use."""
         base, rows = self._members.taken(members), networks.rows(members)
-        evidence, everyone = self._evidence(base), np.arange(len(members))
+        evidence = StackEvidence(base, *self._data.samples_of(self._tasks[members]))
+        everyone = np.arange(len(members))
         figures = (self._measured.smooth[members], self._measured.loss[members], rows.costs)
         found = Preview.unchanged(*figures, action_mask.shape[1])
         changed: dict[int, Population] = {}
@@ -132,7 +142,7 @@ class PopulationBackend:
             if len(legal) and changes(action):
                 changed[place] = copies = base.taken(everyone)
                 action.apply_stacked(copies, legal, rows, evidence)
-                metrics = evaluate(copies, *self._validation, check=False)
+                metrics = self._data.evaluate(copies, self._tasks[members])
                 unread += [metrics.smooth, metrics.loss, _num_nonzero(copies)]
         read = iter(self._read(unread))
         for place, copies in changed.items():
@@ -148,7 +158,7 @@ class PopulationBackend:
     def apply(self, networks: Descriptors, actions: IntArray) -> None:
         """Change all networks, action by action; what was previewed need not be computed again."""
         previewed, self._previewed = self._previewed, _Previewed({}, {})
-        evidence = self._evidence(self._members)
+        evidence = StackEvidence(self._members, *self._data.samples_of(self._tasks))
         for place, action in enumerate(self._config.actions):
             members = np.flatnonzero(actions == place)
             known = np.isin(members, list(previewed.rows)) & (place in previewed.changed)
@@ -158,29 +168,26 @@ class PopulationBackend:
             if not known.all():
                 action.apply_stacked(self._members, members[~known], networks, evidence)
 
-    def _evidence(self, population: Population) -> StackEvidence:
-        rows = slice(NUM_COMPENSATION_ROWS)
-        return StackEvidence(population, self._x[rows], self._y[rows])
-
     def train(self, active: NDArray[np.bool_]) -> None:  # noqa: ARG002
         """Train all networks; training the inactive ones too costs no extra operation."""
         start = self._config.start
-        rows = batch_rows(
-            self.num_samples, start.batch_size, self._config.train_steps, self._generators
+        rows = self._data.rows(
+            self._tasks,
+            self._generators,
+            batch_size=start.batch_size,
+            num_steps=self._config.train_steps,
         )
         losses = train_steps(
             self._members,
-            self._x,
-            self._y,
+            self._data.x,
+            self._data.y,
             rows,
             learning_rate=self._config.learning_rate,
             momentum=start.momentum,
             check=False,
         )
-        metrics = evaluate(self._members, *self._validation, check=False)
-        self._unread = _Unread(
-            losses, metrics, self._config.train_steps, num_rows=len(self._validation[1])
-        )
+        metrics = self._data.evaluate(self._members, self._tasks)
+        self._unread = _Unread(losses, metrics, self._config.train_steps)
 
     def measure(self) -> Performance:
         """Return the performance after the latest training or start.
@@ -250,7 +257,6 @@ class _Unread:
     losses: Tensor
     metrics: PopulationMetrics
     num_steps: int
-    num_rows: int
 
     @property
     def figures(self) -> list[Tensor]:
@@ -266,7 +272,7 @@ class _Unread:
         """
         train_loss, loss, accuracy, smooth = figures
         check_finite(train_loss, f"in {self.num_steps} training steps")
-        check_finite(loss, f"on {self.num_rows} rows")
+        check_finite(loss, "on the validation rows")
         return Performance(accuracy.numpy(), smooth.numpy(), loss.numpy(), train_loss.numpy())
 
 
@@ -285,7 +291,32 @@ def why_not_stacked(task: Task) -> str | None:
     return None if x.ndim == 2 and x.is_floating_point() else "its inputs are not float rows"
 
 
+MlpFrame = tuple[tuple[str, ...], int, int]
+"""What networks of one stack have in common: the names of layers, inputs and outputs."""
+
+
+def stack_frame(task: Task) -> MlpFrame:
+    """Return what the networks of tasks must have in common to share a stack."""
+    layout = mlp_layout(task.new_model(seed=0))
+    assert layout is not None, "why_not_stacked comes first"
+    return layout.names, layout.num_inputs, layout.num_outputs
+
+
 @lru_cache(maxsize=8)
+def _joint_pool(tasks: tuple[Task, ...], start: StartConfig) -> tuple[Population, Performance]:
+    """Return the networks of the pools of several tasks, task after task."""
+    pools = [_pool(task, start) for task in tasks]
+    if len(pools) == 1:
+        return pools[0]
+    joint = Population(tasks[0].new_model(seed=0), len(tasks) * start.num_starts)
+    for place, (pool, _) in enumerate(pools):
+        first = place * start.num_starts
+        joint.copy_from(range(first, first + len(pool)), pool, range(len(pool)))
+    figures = [[getattr(found, field.name) for _, found in pools] for field in fields(Performance)]
+    return joint, Performance(*map(np.concatenate, figures))
+
+
+@lru_cache(maxsize=256)
 def _pool(task: Task, start: StartConfig) -> tuple[Population, Performance]:
     """Train the pool. It is never changed, so all environments of a process can share it.
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.errors import DataError
-from dynopt_ray.transfers import read_numbers, to_device
+from dynopt_ray.transfers import read_numbers, read_together, to_device
 
 RIDGE = 1e-2
 """The ridge at which a search starts, and the ridge to use if there are too few rows to search."""
@@ -328,17 +328,25 @@ def masked_ridge_solve(
         here preconditioned by the diagonal, with residuals that are made orthogonal to all before.
     """
     alike_G = keep_alike(kept_GOK)
-    reads = solved is None or cross_GOK.device.type == "cpu"
-    some, every = read_numbers([alike_G.any(), alike_G.all()]) if reads else (True, False)
-    if every:
-        return _solve_alike(cross_GOK, second_GKK, kept_GOK[:, 0], ridge, solved)
-    descended_GOK = _descend(cross_GOK, second_GKK, kept_GOK, ridge, solved)
-    if not some:
-        return descended_GOK
-    # What other problems keep does not matter here, so they are given nothing to solve.
-    kept_GK = kept_GOK[:, 0] & alike_G[:, None]
-    exact_GOK = _solve_alike(cross_GOK, second_GKK, kept_GK, ridge, solved)
-    return torch.where(alike_G[:, None, None], exact_GOK, descended_GOK)
+    ridge_G = _ridges(ridge, cross_GOK).expand(len(cross_GOK))
+    if solved is not None and cross_GOK.device.type != "cpu":
+        # Problems of one kind are also solved as if they were of the other, and not read.
+        kept_GK = kept_GOK[:, 0] & alike_G[:, None]
+        exact_GOK = _solve_alike(cross_GOK, second_GKK, kept_GK, ridge_G, solved)
+        descended_GOK = _descend(cross_GOK, second_GKK, kept_GOK, ridge_G, solved)
+        return torch.where(alike_G[:, None, None], exact_GOK, descended_GOK)
+    (alike_G,) = read_together([alike_G])
+    result_GOK = torch.empty_like(cross_GOK)
+    for chosen in (alike_G, ~alike_G):
+        at = to_device(chosen.nonzero()[:, 0], cross_GOK.device)
+        if len(at):
+            cross, second, kept = cross_GOK[at], second_GKK[at], kept_GOK[at]
+            if chosen is alike_G:
+                found = _solve_alike(cross, second, kept[:, 0], ridge_G[at], solved)
+            else:
+                found = _descend(cross, second, kept, ridge_G[at], solved)
+            result_GOK[at] = found
+    return result_GOK
 
 
 def keep_alike(kept_GOK: Tensor) -> Tensor:
@@ -353,7 +361,7 @@ def _solve_alike(
     cross_GOK: Tensor,
     second_GKK: Tensor,
     kept_GK: Tensor,
-    ridge: float | Tensor,
+    ridge: Tensor,
     solved: list[Tensor] | None,
 ) -> Tensor:
     """Solve problems of which all outputs keep the same inputs, as if the others were padding."""
@@ -371,7 +379,7 @@ def _descend(
     cross_GOK: Tensor,
     second_GKK: Tensor,
     kept_GOK: Tensor,
-    ridge: float | Tensor,
+    ridge_G: Tensor,
     solved: list[Tensor] | None,
 ) -> Tensor:
     """Take steps of conjugate gradients for each output."""
@@ -382,7 +390,7 @@ def _descend(
         raise _not_finite()
     own_GOK = second_GKK.diagonal(dim1=1, dim2=2)[:, None].clamp(min=0) * kept_GOK
     mean_GO1 = own_GOK.sum(2, keepdim=True) / kept_GOK.sum(2, keepdim=True).clamp(min=1)
-    shift_GO1 = _ridges(ridge, mean_GO1).expand(len(mean_GO1))[:, None, None] * mean_GO1 + 1e-12
+    shift_GO1 = ridge_G[:, None, None] * mean_GO1 + 1e-12
     scale_GOK = own_GOK + shift_GO1
     most = max(1, _MOST_NUMBERS // max(1, second_GKK.shape[1] * len(second_GKK)))
     of_outputs = (cross_GOK, kept_GOK, scale_GOK, shift_GO1)
