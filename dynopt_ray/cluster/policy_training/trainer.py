@@ -206,7 +206,7 @@ class _Sizes:
 
 def _sizes(settings: DQNSettings) -> _Sizes:
     """Return the sizes of an environment, and refuse an unsuitable one."""
-    env = _environment(settings, num_envs=1)
+    env = _environment(settings, num_envs=settings.num_envs)
     observations, actions = env.single_observation_space, env.single_action_space
     horizon = getattr(env.unwrapped, "horizon", None)
     action_features = getattr(env.unwrapped, "num_action_features", 0)
