@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Union, get_args
 
 import numpy as np
 
@@ -17,11 +17,8 @@ ChargedCost = Literal["params", "nonzero", "flops", "bytes"]
 
 CHARGED_COSTS: tuple[ChargedCost, ...] = get_args(ChargedCost)
 
-CostConfig = ChargedCost | Mapping[ChargedCost, float]
+CostConfig = Union[ChargedCost, Mapping[ChargedCost, float], "CostMixture"]
 """A kind of cost, or several with their weights, of which only the ratios matter."""
-
-DEFAULT_COST: Mapping[ChargedCost, float] = {"flops": 0.5, "nonzero": 0.5}
-"""FLOPs fall with the widths of a network, and non-zero weights also with masks."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,8 @@ class CostMixture:
             UnknownNameError: utility cannot charge for such a cost.
             ValueError: a weight is negative or not finite, or none is above 0.
         """
+        if isinstance(cost, CostMixture):
+            return cost
         given = dict(cost) if isinstance(cost, Mapping) else {cost: 1.0}
         for kind in given:
             if kind not in CHARGED_COSTS:
@@ -71,6 +70,11 @@ class CostMixture:
         """Return the weighted mean of a figure: kind of cost -> number, array or column."""
         return sum(weight * of(kind) for kind, weight in self._used.items())
 
+    @property
+    def kinds(self) -> tuple[ChargedCost, ...]:
+        """The kinds of cost that are charged for."""
+        return tuple(self._used)
+
     def __str__(self) -> str:
         used = self._used.items()
         return " + ".join(kind if weight == 1 else f"{weight:.3g} {kind}" for kind, weight in used)
@@ -78,3 +82,7 @@ class CostMixture:
     @property
     def _used(self) -> dict[ChargedCost, float]:
         return {k: w for k, w in zip(CHARGED_COSTS, self.weights, strict=True) if w}
+
+
+DEFAULT_COST = CostMixture.of({"flops": 0.5, "nonzero": 0.5})
+"""FLOPs fall with the widths of a network, non-zero weights also with masks, which save no time."""

@@ -74,7 +74,7 @@ class EpisodeConfig:
     """
 
     cost_weight: float | None = None
-    cost: CostConfig | None = field(default_factory=lambda: dict(DEFAULT_COST))
+    cost: CostConfig | None = DEFAULT_COST
     horizon: int = 16
     train_steps: int = 20
     learning_rate: float = 0.01

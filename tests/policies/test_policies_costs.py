@@ -25,12 +25,14 @@ def test_only_ratios_of_weights_matter() -> None:
     assert mixture == CostMixture.of({"nonzero": 0.25, "flops": 0.75, "params": 0})
     assert mixture.relative(NOW, START) == pytest.approx(0.75 * 0.25 + 0.25 * 0.1)
     assert str(mixture) == "0.25 nonzero + 0.75 flops"
-    assert CostMixture.of(DEFAULT_COST).relative(NOW, START) == pytest.approx(0.175)
+    assert DEFAULT_COST.relative(NOW, START) == pytest.approx(0.175)
+    assert DEFAULT_COST.kinds == ("nonzero", "flops")
+    assert CostMixture.of(DEFAULT_COST) is DEFAULT_COST
 
 
 def test_many_networks_at_once() -> None:
     relative = np.array([[1.0, 1.0, 1.0, 1.0], [0.5, 0.1, 0.25, 0.5]])
-    found = CostMixture.of(DEFAULT_COST).of_each(relative)
+    found = DEFAULT_COST.of_each(relative)
     assert found.tolist() == pytest.approx([1.0, 0.175])
 
 

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -67,7 +67,7 @@ class PruneTrial:
     retrain_steps: int = 200
     num_reports: int = 10
     optimizer: Any = "adam"
-    cost: CostConfig = field(default_factory=lambda: dict(DEFAULT_COST))
+    cost: CostConfig = DEFAULT_COST
     start: Cost | None = None
     device: str = AUTO
     seed: int = 0

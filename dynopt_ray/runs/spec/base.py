@@ -73,7 +73,9 @@ class UtilitySpec(NetworkSpec):
     """
 
     cost_weight: float = Field(default=0.1, ge=0)
-    cost: ChargedCost | dict[ChargedCost, float] = Field(default=dict(DEFAULT_COST))
+    cost: ChargedCost | dict[ChargedCost, float] = Field(
+        default_factory=lambda: dict.fromkeys(DEFAULT_COST.kinds, 1.0)
+    )
 
     @field_validator("cost")
     @classmethod
