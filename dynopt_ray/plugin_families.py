@@ -47,8 +47,10 @@ BUILT_IN: dict[Family, dict[str, str]] = {
     "tasks": {
         "digits-mlp": "dynopt_ray.tasks.builtin.digits:digits_mlp",
         "digits-cnn": "dynopt_ray.tasks.builtin.digits:digits_cnn",
+        "digits-transformer": "dynopt_ray.tasks.builtin.digits:digits_transformer",
         "fashion-mnist-mlp": "dynopt_ray.tasks.builtin.fashion_mnist:fashion_mnist_mlp",
         "fashion-mnist-cnn": "dynopt_ray.tasks.builtin.fashion_mnist:fashion_mnist_cnn",
+        "generated-mlp": "dynopt_ray.tasks.builtin.generated:generated_mlp",
         "tabular": "dynopt_ray.tasks.builtin.tabular:tabular",
     },
     "rules": {

@@ -21,6 +21,7 @@ from dynopt_ray.tasks.batches import (
     predicted_classes,
     take_rows,
 )
+from dynopt_ray.tasks.distribution import STACKABLE_SIZE, TaskSpec, drawn_tasks
 from dynopt_ray.tasks.loading import load_task
 from dynopt_ray.tasks.loop import AddedLoss, TrainStats, UnreadMetrics, read_metrics
 from dynopt_ray.tasks.objectives import (
@@ -40,6 +41,7 @@ from dynopt_ray.tasks.task import Task
 __all__ = [
     "LOSSES",
     "METRICS",
+    "STACKABLE_SIZE",
     "AddedLoss",
     "Batch",
     "Inputs",
@@ -50,6 +52,7 @@ __all__ = [
     "Split",
     "TargetKind",
     "Task",
+    "TaskSpec",
     "TrainStats",
     "UnreadMetrics",
     "batch_indices",
@@ -57,6 +60,7 @@ __all__ = [
     "call_model",
     "check_output",
     "check_scalar",
+    "drawn_tasks",
     "epoch_order",
     "is_binary",
     "is_classification",

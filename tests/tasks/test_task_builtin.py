@@ -63,8 +63,10 @@ def test_every_registered_task_passes_the_kit(table: Path, images: Path) -> None
     options: dict[str, dict[str, Any]] = {
         "digits-mlp": {},
         "digits-cnn": {"channels": [4, 8], "hidden": 16},
+        "digits-transformer": {"width": 16, "num_blocks": 1},
         "fashion-mnist-mlp": {"data_dir": str(images), "hidden": [16]},
         "fashion-mnist-cnn": {"data_dir": str(images), "channels": [4], "hidden": 16},
+        "generated-mlp": {"rows": 300, "hidden": [16]},
         "tabular": {"path": str(table), "target": "target"},
     }
     assert sorted(options) == plugins.names("tasks")
@@ -73,7 +75,15 @@ def test_every_registered_task_passes_the_kit(table: Path, images: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "module", ["tasks", "tasks.batches", "tasks.loading", "tasks.task", "testing.tasks"]
+    "module",
+    [
+        "tasks",
+        "tasks.batches",
+        "tasks.distribution",
+        "tasks.loading",
+        "tasks.task",
+        "testing.tasks",
+    ],
 )
 def test_the_examples_in_docstrings_run(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"dynopt_ray.{module}"))

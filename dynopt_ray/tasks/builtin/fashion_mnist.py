@@ -17,6 +17,7 @@ from dynopt_ray.errors import DataError
 from dynopt_ray.tasks.builtin.idx import read_idx
 from dynopt_ray.tasks.builtin.models import mlp_factory, vgg_factory
 from dynopt_ray.tasks.builtin.splits import array_splits, split_rows, standardised_images
+from dynopt_ray.tasks.builtin.subsets import chosen_rows, count_classes
 from dynopt_ray.tasks.sources import ArraySplits
 from dynopt_ray.tasks.task import Task
 
@@ -38,6 +39,8 @@ def fashion_mnist_mlp(
     *,
     hidden: Sequence[int] = (128,),
     batch_size: int = 128,
+    rows: Sequence[int] | None = None,
+    classes: Sequence[int] | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
     device: str = "cpu",
@@ -50,6 +53,10 @@ def fashion_mnist_mlp(
     Args:
         hidden: the width of each hidden layer; the layers are named "0", "2", ….
         batch_size: rows per batch.
+        rows: [first, end] of the training images to use, in the order of the data set. The test
+            images are not affected. Default: all.
+        classes: the classes to tell apart, also in the test images; they are numbered in this
+            order. Default: all.
         seed: seed of the stratified split of the training images into 5/6 train and 1/6
             validation.
         data_dir: the directory of the IDX files. Default: search for them, or download the data.
@@ -57,12 +64,12 @@ def fashion_mnist_mlp(
 
     Raises:
         DataError: the files are missing, truncated or not Fashion-MNIST, or the download failed.
-        TypeError: `hidden` is not a list of whole numbers.
-        ValueError: a width or the batch size is less than 1.
+        TypeError: `hidden`, `rows` or `classes` is not a list of whole numbers.
+        ValueError: a number is out of range.
     """
     return Task.from_arrays(
-        model=mlp_factory(784, hidden, 10),
-        **_splits((784,), seed, data_dir),
+        model=mlp_factory(784, hidden, count_classes(classes, known=10)),
+        **_splits((784,), seed, data_dir, rows, classes),
         batch_size=batch_size,
         name="fashion-mnist-mlp",
         device=device,
@@ -74,6 +81,8 @@ def fashion_mnist_cnn(
     channels: Sequence[int] = (32, 64),
     hidden: int | None = 128,
     batch_size: int = 128,
+    rows: Sequence[int] | None = None,
+    classes: Sequence[int] | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
     device: str = "cpu",
@@ -84,6 +93,10 @@ def fashion_mnist_cnn(
         channels: the width of each block of two convolutions.
         hidden: the width of the linear layer after the blocks; None leaves it out.
         batch_size: rows per batch.
+        rows: [first, end] of the training images to use, in the order of the data set. The test
+            images are not affected. Default: all.
+        classes: the classes to tell apart, also in the test images; they are numbered in this
+            order. Default: all.
         seed: seed of the stratified split of the training images into 5/6 train and 1/6
             validation.
         data_dir: the directory of the IDX files. Default: search for them, or download the data.
@@ -91,12 +104,12 @@ def fashion_mnist_cnn(
 
     Raises:
         DataError: the files are missing, truncated or not Fashion-MNIST, or the download failed.
-        TypeError: a width is not a whole number.
-        ValueError: a width or the batch size is less than 1, or there are more than four blocks.
+        TypeError: a width is not a whole number, or `rows` or `classes` is not a list of them.
+        ValueError: a number is out of range, or there are more than four blocks.
     """
     return Task.from_arrays(
-        model=vgg_factory(28, channels, hidden, 10),
-        **_splits((1, 28, 28), seed, data_dir),
+        model=vgg_factory(28, channels, hidden, count_classes(classes, known=10)),
+        **_splits((1, 28, 28), seed, data_dir, rows, classes),
         batch_size=batch_size,
         name="fashion-mnist-cnn",
         device=device,
@@ -127,15 +140,24 @@ def fashion_mnist_directory() -> Path | None:
     return None
 
 
-def _splits(shape: tuple[int, ...], seed: int, data_dir: str | Path | None) -> ArraySplits:
+def _splits(
+    shape: tuple[int, ...],
+    seed: int,
+    data_dir: str | Path | None,
+    rows: Sequence[int] | None,
+    classes: Sequence[int] | None,
+) -> ArraySplits:
     data = read_fashion_mnist(data_dir)
-    images, labels, test_images, test_labels = (data[name] for name in FILES)
-    rows = split_rows(
+    images, clothes, test_images, test_clothes = (data[name] for name in FILES)
+    chosen = chosen_rows(clothes, rows=rows, classes=classes)
+    tested = chosen_rows(test_clothes, rows=None, classes=classes)
+    images, labels = images[chosen.rows], chosen.labels
+    index = split_rows(
         len(labels), validation=_VALIDATION_FRACTION, test=None, seed=seed, labels=labels
     )
-    pixels = {split: images[index] for split, index in rows.items()}
-    targets = {split: labels[index] for split, index in rows.items()}
-    pixels["test"], targets["test"] = test_images, test_labels
+    pixels = {split: images[places] for split, places in index.items()}
+    targets = {split: labels[places] for split, places in index.items()}
+    pixels["test"], targets["test"] = test_images[tested.rows], tested.labels
     x = standardised_images(pixels)
     return array_splits({split: values.reshape(-1, *shape) for split, values in x.items()}, targets)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import nn
 
 # Beyond these a network takes more than the memory of any machine, or the stack of the tracer.
-_LARGEST_WIDTH, _MOST_LAYERS = 2**20, 200
+LARGEST_WIDTH, MOST_LAYERS = 2**20, 200
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], num_outputs: int) -> nn.Sequential:
@@ -97,8 +97,8 @@ def _widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
             raise TypeError(f"{name} must hold whole numbers, not {width!r}")
         if width < 1:
             raise ValueError(f"{name} holds {width}; every width must be at least 1")
-        if width > _LARGEST_WIDTH:
-            raise ValueError(f"{name} holds {width}; the largest width is {_LARGEST_WIDTH:,}")
-    if not 1 <= len(widths) <= _MOST_LAYERS:
-        raise ValueError(f"{name} has {len(widths)} widths; give 1 to {_MOST_LAYERS}")
+        if width > LARGEST_WIDTH:
+            raise ValueError(f"{name} holds {width}; the largest width is {LARGEST_WIDTH:,}")
+    if not 1 <= len(widths) <= MOST_LAYERS:
+        raise ValueError(f"{name} has {len(widths)} widths; give 1 to {MOST_LAYERS}")
     return tuple(widths)
