@@ -1,5 +1,6 @@
 """Policies without learning that cut the whole network once; all training comes afterwards."""
 
+from dynopt_ray.policies.cuts.adaptations import as_adaptation
 from dynopt_ray.policies.cuts.allocated_cut import AllocatedCut
 from dynopt_ray.policies.cuts.candidates import CutCandidate, Cutting
 from dynopt_ray.policies.cuts.ladder_cut import LadderCut
@@ -19,6 +20,7 @@ __all__ = [
     "LadderCut",
     "SingleCut",
     "WholeCut",
+    "as_adaptation",
     "cut_once",
     "ladder",
     "make_cut_policy",

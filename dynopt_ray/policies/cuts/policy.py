@@ -1,7 +1,7 @@
 """The protocol of policies that cut a network once."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dynopt_ray.policies.cuts.candidates import CutCandidate, Cutting
 
@@ -19,6 +19,7 @@ class CutChoice:
     compared: tuple[CutCandidate, ...]
 
 
+@runtime_checkable
 class CutPolicy(Protocol):
     """Chooses one cut of the whole network, before any training."""
 

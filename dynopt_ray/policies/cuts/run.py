@@ -1,5 +1,6 @@
 """`cut_once`: let a policy cut the user's own network once, then train it."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ class CutResult:
         test: the final metrics on the test split, which influenced no decision; None if the task
             has no test split.
         receipts: receipts of the plans that were applied; `undo()` the last one first.
+        duration_s: seconds to choose and make the cut, and to train.
     """
 
     graph: Graph
@@ -74,6 +76,7 @@ class CutResult:
     smooth_utility_after: float
     test: Metrics | None
     receipts: tuple[Receipt, ...]
+    duration_s: float
 
     @property
     def plan(self) -> tuple[list[Edit], ...]:
@@ -181,7 +184,7 @@ def _cut(cutting: Cutting, policy: CutPolicy, optimizer: Optimizer, num_steps: i
     """Choose a cut, make it and train; after an error, restore the network."""
     graph, task, generator = cutting.graph, cutting.task, cutting.generator
     snapshot = Snapshot(graph, optimizer, generators=[generator])
-    num_receipts = len(graph.receipts)
+    num_receipts, begin = len(graph.receipts), time.perf_counter()
     try:
         choice = policy.choose(cutting)
         for plan in choice.chosen.plans:
@@ -193,6 +196,7 @@ def _cut(cutting: Cutting, policy: CutPolicy, optimizer: Optimizer, num_steps: i
     except BaseException:
         snapshot.restore()
         raise
+    duration_s = time.perf_counter() - begin
     before = cutting.start
     return CutResult(
         graph=graph,
@@ -207,6 +211,7 @@ def _cut(cutting: Cutting, policy: CutPolicy, optimizer: Optimizer, num_steps: i
         smooth_utility_after=cutting.utility_of(after.validation.smooth, after),
         test=task.evaluate(graph.model, "test") if "test" in task.splits else None,
         receipts=tuple(graph.receipts[num_receipts:]),
+        duration_s=duration_s,
     )
 
 
