@@ -38,19 +38,21 @@ class AllocatedCut:
 
     Attributes:
         fractions: the budgets, as fractions of the present cost in (0, 1), in descending order.
+        criterion: ranks the units of each group.
     """
 
     fractions: tuple[float, ...] = _FRACTIONS
+    criterion: str = "reconstruction"
 
     def choose(self, cutting: Cutting) -> CutChoice:
         """Return the cut to the widths of the best point."""
-        curves = _falls(cutting)
+        curves = _falls(cutting, self.criterion)
         best, widths = _predicted_utility(cutting, None), None
         for point in self._points(cutting, curves):
             predicted = _predicted_utility(cutting, point)
             if predicted > best:
                 best, widths = predicted, point.widths
-        (candidate,) = cutting.candidates([WholeCut(units=widths)])
+        (candidate,) = cutting.candidates([WholeCut(units=widths)], self.criterion)
         return CutChoice(candidate, (candidate,))
 
     def _points(self, cutting: Cutting, curves: "pd.DataFrame") -> Iterator[AllocatedPoint]:
@@ -60,12 +62,12 @@ class AllocatedCut:
             )
 
 
-def _falls(cutting: Cutting) -> "pd.DataFrame":
+def _falls(cutting: Cutting, criterion: str) -> "pd.DataFrame":
     """Return the curves of all groups with the negative smooth metric in place of the loss."""
     curves = sensitivity(
         cutting.graph,
         cutting.task,
-        criterion="reconstruction",
+        criterion=criterion,
         compensate=list(cutting.calibration),
         seed=int(torch.randint(2**31, (), generator=cutting.generator)),
     )

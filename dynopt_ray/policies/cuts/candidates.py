@@ -1,12 +1,13 @@
 """Cuts that are tried, measured and undone before one of them is made."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from dynopt_ray.criteria import CriterionLike
 from dynopt_ray.policies.costs import CostMixture
 from dynopt_ray.policies.cuts.targets import WholeCut
 from dynopt_ray.policies.utilities import utility
@@ -16,6 +17,9 @@ from dynopt_ray.training import CostAndMetrics, Costs, cost_and_metrics, plan_cu
 
 Plans = tuple[list[Edit], ...]
 """Plans to apply one after the other, each with compensation."""
+
+CutPlanner = Callable[..., list[list[Edit] | None]]
+"""`plan_cuts` for one network and criterion."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,29 +68,34 @@ class Cutting:
     calibration: Sequence[Inputs]
     generator: torch.Generator
 
-    def candidates(self, cuts: Sequence[WholeCut]) -> list[CutCandidate]:
+    def candidates(
+        self, cuts: Sequence[WholeCut], criterion: CriterionLike = "reconstruction"
+    ) -> list[CutCandidate]:
         """Try cuts, measure each right after compensation, and undo it.
 
-        Units and weights are ranked by `reconstruction`, across the whole network. Cuts of the same
-        units are made once for all the cuts of weights that follow.
+        Units and weights are ranked across the whole network. Cuts of the same units are made once
+        for all the cuts of weights that follow.
 
         Args:
             cuts: the cuts to try.
+            criterion: ranks units and weights.
 
         Returns:
             The cuts that are possible, those of the same units next to each other.
 
         Raises:
-            CriterionError: some weights cannot be scored, because no layer reads them.
+            CriterionError: the criterion cannot score some units or weights. `reconstruction` needs
+                a layer that reads them, which a table of positions does not have.
         """
+        planner = self._planner(criterion)
         units = [cut.units for cut in cuts if cut.units is not None]
         unique = [target for place, target in enumerate(units) if target not in units[:place]]
-        plans = self._plan_cuts(unique, granularity="unit", now=self.start)
+        plans = planner(unique, granularity="unit", now=self.start)
         found: list[CutCandidate] = []
         for target, plan in zip([None, *unique], [[], *plans], strict=True):
             same = [cut for cut in cuts if cut.units == target]
             if plan is not None and same:
-                found += self._after_units(same, plan)
+                found += self._after_units(same, plan, planner)
         return found
 
     def apply(self, plan: list[Edit]) -> None:
@@ -102,7 +111,9 @@ class Cutting:
         """Measure the present network."""
         return cost_and_metrics(self.graph, self.task, self.costs)
 
-    def _after_units(self, cuts: Sequence[WholeCut], plan: list[Edit]) -> Iterator[CutCandidate]:
+    def _after_units(
+        self, cuts: Sequence[WholeCut], plan: list[Edit], planner: CutPlanner
+    ) -> Iterator[CutCandidate]:
         """Yield the candidates that share one cut of units."""
         begin = time.perf_counter()
         with undone(self.graph):
@@ -111,7 +122,7 @@ class Cutting:
             now = self.measured() if plan else self.start
             shared = (plan,) if plan else ()
             weights = [cut.weights for cut in cuts if cut.weights is not None]
-            plans = iter(self._plan_cuts(weights, granularity="weight", now=now))
+            plans = iter(planner(weights, granularity="weight", now=now))
             for cut in cuts:
                 masks = [] if cut.weights is None else next(plans)
                 if masks:
@@ -123,9 +134,15 @@ class Cutting:
                     yield self._candidate(cut, shared, now, begin)
                 begin = time.perf_counter()
 
-    @property
-    def _plan_cuts(self) -> "partial[list[list[Edit] | None]]":
-        return partial(plan_cuts, self.graph, self.task, costs=self.costs, generator=self.generator)
+    def _planner(self, criterion: CriterionLike) -> CutPlanner:
+        return partial(
+            plan_cuts,
+            self.graph,
+            self.task,
+            costs=self.costs,
+            generator=self.generator,
+            criterion=criterion,
+        )
 
     def _candidate(
         self, cut: WholeCut, plans: Plans, after: CostAndMetrics, begin: float

@@ -19,9 +19,11 @@ class LadderCut:
 
     Attributes:
         cuts: the cuts to try. None takes those of `ladder`, which depend on the cost.
+        criterion: ranks units and weights.
     """
 
     cuts: tuple[WholeCut, ...] | None = None
+    criterion: str = "reconstruction"
 
     def choose(self, cutting: Cutting) -> CutChoice:
         """Return the cut with the largest smooth utility; of equals, the first.
@@ -30,7 +32,7 @@ class LadderCut:
             BudgetError: none of the cuts is possible.
         """
         cuts = ladder(cutting.cost) if self.cuts is None else self.cuts
-        found = cutting.candidates(cuts)
+        found = cutting.candidates(cuts, self.criterion)
         if not found:
             labels = "; ".join(cut.label for cut in cuts)
             raise BudgetError(f"LadderCut: none of these cuts can be made: {labels or 'no cuts'}")

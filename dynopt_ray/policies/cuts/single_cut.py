@@ -19,6 +19,7 @@ class SingleCut:
         remove_units: fraction of all units to remove, in (0, 1); None removes none.
         remove_weights: fraction of the weights that are left then to remove, in (0, 1); None
             removes none.
+        criterion: ranks units and weights.
 
     Raises:
         ValueError: a fraction is out of range, or both are None.
@@ -26,6 +27,7 @@ class SingleCut:
 
     remove_units: float | None = None
     remove_weights: float | None = None
+    criterion: str = "reconstruction"
 
     def __post_init__(self) -> None:
         if self.remove_units is None and self.remove_weights is None:
@@ -47,7 +49,7 @@ class SingleCut:
         Raises:
             BudgetError: fewer units or weights can be removed.
         """
-        found = cutting.candidates([self.cut])
+        found = cutting.candidates([self.cut], self.criterion)
         if not found:
             raise BudgetError(
                 f"SingleCut: the network cannot be cut to {self.cut.label}, because each group "
