@@ -69,7 +69,7 @@ def _falls(cutting: Cutting, criterion: str) -> "pd.DataFrame":
         cutting.task,
         criterion=criterion,
         compensate=list(cutting.calibration),
-        seed=int(torch.randint(2**31, (), generator=cutting.generator)),
+        seed=int(torch.randint(2**31, (), generator=cutting.generator, device="cpu")),
     )
     smooth = curves[["metric", "confidence"]].mean(axis=1)  # leaves out a missing confidence
     return curves.assign(loss=-smooth)
