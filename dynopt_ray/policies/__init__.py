@@ -15,13 +15,30 @@ from dynopt_ray.policies.actions import (
     Stop,
     legal_action,
 )
-from dynopt_ray.policies.adaptation import AdaptResult, adapt, check_adaptation
+from dynopt_ray.policies.adapt_result import AdaptResult
+from dynopt_ray.policies.adaptation import adapt, check_adaptation
 from dynopt_ray.policies.costs import (
     CHARGED_COSTS,
     DEFAULT_COST,
     ChargedCost,
     CostConfig,
     CostMixture,
+)
+from dynopt_ray.policies.cuts import (
+    CUT_POLICIES,
+    AllocatedCut,
+    CutCandidate,
+    CutChoice,
+    CutPolicy,
+    CutResult,
+    Cutting,
+    LadderCut,
+    SingleCut,
+    WholeCut,
+    as_adaptation,
+    cut_once,
+    ladder,
+    make_cut_policy,
 )
 from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors, stack_descriptors
@@ -48,7 +65,7 @@ from dynopt_ray.policies.observation import (
     Observation,
     Performance,
 )
-from dynopt_ray.policies.policy import ConstantPolicy, Policy, RandomPolicy, previews
+from dynopt_ray.policies.policy import ConstantPolicy, Policy, RandomPolicy, wants_previews
 from dynopt_ray.policies.previews import ACTION_FEATURES, Preview, changes, preview_graph
 from dynopt_ray.policies.rules import DataSizedWidths, Rule, StalledGrowth, UselessShrinking
 from dynopt_ray.policies.task_data import (
@@ -62,6 +79,7 @@ from dynopt_ray.policies.utilities import utility
 __all__ = [
     "ACTION_FEATURES",
     "CHARGED_COSTS",
+    "CUT_POLICIES",
     "DEFAULT_ACTIONS",
     "DEFAULT_COST",
     "ENVIRONMENT",
@@ -73,10 +91,16 @@ __all__ = [
     "ActionMask",
     "ActionSet",
     "AdaptResult",
+    "AllocatedCut",
     "ChargedCost",
     "ConstantPolicy",
     "CostConfig",
     "CostMixture",
+    "CutCandidate",
+    "CutChoice",
+    "CutPolicy",
+    "CutResult",
+    "Cutting",
     "DQNPolicy",
     "DQNSettings",
     "DataSizedWidths",
@@ -87,6 +111,7 @@ __all__ = [
     "GraphEvidence",
     "GrowUnits",
     "Keep",
+    "LadderCut",
     "Observation",
     "Performance",
     "Policy",
@@ -99,28 +124,34 @@ __all__ = [
     "Rule",
     "ShrinkNetwork",
     "ShrinkUnits",
+    "SingleCut",
     "Situation",
     "StackEvidence",
     "StalledGrowth",
     "Stop",
     "UselessShrinking",
+    "WholeCut",
     "adapt",
+    "as_adaptation",
     "changes",
     "check_adaptation",
     "compensation_batches",
+    "cut_once",
     "describe_graph",
     "describe_graphs",
     "dueling",
     "evaluate_policy",
+    "ladder",
     "legal_action",
+    "make_cut_policy",
     "masked_q",
     "num_training_rows",
     "preview_graph",
-    "previews",
     "situation",
     "stack_descriptors",
     "stacked_scores",
     "summarise",
     "train_qtable",
     "utility",
+    "wants_previews",
 ]

@@ -1,7 +1,7 @@
 """`adapt`: let a policy change the structure of the user's own network."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,19 +10,20 @@ from torch.optim import Optimizer
 
 from dynopt_ray.errors import BudgetError, EditError
 from dynopt_ray.policies.actions import Action, ActionMask, ActionSet
+from dynopt_ray.policies.adapt_result import AdaptResult
 from dynopt_ray.policies.costs import DEFAULT_COST, CostConfig, CostMixture
 from dynopt_ray.policies.decisions import Situation, situation
 from dynopt_ray.policies.descriptors import Descriptors
 from dynopt_ray.policies.evidence import GraphEvidence
 from dynopt_ray.policies.graph_descriptors import describe_graph
 from dynopt_ray.policies.observation import EpisodeProgress, Observation, Performance
-from dynopt_ray.policies.policy import Policy, previews
+from dynopt_ray.policies.policy import Policy, wants_previews
 from dynopt_ray.policies.previews import Preview, preview_graph
 from dynopt_ray.policies.rules import Rule
 from dynopt_ray.policies.task_data import compensation_batches, num_training_rows
 from dynopt_ray.policies.utilities import utility
-from dynopt_ray.structure import CostKind, Graph, Receipt, trace
-from dynopt_ray.tasks import Metrics, Task, TrainStats
+from dynopt_ray.structure import CostKind, Graph, trace
+from dynopt_ray.tasks import Task, TrainStats
 from dynopt_ray.training import (
     Attempt,
     Budget,
@@ -38,45 +39,6 @@ from dynopt_ray.training import (
     row,
     seeded,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True, eq=False)
-class AdaptResult:
-    """What a policy did to a network.
-
-    Attributes:
-        history: a DataFrame with one row per decision; row 0 is the network before. Columns: step,
-            group, action, kept, utility, smooth_utility, train_loss, loss, metric and confidence
-            (on validation data), the costs, duration_s, and `width/<group>` for each group. The
-            row of a decision that was rolled back shows the network before the rollback.
-        before: cost and metrics of the network before.
-        after: cost and metrics of the network now.
-        best_step: the step in `history` whose network was kept in the end.
-        utility_before: U = metric − λ · relative cost before.
-        utility_after: U now.
-        smooth_utility_before: U before, with `Metrics.smooth` instead of the metric.
-        smooth_utility_after: U now, with `Metrics.smooth` instead of the metric. It is never less
-            than before unless the budget demanded it.
-        test: the final metrics on the test split, which influenced no decision; None if the task
-            has no test split.
-        receipts: receipts of the plans that are still applied; `undo()` the last one first.
-        graph: the traced network.
-    """
-
-    history: "pd.DataFrame"
-    before: CostAndMetrics
-    after: CostAndMetrics
-    best_step: int
-    utility_before: float
-    utility_after: float
-    smooth_utility_before: float
-    smooth_utility_after: float
-    test: Metrics | None
-    receipts: tuple[Receipt, ...]
-    graph: Graph
 
 
 def adapt(
@@ -309,7 +271,7 @@ class _Run:
             steps_left=np.array([1 - step / self.horizon]),
         )
         action_mask = self._within_reach(self.actions.mask(networks))
-        preview = self._preview(networks, action_mask) if previews(self.policy) else None
+        preview = self._preview(networks, action_mask) if wants_previews(self.policy) else None
         return situation(networks, progress, self.actions, action_mask, preview)
 
     def _preview(self, networks: Descriptors, action_mask: ActionMask) -> Preview:

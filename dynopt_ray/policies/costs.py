@@ -40,15 +40,20 @@ class CostMixture:
         """Return the mixture that a kind of cost, or a mapping of kinds to weights, describes.
 
         Raises:
+            TypeError: it is neither, or a weight is not a number.
             UnknownNameError: utility cannot charge for such a cost.
             ValueError: a weight is negative or not finite, or none is above 0.
         """
         if isinstance(cost, CostMixture):
             return cost
+        if not isinstance(cost, str | Mapping):
+            raise TypeError(f"cost is {cost!r}; pass a name or {{'flops': 0.5, 'nonzero': 0.5}}")
         given = dict(cost) if isinstance(cost, Mapping) else {cost: 1.0}
         for kind in given:
             if kind not in CHARGED_COSTS:
                 raise UnknownNameError("cost", str(kind), CHARGED_COSTS)
+        if any(isinstance(w, bool) or not isinstance(w, int | float) for w in given.values()):
+            raise TypeError(f"cost is {cost}; its weights must be numbers")
         weights = [float(given.get(kind, 0.0)) for kind in CHARGED_COSTS]
         total = sum(weights)
         if not all(weight >= 0 for weight in weights) or not 0 < total < math.inf:

@@ -22,7 +22,7 @@ class Policy(Protocol):
         """
 
 
-def previews(policy: Policy) -> bool:
+def wants_previews(policy: Policy) -> bool:
     """Return whether a policy wants to know what each action would do, which takes time to measure.
 
     Such a policy has an attribute `previews` that is true.

@@ -14,6 +14,7 @@ Example:
 """
 
 from dynopt_ray.population.edits import MarkedUnits, grow, mask_marked, shrink, shrink_marked
+from dynopt_ray.population.elimination import unit_errors
 from dynopt_ray.population.evaluation import PopulationMetrics, evaluate
 from dynopt_ray.population.joint_training import (
     MemberMetrics,
@@ -31,7 +32,6 @@ from dynopt_ray.population.padded import (
 )
 from dynopt_ray.population.stack import Population
 from dynopt_ray.population.steps import batch_rows, check_finite, train_steps
-from dynopt_ray.population.unit_errors import unit_errors
 
 __all__ = [
     "ACTIVATIONS",

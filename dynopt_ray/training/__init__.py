@@ -1,9 +1,16 @@
 """Training: the shared edit loop, pruning, growing, retraining, learning rates, allocation."""
 
 from dynopt_ray.deprecation import deprecated_names
-from dynopt_ray.training.allocation import allocate, plot_sensitivity, sensitivity
+from dynopt_ray.training.allocation import (
+    AllocatedPoint,
+    allocate,
+    allocated_points,
+    plot_sensitivity,
+    sensitivity,
+)
 from dynopt_ray.training.arguments import MOST_ROUNDS, round_shares
 from dynopt_ray.training.budgets import Budget, Fraction, Target, Threshold, asks_latency
+from dynopt_ray.training.by_name import make_by_name
 from dynopt_ray.training.growing import (
     GrowResult,
     GrowthCriterion,
@@ -21,6 +28,7 @@ from dynopt_ray.training.loop import (
     RandomStream,
     Snapshot,
     attempt,
+    calibration_inputs,
     check_optimizer_state,
     copied,
     cost_and_metrics,
@@ -41,6 +49,7 @@ from dynopt_ray.training.pruning import (
     GRANULARITIES,
     Candidates,
     Cut,
+    CutTarget,
     Granularity,
     Greedy,
     Pattern,
@@ -50,6 +59,7 @@ from dynopt_ray.training.pruning import (
     Regrowth,
     least_widths,
     make_recovery,
+    plan_cuts,
     prune,
 )
 from dynopt_ray.training.rates import (
@@ -78,6 +88,7 @@ __getattr__ = deprecated_names(__name__, {"Population": "PopulationBasedRate"})
 __all__ = [
     "GRANULARITIES",
     "MOST_ROUNDS",
+    "AllocatedPoint",
     "Attempt",
     "Budget",
     "Candidates",
@@ -86,6 +97,7 @@ __all__ = [
     "CostAndMetrics",
     "Costs",
     "Cut",
+    "CutTarget",
     "Distillation",
     "Fraction",
     "Granularity",
@@ -113,8 +125,10 @@ __all__ = [
     "TrainingInParts",
     "When",
     "allocate",
+    "allocated_points",
     "asks_latency",
     "attempt",
+    "calibration_inputs",
     "check_optimizer_state",
     "copied",
     "cost_and_metrics",
@@ -126,12 +140,14 @@ __all__ = [
     "least_widths",
     "load_optimizer_state",
     "loaded_network",
+    "make_by_name",
     "make_optimizer",
     "make_rate",
     "make_recovery",
     "make_schedule",
     "network_bytes",
     "optimizer_state",
+    "plan_cuts",
     "plot_sensitivity",
     "prune",
     "rank_candidates",

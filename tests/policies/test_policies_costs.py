@@ -52,7 +52,13 @@ def test_wrong_weights_are_refused(weights: Any) -> None:
         CostMixture.of(weights)
 
 
-@pytest.mark.parametrize("cost", ["flop", {"flop": 1.0}])
+@pytest.mark.parametrize("cost", [0.5, None, {"flops": "1"}, {"flops": True}])
+def test_what_is_no_cost_is_refused(cost: Any) -> None:
+    with pytest.raises(TypeError, match="cost is "):
+        CostMixture.of(cost)
+
+
+@pytest.mark.parametrize("cost", ["flop", "latency_ms", {"flop": 1.0}])
 def test_unknown_kinds_are_refused(cost: Any) -> None:
-    with pytest.raises(UnknownNameError, match="flops"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean|Known"):
         CostMixture.of(cost)

@@ -294,7 +294,7 @@ def test_demo_does_it_all(tmp_path: Path) -> None:
         (
             {**PRUNE, "task": {"name": "digits-mlp", "hiden": [8]}},
             "task: 'digits-mlp' has no argument 'hiden'. Did you mean 'hidden'? Known: hidden, "
-            "batch_size, seed, device.",
+            "rows, classes, pad_to, batch_size, seed, device.",
         ),
         (
             {**PRUNE, "prune": {"target": {"remove": 0.5}, "min_widths": {"9": 3}}},
@@ -307,9 +307,14 @@ def test_demo_does_it_all(tmp_path: Path) -> None:
         ),
         (
             {**ADAPT, "policy": "useless_shrinkin"},
-            f"policy: 'useless_shrinkin' is neither a rule ({', '.join(plugins.names('rules'))}) "
-            "nor the run directory or file of a learned policy: there is no "
-            "useless_shrinkin. Did you mean 'useless_shrinking'?",
+            f"policy: 'useless_shrinkin' is neither a rule ({', '.join(plugins.names('rules'))}), "
+            "nor a policy that cuts once (allocated_cut, ladder_cut, single_cut), nor the run "
+            "directory or file of a learned policy: there is no useless_shrinkin. Did you mean "
+            "'useless_shrinking'?",
+        ),
+        (
+            {**ADAPT, "policy": "ladder_cut", "adapt": {"budget": {"flops": 0.5}}},
+            "adapt.budget: 'ladder_cut' decides by utility alone and keeps to no budget; ",
         ),
         (
             {**ADAPT, "policy": {"name": "data_sized_widths", "slak": 3}},

@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.structure.plans.resizing import resized
-from dynopt_ray.structure.refit import regression
-from dynopt_ray.structure.refit.regression import (
-    RIDGE,
-    Moments,
-    best_ridges,
-    masked_ridge_solve,
-    ridge_solve,
-)
+from dynopt_ray.structure.refit.masked_regression import masked_ridge_solve
+from dynopt_ray.structure.refit.moments import Moments
+from dynopt_ray.structure.refit.regression import RIDGE, best_ridges, ridge_solve
 from dynopt_ray.structure.units import Axis
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -48,7 +43,7 @@ def direct(num_rows: int, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tens
 def test_moments_are_those_of_all_rows(
     most_recent: int, intercept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(regression, "_MOST_RECENT", most_recent)
+    monkeypatch.setattr("dynopt_ray.structure.refit.moments._MOST_RECENT", most_recent)
     cross, second, mean_x, _ = direct(300, intercept)
     for moments in (summed(300), summed(*[50] * 6), summed(100).plus(summed(90, 110, start=100))):
         assert moments.count == 300

@@ -38,7 +38,9 @@ def _plugin(family: plugins.Family) -> PlainValidator:
 
 
 def _policy(value: Any) -> str | ByName:
-    """Check a rule that is given as a mapping. A string may be a rule or a path: see the runner."""
+    """Check a policy that is given as a mapping. A string may be a path too: see the runner."""
+    from dynopt_ray.policies import CUT_POLICIES, make_cut_policy
+
     if isinstance(value, str):
         return value
     if not isinstance(value, Mapping):
@@ -46,6 +48,9 @@ def _policy(value: Any) -> str | ByName:
             "must be a rule's name, a mapping with 'name' and its arguments, or the run directory "
             f"or file of a learned policy, not {short(value)}"
         )
+    if value.get("name") in CUT_POLICIES:
+        checked_by(make_cut_policy)(value)
+        return dict(value)
     checked: str | ByName = _plugin("rules").func(value)  # type: ignore[call-arg]
     return checked
 

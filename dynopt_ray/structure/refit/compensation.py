@@ -29,7 +29,8 @@ use it refits the weight to this use and the earlier ones, and so finds the rows
 
 What is where: `side_by_side` lets passes pause, `operations` finds the uses of weights in a pass,
 `original_network` records outputs, `cut_network` waits and compares, `cut_passes` moves the batches
-from one consumer to the next, `correction` adds up the rows of a weight, and `regression` solves.
+from one consumer to the next, `correction` adds up the rows of a weight (as `moments`), and
+`regression` and `masked_regression` solve.
 
 The constant b' needs a place that serves only this weight: its bias, or else the running mean of
 the BatchNorm that follows. Without one, the regression has no intercept. The ridge is chosen by

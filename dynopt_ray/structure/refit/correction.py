@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from dynopt_ray.errors import DataError, EditError
-from dynopt_ray.structure.refit.regression import (
-    RIDGE,
-    Moments,
-    best_ridges,
-    keep_alike,
-)
+from dynopt_ray.structure.refit.masked_regression import keep_alike
+from dynopt_ray.structure.refit.moments import Moments
+from dynopt_ray.structure.refit.regression import RIDGE, best_ridges
 from dynopt_ray.structure.tracing import Reader, as_products
 from dynopt_ray.structure.units import Axis, Consumer
 from dynopt_ray.transfers import read_numbers, to_device

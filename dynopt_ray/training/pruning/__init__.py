@@ -4,6 +4,7 @@ from dynopt_ray.training.pruning.arguments import check_min_widths
 from dynopt_ray.training.pruning.candidates import Candidates, Pool
 from dynopt_ray.training.pruning.config import make_recovery
 from dynopt_ray.training.pruning.patterns import Pattern
+from dynopt_ray.training.pruning.plans import CutTarget, plan_cuts
 from dynopt_ray.training.pruning.pruner import PruneResult, prune
 from dynopt_ray.training.pruning.recovery import Cut, Greedy, Random, Recovery
 from dynopt_ray.training.pruning.regrowth import Regrowth
@@ -16,6 +17,7 @@ __all__ = [
     "GRANULARITIES",
     "Candidates",
     "Cut",
+    "CutTarget",
     "Granularity",
     "Greedy",
     "Pattern",
@@ -28,6 +30,7 @@ __all__ = [
     "least_widths",
     "make_recovery",
     "most_held",
+    "plan_cuts",
     "prune",
     "unit_pool",
     "unreachable",

@@ -10,13 +10,18 @@ from dynopt_ray import plugins
 from dynopt_ray.errors import SpecError, did_you_mean
 from dynopt_ray.plugins import build
 from dynopt_ray.policies import (
+    CUT_POLICIES,
     ActionSet,
     AdaptResult,
     CostConfig,
     CostMixture,
+    CutPolicy,
     DQNPolicy,
     Policy,
     adapt,
+    as_adaptation,
+    cut_once,
+    make_cut_policy,
 )
 from dynopt_ray.runs.kind import PreparedRun
 from dynopt_ray.runs.kinds.adapt.spec import AdaptSettings, AdaptSpec
@@ -45,7 +50,15 @@ def prepare(spec: AdaptSpec) -> PreparedRun:
     return partial(_run, spec, prepare_origin(spec), _policy(spec))
 
 
-def _policy(spec: AdaptSpec) -> Policy:
+def _policy(spec: AdaptSpec) -> Policy | CutPolicy:
+    name = spec.policy if isinstance(spec.policy, str) else spec.policy["name"]
+    if name in CUT_POLICIES:
+        if spec.adapt.budget is not None:
+            raise SpecError(
+                f"adapt.budget: {name!r} decides by utility alone and keeps to no budget; leave "
+                "the budget out, or use a rule or a learned policy"
+            )
+        return make_cut_policy(spec.policy)
     rules = plugins.names("rules")
     if not isinstance(spec.policy, str) or spec.policy in rules or ":" in spec.policy:
         rule: Policy = build("rules", spec.policy)
@@ -54,13 +67,14 @@ def _policy(spec: AdaptSpec) -> Policy:
     path = path / POLICY_FILE if path.is_dir() else path
     if not path.is_file():
         raise SpecError(
-            f"policy: {spec.policy!r} is neither a rule ({', '.join(rules)}) nor the run directory "
-            f"or file of a learned policy: there is no {path}.{did_you_mean(spec.policy, rules)}"
+            f"policy: {spec.policy!r} is neither a rule ({', '.join(rules)}), nor a policy that "
+            f"cuts once ({', '.join(CUT_POLICIES)}), nor the run directory or file of a learned "
+            f"policy: there is no {path}.{did_you_mean(spec.policy, [*rules, *CUT_POLICIES])}"
         )
     return DQNPolicy.load(path)
 
 
-def _run(spec: AdaptSpec, origin: Origin, policy: Policy, run: Run) -> None:
+def _run(spec: AdaptSpec, origin: Origin, policy: Policy | CutPolicy, run: Run) -> None:
     curves = Curves()
     model = origin.model(run, curves)
     before = figures("before", origin.task, model)
@@ -90,7 +104,7 @@ def run_adaptation(
     run: Run,
     task: Task,
     model: nn.Module,
-    policy: Policy,
+    policy: Policy | CutPolicy,
     *,
     settings: AdaptSettings,
     cost_weight: float,
@@ -104,7 +118,7 @@ def run_adaptation(
         run: the run that the adaptation is part of.
         task: the task that the network has learned.
         model: the network.
-        policy: makes the decisions.
+        policy: makes the decisions, or the only one.
         settings: how the policy changes the network.
         cost_weight: λ of utility.
         cost: the cost that utility charges for: its kind, or a mapping of kinds to weights.
@@ -112,19 +126,34 @@ def run_adaptation(
         seed: seed of all random choices.
     """
     with run.progress.stage("adapt") as stage:
-        result = adapt(
-            model,
-            task,
-            policy,
-            cost_weight=cost_weight,
-            cost=cost,
-            budget=as_budget(settings.budget),
-            horizon=settings.horizon,
-            train_steps=settings.train_steps,
-            actions=ActionSet(settings.actions),
-            optimizer=make_optimizer(optimizer, model, lr=settings.lr),
-            seed=seed,
-        )
+        stepper = make_optimizer(optimizer, model, lr=settings.lr)
+        if isinstance(policy, CutPolicy):
+            cut = cut_once(
+                model,
+                task,
+                policy,
+                cost_weight=cost_weight,
+                cost=cost,
+                num_steps=settings.horizon * settings.train_steps,
+                optimizer=stepper,
+                seed=seed,
+            )
+            run.directory.write_table("cuts", cut.table)
+            result = as_adaptation(cut, step=settings.horizon)
+        else:
+            result = adapt(
+                model,
+                task,
+                policy,
+                cost_weight=cost_weight,
+                cost=cost,
+                budget=as_budget(settings.budget),
+                horizon=settings.horizon,
+                train_steps=settings.train_steps,
+                actions=ActionSet(settings.actions),
+                optimizer=stepper,
+                seed=seed,
+            )
         relative = CostMixture.of(cost).relative(result.after.cost, result.before.cost)
         stage.result(
             f"utility {result.utility_before:.4f} → {result.utility_after:.4f} (smooth utility "

@@ -46,13 +46,17 @@ class AdaptSpec(UtilitySpec):
     """Let a rule or a learned policy change one trained network.
 
     Attributes:
-        policy: a rule: its name, or a mapping with `name` and its arguments; or a learned policy:
-            the run directory of a `kind: policy`, or the file of the policy.
+        policy: a rule or a policy that cuts once (allocated_cut, ladder_cut, single_cut): its name,
+            or a mapping with `name` and its arguments; or a learned policy: the run directory of a
+            `kind: policy`, or the file of the policy. A policy that cuts once takes the training of
+            all decisions after its cut.
         adapt: how the policy changes the network.
     """
 
     kind: Literal["adapt"]
-    policy: PolicyField = Field(description="a rule's name, or the path of a learned policy")
+    policy: PolicyField = Field(
+        description="name of a rule or of a policy that cuts once, or path of a learned policy"
+    )
     adapt: AdaptSettings = AdaptSettings()
 
 
