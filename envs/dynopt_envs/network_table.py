@@ -21,8 +21,8 @@ TRAIN_STEPS = 20
 COST_COLUMNS = ("params", "flops")
 """The costs that the table has."""
 
-Widths = tuple[int, int]
-NetworkKey = tuple[Widths, str, int]
+LayerWidths = tuple[int, int]
+NetworkKey = tuple[LayerWidths, str, int]
 """Widths, latest edit and age."""
 
 

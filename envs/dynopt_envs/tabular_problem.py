@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from dynopt_envs.network_table import (
     COST_COLUMNS,
     EDITS,
+    LayerWidths,
     NetworkFigures,
-    Widths,
     network_table,
 )
 from dynopt_ray.arrays import BoolArray, FloatArray, IntArray
@@ -66,7 +66,7 @@ class TabularConfig:
         ValueError: a number is out of its range.
     """
 
-    starts: Sequence[Widths] = ((4, 4), (16, 16), (64, 16), (64, 64))
+    starts: Sequence[LayerWidths] = ((4, 4), (16, 16), (64, 16), (64, 64))
     cost_weights: Sequence[float] = (0.1, 0.3, 0.6)
     cost: str = "flops"
     max_growth: float = 2.0
@@ -125,10 +125,10 @@ class TabularState(NamedTuple):
         stopped: whether it was ended by stop, which does not train.
     """
 
-    start: Widths
+    start: LayerWidths
     cost_weight: float
     num_decisions: int
-    widths: Widths
+    widths: LayerWidths
     edit: str = "none"
     age: int = 0
     over: bool = False

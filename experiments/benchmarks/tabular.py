@@ -1,8 +1,8 @@
 """How close Q-learning and DQN come to the exact optimum of `dynopt/TabularArchitecture-v0`.
 
 The regret of a policy is the difference between the optimal return and its own, as a share of the
-optimal return. Both are means over all starts and all λ, and so exact, except for the random policy.
-The settings were chosen with other seeds than those of the table.
+optimal return. Both are means over all starts and all λ, and so exact, except for the random
+policy. The settings were chosen with other seeds than those of the table.
 `python -m experiments.benchmarks.tabular [SEEDS]` runs it.
 """
 
