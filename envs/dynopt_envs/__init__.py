@@ -16,3 +16,8 @@ gymnasium.register(
     entry_point="dynopt_envs.architecture:ArchitectureEnv",
     vector_entry_point="dynopt_envs.architecture:ArchitectureVectorEnv",
 )
+gymnasium.register(
+    id="dynopt/TabularArchitecture-v0",
+    entry_point="dynopt_envs.tabular:TabularArchitectureEnv",
+    vector_entry_point="dynopt_envs.tabular:TabularArchitectureVectorEnv",
+)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dynopt_envs.config import BackendKind, EpisodeConfig, episode_config
 from dynopt_envs.episodes import Episodes, TaskConfig, make_episodes
 from dynopt_envs.joint_episodes import FIGURES, JointEpisodes
+from dynopt_envs.rendering import EpisodeFrame, check_render_mode, draw_episode
 from dynopt_ray.policies import ACTION_FEATURES, FEATURES, LIMIT
 
 ObservationDict = dict[str, NDArray[Any]]
@@ -70,27 +71,30 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
 
     ## Arguments
     `task` (name, mapping or `Task`, or a list of these; each episode draws one, and a starting
-    network with it), `backend` ("auto", "population" or "module"), and the fields
-    of `EpisodeConfig` and `StartConfig` by name.
+    network with it), `backend` ("auto", "population" or "module"), and the fields of
+    `EpisodeConfig` and `StartConfig` by name. With `render_mode="rgb_array"`, `render()` returns a
+    picture of the network and of the episode so far.
 
     ## Version history
     v0: first version.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012  # as Gymnasium declares it
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012  # as Gymnasium's
 
     def __init__(
         self,
         task: TaskConfig | Sequence[TaskConfig] = "digits-mlp",
         backend: BackendKind = "auto",
-        render_mode: None = None,
+        render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        self.render_mode = render_mode
+        self.render_mode = check_render_mode(render_mode)
+        self._frames: list[EpisodeFrame] = []
         config = episode_config(options)
         self._kinds = make_episodes(task, config, backend=backend)
         self._episodes = self._kinds[0]
         self.observation_space = observation_space(config)
+        self._labels = config.actions.labels
         self._num_actions = len(config.actions)
         self.action_space = spaces.Discrete(self._num_actions)
         self._over = True
@@ -106,6 +110,8 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
             self._episodes = self._kinds[int(self.np_random.integers(len(self._kinds)))]
         self._episodes.start([0], [self.np_random])
         self._episodes.look(np.array([True]))
+        self._frames = []
+        self._record(None)
         return self._seen(), self._info()
 
     def step(self, action: np.int64) -> tuple[ObservationDict, float, bool, bool, dict[str, Any]]:
@@ -127,6 +133,7 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
         rewards, over = self._episodes.step(np.array([chosen]), np.array([True]))
         self._episodes.look(~over)
         self._over = bool(over[0])
+        self._record("keep" if self._episodes.illegal[0] else self._labels[chosen])
         return self._seen(), float(rewards[0]), bool(over[0]), False, self._info()
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -137,6 +144,30 @@ class ArchitectureEnv(gymnasium.Env[ObservationDict, np.int64]):
         """
         masks: NDArray[np.bool_] = legal_actions(self._episodes)[0]
         return masks
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """Return a picture of the network and of the episode so far; None without a render mode.
+
+        Raises:
+            ResetNeeded: no episode has started.
+        """
+        return None if self.render_mode is None else draw_episode(self._frames)
+
+    def _record(self, action: str | None) -> None:
+        """Remember the network after an action, if pictures are wanted."""
+        networks = self._episodes.networks
+        if self.render_mode is None or networks is None:
+            return
+        figures = ("metric", "relative_cost", "utility", "cost_weight")
+        self._frames.append(
+            EpisodeFrame(
+                widths=networks.widths[0].tolist(),
+                start_widths=networks.start_widths[0].tolist(),
+                cursor=int(networks.cursor[0]),
+                action=action,
+                **{name: float(getattr(self._episodes, name)[0]) for name in figures},
+            )
+        )
 
     def _seen(self) -> ObservationDict:
         return {name: values[0] for name, values in seen(self._episodes).items()}
@@ -161,7 +192,7 @@ class ArchitectureVectorEnv(VectorEnv[ObservationDict, NDArray[np.int64], NDArra
             kinds in turn, the first environment the first kind; each episode draws a task of its
             kind.
         backend: see `ArchitectureEnv`.
-        render_mode: must be None; nothing can be rendered.
+        render_mode: must be None; only single environments can be rendered.
         options: fields of `EpisodeConfig` and `StartConfig` by name.
 
     Attributes:

@@ -111,6 +111,11 @@ class Episodes:
         """(N,) the task's metric on validation data."""
         return self._now.metric
 
+    @property
+    def networks(self) -> Descriptors | None:
+        """The descriptors of all networks; None before the first episode has started."""
+        return self._networks
+
     def start(self, members: Sequence[int], generators: Sequence[np.random.Generator]) -> None:
         """Start new episodes; `look` must follow.
 

@@ -13,6 +13,7 @@ BENCHMARKS = (
     "packs",
     "pruning",
     "structure",
+    "tabular",
 )
 
 
