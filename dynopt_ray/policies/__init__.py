@@ -13,6 +13,8 @@ from dynopt_ray.policies.actions import (
     ShrinkNetwork,
     ShrinkUnits,
     Stop,
+    Unchanging,
+    by_layer,
     legal_action,
 )
 from dynopt_ray.policies.adapt_result import AdaptResult
@@ -129,10 +131,12 @@ __all__ = [
     "StackEvidence",
     "StalledGrowth",
     "Stop",
+    "Unchanging",
     "UselessShrinking",
     "WholeCut",
     "adapt",
     "as_adaptation",
+    "by_layer",
     "changes",
     "check_adaptation",
     "compensation_batches",

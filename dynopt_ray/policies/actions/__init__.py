@@ -1,6 +1,6 @@
 """Actions: what a policy can do to a width group or to the whole network, one class per file."""
 
-from dynopt_ray.policies.actions.action import Action, ActionMask, Unchanging
+from dynopt_ray.policies.actions.action import Action, ActionMask, Unchanging, by_layer
 from dynopt_ray.policies.actions.action_set import (
     DEFAULT_ACTIONS,
     ActionConfig,
@@ -29,5 +29,6 @@ __all__ = [
     "ShrinkUnits",
     "Stop",
     "Unchanging",
+    "by_layer",
     "legal_action",
 ]
