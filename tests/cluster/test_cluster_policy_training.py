@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS
 from ray.rllib.core.columns import Columns
 
 from dynopt_ray.cluster import PolicyProgress, train_policy
@@ -61,7 +62,9 @@ def same(one: DQNPolicy, other: DQNPolicy) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def module(seed: int = 0, num_action_features: int = 0) -> MaskedDuelingModule:
+def module(
+    seed: int = 0, num_action_features: int = 0, temperature: float | None = None
+) -> MaskedDuelingModule:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return MaskedDuelingModule(
@@ -76,6 +79,7 @@ def module(seed: int = 0, num_action_features: int = 0) -> MaskedDuelingModule:
                 "hidden": [8],
                 "head": 4,
                 "num_action_features": num_action_features,
+                "temperature": temperature,
             },
         )
 
@@ -135,6 +139,8 @@ def test_the_exported_policy_acts_like_rllibs_greedy_one(num_action_features: in
         ({"n_step": 7}, "n_step is 7 but episodes end after 6"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"epsilon": 1.5}, "epsilon is 1.5"),
+        ({"epsilon_start": 0.0}, "epsilon_start is 0.0"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
         ({"hidden": ()}, r"hidden is \[\]; give at least one width"),
     ],
 )
@@ -146,6 +152,20 @@ def test_bad_settings_fail_before_ray_starts(settings: Any, message: str) -> Non
 def test_environments_without_masks_are_refused() -> None:
     with pytest.raises(DataError, match=r"needs Dict\(observations, action_mask\)"):
         train_policy({"env_id": "CartPole-v1"})
+
+
+def test_a_temperature_draws_better_actions_more_often() -> None:
+    explorer = module(temperature=0.1)
+    explorer.epsilon = 1.0
+    features, mask = torch.randn(6), torch.tensor([1, 1, 0, 1], dtype=torch.int8)
+    rows = {"observations": features, "action_mask": mask}
+    many: dict[str, Any] = {
+        Columns.OBS: {name: row.expand(20_000, -1) for name, row in rows.items()}
+    }
+    drawn = explorer.forward_exploration(many, t=0)[Columns.ACTIONS]
+    q_values = explorer.compute_q_values(many)[QF_PREDS][0]
+    found = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(found, (q_values / 0.1).softmax(0), rtol=0, atol=0.02)
 
 
 def test_epsilon_decreases_linearly_to_its_final_value() -> None:

@@ -223,6 +223,7 @@ def algorithm_config(settings: DQNSettings, num_action_features: int) -> DQNConf
                     "hidden": list(settings.hidden),
                     "head": settings.head,
                     "num_action_features": num_action_features,
+                    "temperature": settings.temperature,
                 },
             )
         )

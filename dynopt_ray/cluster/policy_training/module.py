@@ -59,8 +59,11 @@ class MaskedDuelingModule(DefaultDQNTorchRLModule):
     ) -> dict[str, Any]:
         del t
         q_values: Any = self.compute_q_values(batch)[QF_PREDS]
-        legal = batch[Columns.OBS]["action_mask"].float()
-        drawn = torch.multinomial(legal, num_samples=1)[:, 0]
+        chances = batch[Columns.OBS]["action_mask"].float()
+        temperature = self.model_config["temperature"]
+        if temperature is not None:
+            chances = (q_values / temperature).softmax(1)  # 0 for illegal actions
+        drawn = torch.multinomial(chances, num_samples=1)[:, 0]
         explores: Any = torch.rand(len(drawn), device=drawn.device) < self.epsilon
         return {Columns.ACTIONS: torch.where(explores, drawn, q_values.argmax(1))}
 

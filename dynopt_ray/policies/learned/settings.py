@@ -34,8 +34,12 @@ class DQNSettings:
             update, in (0, 1].
         averaging_fraction: the resulting policy is the average of the online network over about
             this fraction of training, in (0, 1]. Single networks vary much more.
-        epsilon: fraction of random actions at the end of training; it decreases linearly from 1.
+        epsilon: fraction of random actions at the end of training, in (0, 1].
+        epsilon_start: the fraction at the start, from which it decreases linearly, in (0, 1].
         epsilon_fraction: fraction of all steps during which it decreases, in (0, 1].
+        temperature: how random actions are drawn: with a probability proportional to
+            exp(Q / temperature), so that those that seem better are tried more often. None draws
+            them uniformly.
         capacity: number of transitions in the replay.
         priority: exponent α of prioritized replay.
         priority_correction: exponent β of prioritized replay.
@@ -67,7 +71,9 @@ class DQNSettings:
     target_rate: float = 0.005
     averaging_fraction: float = 0.05
     epsilon: float = 0.05
+    epsilon_start: float = 1.0
     epsilon_fraction: float = 0.5
+    temperature: float | None = None
     capacity: int = 50_000
     priority: float = 0.5
     priority_correction: float = 0.4
@@ -105,6 +111,7 @@ class DQNSettings:
             "target_rate",
             "averaging_fraction",
             "epsilon",
+            "epsilon_start",
             "epsilon_fraction",
         ):
             if not 0 < getattr(self, name) <= 1:
@@ -114,13 +121,15 @@ class DQNSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden is {list(self.hidden)}; give at least one width, each >= 1")
 
     def epsilon_at(self, num_steps: int) -> float:
         """Return the fraction of random actions after `num_steps` environment steps."""
         progress = min(1.0, num_steps / (self.epsilon_fraction * self.num_steps))
-        return 1 + (self.epsilon - 1) * progress
+        return self.epsilon_start + (self.epsilon - self.epsilon_start) * progress
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings as plain values."""
